@@ -1,0 +1,44 @@
+# Everything here runs on a machine with Python 3.11+ and nothing else: the first target that needs it creates .venv and installs the pinned packages.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN_DIR ?= runs/demo
+# Small models are slower with more threads; the loop uses processes instead.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check bench evidence docs clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## improve a small model by its own search, from nothing; ends with the path of the report
+	$(BIN)/stepladder evolve --run-dir $(RUN_DIR)
+
+test: $(VENV)/.installed-dev  ## everything that needs no GPU
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+check: $(VENV)/.installed-dev  ## what keeps the code in shape: style, types, import direction, generated docs
+	$(BIN)/ruff check stepladder tests benchmarks
+	$(BIN)/ruff format --check stepladder tests benchmarks
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py
+
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help
+	$(BIN)/python docs/generate_cli.py
+
+bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
+	$(BIN)/python benchmarks/engine.py
+
+evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
+	$(BIN)/python benchmarks/evidence.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,36 @@
+"""Every exception that stepladder raises on purpose.
+
+    StepladderError
+    |-- ConfigError       a setting is unknown, impossible or contradicts another   (also ValueError)
+    |-- DataFormatError   a file or row does not say what it must say               (also ValueError)
+    |-- ShapeError        an array or list has the wrong extent                     (also ValueError)
+    |-- BackendError      a model engine failed or was asked for what it cannot do  (also RuntimeError)
+    `-- CheckpointError   a run directory or model directory cannot be used         (also RuntimeError)
+
+A message is one sentence: place, rule, got, expected, remedy. A spent budget is a ``StopReason``, not an error. The command line maps
+``ConfigError``, ``DataFormatError`` and ``CheckpointError`` to exit code 2 and the others to 1.
+"""
+
+
+class StepladderError(Exception):
+    """Base of everything that stepladder raises on purpose."""
+
+
+class ConfigError(StepladderError, ValueError):
+    """A setting is unknown, out of range, or contradicts another setting."""
+
+
+class DataFormatError(StepladderError, ValueError):
+    """A problem file, trace file or shard breaks its format; the message names file and line."""
+
+
+class ShapeError(StepladderError, ValueError):
+    """An array or list does not have the extent that its partner has."""
+
+
+class BackendError(StepladderError, RuntimeError):
+    """A model engine failed, or was asked for something that it cannot do."""
+
+
+class CheckpointError(StepladderError, RuntimeError):
+    """A run directory or a model directory is incomplete, foreign or of another version."""

@@ -1,0 +1,112 @@
+"""The protocols between the search and the models.
+
+A model backend is a stream: ``submit`` hands requests over and returns at once, ``collect`` returns whatever is finished. Results are
+matched by ticket and may come in any order. Each request carries its own seed, so that a result does not depend on what else is in
+flight. A request that fails comes back as data (``StopReason.ERROR`` and a message); an exception means that the backend itself is gone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from stepladder.types import Problem, Step, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRequest:
+    """Ask for ``num_samples`` continuations of one prefix."""
+
+    ticket: int
+    """Chosen by the caller, unique among its open requests."""
+    prefix_ids: tuple[int, ...]
+    """Prompt and steps so far, never empty."""
+    num_samples: int
+    """Continuations to sample, >= 1."""
+    seed: int
+    """Seed of this request, in [0, 2**63); sample i uses its own stream derived from (seed, i)."""
+    temperature: float = 1.0
+    """0 is greedy decoding: all samples are then equal, so ask for one."""
+    max_step_tokens: int = 256
+    """Cap on the tokens of one step."""
+    max_steps: int = 1
+    """Steps per sample: 1 stops at the first step boundary; more goes on to the end of the solution, at most this many steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """The continuations of one ``StepRequest``."""
+
+    ticket: int
+    """The request's ticket."""
+    samples: tuple[tuple[Step, ...], ...]
+    """One entry per sample, in sample order, each with 1 to max_steps steps; only a sample's last step may have a stop reason other
+    than STEP."""
+
+
+class Policy(Protocol):
+    """Proposes steps."""
+
+    def submit(self, requests: Sequence[StepRequest]) -> None:
+        """Queue requests; returns at once."""
+        ...
+
+    def collect(self) -> list[StepResult]:
+        """Return finished results, at least one; empty only when nothing is in flight. Blocks while work is in flight and none is done."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRequest:
+    """Ask for the scores of the steps of some branches that continue one prefix."""
+
+    ticket: int
+    """Chosen by the caller, unique among its open requests."""
+    prefix_ids: tuple[int, ...]
+    """Prompt and earlier steps, never empty; they are context and are not scored again."""
+    branches: tuple[tuple[tuple[int, ...], ...], ...]
+    """Branches (siblings), each a sequence of steps, each step its token ids; every step is scored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreResult:
+    """The scores of one ``ScoreRequest``."""
+
+    ticket: int
+    """The request's ticket."""
+    scores: tuple[tuple[float | None, ...], ...]
+    """One score in [0, 1] per branch and step, None where the scorer could not score it."""
+
+
+class StepScorer(Protocol):
+    """Scores steps: a process reward model."""
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests; returns at once."""
+        ...
+
+    def collect(self) -> list[ScoreResult]:
+        """Return finished results, at least one; empty only when nothing is in flight."""
+        ...
+
+
+class Renderer(Protocol):
+    """Turns problems into prompts and solutions into answers, in the same way everywhere."""
+
+    hash: str
+    """Identifies the template, the tokenizer and the step format; stored with everything made from them."""
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the prompt of a problem as token ids."""
+        ...
+
+    def extract_answer(self, text: str) -> str | None:
+        """Return the final answer that a solution states, or None."""
+        ...
+
+
+class Verifier(Protocol):
+    """Holds the reference answers, outside the search."""
+
+    def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
+        """Grade (problem id, final answer or None) pairs, in order."""
+        ...

@@ -1,0 +1,396 @@
+"""The configuration of a run: TOML on disk, checked models in memory.
+
+Precedence is class defaults < file < ``--set section.key=value``. Everything is checked here, once, before any model is loaded; the rest of
+the library takes plain arguments. Paths in a file are relative to that file.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stepladder.errors import ConfigError
+
+PATH_KEYS = (
+    ("problems", "train"),
+    ("problems", "held_out"),
+    ("problems", "test"),
+    ("policy", "model"),
+    ("prm", "model"),
+    ("warmup", "solutions"),
+)
+"""Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
+
+_SPEED_ONLY = (("run", "workers"), ("run", "rounds"), ("policy", "max_batch"))
+"""Settings that may change when a run is continued: they do not change what a given round produces."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors and a loaded section never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed from which every other seed is derived."""
+    rounds: int = Field(default=4, ge=0)
+    """Rounds after the warm-up."""
+    shard_size: int = Field(default=64, ge=1)
+    """Problems per shard: the unit of work and of loss."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that search and train; 0 is one per CPU core, or one where a GPU is used."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads per worker. Small models are slower with more."""
+
+
+class ProblemsConfig(Section):
+    """Where problems come from and how answers are graded."""
+
+    train: str
+    """JSONL or Parquet file, or a Hugging Face data set id, of the problems to search."""
+    held_out: str | int = Field(default=0.1)  # type: ignore[assignment]
+    """File of held-out problems for the gate, or how many training problems to set aside (a share below 1, or a count)."""
+    test: str
+    """File of test problems; never used for a decision."""
+    id_field: str | None = "id"
+    """Field that holds the problem id; empty string numbers the lines."""
+    question_field: str = "question"
+    """Field that holds the question."""
+    answer_field: str = "answer"
+    """Field that holds the reference answer."""
+    answer_pattern: str | None = None
+    """Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``)."""
+    split: str | None = None
+    """Split of a Hugging Face data set; None for files."""
+    test_split: str | None = None
+    """The same for ``test``."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many training problems."""
+    held_out_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many held-out problems."""
+    test_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many test problems."""
+    rule: Literal["exact", "number", "math"] = "math"
+    """Grading rule: same text, same number, or mathematically equivalent (math-verify)."""
+    deadline_s: float = Field(default=5.0, gt=0)
+    """Seconds after which grading one answer is killed and the answer counts as wrong."""
+
+
+class FormatConfig(Section):
+    """How prompts, steps and final answers are written."""
+
+    prompt_template: str = "{question}\n"
+    """Prompt text; ``{question}`` is replaced."""
+    step_end: str = "\n"
+    """Text that closes a step."""
+    answer_pattern: str = r"\\boxed\{(.*)\}"
+    """Regular expression with one group that reads the final answer out of a step; such a step ends the solution."""
+    chat: bool = False
+    """Render the prompt with the tokenizer's chat template."""
+    system: str | None = None
+    """System message for the chat template."""
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        if "{question}" not in self.prompt_template:
+            raise ValueError(f"prompt_template must contain '{{question}}': got {self.prompt_template!r}")
+        if not self.step_end:
+            raise ValueError("step_end must not be empty: without a boundary there are no steps")
+        return self
+
+
+class PolicyConfig(Section):
+    """The language model that proposes steps."""
+
+    model: str
+    """Directory or hub id of a causal language model."""
+    device: str = "auto"
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights' type; ``auto`` is what the checkpoint says on a GPU and float32 on a CPU."""
+    max_batch: int = Field(default=1024, ge=1)
+    """Sequences decoded at once."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model. Off unless you trust its author."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning; merged when the model is saved."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale numerator: updates are scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter input."""
+
+
+class TrainConfig(Section):
+    """One training stage."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate; decays linearly to 0."""
+    epochs: float = Field(default=2.0, gt=0)
+    """Passes over the rows."""
+    max_updates: int | None = Field(default=None, ge=1)
+    """Cap on optimiser updates; None is no cap."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows per update."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass; None is the whole batch. Lower it when memory runs out."""
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the updates over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    bf16: bool = False
+    """Train in bfloat16 autocast."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Updates between checkpoints from which a killed training continues; 0 starts it over."""
+    lora: LoraConfig | None = None
+    """Train adapters only."""
+
+
+class PreferenceConfig(TrainConfig):
+    """Step-level preference training of the policy."""
+
+    enabled: bool = True
+    """Whether to train on sibling pairs after the SFT stage."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference model."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Conservative DPO: assumed share of flipped pairs."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen step's mean negative log-likelihood beside the preference loss."""
+
+
+class WarmupConfig(Section):
+    """Round 0: supervised fine-tuning on a few solved problems."""
+
+    solutions: str | None = None
+    """JSONL file with id, question and solution; None starts from the model as it is."""
+    train: TrainConfig = TrainConfig()
+    """How to train on them."""
+
+
+class PRMConfig(Section):
+    """The process reward model."""
+
+    enabled: bool = True
+    """Without it the search is guided by outcomes alone and answers are chosen by majority."""
+    model: str | None = None
+    """Directory of a PRM to start from; None starts from the policy with a new value head."""
+    start: Literal["policy", "last"] = "policy"
+    """Each round trains from the round's searching policy with a new head, or from the last PRM."""
+    target: Literal["monte-carlo", "tree-value"] = "monte-carlo"
+    """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
+    loss: Literal["bce", "mse"] = "bce"
+    """Loss on the targets."""
+    train: TrainConfig = TrainConfig()
+    """How to train it."""
+
+
+class SearchConfig(Section):
+    """How to search."""
+
+    method: str = "mcts"
+    """Name of a search method."""
+    options: dict[str, bool | int | float | str] = {}
+    """Settings of the method that differ from its defaults."""
+    simulations: int = Field(default=32, ge=1)
+    """Simulations per problem."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Generated tokens per problem; None is no cap."""
+    max_depth: int = Field(default=16, ge=1)
+    """Steps from the question to the deepest node."""
+    max_step_tokens: int = Field(default=256, ge=1)
+    """Tokens of one step."""
+    max_trees: int = Field(default=256, ge=1)
+    """Problems searched at once in one worker."""
+
+
+class LabelsConfig(Section):
+    """How trees become training data."""
+
+    traces_per_problem: int = Field(default=2, ge=1)
+    """Correct solutions kept per problem for SFT, best mean value first."""
+    min_margin: float = Field(default=0.2, ge=0, le=1)
+    """Smallest value difference of a preference pair."""
+    pairs_per_node: int = Field(default=2, ge=1)
+    """Preference pairs per node."""
+    pairs_per_problem: int = Field(default=8, ge=1)
+    """Preference pairs per problem."""
+    rejected_must_fail: bool = True
+    """Keep a pair only if nothing below the rejected step is right."""
+    data: Literal["accumulate", "replace", "window"] = "accumulate"
+    """Train on all rounds so far, on this round only, or on the last ``window`` rounds."""
+    window: int = Field(default=2, ge=1)
+    """Rounds kept with ``data = "window"``."""
+
+
+class EvaluateConfig(Section):
+    """What is measured after each round."""
+
+    method: str = "mcts"
+    """Search method of the search accuracy."""
+    options: dict[str, bool | int | float | str] = {}
+    """Settings of the method that differ from its defaults."""
+    simulations: int = Field(default=16, ge=1)
+    """Simulations per problem."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Generated tokens per problem."""
+    samples: int = Field(default=16, ge=1)
+    """Independent full solutions per problem for majority, best-of-n and the PRM's AUC."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of those samples."""
+
+
+class GateConfig(Section):
+    """When a round's models replace the best ones."""
+
+    max_drop: float = Field(default=0.0, ge=0, le=1)
+    """How far held-out accuracy (policy) or within-problem AUC (PRM) may fall for a model still to be accepted."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    problems: ProblemsConfig
+    format: FormatConfig = FormatConfig()
+    policy: PolicyConfig
+    warmup: WarmupConfig = WarmupConfig()
+    prm: PRMConfig = PRMConfig()
+    search: SearchConfig = SearchConfig()
+    labels: LabelsConfig = LabelsConfig()
+    sft: TrainConfig = TrainConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    start_from: Literal["best", "base"] = "best"
+    """Each round trains the best policy so far, or the warmed-up one on all data (rStar-Math)."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits that name what the run computes: every setting but paths and speed."""
+        plain = _without(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
+        return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: "Config") -> list[str]:
+        """Return ``key: ours != theirs`` for every setting that may not change within a run."""
+        ours, theirs = (_flatten(_without(config.model_dump(mode="json"), _SPEED_ONLY)) for config in (self, other))
+        return [f"{key}: {ours.get(key)!r} != {theirs.get(key)!r}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+
+
+def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None) -> Config:
+    """Read a TOML file over ``base``, apply ``section.key=value`` overrides, and check the result.
+
+    Args:
+        path: Configuration file; None starts from ``base`` alone.
+        overrides: Each ``a.b=value``; the value is read as TOML, or as a string where that fails.
+        base: Settings below the file's.
+
+    Raises:
+        ConfigError: If the file is missing or malformed, or a setting is unknown or impossible.
+    """
+    raw: dict[str, Any] = json.loads(json.dumps(base or {}))
+    if path is not None:
+        _merge(raw, _resolve_paths(_read_toml(path), path.parent))
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where=str(path) if path else "configuration")) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file -- give the path of a TOML file, or none for the embedded task") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
+
+
+def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make the existing relative paths of a file absolute; a name that does not exist beside the file may be a hub id and stays."""
+    for section, key in PATH_KEYS:
+        value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
+        if isinstance(value, str) and value and not Path(value).is_absolute() and (base / value).exists():
+            raw[section][key] = str((base / value).resolve())
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override!r}: must have the form section.key=value, for example --set search.simulations=64")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = raw
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    target[parts[-1]] = value
+
+
+def _merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(raw.get(key), dict):
+            _merge(raw[key], value)
+        else:
+            raw[key] = value
+
+
+def _explain(error: ValidationError, *, where: str) -> str:
+    """Say the first problem of a validation in one sentence, with the nearest valid name for an unknown key."""
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        names = valid_names(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+        return f"{where}: unknown setting {location!r} -- {hint}"
+    if first["type"] == "missing":
+        return f"{where}: setting {location!r} is required -- add it to the file or pass --set {location}=..."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: setting {location!r}: {message[0].lower()}{message[1:]}: got {first['input']!r}"[:600]
+
+
+def valid_names(location: tuple[int | str, ...]) -> list[str]:
+    """Return the setting names of the section at ``location``."""
+    model: Any = Config
+    for part in location:
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = field.annotation if field is not None else None
+        options = getattr(model, "__args__", ())
+        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), model)
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _without(plain: dict[str, Any], keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    return {
+        section: {key: value for key, value in values.items() if (section, key) not in keys} if isinstance(values, dict) else values
+        for section, values in plain.items()
+    }
+
+
+def _flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,268 @@
+"""The records that pass between the parts of stepladder.
+
+Everything here is plain data: frozen, picklable, free of models and of randomness. Token ids are what the engine sampled and what is
+scored, stored and trained on; text stands beside them for people. "Not scored" is ``None``, never a number.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+TREE_SCHEMA_VERSION = 1
+"""Version of the stored form of ``TreeRecord``; a shard of another version is refused."""
+
+
+class StopReason(StrEnum):
+    """Why a step, or a whole search, ended."""
+
+    STEP = "step"
+    """A step boundary was reached; the solution goes on."""
+    END = "end"
+    """The solution ended by itself: end-of-sequence, or a final answer was written. The node is terminal."""
+    LENGTH = "length"
+    """The token limit of a step, or the model's context, cut it. The node is truncated."""
+    DEPTH = "depth"
+    """The depth limit cut it. The node is truncated."""
+    ERROR = "error"
+    """The backend failed on it; the message says how. The node is truncated and counts as wrong."""
+    SIMULATIONS = "simulations"
+    """The search spent its simulations."""
+    TOKENS = "tokens"
+    """The search spent its generated tokens."""
+    EXHAUSTED = "exhausted"
+    """Nothing is left to expand: every leaf is terminal or truncated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A question as the search sees it. It has no answer field, so no search can read one."""
+
+    id: str
+    """Unique key within a run; everything is keyed by it, never by text."""
+    question: str
+    """The question, verbatim."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledProblem:
+    """A problem with its reference answer; held by verifiers and loaders only."""
+
+    problem: Problem
+    """The part that the search may see."""
+    answer: str
+    """Reference final answer, as the task's grading rule expects it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One action of the policy: the tokens up to and including one step boundary."""
+
+    token_ids: tuple[int, ...]
+    """Sampled ids, boundary and end-of-sequence included; empty only on ERROR."""
+    logps: tuple[float, ...]
+    """log pi(token | everything before it) of each id at temperature 1, in nats, <= 0."""
+    text: str
+    """The ids decoded without special tokens, for people and for reading the final answer."""
+    stop_reason: StopReason
+    """STEP, END, LENGTH or ERROR."""
+    message: str | None = None
+    """What went wrong; None unless the reason is ERROR."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Spending caps of one search of one problem."""
+
+    num_simulations: int = 32
+    """Select-expand-evaluate-backup passes, >= 1. Sampling and beam methods count one expansion as one simulation."""
+    max_tokens: int | None = None
+    """Generated tokens over the whole tree; None is no cap. Once it is reached nothing more is requested; a wave that would
+    overrun it is shortened, so the overshoot is below one wave of steps."""
+    max_depth: int = 16
+    """Steps from the root to the deepest node, >= 1."""
+    max_step_tokens: int = 256
+    """Tokens of one step, >= 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """What produced a tree; stored with it, and copied to every row that is made from it."""
+
+    round: int
+    """Round of the loop, 0 for the warm-up and for searches outside a run."""
+    policy_version: int
+    """Round whose training produced the policy that sampled the tree."""
+    scorer_version: int | None
+    """Round whose training produced the PRM that scored it; None without a PRM."""
+    seed: int
+    """Run seed, >= 0."""
+    config_hash: str
+    """Hash of the resolved configuration, 16 hexadecimal digits."""
+    renderer_hash: str
+    """Hash of the prompt renderer; training refuses rows of another hash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeRecord:
+    """A finished search tree, flat: node i is entry i of every list, the root is node 0, parents come before children.
+
+    Example: a root with two one-token children, the second terminal and right, has ``parents=[-1, 0, 0]``, ``depths=[0, 1, 1]``,
+    ``token_ids=[[], [7], [9]]`` and ``outcomes=[None, None, 1.0]``.
+    """
+
+    problem_id: str
+    """Key of the problem."""
+    question: str
+    """The question, verbatim."""
+    prompt_ids: list[int]
+    """The rendered prompt; prompt_ids plus the token_ids along a path is exactly what the models saw."""
+    method: str
+    """Name of the search method."""
+    parents: list[int]
+    """Parent index, -1 for the root."""
+    depths: list[int]
+    """Steps from the root."""
+    token_ids: list[list[int]]
+    """The step that leads into each node; empty for the root."""
+    logps: list[list[float]]
+    """Log-probability of each of those tokens under the policy, temperature 1."""
+    texts: list[str]
+    """The step as text."""
+    priors: list[float]
+    """Prior probability of the edge into the node among its siblings, in [0, 1]; 1 for the root."""
+    scores: list[float | None]
+    """PRM score of the step, in [0, 1]; None when not scored."""
+    visits: list[int]
+    """Simulations that passed through the node."""
+    values: list[float | None]
+    """Mean backed-up return; None while unvisited."""
+    stop_reasons: list[str]
+    """StopReason of the step; STEP for the root."""
+    answers: list[str | None]
+    """Final answer read from a terminal; None elsewhere and where none could be read."""
+    outcomes: list[float | None]
+    """1.0 right, 0.0 wrong for terminals and truncated nodes in label mode; None elsewhere and always in solve mode."""
+    generated_tokens: int
+    """Tokens sampled, discarded duplicates included."""
+    policy_calls: int
+    """Expansion requests."""
+    scored_tokens: int
+    """Tokens of the steps sent to the PRM."""
+    num_simulations: int
+    """Simulations done."""
+    provenance: Provenance
+    """What produced the tree."""
+    schema_version: int = TREE_SCHEMA_VERSION
+    """Stored form."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as nested plain containers, for JSON and Parquet."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> "TreeRecord":
+        """Rebuild a record from ``to_dict``'s form."""
+        return cls(**{**row, "provenance": Provenance(**row["provenance"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """What a search found for one problem."""
+
+    problem_id: str
+    """Key of the problem."""
+    answer: str | None
+    """The final answer that the answer rule chose; None when no terminal has a readable one."""
+    answer_node: int | None
+    """The terminal that represents the answer (for votes: its best-scored supporter); None without an answer."""
+    votes: dict[str, float]
+    """Weight of every distinct answer under the answer rule, descending."""
+    stop_reason: StopReason
+    """Why the search ended."""
+    anytime: tuple[tuple[int, str | None], ...]
+    """(generated tokens so far, answer the rule would give) after each wave, oldest first."""
+    tree: TreeRecord
+    """The searched tree."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """A graded final answer."""
+
+    correct: bool
+    """Whether the answer counts as right."""
+    reason: str
+    """Why, in a few words: ``exact match``, ``equivalent``, ``differs``, ``unreadable``, ``timeout``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """One full solution for supervised fine-tuning."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt; no loss on it."""
+    completion_ids: list[int]
+    """All steps, concatenated; the loss is on these."""
+    prompt: str
+    """The question."""
+    completion: str
+    """The steps as text."""
+    mean_value: float
+    """Mean node value along the path, in [0, 1]."""
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferencePair:
+    """Two sibling steps after the same prefix, one preferred."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt and the steps both siblings share; no loss on it."""
+    chosen_ids: list[int]
+    """The preferred step."""
+    rejected_ids: list[int]
+    """The other step."""
+    prompt: str
+    """The question and the shared steps as text."""
+    chosen: str
+    rejected: str
+    chosen_value: float
+    """Node value of the preferred step, in [0, 1]."""
+    rejected_value: float
+    """Node value of the other step; chosen_value - rejected_value is the margin."""
+    depth: int
+    """Depth of the two siblings, >= 1."""
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueRow:
+    """One root-to-leaf path with a target at the end of every step that is to be learned.
+
+    A node shared by several paths carries its target in one of them only, so that every node counts once.
+    """
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt."""
+    step_ids: list[list[int]]
+    """The steps of the path, in order."""
+    targets: list[float | None]
+    """Value target in [0, 1] for each step; None where the step is context only."""
+    prompt: str
+    """The question."""
+    steps: list[str]
+    """The steps as text."""
+    provenance: Provenance
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a seed in [0, 2**63) that depends on every part and on nothing else.
+
+    Seeds are derived from names (run seed, round, problem id, node), so a result never depends on how many problems run beside it.
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
