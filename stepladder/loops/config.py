@@ -55,22 +55,26 @@ class ProblemsConfig(Section):
 
     train: str
     """JSONL or Parquet file, or a Hugging Face data set id, of the problems to search."""
-    held_out: str | int = Field(default=0.1)  # type: ignore[assignment]
-    """File of held-out problems for the gate, or how many training problems to set aside (a share below 1, or a count)."""
+    held_out: str | None = None
+    """File of held-out problems for the gate; None sets ``held_out_size`` training problems aside."""
+    held_out_size: int = Field(default=200, ge=1)
+    """Training problems set aside for the gate when there is no ``held_out`` file; chosen by a hash of their ids."""
     test: str
     """File of test problems; never used for a decision."""
-    id_field: str | None = "id"
-    """Field that holds the problem id; empty string numbers the lines."""
+    id_field: str = "id"
+    """Field that holds the problem id; an empty string makes ids from file name and line number."""
     question_field: str = "question"
     """Field that holds the question."""
     answer_field: str = "answer"
     """Field that holds the reference answer."""
     answer_pattern: str | None = None
     """Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``)."""
-    split: str | None = None
-    """Split of a Hugging Face data set; None for files."""
-    test_split: str | None = None
-    """The same for ``test``."""
+    subset: str | None = None
+    """Configuration name of a Hugging Face data set (GSM8K: ``main``); None for files."""
+    train_split: str = "train"
+    """Split of a Hugging Face data set for ``train``."""
+    test_split: str = "test"
+    """Split of a Hugging Face data set for ``test``."""
     train_limit: int | None = Field(default=None, ge=1)
     """Use at most this many training problems."""
     held_out_limit: int | None = Field(default=None, ge=1)
@@ -358,7 +362,7 @@ def _merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
 
 def _explain(error: ValidationError, *, where: str) -> str:
     """Say the first problem of a validation in one sentence, with the nearest valid name for an unknown key."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         names = valid_names(first["loc"][:-1])

@@ -1,0 +1,202 @@
+"""The command line: config -> lazy import -> exit code. No logic that deserves a unit test of its own lives here.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepladder import __version__
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Train a language model to reason by letting it search.",
+)
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration file. Without one, the embedded task runs: no weights, no network, no GPU.")
+]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. `search.simulations=64`. May be repeated.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Train a language model to reason by letting it search."""
+    if version:
+        typer.echo(f"stepladder {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def evolve(
+    config: ConfigArgument = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG.")] = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run self-evolution rounds: search, label, train policy and PRM, evaluate, gate.
+
+    Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
+
+    Examples:
+
+        stepladder evolve                                  # the embedded task, from nothing, in minutes
+
+        stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k
+    """
+    with _errors_explained(debug):
+        from stepladder.loops.config import load_config
+
+        root = run_dir or Path("runs") / (config.stem if config else "embedded")
+        shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
+        base = _embedded_settings(root, [*overrides, *shorthands]) if config is None else None
+        resolved = load_config(config, [*overrides, *shorthands], base=base)
+        if dry_run:
+            typer.echo(resolved.model_dump_json(indent=2))
+            return
+        _evolve(resolved, root)
+
+
+def _embedded_settings(root: Path, overrides: list[str]) -> dict[str, Any]:
+    from stepladder.embedded import settings
+
+    return settings(root / "start", overrides)
+
+
+def _evolve(config: Any, root: Path) -> None:
+    from stepladder.loops.progress import ProgressDisplay
+    from stepladder.loops.run import evolve as run_rounds
+    from stepladder.report.page import write_report
+    from stepladder.report.table import RoundTable
+
+    display = ProgressDisplay()
+    table = RoundTable(display.console)
+    try:
+        run = run_rounds(config, root, display=display, on_round=table.add)
+    except KeyboardInterrupt:
+        display.console.print(f"\nstopped; everything finished is in {root} -- the same command continues", highlight=False)
+        raise typer.Exit(130) from None
+    typer.echo(table.render())
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def solve(
+    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: runs/embedded.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
+    prm: Annotated[str | None, typer.Option(help="Directory of a PRM; 'none' searches without one.")] = None,
+    input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL file for the answers; a stopped command continues it.")] = None,
+    method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
+    options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answer questions with a search.
+
+    Examples:
+
+        stepladder solve "4 1 7 2 : a c f b" --run runs/demo
+
+        stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000
+    """
+    with _errors_explained(debug):
+        from stepladder.loops.solve import SolveSettings, explain_methods, solve_file, solve_question
+
+        if method == "list":
+            typer.echo(explain_methods())
+            return
+        if (question is None) == (input is None):
+            raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+        settings = SolveSettings.resolve(
+            run=run, policy=policy, prm=prm, method=method, tokens=tokens, simulations=simulations, options=options, seed=seed
+        )
+        if question is not None:
+            typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
+        else:
+            assert input is not None
+            if output is None:
+                raise ConfigError("solve: --input needs --output -- say where the answers go")
+            typer.echo(solve_file(settings, input, output, tree_path=tree))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    to: Annotated[Path, typer.Option("--to", help="Directory for the data set; it must be new or empty.")],
+    format: Annotated[str, typer.Option("--format", help="preference, value, sft or tree.")] = "preference",
+    rounds: Annotated[str | None, typer.Option(help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands in the directory.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Export a run's trees and training rows as a data set with a data card.
+
+    The result loads with `datasets.load_dataset(DIR)`; `preference` trains with TRL's DPOTrainer as it stands.
+    """
+    with _errors_explained(debug):
+        from stepladder.loops.exporting import export_rounds
+
+        typer.echo(export_rounds(run, to, format=format, rounds=rounds, overwrite=overwrite))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    to: Annotated[Path | None, typer.Option("--to", help="HTML file to write. Default: RUN/report.html.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, tables, and searched trees to click through."""
+    with _errors_explained(debug):
+        from stepladder.loops.rundir import load_run
+        from stepladder.report.page import write_report
+
+        typer.echo(f"report: {write_report(load_run(run), to)}")
+
+
+@contextmanager
+def _errors_explained(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one line and an exit code; with ``--debug`` show the traceback as well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except StepladderError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
+        raise typer.Exit(2 if wrong_use else 1) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

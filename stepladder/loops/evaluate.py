@@ -1,0 +1,213 @@
+"""The figures of an evaluation, computed from the graded rows that the workers wrote.
+
+Rows, one per problem:
+
+    greedy    {problem_id, answer, correct, tokens}
+    search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...]}
+    samples   {problem_id, samples: [{tokens, answer, score, correct}, ...]}
+
+Sampling methods are compared with the search at the same generated tokens, problem by problem: from one pool of independent samples each
+method gets the first ones whose tokens fit what the search spent on that problem (one at least).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepladder.data import metrics
+from stepladder.data.store import read_trees
+from stepladder.errors import CheckpointError
+
+Row = dict[str, Any]
+_NUM_BUDGETS = 10
+
+
+def search_figures(shards: Sequence[Path]) -> dict[str, Any]:
+    """Return what the training search came to: problems, solved, tokens, nodes, failed steps."""
+    trees = [tree for path in shards for tree in read_trees(path)]
+    return {
+        "problems": len(trees),
+        "solved": sum(1.0 in tree.outcomes for tree in trees),
+        "nodes": sum(len(tree.parents) for tree in trees),
+        "generated_tokens": sum(tree.generated_tokens for tree in trees),
+        "policy_calls": sum(tree.policy_calls for tree in trees),
+        "scored_tokens": sum(tree.scored_tokens for tree in trees),
+        "failed_steps": sum(tree.stop_reasons.count("error") for tree in trees),
+    }
+
+
+def split_figures(folder: Path) -> dict[str, Any]:
+    """Return the figures of one split from its evaluation folder; a figure whose evaluation was not run is None."""
+    greedy, samples, search = (_rows(folder / kind) for kind in ("greedy", "samples", "search"))
+    figures: dict[str, Any] = {"problems": len(greedy), "tokens": {"greedy": _tokens(greedy), "samples": _pool_tokens(samples), "search": _tokens(search)}}
+    figures |= _greedy_figures(greedy) | _sample_figures(samples)
+    before = _rows(folder / "samples-best-prm")
+    figures["best_prm_within_problem_auc"] = _within_problem_auc(before) if before else None
+    if search:
+        figures |= _equal_token_figures(search, samples) | {"curves": _curves(search, samples)}
+    return figures
+
+
+def headline(test: dict[str, Any]) -> dict[str, Any]:
+    """Return the test figures that stand at the top of a round's row."""
+    return {
+        "policy_pass_at_1": test["pass_at_1"],
+        "policy_pass_at_1_interval": test["pass_at_1_interval"],
+        "search_accuracy": test["search_accuracy"],
+        "search_accuracy_interval": test["search_accuracy_interval"],
+        "majority_accuracy": test["majority_accuracy"],
+        "best_of_n_accuracy": test["best_of_n_accuracy"],
+        "weighted_vote_accuracy": test["weighted_vote_accuracy"],
+        "pass_at_k": test["pass_at_k"],
+        "tokens_per_problem": test["search_tokens_per_problem"],
+        "prm_within_problem_auc": test["prm_within_problem_auc"],
+    }
+
+
+def all_tokens(search: dict[str, Any] | None, figures: dict[str, dict[str, Any]]) -> int:
+    """Return all tokens a round generated, in search and evaluation."""
+    evaluation = sum(sum(split["tokens"].values()) for split in figures.values())
+    return evaluation + (search["generated_tokens"] if search else 0)
+
+
+def _rows(folder: Path) -> list[Row]:
+    rows: list[Row] = []
+    for path in sorted(folder.glob("shard-*.json")):
+        try:
+            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise CheckpointError(f"{path}: not a stepladder evaluation: {error!r} -- remove the file and run evolve again") from None
+    return rows
+
+
+def _tokens(rows: list[Row]) -> int:
+    return sum(row["tokens"] for row in rows)
+
+
+def _pool_tokens(rows: list[Row]) -> int:
+    return sum(sample["tokens"] for row in rows for sample in row["samples"])
+
+
+def _greedy_figures(rows: list[Row]) -> dict[str, Any]:
+    correct = sum(row["correct"] for row in rows)
+    return {
+        "pass_at_1": correct / len(rows) if rows else None,
+        "pass_at_1_interval": list(metrics.wilson_interval(correct, len(rows))) if rows else None,
+    }
+
+
+def _sample_figures(rows: list[Row]) -> dict[str, Any]:
+    """Figures of the whole pool: how diverse it is, and how well the PRM ranks it."""
+    names = ("num_samples", "sampled_pass_at_1", "pass_at_k", "distinct_correct", "answer_entropy", "prm_within_problem_auc", "prm_pooled_auc", "prm_brier")
+    if not rows:
+        return dict.fromkeys(names)
+    num_samples = min(len(row["samples"]) for row in rows)
+    counts = [(len(row["samples"]), sum(sample["correct"] for sample in row["samples"])) for row in rows]
+    return {
+        "num_samples": num_samples,
+        "sampled_pass_at_1": float(np.mean([right / total for total, right in counts])),
+        "pass_at_k": float(np.mean([metrics.pass_at_k(total, right, num_samples) for total, right in counts])),
+        "distinct_correct": float(np.mean([right > 0 for _, right in counts])),
+        "answer_entropy": float(np.mean([metrics.answer_entropy([sample["answer"] for sample in row["samples"]]) for row in rows])),
+        "prm_within_problem_auc": _within_problem_auc(rows),
+        **_pooled(rows),
+    }
+
+
+def _scored(row: Row) -> tuple[list[float], list[bool]]:
+    pairs = [(sample["score"], sample["correct"]) for sample in row["samples"] if sample["score"] is not None]
+    return [score for score, _ in pairs], [correct for _, correct in pairs]
+
+
+def _within_problem_auc(rows: list[Row]) -> float | None:
+    return metrics.within_problem_auc([_scored(row) for row in rows])
+
+
+def _pooled(rows: list[Row]) -> dict[str, float | None]:
+    scores, correct = [], []
+    for row in rows:
+        row_scores, row_correct = _scored(row)
+        scores += row_scores
+        correct += row_correct
+    if not scores:
+        return {"prm_pooled_auc": None, "prm_brier": None}
+    return {"prm_pooled_auc": metrics.pooled_auc(scores, correct), "prm_brier": metrics.brier(scores, correct)}
+
+
+def _within(samples: list[dict[str, Any]], budget: float) -> list[dict[str, Any]]:
+    """First samples whose cumulative tokens fit the budget, one at least."""
+    totals = np.cumsum([sample["tokens"] for sample in samples])
+    return samples[: max(1, int(np.searchsorted(totals, budget, side="right")))]
+
+
+def _majority(samples: list[dict[str, Any]]) -> bool:
+    return _vote(samples, lambda sample: 1.0)
+
+
+def _weighted_vote(samples: list[dict[str, Any]]) -> bool:
+    return _vote(samples, lambda sample: sample["score"] or 0.0)
+
+
+def _vote(samples: list[dict[str, Any]], weight: Callable[[dict[str, Any]], float]) -> bool:
+    """Whether the answer with the largest weight is right; samples without a readable answer do not vote, ties go to the first seen."""
+    weights: dict[str, float] = {}
+    correct: dict[str, bool] = {}
+    for sample in samples:
+        if sample["answer"] is not None:
+            weights[sample["answer"]] = weights.get(sample["answer"], 0.0) + weight(sample)
+            correct[sample["answer"]] = sample["correct"]
+    return bool(weights) and correct[max(weights, key=lambda answer: weights[answer])]
+
+
+def _best_of_n(samples: list[dict[str, Any]]) -> bool:
+    scored = [sample for sample in samples if sample["score"] is not None and sample["answer"] is not None]
+    return bool(scored) and max(scored, key=lambda sample: sample["score"])["correct"]
+
+
+_SAMPLING_RULES: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
+    "majority": _majority,
+    "best_of_n": _best_of_n,
+    "weighted_vote": _weighted_vote,
+}
+
+
+def _equal_token_figures(search: list[Row], samples: list[Row]) -> dict[str, Any]:
+    """Accuracy of the search, and of each sampling rule at the tokens that the search spent on the same problem."""
+    pools = {row["problem_id"]: row["samples"] for row in samples}
+    correct = sum(row["correct"] for row in search)
+    within = [_within(pools[row["problem_id"]], row["tokens"]) for row in search]
+    figures: dict[str, Any] = {
+        "search_accuracy": correct / len(search),
+        "search_accuracy_interval": list(metrics.wilson_interval(correct, len(search))),
+        "search_tokens_per_problem": _tokens(search) / len(search),
+        "sampling_tokens_per_problem": sum(sample["tokens"] for chosen in within for sample in chosen) / len(search),
+    }
+    for name, rule in _SAMPLING_RULES.items():
+        right = sum(rule(chosen) for chosen in within)
+        usable = name == "majority" or any(sample["score"] is not None for chosen in within for sample in chosen)
+        figures[f"{name}_accuracy"] = right / len(search) if usable else None
+        figures[f"{name}_accuracy_interval"] = list(metrics.wilson_interval(right, len(search))) if usable else None
+    return figures
+
+
+def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]]]:
+    """Accuracy against generated tokens per problem: [tokens, accuracy] points of the search and of each sampling rule."""
+    pools = {row["problem_id"]: row["samples"] for row in samples}
+    most = max(max(row["tokens"] for row in search), 1)
+    budgets = np.unique(np.geomspace(max(most / 32, 1), most, _NUM_BUDGETS).astype(int))
+    curves = {"search": [[int(budget), float(np.mean([_anytime(row, budget) for row in search]))] for budget in budgets]}
+    scored = any(sample["score"] is not None for pool in pools.values() for sample in pool)
+    for name, rule in _SAMPLING_RULES.items():
+        if name != "majority" and not scored:
+            continue
+        curves[name] = [[int(budget), float(np.mean([rule(_within(pool, budget)) for pool in pools.values()]))] for budget in budgets]
+    return curves
+
+
+def _anytime(row: Row, budget: float) -> bool:
+    """Whether the search's answer was right when it had spent the budget; before the first wave there is none."""
+    reached = [correct for tokens, correct in row["anytime"] if tokens <= budget]
+    return bool(reached) and reached[-1]

@@ -1,0 +1,66 @@
+"""Many rounds: warm-up, then search -> label -> train -> evaluate -> gate, until the configured number of rounds is done.
+
+``evolve`` can be stopped at any moment and called again with the same arguments. What is finished is found on disk and not done again.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stepladder.errors import CheckpointError
+from stepladder.loops import build
+from stepladder.loops.config import Config
+from stepladder.loops.progress import ProgressDisplay
+from stepladder.loops.round import RoundContext, run_round
+from stepladder.loops.rundir import RunDir, open_run
+from stepladder.loops.workers import worker_pool
+
+
+def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[dict[str, Any]], None]) -> RunDir:
+    """Run the rounds that are missing in a run directory.
+
+    Args:
+        config: The resolved configuration; for an existing run it must be the one it was started with.
+        root: Run directory, created if it does not exist.
+        display: Where progress is shown.
+        on_round: Called with the figures of every finished round, those found on disk included.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
+        BackendError: If a model engine or a worker fails.
+    """
+    build.check_searches(config)
+    problems = build.build_problems(config.problems, seed=config.run.seed)
+    run = open_run(root, config)
+    for row in run.rows():
+        on_round(row)
+    if len(run.rows()) > config.run.rounds:
+        return run
+    run.log_event("start", rounds=config.run.rounds, workers=build.num_workers(config))
+    with worker_pool(build.num_workers(config), threads=config.run.threads) as pool:
+        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
+        while (number := len(run.rows())) <= config.run.rounds:
+            begin = time.monotonic()
+            row = run_round(context, number)
+            run.finish_round({**row, "seconds": round(time.monotonic() - begin, 1)})
+            on_round(run.row(number) or {})
+    return run
+
+
+def best_models(run: RunDir) -> tuple[str, str | None]:
+    """Return the best policy and PRM of a run: what ``solve`` uses.
+
+    Raises:
+        CheckpointError: If no round is finished yet.
+    """
+    rows = run.rows()
+    if not rows:
+        raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
+    policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
+    return policy_source(run, policy, run.config()), None if prm is None else str(run.prm(prm))
+
+
+def policy_source(run: RunDir, version: int, config: Config) -> str:
+    """Return where the weights of a policy version are: a round's directory, or the base model if that round trained none."""
+    return str(run.policy(version)) if run.policy(version).exists() else config.policy.model

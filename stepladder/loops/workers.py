@@ -1,0 +1,152 @@
+"""Worker processes that search, train and evaluate.
+
+A task is a module-level function of plain arguments that reads files and writes files; it returns a small summary. Workers are spawned once
+per run and keep what they imported. A worker ends itself when its parent is gone, even when the parent was killed, so no orphan goes on
+computing. Progress travels through one queue.
+"""
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from stepladder.errors import BackendError
+
+_PARENT_POLL_S = 1.0
+_PROGRESS_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What one task has done since its last report."""
+
+    stage: str
+    """Name of the stage, as shown."""
+    items: int = 0
+    """Problems or updates finished."""
+    tokens: int = 0
+    """Tokens sampled or trained on."""
+    solved: int = 0
+    """Problems of these with a right answer."""
+    total: int | None = None
+    """Items in the stage, where only the task knows."""
+
+
+# One queue per worker process, set by the initializer: a task function cannot be handed a queue as an argument under spawn.
+_progress_queue: Any = None
+
+
+def report_progress(progress: Progress) -> None:
+    """Send progress to the parent; in a process without a parent's queue it goes nowhere."""
+    if _progress_queue is not None:
+        _progress_queue.put(progress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A call to be made in a worker."""
+
+    function: Callable[..., Any]
+    """A module-level function."""
+    arguments: dict[str, Any]
+    """Its keyword arguments; they must be picklable."""
+
+
+class WorkerPool:
+    """A fixed number of worker processes."""
+
+    def __init__(self, num_workers: int, *, threads: int) -> None:
+        """Start no process yet; the first task does.
+
+        Args:
+            num_workers: Processes, >= 1.
+            threads: CPU threads per process, >= 1.
+        """
+        context = get_context("spawn")
+        self._queue = context.Queue()
+        self._pool = ProcessPoolExecutor(
+            num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), threads, self._queue)
+        )
+
+    def run(self, tasks: Sequence[Task], *, on_progress: Callable[[Progress], None]) -> list[Any]:
+        """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+
+        Raises:
+            BackendError: If a worker died without a word (out of memory, killed).
+        """
+        futures = [self._pool.submit(task.function, **task.arguments) for task in tasks]
+        try:
+            for _ in self._finished(futures, on_progress):
+                pass
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise BackendError("a worker process was killed, most likely for memory -- lower search.max_trees or run.workers") from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _finished(self, futures: list[Future], on_progress: Callable[[Progress], None]) -> Iterator[Future]:
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=_PROGRESS_POLL_S, return_when=FIRST_COMPLETED)
+            self._drain(on_progress)
+            for future in done:
+                future.result()
+                yield future
+        self._drain(on_progress)
+
+    def _drain(self, on_progress: Callable[[Progress], None]) -> None:
+        while True:
+            try:
+                on_progress(self._queue.get_nowait())
+            except queue.Empty:
+                return
+
+    def close(self, *, kill: bool = False) -> None:
+        """Stop the workers; ``kill`` ends running tasks at once, which is safe because results are written whole or not at all."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=not kill, cancel_futures=True)
+        if kill:
+            for process in processes:
+                process.kill()
+        self._queue.close()
+        self._queue.cancel_join_thread()
+
+
+@contextmanager
+def worker_pool(num_workers: int, *, threads: int) -> Iterator[WorkerPool]:
+    """Yield a pool that is shut down in order on success and killed on any exception, Ctrl-C included."""
+    pool = WorkerPool(num_workers, threads=threads)
+    try:
+        yield pool
+    except BaseException:
+        pool.close(kill=True)
+        raise
+    pool.close()
+
+
+def _start_worker(parent_pid: int, threads: int, progress_queue: Any) -> None:
+    global _progress_queue
+    _progress_queue = progress_queue
+    # Ctrl-C reaches the whole process group; only the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _exit_with_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_POLL_S)
+    os._exit(1)

@@ -1,0 +1,518 @@
+"""Fakes with scripted answers and failures, and the contract suites that every backend must pass.
+
+The fakes need no model: ``ScriptedPolicy``, ``TableScorer``, ``ExactVerifier`` and ``CharRenderer`` make a whole search run in
+microseconds. ``check_policy`` and ``check_scorer`` state what the search relies on, as checks that raise ``AssertionError``; point them at
+a backend of your own to learn whether the search may use it.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from stepladder.errors import BackendError
+from stepladder.interfaces import Policy, ScoreRequest, ScoreResult, StepRequest, StepResult, StepScorer
+from stepladder.types import Problem, Step, StopReason, Verdict, derive_seed
+
+__all__ = ["CharRenderer", "ExactVerifier", "ScriptedPolicy", "TableScorer", "check_policy", "check_scorer", "error_step", "make_step"]
+
+RequestT = TypeVar("RequestT", StepRequest, ScoreRequest)
+ResultT = TypeVar("ResultT", StepResult, ScoreResult)
+
+Propose = Callable[[tuple[int, ...], int, int], Step]
+"""(prefix ids, sample index, seed) -> the next step. Called once per step; must depend on its arguments alone."""
+
+
+def make_step(text: str, *, stop_reason: StopReason = StopReason.STEP, logp: float = -0.5) -> Step:
+    """Return a step whose ids are the code points of ``text``, each with log-probability ``logp``."""
+    return Step(token_ids=tuple(map(ord, text)), logps=(logp,) * len(text), text=text, stop_reason=stop_reason)
+
+
+def error_step(message: str) -> Step:
+    """Return the step that stands for a failed sample: no tokens, reason ERROR."""
+    return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=message)
+
+
+class _Arrivals(Generic[RequestT]):
+    """Open requests, released in order, or in an order and in portions drawn from a seed."""
+
+    def __init__(self, shuffle_seed: int | None, raise_after: int | None) -> None:
+        self._open: list[RequestT] = []
+        self._rng = None if shuffle_seed is None else random.Random(shuffle_seed)
+        self._raise_after = raise_after
+        self._released = 0
+
+    def add(self, requests: Sequence[RequestT]) -> None:
+        self._open.extend(requests)
+
+    def release(self) -> list[RequestT]:
+        if self._open and self._raise_after is not None and self._released >= self._raise_after:
+            raise BackendError(f"scripted backend: raises after {self._raise_after} results, as it was told to")
+        if self._rng is None or not self._open:
+            ready, self._open = self._open, []
+        else:
+            self._rng.shuffle(self._open)
+            num_ready = self._rng.randint(1, len(self._open))
+            ready, self._open = self._open[:num_ready], self._open[num_ready:]
+        self._released += len(ready)
+        return ready
+
+
+class ScriptedPolicy:
+    """A ``Policy`` that reads its steps from a function or a table.
+
+    A table maps prefix ids to the steps that follow; sample i takes entry i modulo their number, and a prefix that is not in the table is
+    a failed request. A sample of several steps asks again with the longer prefix. Greedy requests (temperature 0) ask for sample 0 of
+    seed 0, so that they depend on the prefix alone.
+    """
+
+    def __init__(
+        self,
+        propose: Propose | Mapping[tuple[int, ...], Sequence[Step]],
+        *,
+        shuffle_seed: int | None = None,
+        fail_when: Callable[[StepRequest], bool] | None = None,
+        max_prefix_tokens: int | None = None,
+        raise_after: int | None = None,
+    ) -> None:
+        """Script a policy.
+
+        Args:
+            propose: The steps.
+            shuffle_seed: Deliver results in this seed's order and portions; None delivers everything at once, in order.
+            fail_when: Requests that come back as ERROR.
+            max_prefix_tokens: Longer prefixes come back as ERROR, as from a model with that context.
+            raise_after: Raise ``BackendError`` from ``collect`` once so many results were delivered and more are wanted.
+        """
+        self._propose = _from_table(propose) if isinstance(propose, Mapping) else propose
+        self._arrivals = _Arrivals[StepRequest](shuffle_seed, raise_after)
+        self._fail_when = fail_when
+        self._max_prefix_tokens = max_prefix_tokens
+        self.requests: list[StepRequest] = []
+        """Every request that was submitted, oldest first."""
+
+    def submit(self, requests: Sequence[StepRequest]) -> None:
+        """Queue requests."""
+        self.requests.extend(requests)
+        self._arrivals.add(requests)
+
+    def collect(self) -> list[StepResult]:
+        """Return some or all of the queued requests' results."""
+        return [StepResult(ticket=request.ticket, samples=self._answer(request)) for request in self._arrivals.release()]
+
+    def _answer(self, request: StepRequest) -> tuple[tuple[Step, ...], ...]:
+        message = self._refusal(request)
+        if message is not None:
+            return ((error_step(message),),) * request.num_samples
+        return tuple(self._sample(request, index) for index in range(request.num_samples))
+
+    def _refusal(self, request: StepRequest) -> str | None:
+        if self._fail_when is not None and self._fail_when(request):
+            return "scripted failure"
+        if self._max_prefix_tokens is not None and len(request.prefix_ids) > self._max_prefix_tokens:
+            return f"prefix must have at most {self._max_prefix_tokens} tokens: got {len(request.prefix_ids)}"
+        return None
+
+    def _sample(self, request: StepRequest, index: int) -> tuple[Step, ...]:
+        greedy = request.temperature == 0
+        prefix, steps = request.prefix_ids, []
+        while len(steps) < request.max_steps and (not steps or steps[-1].stop_reason == StopReason.STEP):
+            step = self._propose(prefix, 0 if greedy else index, 0 if greedy else request.seed)
+            steps.append(_cut(step, request.max_step_tokens))
+            prefix += steps[-1].token_ids
+        return tuple(steps)
+
+
+def _from_table(table: Mapping[tuple[int, ...], Sequence[Step]]) -> Propose:
+    def propose(prefix_ids: tuple[int, ...], index: int, seed: int) -> Step:
+        steps = table.get(prefix_ids)
+        return steps[index % len(steps)] if steps else error_step("prefix is not in the table")
+
+    return propose
+
+
+def _cut(step: Step, max_step_tokens: int) -> Step:
+    """Return the step, cut to the token limit as an engine would cut it; its text keeps one character per kept token."""
+    if len(step.token_ids) <= max_step_tokens:
+        return step
+    kept = slice(max_step_tokens)
+    return Step(token_ids=step.token_ids[kept], logps=step.logps[kept], text=step.text[kept], stop_reason=StopReason.LENGTH)
+
+
+class TableScorer:
+    """A ``StepScorer`` that looks scores up by all the tokens from the prompt to the end of the step."""
+
+    def __init__(
+        self,
+        score: Callable[[tuple[int, ...]], float | None] | Mapping[tuple[int, ...], float | None],
+        *,
+        shuffle_seed: int | None = None,
+        raise_after: int | None = None,
+    ) -> None:
+        """Script a scorer.
+
+        Args:
+            score: The scores; a prefix that is not in the table is not scored.
+            shuffle_seed: Deliver results in this seed's order and portions; None delivers everything at once, in order.
+            raise_after: Raise ``BackendError`` from ``collect`` once so many results were delivered and more are wanted.
+        """
+        self._score = score.get if isinstance(score, Mapping) else score
+        self._arrivals = _Arrivals[ScoreRequest](shuffle_seed, raise_after)
+        self.num_scored: Counter[tuple[int, ...]] = Counter()
+        """How often each step was scored, by all the tokens up to its end."""
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._arrivals.add(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        """Return some or all of the queued requests' results."""
+        return [
+            ScoreResult(ticket=request.ticket, scores=tuple(self._branch(request.prefix_ids, branch) for branch in request.branches))
+            for request in self._arrivals.release()
+        ]
+
+    def _branch(self, prefix_ids: tuple[int, ...], steps: tuple[tuple[int, ...], ...]) -> tuple[float | None, ...]:
+        scores = []
+        for step in steps:
+            prefix_ids += step
+            self.num_scored[prefix_ids] += 1
+            scores.append(self._score(prefix_ids))
+        return tuple(scores)
+
+
+class ExactVerifier:
+    """A ``Verifier`` that compares strings."""
+
+    def __init__(self, answers: Mapping[str, str]) -> None:
+        """Hold the reference answer of every problem id."""
+        self._answers = dict(answers)
+        self.num_calls = 0
+        """Calls of ``grade`` so far."""
+
+    def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
+        """Grade (problem id, final answer or None) pairs, in order."""
+        self.num_calls += 1
+        return [self._verdict(problem_id, answer) for problem_id, answer in answers]
+
+    def _verdict(self, problem_id: str, answer: str | None) -> Verdict:
+        if answer is None:
+            return Verdict(correct=False, reason="unreadable")
+        correct = answer == self._answers[problem_id]
+        return Verdict(correct=correct, reason="exact match" if correct else "differs")
+
+
+class CharRenderer:
+    """A ``Renderer`` whose tokens are characters: the id of a character is its code point."""
+
+    def __init__(self, *, answer_pattern: str = r"=([^=\n]*)\n?\Z") -> None:
+        """Read answers with ``answer_pattern``, whose first group is the answer; the default takes what follows the last ``=``."""
+        self._answer = re.compile(answer_pattern)
+        self.hash = f"char:{answer_pattern}"
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the code points of the question and a newline."""
+        return self.encode(problem.question + "\n")
+
+    def extract_answer(self, text: str) -> str | None:
+        """Return the final answer of a solution, or None."""
+        match = self._answer.search(text)
+        return match.group(1) if match else None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the code points of a text."""
+        return tuple(map(ord, text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some code points."""
+        return "".join(map(chr, token_ids))
+
+
+# ---------------------------------------------------------------------------------------------------------------- contract suites
+
+
+def check_policy(
+    make_policy: Callable[[], Policy],
+    *,
+    prefix_ids: Sequence[tuple[int, ...]],
+    decode: Callable[[Sequence[int]], str] | None = None,
+    over_long_prefix_ids: tuple[int, ...] | None = None,
+    logp_tolerance: float = 1e-4,
+) -> None:
+    """Raise ``AssertionError`` unless a policy keeps the whole contract of ``interfaces.Policy``.
+
+    Args:
+        make_policy: Returns a policy with nothing in flight; called for every check, so it may return one object again.
+        prefix_ids: At least two different prefixes, after each of which the policy is uncertain: eight samples at temperature 1 must
+            practically never come out equal for two seeds.
+        decode: Ids to the text that a step with these ids must carry; None leaves the texts unchecked.
+        over_long_prefix_ids: A prefix that the policy must refuse; None when it takes any length.
+        logp_tolerance: How far log-probabilities may drift with the batch they were computed in, in nats.
+
+    """
+    _require(len(set(prefix_ids)) >= 2, "check_policy: needs at least two different prefixes")
+    prefixes = [tuple(prefix) for prefix in prefix_ids]
+    _check_idle(make_policy())
+    _check_records(make_policy(), prefixes, decode)
+    _check_seeds(make_policy(), prefixes[0])
+    _check_company(make_policy, prefixes, logp_tolerance)
+    _check_greedy(make_policy(), prefixes)
+    _check_step_tokens(make_policy(), prefixes)
+    _check_many_policy_requests(make_policy(), prefixes)
+    if over_long_prefix_ids is not None:
+        _check_refusal(make_policy(), prefixes, tuple(over_long_prefix_ids))
+
+
+def check_scorer(
+    make_scorer: Callable[[], StepScorer],
+    *,
+    prefix_ids: Sequence[tuple[int, ...]],
+    steps: Sequence[tuple[int, ...]],
+    over_long_step_ids: tuple[int, ...] | None = None,
+    score_tolerance: float = 1e-4,
+) -> None:
+    """Raise ``AssertionError`` unless a scorer keeps the whole contract of ``interfaces.StepScorer``.
+
+    Args:
+        make_scorer: Returns a scorer with nothing in flight.
+        prefix_ids: At least two different prefixes.
+        steps: At least two different steps, of different lengths if lengths matter to the scorer; any may follow any prefix or step.
+        over_long_step_ids: A step that the scorer cannot read after the first prefix; None when it takes any length.
+        score_tolerance: How far scores may drift with the batch they were computed in.
+
+    """
+    _require(len(set(prefix_ids)) >= 2 and len(set(steps)) >= 2, "check_scorer: needs at least two prefixes and two steps")
+    prefixes, steps = [tuple(prefix) for prefix in prefix_ids], [tuple(step) for step in steps]
+    _check_idle(make_scorer())
+    singles = _check_score_records(make_scorer(), prefixes, steps)
+    _check_siblings(make_scorer(), prefixes, steps, singles, score_tolerance)
+    _check_chains(make_scorer(), prefixes[0], steps, singles, score_tolerance)
+    _check_many_scores(make_scorer(), prefixes, steps, singles, score_tolerance)
+    if over_long_step_ids is not None:
+        _check_unscorable(make_scorer(), prefixes, steps, tuple(over_long_step_ids), singles, score_tolerance)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _check_idle(backend: Policy | StepScorer) -> None:
+    _require(backend.collect() == [], "collect() must return an empty list when nothing is in flight")
+    backend.submit([])
+    _require(backend.collect() == [], "collect() must stay empty after an empty submit()")
+
+
+def _drain_policy(policy: Policy, requests: Sequence[StepRequest]) -> dict[int, StepResult]:
+    policy.submit(requests)
+    return _matched(policy.collect, {request.ticket for request in requests})
+
+
+def _drain_scorer(scorer: StepScorer, requests: Sequence[ScoreRequest]) -> dict[int, ScoreResult]:
+    scorer.submit(requests)
+    return _matched(scorer.collect, {request.ticket for request in requests})
+
+
+def _matched(collect: Callable[[], list[ResultT]], tickets: set[int]) -> dict[int, ResultT]:
+    results: dict[int, ResultT] = {}
+    while len(results) < len(tickets):
+        batch = collect()
+        _require(bool(batch), f"collect() returned nothing with {len(tickets) - len(results)} requests in flight")
+        for result in batch:
+            _require(result.ticket in tickets, f"ticket {result.ticket} was never submitted")
+            _require(result.ticket not in results, f"ticket {result.ticket} came back twice")
+            results[result.ticket] = result
+    _require(collect() == [], "collect() must return an empty list once everything was collected")
+    return results
+
+
+def _check_records(policy: Policy, prefixes: Sequence[tuple[int, ...]], decode: Callable[[Sequence[int]], str] | None) -> None:
+    requests = [
+        StepRequest(ticket=17 * i + 3, prefix_ids=prefix, num_samples=1 + i % 3, seed=i, max_step_tokens=24, max_steps=1 + 2 * (i % 2))
+        for i, prefix in enumerate([*prefixes, *prefixes])
+    ]
+    results = _drain_policy(policy, requests)
+    for request in requests:
+        _check_samples(request, results[request.ticket], decode)
+
+
+def _check_samples(request: StepRequest, result: StepResult, decode: Callable[[Sequence[int]], str] | None) -> None:
+    place = f"ticket {request.ticket}"
+    _require(len(result.samples) == request.num_samples, f"{place}: asked {request.num_samples} samples, got {len(result.samples)}")
+    for steps in result.samples:
+        _require(1 <= len(steps) <= request.max_steps, f"{place}: a sample must have 1 to {request.max_steps} steps, got {len(steps)}")
+        reasons = [step.stop_reason for step in steps]
+        _require(all(reason == StopReason.STEP for reason in reasons[:-1]), f"{place}: only the last step may stop otherwise: {reasons}")
+        complete = reasons[-1] != StopReason.STEP or len(steps) == request.max_steps
+        _require(complete, f"{place}: a sample that ends with STEP must have all {request.max_steps} steps, got {len(steps)}")
+        for step in steps:
+            _check_step(place, step, request.max_step_tokens, decode)
+
+
+def _check_step(place: str, step: Step, max_step_tokens: int, decode: Callable[[Sequence[int]], str] | None) -> None:
+    known = {StopReason.STEP, StopReason.END, StopReason.LENGTH, StopReason.ERROR}
+    _require(step.stop_reason in known, f"{place}: stop reason of a step must be STEP, END, LENGTH or ERROR, got {step.stop_reason!r}")
+    _require(step.stop_reason != StopReason.ERROR, f"{place}: a request that can be served failed: {step.message!r}")
+    _require(0 < len(step.token_ids) <= max_step_tokens, f"{place}: a step must have 1 to {max_step_tokens} tokens: {len(step.token_ids)}")
+    _require(len(step.logps) == len(step.token_ids), f"{place}: one log-probability per token, got {len(step.logps)}")
+    _require(all(math.isfinite(logp) and logp <= 0 for logp in step.logps), f"{place}: log-probabilities must be finite and <= 0")
+    if decode is not None:
+        _require(step.text == decode(step.token_ids), f"{place}: text {step.text!r} must decode its ids: {decode(step.token_ids)!r}")
+
+
+def _tokens(result: StepResult) -> list[list[tuple[int, ...]]]:
+    return [[step.token_ids for step in steps] for steps in result.samples]
+
+
+def _logps(result: StepResult) -> list[float]:
+    return [logp for steps in result.samples for step in steps for logp in step.logps]
+
+
+def _check_seeds(policy: Policy, prefix: tuple[int, ...]) -> None:
+    seeds = [derive_seed("check_policy", i) for i in (0, 0, 1)]
+    requests = [StepRequest(ticket=i, prefix_ids=prefix, num_samples=8, seed=seed, max_step_tokens=24) for i, seed in enumerate(seeds)]
+    results = _drain_policy(policy, requests)
+    _require(_tokens(results[0]) == _tokens(results[1]), "two requests with the same prefix and seed must give the same samples")
+    _require(_tokens(results[0]) != _tokens(results[2]), "two seeds must give different samples")
+    _require(len({str(sample) for sample in _tokens(results[0])}) > 1, "the samples of one request must use streams of their own")
+
+
+def _check_company(make_policy: Callable[[], Policy], prefixes: Sequence[tuple[int, ...]], logp_tolerance: float) -> None:
+    """Check that a result does not depend on what else is in flight, nor on when it was submitted."""
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefix, num_samples=4, seed=1000 + i, max_step_tokens=24, max_steps=1 + i % 2 * 3)
+        for i, prefix in enumerate(prefixes)
+    ]
+    together = _drain_policy(make_policy(), requests)
+    for request in reversed(requests):
+        alone = _drain_policy(make_policy(), [request])[request.ticket]
+        beside = together[request.ticket]
+        _require(_tokens(alone) == _tokens(beside), f"ticket {request.ticket}: a result must not depend on what else is in flight")
+        drift = max(abs(a - b) for a, b in zip(_logps(alone), _logps(beside), strict=True))
+        _require(drift <= logp_tolerance, f"ticket {request.ticket}: log-probabilities drift by {drift:.4g} with the batch")
+
+
+def _check_greedy(policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> None:
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefixes[i // 2], num_samples=1, seed=i, temperature=0.0, max_step_tokens=24) for i in range(4)
+    ]
+    results = _drain_policy(policy, requests)
+    for i in (0, 2):
+        _require(_tokens(results[i]) == _tokens(results[i + 1]), "greedy decoding must not depend on the seed")
+
+
+def _check_step_tokens(policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> None:
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefix, num_samples=2, seed=i, max_step_tokens=1, max_steps=2) for i, prefix in enumerate(prefixes)
+    ]
+    results = _drain_policy(policy, requests)
+    for request in requests:
+        _check_samples(request, results[request.ticket], None)
+
+
+def _check_many_policy_requests(policy: Policy, prefixes: Sequence[tuple[int, ...]], num_requests: int = 100) -> None:
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefixes[i % len(prefixes)], num_samples=1, seed=i, max_step_tokens=4) for i in range(num_requests)
+    ]
+    policy.submit(requests[: num_requests // 2])
+    first = policy.collect()
+    policy.submit(requests[num_requests // 2 :])
+    late = _matched(policy.collect, {request.ticket for request in requests} - {result.ticket for result in first})
+    results = {**{result.ticket: result for result in first}, **late}
+    for request in requests:
+        _check_samples(request, results[request.ticket], None)
+
+
+def _check_refusal(policy: Policy, prefixes: Sequence[tuple[int, ...]], over_long: tuple[int, ...]) -> None:
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefix, num_samples=2, seed=i, max_step_tokens=4)
+        for i, prefix in enumerate([prefixes[0], over_long, prefixes[1]])
+    ]
+    results = _drain_policy(policy, requests)
+    _require(len(results[1].samples) == 2, "a refused request must still have one entry per sample")
+    for steps in results[1].samples:
+        refused = len(steps) == 1 and steps[0].stop_reason == StopReason.ERROR and not steps[0].token_ids and bool(steps[0].message)
+        _require(refused, f"an over-long prefix must come back as one empty ERROR step with a message: got {steps!r}")
+    for i in (0, 2):
+        _check_samples(requests[i], results[i], None)
+
+
+_Scores = dict[tuple[tuple[int, ...], tuple[int, ...]], float | None]
+
+
+def _check_score_records(scorer: StepScorer, prefixes: Sequence[tuple[int, ...]], steps: Sequence[tuple[int, ...]]) -> _Scores:
+    """Score every step after every prefix in a request of its own, and return the scores."""
+    pairs = [(prefix, step) for prefix in prefixes for step in steps]
+    requests = [ScoreRequest(ticket=7 * i + 1, prefix_ids=prefix, branches=((step,),)) for i, (prefix, step) in enumerate(pairs)]
+    results = _drain_scorer(scorer, requests)
+    scores = {pair: _shaped(request, results[request.ticket])[0][0] for pair, request in zip(pairs, requests, strict=True)}
+    _require(any(score is not None for score in scores.values()), "the scorer must be able to score some of the steps")
+    return scores
+
+
+def _shaped(request: ScoreRequest, result: ScoreResult) -> tuple[tuple[float | None, ...], ...]:
+    place = f"ticket {request.ticket}"
+    got, expected = [len(scores) for scores in result.scores], [len(branch) for branch in request.branches]
+    _require(got == expected, f"{place}: one score per branch and step: expected {expected}, got {got}")
+    for score in (score for scores in result.scores for score in scores if score is not None):
+        _require(0.0 <= score <= 1.0, f"{place}: a score must be in [0, 1], got {score!r}")
+    return result.scores
+
+
+def _same(got: float | None, expected: float | None, tolerance: float, rule: str) -> None:
+    both = got is None and expected is None
+    close = got is not None and expected is not None and abs(got - expected) <= tolerance
+    _require(both or close, f"{rule}: got {got!r}, expected {expected!r}")
+
+
+def _check_siblings(
+    scorer: StepScorer, prefixes: Sequence[tuple[int, ...]], steps: Sequence[tuple[int, ...]], singles: _Scores, tolerance: float
+) -> None:
+    requests = [ScoreRequest(ticket=i, prefix_ids=prefix, branches=tuple((step,) for step in steps)) for i, prefix in enumerate(prefixes)]
+    results = _drain_scorer(scorer, requests)
+    for request in requests:
+        for (step,), (score,) in zip(request.branches, _shaped(request, results[request.ticket]), strict=True):
+            _same(score, singles[request.prefix_ids, step], tolerance, "a score must not depend on the step's siblings")
+
+
+def _check_chains(
+    scorer: StepScorer, prefix: tuple[int, ...], steps: Sequence[tuple[int, ...]], singles: _Scores, tolerance: float
+) -> None:
+    """Check that a branch of two steps scores as its steps do when the first belongs to the prefix."""
+    first, second = steps[0], steps[1]
+    chain = ScoreRequest(ticket=1, prefix_ids=prefix, branches=((first, second), (second,)))
+    tail = ScoreRequest(ticket=2, prefix_ids=prefix + first, branches=((second,),))
+    results = _drain_scorer(scorer, [chain, tail])
+    scores = _shaped(chain, results[1])
+    _same(scores[0][0], singles[prefix, first], tolerance, "a score must not depend on later steps")
+    _same(scores[0][1], _shaped(tail, results[2])[0][0], tolerance, "a score must not depend on where the prefix ends")
+    _same(scores[1][0], singles[prefix, second], tolerance, "a score must not depend on a longer sibling")
+
+
+def _check_many_scores(
+    scorer: StepScorer, prefixes: Sequence[tuple[int, ...]], steps: Sequence[tuple[int, ...]], singles: _Scores, tolerance: float
+) -> None:
+    requests = [
+        ScoreRequest(ticket=i, prefix_ids=prefixes[i % len(prefixes)], branches=((steps[i % len(steps)],),)) for i in range(100)
+    ]
+    results = _drain_scorer(scorer, requests)
+    for i, request in enumerate(requests):
+        expected = singles[request.prefix_ids, steps[i % len(steps)]]
+        _same(_shaped(request, results[i])[0][0], expected, tolerance, "a score must not depend on the batch")
+
+
+def _check_unscorable(
+    scorer: StepScorer,
+    prefixes: Sequence[tuple[int, ...]],
+    steps: Sequence[tuple[int, ...]],
+    over_long: tuple[int, ...],
+    singles: _Scores,
+    tolerance: float,
+) -> None:
+    requests = [ScoreRequest(ticket=i, prefix_ids=prefixes[0], branches=((step,),)) for i, step in enumerate([steps[0], over_long, steps[1]])]
+    results = _drain_scorer(scorer, requests)
+    _require(_shaped(requests[1], results[1]) == ((None,),), "a step that cannot be scored must come back as None")
+    for i, step in ((0, steps[0]), (2, steps[1])):
+        _same(_shaped(requests[i], results[i])[0][0], singles[prefixes[0], step], tolerance, "a bad request must not disturb the others")

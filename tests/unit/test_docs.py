@@ -1,0 +1,49 @@
+"""The documentation says what the code does: generated pages are current, and every name it mentions exists."""
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_cli_page_is_current() -> None:
+    """docs/cli.md is what --help prints today."""
+    done = subprocess.run([sys.executable, ROOT / "docs" / "generate_cli.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_documentation_exist(page: Path) -> None:
+    """Every `stepladder.x.y` that a page names can be imported."""
+    for name in set(re.findall(r"`(stepladder(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
+        module, _, attribute = name.rpartition(".")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            assert hasattr(importlib.import_module(module), attribute), f"{page.name} names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_documentation_exist(page: Path) -> None:
+    """Every file of the repository that a page names in code or links to is there."""
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:docs|configs|benchmarks|tests|stepladder)/[\w./-]+)`", text)) | set(re.findall(r"\]\(((?!https?:)[\w./-]+)\)", text))
+    for name in named:
+        assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    """Every file in configs/ passes the checks that a run would make, once it is told which model to use."""
+    from stepladder.loops.build import check_searches
+    from stepladder.loops.config import load_config
+
+    assert tomllib.loads(path.read_text(encoding="utf-8"))
+    check_searches(load_config(path, ["policy.model=some-model"]))
