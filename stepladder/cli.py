@@ -24,10 +24,12 @@ app = typer.Typer(
     help="Train a language model to reason by letting it search.",
 )
 
-ConfigArgument = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration file. Without one, the embedded task runs: no weights, no network, no GPU.")
-]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. `search.simulations=64`. May be repeated.")]
+_CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
+_SET_HELP = "Change one setting, e.g. `search.simulations=64`. May be repeated."
+_RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
+
+ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -42,7 +44,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def evolve(
     config: ConfigArgument = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help=_RUN_DIR_HELP)
+    ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
@@ -54,7 +58,6 @@ def evolve(
     Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
 
     Examples:
-
         stepladder evolve                                  # the embedded task, from nothing, in minutes
 
         stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k
@@ -115,7 +118,6 @@ def solve(
     """Answer questions with a search.
 
     Examples:
-
         stepladder solve "4 1 7 2 : a c f b" --run runs/demo
 
         stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000

@@ -4,19 +4,16 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
-from stepladder.errors import ConfigError
-from stepladder.interfaces import Policy, Renderer, StepScorer, Verifier
-from stepladder.loops.config import Config, EvaluateConfig, ProblemsConfig, SearchConfig, TrainConfig
-from stepladder.mcts.engine import SearchEngine
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.loops.config import Config, EvaluateConfig, PolicyConfig, ProblemsConfig, SearchConfig, TrainConfig
 from stepladder.mcts.methods import SearchMethod, resolve_method
-from stepladder.types import Budget, LabelledProblem, Provenance
+from stepladder.types import Budget, LabelledProblem
 
 
 def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:
@@ -87,6 +84,23 @@ def check_searches(config: Config) -> None:
             )
 
 
+def check_model(config: PolicyConfig) -> None:
+    """Check that a policy that is named by a path is a model directory with a tokenizer; a hub id is left to the loader.
+
+    Raises:
+        ConfigError: If the path does not exist.
+        CheckpointError: If a file of the model is missing.
+    """
+    path = Path(config.model)
+    if not path.is_dir():
+        if path.is_absolute() or config.model.startswith((".", "~")):
+            raise ConfigError(f"policy.model: must be a model directory or a hub id: {config.model!r} does not exist -- correct the path")
+        return
+    for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        if not any((path / name).is_file() for name in names):
+            raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
+
+
 def step_format(config: Config) -> Any:
     """Return the ``StepFormat`` that the configuration describes."""
     from stepladder.policy.prompts import StepFormat
@@ -142,30 +156,6 @@ def release_weights() -> None:
     _prm_weights.cache_clear()
 
 
-def build_engine(  # noqa: PLR0913 - the engine's own parts, each named
-    *,
-    policy: Policy,
-    scorer: StepScorer | None,
-    renderer: Renderer,
-    method: SearchMethod,
-    budget: Budget,
-    provenance: Provenance,
-    max_trees: int,
-    verifier: Verifier | None = None,
-) -> SearchEngine:
-    """Return a search engine; with a verifier it labels, without one it solves."""
-    return SearchEngine(
-        policy=policy,
-        scorer=scorer,
-        renderer=renderer,
-        method=method,
-        budget=budget,
-        provenance=provenance,
-        max_trees=max_trees,
-        verifier=verifier,
-    )
-
-
 def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
     """Return the plain training settings of a section."""
     from stepladder.lm.training import LoraSettings, TrainSettings
@@ -193,8 +183,3 @@ def uses_gpu(device: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def plain(record: Any) -> dict[str, Any]:
-    """Return a dataclass as nested plain containers."""
-    return asdict(record)

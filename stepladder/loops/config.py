@@ -257,6 +257,8 @@ class EvaluateConfig(Section):
     """Independent full solutions per problem for majority, best-of-n and the PRM's AUC."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of those samples."""
+    aggregation: Literal["last", "min", "mean", "product"] = "last"
+    """How the scores of a sample's steps become one score."""
 
 
 class GateConfig(Section):

@@ -42,7 +42,10 @@ def search_figures(shards: Sequence[Path]) -> dict[str, Any]:
 def split_figures(folder: Path) -> dict[str, Any]:
     """Return the figures of one split from its evaluation folder; a figure whose evaluation was not run is None."""
     greedy, samples, search = (_rows(folder / kind) for kind in ("greedy", "samples", "search"))
-    figures: dict[str, Any] = {"problems": len(greedy), "tokens": {"greedy": _tokens(greedy), "samples": _pool_tokens(samples), "search": _tokens(search)}}
+    figures: dict[str, Any] = {
+        "problems": len(greedy),
+        "tokens": {"greedy": _tokens(greedy), "samples": _pool_tokens(samples), "search": _tokens(search)},
+    }
     figures |= _greedy_figures(greedy) | _sample_figures(samples)
     before = _rows(folder / "samples-best-prm")
     figures["best_prm_within_problem_auc"] = _within_problem_auc(before) if before else None
@@ -101,7 +104,16 @@ def _greedy_figures(rows: list[Row]) -> dict[str, Any]:
 
 def _sample_figures(rows: list[Row]) -> dict[str, Any]:
     """Figures of the whole pool: how diverse it is, and how well the PRM ranks it."""
-    names = ("num_samples", "sampled_pass_at_1", "pass_at_k", "distinct_correct", "answer_entropy", "prm_within_problem_auc", "prm_pooled_auc", "prm_brier")
+    names = (
+        "num_samples",
+        "sampled_pass_at_1",
+        "pass_at_k",
+        "distinct_correct",
+        "answer_entropy",
+        "prm_within_problem_auc",
+        "prm_pooled_auc",
+        "prm_brier",
+    )
     if not rows:
         return dict.fromkeys(names)
     num_samples = min(len(row["samples"]) for row in rows)

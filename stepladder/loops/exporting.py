@@ -35,5 +35,7 @@ def _parse_rounds(text: str, finished: list[int]) -> list[int]:
     except ValueError:
         wanted = []
     if not wanted or not set(wanted) <= set(finished):
-        raise ConfigError(f"--rounds: must name finished rounds ({', '.join(map(str, finished)) or 'there are none'}), as 2 or 1-3: got {text!r}")
+        raise ConfigError(
+            f"--rounds: must name finished rounds ({', '.join(map(str, finished)) or 'there are none'}), as 2 or 1-3: got {text!r}"
+        )
     return wanted

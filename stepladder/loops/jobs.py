@@ -6,23 +6,37 @@ of one that was never killed.
 """
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.answers import answer_key
 from stepladder.data.labels import preference_pairs, select_traces, value_rows
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
-from stepladder.errors import DataFormatError
+from stepladder.data.verifier import AnswerVerifier
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.loops.workers import Progress, report_progress
-from stepladder.mcts.engine import SearchEvent
-from stepladder.mcts.methods import resolve_method
-from stepladder.types import Budget, LabelledProblem, PreferencePair, Provenance, SearchResult, StopReason, Trace, ValueRow
+from stepladder.mcts.engine import SearchEngine, SearchEvent
+from stepladder.mcts.methods import SearchMethod, resolve_method
+from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.types import (
+    Budget,
+    LabelledProblem,
+    PreferencePair,
+    Provenance,
+    SearchResult,
+    StopReason,
+    Trace,
+    TreeRecord,
+    ValueRow,
+    derive_seed,
+)
+
+Summary = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +68,7 @@ class SearchSummary:
 def search_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> SearchSummary:
     """Search a shard of training problems in label mode and write its trees."""
     method, budget = build.build_method(config.search), build.search_budget(config.search)
-    with _verifier(config, problems) as verifier:
+    with build.build_verifier(config.problems, problems) as verifier:
         results = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
     write_trees(out, [result.tree for result in results])
     return SearchSummary(
@@ -85,25 +99,7 @@ def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, value
     return {name: {"kept": chosen.kept, "dropped_by_reason": dict(chosen.dropped_by_reason)} for name, chosen in selections.items()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSummary:
-    """What a training stage came to."""
-
-    updates: int = 0
-    """Optimiser updates."""
-    rows: int = 0
-    """Rows trained on."""
-    tokens: int = 0
-    """Tokens forwarded, padding not counted."""
-    first_loss: float | None = None
-    """Loss of the first update."""
-    last_loss: float | None = None
-    """Loss of the last update."""
-    dropped_by_reason: dict[str, int] = field(default_factory=dict)
-    """Rows left out, by reason."""
-
-
-def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> TrainSummary:
+def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summary:
     """Fine-tune the base policy on solved problems (round 0)."""
     from stepladder.data.labels import trace_from_solution
     from stepladder.data.problems import load_seed_solutions
@@ -115,8 +111,10 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> TrainS
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
     settings = build.train_settings(config.warmup.train, seed=config.run.seed, device=config.policy.device)
-    report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, on_progress=_training_progress(stage))
-    return _train_summary(report)
+    trust = config.policy.trust_remote_code
+    progress = _training_progress(stage)
+    report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
+    return _summary(report)
 
 
 def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[Path], out: Path, seed: int, stage: str) -> dict[str, Any]:
@@ -124,30 +122,25 @@ def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[
     from stepladder.policy.train import train_preference, train_sft
 
     build.release_weights()
-    device, summaries = config.policy.device, {}
     trace_rows: list[Trace] = [row for path in traces for row in read_traces(path)]
-    pair_rows: list[PreferencePair] = [row for path in pairs for row in read_pairs(path)]
-    use_pairs = config.preference.enabled and bool(pair_rows)
-    sft_out = out.with_name("sft") if use_pairs else out
-    renderer_hash = build.build_renderer(config, start).hash
-    if not sft_out.exists():
-        settings = build.train_settings(config.sft, seed=seed, device=device)
-        report = train_sft(start, trace_rows, sft_out, settings, renderer_hash=renderer_hash, on_progress=_training_progress(f"{stage} SFT"))
-        summaries["sft"] = asdict(_train_summary(report))
-    if use_pairs:
-        settings = build.train_settings(config.preference, seed=seed, device=device)
-        report = train_preference(
-            str(sft_out),
-            pair_rows,
-            out,
-            settings,
-            renderer_hash=renderer_hash,
-            beta=config.preference.beta,
-            label_smoothing=config.preference.label_smoothing,
-            sft_weight=config.preference.sft_weight,
-            on_progress=_training_progress(f"{stage} preferences"),
-        )
-        summaries["preference"] = asdict(_train_summary(report))
+    pair_rows: list[PreferencePair] = [row for path in pairs for row in read_pairs(path)] if config.preference.enabled else []
+    common: dict[str, Any] = {
+        "renderer_hash": build.build_renderer(config, start).hash,
+        "trust_remote_code": config.policy.trust_remote_code,
+    }
+    summaries: dict[str, Any] = {}
+    if trace_rows:
+        sft_out = out.with_name("sft") if pair_rows else out
+        if not sft_out.exists():
+            settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
+            report = train_sft(start, trace_rows, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
+            summaries["sft"] = _summary(report)
+        start = str(sft_out)
+    if pair_rows:
+        settings = build.train_settings(config.preference, seed=seed, device=config.policy.device)
+        loss = {name: getattr(config.preference, name) for name in ("beta", "label_smoothing", "sft_weight")}
+        progress = _training_progress(f"{stage} preferences")
+        summaries["preference"] = _summary(train_preference(start, pair_rows, out, settings, **common, **loss, on_progress=progress))
     return summaries
 
 
@@ -158,11 +151,17 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     build.release_weights()
     rows: list[ValueRow] = [row for path in values for row in read_values(path)]
     settings = build.train_settings(config.prm.train, seed=seed, device=config.policy.device)
-    renderer_hash = build.build_renderer(config, start).hash
     report = train_value(
-        start, rows, out, settings, loss=config.prm.loss, renderer_hash=renderer_hash, on_progress=_training_progress(stage)
+        start,
+        rows,
+        out,
+        settings,
+        loss=config.prm.loss,
+        renderer_hash=build.build_renderer(config, start).hash,
+        trust_remote_code=config.policy.trust_remote_code,
+        on_progress=_training_progress(stage),
     )
-    return asdict(_train_summary(report))
+    return _summary(report)
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -185,8 +184,8 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
     results = _search(config, models, problems, method=method, budget=budget, verifier=None, stage=stage)
-    with _verifier(config, problems) as verifier:
-        rows = [_graded(result, kind, verifier) for result in results]
+    with build.build_verifier(config.problems, problems) as verifier:
+        rows = [_graded(result, kind, verifier, config) for result in results]
     if kind == "search":
         write_trees(out.with_suffix(".parquet"), [result.tree for result in results])
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
@@ -199,7 +198,7 @@ def has_rows(shards: list[Path]) -> bool:
     return any(pq.read_metadata(path).num_rows for path in shards)
 
 
-def _search(  # noqa: PLR0913 - a job's own parts
+def _search(
     config: Config,
     models: Models,
     problems: list[LabelledProblem],
@@ -226,13 +225,47 @@ def _search(  # noqa: PLR0913 - a job's own parts
     return [by_id[labelled.problem.id] for labelled in problems]
 
 
-@contextmanager
-def _verifier(config: Config, problems: list[LabelledProblem]) -> Iterator[AnswerVerifier]:
-    verifier = AnswerVerifier(problems, config.problems.rule, deadline_s=config.problems.deadline_s)
-    try:
-        yield verifier
-    finally:
-        verifier.close()
+def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
+    """Return the row of one problem, graded."""
+    if kind == "samples":
+        return {"problem_id": result.problem_id, "samples": _graded_samples(result, verifier, config)}
+    answers = [result.answer, *(answer for _, answer in result.anytime)]
+    correct = [verdict.correct for verdict in verifier.grade([(result.problem_id, answer) for answer in answers])]
+    row = {"problem_id": result.problem_id, "answer": result.answer, "correct": correct[0], "tokens": result.tree.generated_tokens}
+    if kind == "search":
+        row["anytime"] = [[tokens, right] for (tokens, _), right in zip(result.anytime, correct[1:], strict=True)]
+    return row
+
+
+def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
+    """Return the independent samples of a sampled tree, graded, in a random order.
+
+    The tree merges equal samples and keeps counts. Independent draws are exchangeable, so an order drawn at random, from a seed of the
+    problem's own, is as good as the order in which they came.
+    """
+    tree, last_nodes = result.tree, []
+    for node, reason in enumerate(result.tree.stop_reasons):
+        if reason != StopReason.STEP:
+            last_nodes += [node] * tree.visits[node]
+    verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last_nodes])
+    samples = [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
+    random.Random(derive_seed("sample order", result.problem_id)).shuffle(samples)
+    return samples
+
+
+def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[str, Any]:
+    path = []
+    while node > 0:
+        path.append(node)
+        node = tree.parents[node]
+    path.reverse()
+    answer = tree.answers[path[-1]]
+    return {
+        "tokens": sum(len(tree.token_ids[step]) for step in path),
+        "answer": None if answer is None else answer_key(answer, config.problems.rule),
+        "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
+        "correct": correct,
+    }
 
 
 def _search_progress(stage: str) -> Callable[[SearchEvent], None]:
@@ -252,3 +285,20 @@ def _search_progress(stage: str) -> Callable[[SearchEvent], None]:
         last = event
 
     return report
+
+
+def _training_progress(stage: str) -> Callable[[int, int, float, int], None]:
+    """Return a trainer's callback that reports one update and the tokens since the last call."""
+    seen = 0
+
+    def report(step: int, total: int, loss: float, tokens: int) -> None:
+        nonlocal seen
+        report_progress(Progress(stage=stage, items=1, tokens=tokens - seen, total=total))
+        seen = tokens
+
+    return report
+
+
+def _summary(report: Any) -> Summary:
+    """Return a training report without its wall-clock time, which belongs to the events."""
+    return {name: value for name, value in asdict(report).items() if name != "seconds"}

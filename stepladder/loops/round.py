@@ -38,15 +38,10 @@ class RoundContext:
     display: ProgressDisplay
     """Where progress is shown."""
 
-    def policy(self, version: int) -> str:
-        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none."""
-        path = self.run.policy(version)
-        return str(path) if path.exists() else self.config.policy.model
-
     def models(self, number: int, policy_version: int, prm_version: int | None) -> jobs.Models:
         """Return the models of a job with their provenance."""
         return jobs.Models(
-            policy=self.policy(policy_version),
+            policy=self.run.policy_source(policy_version, self.config),
             prm=None if prm_version is None else str(self.run.prm(prm_version)),
             provenance=Provenance(
                 round=number,
@@ -170,8 +165,15 @@ def _train(context: RoundContext, number: int, policy_version: int, prm_version:
     tasks: dict[str, Task] = {}
     common = {"config": config, "seed": derive_seed(config.run.seed, "train", number)}
     if jobs.has_rows(traces) and not run.policy(number).exists():
-        start = context.policy(policy_version if config.start_from == "best" else 0)
-        arguments = {**common, "start": start, "traces": traces, "pairs": pairs, "out": run.policy(number), "stage": f"round {number}: policy"}
+        start = run.policy_source(policy_version if config.start_from == "best" else 0, config)
+        arguments = {
+            **common,
+            "start": start,
+            "traces": traces,
+            "pairs": pairs,
+            "out": run.policy(number),
+            "stage": f"round {number}: policy",
+        }
         tasks["policy"] = Task(function=jobs.train_policy, arguments=arguments)
     if config.prm.enabled and jobs.has_rows(values) and not run.prm(number).exists():
         start = _prm_start(context, policy_version, prm_version)
@@ -196,7 +198,7 @@ def _prm_start(context: RoundContext, policy_version: int, prm_version: int | No
     prm = context.config.prm
     if prm.start == "last" and prm_version is not None:
         return str(context.run.prm(prm_version))
-    return prm.model or context.policy(policy_version)
+    return prm.model or context.run.policy_source(policy_version, context.config)
 
 
 def _judge(
@@ -240,7 +242,13 @@ def _judge(
 
 def _evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None, best_prm: int | None) -> None:
     """Run the evaluations that are missing: everything on test, what the gates need on held-out."""
-    kinds = [("held_out", "greedy", prm), ("held_out", "samples", prm), ("test", "greedy", prm), ("test", "samples", prm), ("test", "search", prm)]
+    kinds = [
+        ("held_out", "greedy", prm),
+        ("held_out", "samples", prm),
+        ("test", "greedy", prm),
+        ("test", "samples", prm),
+        ("test", "search", prm),
+    ]
     if best_prm is not None and best_prm != prm:
         # The same seeds give the same samples, now scored by the PRM that the new one has to match.
         kinds.append(("held_out", "samples-best-prm", best_prm))

@@ -31,6 +31,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         BackendError: If a model engine or a worker fails.
     """
     build.check_searches(config)
+    build.check_model(config.policy)
     problems = build.build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
     for row in run.rows():
@@ -58,9 +59,4 @@ def best_models(run: RunDir) -> tuple[str, str | None]:
     if not rows:
         raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
     policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
-    return policy_source(run, policy, run.config()), None if prm is None else str(run.prm(prm))
-
-
-def policy_source(run: RunDir, version: int, config: Config) -> str:
-    """Return where the weights of a policy version are: a round's directory, or the base model if that round trained none."""
-    return str(run.policy(version)) if run.policy(version).exists() else config.policy.model
+    return run.policy_source(policy, run.config()), None if prm is None else str(run.prm(prm))

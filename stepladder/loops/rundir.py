@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from stepladder import __version__
-from stepladder.files import atomic_write_text
 from stepladder.errors import CheckpointError
-from stepladder.loops.config import Config
+from stepladder.files import atomic_write_text
+from stepladder.loops.config import PATH_KEYS, Config
 
 RUN_SCHEMA_VERSION = 1
+_RUN_DIR = "{run_dir}"
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "math-verify", "sympy")
 
 
@@ -49,6 +50,10 @@ class RunDir:
     def policy(self, number: int) -> Path:
         """Return the policy that a round trained."""
         return self.round(number) / "models" / "policy"
+
+    def policy_source(self, version: int, config: Config) -> str:
+        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none."""
+        return str(self.policy(version)) if self.policy(version).exists() else config.policy.model
 
     def prm(self, number: int) -> Path:
         """Return the PRM that a round trained."""
@@ -95,7 +100,7 @@ class RunDir:
         Raises:
             CheckpointError: If the directory is no run, or one of another version.
         """
-        return Config.model_validate(_read_run_json(self.root)["config"])
+        return Config.model_validate(_with_paths(_read_run_json(self.root)["config"], _RUN_DIR, str(self.root.resolve())))
 
 
 def open_run(root: Path, config: Config) -> RunDir:
@@ -119,7 +124,7 @@ def open_run(root: Path, config: Config) -> RunDir:
         "packages": _package_versions(),
         "git_revision": _git_revision(),
         "config_hash": config.hash(),
-        "config": config.model_dump(mode="json"),
+        "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
     }
     atomic_write_text(root / "run.json", json.dumps(facts, indent=2) + "\n")
     return run
@@ -133,6 +138,15 @@ def load_run(root: Path) -> RunDir:
     """
     _read_run_json(root)
     return RunDir(root=root)
+
+
+def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
+    for section, key in PATH_KEYS:
+        value = plain[section][key]
+        if isinstance(value, str) and value.startswith(old):
+            plain[section][key] = new + value[len(old) :]
+    return plain
 
 
 def _check_same(run: RunDir, config: Config) -> None:

@@ -148,14 +148,10 @@ def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
 
 def _bare_config(policy: str) -> Config:
     """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.policy.prompts import load_step_format
+    from stepladder.policy.prompts import FORMAT_FILE, StepFormat
 
-    saved = load_step_format(policy)
-    return Config(
-        problems=ProblemsConfig(train="", test=""),
-        policy=PolicyConfig(model=policy),
-        format=FormatConfig(**asdict(saved)) if saved is not None else FormatConfig(),
-    )
+    saved = asdict(StepFormat.load(policy)) if (Path(policy) / FORMAT_FILE).is_file() else {}
+    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -196,7 +192,10 @@ def _path(result: SearchResult) -> list[int]:
 
 def _row(result: SearchResult, question: str) -> dict[str, Any]:
     tree = result.tree
-    steps = [{"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]} for node in _path(result)]
+    steps = [
+        {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
+        for node in _path(result)
+    ]
     return {
         "id": result.problem_id,
         "question": question,
@@ -217,7 +216,10 @@ def _readable(row: dict[str, Any], result: SearchResult, seconds: float) -> str:
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
         lines.append(f"  {number:>2}  {score}  {step['text'].strip()}")
     nodes = len(result.tree.parents)
-    lines += ["", f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, {seconds:.2f} s"]
+    lines += [
+        "",
+        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, {seconds:.2f} s",
+    ]
     return "\n".join(lines)
 
 

@@ -1,0 +1,261 @@
+"""The figures of an evaluation, as pure functions.
+
+Lists run over problems or over the samples of one problem, in the order in which they were drawn; which one is said each time. A figure
+that cannot be computed is ``None``, never 0. A score that is ``None`` was not given: such a sample is left out of every comparison of
+scores.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stepladder.errors import ShapeError
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolSample:
+    """One sampled solution of a problem, graded."""
+
+    num_tokens: int
+    """Generated tokens, >= 0."""
+    answer_key: str | None
+    """Canonical form of its final answer; None if none could be read."""
+    score: float | None
+    """The PRM's score of the solution; None without one."""
+    correct: bool
+    """Whether its final answer is right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedComparison:
+    """Two methods on the same problems."""
+
+    difference: float
+    """Accuracy of the second minus that of the first, in [-1, 1]."""
+    interval: Interval
+    """Bootstrap interval of the difference."""
+    num_better: int
+    """Problems that only the second solves."""
+    num_worse: int
+    """Problems that only the first solves."""
+    p_value: float
+    """Exact two-sided McNemar test of no difference."""
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Return the unbiased estimate of the probability that at least one of ``k`` samples is right.
+
+        1 - C(n - c, k) / C(n, k)
+
+    Args:
+        num_samples: Samples drawn of one problem, n.
+        num_correct: Right ones among them, c, in [0, n].
+        k: In [1, n].
+
+    Raises:
+        ShapeError: If the counts are impossible.
+
+    Source: Chen et al. 2021, "Evaluating large language models trained on code", equation 1.
+    """
+    if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
+        raise ShapeError(f"pass_at_k: needs 0 <= c <= n and 1 <= k <= n: got n={num_samples}, c={num_correct}, k={k} -- draw more samples")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def first_within(pool: Sequence[PoolSample], max_tokens: float) -> list[PoolSample]:
+    """Return the first samples of a problem whose tokens together fit the budget; possibly none."""
+    kept: list[PoolSample] = []
+    spent = 0
+    for sample in pool:
+        spent += sample.num_tokens
+        if spent > max_tokens:
+            break
+        kept.append(sample)
+    return kept
+
+
+def majority_vote(samples: Sequence[PoolSample]) -> bool | None:
+    """Say whether the most frequent answer is right; ties go to the answer seen first; None if no answer can be read."""
+    return _vote([(sample, 1.0) for sample in samples])
+
+
+def weighted_vote(samples: Sequence[PoolSample]) -> bool | None:
+    """Say whether the answer with the largest sum of scores is right; unscored samples do not vote; None if nobody does."""
+    return _vote([(sample, sample.score) for sample in samples if sample.score is not None])
+
+
+def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
+    """Say whether the sample with the highest score is right, ties to the first; None if no sample with an answer has a score.
+
+    Samples without a readable answer do not compete: nobody would hand in one.
+    """
+    scored = [(sample.score, sample) for sample in samples if sample.score is not None and sample.answer_key is not None]
+    return max(scored, key=lambda pair: pair[0])[1].correct if scored else None
+
+
+def accuracy_at_budget(pools: Sequence[Sequence[PoolSample]], max_tokens: float) -> dict[str, float]:
+    """Return the accuracy of ``majority``, ``weighted_vote`` and ``best_of_n`` when each problem may spend ``max_tokens``.
+
+    A problem for which a rule has no answer counts as wrong.
+
+    Args:
+        pools: The samples of each problem, at least one problem.
+        max_tokens: Generated tokens per problem.
+    """
+    if not pools:
+        raise ShapeError("accuracy_at_budget: needs at least one problem: got none -- evaluate some first")
+    within = [first_within(pool, max_tokens) for pool in pools]
+    rules = {"majority": majority_vote, "weighted_vote": weighted_vote, "best_of_n": best_of_n}
+    return {name: sum(rule(samples) is True for samples in within) / len(pools) for name, rule in rules.items()}
+
+
+def within_problem_auc(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
+    """Return how well scores tell right from wrong solutions of the same problem: the AUC within each problem, averaged over problems.
+
+    Problems whose solutions are all right or all wrong say nothing and are left out. Unlike the pooled AUC it gives no credit for knowing
+    which problems are hard.
+
+    Args:
+        groups: Per problem, the scores of its solutions and whether each is right.
+
+    Returns:
+        The mean in [0, 1], 0.5 for chance; None if no problem has both kinds.
+    """
+    aucs = [auc for scores, correct in groups if (auc := pooled_auc(scores, correct)) is not None]
+    return float(np.mean(aucs)) if aucs else None
+
+
+def pooled_auc(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
+    """Return the probability that a right solution scores above a wrong one, ties counted half; None without both kinds.
+
+    Source: Mann and Whitney 1947; computed from mid-ranks.
+
+    Raises:
+        ShapeError: If the lists differ in length or a score is not finite.
+    """
+    values, right = _paired(scores, correct)
+    num_right = int(right.sum())
+    num_wrong = len(right) - num_right
+    if not num_right or not num_wrong:
+        return None
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # Mid-rank of a group of ties: the mean of the ranks that the group takes up.
+    mid_ranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = float(mid_ranks[inverse][right].sum())
+    return (rank_sum - num_right * (num_right + 1) / 2) / (num_right * num_wrong)
+
+
+def brier(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
+    """Return the mean squared difference of score and outcome, in [0, 1] for scores in [0, 1], lower is better; None without samples.
+
+    Source: Brier 1950, in the two-class form.
+    """
+    values, right = _paired(scores, correct)
+    return float(np.mean((values - right) ** 2)) if len(values) else None
+
+
+def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.959963984540054) -> Interval:
+    """Return the Wilson score interval of a proportion; the default ``z`` is for 95%.
+
+    Without trials nothing is known: (0, 1).
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if not 0 <= num_successes <= num_trials:
+        raise ShapeError(f"wilson_interval: needs 0 <= successes <= trials: got {num_successes} of {num_trials}")
+    if not num_trials:
+        return Interval(0.0, 1.0)
+    share, correction = num_successes / num_trials, z * z / num_trials
+    centre = (share + correction / 2) / (1 + correction)
+    half = z / (1 + correction) * math.sqrt(share * (1 - share) / num_trials + correction / (4 * num_trials))
+    # At the ends the formula gives 0 and 1 up to rounding.
+    return Interval(0.0 if not num_successes else centre - half, 1.0 if num_successes == num_trials else centre + half)
+
+
+def mcnemar_p_value(num_better: int, num_worse: int) -> float:
+    """Return the exact two-sided p-value of a paired comparison from the problems that only one side solves; 1 if there are none.
+
+    Source: McNemar 1947, with the binomial distribution in place of its normal approximation.
+    """
+    trials, tail = num_better + num_worse, min(num_better, num_worse)
+    return min(1.0, 2 * sum(math.comb(trials, successes) for successes in range(tail + 1)) / 2**trials)
+
+
+def paired_comparison(
+    first: Sequence[bool], second: Sequence[bool], *, rng: np.random.Generator, num_resamples: int = 10_000, confidence: float = 0.95
+) -> PairedComparison:
+    """Compare two methods on the same problems: difference, percentile bootstrap interval, and McNemar's test.
+
+    Args:
+        first: Whether the first method solves each problem.
+        second: The same of the second method, in the same order.
+        rng: Source of the resampled problems.
+        num_resamples: Bootstrap samples, >= 1.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Raises:
+        ShapeError: If the lists are empty or differ in length.
+
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife". Problems are resampled with both their results.
+    """
+    if len(first) != len(second) or not first:
+        raise ShapeError(f"paired_comparison: needs two lists of the same problems, at least one: got {len(first)} and {len(second)}")
+    better = sum(not before and after for before, after in zip(first, second, strict=True))
+    worse = sum(before and not after for before, after in zip(first, second, strict=True))
+    # A resample of the problems only matters through how often each of the three kinds of problem is drawn.
+    drawn = rng.multinomial(len(first), [better / len(first), worse / len(first), 1 - (better + worse) / len(first)], size=num_resamples)
+    differences = (drawn[:, 0] - drawn[:, 1]) / len(first)
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return PairedComparison(
+        difference=(better - worse) / len(first),
+        interval=Interval(float(low), float(high)),
+        num_better=better,
+        num_worse=worse,
+        p_value=mcnemar_p_value(better, worse),
+    )
+
+
+def distinct_correct(completions: Sequence[Hashable], correct: Sequence[bool]) -> int:
+    """Return how many different right solutions the samples of one problem hold."""
+    return len({completion for completion, right in zip(completions, correct, strict=True) if right})
+
+
+def answer_entropy(answer_keys: Sequence[str | None]) -> float:
+    """Return the entropy, in nats, of the answers to one problem; unreadable ones are left out, and no answers have entropy 0."""
+    counts = np.array(list(Counter(key for key in answer_keys if key is not None).values()), dtype=float)
+    shares = counts / counts.sum() if len(counts) else counts
+    # Adding zero turns the -0.0 of a single answer into 0.0.
+    return float(-(shares * np.log(shares)).sum()) + 0.0
+
+
+def _vote(ballots: Sequence[tuple[PoolSample, float]]) -> bool | None:
+    weights: dict[str, float] = {}
+    correct: dict[str, bool] = {}
+    for sample, weight in ballots:
+        if sample.answer_key is not None:
+            weights[sample.answer_key] = weights.get(sample.answer_key, 0.0) + weight
+            correct.setdefault(sample.answer_key, sample.correct)
+    return correct[max(weights, key=lambda key: weights[key])] if weights else None
+
+
+def _paired(scores: Sequence[float], correct: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    values, right = np.asarray(scores, dtype=float), np.asarray(correct, dtype=bool)
+    if values.shape != right.shape or not np.isfinite(values).all():
+        raise ShapeError(
+            f"scores: must be finite and as many as the outcomes: got {len(values)} scores and {len(right)} outcomes "
+            "-- leave unscored samples out of both lists"
+        )
+    return values, right

@@ -1,0 +1,314 @@
+"""Problems and solved examples: reading them, splitting them, and proving that splits share nothing.
+
+Sources are JSONL files, Parquet files, and Hugging Face data sets (a hub id, or a directory). Rows are counted from 1, so that the number
+in a message is the line an editor shows.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepladder.errors import ConfigError, DataFormatError
+from stepladder.types import LabelledProblem, Problem, derive_seed
+
+
+class _Row(NamedTuple):
+    """One row of a source."""
+
+    place: str
+    """Where it stands, for messages."""
+    default_id: str
+    """Id of the problem when the source has no id field."""
+    fields: dict[str, Any]
+    """The row itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedSolution:
+    """A solved problem for the warm-up."""
+
+    id: str
+    """Key of the problem."""
+    question: str
+    """The question, verbatim."""
+    solution: str
+    """The whole solution as text: every step with its boundary, the final answer last."""
+
+
+def load_problems(
+    source: str | Path,
+    *,
+    id_field: str | None = "id",
+    question_field: str = "question",
+    answer_field: str = "answer",
+    answer_pattern: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    allow_unlabelled: bool = False,
+    limit: int | None = None,
+) -> list[LabelledProblem]:
+    """Read problems with their reference answers, in source order.
+
+    Args:
+        source: ``*.jsonl`` or ``*.parquet`` file; anything else is a Hugging Face data set: a directory or a hub id.
+        id_field: Field of the id, a string or an integer. None makes ids from the place of the row: ``<file stem>-<line>`` for files,
+            ``<data set name>-<split>-<row>`` for data sets; they are stable as long as the rows are not reordered.
+        question_field: Field of the question.
+        answer_field: Field of the reference answer, a string or a number.
+        answer_pattern: Regular expression with one group that reads the answer out of that field; its last match counts.
+        subset: Configuration name of a Hugging Face data set; not for files.
+        split: Split of a Hugging Face data set; files have no splits and ignore it.
+        allow_unlabelled: Accept rows without an answer; it is then the empty string, which no verifier accepts.
+        limit: Read at most this many problems; None reads all.
+
+    Raises:
+        DataFormatError: If the source is missing, empty or malformed, or two problems share an id; the message names the row.
+        ConfigError: If ``answer_pattern`` is no regular expression with exactly one group.
+    """
+    pattern = None if answer_pattern is None else _answer_regex(answer_pattern)
+    problems: list[LabelledProblem] = []
+    places: dict[str, str] = {}
+    for row in _rows(str(source), subset=subset, split=split):
+        if limit is not None and len(problems) == limit:
+            break
+        problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
+        _claim_id(problem.id, row.place, places)
+        answer = _answer(row, answer_field, pattern=pattern, allow_unlabelled=allow_unlabelled)
+        problems.append(LabelledProblem(problem=problem, answer=answer))
+    if not problems:
+        raise DataFormatError(f"{source}: must hold at least one problem: got none -- check that this is the right file")
+    return problems
+
+
+def load_seed_solutions(path: str | Path, *, limit: int | None = None) -> list[SeedSolution]:
+    """Read solved problems for the warm-up from a JSONL file with the fields ``id``, ``question`` and ``solution``.
+
+    Raises:
+        DataFormatError: If the file is missing, empty or malformed, or two solutions share an id; the message names the line.
+    """
+    solutions: list[SeedSolution] = []
+    places: dict[str, str] = {}
+    for row in _jsonl_rows(Path(path)):
+        if limit is not None and len(solutions) == limit:
+            break
+        solution = SeedSolution(id=_row_id(row, "id"), question=_text(row, "question"), solution=_text(row, "solution"))
+        _claim_id(solution.id, row.place, places)
+        solutions.append(solution)
+    if not solutions:
+        raise DataFormatError(f"{path}: must hold at least one solution: got none -- check that this is the right file")
+    return solutions
+
+
+def normalise_question(question: str) -> str:
+    """Return a question with Unicode compatibility forms, case and white space made uniform; equal results are the same question."""
+    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+
+
+def check_disjoint(**splits: Sequence[LabelledProblem]) -> None:
+    """Check that no problem stands in two splits, by id and by normalised question text.
+
+    Repetition inside one split is allowed: it leaks nothing.
+
+    Raises:
+        DataFormatError: On the first clash, in the order of the arguments.
+    """
+    ids: dict[str, str] = {}
+    questions: dict[str, tuple[str, str]] = {}
+    for split, problems in splits.items():
+        for problem in (labelled.problem for labelled in problems):
+            other = ids.setdefault(problem.id, split)
+            if other != split:
+                raise DataFormatError(
+                    f"splits must not share a problem: id {problem.id!r} is in {other!r} and in {split!r} -- remove it from one of them"
+                )
+            other, other_id = questions.setdefault(normalise_question(problem.question), (split, problem.id))
+            if other != split:
+                raise DataFormatError(
+                    f"splits must not share a question: {problem.id!r} in {split!r} asks the same as {other_id!r} in {other!r} "
+                    "-- remove one of them"
+                )
+
+
+def split_problems(
+    problems: Sequence[LabelledProblem], *, held_out: int, seed: int
+) -> tuple[list[LabelledProblem], list[LabelledProblem]]:
+    """Set ``held_out`` problems aside and return (the others, the ones set aside), both in their original order.
+
+    The choice depends on the seed and on each problem's id alone, not on the order of the problems. Problems that ask the same question
+    stay on one side; a group of them that would overfill the held-out side is passed over.
+
+    Raises:
+        ConfigError: If there are not more than ``held_out`` problems, or repeated questions leave no choice of exactly that many.
+    """
+    if not 0 <= held_out < len(problems):
+        raise ConfigError(
+            f"held_out_size: must leave problems to train on: got {held_out} of {len(problems)} -- lower it or give a held-out file"
+        )
+    groups: dict[str, list[str]] = {}
+    for labelled in problems:
+        groups.setdefault(normalise_question(labelled.problem.question), []).append(labelled.problem.id)
+    order = sorted(groups.values(), key=lambda ids: min((derive_seed(seed, "split", id), id) for id in ids))
+    chosen: set[str] = set()
+    for ids in order:
+        if len(chosen) + len(ids) <= held_out:
+            chosen.update(ids)
+    if len(chosen) != held_out:
+        raise ConfigError(
+            f"held_out_size: no choice of whole questions has exactly {held_out} problems: got {len(chosen)} because questions repeat "
+            "-- choose another size or remove the repetitions"
+        )
+    return (
+        [labelled for labelled in problems if labelled.problem.id not in chosen],
+        [labelled for labelled in problems if labelled.problem.id in chosen],
+    )
+
+
+def _rows(source: str, *, subset: str | None, split: str) -> Iterator[_Row]:
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.is_file() or path.suffix in (".json", ".csv", ".txt"):
+        raise DataFormatError(f"{source}: must be a .jsonl or .parquet file: got {path.suffix!r} -- convert it to one of these")
+    return _dataset_rows(source, subset=subset, split=split)
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataFormatError(f"{path}: must be a readable file: got {error.strerror!r} -- check the path") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield _Row(f"{path}:{number}", f"{path.stem}-{number}", _json_object(line, f"{path}:{number}"))
+
+
+def _json_object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"{place}: must be UTF-8: got byte {line[error.start]:#04x} -- save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataFormatError(f"{place}: must be one JSON object: {error} -- correct or remove the line") from None
+    if not isinstance(fields, dict):
+        raise DataFormatError(f"{place}: must be one JSON object: got {type(fields).__name__} -- correct or remove the line")
+    return fields
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # ParquetFile reads this file alone; read_table would also read a directory and infer columns from its name.
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataFormatError(f"{path}: must be a readable Parquet file: {reason} -- check the path") from None
+    for number, fields in enumerate(table.to_pylist(), 1):
+        yield _Row(f"{path}:{number}", f"{path.stem}-{number}", fields)
+
+
+def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[_Row]:
+    import datasets
+
+    try:
+        if (Path(source) / "dataset_dict.json").exists():
+            data = datasets.load_from_disk(source)[split]
+        elif (Path(source) / "dataset_info.json").exists():
+            data = datasets.load_from_disk(source)
+        else:
+            data = datasets.load_dataset(source, subset, split=split)
+    # The library raises dozens of its own and the network's types here, and all mean the same to the reader.
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise DataFormatError(
+            f"{source}: must be a .jsonl or .parquet file or a data set with split {split!r}: {first_line} "
+            "-- check the path, subset and split"
+        ) from error
+    for number, fields in enumerate(data, 1):
+        yield _Row(f"{source}[{split}]:{number}", f"{Path(source).name}-{split}-{number}", dict(fields))
+
+
+def _answer_regex(pattern: str) -> re.Pattern[str]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"answer_pattern: must be a regular expression: {error} in {pattern!r} -- correct it") from None
+    if regex.groups != 1:
+        raise ConfigError(f"answer_pattern: must have exactly one group: got {regex.groups} in {pattern!r} -- put ( ) around the answer")
+    return regex
+
+
+def _row_id(row: _Row, id_field: str | None) -> str:
+    if id_field is None:
+        return row.default_id
+    value = row.fields.get(id_field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(row, id_field)
+
+
+def _claim_id(id: str, place: str, places: dict[str, str]) -> None:
+    if id in places:
+        raise DataFormatError(f"{place}: id must be unique: {id!r} is also at {places[id]} -- rename or remove one of them")
+    places[id] = place
+
+
+def _text(row: _Row, field: str) -> str:
+    """Return a field that must be a string with something in it, verbatim."""
+    value = row.fields.get(field)
+    if not isinstance(value, str) or not value.strip():
+        known = "" if field in row.fields else f" (the row has {', '.join(map(repr, row.fields)) or 'no fields'})"
+        raise DataFormatError(
+            f"{row.place}: field {field!r} must be a non-empty string: got {_shown(value)}{known} "
+            "-- correct the row or name the right field"
+        )
+    _check_unicode(row, field, value)
+    return value
+
+
+def _check_unicode(row: _Row, field: str, value: str) -> None:
+    # JSON can spell half of a surrogate pair, which no file and no tokenizer can take; found here it has a line number.
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataFormatError(
+            f"{row.place}: field {field!r} must be valid Unicode: got a lone surrogate at character {error.start} -- correct the row"
+        ) from None
+
+
+def _answer(row: _Row, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:
+    value = row.fields.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        if allow_unlabelled and (value is None or isinstance(value, str)):
+            return ""
+        raise DataFormatError(
+            f"{row.place}: field {field!r} must be a non-empty string: got {_shown(value)} -- drop the row or name the right answer field"
+        )
+    _check_unicode(row, field, value)
+    if pattern is None:
+        return value.strip()
+    found = [match.group(1).strip() for match in pattern.finditer(value) if match.group(1)]
+    if found and found[-1]:
+        return found[-1]
+    if allow_unlabelled:
+        return ""
+    raise DataFormatError(
+        f"{row.place}: field {field!r} must match answer_pattern {pattern.pattern!r}: got {_shown(value)} -- correct the row or the pattern"
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

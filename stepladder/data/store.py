@@ -1,0 +1,229 @@
+"""Shards: immutable Parquet files of records, one kind of record per file.
+
+The schema of every kind is written out here, so a file of another version or kind is recognised and refused, and an empty list has the same
+type as a full one. The same records give the same bytes: nothing in a file depends on the time, the machine or the path. A file appears
+whole or not at all; what a killed process left behind has another name and is never read.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stepladder.errors import DataFormatError
+from stepladder.files import atomic_file
+from stepladder.types import TREE_SCHEMA_VERSION, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+
+RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, ValueRow)
+
+ROW_SCHEMA_VERSION = 1
+"""Version of the stored form of traces, pairs and value rows."""
+
+_KIND_KEY, _VERSION_KEY = b"stepladder.kind", b"stepladder.schema_version"
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_PROVENANCE = {
+    "round": _INT,
+    "policy_version": _INT,
+    "scorer_version": _INT,
+    "seed": _INT,
+    "config_hash": _TEXT,
+    "renderer_hash": _TEXT,
+}
+
+PROVENANCE_COLUMNS = {
+    "round": "Round of the loop in which it was searched.",
+    "policy_version": "Round whose training produced the policy that sampled it.",
+    "scorer_version": "Round whose training produced the process reward model that scored it; null without one.",
+    "seed": "Seed of the run.",
+    "config_hash": "Hash of the run's settings.",
+    "renderer_hash": "Hash of prompt format and tokenizer.",
+}
+"""What the provenance columns of every shard mean."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardKind(Generic[RecordT]):
+    """The stored form of one kind of record: the record's fields in order, then those of its provenance as columns of their own."""
+
+    name: str
+    """What the file says it holds."""
+    version: int
+    """Version of the stored form."""
+    record: type[RecordT]
+    """The record class."""
+    columns: dict[str, pa.DataType]
+    """Column types by field name, without provenance."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, with kind and version in its metadata."""
+        metadata = {_KIND_KEY: self.name.encode(), _VERSION_KEY: str(self.version).encode()}
+        return pa.schema({**self.columns, **_PROVENANCE}, metadata=metadata)
+
+
+TREES = ShardKind(
+    name="trees",
+    version=TREE_SCHEMA_VERSION,
+    record=TreeRecord,
+    columns={
+        "problem_id": _TEXT,
+        "question": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "method": _TEXT,
+        "parents": pa.list_(_INT),
+        "depths": pa.list_(_INT),
+        "token_ids": pa.list_(pa.list_(_INT)),
+        "logps": pa.list_(pa.list_(_FLOAT)),
+        "texts": pa.list_(_TEXT),
+        "priors": pa.list_(_FLOAT),
+        "scores": pa.list_(_FLOAT),
+        "visits": pa.list_(_INT),
+        "values": pa.list_(_FLOAT),
+        "stop_reasons": pa.list_(_TEXT),
+        "answers": pa.list_(_TEXT),
+        "outcomes": pa.list_(_FLOAT),
+        "generated_tokens": _INT,
+        "policy_calls": _INT,
+        "scored_tokens": _INT,
+        "num_simulations": _INT,
+        "schema_version": _INT,
+    },
+)
+TRACES = ShardKind(
+    name="traces",
+    version=ROW_SCHEMA_VERSION,
+    record=Trace,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "completion_ids": pa.list_(_INT),
+        "prompt": _TEXT,
+        "completion": _TEXT,
+        "mean_value": _FLOAT,
+    },
+)
+PAIRS = ShardKind(
+    name="pairs",
+    version=ROW_SCHEMA_VERSION,
+    record=PreferencePair,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "chosen_ids": pa.list_(_INT),
+        "rejected_ids": pa.list_(_INT),
+        "prompt": _TEXT,
+        "chosen": _TEXT,
+        "rejected": _TEXT,
+        "chosen_value": _FLOAT,
+        "rejected_value": _FLOAT,
+        "depth": _INT,
+    },
+)
+VALUES = ShardKind(
+    name="values",
+    version=ROW_SCHEMA_VERSION,
+    record=ValueRow,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "step_ids": pa.list_(pa.list_(_INT)),
+        "targets": pa.list_(_FLOAT),
+        "prompt": _TEXT,
+        "steps": pa.list_(_TEXT),
+    },
+)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, whole or not at all; equal tables give equal bytes.
+
+    Raises:
+        CheckpointError: If the disk is full or the place cannot be written.
+    """
+    # A file object of Python's own: its errors carry the number by which a full disk is recognised.
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", version="2.6", data_page_version="1.0")
+
+
+def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
+    """Read a shard as an Arrow table.
+
+    Raises:
+        DataFormatError: If the file is missing, no Parquet file, or of another kind or version.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        raise DataFormatError(f"{path}: must be a Parquet shard of {kind.name}: {reason} -- make it again") from None
+    metadata = table.schema.metadata or {}
+    found = metadata.get(_KIND_KEY, b"no stepladder shard").decode()
+    version = metadata.get(_VERSION_KEY, b"none").decode()
+    if found != kind.name or version != str(kind.version) or table.schema.names != kind.schema.names:
+        raise DataFormatError(
+            f"{path}: must be a shard of {kind.name}, schema version {kind.version}: got {found}, version {version} "
+            "-- use the stepladder that wrote it, or make it again"
+        )
+    return table
+
+
+def write_trees(path: Path, records: Sequence[TreeRecord]) -> None:
+    """Write searched trees as one shard; errors as for ``write_table``."""
+    _write(path, records, TREES)
+
+
+def read_trees(path: Path) -> list[TreeRecord]:
+    """Read a shard of searched trees; errors as for ``read_table``."""
+    return _read(path, TREES)
+
+
+def write_traces(path: Path, rows: Sequence[Trace]) -> None:
+    """Write traces as one shard; errors as for ``write_table``."""
+    _write(path, rows, TRACES)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Read a shard of traces; errors as for ``read_table``."""
+    return _read(path, TRACES)
+
+
+def write_pairs(path: Path, rows: Sequence[PreferencePair]) -> None:
+    """Write preference pairs as one shard; errors as for ``write_table``."""
+    _write(path, rows, PAIRS)
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """Read a shard of preference pairs; errors as for ``read_table``."""
+    return _read(path, PAIRS)
+
+
+def write_values(path: Path, rows: Sequence[ValueRow]) -> None:
+    """Write value rows as one shard; errors as for ``write_table``."""
+    _write(path, rows, VALUES)
+
+
+def read_values(path: Path) -> list[ValueRow]:
+    """Read a shard of value rows; errors as for ``read_table``."""
+    return _read(path, VALUES)
+
+
+def _write(path: Path, records: Sequence[RecordT], kind: ShardKind[RecordT]) -> None:
+    getters: dict[str, Callable[[RecordT], Any]] = {name: lambda record, name=name: getattr(record, name) for name in kind.columns}
+    getters |= {name: lambda record, name=name: getattr(record.provenance, name) for name in _PROVENANCE}
+    schema = kind.schema
+    arrays = [pa.array([getters[field.name](record) for record in records], type=field.type) for field in schema]
+    write_table(path, pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _read(path: Path, kind: ShardKind[RecordT]) -> list[RecordT]:
+    fields = {field.name for field in dataclasses.fields(kind.record)}
+    records = []
+    for row in read_table(path, kind).to_pylist():
+        provenance = Provenance(**{name: row[name] for name in _PROVENANCE})
+        records.append(kind.record(**{name: row[name] for name in row if name in fields}, provenance=provenance))
+    return records

@@ -1,0 +1,166 @@
+"""Forward passes over a flat row of tokens that belong to many sequences.
+
+All tokens of a pass stand in one row, whatever sequence they belong to, so nothing but attention is ever padded. Attention is handed to a
+callback that knows which cached keys each token may see. The hook is transformers' own attention registry, so any model that takes its
+attention from there works unchanged: Llama, Mistral, Qwen2, Qwen3, Phi and their like. Layers with a sliding window, linear attention,
+soft-capped logits or attention sinks, and rotary scalings that depend on the length of the pass, are refused.
+
+Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B padded rows, Q queries, S keys.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from transformers import AttentionInterface, PreTrainedModel
+
+from stepladder.errors import BackendError
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+"""(layer, queries [1 H N D], keys [1 h N D], values [1 h N D], scale) -> outputs [N H D]."""
+
+_NAME = "stepladder_flat"
+_FOLD_LIMIT = 64
+"""Queries per sequence up to which the heads of a group share one pass over their keys."""
+_REFUSED_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+def _flat_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    stepladder_attend: Attend | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Pass one layer's queries, keys and values on; the signature is that of transformers' attention registry."""
+    refused = [name for name in _REFUSED_OPTIONS if options.get(name) is not None]
+    if refused or stepladder_attend is None:
+        what = f"attention with {', '.join(refused)}" if refused else "attention that drops keyword arguments"
+        raise BackendError(f"{type(module).__name__}: only plain causal attention can be cached: got {what} -- use another model or backend")
+    return stepladder_attend(int(module.layer_idx), query, key, value, scaling)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(_NAME, _flat_attention)
+
+
+class FlatModel:
+    """A causal transformer seen as a function of flat tokens, positions and an attention callback."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a model, which is put into evaluation mode.
+
+        Raises:
+            BackendError: If the model's attention cannot be served from a cache of keys and values.
+        """
+        config = model.config.get_text_config()
+        _check_plain(model, config)
+        self._model = model.eval()
+        self._configs = list({id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values())
+        heads = config.num_attention_heads
+        self.num_layers: int = config.num_hidden_layers
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.max_positions: int = config.max_position_embeddings
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.forwarded_tokens = 0
+        """Tokens that went through the model so far."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    def zeros(self, *shape: int) -> Float[torch.Tensor, "..."]:
+        """Return zeros of the model's type on its device, shaped [layers, *shape, h, D]: room for keys or for values."""
+        return torch.zeros(self.num_layers, *shape, self.num_kv_heads, self.head_dim, dtype=self.dtype, device=self.device)
+
+    def forward(
+        self, token_ids: Int[torch.Tensor, "N"], positions: Int[torch.Tensor, "N"], attend: Attend, **options: Any
+    ) -> Float[torch.Tensor, "M V"]:
+        """Return the logits of a pass; ``options`` go to the model (``logits_to_keep=1`` keeps those of the last token only).
+
+        Raises:
+            BackendError: If a layer did not ask for its attention.
+        """
+        layers = []
+
+        def counted(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+            layers.append(layer)
+            return attend(layer, q, k, v, scale)
+
+        with self._hooked():
+            output = self._model(
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, stepladder_attend=counted, **options
+            )
+        if len(layers) != self.num_layers:
+            raise BackendError(
+                f"{type(self._model).__name__}: every layer must take its attention from transformers' registry: "
+                f"{len(layers)} of {self.num_layers} did -- use another model or backend"
+            )
+        self.forwarded_tokens += len(token_ids)
+        return output.logits[0]
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Use the flat attention for one pass, and leave the model as it was: others may call it in the ordinary way."""
+        before = [config._attn_implementation for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation = _NAME
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, before, strict=True):
+                config._attn_implementation = name
+
+
+def _check_plain(model: PreTrainedModel, config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_types = {entry.get("rope_type") for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
+    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention"})]
+    problems += [f"{name!r} rotary scaling" for name in sorted(rope_types & _LENGTH_DEPENDENT_ROPE)]
+    if not model._supports_attention_backend:
+        problems.append("attention outside transformers' registry")
+    if problems:
+        raise BackendError(
+            f"{type(model).__name__}: only plain causal attention can be cached: got {', '.join(problems)} -- use another model or backend"
+        )
+
+
+def attend_padded(
+    query: Float[torch.Tensor, "B H Q D"],
+    key: Float[torch.Tensor, "B h S D"],
+    value: Float[torch.Tensor, "B h S D"],
+    mask: Float[torch.Tensor, "B 1 Q S"],
+    scale: float | None,
+) -> Float[torch.Tensor, "B H Q D"]:
+    """Return softmax(scale * q k + mask) v, with H // h query heads on each key head.
+
+    For few queries the heads of a group are folded into the query axis, so their keys are read once and never repeated in memory.
+
+    Args:
+        query: Queries.
+        key: Keys.
+        value: Values.
+        mask: 0 where a query may look, the type's minimum elsewhere; a query that may look nowhere gets a finite, meaningless output.
+        scale: Factor on the products; None is 1 / sqrt(D).
+    """
+    attention = torch.nn.functional.scaled_dot_product_attention
+    batch, heads, queries, dim = query.shape
+    groups = heads // key.shape[1]
+    if groups == 1:
+        return attention(query, key, value, attn_mask=mask, scale=scale)
+    if queries > _FOLD_LIMIT:
+        return attention(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=mask, scale=scale)
+    folded = query.reshape(batch, key.shape[1], groups * queries, dim)
+    output = attention(folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scale)
+    return output.reshape(batch, heads, queries, dim)

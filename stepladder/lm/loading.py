@@ -1,0 +1,132 @@
+"""Loading models and tokenizers from a directory or a hub id, with errors that say what is missing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from stepladder.errors import CheckpointError, ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return a device: ``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: If the device is malformed, or is a GPU that this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: must be 'auto', 'cpu', 'cuda' or 'cuda:N': got {device!r}") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device!r} must exist: this machine has {torch.cuda.device_count()} GPUs -- use 'auto' or 'cpu'")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """Return the weights' type: ``auto`` is float32 on the CPU, and on a GPU what the checkpoint says.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype: must be one of {['auto', *_DTYPES]}: got {dtype!r}")
+    return _DTYPES[dtype]
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model directory or hub id.
+
+    A ``tokenizer.json`` that was saved by a generic tokenizer class is taken as it stands: ``AutoTokenizer`` would replace its splitting
+    rules by those of the model family (Qwen2's drop whitespace that a small custom vocabulary does not know).
+
+    Raises:
+        CheckpointError: If there is no tokenizer, or it cannot be read.
+    """
+    settings = Path(source) / "tokenizer_config.json"
+    complete = (Path(source) / "tokenizer.json").is_file()
+    if Path(source).is_dir() and not complete and not settings.is_file():
+        raise CheckpointError(
+            f"{source}: a model directory must hold a tokenizer: found neither tokenizer.json nor tokenizer_config.json "
+            "-- save the model's tokenizer there too"
+        )
+    generic = complete and settings.is_file() and _tokenizer_class(settings) in _GENERIC_CLASSES
+    if generic:
+        return _loaded(source, "tokenizer", PreTrainedTokenizerFast.from_pretrained)
+    return _loaded(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+
+
+def _tokenizer_class(settings: Path) -> str | None:
+    try:
+        return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{settings}: must be a JSON object: {error} -- save the tokenizer again") from error
+
+
+def load_causal_lm(source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a causal language model in evaluation mode.
+
+    Args:
+        source: Directory in Hugging Face form, or a hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        trust_remote_code: Run code that ships with a hub model.
+
+    Raises:
+        CheckpointError: If there is no such model, or it cannot be read.
+        ConfigError: If device or dtype cannot be had.
+    """
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
+    model = _loaded(source, "causal language model", AutoModelForCausalLM.from_pretrained, dtype=kind, trust_remote_code=trust_remote_code)
+    return model.to(place).eval()
+
+
+def load_token_classifier(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, **config: Any
+) -> PreTrainedModel:
+    """Return a model with a head on every token, in evaluation mode; ``config`` overrides configuration entries, such as num_labels=1.
+
+    Raises:
+        CheckpointError: If there is no such model, or it cannot be read.
+        ConfigError: If device or dtype cannot be had.
+    """
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
+    load = AutoModelForTokenClassification.from_pretrained
+    model = _loaded(source, "token classification model", load, dtype=kind, trust_remote_code=trust_remote_code, **config)
+    return model.to(place).eval()
+
+
+def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    """Load, and turn whatever a broken or absent checkpoint raises into one sentence."""
+    if _looks_like_path(source) and not Path(source).is_dir():
+        raise CheckpointError(f"{source}: must be a model directory or a hub id: no such directory -- check the path")
+    try:
+        return load(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- check that the directory is complete") from error
+
+
+def _looks_like_path(source: str | Path) -> bool:
+    """Say whether a source can only be a path: a hub id is ``name`` or ``owner/name``."""
+    text = str(source)
+    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1

@@ -1,0 +1,86 @@
+"""What both trainers ask of their rows, and how rows are checked and padded."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stepladder.errors import DataFormatError
+from stepladder.types import Provenance
+
+
+class Row(Protocol):
+    """One unit of shuffling: what becomes one or more sequences of a batch."""
+
+    @property
+    def length(self) -> int:
+        """Positions of the row's longest sequence; rows of equal length waste no padding."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded for the row, padding not counted."""
+        ...
+
+
+def check_provenance(provenances: Iterable[Provenance], *, renderer_hash: str, what: str) -> None:
+    """Refuse rows that another renderer made: their tokens mean something else.
+
+    Raises:
+        DataFormatError: If there are no rows, or a row's renderer hash is not ``renderer_hash``.
+    """
+    found = {provenance.renderer_hash for provenance in provenances}
+    if not found:
+        raise DataFormatError(f"{what}: training needs at least one row: got none -- search more problems or loosen the label settings")
+    if foreign := sorted(found - {renderer_hash}):
+        raise DataFormatError(
+            f"{what}: every row must come from renderer {renderer_hash!r}: got {', '.join(map(repr, foreign))} "
+            "-- train on rows that were made with the same prompt format and tokenizer"
+        )
+
+
+def check_ids(ids: Iterable[int], *, vocabulary: int, place: str) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        DataFormatError: If an id is outside [0, vocabulary).
+    """
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise DataFormatError(
+                f"{place}: token ids must be in [0, {vocabulary}): got {token} -- the rows belong to a model with another vocabulary"
+            )
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def fit_context(rows: Sequence[RowT], model: PreTrainedModel, dropped: dict[str, int], *, what: str) -> list[RowT]:
+    """Return the rows that the model's context can hold, and count the others in ``dropped``.
+
+    Raises:
+        DataFormatError: If no row is left.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    kept = [row for row in rows if limit is None or row.length <= limit]
+    if len(kept) < len(rows):
+        dropped["longer than the context"] = len(rows) - len(kept)
+    if not kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise DataFormatError(f"{what}: no row can be trained on: dropped {reasons} -- the model's context is {limit} tokens")
+    return kept
+
+
+def pad(sequences: Sequence[Sequence[float]], *, value: float, dtype: torch.dtype) -> Tensor:
+    """Return the sequences as one tensor, padded on the right.
+
+    Padding comes after every real token and attention is causal, so no real token sees it and no attention mask is needed, which keeps
+    attention on its fastest path.
+    """
+    width = max(len(sequence) for sequence in sequences)
+    table = torch.full((len(sequences), width), value, dtype=dtype)
+    for i, sequence in enumerate(sequences):
+        table[i, : len(sequence)] = torch.tensor(sequence, dtype=dtype)
+    return table

@@ -1,0 +1,83 @@
+"""Which rows a training forwards when: a pure function of the rows' lengths, the settings and the seed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepladder.types import derive_seed
+
+GROUPED_UPDATES = 8
+"""Updates whose rows are sorted by length together: enough to make padding rare, few enough to keep batches mixed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """Which rows are forwarded when."""
+
+    micro_batches: list[list[int]]
+    """Row indices of every forward pass, in order."""
+    passes_per_update: int
+    """Forward passes whose gradients are added up to one update."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates."""
+        return len(self.micro_batches) // self.passes_per_update
+
+
+def batch_schedule(
+    lengths: Sequence[int],
+    *,
+    epochs: float,
+    batch_size: int,
+    seed: int,
+    micro_batch_size: int | None = None,
+    max_updates: int | None = None,
+    group_by_length: bool = True,
+) -> Schedule:
+    """Cut a stream of permutations of the rows into updates of equal size.
+
+    Every update has ``min(batch_size, rows)`` rows; one may straddle two passes, and the last one is filled up from a further pass. With
+    ``group_by_length``, windows of at most ``GROUPED_UPDATES`` updates (and of at most one pass, so that a window does not repeat a small
+    data set) are sorted by length, cut into updates, and these shuffled.
+
+    Args:
+        lengths: Positions of each row; not empty.
+        epochs: Passes over the rows, > 0.
+        batch_size: Rows per update, >= 1.
+        seed: Seed of the order.
+        micro_batch_size: Rows per forward pass, >= 1; None is the whole update.
+        max_updates: Cap on the updates, >= 1; None is no cap.
+        group_by_length: Whether rows of similar length share an update.
+
+    Returns:
+        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once.
+    """
+    num_rows = len(lengths)
+    size = min(batch_size, num_rows)
+    # A product like 0.1 * 30 may come out just above a whole number; that must not cost an update.
+    updates = max(1, math.ceil(epochs * num_rows / size - 1e-9))
+    updates = min(updates, max_updates or updates)
+    rng = np.random.default_rng(derive_seed(seed, "rows"))
+    passes = math.ceil(updates * size / num_rows)
+    stream = np.concatenate([rng.permutation(num_rows) for _ in range(passes)])[: updates * size]
+    if group_by_length:
+        stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
+    micro = min(micro_batch_size or size, size)
+    micro_batches: list[list[int]] = []
+    for update in stream.reshape(-1, size):
+        longest_first = sorted(update.tolist(), key=lambda row: -lengths[row])
+        micro_batches.extend(longest_first[i : i + micro] for i in range(0, size, micro))
+    return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / micro))
+
+
+def _grouped(stream: np.ndarray, lengths: np.ndarray, *, size: int, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the stream with each window sorted by length and its updates of ``size`` rows shuffled."""
+    grouped = []
+    for start in range(0, len(stream), window):
+        rows = stream[start : start + window]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        grouped.append(rng.permutation(rows.reshape(-1, size), axis=0).ravel())
+    return np.concatenate(grouped)

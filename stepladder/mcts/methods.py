@@ -1,0 +1,195 @@
+"""Search methods: points on a few axes, with named presets.
+
+Every method runs through the same loop of the engine (select, propose, score, insert, back up). To add one, add an entry to ``METHODS``.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from stepladder.errors import ConfigError
+from stepladder.mcts.answer_rules import ANSWER_RULES
+from stepladder.mcts.backup import BACKUP_RULES
+from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES
+from stepladder.mcts.selection import NORMALISATIONS, PRIORS
+
+SELECTIONS = ("puct", "puct-mctx", "uct", "beam", "sample")
+EVALUATIONS = ("children", "leaf")
+TERMINAL_RULES = ("skip", "revisit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchMethod:
+    """A search method.
+
+    Raises:
+        ConfigError: On construction, if a value is unknown or impossible.
+    """
+
+    name: str
+    """The preset's name; stored with every tree."""
+    description: str
+    """What the method does, in one sentence for the user."""
+    selection: str = "puct"
+    """``puct`` (AlphaZero), ``puct-mctx`` (MuZero's two constants), ``uct``: descend from the root. ``beam``: the best nodes of the deepest
+    level. ``sample``: always the root, from which whole solutions are drawn."""
+    c: float = 1.25
+    """Exploration constant of puct and uct, c_1 of puct-mctx, >= 0."""
+    c_base: float = 19652.0
+    """c_2 of puct-mctx, > 0."""
+    normalise: str = "none"
+    """Edge values as they are (``none``) or rescaled between the parent's and the siblings' (``siblings``), where unvisited ones are 0."""
+    unvisited: str = "raw"
+    """Value of a child without visits: ``inf``, ``zero``, ``parent`` or ``raw`` (its own estimate)."""
+    prior: str = "frequency"
+    """Prior of a child among its siblings: ``uniform``, ``frequency`` (share of the merged samples) or ``mean-logp`` (softmax). In sampling
+    methods always the share of the draws."""
+    num_children: int = 4
+    """Samples per expansion (K), >= 1; equal samples become one child."""
+    root_num_children: int | None = None
+    """Samples at the root; None is num_children, and for beams wave * num_children."""
+    temperature: float = 1.0
+    """Sampling temperature, >= 0; 0 is greedy."""
+    wave: int = 1
+    """Leaves per tree in flight at once (W), >= 1: width of a beam, draws per request of a sampling method."""
+    evaluation: str = "children"
+    """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
+    ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
+    (AlphaZero); children start unvisited. Sampling methods back up every draw from its last node."""
+    backup: str = "mean"
+    """``mean`` of all returns, or ``child-mean`` (visit-weighted mean of the children)."""
+    discount: float = 1.0
+    """Factor per step on the way up, in (0, 1]."""
+    terminals: str = "skip"
+    """``skip``: a terminal is never selected again, and simulations go where something can be expanded. ``revisit``: it may be, costs no
+    tokens, and its value is backed up once more (AlphaZero). Either way the search ends when nothing can be expanded."""
+    answer_rule: str = "weighted-vote"
+    """``best``, ``majority`` or ``weighted-vote``; see ``choose_answer``."""
+    aggregation: str = "last"
+    """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean`` or ``product``."""
+
+    def __post_init__(self) -> None:
+        for name, members in _FAMILIES.items():
+            _check_member(self.name, name, getattr(self, name), members)
+        for name, minimum in (("num_children", 1), ("wave", 1), ("root_num_children", 1)):
+            _check_count(self.name, name, getattr(self, name), minimum, optional=name == "root_num_children")
+        for name, rule, holds in _RANGES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not holds(value):
+                raise ConfigError(f"method {self.name!r}: {name} must be a number {rule}: got {value!r}")
+
+    @property
+    def samples_solutions(self) -> bool:
+        """Whether an expansion draws whole solutions instead of single steps."""
+        return self.selection == "sample"
+
+    @property
+    def root_samples(self) -> int:
+        """Samples of the root's expansion."""
+        if self.root_num_children is not None:
+            return self.root_num_children
+        return self.num_children * (self.wave if self.selection == "beam" else 1)
+
+
+_FAMILIES = {
+    "selection": SELECTIONS,
+    "normalise": NORMALISATIONS,
+    "unvisited": UNVISITED_RULES,
+    "prior": PRIORS,
+    "evaluation": EVALUATIONS,
+    "backup": BACKUP_RULES,
+    "terminals": TERMINAL_RULES,
+    "answer_rule": ANSWER_RULES,
+    "aggregation": AGGREGATIONS,
+}
+_RANGES = (
+    ("c", ">= 0", lambda value: value >= 0),
+    ("c_base", "> 0", lambda value: value > 0),
+    ("temperature", ">= 0", lambda value: value >= 0),
+    ("discount", "in (0, 1]", lambda value: 0 < value <= 1),
+)
+
+
+def _check_member(method: str, name: str, value: Any, members: tuple[str, ...]) -> None:
+    if value not in members:
+        raise ConfigError(f"method {method!r}: {name} must be one of {', '.join(members)}: got {value!r}{_nearest(value, members)}")
+
+
+def _check_count(method: str, name: str, value: Any, minimum: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"method {method!r}: {name} must be a whole number >= {minimum}: got {value!r}")
+
+
+def _nearest(value: Any, names: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.0)
+    return f" -- did you mean {matches[0]!r}?" if matches else ""
+
+
+_PRESETS = (
+    SearchMethod(
+        name="mcts",
+        description="Monte-Carlo tree search: PUCT over steps, every new step scored and backed up, answer by score-weighted vote.",
+    ),
+    SearchMethod(
+        name="uct",
+        description="Monte-Carlo tree search without priors: UCT over steps, answer by score-weighted vote.",
+        selection="uct",
+        c=0.7,
+        prior="uniform",
+    ),
+    SearchMethod(
+        name="beam",
+        description="Step-level beam search: the best wave steps of each depth go on with num_children steps each, answer by best score.",
+        selection="beam",
+        wave=4,
+        answer_rule="best",
+    ),
+    SearchMethod(
+        name="best-of-n",
+        description="Independent full solutions, one per simulation, answer by best score.",
+        selection="sample",
+        wave=4,
+        answer_rule="best",
+    ),
+    SearchMethod(
+        name="majority",
+        description="Independent full solutions, one per simulation, answer by majority; needs no PRM.",
+        selection="sample",
+        wave=4,
+        answer_rule="majority",
+    ),
+    SearchMethod(
+        name="weighted-vote",
+        description="Independent full solutions, one per simulation, answer by score-weighted vote.",
+        selection="sample",
+        wave=4,
+    ),
+    SearchMethod(
+        name="greedy",
+        description="One full solution, the likeliest token at every place.",
+        selection="sample",
+        temperature=0.0,
+        answer_rule="majority",
+    ),
+)
+METHODS = {method.name: method for method in _PRESETS}
+"""The presets by name."""
+
+
+def resolve_method(name: str, **overrides: Any) -> SearchMethod:
+    """Return a preset with some of its axes set otherwise.
+
+    Raises:
+        ConfigError: If the name or an axis is unknown, or a value is unknown or impossible.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}: got {name!r}{_nearest(name, METHODS)}")
+    axes = [f.name for f in fields(SearchMethod) if f.name not in ("name", "description")]
+    for axis in overrides:
+        if axis not in axes:
+            raise ConfigError(f"method {name!r}: unknown setting {axis!r}{_nearest(axis, axes)}")
+    return replace(METHODS[name], **overrides)

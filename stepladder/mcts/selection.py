@@ -1,0 +1,265 @@
+"""Selection: from statistics to the leaves of the next wave.
+
+Axes: b trees, K child slots, W leaves per tree. A score function maps trees and nodes to one score per child slot; ``select_descent``
+follows the best open slot from the root down, W times per tree, with virtual loss between. Ties go to the first slot. ``select_beam`` and
+``select_root`` are the selection rules of step-level beam search and of plain sampling.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, normalise_by_parent_and_siblings
+from stepladder.mcts.tree import Tree, reserve
+
+NO_LEAF = -1
+"""Fills the places of a wave for which a tree has no leaf."""
+PRIORS = ("uniform", "mean-logp", "frequency")
+NORMALISATIONS = ("none", "siblings")
+
+
+class EdgeStats(NamedTuple):
+    """What selection knows about the children of one node per tree."""
+
+    children: Int[np.ndarray, "b K"]
+    """Node in each slot, ``Tree.UNVISITED`` in empty ones, whose other entries mean nothing."""
+    qvalues: Float[np.ndarray, "b K"]
+    """reward + discount * value of the child; NaN without a return."""
+    raw_values: Float[np.ndarray, "b K"]
+    """The child's own estimate; NaN when unscored."""
+    prior: Float[np.ndarray, "b K"]
+    """Prior probabilities."""
+    visits: Int[np.ndarray, "b K"]
+    """Finished visits."""
+    in_flight: Int[np.ndarray, "b K"]
+    """Virtual visits."""
+    parent_value: Float[np.ndarray, "b"]
+    """Value of the node itself; NaN without a return."""
+    parent_visits: Int[np.ndarray, "b"]
+    """Finished and virtual visits of the node itself."""
+
+
+Scores = Callable[[EdgeStats], Float[np.ndarray, "b K"]]
+
+
+def edge_stats(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], *, discount: float = 1.0) -> EdgeStats:
+    """Gather the statistics of all edges of one node per row."""
+    num_nodes = tree.parent.shape[1]
+    at = rows * num_nodes + nodes
+    children = tree.children_index.reshape(-1, tree.children_index.shape[2])[at]
+    # Empty slots read the root, whatever it holds: their scores are masked.
+    flat = (rows * num_nodes)[:, None] + np.maximum(children, 0)
+    return EdgeStats(
+        children=children,
+        qvalues=tree.reward.ravel()[flat] + np.float32(discount) * tree.value.ravel()[flat],
+        raw_values=tree.raw_value.ravel()[flat],
+        prior=tree.prior.ravel()[flat],
+        visits=tree.visits.ravel()[flat],
+        in_flight=tree.in_flight.ravel()[flat],
+        parent_value=tree.value.ravel()[at],
+        parent_visits=tree.visits.ravel()[at] + tree.in_flight.ravel()[at],
+    )
+
+
+def puct_scores(
+    qvalues: Float[np.ndarray, "b K"], prior: Float[np.ndarray, "b K"], visits: Int[np.ndarray, "b K"], *, c: float
+) -> Float[np.ndarray, "b K"]:
+    """Return the PUCT score of every child slot.
+
+        score_k = Q_k + c * P_k * sqrt(sum_j n_j) / (1 + n_k)
+
+    Args:
+        qvalues: Completed edge values.
+        prior: Prior probabilities; each row sums to 1, empty slots hold 0.
+        visits: Visit counts, virtual ones included, >= 0; empty slots hold 0.
+        c: Exploration constant, >= 0.
+
+    Returns:
+        One score per slot; the bare edge value where no slot was visited.
+
+    Source: Silver et al. 2017, "Mastering the game of Go without human knowledge", Methods. We add no noise at the root.
+    """
+    return qvalues + c * prior * np.sqrt(visits.sum(axis=-1, keepdims=True, dtype=np.float64)) / (1 + visits)
+
+
+def puct_mctx_scores(
+    qvalues: Float[np.ndarray, "b K"],
+    prior: Float[np.ndarray, "b K"],
+    visits: Int[np.ndarray, "b K"],
+    *,
+    parent_visits: Int[np.ndarray, "b"],
+    c_init: float,
+    c_base: float,
+) -> Float[np.ndarray, "b K"]:
+    """Return the PUCT score of every child slot in MuZero's form.
+
+        score_k = Q_k + P_k * sqrt(N) / (1 + n_k) * (c_init + ln((N + c_base + 1) / c_base))
+
+    Args:
+        qvalues: Edge values, completed or normalised.
+        prior: Prior probabilities.
+        visits: Visit counts n_k, virtual ones included.
+        parent_visits: Visit counts N of the nodes themselves, virtual ones included.
+        c_init: c_1, exploration at few visits.
+        c_base: c_2, visits at which exploration has grown by ln 2.
+
+    Source: Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning with a learned model", Appendix B, as mctx has it: N
+    counts the node's own evaluation and the logarithm has the + 1. Ties go to the first slot instead of a random one.
+    """
+    total = parent_visits.astype(np.float64)[:, None]
+    rate = c_init + np.log((total + c_base + 1) / c_base)
+    return qvalues + prior * np.sqrt(total) * rate / (1 + visits)
+
+
+def uct_scores(
+    qvalues: Float[np.ndarray, "b K"], visits: Int[np.ndarray, "b K"], *, parent_visits: Int[np.ndarray, "b"], c: float
+) -> Float[np.ndarray, "b K"]:
+    """Return the UCT score of every child slot.
+
+        score_k = Q_k + c * sqrt(ln N / n_k),   Q_k where n_k = 0
+
+    Args:
+        qvalues: Completed edge values; the rule for unvisited slots decides what stands there.
+        visits: Visit counts n_k, virtual ones included.
+        parent_visits: Visit counts N of the nodes themselves, virtual ones included; 0 counts as 1.
+        c: Exploration constant, >= 0.
+
+    Source: Kocsis & Szepesvari 2006, "Bandit based Monte-Carlo planning", in the form of rStar-Math (Guan et al. 2025), whose bonus is 0 at
+    an unvisited child.
+    """
+    logs = np.log(np.maximum(parent_visits, 1).astype(np.float64))[:, None]
+    return qvalues + c * np.sqrt(np.where(visits > 0, logs / np.maximum(visits, 1), 0.0))
+
+
+def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, normalise: str) -> Scores:
+    """Return the score function that a method's axes describe: complete or normalise, apply virtual loss, add exploration.
+
+    Args:
+        selection: ``puct``, ``puct-mctx`` or ``uct``.
+        c: Exploration constant.
+        c_base: Second constant of ``puct-mctx``.
+        unvisited: Completion rule, see ``complete_qvalues``; not used when values are normalised.
+        normalise: ``none`` or ``siblings`` (``normalise_by_parent_and_siblings``).
+
+    """
+
+    def scores(stats: EdgeStats) -> Float[np.ndarray, "b K"]:
+        empty = stats.children == Tree.UNVISITED
+        visits, prior = np.where(empty, 0, stats.visits), np.where(empty, 0.0, stats.prior)
+        if normalise == "siblings":
+            qvalues = normalise_by_parent_and_siblings(stats.qvalues, visits > 0, parent_value=stats.parent_value)
+        else:
+            qvalues = complete_qvalues(
+                stats.qvalues, visits, parent_value=stats.parent_value, raw_values=stats.raw_values, rule=unvisited
+            )
+        in_flight = np.where(empty, 0, stats.in_flight)
+        qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
+        if selection == "puct":
+            return puct_scores(qvalues, prior, visits, c=c)
+        if selection == "puct-mctx":
+            return puct_mctx_scores(qvalues, prior, visits, parent_visits=stats.parent_visits, c_init=c, c_base=c_base)
+        return uct_scores(qvalues, visits, parent_visits=stats.parent_visits, c=c)
+
+    return scores
+
+
+def select_descent(
+    tree: Tree, rows: Int[np.ndarray, "b"], num_leaves: Int[np.ndarray, "b"], *, scores: Scores, discount: float = 1.0
+) -> Int[np.ndarray, "b W"]:
+    """Select up to ``num_leaves`` leaves per row, one descent after another, and reserve them in the tree.
+
+    A descent follows the best-scored slot among those with an open leaf below and ends in a node without children. Leaves in flight are
+    not open, so no leaf to be expanded is selected twice; a row that runs out of open leaves gets fewer.
+
+    Returns:
+        The leaves in order of selection, ``NO_LEAF`` behind the last one of a row.
+    """
+    waves = np.full((len(rows), max(int(num_leaves.max(initial=0)), 1)), NO_LEAF, np.int64)
+    for place in range(waves.shape[1]):
+        chosen = np.flatnonzero((num_leaves > place) & (tree.open_leaves[rows, Tree.ROOT] > 0))
+        if not chosen.size:
+            break
+        waves[chosen, place] = leaves = _descend(tree, rows[chosen], scores, discount)
+        reserve(tree, rows[chosen], leaves)
+    return waves
+
+
+def _descend(tree: Tree, rows: Int[np.ndarray, "b"], scores: Scores, discount: float) -> Int[np.ndarray, "b"]:
+    leaves = np.full(len(rows), Tree.ROOT, np.int64)
+    moving = np.arange(len(rows))
+    while True:
+        moving = moving[tree.children_index[rows[moving], leaves[moving], 0] != Tree.UNVISITED]
+        if not moving.size:
+            return leaves
+        at = rows[moving]
+        stats = edge_stats(tree, at, leaves[moving], discount=discount)
+        is_open = (stats.children != Tree.UNVISITED) & (tree.open_leaves[at[:, None], stats.children] > 0)
+        slots = np.where(is_open, scores(stats), -np.inf).argmax(axis=-1)
+        leaves[moving] = stats.children[np.arange(len(slots)), slots]
+
+
+def select_beam(
+    tree: Tree, rows: Int[np.ndarray, "b"], num_leaves: Int[np.ndarray, "b"], *, widths: Int[np.ndarray, "b"]
+) -> tuple[Int[np.ndarray, "b W"], Int[np.ndarray, "b"]]:
+    """Select the best nodes of the deepest level as the next beams, and reserve those to be expanded.
+
+    The ``widths`` best nodes of the level are kept: those that ended leave the beam, which is narrower from then on, and the others are
+    expanded. Nodes are ranked by raw value, unscored ones last, then by prior, then by index.
+
+    Args:
+        tree: The trees.
+        rows: Rows.
+        num_leaves: Expansions that the budget allows, at least 1 per row.
+        widths: Beams still running per row.
+
+    Returns:
+        The leaves to expand, best first, ``NO_LEAF`` behind the last one of a row; and the new widths.
+
+    Source: Chen et al. 2024, "AlphaMath almost zero", step-level beam search SBS(B1, B2).
+    """
+    num_nodes = tree.num_nodes[rows]
+    used = int(num_nodes.max())
+    depth, index = tree.depth[rows, :used], np.arange(used)
+    candidate = (depth == tree.depth[rows, num_nodes - 1][:, None]) & (index < num_nodes[:, None])
+    raw, prior = tree.raw_value[rows, :used], tree.prior[rows, :used]
+    score = np.where(np.isnan(raw), -1.0, raw)
+    order = np.lexsort((np.broadcast_to(index, raw.shape), -prior, -score, ~candidate), axis=-1)[:, : max(int(widths.max()), 1)]
+    kept = np.take_along_axis(candidate, order, axis=-1) & (np.arange(order.shape[1]) < widths[:, None])
+    ended = kept & np.take_along_axis(tree.terminal[rows, :used] | tree.truncated[rows, :used], order, axis=-1)
+    rank = np.cumsum(kept & ~ended, axis=-1)
+    expand = kept & ~ended & (rank <= num_leaves[:, None])
+    waves = np.full(order.shape, NO_LEAF, np.int64)
+    at, place = np.nonzero(expand)
+    waves[at, rank[at, place] - 1] = order[at, place]
+    for place in range(waves.shape[1]):
+        chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
+        reserve(tree, rows[chosen], waves[chosen, place])
+    return waves, widths - ended.sum(axis=-1)
+
+
+def select_root(rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b 1"]:
+    """Select the root of every row: plain sampling draws whole solutions from it, as many per wave as the budget allows."""
+    return np.full((len(rows), 1), Tree.ROOT, np.int64)
+
+
+def sibling_priors(counts: Sequence[int], mean_logps: Sequence[float], *, rule: str) -> list[float]:
+    """Return the prior probability of each distinct sibling.
+
+    Args:
+        counts: Samples that were merged into each sibling, >= 1.
+        mean_logps: Mean log-probability of each sibling's tokens, in nats; -inf for a failed one.
+        rule: ``uniform``; ``frequency`` (share of the samples); ``mean-logp`` (softmax of the mean log-probabilities; uniform when all
+            of them are -inf).
+
+    Source: mean-logp: Chen et al. 2024, "AlphaMath almost zero", normalised over the siblings.
+    """
+    if rule == "frequency":
+        return [count / sum(counts) for count in counts]
+    top = max(mean_logps)
+    if rule == "uniform" or top == -math.inf:
+        return [1.0 / len(counts)] * len(counts)
+    weights = [math.exp(logp - top) for logp in mean_logps]
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,419 @@
+"""The embedded policy: step sampling from any causal language model of transformers, on the CPU or one GPU.
+
+Continuous batching: a row holds one prefix and several of its samples (lanes), rows come and go while the batch runs, and only lanes that
+are alive go through the model. The prefix of a request is read from the prefix cache, so a step that continues a sampled step costs one
+forwarded token before its first own one, and that token rides along with the decoding of everything else.
+
+Axes: R rows, M lanes, V vocabulary, T tokens of a sample.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stepladder.errors import BackendError
+from stepladder.interfaces import StepRequest, StepResult
+from stepladder.lm.decoding import DecodeRows
+from stepladder.lm.flat import FlatModel
+from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
+from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.policy.prompts import StepFormat
+from stepladder.types import Step, StopReason
+
+_STEP_LANES = 8
+_SOLUTION_LANES = 4
+"""Lanes of a row when whole solutions are sampled: their tokens outgrow the prefix that the lanes share, and every lane reads past the
+others' tokens."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Job:
+    """An open request."""
+
+    request: StepRequest
+    open_lanes: int
+    steps: list[list[Step]]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Row:
+    """Some samples of a request, decoded together behind one copy of its prefix."""
+
+    job: _Job
+    first_sample: int
+    num_lanes: int
+    keys: np.ndarray
+    open_lanes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.open_lanes = self.num_lanes
+
+
+class _Lanes:
+    """The state of every lane as arrays [R, M], of every row as arrays [R], and what was sampled as arrays [R, M, T]."""
+
+    def __init__(self, num_lanes: int) -> None:
+        shape = (0, num_lanes)
+        self.live = np.zeros(shape, dtype=bool)
+        self.token = np.zeros(shape, dtype=np.int64)
+        self.count = np.zeros(shape, dtype=np.int64)
+        self.step_begin = np.zeros(shape, dtype=np.int64)
+        self.steps_left = np.zeros(shape, dtype=np.int64)
+        self.key = np.zeros(shape, dtype=np.uint64)
+        self.tokens = np.zeros((*shape, 0), dtype=np.int64)
+        self.logps = np.zeros((*shape, 0), dtype=np.float32)
+        self.slots = np.zeros((*shape, 0), dtype=np.int64)
+        # A fresh row first forwards the last token of its prefix, once for all its lanes.
+        self.fresh = np.zeros(0, dtype=bool)
+        self.prefix_length = np.zeros(0, dtype=np.int64)
+        self.temperature = np.zeros(0, dtype=np.float64)
+        self.step_cap = np.zeros(0, dtype=np.int64)
+        self.room = np.zeros(0, dtype=np.int64)
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        """Make room for so many rows, and for so many tokens in every sample."""
+        for name, array in vars(self).items():
+            wanted = (num_rows, *array.shape[1:]) if array.ndim < 3 else (num_rows, array.shape[1], num_tokens)
+            shape = tuple(max(a, b) for a, b in zip(array.shape, wanted, strict=True))
+            if shape != array.shape:
+                if array.ndim == 3 and shape[2] > array.shape[2]:
+                    shape = (*shape[:2], max(shape[2], 2 * array.shape[2]))
+                setattr(self, name, np.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]))
+
+    def compact(self, rows: np.ndarray) -> None:
+        """Move the given rows to the front; the rows behind them hold nothing alive."""
+        for array in vars(self).values():
+            array[: len(rows)] = array[rows]
+        self.live[len(rows) :] = False
+
+
+class TransformersPolicy:
+    """A ``Policy`` on a transformers causal language model.
+
+    Log-probabilities are the model's at temperature 1. Special tokens other than end-of-sequence, and ids that the tokenizer does not
+    know, are never sampled. A step ends at the token that completes ``step_end`` within it; a solution ends at an end-of-sequence token or
+    with a step that states the final answer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        step_format: StepFormat,
+        *,
+        max_batch: int = 256,
+        refill_share: float = 0.05,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """Serve a model.
+
+        Args:
+            model: A causal language model with plain attention, on its device.
+            tokenizer: Its tokenizer.
+            step_format: Where steps and solutions end.
+            max_batch: Samples decoded at once, >= 1; a request of more samples than that is decoded in parts.
+            refill_share: Share of ``max_batch`` that must be free before waiting requests fill in, in [0, 1]; prefixes that are not cached
+                are then forwarded together.
+            cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
+
+        Raises:
+            BackendError: If the model's attention cannot be cached.
+        """
+        self._model = FlatModel(model)
+        self._cache = PrefixCache(self._model, max_tokens=cache_tokens)
+        self._rows = DecodeRows(self._model, num_lanes=_STEP_LANES)
+        self._lanes = _Lanes(_STEP_LANES)
+        self._format = step_format
+        self._text = TokenText(tokenizer)
+        self._boundary = StepBoundary(tokenizer, step_format.step_end, vocab_size=self._model.vocab_size)
+        self._ends = _end_tokens(model, tokenizer, self._model.vocab_size)
+        self._bias = _sampling_bias(tokenizer, self._boundary, self._ends, self._model.device)
+        self._max_batch, self._refill = max_batch, refill_share * max_batch
+        self._waiting: deque[_Row] = deque()
+        self._running: dict[int, _Row] = {}
+        self._num_live = 0
+        self._open_tickets: set[int] = set()
+        self._done: list[StepResult] = []
+        self.generated_tokens = 0
+        """Tokens sampled so far."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        step_format: StepFormat | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        max_batch: int = 256,
+    ) -> "TransformersPolicy":
+        """Load model, tokenizer and, unless given, step format from a directory; a hub id needs the format to be given.
+
+        Raises:
+            CheckpointError: If a part is missing.
+            ConfigError: If device or dtype cannot be had.
+            BackendError: If the model's attention cannot be cached.
+        """
+        step_format = StepFormat.load(source) if step_format is None else step_format
+        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        model = load_causal_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return cls(model, tokenizer, step_format, max_batch=max_batch)
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far, prefixes included."""
+        return self._model.forwarded_tokens
+
+    def reset(self) -> None:
+        """Forget cached prefixes and give the memory back, so that what follows is computed as in a fresh process.
+
+        Raises:
+            BackendError: If requests are in flight.
+        """
+        if self._running or self._waiting:
+            raise BackendError(f"reset: nothing may be in flight: got {len(self._open_tickets)} open requests -- collect them first")
+        self._cache.clear()
+        self._rows.clear()
+        self._lanes = _Lanes(_STEP_LANES)
+
+    def submit(self, requests: Sequence[StepRequest]) -> None:
+        """Queue requests; one that cannot be served becomes a result with ERROR steps.
+
+        Raises:
+            BackendError: If a ticket is open already.
+        """
+        for request in requests:
+            if request.ticket in self._open_tickets:
+                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            self._open_tickets.add(request.ticket)
+            message = self._refusal(request)
+            if message is not None:
+                step = Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=message)
+                self._done.append(StepResult(ticket=request.ticket, samples=((step,),) * request.num_samples))
+            else:
+                self._enqueue(request)
+
+    @torch.inference_mode()
+    def collect(self) -> list[StepResult]:
+        """Return finished results, at least one; empty only when nothing is in flight.
+
+        Raises:
+            BackendError: If the model's output is not a number.
+        """
+        while not self._done and (self._running or self._waiting):
+            self._admit()
+            self._advance()
+        done, self._done = self._done, []
+        self._open_tickets.difference_update(result.ticket for result in done)
+        return done
+
+    def _refusal(self, request: StepRequest) -> str | None:
+        prefix, limit = request.prefix_ids, self._model.max_positions
+        if not prefix or min(prefix) < 0 or max(prefix) >= self._model.vocab_size:
+            return f"prefix must be one or more ids in [0, {self._model.vocab_size}): got {len(prefix)} ids"
+        if len(prefix) >= limit:
+            return f"prefix must leave room in the model's context of {limit} tokens: got {len(prefix)}"
+        if min(request.num_samples, request.max_step_tokens, request.max_steps) < 1:
+            return "num_samples, max_step_tokens and max_steps must be at least 1"
+        if not 0 <= request.temperature < float("inf"):
+            return f"temperature must be at least 0 and finite: got {request.temperature!r}"
+        return None
+
+    def _enqueue(self, request: StepRequest) -> None:
+        lanes = min(_STEP_LANES if request.max_steps == 1 else _SOLUTION_LANES, self._max_batch)
+        job = _Job(request=request, open_lanes=request.num_samples, steps=[[] for _ in range(request.num_samples)])
+        keys = stream_keys(request.seed, request.num_samples)
+        for begin, end in pairwise([*range(0, request.num_samples, lanes), request.num_samples]):
+            self._waiting.append(_Row(job=job, first_sample=begin, num_lanes=end - begin, keys=keys[begin:end]))
+
+    def _admit(self) -> None:
+        """Fill free lanes with waiting rows, in order of arrival, once enough are free."""
+        if not self._waiting or (self._running and self._max_batch - self._num_live < self._refill):
+            return
+        admitted: list[_Row] = []
+        while self._waiting and self._num_live + self._waiting[0].num_lanes <= self._max_batch:
+            admitted.append(self._waiting.popleft())
+            self._num_live += admitted[-1].num_lanes
+        if not admitted:
+            return
+        paths = [row.job.request.prefix_ids[:-1] for row in admitted]
+        placed = [branches[0] for branches in self._cache.extend([PathGroup(prefix_ids=path) for path in paths])]
+        numbers = self._free_rows(len(admitted))
+        self._lanes.reserve(numbers[-1] + 1, 0)
+        self._rows.reserve(numbers[-1] + 1, max(len(path) for path in paths) + _STEP_LANES)
+        self._rows.start(numbers, [len(path) for path in paths], *self._cache.load(np.concatenate(placed)))
+        for number, row in zip(numbers, admitted, strict=True):
+            self._start_lanes(number, row)
+
+    def _free_rows(self, count: int) -> list[int]:
+        """Return the lowest row numbers that are free, ascending, after moving the running rows together when they lie far apart."""
+        extent = max(self._running, default=-1) + 1
+        if extent > 2 * (len(self._running) + count):
+            self._compact()
+        free, number = [], 0
+        while len(free) < count:
+            if number not in self._running:
+                free.append(number)
+            number += 1
+        return free
+
+    def _compact(self) -> None:
+        rows = np.array(sorted(self._running))
+        self._rows.compact(rows)
+        self._lanes.compact(rows)
+        self._running = {i: self._running[number] for i, number in enumerate(rows.tolist())}
+
+    def _start_lanes(self, number: int, row: _Row) -> None:
+        state, request = self._lanes, row.job.request
+        self._running[number] = row
+        state.live[number] = np.arange(_STEP_LANES) < row.num_lanes
+        state.token[number] = request.prefix_ids[-1]
+        state.count[number] = state.step_begin[number] = 0
+        state.steps_left[number] = request.max_steps
+        state.key[number, : row.num_lanes] = row.keys
+        state.fresh[number] = True
+        state.prefix_length[number] = len(request.prefix_ids)
+        state.temperature[number] = request.temperature
+        state.step_cap[number] = request.max_step_tokens
+        state.room[number] = self._model.max_positions - len(request.prefix_ids)
+
+    def _advance(self) -> None:
+        """Sample one token in every live lane, and finish the steps, lanes and requests that end with it."""
+        extent = max(self._running) + 1
+        if extent > 2 * len(self._running) and not self._waiting:
+            self._compact()
+            extent = len(self._running)
+        logits, rows, lanes = self._forward(extent)
+        state = self._lanes
+        counts = state.count[rows, lanes]
+        tokens, logps = sample_tokens(
+            logits, temperatures=state.temperature[rows], uniform=uniforms(state.key[rows, lanes], counts), bias=self._bias
+        )
+        if not np.isfinite(logps).all():
+            raise BackendError("model output must be finite: got log-probabilities that are not -- check the weights, or use float32")
+        state.reserve(0, int(counts.max()) + 1)
+        state.tokens[rows, lanes, counts], state.logps[rows, lanes, counts] = tokens, logps
+        state.token[rows, lanes] = tokens
+        state.count[rows, lanes] += 1
+        state.fresh[:extent] = False
+        self.generated_tokens += len(tokens)
+        self._finish_steps(rows, lanes, tokens)
+
+    def _forward(self, extent: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """Forward the last token of every live lane, or of a fresh row's prefix; return one row of logits per live lane, and the lanes."""
+        state = self._lanes
+        live, fresh = state.live[:extent], state.fresh[:extent]
+        forwarded = live & (~fresh[:, None] | (np.arange(_STEP_LANES) == 0))
+        rows, lanes = np.nonzero(forwarded)
+        shared, counts = fresh[rows], state.count[rows, lanes]
+        logits, slots = self._rows.forward(
+            rows=rows,
+            lanes=lanes,
+            shared=shared,
+            token_ids=state.token[rows, lanes],
+            positions=state.prefix_length[rows] - 1 + counts,
+        )
+        own = ~shared
+        state.slots[rows[own], lanes[own], counts[own] - 1] = slots[own]
+        if not shared.any():
+            return logits, rows, lanes
+        # Entry i of the logits belongs to the lane that was forwarded i-th; the lanes of a fresh row all take their first lane's.
+        source = np.cumsum(forwarded).reshape(forwarded.shape) - 1
+        rows, lanes = np.nonzero(live)
+        index = source[rows, np.where(fresh[rows], 0, lanes)]
+        return logits.index_select(0, torch.from_numpy(index).to(logits.device)), rows, lanes
+
+    def _finish_steps(self, rows: np.ndarray, lanes: np.ndarray, tokens: np.ndarray) -> None:
+        state = self._lanes
+        at_end = self._ends[tokens]
+        closed = self._boundary.closes[tokens] & ~at_end
+        for i in np.flatnonzero(self._boundary.may_close[tokens] & ~at_end):
+            at = rows[i], lanes[i]
+            closed[i] = self._boundary.completes(state.tokens[at][state.step_begin[at] : state.count[at]])
+        counts = state.count[rows, lanes]
+        full = (counts - state.step_begin[rows, lanes] >= state.step_cap[rows]) | (counts >= state.room[rows])
+        ended = np.flatnonzero(at_end | closed | full)
+        ids = [state.tokens[r, m, state.step_begin[r, m] : state.count[r, m]].tolist() for r, m in zip(rows[ended], lanes[ended], strict=True)]
+        texts = self._text.decode_batch(ids) if ids else []
+        finished = [
+            at
+            for i, step_ids, text in zip(ended, ids, texts, strict=True)
+            if self._end_step(at := (int(rows[i]), int(lanes[i])), step_ids, text, bool(at_end[i]), bool(closed[i]))
+        ]
+        self._keep_prefixes(finished)
+        for number, lane in finished:
+            self._end_lane(number, lane)
+
+    def _end_step(self, at: tuple[int, int], ids: list[int], text: str, at_end: bool, closed: bool) -> bool:
+        """Record a step and say whether its lane is finished."""
+        state, row = self._lanes, self._running[at[0]]
+        goes_on = state.steps_left[at] > 1
+        if at_end or (closed and self._format.is_final(text)):
+            reason = StopReason.END
+        elif not closed or (goes_on and state.count[at] >= state.room[at[0]]):
+            reason = StopReason.LENGTH
+        else:
+            reason = StopReason.STEP
+        logps = state.logps[at][state.step_begin[at] : state.count[at]].tolist()
+        step = Step(token_ids=tuple(ids), logps=tuple(logps), text=text, stop_reason=reason)
+        row.job.steps[row.first_sample + at[1]].append(step)
+        state.steps_left[at] -= 1
+        state.step_begin[at] = state.count[at]
+        return reason != StopReason.STEP or not goes_on
+
+    def _keep_prefixes(self, finished: Sequence[tuple[int, int]]) -> None:
+        """Put what was computed for single steps that may be continued into the prefix cache: all but each step's last token."""
+        paths, sources = [], []
+        for number, lane in finished:
+            job, count = self._running[number].job, int(self._lanes.count[number, lane])
+            step = job.steps[self._running[number].first_sample + lane][-1]
+            if job.request.max_steps > 1 or step.stop_reason != StopReason.STEP:
+                continue
+            paths.append(job.request.prefix_ids + step.token_ids[:-1])
+            slots = np.concatenate([np.arange(len(job.request.prefix_ids)), self._lanes.slots[number, lane, : count - 1]])
+            sources.append(number * self._rows.num_slots + slots)
+        if paths:
+            self._cache.store(paths, sources, *self._rows.contents())
+
+    def _end_lane(self, number: int, lane: int) -> None:
+        row = self._running[number]
+        self._lanes.live[number, lane] = False
+        self._num_live -= 1
+        row.open_lanes -= 1
+        row.job.open_lanes -= 1
+        if row.open_lanes == 0:
+            del self._running[number]
+        if row.job.open_lanes == 0:
+            samples = tuple(tuple(steps) for steps in row.job.steps)
+            self._done.append(StepResult(ticket=row.job.request.ticket, samples=samples))
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> np.ndarray:
+    """Return which ids end a sequence, [V]: what the tokenizer and the model's generation settings name."""
+    named = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id]
+    ids = {i for entry in named for i in (entry if isinstance(entry, list) else [entry]) if i is not None and i < vocab_size}
+    ends = np.zeros(vocab_size, dtype=bool)
+    ends[list(ids)] = True
+    return ends
+
+
+def _sampling_bias(
+    tokenizer: PreTrainedTokenizerBase, boundary: StepBoundary, ends: np.ndarray, device: torch.device
+) -> torch.Tensor | None:
+    """Return -inf for the ids that are never sampled and 0 for the others, [V], or None when all may be."""
+    allowed = np.zeros(len(ends), dtype=bool)
+    allowed[[i for i in tokenizer.get_vocab().values() if i < len(ends)]] = True
+    allowed[[i for i in tokenizer.all_special_ids if i < len(ends)]] = False
+    allowed |= ends | boundary.closes | boundary.may_close
+    if allowed.all():
+        return None
+    return torch.from_numpy(np.where(allowed, 0.0, -np.inf).astype(np.float32)).to(device)

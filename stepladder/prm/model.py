@@ -1,0 +1,76 @@
+"""Where a process reward model comes from: a policy with a new value head, or an earlier process reward model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.lm.loading import load_token_classifier
+from stepladder.prm.specs import SPEC_FILE, PRMSpec, Transform
+from stepladder.types import derive_seed
+
+HEAD_STD = 0.01
+"""Spread of a new head's weights: the last layer norm makes hidden states of about unit entries, so first scores lie near 0.5."""
+
+
+def initialise_prm(
+    start: str | Path, *, renderer_hash: str, seed: int, device: str = "auto", dtype: str = "float32", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PRMSpec]:
+    """Return a process reward model to train, and how its scores are read.
+
+    A directory with a ``PRMSpec`` is continued as it is. Anything else is taken for a policy: its body gets a value head on every token,
+    drawn from the seed, without dropout (which would shift the scale of the outputs between training and scoring).
+
+    Args:
+        start: Policy directory or hub id, or directory of a process reward model.
+        renderer_hash: Hash of the renderer that made the training rows.
+        seed: Seed of a new head, >= 0.
+        device: As for ``load_token_classifier``.
+        dtype: As for ``load_token_classifier``.
+        trust_remote_code: Run code that ships with a hub model.
+
+    Raises:
+        CheckpointError: If the model cannot be read, or has other than one output per token.
+        ConfigError: If device or dtype cannot be had.
+        DataFormatError: If the earlier model was trained on rows of another renderer.
+    """
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    if not (Path(start) / SPEC_FILE).is_file():
+        model = load_token_classifier(start, **options, num_labels=1, classifier_dropout=0.0)
+        _draw_head(_head(model, start), derive_seed(seed, "value head"))
+        return model, PRMSpec(renderer_hash=renderer_hash)
+    spec = PRMSpec.load(start)
+    if spec.renderer_hash != renderer_hash:
+        raise DataFormatError(
+            f"{start}: rows must come from the renderer that the PRM was trained with: got {renderer_hash!r}, expected "
+            f"{spec.renderer_hash!r} -- start from a policy instead"
+        )
+    model = load_token_classifier(start, **options)
+    _head(model, start)
+    return model, spec
+
+
+def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
+    """Return values of raw outputs, as ``PRMSpec`` defines them, but without clipping ``identity``: a clipped value has no gradient."""
+    if transform == "sigmoid":
+        return torch.sigmoid(logits)
+    if transform == "tanh01":
+        return 0.5 * (torch.tanh(logits) + 1.0)
+    return logits
+
+
+def _head(model: PreTrainedModel, start: str | Path) -> torch.nn.Linear:
+    head = getattr(model, "score", getattr(model, "classifier", None))
+    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
+        raise CheckpointError(f"{start}: a value model must have one linear output per token: got {head} -- start from a policy instead")
+    return head
+
+
+@torch.no_grad()
+def _draw_head(head: torch.nn.Linear, seed: int) -> None:
+    drawn = torch.empty(head.weight.shape).normal_(0.0, HEAD_STD, generator=torch.Generator().manual_seed(seed))
+    head.weight.copy_(drawn)
+    if head.bias is not None:
+        head.bias.zero_()

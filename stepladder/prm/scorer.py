@@ -1,0 +1,149 @@
+"""Step scores from a transformers model with one output per token, each step forwarded once.
+
+Axes: T tokens of a path.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel
+
+from stepladder.errors import BackendError
+from stepladder.interfaces import ScoreRequest, ScoreResult
+from stepladder.lm.flat import FlatModel
+from stepladder.lm.loading import load_token_classifier
+from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from stepladder.prm.specs import PRMSpec, Transform
+
+
+def transform_outputs(outputs: Float[np.ndarray, "*s"], transform: Transform) -> Float[np.ndarray, "*s"]:
+    """Return scores in [0, 1] of raw outputs, in float64; NaN stays NaN.
+
+    Args:
+        outputs: Outputs of the head, any real number.
+        transform: ``sigmoid``, ``tanh01`` or ``identity``, as ``PRMSpec`` defines them.
+    """
+    outputs = outputs.astype(np.float64)
+    if transform == "sigmoid":
+        # The half-angle form of the logistic function: it cannot overflow.
+        return 0.5 * (np.tanh(0.5 * outputs) + 1.0)
+    if transform == "tanh01":
+        return 0.5 * (np.tanh(outputs) + 1.0)
+    return np.clip(outputs, 0.0, 1.0)
+
+
+class TransformersStepScorer:
+    """A ``StepScorer`` that reads a value head at the last token of each step.
+
+    Siblings share the forward pass of their prefix, and a step that was scored before is read from the cache. A step without tokens
+    scores as None, since it has no last token; so does a step that ends beyond the model's context, holds an id that the model does not
+    have, comes after such a step, or gets an output that is not a number.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: PRMSpec, *, max_batch_tokens: int = 4096, cache_tokens: int | None = None) -> None:
+        """Serve a model.
+
+        Args:
+            model: A causal body with one output per token, on its device.
+            spec: How scores are read off.
+            max_batch_tokens: New tokens forwarded in one pass, >= 1.
+            cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
+
+        Raises:
+            BackendError: If the model's attention cannot be cached or its head has more than one output.
+        """
+        if model.config.num_labels != 1:
+            raise BackendError(f"value head: must have one output per token: got num_labels={model.config.num_labels}")
+        self.spec = spec
+        self._model = FlatModel(model)
+        self._cache = PrefixCache(self._model, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, keep_outputs=True)
+        self._max_batch_tokens = max_batch_tokens
+        self._waiting: deque[ScoreRequest] = deque()
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> "TransformersStepScorer":
+        """Load a model and its ``PRMSpec`` from a directory.
+
+        Raises:
+            CheckpointError: If a part is missing.
+            ConfigError: If device or dtype cannot be had.
+            BackendError: If the model cannot be served.
+        """
+        spec = PRMSpec.load(directory)
+        return cls(load_token_classifier(directory, device=device, dtype=dtype, trust_remote_code=trust_remote_code), spec)
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far, prefixes included."""
+        return self._model.forwarded_tokens
+
+    def reset(self) -> None:
+        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        self._cache.clear()
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._waiting.extend(requests)
+
+    @torch.inference_mode()
+    def collect(self) -> list[ScoreResult]:
+        """Return the results of the oldest requests, as many as fill a pass, at least one; empty only when nothing is in flight."""
+        batch, num_tokens = [], 0
+        while self._waiting and num_tokens < self._max_batch_tokens:
+            request = self._waiting.popleft()
+            batch.append(request)
+            # Prefixes are nearly always cached, so the branches are the work.
+            num_tokens += sum(len(step) for branch in request.branches for step in branch)
+        counts = [self._num_scorable(request) for request in batch]
+        groups = [_path_group(request, numbers) for request, numbers in zip(batch, counts, strict=True)]
+        placed = iter(self._cache.extend([group for group in groups if group is not None]))
+        return [
+            ScoreResult(ticket=request.ticket, scores=self._scores(request, numbers, None if group is None else next(placed)))
+            for request, numbers, group in zip(batch, counts, groups, strict=True)
+        ]
+
+    def _num_scorable(self, request: ScoreRequest) -> list[int]:
+        """Return how many leading steps of each branch the model can read."""
+        room = self._model.max_positions - len(request.prefix_ids)
+        if room < 0 or not request.prefix_ids or not self._known(request.prefix_ids):
+            return [0] * len(request.branches)
+        return [
+            next((i for i, (end, step) in enumerate(zip(accumulate(map(len, branch)), branch, strict=True)) if end > room or not self._known(step)), len(branch))
+            for branch in request.branches
+        ]
+
+    def _known(self, token_ids: Sequence[int]) -> bool:
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size)
+
+    def _scores(
+        self, request: ScoreRequest, counts: Sequence[int], placed: Sequence[np.ndarray] | None
+    ) -> tuple[tuple[float | None, ...], ...]:
+        if placed is None:
+            return tuple((None,) * len(branch) for branch in request.branches)
+        return tuple(
+            self._branch_scores(len(request.prefix_ids), branch, count, slots)
+            for branch, count, slots in zip(request.branches, counts, placed, strict=True)
+        )
+
+    def _branch_scores(self, begin: int, branch: Sequence[Sequence[int]], count: int, slots: np.ndarray) -> tuple[float | None, ...]:
+        ends = begin + np.cumsum([len(step) for step in branch[:count]], dtype=np.int64)
+        scores = transform_outputs(self._cache.outputs(slots[ends - 1]), self.spec.transform).tolist()
+        read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
+        return (*read, *(None,) * (len(branch) - count))
+
+
+def _path_group(request: ScoreRequest, counts: Sequence[int]) -> PathGroup | None:
+    """Return the token paths of what can be scored; None when nothing can."""
+    if not any(counts):
+        return None
+    branches = tuple(
+        tuple(token for step in branch[:count] for token in step) for branch, count in zip(request.branches, counts, strict=True)
+    )
+    return PathGroup(prefix_ids=request.prefix_ids, branches=branches)

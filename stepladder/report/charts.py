@@ -1,0 +1,316 @@
+"""Small charts as inline SVG: text that names its colours by class, so one drawing serves light and dark pages, and no clock or random id enters it.
+
+Every chart carries its figures a second time as ``data-tip`` texts on invisible columns; the page's script shows them under the pointer.
+Coordinates are SVG user units; charts scale with the page.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import pairwise
+
+from stepladder.report.figures import count, duration
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 540, 54, 128, 16, 44
+_LABEL_GAP = 16.0
+_MAX_TICKS = 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A measured point."""
+
+    x: float
+    y: float
+    low: float | None = None
+    """Lower end of the 95% interval; None draws no whisker."""
+    high: float | None = None
+    """Upper end of the interval."""
+    text: str
+    """The value as the reader sees it under the pointer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """A line."""
+
+    name: str
+    """Label at the line's end."""
+    style: str
+    """CSS class that gives the colour, and the key of the marker's shape."""
+    points: Sequence[Point]
+    """In order of x; empty draws nothing."""
+    lone: bool = False
+    """Draw the points without a line between them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """One axis."""
+
+    label: str
+    """What is measured, with its unit."""
+    low: float
+    high: float
+    """Larger than ``low``."""
+    ticks: Sequence[tuple[float, str]]
+    """Positions and their texts."""
+    log: bool = False
+    """Logarithmic; ``low`` is then above 0."""
+
+    def place(self, value: float) -> float:
+        """Return where a value lies between the ends, 0 to 1."""
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+
+def percent_axis(label: str, values: Sequence[float]) -> Axis:
+    """Return an axis from 0 to the next round percentage above the largest share."""
+    top = next(limit for limit in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if limit >= min(max(values, default=1.0), 1.0))
+    step = {0.05: 1, 0.1: 2, 0.2: 5, 0.4: 10}.get(top, 20)
+    return Axis(label=label, low=0.0, high=top, ticks=[(tick / 100, f"{tick}") for tick in range(0, round(100 * top) + 1, step)])
+
+
+def round_axis(rounds: Sequence[int]) -> Axis:
+    """Return the axis of round numbers, with half a round of air at both ends."""
+    step = -(-len(rounds) // _MAX_TICKS)
+    return Axis(label="round", low=min(rounds) - 0.4, high=max(rounds) + 0.4, ticks=[(number, str(number)) for number in rounds[::step]])
+
+
+def token_axis(values: Sequence[float]) -> Axis:
+    """Return a logarithmic axis of generated tokens that holds all values."""
+    low, high = min(values), max(values)
+    low, high = (low / 1.5, high * 1.5) if low == high else (low / 1.08, high * 1.08)
+    candidates = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
+    ticks = [tick for tick in candidates if low <= tick <= high] or [round(min(values))]
+    return Axis(label="generated tokens per problem (logarithmic)", low=low, high=high, ticks=[(tick, f"{tick:,}") for tick in ticks], log=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Frame:
+    """Maps values to coordinates inside the plot area."""
+
+    x: Axis
+    y: Axis
+    height: int
+    right: float = field(default=_WIDTH - _RIGHT)
+
+    def across(self, value: float) -> float:
+        return _LEFT + (self.right - _LEFT) * self.x.place(value)
+
+    def up(self, value: float) -> float:
+        bottom = self.height - _BOTTOM
+        return bottom - (bottom - _TOP) * self.y.place(value)
+
+
+def line_chart(series: Sequence[Series], *, x: Axis, y: Axis, label: str, x_name: str, height: int = 330, guide: tuple[float, str] | None = None) -> str:
+    """Draw lines with markers, whiskers, labels at the lines' ends and one hover column per x.
+
+    Args:
+        series: The lines; those without points are left out.
+        x: Horizontal axis.
+        y: Vertical axis.
+        label: What the chart shows, for those who cannot see it.
+        x_name: Word before the x value under the pointer, such as ``round``.
+        height: Height in user units; the width is fixed.
+        guide: Height and text of a dashed horizontal line.
+    """
+    drawn = [line for line in series if line.points]
+    frame = _Frame(x=x, y=y, height=height)
+    parts = [_axes(frame)]
+    if guide is not None:
+        parts.append(_guide(frame, *guide))
+    for index, line in enumerate(drawn):
+        parts.append(_line(frame, line, shift=(index - (len(drawn) - 1) / 2) * _dodge(frame, drawn)))
+    parts += [_end_labels(frame, drawn), _hover_columns(frame, drawn, x_name)]
+    return _svg(height, label, "".join(parts))
+
+
+def _dodge(frame: _Frame, drawn: Sequence[Series]) -> float:
+    """Shift between whiskers at one x, so that intervals stand side by side; none where there are no whiskers."""
+    if not any(point.low is not None for line in drawn for point in line.points):
+        return 0.0
+    places = sorted({frame.across(point.x) for line in drawn for point in line.points})
+    spacing = min((after - before for before, after in pairwise(places)), default=60.0)
+    return min(6.0, spacing / (2 * len(drawn)))
+
+
+def _axes(frame: _Frame) -> str:
+    bottom, parts = frame.height - _BOTTOM, []
+    for value, text in frame.y.ticks:
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{frame.up(value):.1f}" y2="{frame.up(value):.1f}"/>')
+        parts.append(_text(_LEFT - 8, frame.up(value) + 4, text, "tick", anchor="end"))
+    for value, text in frame.x.ticks:
+        parts.append(_text(frame.across(value), bottom + 18, text, "tick", anchor="middle"))
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(_text((_LEFT + frame.right) / 2, frame.height - 6, frame.x.label, "label", anchor="middle"))
+    middle = (_TOP + bottom) / 2
+    parts.append(f'<text class="label" text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">{escape(frame.y.label)}</text>')
+    return "".join(parts)
+
+
+def _guide(frame: _Frame, value: float, text: str) -> str:
+    y = frame.up(value)
+    return f'<line class="guide" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>' + _text(_LEFT + 4, y - 5, text, "tick")
+
+
+def _line(frame: _Frame, line: Series, *, shift: float) -> str:
+    places = [(frame.across(point.x) + shift, frame.up(point.y)) for point in line.points]
+    parts = [f'<g class="{line.style}">']
+    for (x, _), point in zip(places, line.points, strict=True):
+        if point.low is not None and point.high is not None:
+            parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.up(point.low):.1f}" y2="{frame.up(point.high):.1f}"/>')
+    if not line.lone:
+        parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
+    parts += [_marker(line.style, x, y) for x, y in places]
+    return "".join([*parts, "</g>"])
+
+
+_MARKERS = {
+    "search": "M0 -5.2L5.2 0L0 5.2L-5.2 0Z",
+    "weighted_vote": "M-4.2 -4.2H4.2V4.2H-4.2Z",
+    "best_of_n": "M0 -5L5 4H-5Z",
+    "majority": "M0 5L5 -4H-5Z",
+}
+"""Shape by series besides colour; a circle for all others."""
+
+
+def _marker(style: str, x: float, y: float) -> str:
+    path = _MARKERS.get(style, "M0 -4.4A4.4 4.4 0 1 1 0 4.4A4.4 4.4 0 1 1 0 -4.4Z")
+    return f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{path}"/>'
+
+
+def _end_labels(frame: _Frame, drawn: Sequence[Series]) -> str:
+    """Name each line at its end, moved apart where the ends lie close together."""
+    ends = [(frame.up(line.points[-1].y), frame.across(line.points[-1].x), line) for line in drawn]
+    ends.sort(key=lambda end: end[0])
+    heights = spread([y for y, _, _ in ends], gap=_LABEL_GAP, low=_TOP + 2, high=frame.height - _BOTTOM)
+    parts, x = [], frame.right + 6
+    for (y, end_x, line), height in zip(ends, heights, strict=True):
+        parts.append(f'<g class="{line.style}"><polyline class="leader" points="{end_x + 7:.1f},{y:.1f} {x:.1f},{height:.1f} {x + 4:.1f},{height:.1f}"/>')
+        parts.append(_marker(line.style, x + 11, height) + _text(x + 20, height + 4, line.name, "name") + "</g>")
+    return "".join(parts)
+
+
+def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Return ascending positions moved as little as needed to lie ``gap`` apart and, where there is room, within ``low`` and ``high``.
+
+    Args:
+        positions: Wished positions, ascending.
+        gap: Smallest distance between neighbours.
+        low: Smallest position.
+        high: Largest position; given up when the positions do not fit.
+    """
+    placed: list[float] = []
+    for wish in positions:
+        placed.append(max(wish, low if not placed else placed[-1] + gap))
+    # What ran over the end is pushed back from there, as far as the room goes.
+    limit = max(high, low + gap * (len(placed) - 1))
+    for index in range(len(placed) - 1, -1, -1):
+        placed[index] = min(placed[index], limit)
+        limit = placed[index] - gap
+    return placed
+
+
+def _hover_columns(frame: _Frame, drawn: Sequence[Series], x_name: str) -> str:
+    xs = sorted({point.x for line in drawn for point in line.points})
+    places = [frame.across(x) for x in xs]
+    edges = [float(_LEFT), *((a + b) / 2 for a, b in pairwise(places)), frame.right]
+    parts = []
+    for index, x in enumerate(xs):
+        values = [f"{line.name}  {point.text}" for line in drawn for point in line.points if point.x == x]
+        tip = escape("\n".join([f"{x_name} {x:,.0f}", *values]))
+        width = max(edges[index + 1] - edges[index], 0.5)
+        parts.append(f'<rect class="hit" x="{edges[index]:.1f}" y="{_TOP}" width="{width:.1f}" height="{frame.height - _BOTTOM - _TOP}" data-tip="{tip}"/>')
+    return "".join(parts)
+
+
+def time_bars(rounds: dict[int, dict[str, float]], *, label: str) -> str:
+    """Draw one horizontal bar per round, cut into its stages, with the total at its end.
+
+    Args:
+        rounds: Round -> stage -> seconds.
+        label: What the chart shows, for those who cannot see it.
+    """
+    stages = stage_names(rounds)
+    longest = max((sum(times.values()) for times in rounds.values()), default=0.0) or 1.0
+    width, parts = _WIDTH - _LEFT - 92, []
+    for index, (number, times) in enumerate(sorted(rounds.items())):
+        y, x = 8 + 28 * index, float(_LEFT + 14)
+        parts.append(_text(x - 8, y + 15, f"round {number}", "tick", anchor="end"))
+        for stage in (name for name in stages if name in times):
+            seconds = times[stage]
+            length = width * seconds / longest
+            tip = escape(f"round {number}, {stage}\n{duration(seconds)}")
+            parts.append(f'<rect class="bar stage-{stages.index(stage) % 4}" x="{x:.1f}" y="{y}" width="{length:.1f}" height="21" data-tip="{tip}"/>')
+            x += length
+        parts.append(_text(x + 6, y + 15, duration(sum(times.values())), "value"))
+    return _svg(16 + 28 * len(rounds), label, "".join(parts))
+
+
+def stage_names(rounds: dict[int, dict[str, float]]) -> list[str]:
+    """Return the stages of all rounds, in the order of the round that has the most of them; colours and columns follow it."""
+    fullest = max(rounds.values(), key=len, default={})
+    return list(dict.fromkeys([*fullest, *(stage for times in rounds.values() for stage in times)]))
+
+
+def kept_bar(kept: int, dropped: int) -> str:
+    """Draw the kept share of a count as a small bar for a table cell."""
+    share = kept / (kept + dropped) if kept + dropped else 0.0
+    tip = escape(f"kept {count(kept)} of {count(kept + dropped)}")
+    return (
+        f'<svg class="share" viewBox="0 0 80 8" aria-hidden="true" data-tip="{tip}"><rect class="rest" width="80" height="8" rx="1.5"/>'
+        f'<rect class="part" width="{80 * share:.1f}" height="8" rx="1.5"/></svg>'
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tread:
+    """One round of the staircase."""
+
+    round: int
+    value: float | None
+    """Accuracy of the round's policy in [0, 1]; None draws a gap."""
+    accepted: bool
+    """A policy that was not accepted is drawn dashed, beside the step it failed to replace."""
+    level: float | None
+    """Accuracy of the best policy after the round."""
+
+
+def staircase(treads: Sequence[Tread], *, label: str) -> str:
+    """Draw the best policy's accuracy as a flight of steps, one tread per round."""
+    height, bottom = 250, 250 - 30
+    width = min((_WIDTH - 12) / max(len(treads), 1), 150.0)
+    top = max((value for tread in treads for value in (tread.value, tread.level) if value is not None), default=1.0) or 1.0
+    parts, step = [], -(-len(treads) // _MAX_TICKS)
+    for index, tread in enumerate(treads):
+        x = 6 + width * index
+        if tread.level is not None:
+            y = bottom - (bottom - 34) * tread.level / top
+            parts.append(f'<rect class="{"tread" if tread.accepted else "tread kept"}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{bottom - y:.1f}"/>')
+            parts.append(f'<line class="nosing" x1="{x:.1f}" x2="{x + width:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        if tread.value is not None:
+            parts.append(_tread_value(tread, x, width, bottom - (bottom - 34) * tread.value / top, show=index % step == 0))
+        if index % step == 0:
+            parts.append(_text(x + width / 2, bottom + 20, f"{'round ' if width > 60 else ''}{tread.round}", "tick", anchor="middle"))
+    parts.append(f'<line class="axis" x1="6" x2="{6 + width * len(treads):.1f}" y1="{bottom}" y2="{bottom}"/>')
+    return _svg(height, label, "".join(parts))
+
+
+def _tread_value(tread: Tread, x: float, width: float, y: float, *, show: bool) -> str:
+    text = f"{100 * tread.value:.1f} %" if width > 60 else f"{100 * tread.value:.0f}"  # type: ignore[operator]
+    if tread.accepted:
+        return _text(x + width / 2, y - 9, text, "tread-value", anchor="middle") if show else ""
+    dashed = f'<line class="rejected" x1="{x + 4:.1f}" x2="{x + width - 4:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    # Below its line, unless that would leave the drawing: a rejected policy mostly lies under the step, whose own line is just above.
+    return dashed + (_text(x + width / 2, y + 17, f"{text} rejected" if width > 110 else text, "tick", anchor="middle") if show else "")
+
+
+def _text(x: float, y: float, text: str, style: str, *, anchor: str = "start") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(height: float, label: str, body: str) -> str:
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{body}</svg>'

@@ -1,0 +1,266 @@
+"""What the rows of a run say, as plain data: accuracies with intervals, the headline, remarks, time per stage; and how numbers are written.
+
+Nothing here knows HTML or the terminal. A figure that was not measured is None all the way to the page, where it is an en dash.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+MISSING = "–"
+
+_NOTICEABLE_FALL = 0.01
+"""Best-of-n must lose at least this much accuracy before the report calls it over-optimisation: less is one problem or two."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A way to answer a problem, as the report names it."""
+
+    key: str
+    """Name in the figures: accuracies are ``<key>_accuracy``, curves are ``curves[key]``; ``policy`` stands for pass@1."""
+    label: str
+    """Name on the page and in the table."""
+
+
+POLICY = Method(key="policy", label="policy alone")
+SEARCH = Method(key="search", label="search")
+SAMPLING = (
+    Method(key="weighted_vote", label="weighted vote"),
+    Method(key="best_of_n", label="best-of-n"),
+    Method(key="majority", label="majority"),
+)
+METHODS = (POLICY, SEARCH, *SAMPLING)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A measured share."""
+
+    value: float
+    """In [0, 1]."""
+    low: float | None
+    """Lower end of the 95% interval; None where no interval was stored."""
+    high: float | None
+    """Upper end; None where no interval was stored."""
+
+
+def accuracy(row: Row, method: Method, *, split: str = "test") -> Estimate | None:
+    """Return a method's accuracy in a round, or None if it was not measured."""
+    name = "pass_at_1" if method == POLICY else f"{method.key}_accuracy"
+    figures = row.get(split) or {}
+    if (value := figures.get(name)) is None:
+        return None
+    low, high = figures.get(f"{name}_interval") or (None, None)
+    return Estimate(value=value, low=low, high=high)
+
+
+def kept_rows(row: Row, kind: str) -> int | None:
+    """Return how many traces, pairs or value rows a round kept; None for a round that labels nothing."""
+    counts = (row.get("labels") or {}).get(kind)
+    return None if counts is None else counts["kept"]
+
+
+def percent(value: float | None) -> str:
+    """Write a share in [0, 1] as percent with one decimal, without the sign."""
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def percent_with_interval(estimate: Estimate | None) -> str:
+    """Write an estimate as ``45.0 (39.4–50.7)``, in percent."""
+    if estimate is None:
+        return MISSING
+    return percent(estimate.value) + ("" if estimate.low is None else f" ({percent(estimate.low)}–{percent(estimate.high)})")
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """Write a number with a fixed count of decimals."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """Write a count with thousands separators, from a million on as ``1.23M``."""
+    if value is None:
+        return MISSING
+    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write seconds as ``43 s``, ``5 min 20 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return MISSING
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    if minutes:
+        return f"{minutes} min {rest:02d} s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def times(number: int, noun: str) -> str:
+    """Write ``1 round``, ``2 rounds``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline:
+    """The first thing to know about a run."""
+
+    title: str
+    """One line: what pass@1 did."""
+    remarks: tuple[str, ...]
+    """Sentences that put the title in proportion."""
+
+
+def headline(rows: Sequence[Row]) -> Headline:
+    """Say what the run came to: the pass@1 on test problems of the first policy, and of the one that the gate holds best now."""
+    if not rows:
+        return Headline(title="No round is finished yet", remarks=())
+    best = rows[rows[-1]["best_policy"]]
+    first, last = accuracy(rows[0], POLICY), accuracy(best, POLICY)
+    num_rounds = len(rows) - 1
+    if first is None or last is None:
+        return Headline(title=f"{times(num_rounds, 'round')}, no pass@1 measured", remarks=())
+    return Headline(title=_title(first.value, last.value, num_rounds, best["round"]), remarks=_remarks(rows, best, first, last))
+
+
+def _title(first: float, last: float, num_rounds: int, best_round: int) -> str:
+    rounds = times(num_rounds, "round")
+    if num_rounds == 0:
+        return f"pass@1 {percent(first)} % at the start; no round has been run yet"
+    if best_round == 0:
+        none = "the one round was not accepted" if num_rounds == 1 else f"none of {rounds} was accepted"
+        return f"pass@1 stays at {percent(first)} %: {none}"
+    if last == first:
+        return f"pass@1 unchanged at {percent(first)} % after {rounds}"
+    return f"pass@1 {'falls ' if last < first else ''}from {percent(first)} % to {percent(last)} % in {rounds}"
+
+
+def _remarks(rows: Sequence[Row], best: Row, first: Estimate, last: Estimate) -> tuple[str, ...]:
+    remarks = []
+    problems = (best.get("test") or {}).get("problems")
+    on = f" on {problems:,} test problems" if problems else ""
+    if best["round"] and None not in (first.low, first.high, last.low, last.high):
+        both = f"95 % intervals {percent(first.low)}–{percent(first.high)} and {percent(last.low)}–{percent(last.high)}{on}"
+        overlap = first.high >= last.low and last.high >= first.low  # type: ignore[operator]
+        remarks.append(f"{both}; they overlap, so the change may be chance." if overlap else f"{both}; they do not overlap.")
+    if (rejected := [str(row["round"]) for row in rows[1:] if not row["accepted"]]) and len(rejected) < len(rows) - 1:
+        remarks.append(f"The gate did not accept round{'s' if len(rejected) > 1 else ''} {', '.join(rejected)}.")
+    return (*remarks, *_comparison(best))
+
+
+def _comparison(row: Row) -> tuple[str, ...]:
+    """Set search beside the sampling methods at the same tokens."""
+    search = accuracy(row, SEARCH)
+    others = [(estimate.value, method.label) for method in SAMPLING if (estimate := accuracy(row, method)) is not None]
+    if search is None or not others:
+        return ()
+    others.sort(key=lambda pair: -pair[0])
+    listed = ", ".join(f"{label} {percent(value)} %" for value, label in others)
+    tokens = row["test"].get("search_tokens_per_problem")
+    spent = "" if tokens is None else f" with {tokens:,.0f} generated tokens a problem"
+    place = "ahead of" if search.value > others[0][0] else "level with the best of" if search.value == others[0][0] else "behind the best of"
+    return (f"With the policy of round {row['round']}, search answers {percent(search.value)} %{spent}, {place} sampling at the same tokens: {listed}.",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverOptimisation:
+    """A round in which more samples made best-of-n worse while the weighted vote gained."""
+
+    round: int
+    from_tokens: int
+    """Generated tokens per problem at which best-of-n was best."""
+    to_tokens: int
+    """Largest budget measured."""
+    best_of_n: tuple[float, float]
+    """Accuracy of best-of-n at the two budgets."""
+    weighted_vote: tuple[float, float]
+    """Accuracy of the weighted vote at the two budgets."""
+
+
+def over_optimisation(rows: Sequence[Row]) -> list[OverOptimisation]:
+    """Return the rounds in which best-of-n falls with more samples while the weighted vote rises."""
+    return [finding for row in rows if (finding := _over_optimised(row)) is not None]
+
+
+def _over_optimised(row: Row) -> OverOptimisation | None:
+    curves = measured_curves(row)
+    best_of_n, vote = curves.get("best_of_n", []), dict(curves.get("weighted_vote", []))
+    if len(best_of_n) < 2 or not vote:
+        return None
+    tokens, peak = max(best_of_n, key=lambda point: (point[1], point[0]))
+    end, last = best_of_n[-1]
+    if tokens not in vote or end not in vote or peak - last < _NOTICEABLE_FALL or vote[end] <= vote[tokens]:
+        return None
+    return OverOptimisation(
+        round=row["round"],
+        from_tokens=int(tokens),
+        to_tokens=int(end),
+        best_of_n=(peak, last),
+        weighted_vote=(vote[tokens], vote[end]),
+    )
+
+
+def measured_curves(row: Row) -> dict[str, list[tuple[float, float]]]:
+    """Return accuracy against tokens per problem of search and of the sampling methods that were measured, without the others.
+
+    A curve is stored for every method; one whose accuracy is None (no PRM to choose with) says nothing and is left out.
+    """
+    curves = (row.get("test") or {}).get("curves") or {}
+    return {
+        method.key: [(tokens, value) for tokens, value in curves[method.key]]
+        for method in METHODS
+        if method.key in curves and accuracy(row, method) is not None
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageTimes:
+    """What events.jsonl says about time."""
+
+    seconds: dict[int, dict[str, float]]
+    """Round -> stage -> seconds, of the stages that ended."""
+    begin: float | None
+    """Unix time of the first event; None without events."""
+    end: float | None
+    """Unix time of the last event."""
+    num_starts: int
+    """How often evolve was started on the run."""
+    num_cut: int
+    """Stages that began and never ended because the run was stopped; their time is in no figure."""
+    num_unreadable: int
+    """Lines that are no event: a stop may cut the line being written."""
+
+
+def stage_times(path: Path) -> StageTimes:
+    """Read the times of a run's stages from its events."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    events = [event for line in lines if (event := _event(line)) is not None]
+    seconds: dict[int, dict[str, float]] = {}
+    begun = ended = 0
+    for event in events:
+        begun += event["event"] == "stage_begin"
+        if event["event"] == "stage_end":
+            ended += 1
+            stages = seconds.setdefault(event["round"], {})
+            stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
+    return StageTimes(
+        seconds=seconds,
+        begin=events[0]["time"] if events else None,
+        end=events[-1]["time"] if events else None,
+        num_starts=sum(event["event"] == "start" for event in events),
+        num_cut=max(begun - ended, 0),
+        num_unreadable=len(lines) - len(events),
+    )
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) and "event" in event and "time" in event else None

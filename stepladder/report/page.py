@@ -1,0 +1,71 @@
+"""One HTML file about a run that needs nothing else: styles, script and data are inside it, and its content policy allows no request.
+
+The content policy names the hashes of the page's own style and script. So even a text that slipped through the escaping could not run.
+"""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from stepladder.files import atomic_write_text
+from stepladder.loops.rundir import RunDir
+from stepladder.report import figures, sections
+from stepladder.report.reproduce import reproduce
+from stepladder.report.trees import trees_for_page
+
+
+def write_report(run: RunDir, to: Path | None = None) -> Path:
+    """Write the page about a run and return where it lies.
+
+    Args:
+        run: The run; it may be unfinished, even without a finished round.
+        to: The file; None writes RUN/report.html.
+
+    Raises:
+        CheckpointError: If an evaluation file is damaged, or the page cannot be written.
+    """
+    path = to or run.root / "report.html"
+    atomic_write_text(path, render_page(run))
+    return path
+
+
+def render_page(run: RunDir) -> str:
+    """Return the page about a run as HTML; the same run gives the same page."""
+    rows = run.rows()
+    shown = trees_for_page(run, rows[-1]["round"]) if rows else []
+    stages = figures.stage_times(run.root / "events.jsonl")
+    name = run.root.resolve().name
+    style, script = _resource("page.css"), _resource("page.js")
+    return Template(_resource("page.html")).substitute(
+        title=sections.html(f"{figures.headline(rows).title} · {name}"),
+        body="\n".join(_body(run, rows, stages, num_trees=len(shown), name=name)),
+        trees=json_block(shown),
+        style=style,
+        style_hash=_content_hash(style),
+        script=script,
+        script_hash=_content_hash(script),
+    )
+
+
+def _body(run: RunDir, rows: list[figures.Row], stages: figures.StageTimes, *, num_trees: int, name: str) -> list[str]:
+    parts: list[str] = [sections.hero(name, rows, stages), "<main>"]
+    if rows:
+        parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]
+    return [*parts, sections.time_spent(stages), sections.trees(num_trees), reproduce(run), "</main>"]
+
+
+def json_block(value: Any) -> str:
+    """Return JSON that may stand in a script element: no ``<`` in it, so no text can close the element or open a comment."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _resource(name: str) -> str:
+    return files("stepladder.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _content_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

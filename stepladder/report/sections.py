@@ -1,0 +1,425 @@
+"""The sections of the page, each a function from figures to HTML.
+
+Text from users, models and files passes through ``escape`` here and nowhere else: a plain string is always escaped, and only what this
+file builds itself is marked as ``Markup``.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from stepladder.report import charts, figures
+from stepladder.report.figures import METHODS, POLICY, SAMPLING, SEARCH, Row, StageTimes, accuracy, count, decimals, duration, percent, times
+
+
+class Markup(str):
+    """A string that is HTML already."""
+
+    __slots__ = ()
+
+
+def html(value: str | int) -> Markup:
+    """Return a value as HTML: escaped, unless it is Markup."""
+    return value if isinstance(value, Markup) else Markup(escape(str(value)))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str | int]], *, style: str = "", text_columns: Sequence[int] = ()) -> Markup:
+    """Return a table; the first column holds the row headers.
+
+    Args:
+        header: Column names.
+        rows: Cells, one per column.
+        style: CSS class of the table.
+        text_columns: Columns that hold words; the others hold numbers and are set flush right.
+    """
+    kinds = ["words" if index in text_columns else "number" for index in range(len(header))]
+    head = "".join(f'<th scope="col" class="{kind}">{html(name)}</th>' for name, kind in zip(header, kinds, strict=True))
+    body = "".join(
+        f'<tr><th scope="row" class="{kinds[0]}">{html(row[0])}</th>'
+        + "".join(f'<td class="{kind}">{html(cell)}</td>' for cell, kind in zip(row[1:], kinds[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return Markup(f'<div class="scroll"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+
+def section(name: str, title: str, *parts: str) -> Markup:
+    """Return a section with its heading; empty parts are left out."""
+    return Markup(f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(html(part) for part in parts if part)}</section>')
+
+
+def lead(text: str) -> Markup:
+    """Return the paragraph that says how to read a section."""
+    return Markup(f'<p class="lead">{escape(text)}</p>')
+
+
+def figure(chart: str, caption: str = "", attributes: str = "") -> Markup:
+    """Return a chart with its caption."""
+    return Markup(f"<figure{attributes}>{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}{chart}</figure>")
+
+
+def beside(drawing: str, *texts: str) -> Markup:
+    """Return a drawing with its explanation beside it, or above it where the page is narrow."""
+    return Markup(f'<div class="beside"><div>{drawing}</div><div>{"".join(html(text) for text in texts if text)}</div></div>')
+
+
+def hero(name: str, rows: Sequence[Row], stages: StageTimes) -> Markup:
+    """Return the top of the page: the headline, its remarks, and the staircase."""
+    said = figures.headline(rows)
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in said.remarks)
+    facts = " · ".join(fact for fact in (f"run {name}", _when(stages), _spent(rows)) if fact)
+    text = f'<p class="kicker">{escape(facts)}</p><h1>{escape(said.title)}</h1>' + (f"<ul>{remarks}</ul>" if remarks else "")
+    treads = [_tread(rows, row) for row in rows]
+    drawing = ""
+    if any(tread.value is not None for tread in treads):
+        drawing = figure(
+            charts.staircase(treads, label=f"pass@1 of the best policy by round: {', '.join(percent(tread.level) for tread in treads)} %"),
+            "pass@1 on test problems, the policy alone, greedy",
+        )
+    return Markup(f'<header><div class="said">{text}</div>{drawing}</header>')
+
+
+def _tread(rows: Sequence[Row], row: Row) -> charts.Tread:
+    # A round that trained no policy has measured the best one again, which is no news.
+    value = _value(row) if row["policy_version"] == row["round"] else None
+    return charts.Tread(round=row["round"], value=value, accepted=row["accepted"], level=_value(rows[row["best_policy"]]))
+
+
+def _value(row: Row) -> float | None:
+    estimate = accuracy(row, POLICY)
+    return None if estimate is None else estimate.value
+
+
+def _when(stages: StageTimes) -> str:
+    return "" if stages.begin is None else datetime.fromtimestamp(stages.begin, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _spent(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    tokens = sum(row.get("generated_tokens") or 0 for row in rows)
+    return f"{count(tokens)} tokens generated, {duration(sum(row.get('seconds') or 0 for row in rows))}"
+
+
+def rounds(rows: Sequence[Row]) -> Markup:
+    """Return the table of rounds."""
+    header = ("round", "policy alone", "search", "weighted vote", "best-of-n", "majority", "tokens a problem", "PRM AUC", "pairs", "tokens", "time")
+    best = rows[-1]["best_policy"]
+    cells = [
+        (
+            row["round"],
+            _with_interval(row),
+            *_equal_token_cells(row),
+            count((row.get("test") or {}).get("search_tokens_per_problem")),
+            decimals(row.get("prm_within_problem_auc")),
+            count(figures.kept_rows(row, "pairs")),
+            count(row.get("generated_tokens")),
+            duration(row.get("seconds")),
+            _decision(row, is_best=row["round"] == best),
+        )
+        for row in rows
+    ]
+    problems = (rows[-1].get("test") or {}).get("problems")
+    explanation = lead(
+        f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the three sampling "
+        "methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on held-out problems, never on test."
+    )
+    return section("rounds", "The rounds", explanation, table((*header, "gate"), cells, style="rounds", text_columns=[len(header)]))
+
+
+def _with_interval(row: Row) -> Markup:
+    estimate = accuracy(row, POLICY)
+    if estimate is None:
+        return html(figures.MISSING)
+    interval = "" if estimate.low is None else f"<small>{percent(estimate.low)}–{percent(estimate.high)}</small>"
+    return Markup(f"{percent(estimate.value)}{interval}")
+
+
+def _equal_token_cells(row: Row) -> list[Markup]:
+    values = [None if (estimate := accuracy(row, method)) is None else estimate.value for method in (SEARCH, *SAMPLING)]
+    best = max((value for value in values if value is not None), default=None)
+    return [Markup(f"<strong>{percent(value)}</strong>") if value is not None and value == best else html(percent(value)) for value in values]
+
+
+def _decision(row: Row, *, is_best: bool) -> Markup:
+    word = "start" if row["round"] == 0 else _gate_word(row, version="policy_version", accepted=row["accepted"])
+    parts = [f'<span class="badge {word}">{word}</span>', escape(row["accepted_reason"])]
+    if is_best:
+        parts.append("<em>current best</em>")
+    if row.get("scorer_version") is not None:
+        parts.append(f"<small>PRM {_gate_word(row, version='scorer_version', accepted=row['prm_accepted'])}: {escape(row['prm_accepted_reason'])}</small>")
+    return Markup(" ".join(parts))
+
+
+def _gate_word(row: Row, *, version: str, accepted: bool) -> str:
+    """A model that the round did not train cannot be rejected."""
+    return "accepted" if accepted else "rejected" if row[version] == row["round"] else "unchanged"
+
+
+def by_round(rows: Sequence[Row]) -> Markup:
+    """Return the curves by round."""
+    lines = [_round_line(rows, method) for method in METHODS]
+    values = [point.high or point.y for line in lines for point in line.points]
+    if not values:
+        return Markup("")
+    chart = charts.line_chart(
+        lines,
+        x=charts.round_axis([row["round"] for row in rows]),
+        y=charts.percent_axis("right answers (%)", values),
+        label="Accuracy on test problems by round, one line per method",
+        x_name="round",
+    )
+    explanation = lead(
+        "Each point is a round's own policy and PRM, accepted or not, on the test problems; whiskers are 95 % intervals. The distance from “policy alone” "
+        "to “search” is what searching adds; the rise of “policy alone” is what the policy learned from it."
+    )
+    return section("by-round", "Accuracy by round", beside(figure(chart), explanation))
+
+
+def _round_line(rows: Sequence[Row], method: figures.Method) -> charts.Series:
+    estimates = [(row["round"], accuracy(row, method)) for row in rows]
+    points = [
+        charts.Point(x=number, y=estimate.value, low=estimate.low, high=estimate.high, text=f"{figures.percent_with_interval(estimate)} %")
+        for number, estimate in estimates
+        if estimate is not None
+    ]
+    return charts.Series(name=method.label, style=method.key, points=points)
+
+
+def by_tokens(rows: Sequence[Row]) -> Markup:
+    """Return accuracy against generated tokens, one chart per round; the page's script shows one of them at a time."""
+    measured = [(row, curves) for row in rows if (curves := figures.measured_curves(row))]
+    if not measured:
+        return Markup("")
+    charts_by_round = [_token_figure(row, curves) for row, curves in measured]
+    explanation = lead(
+        "Answers cost tokens, so methods are compared at equal cost. A sampling method uses as many independent solutions as the budget pays for; the search "
+        "is stopped at the budget and asked for its answer. The dot is the policy alone: one greedy solution."
+    )
+    return section(
+        "by-tokens",
+        "Accuracy against generated tokens",
+        beside(
+            f'<div class="choice" id="round-choice" hidden></div><div class="multiples">{"".join(charts_by_round)}</div>',
+            explanation,
+            _over_optimisation_note(figures.over_optimisation(rows)),
+        ),
+    )
+
+
+def _over_optimisation_note(findings: Sequence[figures.OverOptimisation]) -> Markup:
+    if not findings:
+        return Markup("")
+    listed = "".join(f"<li>{escape(_over_optimised(finding))}</li>" for finding in findings)
+    return Markup(
+        f'<div class="remark"><p>Over-optimisation: with more samples, best-of-n falls while the weighted vote rises.</p><ul>{listed}</ul><p>The one sample that '
+        "the PRM likes best is more and more often one it is wrong about; in a vote, many samples would have to be wrong in the same way.</p></div>"
+    )
+
+
+def _over_optimised(finding: figures.OverOptimisation) -> str:
+    (peak, last), (vote_before, vote_after) = finding.best_of_n, finding.weighted_vote
+    return (
+        f"round {finding.round}, {finding.from_tokens:,} → {finding.to_tokens:,} tokens: best-of-n {percent(peak)} → {percent(last)} %, "
+        f"vote {percent(vote_before)} → {percent(vote_after)} %"
+    )
+
+
+def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]]) -> Markup:
+    lines = [_token_line(method, curves[method.key]) for method in METHODS if method.key in curves]
+    if (greedy := _greedy_point(row)) is not None:
+        lines.append(charts.Series(name=POLICY.label, style=POLICY.key, points=[greedy], lone=True))
+    tokens = [point.x for line in lines for point in line.points]
+    chart = charts.line_chart(
+        lines,
+        x=charts.token_axis(tokens),
+        y=charts.percent_axis("right answers (%)", [point.y for line in lines for point in line.points]),
+        label=f"Accuracy against generated tokens per problem in round {row['round']}",
+        x_name="tokens a problem:",
+    )
+    return figure(chart + _token_table(curves), f"round {row['round']}", f' data-round="{row["round"]}"')
+
+
+def _token_line(method: figures.Method, curve: Sequence[tuple[float, float]]) -> charts.Series:
+    points = [charts.Point(x=max(tokens, 1), y=value, text=f"{percent(value)} %") for tokens, value in curve]
+    return charts.Series(name=method.label, style=method.key, points=points)
+
+
+def _greedy_point(row: Row) -> charts.Point | None:
+    test, value = row["test"], _value(row)
+    tokens = (test.get("tokens") or {}).get("greedy")
+    if value is None or not tokens or not test.get("problems"):
+        return None
+    return charts.Point(x=max(tokens / test["problems"], 1), y=value, text=f"{percent(value)} %")
+
+
+def _token_table(curves: dict[str, list[tuple[float, float]]]) -> Markup:
+    budgets = sorted({tokens for curve in curves.values() for tokens, _ in curve})
+    shown = [method for method in METHODS if method.key in curves]
+    by_budget = {method.key: dict(curves[method.key]) for method in shown}
+    cells = [(f"{tokens:,.0f}", *(percent(by_budget[method.key].get(tokens)) for method in shown)) for tokens in budgets]
+    body = table(("tokens a problem", *(f"{method.label} %" for method in shown)), cells)
+    return Markup(f"<details><summary>the figures</summary>{body}</details>")
+
+
+def prm(rows: Sequence[Row]) -> Markup:
+    """Return the quality of the PRM by round."""
+    tests = [(row["round"], row.get("test") or {}) for row in rows]
+    lines = {
+        name: charts.Series(
+            name=label,
+            style=style,
+            points=[charts.Point(x=number, y=test[name], text=decimals(test[name])) for number, test in tests if test.get(name) is not None],
+        )
+        for name, label, style in (
+            ("prm_within_problem_auc", "within a problem", "search"),
+            ("prm_pooled_auc", "pooled", "majority"),
+            ("prm_brier", "Brier score", "weighted_vote"),
+        )
+    }
+    if not any(line.points for line in lines.values()):
+        return section("prm", "The process reward model", lead("No PRM was measured in this run: the search was guided by outcomes alone."))
+    explanation = lead(
+        "What counts is the AUC within a problem: how often, of a right and a wrong solution of the same problem, the PRM scores the right one higher. The "
+        "pooled AUC compares solutions of different problems as well, so telling easy problems from hard ones raises it, and that guides no search."
+    )
+    rounds_measured = [row["round"] for row in rows]
+    drawn = [
+        figure(_auc_chart([lines["prm_within_problem_auc"], lines["prm_pooled_auc"]], rounds_measured), "Ranking: AUC, higher is better"),
+        figure(_brier_chart(lines["prm_brier"], rounds_measured), "Calibration: Brier score, lower is better"),
+    ]
+    return section("prm", "The process reward model", explanation, Markup(f'<div class="multiples">{"".join(drawn)}</div>'))
+
+
+def _auc_chart(lines: Sequence[charts.Series], numbers: Sequence[int]) -> str:
+    lowest = min((point.y for line in lines for point in line.points), default=0.5)
+    low = 0.4 if lowest >= 0.4 else 0.0
+    ticks = [(tick / 10, f"0.{tick}" if tick < 10 else "1.0") for tick in range(round(10 * low), 11, 1 if low else 2)]
+    axis = charts.Axis(label="AUC (0.5 is chance)", low=low, high=1.0, ticks=ticks)
+    label = "AUC of the PRM within problems and pooled, by round"
+    return charts.line_chart(lines, x=charts.round_axis(numbers), y=axis, label=label, x_name="round", height=280, guide=(0.5, "chance"))
+
+
+def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
+    high = 0.3 if max((point.y for point in line.points), default=0.0) <= 0.3 else 1.0
+    ticks = [(tick / 20, f"{tick / 20:.2f}") for tick in range(7)] if high == 0.3 else [(tick / 5, f"{tick / 5:.1f}") for tick in range(6)]
+    axis = charts.Axis(label="mean squared error", low=0.0, high=high, ticks=ticks)
+    guide = (0.25, "always scoring 0.5")
+    label = "Brier score of the PRM by round"
+    return charts.line_chart([line], x=charts.round_axis(numbers), y=axis, label=label, x_name="round", height=280, guide=guide)
+
+
+def data(rows: Sequence[Row]) -> Markup:
+    """Return what the searches gave as training data, and what training did with it."""
+    explanation = lead(
+        "What each round's training search was turned into. Traces and pairs train the policy, value rows train the PRM; nothing is dropped without a reason."
+    )
+    searched = [row for row in rows if row.get("search")]
+    if not searched and not any(row.get("training") for row in rows):
+        return Markup("")
+    return section("data", "Training data", explanation if searched else "", *_search_table(searched), *_label_table(rows), *_training_table(rows))
+
+
+def _search_table(rows: Sequence[Row]) -> list[Markup]:
+    if not rows:
+        return []
+    header = ("round", "problems searched", "with a right answer", "nodes", "tokens", "tokens scored", "failed steps")
+    cells = []
+    for row in rows:
+        found = row["search"]
+        solved = f"{found['solved']:,} ({percent(found['solved'] / found['problems'])} %)" if found["problems"] else "0"
+        numbers = (found["nodes"], found["generated_tokens"], found["scored_tokens"], found["failed_steps"])
+        cells.append((row["round"], count(found["problems"]), solved, *(count(number) for number in numbers)))
+    return [Markup("<h3>Training search</h3>"), table(header, cells)]
+
+
+def _label_table(rows: Sequence[Row]) -> list[Markup]:
+    cells = []
+    for row in rows:
+        for kind, name in (("traces", "traces"), ("pairs", "preference pairs"), ("values", "value rows")):
+            counts = (row.get("labels") or {}).get(kind)
+            if counts is not None:
+                dropped = counts["dropped_by_reason"]
+                bar = Markup(charts.kept_bar(counts["kept"], sum(dropped.values())))
+                cells.append((row["round"], name, count(counts["kept"]), bar, count(sum(dropped.values())), _reasons(dropped)))
+    if not cells:
+        return []
+    header = ("round", "rows", "kept", "share", "dropped", "dropped because")
+    return [Markup("<h3>Rows kept and dropped</h3>"), table(header, cells, text_columns=[1, 3, 5])]
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    listed = sorted(dropped.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in listed if number) or figures.MISSING
+
+
+def _training_table(rows: Sequence[Row]) -> list[Markup]:
+    cells = []
+    for row in rows:
+        training = row.get("training") or {}
+        policy = training.get("policy") or {}
+        stages = (
+            ("policy, warm-up", training.get("warmup")),
+            ("policy, SFT", policy.get("sft")),
+            ("policy, preferences", policy.get("preference")),
+            ("PRM", training.get("prm")),
+        )
+        for name, summary in stages:
+            if summary:
+                loss = f"{decimals(summary['first_loss'])} → {decimals(summary['last_loss'])}"
+                dropped = _reasons(summary.get("dropped_by_reason") or {})
+                cells.append((row["round"], name, count(summary["updates"]), count(summary["rows"]), count(summary["tokens"]), loss, dropped))
+    if not cells:
+        return []
+    header = ("round", "trained", "updates", "rows", "tokens", "loss, first → last", "rows left out")
+    return [Markup("<h3>Training</h3>"), table(header, cells, text_columns=[1, 6])]
+
+
+def time_spent(stages: StageTimes) -> Markup:
+    """Return where the time went."""
+    if not stages.seconds:
+        return Markup("")
+    names = charts.stage_names(stages.seconds)
+    legend = "".join(f'<span><i class="stage-{index % 4}"></i>{escape(name)}</span>' for index, name in enumerate(names))
+    chart = charts.time_bars(stages.seconds, label="Seconds per stage, one bar per round")
+    cells = [
+        (number, *(duration(spent.get(name)) for name in names), duration(sum(spent.values()))) for number, spent in sorted(stages.seconds.items())
+    ]
+    return section(
+        "time",
+        "Time",
+        _interruptions(stages),
+        Markup(f'<div class="legend">{legend}</div>'),
+        figure(chart),
+        table(("round", *names, "together"), cells),
+    )
+
+
+def _interruptions(stages: StageTimes) -> Markup:
+    said = []
+    if stages.num_starts > 1:
+        said.append(f"The run was started {stages.num_starts} times.")
+    if stages.num_cut:
+        said.append(f"{times(stages.num_cut, 'stage')} cut off by a stop {'is' if stages.num_cut == 1 else 'are'} not counted.")
+    if stages.num_unreadable:
+        said.append(f"{times(stages.num_unreadable, 'line')} of events.jsonl could not be read.")
+    return lead(" ".join(said)) if said else Markup("")
+
+
+def trees(number: int) -> Markup:
+    """Return the frame in which the page's script shows ``number`` trees."""
+    if not number:
+        return Markup("")
+    explanation = lead(
+        "What the search did, problem by problem: test problems of the last round, of each kind some, and training problems of round 1. The thick path leads "
+        "to the answer that was given. Circles are steps, squares end a solution; the fuller the colour, the higher the PRM’s score; the larger, the more visits."
+    )
+    frame = (
+        '<noscript><p class="remark">The trees are drawn by this page’s own script, which is switched off here.</p></noscript>'
+        '<div id="trees-frame" hidden><div id="tree-list" role="group" aria-label="Problems"></div>'
+        '<div id="tree-view"><h3 id="tree-title"></h3><p id="tree-question"></p><p id="tree-facts"></p>'
+        '<div class="scroll" id="tree-map-scroll"><svg id="tree-map" role="img" aria-label="Map of the tree; the outline below has the same nodes"></svg></div>'
+        '<div class="choice"><button type="button" id="tree-open-path">shown path</button><button type="button" id="tree-open-all">open all</button>'
+        '<button type="button" id="tree-close-all">close all</button></div><div id="tree-outline"></div></div></div>'
+    )
+    return section("trees", "Searched trees", explanation, Markup(frame))

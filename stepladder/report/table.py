@@ -1,0 +1,82 @@
+"""The rounds of a run as text: a line when a round is finished, a table at the end."""
+
+import io
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stepladder.report.figures import (
+    POLICY,
+    SAMPLING,
+    SEARCH,
+    Method,
+    accuracy,
+    count,
+    decimals,
+    duration,
+    kept_rows,
+    percent,
+    percent_with_interval,
+)
+
+_ACCURACIES = (SEARCH, *reversed(SAMPLING))
+_WIDE_ENOUGH = 240
+"""Columns of the console that renders the table: the table takes its natural width, whatever the terminal's is."""
+
+
+class RoundTable:
+    """Collects the figures of finished rounds."""
+
+    def __init__(self, console: Console) -> None:
+        """Announce rounds on ``console``."""
+        self._console = console
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a finished round's figures and print them as one line that explains itself: progress stands between such lines."""
+        self._rows.append(row)
+        parts = [
+            f"pass@1 {percent_with_interval(accuracy(row, POLICY))} %",
+            *(f"{method.label} {_percent(row, method)}" for method in _ACCURACIES),
+            f"PRM AUC {decimals(row.get('prm_within_problem_auc'))}",
+            f"pairs {count(kept_rows(row, 'pairs'))}",
+            f"tokens {count(row.get('generated_tokens'))}",
+            duration(row.get("seconds")),
+        ]
+        line = Text(f"round {row['round']}: {', '.join(parts)}, ")
+        line.append(*(("accepted", "green") if row["accepted"] else ("not accepted", "red")))
+        self._console.print(line, soft_wrap=True)
+
+    def render(self) -> str:
+        """Return the table of all rounds as plain text."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("round", justify="right")
+        for name in ("pass@1 % (95 %)", *(method.label for method in _ACCURACIES), "PRM AUC", "pairs", "tokens", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("accepted", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*_cells(row))
+        out = io.StringIO()
+        Console(file=out, width=_WIDE_ENOUGH, color_system=None, force_terminal=False).print(table)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["round"]),
+        percent_with_interval(accuracy(row, POLICY)),
+        *(_percent(row, method) for method in _ACCURACIES),
+        decimals(row.get("prm_within_problem_auc")),
+        count(kept_rows(row, "pairs")),
+        count(row.get("generated_tokens")),
+        duration(row.get("seconds")),
+        "yes" if row["accepted"] else "no",
+    ]
+
+
+def _percent(row: dict[str, Any], method: Method) -> str:
+    estimate = accuracy(row, method)
+    return percent(None if estimate is None else estimate.value)

@@ -1,0 +1,207 @@
+"""Whole runs from the command line: every stage, stopping and continuing, and what can go wrong."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import write_tiny_config
+
+METRICS = (
+    "round",
+    "policy_pass_at_1",
+    "search_accuracy",
+    "majority_accuracy",
+    "best_of_n_accuracy",
+    "prm_within_problem_auc",
+    "generated_tokens",
+    "seconds",
+    "accepted",
+)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Start the command line in a process group of its own."""
+    command = [sys.executable, "-m", "stepladder.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def stepladder(*arguments: object) -> subprocess.CompletedProcess:
+    """Run the command line to its end."""
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def data_digests(run: Path) -> dict[str, str]:
+    """Return a digest of every data and model file of a run; wall-clock facts (events, seconds) are left out."""
+    files = [path for path in (run / "rounds").rglob("*") if path.suffix in (".parquet", ".safetensors") or path.parent.parent.name == "evaluation"]
+    files += list((run / "rounds").glob("*/labels.json")) + list((run / "rounds").glob("*/evaluation/*/*/shard-*.json"))
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run of two rounds and its configuration."""
+    folder = tmp_path_factory.mktemp("evolve")
+    config = write_tiny_config(folder)
+    done = stepladder("evolve", config, "--run-dir", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return config, folder / "run"
+
+
+def test_evolve_writes_every_round(finished: tuple[Path, Path]) -> None:
+    """metrics.jsonl has one object a round with the promised figures, and each round's data and models are on disk."""
+    _, run = finished
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert set(METRICS) <= set(row)
+    assert rows[1]["search"]["problems"] == 24
+    assert rows[1]["labels"]["values"]["kept"] > 0
+    assert (run / "rounds/001/models/prm/model.safetensors").exists()
+    assert (run / "report.html").exists()
+
+
+def test_killed_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """kill -9 of the parent at random moments, and starting again, ends with the data of the run that was never killed."""
+    config, reference = finished
+    run, rng, kills = tmp_path / "run", random.Random(0), 0
+    while True:
+        process = start("evolve", config, "--run-dir", run)
+        try:
+            _, err = process.communicate(timeout=rng.uniform(3.0, 9.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            assert kills < 40, "the run makes no progress between kills"
+            continue
+        assert process.returncode == 0, err
+        break
+    assert kills >= 2
+    assert data_digests(run) == data_digests(reference)
+
+
+def test_interrupt_keeps_what_is_finished(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Ctrl-C ends with exit code 130 and one sentence; the same command finishes the run."""
+    config, reference = finished
+    process = start("evolve", config, "--run-dir", tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("rounds/001/trees/shard-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert data_digests(tmp_path / "run") == data_digests(reference)
+
+
+def test_worker_count_does_not_change_data(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """One worker or two: the same bytes."""
+    config, reference = finished
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", "--set", "run.workers=1", "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = data_digests(tmp_path / "run"), data_digests(reference)
+    assert ours == {name: digest for name, digest in theirs.items() if not name.startswith("rounds/002")}
+
+
+def test_finished_run_is_not_repeated(finished: tuple[Path, Path]) -> None:
+    """Running a finished run again computes nothing and prints its table."""
+    config, run = finished
+    before = data_digests(run)
+    done = stepladder("evolve", config, "--run-dir", run)
+    assert done.returncode == 0
+    assert "report:" in done.stdout
+    assert data_digests(run) == before
+
+
+def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """solve answers one question and a file, with any method, within the token budget, and writes the tree."""
+    config, run = finished
+    tree = tmp_path / "tree.json"
+    done = stepladder("solve", "test 1 a", "--run", run, "--method", "beam", "--tokens", 40, "--tree", tree, "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["method"] == "beam"
+    nodes = json.loads(tree.read_text())
+    assert nodes["generated_tokens"] == row["generated_tokens"]
+    assert len(nodes["parents"]) == len(nodes["texts"])
+    questions = config.parent / "test.jsonl"
+    done = stepladder("solve", "--input", questions, "--output", tmp_path / "out.jsonl", "--run", run, "--method", "majority", "--tokens", 30)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in questions.read_text().splitlines()]
+
+
+def test_shuffled_answers_change_no_prediction(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """solve reads no answer: with the answers of the file shuffled, or gone, every prediction stays as it is."""
+    config, run = finished
+    rows = [json.loads(line) for line in (config.parent / "test.jsonl").read_text().splitlines()]
+    answers = [row["answer"] for row in rows]
+    random.Random(1).shuffle(answers)
+    variants = {
+        "as they are": rows,
+        "shuffled": [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)],
+        "gone": [{"id": row["id"], "question": row["question"]} for row in rows],
+    }
+    outputs = []
+    for name, variant in variants.items():
+        source, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-out.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in variant))
+        done = stepladder("solve", "--input", source, "--output", output, "--run", run)
+        assert done.returncode == 0, done.stderr
+        outputs.append(output.read_text())
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "search.simulation=3"], "did you mean 'simulations'"),
+        (["--set", "search.simulations=0"], "greater than or equal to 1"),
+        (["--set", "search.options.num_children=0"], "num_children"),
+        (["--set", "search.options.wave=99"], "wave"),
+        (["--set", "search.method=mtcs"], "mcts"),
+        (["--set", "policy.model=/nowhere/model"], "/nowhere/model"),
+        (["--set", "problems.train=/nowhere/train.jsonl"], "/nowhere/train.jsonl"),
+        (["--set", "nonsense"], "section.key=value"),
+    ],
+)
+def test_bad_settings_are_one_sentence(finished: tuple[Path, Path], tmp_path: Path, arguments: list[str], words: str) -> None:
+    """A wrong setting ends with exit code 2 and one sentence that names it, before anything is written."""
+    config, _ = finished
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_foreign_directories_are_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """A run with other settings, of another version, or a directory of something else is left alone with exit code 2."""
+    config, run = finished
+    done = stepladder("evolve", config, "--run-dir", run, "--set", "search.simulations=9")
+    assert done.returncode == 2
+    assert "search.simulations" in done.stderr
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "other")
+    assert done.returncode == 2
+    assert "must be empty" in done.stderr
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps({"schema_version": 0, "stepladder": "0.0.1"}))
+    done = stepladder("report", tmp_path / "old")
+    assert done.returncode == 2
+    assert "schema_version" in done.stderr
