@@ -67,8 +67,9 @@ def evolve(
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
-        base = _embedded_settings(root, [*overrides, *shorthands]) if config is None else None
-        resolved = load_config(config, [*overrides, *shorthands], base=base)
+        chosen = [*overrides, *shorthands]
+        base = _embedded_settings(root, chosen) if config is None else None
+        resolved = load_config(config, chosen, base=base)
         if dry_run:
             typer.echo(resolved.model_dump_json(indent=2))
             return
@@ -76,9 +77,11 @@ def evolve(
 
 
 def _embedded_settings(root: Path, overrides: list[str]) -> dict[str, Any]:
+    """Prepare the embedded task under the run directory, with the seed that the overrides ask for."""
     from stepladder.embedded import settings
+    from stepladder.loops.config import override_value
 
-    return settings(root / "start", overrides)
+    return settings(root / "start", seed=int(override_value(overrides, "run.seed", default=0)))
 
 
 def _evolve(config: Any, root: Path) -> None:

@@ -17,7 +17,11 @@ HOSTILE = '4 1 7 2 : a c <script>alert("x")</script> </textarea> & <!-- \u2028 f
 
 def config(**sections: Any) -> Config:
     """Return a configuration that names no existing file."""
-    base = {"problems": {"train": "train.jsonl", "test": "test.jsonl", "rule": "exact"}, "policy": {"model": "models/base"}, "run": {"seed": 7}}
+    base = {
+        "problems": {"train": "train.jsonl", "test": "test.jsonl", "rule": "exact"},
+        "policy": {"model": "models/base"},
+        "run": {"seed": 7},
+    }
     return Config.model_validate({**base, **sections})
 
 
@@ -37,7 +41,7 @@ def tree(
     labelled: bool = False,
     right: bool = True,
 ) -> TreeRecord:
-    """Return a tree of a made-up search: the first child is expanded most, one leaf in three gives ``answer``, all others something else."""
+    """Return a tree of a made-up search: the first child is expanded most, one leaf in three gives ``answer``."""
     rng = random.Random(problem_id)
     parents, depths, texts = [-1], [0], [""]
     frontier = [0]
@@ -46,13 +50,17 @@ def tree(
         for slot in range(children if node == 0 or rng.random() < 0.75 else 1):
             parents.append(node)
             depths.append(depths[node] + 1)
-            texts.append(f"{'acf'[depths[node] % 3]} = {rng.choice(['reverse', 'rotate', 'swap', 'increment'])} -> {rng.randrange(1000, 9999)}\n")
+            texts.append(
+                f"{'acf'[depths[node] % 3]} = {rng.choice(['reverse', 'rotate', 'swap', 'increment'])} -> {rng.randrange(1000, 9999)}\n"
+            )
             if depths[-1] < depth and (slot < 2 or rng.random() < 0.3):
                 frontier.append(len(parents) - 1)
     size = len(parents)
     leaves = sorted(set(range(size)) - set(parents))
     given = {leaf: answer if index % 3 == 0 else f"{1000 + index}" for index, leaf in enumerate(leaves)}
-    scores: list[float | None] = [None] + [round(rng.uniform(0.05, 0.97), 3) if origin.scorer_version is not None else None for _ in range(size - 1)]
+    scores: list[float | None] = [None] + [
+        round(rng.uniform(0.05, 0.97), 3) if origin.scorer_version is not None else None for _ in range(size - 1)
+    ]
     visits = [1] * size
     for node in range(size - 1, 0, -1):
         visits[parents[node]] += visits[node]
@@ -81,11 +89,19 @@ def tree(
     )
 
 
-def split(*, policy: float, search: float, majority: float, best_of_n: float | None, vote: float | None, auc: float | None) -> dict[str, Any]:
-    """Return a split's figures; without a PRM, what needs its scores is None while the stored curves are 0, as the evaluation leaves them."""
+def split(
+    *, policy: float, search: float, majority: float, best_of_n: float | None, vote: float | None, auc: float | None
+) -> dict[str, Any]:
+    """Return a split's figures; without a PRM, accuracies that need its scores are None and their curves 0, as evaluated."""
     values = {"search": search, "majority": majority, "best_of_n": best_of_n, "weighted_vote": vote}
     figures: dict[str, Any] = {"problems": 300, "tokens": {"greedy": 300 * 28, "samples": 300 * 16 * 28, "search": 300 * 112}}
-    figures |= {"pass_at_1": policy, "pass_at_1_interval": interval(policy), "num_samples": 16, "sampled_pass_at_1": policy, "pass_at_k": 0.9}
+    figures |= {
+        "pass_at_1": policy,
+        "pass_at_1_interval": interval(policy),
+        "num_samples": 16,
+        "sampled_pass_at_1": policy,
+        "pass_at_k": 0.9,
+    }
     figures |= {"distinct_correct": 0.9, "answer_entropy": 1.1, "prm_within_problem_auc": auc, "prm_pooled_auc": auc and auc + 0.05}
     figures |= {"prm_brier": auc and 0.17, "best_prm_within_problem_auc": None}
     figures |= {"search_tokens_per_problem": 112.0, "sampling_tokens_per_problem": 108.0}
@@ -95,7 +111,8 @@ def split(*, policy: float, search: float, majority: float, best_of_n: float | N
     shapes = {"search": (0.0, 0.2, 0.5, 0.8, 1.0), "majority": (0.7, 0.7, 0.7, 0.9, 1.0), "weighted_vote": (0.7, 0.75, 0.8, 0.9, 1.0)}
     shapes["best_of_n"] = (0.9, 0.95, 1.1, 1.2, 1.0)
     figures["curves"] = {
-        name: [[tokens, (values[name] or 0.0) * factor] for tokens, factor in zip(budgets, shape, strict=True)] for name, shape in shapes.items()
+        name: [[tokens, (values[name] or 0.0) * factor] for tokens, factor in zip(budgets, shape, strict=True)]
+        for name, shape in shapes.items()
     }
     return figures
 
@@ -140,7 +157,15 @@ def row(
         "generated_tokens": 2_104_000 if number else 176_000,
         "search": None
         if number == 0
-        else {"problems": 400, "solved": 339, "nodes": 21_000, "generated_tokens": 96_000, "policy_calls": 5_000, "scored_tokens": 90_000, "failed_steps": 0},
+        else {
+            "problems": 400,
+            "solved": 339,
+            "nodes": 21_000,
+            "generated_tokens": 96_000,
+            "policy_calls": 5_000,
+            "scored_tokens": 90_000,
+            "failed_steps": 0,
+        },
         "labels": None if number == 0 else {kind: {"kept": kept[kind], "dropped_by_reason": reasons[kind]} for kind in kept},
         "training": {"warmup": summary} if number == 0 else {"policy": {"sft": summary, "preference": summary}, "prm": summary},
         "seconds": 63.4 + number,
@@ -176,13 +201,22 @@ def write_run(root: Path, rows: Sequence[dict[str, Any]], *, question: str = HOS
 
 
 def _write_evaluation(run: RunDir, entry: dict[str, Any], question: str) -> None:
-    folder, origin = run.round(entry["round"]) / "evaluation" / "test", provenance(entry["round"], policy=entry["policy_version"], scorer=entry["scorer_version"])
+    folder, origin = (
+        run.round(entry["round"]) / "evaluation" / "test",
+        provenance(entry["round"], policy=entry["policy_version"], scorer=entry["scorer_version"]),
+    )
     ids = [f"test-{index}" for index in range(8)]
     trees = [tree(name, question=question if index == 0 else f"{index} 1 7 2 : a c f", origin=origin) for index, name in enumerate(ids)]
     # Of eight problems: 0-1 both right, 2-3 search alone, 4-5 policy alone, 6-7 none.
     right = [(True, True)] * 2 + [(True, False)] * 2 + [(False, True)] * 2 + [(False, False)] * 2
-    searched = [{"problem_id": name, "answer": "2714" if ok else "1001", "correct": ok, "tokens": 112, "anytime": []} for name, (ok, _) in zip(ids, right, strict=True)]
-    greedy = [{"problem_id": name, "answer": "2714" if ok else "1002", "correct": ok, "tokens": 28} for name, (_, ok) in zip(ids, right, strict=True)]
+    searched = [
+        {"problem_id": name, "answer": "2714" if ok else "1001", "correct": ok, "tokens": 112, "anytime": []}
+        for name, (ok, _) in zip(ids, right, strict=True)
+    ]
+    greedy = [
+        {"problem_id": name, "answer": "2714" if ok else "1002", "correct": ok, "tokens": 28}
+        for name, (_, ok) in zip(ids, right, strict=True)
+    ]
     for kind, graded in (("search", searched), ("greedy", greedy)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         (folder / kind / "shard-0000.json").write_text(json.dumps({"rows": graded}))

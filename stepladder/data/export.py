@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stepladder.data.labels import join_prompt
 from stepladder.data.store import PAIRS, PROVENANCE_COLUMNS, TRACES, TREES, VALUES, ShardKind, read_table, write_table
@@ -113,7 +112,7 @@ class _Summary:
         self.num_rows += shard.num_rows
         self.problems.update(shard["problem_id"].to_pylist())
         for name, values in self.provenance.items():
-            values.update(pc.unique(shard[name]).to_pylist())
+            values.update(shard[name].unique().to_pylist())
 
 
 def _data_card(name: str, chosen: ExportFormat, summary: _Summary) -> str:
@@ -121,7 +120,8 @@ def _data_card(name: str, chosen: ExportFormat, summary: _Summary) -> str:
         column: ", ".join(f"`{value}`" for value in sorted(values, key=lambda value: (value is None, value))) or "none"
         for column, values in summary.provenance.items()
     }
-    meanings = {"problem_id": "Key of the problem.", **{column: spec.meaning for column, spec in chosen.columns.items()}, **PROVENANCE_COLUMNS}
+    meanings = {column: spec.meaning for column, spec in chosen.columns.items()}
+    meanings = {"problem_id": "Key of the problem.", **meanings, **PROVENANCE_COLUMNS}
     lines = [
         "---",
         f"pretty_name: {chosen.title}",
@@ -175,8 +175,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=PAIRS,
         title="Step-level preference pairs",
         about=(
-            "Each row holds two sibling steps of a search tree after the same prefix. Below the chosen step a right final answer was found, "
-            "below the rejected one a wrong one, and the chosen step's value is higher by a margin.\n\n"
+            "Each row holds two sibling steps of a search tree after the same prefix. Below the chosen step a right final answer was "
+            "found, below the rejected one a wrong one, and the chosen step's value is higher by a margin.\n\n"
             "TRL's `DPOTrainer` trains on the text columns as they stand. It ends every completion with the end-of-sequence token, which "
             "these steps do not have unless they are last steps; a trainer that takes token ids avoids that."
         ),
@@ -211,8 +211,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TRACES,
         title="Solutions with right final answers",
         about=(
-            "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the mean value of "
-            "their steps, then by the smallest. A right final answer does not prove that every step is right."
+            "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the mean "
+            "value of their steps, then by the smallest. A right final answer does not prove that every step is right."
         ),
         columns={
             "prompt": _QUESTION_PROMPT,
@@ -226,8 +226,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Search trees",
         about=(
-            "Each row is the search tree of one problem, flat: node i is entry i of every list, the root is node 0, and parents come before "
-            "their children. `prompt_ids` and the `token_ids` along a path are exactly what the models saw."
+            "Each row is the search tree of one problem, flat: node i is entry i of every list, the root is node 0, and parents come "
+            "before their children. `prompt_ids` and the `token_ids` along a path are exactly what the models saw."
         ),
         columns={
             name: ExportColumn(source=name, meaning=meaning)

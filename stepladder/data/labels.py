@@ -12,18 +12,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from stepladder.data.problems import SeedSolution
 from stepladder.errors import DataFormatError
-from stepladder.interfaces import Renderer
 from stepladder.types import PreferencePair, Problem, Provenance, Trace, TreeRecord, ValueRow
 
 RowT = TypeVar("RowT")
 LabelT = TypeVar("LabelT", Trace, PreferencePair)
 
-# Margins are differences of floats: 0.7 - 0.5 must still reach a margin of 0.2.
-_MARGIN_SLACK = 1e-9
+# Differences and means of floats are rounded to so many decimals before they are compared: 0.7 - 0.5 must reach a margin of 0.2, and what
+# is equal but for the last bit must tie.
+_DECIMALS = 12
 
 
 class ValueTarget(StrEnum):
@@ -53,15 +53,21 @@ class Selection(Generic[RowT]):
         return len(self.rows)
 
 
-class SolutionRenderer(Renderer, Protocol):
-    """A renderer that can also write solutions."""
+@runtime_checkable
+class SolutionRenderer(Protocol):
+    """What is needed of a renderer to write a solved problem as tokens."""
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the prompt of a problem as token ids."""
+        ...
 
     def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
         """Return the steps of a written solution as token ids, ending as a sampled solution would."""
         ...
 
 
-class _Ranked(NamedTuple, Generic[LabelT]):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ranked(Generic[LabelT]):
     """A row that competes with the others of its problem."""
 
     rank: tuple[float, ...]
@@ -201,11 +207,13 @@ def preference_pairs(
             pairs = [(first, second) for first in chosen for second in rejected if first != second]
             considered += len(pairs)
             margins = _margins(record, values, pairs, best_and_worst=best_and_worst, dropped=dropped)
-            wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin - _MARGIN_SLACK]
+            wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin]
             wide.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
             dropped["below margin"] += len(margins) - len(wide)
             dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            candidates += [_Ranked((margin,), _pair(record, values, first, second)) for margin, first, second in wide[:pairs_per_node]]
+            candidates += [
+                _Ranked(rank=(margin,), row=_pair(record, values, first, second)) for margin, first, second in wide[:pairs_per_node]
+            ]
     rows = _best_per_problem(candidates, pairs_per_problem)
     dropped["over problem cap"] += len(candidates) - len(rows)
     return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
@@ -238,9 +246,8 @@ def select_traces(
             path = _path(record, leaf)
             known = [value for node in path if (value := values[node]) is not None]
             if known:
-                # A mean of equal values may differ in its last bit with their number; that is no reason to prefer one solution.
-                mean = round(sum(known) / len(known), 12)
-                candidates.append(_Ranked((mean, min(known)), _trace(record, path, mean)))
+                mean = round(sum(known) / len(known), _DECIMALS)
+                candidates.append(_Ranked(rank=(mean, min(known)), row=_trace(record, path, mean)))
             else:
                 dropped["no value"] += 1
     distinct = _distinct_completions(candidates)
@@ -345,7 +352,7 @@ def _margins(
         elif first not in best or second not in worst:
             dropped["not among best and worst"] += 1
         else:
-            margins.append((comparable[first] - comparable[second], first, second))
+            margins.append((round(comparable[first] - comparable[second], _DECIMALS), first, second))
     return margins
 
 
@@ -388,9 +395,9 @@ def _trace(record: TreeRecord, path: list[int], mean_value: float) -> Trace:
 def _distinct_completions(candidates: list[_Ranked[Trace]]) -> list[_Ranked[Trace]]:
     """Keep the best-ranked one of each problem's candidates with the same tokens, in the original order."""
     best: dict[tuple[str, tuple[int, ...]], int] = {}
-    for index, (rank, trace) in enumerate(candidates):
-        key = (trace.problem_id, tuple(trace.completion_ids))
-        if key not in best or rank > candidates[best[key]].rank:
+    for index, candidate in enumerate(candidates):
+        key = (candidate.row.problem_id, tuple(candidate.row.completion_ids))
+        if key not in best or candidate.rank > candidates[best[key]].rank:
             best[key] = index
     return [candidates[index] for index in sorted(best.values())]
 
@@ -401,7 +408,5 @@ def _best_per_problem(candidates: list[_Ranked[LabelT]], cap: int) -> list[Label
     for index, candidate in enumerate(candidates):
         by_problem.setdefault(candidate.row.problem_id, []).append(index)
     # Sorting is stable in reverse as well, so equal ranks stay in order.
-    kept = [
-        index for group in by_problem.values() for index in sorted(group, key=lambda index: candidates[index].rank, reverse=True)[:cap]
-    ]
+    kept = [index for group in by_problem.values() for index in sorted(group, key=lambda index: candidates[index].rank, reverse=True)[:cap]]
     return [candidates[index].row for index in sorted(kept)]

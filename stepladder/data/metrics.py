@@ -75,7 +75,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def first_within(pool: Sequence[PoolSample], max_tokens: float) -> list[PoolSample]:
+def first_within(pool: Sequence[PoolSample], max_tokens: int) -> list[PoolSample]:
     """Return the first samples of a problem whose tokens together fit the budget; possibly none."""
     kept: list[PoolSample] = []
     spent = 0
@@ -106,7 +106,7 @@ def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
     return max(scored, key=lambda pair: pair[0])[1].correct if scored else None
 
 
-def accuracy_at_budget(pools: Sequence[Sequence[PoolSample]], max_tokens: float) -> dict[str, float]:
+def accuracy_at_budget(pools: Sequence[Sequence[PoolSample]], max_tokens: int) -> dict[str, float]:
     """Return the accuracy of ``majority``, ``weighted_vote`` and ``best_of_n`` when each problem may spend ``max_tokens``.
 
     A problem for which a rule has no answer counts as wrong.

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +73,7 @@ def load_problems(
     pattern = None if answer_pattern is None else _answer_regex(answer_pattern)
     problems: list[LabelledProblem] = []
     places: dict[str, str] = {}
-    for row in _rows(str(source), subset=subset, split=split):
-        if limit is not None and len(problems) == limit:
-            break
+    for row in islice(_rows(str(source), subset=subset, split=split), limit):
         problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
         _claim_id(problem.id, row.place, places)
         answer = _answer(row, answer_field, pattern=pattern, allow_unlabelled=allow_unlabelled)
@@ -84,7 +83,7 @@ def load_problems(
     return problems
 
 
-def load_seed_solutions(path: str | Path, *, limit: int | None = None) -> list[SeedSolution]:
+def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
     """Read solved problems for the warm-up from a JSONL file with the fields ``id``, ``question`` and ``solution``.
 
     Raises:
@@ -93,8 +92,6 @@ def load_seed_solutions(path: str | Path, *, limit: int | None = None) -> list[S
     solutions: list[SeedSolution] = []
     places: dict[str, str] = {}
     for row in _jsonl_rows(Path(path)):
-        if limit is not None and len(solutions) == limit:
-            break
         solution = SeedSolution(id=_row_id(row, "id"), question=_text(row, "question"), solution=_text(row, "solution"))
         _claim_id(solution.id, row.place, places)
         solutions.append(solution)
@@ -133,9 +130,7 @@ def check_disjoint(**splits: Sequence[LabelledProblem]) -> None:
                 )
 
 
-def split_problems(
-    problems: Sequence[LabelledProblem], *, held_out: int, seed: int
-) -> tuple[list[LabelledProblem], list[LabelledProblem]]:
+def split_problems(problems: Sequence[LabelledProblem], *, held_out: int, seed: int) -> tuple[list[LabelledProblem], list[LabelledProblem]]:
     """Set ``held_out`` problems aside and return (the others, the ones set aside), both in their original order.
 
     The choice depends on the seed and on each problem's id alone, not on the order of the problems. Problems that ask the same question

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from stepladder.data.answers import AnswerRule, exact_match, math_readable, math_source, number_match, parse_number
 from stepladder.errors import BackendError, ConfigError, DataFormatError
@@ -95,7 +95,7 @@ class AnswerVerifier:
         """End the worker processes; grading again starts new ones."""
         self._pool.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AnswerVerifier":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -2,12 +2,14 @@
 
 A row holds a prefix once and, behind it, the tokens of up to M continuations (lanes) in the order in which they came; a mask says which
 lane sees which of them. So the keys of a prefix are read once for all its continuations, and only lanes that are alive go through the
-model, as one flat pass.
+model, as one flat pass. Rows stand in blocks; attention runs block by block up to the block's longest row, so a block takes rows of
+similar length only.
 
 Axes: R rows, M lanes of a row, S token slots of a row, N lanes forwarded in a pass, V vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +17,28 @@ from jaxtyping import Bool, Float, Int
 
 from stepladder.lm.flat import FlatModel, attend_padded
 
+_BLOCK = 32
+"""Rows of a block."""
 _SLOT_STEP = 64
+_LENGTH_RATIO, _LENGTH_SLACK = 1.3, 16
+"""Two lengths are similar when neither exceeds the other by more than this ratio plus this many tokens."""
+
+
+class _Block(NamedTuple):
+    """One block's part in a pass."""
+
+    begin: int
+    """First row."""
+    end: int
+    """Behind the last row that takes part."""
+    num_lanes: int
+    num_keys: int
+    queries: slice
+    """Where its padded queries lie, ``(end - begin) * num_lanes`` of them."""
 
 
 class DecodeRows:
-    """The rows. The caller says which are in use; row numbers stay valid until ``compact``."""
+    """The rows. Their numbers stay valid until ``tidy``."""
 
     def __init__(self, model: FlatModel, *, num_lanes: int) -> None:
         """Start without rows; they are added as they are needed.
@@ -36,13 +55,13 @@ class DecodeRows:
         """Drop all rows and give the memory back."""
         self._keys, self._values = self._model.zeros(0, 0), self._model.zeros(0, 0)
         self._mask = torch.zeros(0, self.num_lanes, 0, dtype=self._model.dtype, device=self._model.device)
-        self.fill: Int[np.ndarray, "R"] = np.zeros(0, dtype=np.int64)
-        """Token slots in use in each row."""
+        self._fill = np.zeros(0, dtype=np.int64)
+        self._lanes = np.zeros(0, dtype=np.int64)
 
     @property
     def num_rows(self) -> int:
-        """Rows that exist."""
-        return len(self.fill)
+        """Rows that exist, in use or not."""
+        return len(self._fill)
 
     @property
     def num_slots(self) -> int:
@@ -50,38 +69,42 @@ class DecodeRows:
         return self._keys.shape[2]
 
     @torch.inference_mode()
-    def reserve(self, num_rows: int, num_slots: int) -> None:
-        """Make at least so many rows, with at least so many token slots; both grow by half or more, so that copying stays rare."""
-        rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, self.num_rows * 3 // 2)
-        slots = self.num_slots if num_slots <= self.num_slots else max(num_slots, self.num_slots * 3 // 2)
-        slots = -(-slots // _SLOT_STEP) * _SLOT_STEP
-        if (rows, slots) == (self.num_rows, self.num_slots):
-            return
-        old_rows, old_slots = self.num_rows, self.num_slots
-        keys, values = self._model.zeros(rows, slots), self._model.zeros(rows, slots)
-        keys[:, :old_rows, :old_slots], values[:, :old_rows, :old_slots] = self._keys, self._values
-        mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
-        mask[:old_rows, :, :old_slots] = self._mask
-        self._keys, self._values, self._mask = keys, values, mask
-        self.fill = np.concatenate([self.fill, np.zeros(rows - old_rows, dtype=np.int64)])
-
-    @torch.inference_mode()
-    def start(self, rows: Sequence[int], lengths: Sequence[int], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put prefixes into rows, whatever stood there before.
+    def allocate(self, lengths: Sequence[int], lanes: Sequence[int]) -> list[int]:
+        """Return a free row for each prefix, in blocks whose rows are of similar length and have as many lanes.
 
         Args:
-            rows: Row of each prefix.
             lengths: Tokens of each prefix, >= 0.
+            lanes: Lanes of each row, in [1, num_lanes]; a row with lanes is in use until ``release``.
+        """
+        self._reserve(self.num_rows, max(lengths) + self.num_lanes)
+        rows = np.empty(len(lengths), dtype=np.int64)
+        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            rows[i] = self._find_row(lengths[i], lanes[i])
+            self._fill[rows[i]], self._lanes[rows[i]] = lengths[i], lanes[i]
+        return rows.tolist()
+
+    def release(self, row: int) -> None:
+        """Give a row back."""
+        self._lanes[row] = 0
+
+    @torch.inference_mode()
+    def load(self, rows: Sequence[int], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the prefixes of newly allocated rows in place.
+
+        Args:
+            rows: The rows.
             keys: The prefixes' keys, one behind the other: [L, sum of lengths, h, D].
             values: Their values.
         """
-        self._mask[torch.tensor(rows, device=self._mask.device)] = torch.finfo(self._mask.dtype).min
-        self.fill[list(rows)] = lengths
+        index = np.asarray(rows)
+        lengths = self._fill[index]
         target = self._index(np.concatenate([row * self.num_slots + np.arange(length) for row, length in zip(rows, lengths, strict=True)]))
         self._flat(self._keys).index_copy_(1, target, keys)
         self._flat(self._values).index_copy_(1, target, values)
-        for row, length in zip(rows, lengths, strict=True):
-            self._mask[row, :, :length] = 0
+        hidden = torch.arange(self.num_slots, device=self._mask.device) >= self._index(lengths)[:, None]
+        row_masks = torch.zeros(hidden.shape, dtype=self._mask.dtype, device=self._mask.device)
+        row_masks.masked_fill_(hidden, torch.finfo(self._mask.dtype).min)
+        self._mask[self._index(index)] = row_masks[:, None].expand(-1, self.num_lanes, -1)
 
     @torch.inference_mode()
     def forward(
@@ -102,30 +125,20 @@ class DecodeRows:
             token_ids: The tokens.
             positions: Their positions in their sequences.
         """
-        slots = self.fill[rows] + _rank(rows)
-        num_rows, num_lanes = int(rows[-1]) + 1, int(lanes.max()) + 1
-        self.fill[:num_rows] += np.bincount(rows, minlength=num_rows)
-        self.reserve(0, int(self.fill[np.unique(rows)].max()))
+        slots = self._fill[rows] + _rank(rows)
+        np.maximum.at(self._fill, rows, slots + 1)
+        self._reserve(self.num_rows, int(slots.max()) + 1)
         self._show(rows, lanes, shared, slots)
-        num_keys = min(self.num_slots, -(-int(slots.max() + 1) // 8) * 8)
-        target = self._index(rows * self.num_slots + slots)
-        query_row = self._index(rows * num_lanes + lanes)
-        mask = self._mask[:num_rows, None, :num_lanes, :num_keys]
+        blocks, query_row = self._blocks(rows, lanes)
+        target, query_index = self._index(rows * self.num_slots + slots), self._index(query_row)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
             keys, values = self._keys[layer], self._values[layer]
             keys.flatten(0, 1).index_copy_(0, target, k[0].transpose(0, 1))
             values.flatten(0, 1).index_copy_(0, target, v[0].transpose(0, 1))
-            heads, dim = q.shape[1], q.shape[3]
-            padded = q.new_zeros(num_rows * num_lanes, heads, dim).index_copy_(0, query_row, q[0].transpose(0, 1))
-            output = attend_padded(
-                padded.view(num_rows, num_lanes, heads, dim).transpose(1, 2),
-                keys[:num_rows, :num_keys].transpose(1, 2),
-                values[:num_rows, :num_keys].transpose(1, 2),
-                mask,
-                scale,
-            )
-            return output.transpose(1, 2).reshape(-1, heads, dim).index_select(0, query_row)
+            padded = q.new_zeros(blocks[-1].queries.stop, *q.shape[1::2]).index_copy_(0, query_index, q[0].transpose(0, 1))
+            outputs = [self._attend_block(block, padded, keys, values, scale) for block in blocks]
+            return torch.cat(outputs).index_select(0, query_index)
 
         return self._model.forward(self._index(token_ids), self._index(positions), attend), slots
 
@@ -134,14 +147,83 @@ class DecodeRows:
         return self._flat(self._keys), self._flat(self._values)
 
     @torch.inference_mode()
-    def compact(self, rows: Int[np.ndarray, "X"]) -> None:
-        """Move the given rows, ascending, to the front, in order."""
-        index = self._index(rows)
-        count = len(rows)
-        self._keys[:, :count] = self._keys[:, index]
-        self._values[:, :count] = self._values[:, index]
+    def tidy(self) -> Int[np.ndarray, "X"] | None:
+        """Move the rows in use together, sorted by lanes and length, if too many blocks are half empty.
+
+        Returns:
+            For each new row number the old one, or None when nothing was moved.
+        """
+        used = np.flatnonzero(self._lanes)
+        num_blocks = len(np.unique(used // _BLOCK))
+        if num_blocks <= 4 + 2 * (len(used) // _BLOCK):
+            return None
+        order = used[np.lexsort((self._fill[used], self._lanes[used]))]
+        index, count = self._index(order), len(order)
+        num_keys = int(self._fill[order].max())
+        self._keys[:, :count, :num_keys] = self._keys[:, index, :num_keys]
+        self._values[:, :count, :num_keys] = self._values[:, index, :num_keys]
         self._mask[:count] = self._mask[index]
-        self.fill[:count] = self.fill[rows]
+        self._fill[:count], self._lanes[:count], self._lanes[count:] = self._fill[order], self._lanes[order], 0
+        return order
+
+    def _find_row(self, length: int, lanes: int) -> int:
+        blocks = self._lanes.reshape(-1, _BLOCK)
+        longest = np.where(blocks > 0, self._fill.reshape(-1, _BLOCK), 0).max(1, initial=0)
+        empty = ~blocks.any(1)
+        similar = (longest <= length * _LENGTH_RATIO + _LENGTH_SLACK) & (length <= longest * _LENGTH_RATIO + _LENGTH_SLACK)
+        fits = similar & (blocks.max(1, initial=0) == lanes) & (blocks == 0).any(1)
+        for candidates in (fits, empty):
+            if candidates.any():
+                block = int(candidates.argmax())
+                return block * _BLOCK + int((blocks[block] == 0).argmax())
+        row = self.num_rows
+        self._reserve(row + _BLOCK, self.num_slots)
+        return row
+
+    def _blocks(self, rows: np.ndarray, lanes: np.ndarray) -> tuple[list[_Block], np.ndarray]:
+        """Return the blocks of a pass, and the row of each lane among the padded queries."""
+        begins = np.flatnonzero(np.diff(rows // _BLOCK, prepend=-1))
+        num_lanes, num_keys = np.maximum.reduceat(lanes, begins) + 1, np.maximum.reduceat(self._fill[rows], begins)
+        blocks, query_row, offset = [], np.empty(len(rows), dtype=np.int64), 0
+        for i, begin in enumerate(begins):
+            part = slice(begin, begins[i + 1] if i + 1 < len(begins) else len(rows))
+            first, last = int(rows[begin]), int(rows[part.stop - 1])
+            size = (last + 1 - first) * int(num_lanes[i])
+            query_row[part] = offset + (rows[part] - first) * num_lanes[i] + lanes[part]
+            # A multiple of eight keeps the masked attention kernels of a GPU on their fast path.
+            keys = min(self.num_slots, -(-int(num_keys[i]) // 8) * 8)
+            blocks.append(_Block(first, last + 1, int(num_lanes[i]), keys, slice(offset, offset + size)))
+            offset += size
+        return blocks, query_row
+
+    def _attend_block(
+        self, block: _Block, padded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        query = padded[block.queries].view(block.end - block.begin, block.num_lanes, *padded.shape[1:])
+        rows = slice(block.begin, block.end)
+        output = attend_padded(
+            query.transpose(1, 2),
+            keys[rows, : block.num_keys].transpose(1, 2),
+            values[rows, : block.num_keys].transpose(1, 2),
+            self._mask[rows, None, : block.num_lanes, : block.num_keys],
+            scale,
+        )
+        return output.transpose(1, 2).flatten(0, 1)
+
+    def _reserve(self, num_rows: int, num_slots: int) -> None:
+        """Make at least so many rows with at least so many token slots; both grow by half or more, so that copying stays rare."""
+        rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, self.num_rows * 3 // 2)
+        slots = self.num_slots if num_slots <= self.num_slots else max(num_slots, self.num_slots * 3 // 2)
+        rows, slots = -(-rows // _BLOCK) * _BLOCK, -(-slots // _SLOT_STEP) * _SLOT_STEP
+        if (rows, slots) == (self.num_rows, self.num_slots):
+            return
+        old_rows, old_slots = self.num_rows, self.num_slots
+        keys, values = self._model.zeros(rows, slots), self._model.zeros(rows, slots)
+        keys[:, :old_rows, :old_slots], values[:, :old_rows, :old_slots] = self._keys, self._values
+        mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
+        mask[:old_rows, :, :old_slots] = self._mask
+        self._keys, self._values, self._mask = keys, values, mask
+        self._fill, self._lanes = (np.pad(array, (0, rows - old_rows)) for array in (self._fill, self._lanes))
 
     def _show(self, rows: np.ndarray, lanes: np.ndarray, shared: np.ndarray, slots: np.ndarray) -> None:
         """Let each lane see its new token, and every lane of the row a shared one."""

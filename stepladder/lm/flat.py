@@ -8,10 +8,12 @@ soft-capped logits or attention sinks, and rotary scalings that depend on the le
 Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B padded rows, Q queries, S keys.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from transformers import AttentionInterface, PreTrainedModel
@@ -24,6 +26,8 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float | None],
 _NAME = "stepladder_flat"
 _FOLD_LIMIT = 64
 """Queries per sequence up to which the heads of a group share one pass over their keys."""
+_ALIGNMENT = 64
+"""Bytes; what torch gives its own tensors."""
 _REFUSED_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -43,7 +47,7 @@ def _flat_attention(
     refused = [name for name in _REFUSED_OPTIONS if options.get(name) is not None]
     if refused or stepladder_attend is None:
         what = f"attention with {', '.join(refused)}" if refused else "attention that drops keyword arguments"
-        raise BackendError(f"{type(module).__name__}: only plain causal attention can be cached: got {what} -- use another model or backend")
+        raise BackendError(f"{type(module).__name__}: only plain causal attention can be cached: got {what} -- use another model")
     return stepladder_attend(int(module.layer_idx), query, key, value, scaling)[None], None  # type: ignore[arg-type]
 
 
@@ -81,7 +85,16 @@ class FlatModel:
 
     def zeros(self, *shape: int) -> Float[torch.Tensor, "..."]:
         """Return zeros of the model's type on its device, shaped [layers, *shape, h, D]: room for keys or for values."""
-        return torch.zeros(self.num_layers, *shape, self.num_kv_heads, self.head_dim, dtype=self.dtype, device=self.device)
+        full = (self.num_layers, *shape, self.num_kv_heads, self.head_dim)
+        if self.device.type != "cpu":
+            return torch.zeros(full, dtype=self.dtype, device=self.device)
+        # NumPy takes zeroed pages from the system, which cost nothing until they are written; torch would write them now.
+        num_bytes = math.prod(full) * self.dtype.itemsize
+        if num_bytes == 0:
+            return torch.empty(full, dtype=self.dtype)
+        pages = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
+        begin = -pages.ctypes.data % _ALIGNMENT
+        return torch.from_numpy(pages[begin : begin + num_bytes]).view(self.dtype).view(full)
 
     def forward(
         self, token_ids: Int[torch.Tensor, "N"], positions: Int[torch.Tensor, "N"], attend: Attend, **options: Any

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 
 from stepladder.lm.flat import FlatModel, attend_padded
-from stepladder.lm.slots import SlotTree
+from stepladder.lm.slots import Placement, SlotNode, SlotTree
 
 _FIRST_CAPACITY = 1024
+_GROWTH = 4
 _CPU_BYTES = 512 << 20
 _GPU_SHARE = 0.15
 _SHARED = -1
@@ -32,6 +33,18 @@ class PathGroup:
     """The shared prefix; may be empty when there is one branch."""
     branches: tuple[tuple[int, ...], ...] = ((),)
     """What follows it in each branch; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedSequence:
+    """Tokens whose keys and values lie outside the cache."""
+
+    after: SlotNode
+    """Where the sequence before them ends, as ``extend`` returned it."""
+    token_ids: tuple[int, ...]
+    """The tokens."""
+    sources: Int[np.ndarray, "T"]
+    """Where each token lies along axis 1 of the keys and values."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,16 +106,16 @@ class PrefixCache:
         return self._tree.capacity - self._tree.num_free
 
     @torch.inference_mode()
-    def extend(self, groups: Sequence[PathGroup]) -> list[list[Int[np.ndarray, "T"]]]:
-        """Forward every token that is not cached and return the slots of each group's branches, prefix included.
+    def extend(self, groups: Sequence[PathGroup]) -> list[list[Placement]]:
+        """Forward every token that is not cached and return where each group's branches lie, prefix included.
 
-        The slots are valid until the next call of ``extend`` or ``store``.
+        The slots are valid until the next call of ``extend`` or ``store``; the nodes may be given to ``store`` at any time.
         """
         self._tree.begin_use()
         placed, work = [], []
         for group in groups:
-            slots, todo = self._place(group)
-            placed.append(slots)
+            placements, todo = self._place(group)
+            placed.append(placements)
             if len(todo.slots):
                 work.extend(todo.pieces(self._pass_tokens))
         for batch in self._batches(work):
@@ -120,36 +133,39 @@ class PrefixCache:
         return self._outputs[slots]
 
     @torch.inference_mode()
-    def store(self, paths: Sequence[tuple[int, ...]], rows: Sequence[Int[np.ndarray, "T"]], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take over keys and values that were computed elsewhere.
+    def store(self, sequences: Sequence[CachedSequence], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Take over keys and values that were computed elsewhere; a sequence whose beginning was dropped meanwhile is left out.
 
         Args:
-            paths: Token sequences.
-            rows: For each token of each path, where it lies along axis 1 of ``keys`` and ``values``.
+            sequences: What to store.
             keys: Keys, [L, X, h, D].
             values: Values, [L, X, h, D].
         """
         self._tree.begin_use()
         sources, targets = [], []
-        for path, row in zip(paths, rows, strict=True):
-            self._make_room(path)
-            slots, num_known = self._tree.place(path)
-            sources.append(row[num_known:])
-            targets.append(slots[num_known:])
+        for sequence in sequences:
+            if not self._tree.holds(sequence.after):
+                continue
+            self._make_room(sequence.token_ids, sequence.after)
+            placement = self._tree.place(sequence.token_ids, sequence.after)
+            sources.append(sequence.sources[placement.num_known :])
+            targets.append(placement.slots[placement.num_known :])
+        if not sources:
+            return
         source = torch.from_numpy(np.concatenate(sources)).to(self._model.device)
         target = torch.from_numpy(np.concatenate(targets)).to(self._model.device)
         self._keys.index_copy_(1, target, keys.index_select(1, source))
         self._values.index_copy_(1, target, values.index_select(1, source))
 
-    def _place(self, group: PathGroup) -> tuple[list[np.ndarray], _Work]:
+    def _place(self, group: PathGroup) -> tuple[list[Placement], _Work]:
         """Place a group's branches and list the tokens that are to be forwarded, each once, in an order in which prefixes come first."""
         shared, rows = len(group.prefix_ids), []
-        all_slots, columns = [], []
+        placements, columns = [], []
         for number, branch in enumerate(group.branches):
             path = group.prefix_ids + branch
             self._make_room(path)
-            slots, num_known = self._tree.place(path)
-            all_slots.append(slots)
+            slots, num_known, _ = placement = self._tree.place(path)
+            placements.append(placement)
             positions = np.arange(len(path))
             owners = np.where(positions < shared, _SHARED, number)
             rows.append((np.asarray(path, dtype=np.int64)[num_known:], positions[num_known:], owners[num_known:], slots[num_known:]))
@@ -166,39 +182,40 @@ class PrefixCache:
             branches=row_owners,
             slots=row_slots,
         )
-        return all_slots, work
+        return placements, work
 
-    def _make_room(self, path: tuple[int, ...]) -> None:
+    def _make_room(self, path: tuple[int, ...], after: SlotNode | None = None) -> None:
         """See to it that a path can be placed: grow up to the limit, then evict, then grow for what is in use."""
         if self._tree.num_free >= len(path):
             return
-        missing = self._tree.num_missing(path)
+        missing = len(path) if after is not None else self._tree.num_missing(path)
         while self._tree.num_free < missing and self._tree.capacity < self._max_tokens:
-            self._grow(min(self._max_tokens, max(_FIRST_CAPACITY, 2 * self._tree.capacity)))
+            self._grow(min(self._max_tokens, max(_FIRST_CAPACITY, _GROWTH * self._tree.capacity)))
         if self._tree.num_free < missing:
             # Evicting a quarter at once keeps the walk over all nodes rare.
-            self._tree.evict(max(missing, self._tree.capacity // 4))
-            missing = self._tree.num_missing(path)
+            self._tree.evict(max(missing, self._tree.capacity // 4), keep=after)
         if self._tree.num_free < missing:
             self._grow(self._tree.capacity + max(missing, self._tree.capacity // 2))
 
     def _grow(self, capacity: int) -> None:
-        added = capacity - self._tree.capacity
+        old, added = self._tree.capacity, capacity - self._tree.capacity
         self._tree.grow(capacity)
-        self._keys = torch.cat([self._keys, self._model.zeros(added)], dim=1)
-        self._values = torch.cat([self._values, self._model.zeros(added)], dim=1)
+        keys, values = self._model.zeros(capacity), self._model.zeros(capacity)
+        keys[:, :old], values[:, :old] = self._keys, self._values
+        self._keys, self._values = keys, values
         self._outputs = np.concatenate([self._outputs, np.zeros(added if self._keep_outputs else 0, dtype=np.float32)])
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
         """Cut the work into passes, in order: a prefix is forwarded in the same pass as what needs it or in an earlier one."""
         batch: list[_Work] = []
+        num_tokens = rows = columns = 0
         for piece in work:
-            rows, columns = (max(len(part) for part in parts) for parts in zip(*((p.slots, p.key_slots) for p in [*batch, piece]), strict=True))
-            num_tokens = sum(len(p.slots) for p in batch) + len(piece.slots)
+            num_tokens += len(piece.slots)
+            rows, columns = max(rows, len(piece.slots)), max(columns, len(piece.key_slots))
             # The padded mask must not outgrow the work: at most about 1,000 keys for each new token that a pass may have.
             if batch and (num_tokens > self._pass_tokens or (len(batch) + 1) * rows * columns > 1024 * self._pass_tokens):
                 yield batch
-                batch = []
+                batch, num_tokens, rows, columns = [], len(piece.slots), len(piece.slots), len(piece.key_slots)
             batch.append(piece)
         if batch:
             yield batch
@@ -238,10 +255,8 @@ class PrefixCache:
 
 
 def _default_max_tokens(model: FlatModel) -> int:
-    if model.device.type == "cuda":
-        num_bytes = int(_GPU_SHARE * torch.cuda.get_device_properties(model.device).total_memory)
-    else:
-        num_bytes = _CPU_BYTES
+    on_gpu = model.device.type == "cuda"
+    num_bytes = int(_GPU_SHARE * torch.cuda.get_device_properties(model.device).total_memory) if on_gpu else _CPU_BYTES
     return max(_FIRST_CAPACITY, num_bytes // model.bytes_per_token)
 
 

@@ -1,9 +1,10 @@
 """What both trainers ask of their rows, and how rows are checked and padded."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -11,6 +12,7 @@ from stepladder.errors import DataFormatError
 from stepladder.types import Provenance
 
 
+@runtime_checkable
 class Row(Protocol):
     """One unit of shuffling: what becomes one or more sequences of a batch."""
 
@@ -73,14 +75,11 @@ def fit_context(rows: Sequence[RowT], model: PreTrainedModel, dropped: dict[str,
     return kept
 
 
-def pad(sequences: Sequence[Sequence[float]], *, value: float, dtype: torch.dtype) -> Tensor:
-    """Return the sequences as one tensor, padded on the right.
+def pad(sequences: Sequence[Sequence[int]], *, value: int) -> Int[Tensor, "B T"]:
+    """Return sequences as one int64 tensor, padded on the right with ``value``.
 
     Padding comes after every real token and attention is causal, so no real token sees it and no attention mask is needed, which keeps
     attention on its fastest path.
     """
     width = max(len(sequence) for sequence in sequences)
-    table = torch.full((len(sequences), width), value, dtype=dtype)
-    for i, sequence in enumerate(sequences):
-        table[i, : len(sequence)] = torch.tensor(sequence, dtype=dtype)
-    return table
+    return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])

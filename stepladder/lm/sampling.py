@@ -69,10 +69,8 @@ def sample_tokens(
         Token ids, and log pi(token) at temperature 1 without ``bias``, in nats.
     """
     rows_at_once = max(1, _MAX_ELEMENTS // logits.shape[1])
-    parts = [
-        _sample_rows(logits[begin : begin + rows_at_once], temperatures[begin : begin + rows_at_once], uniform[begin : begin + rows_at_once], bias)
-        for begin in range(0, len(logits), rows_at_once)
-    ]
+    chunks = [slice(begin, begin + rows_at_once) for begin in range(0, len(logits), rows_at_once)]
+    parts = [_sample_rows(logits[chunk], temperatures[chunk], uniform[chunk], bias) for chunk in chunks]
     tokens, logps = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     return tokens.cpu().numpy(), logps.cpu().numpy()
 

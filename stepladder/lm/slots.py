@@ -6,12 +6,27 @@ No tensors here; ``prefix_cache.py`` owns the storage that the slots number.
 Invariants: a slot belongs to one node or is free; siblings differ in their first token; a parent was used no earlier than its children.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+
+
+@dataclass(slots=True, eq=False)
+class SlotNode:
+    """A run of tokens; as a value that callers keep, the sequence from the root to the end of the run."""
+
+    tokens: tuple[int, ...]
+    """The run; empty for the root only."""
+    slots: np.ndarray
+    """Slot of each token of the run."""
+    parent: "SlotNode | None"
+    """None for the root, and for a node that was evicted."""
+    used: int
+    """Period of use in which it was last placed or passed."""
+    children: "dict[int, SlotNode]" = field(default_factory=dict)
+    """By first token."""
 
 
 class Placement(NamedTuple):
@@ -21,15 +36,8 @@ class Placement(NamedTuple):
     """Slot of every token."""
     num_known: int
     """Leading tokens that were there before; the slots of the others are new and their contents undefined."""
-
-
-@dataclass(slots=True, eq=False)
-class _Node:
-    tokens: tuple[int, ...]
-    slots: np.ndarray
-    parent: "_Node | None"
-    used: int
-    children: "dict[int, _Node]" = field(default_factory=dict)
+    node: SlotNode
+    """Where the sequence ends."""
 
 
 class SlotTree:
@@ -44,8 +52,8 @@ class SlotTree:
         """Slots, free or not."""
 
     @staticmethod
-    def _new_root() -> _Node:
-        return _Node(tokens=(), slots=np.empty(0, dtype=np.int64), parent=None, used=0)
+    def _new_root() -> SlotNode:
+        return SlotNode(tokens=(), slots=np.empty(0, dtype=np.int64), parent=None, used=0)
 
     @property
     def num_free(self) -> int:
@@ -69,28 +77,38 @@ class SlotTree:
         """Start a period of use: whatever is placed from now on is kept by ``evict`` until the next call."""
         self._clock += 1
 
-    def num_missing(self, tokens: Sequence[int]) -> int:
+    def holds(self, node: SlotNode) -> bool:
+        """Say whether the sequence that ends at a node is still placed."""
+        return node.parent is not None or node is self._root
+
+    def num_missing(self, tokens: tuple[int, ...]) -> int:
         """Return how many trailing tokens of a sequence are not placed; changes nothing that a caller can see."""
-        return len(tokens) - self._descend(tuple(tokens))[1]
+        return len(tokens) - self._descend(tokens, self._root).num_known
 
-    def place(self, tokens: Sequence[int]) -> Placement:
-        """Return the slots of a sequence, taking free slots for the part that is new.
+    def place(self, tokens: tuple[int, ...], after: SlotNode | None = None) -> Placement:
+        """Place a sequence, taking free slots for the part that is new; as many slots as there are new tokens must be free.
 
-        Needs ``num_missing(tokens)`` free slots.
+        Args:
+            tokens: The sequence, or with ``after`` only what follows it.
+            after: A node that is held: what ``tokens`` continue.
         """
-        tokens = tuple(tokens)
-        node, num_known, runs = self._descend(tokens)
-        num_new = len(tokens) - num_known
-        if num_new:
-            assert num_new <= self._num_free, "the caller makes room first"
-            self._num_free -= num_new
-            slots = self._free[self._num_free : self._num_free + num_new][::-1].copy()
-            node.children[tokens[num_known]] = _Node(tokens=tokens[num_known:], slots=slots, parent=node, used=self._clock)
-            runs.append(slots)
-        return Placement(np.concatenate(runs) if runs else np.empty(0, dtype=np.int64), num_known)
+        if after is not None:
+            self._touch(after)
+        known = self._descend(tokens, self._root if after is None else after)
+        num_new = len(tokens) - known.num_known
+        if not num_new:
+            return known
+        assert num_new <= self._num_free, "the caller makes room first"
+        self._num_free -= num_new
+        slots = self._free[self._num_free : self._num_free + num_new][::-1].copy()
+        node = SlotNode(tokens=tokens[known.num_known :], slots=slots, parent=known.node, used=self._clock)
+        known.node.children[node.tokens[0]] = node
+        return Placement(np.concatenate([known.slots, slots]), known.num_known, node)
 
-    def evict(self, num_slots: int) -> None:
-        """Free slots until ``num_slots`` are free or nothing but what is in use remains, least recently used ends first."""
+    def evict(self, num_slots: int, *, keep: SlotNode | None = None) -> None:
+        """Free slots until ``num_slots`` are free or nothing but what is in use (and ``keep``) remains, least recently used ends first."""
+        if keep is not None:
+            self._touch(keep)
         nodes = [node for node in self._nodes() if node.used < self._clock]
         # Children come after their parent in _nodes() and were used no later, so in this order they go first.
         for node in sorted(reversed(nodes), key=lambda node: node.used):
@@ -99,9 +117,9 @@ class SlotTree:
             if not node.children:
                 self._drop(node)
 
-    def _descend(self, tokens: tuple[int, ...]) -> tuple[_Node, int, list[np.ndarray]]:
-        """Follow a sequence as far as it is known; a node that is known in part is split there."""
-        node, done, runs = self._root, 0, []
+    def _descend(self, tokens: tuple[int, ...], node: SlotNode) -> Placement:
+        """Follow a sequence from a node as far as it is known; a node that is known in part is split there."""
+        done, runs = 0, []
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             length = len(child.tokens)
             if tokens[done : done + length] != child.tokens:
@@ -110,26 +128,34 @@ class SlotTree:
             child.used = self._clock
             runs.append(child.slots)
             node, done = child, done + length
-        return node, done, runs
+        return Placement(np.concatenate(runs) if runs else np.empty(0, dtype=np.int64), done, node)
 
-    def _split(self, node: _Node, length: int) -> _Node:
+    def _touch(self, node: SlotNode) -> None:
+        """Mark a node and its ancestors as used now."""
+        above: SlotNode | None = node
+        while above is not None and above.used < self._clock:
+            above.used = self._clock
+            above = above.parent
+
+    def _split(self, node: SlotNode, length: int) -> SlotNode:
         """Cut a node after ``length`` tokens and return the upper part."""
         assert node.parent is not None
-        upper = _Node(tokens=node.tokens[:length], slots=node.slots[:length], parent=node.parent, used=node.used)
+        upper = SlotNode(tokens=node.tokens[:length], slots=node.slots[:length], parent=node.parent, used=node.used)
         node.parent.children[upper.tokens[0]] = upper
         node.tokens, node.slots, node.parent = node.tokens[length:], node.slots[length:], upper
         upper.children[node.tokens[0]] = node
         return upper
 
-    def _nodes(self) -> list[_Node]:
+    def _nodes(self) -> list[SlotNode]:
         nodes = list(self._root.children.values())
         for node in nodes:
             nodes.extend(node.children.values())
         return nodes
 
-    def _drop(self, node: _Node) -> None:
+    def _drop(self, node: SlotNode) -> None:
         assert node.parent is not None
         del node.parent.children[node.tokens[0]]
+        node.parent = None
         count = len(node.slots)
         if self._num_free + count > len(self._free):
             self._free = np.concatenate([self._free, np.empty(self.capacity - len(self._free), dtype=np.int64)])

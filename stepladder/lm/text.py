@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -72,11 +72,11 @@ class StepBoundary:
         known[[i for i in tokenizer.get_vocab().values() if i < vocab_size]] = True
         ids = np.flatnonzero(known)
         pieces = self._text.decode_batch(ids[:, None].tolist(), skip_special=False)
-        self.closes: Bool[np.ndarray, "V"] = np.zeros(vocab_size, dtype=bool)
-        """Tokens whose own text contains the whole of it."""
+        self.closes: np.ndarray = np.zeros(vocab_size, dtype=bool)
+        """Which tokens contain the whole of it in their own text, [V]."""
         self.closes[ids] = [step_end in piece for piece in pieces]
-        self.may_close: Bool[np.ndarray, "V"] = np.zeros(vocab_size, dtype=bool)
-        """Tokens that can complete it together with tokens before them; ``completes`` decides."""
+        self.may_close: np.ndarray = np.zeros(vocab_size, dtype=bool)
+        """Which tokens can complete it together with tokens before them, [V]; ``completes`` decides."""
         self.may_close[ids] = [step_end not in piece and _may_complete(piece, step_end) for piece in pieces]
         # Every token adds at least one byte, or (special tokens, byte-less pieces) nothing at all; a few more tokens cover those.
         self._reach = len(step_end.encode()) + 4

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ ProgressCallback = Callable[[int, int, float, int], None]
 Collate = Callable[[list[Any]], Batch]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Turns a model and a batch into a loss; never sees rows."""
 
@@ -131,7 +132,6 @@ class TrainSettings:
             "batch_size": self.batch_size >= 1,
             "micro_batch_size": self.micro_batch_size is None or self.micro_batch_size >= 1,
             "warmup_ratio": 0 <= self.warmup_ratio <= 1,
-            "schedule": self.schedule in ("linear", "cosine", "constant"),
             "weight_decay": self.weight_decay >= 0,
             "max_grad_norm": self.max_grad_norm > 0,
             "checkpoint_every": self.checkpoint_every >= 0,
@@ -352,9 +352,11 @@ def newest_checkpoint(work: Path, identity: str) -> str | None:
     return str(found[max(found)]) if found else None
 
 
-def save_model(model: PreTrainedModel, directory: Path, *, source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(
+    model: PreTrainedModel, directory: Path, *, source: str | Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
+) -> None:
     """Write a Hugging Face directory in the numeric type of the start model, with its tokenizer and step format."""
-    stored = AutoConfig.from_pretrained(source).dtype or torch.float32
+    stored = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).dtype or torch.float32
     model.to(stored)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -4,7 +4,7 @@ Rows, one per problem:
 
     greedy    {problem_id, answer, correct, tokens}
     search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...]}
-    samples   {problem_id, samples: [{tokens, answer, score, correct}, ...]}
+    samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
 
 Sampling methods are compared with the search at the same generated tokens, problem by problem: from one pool of independent samples each
 method gets the first ones whose tokens fit what the search spent on that problem (one at least).
@@ -41,13 +41,13 @@ def search_figures(shards: Sequence[Path]) -> dict[str, Any]:
 
 def split_figures(folder: Path) -> dict[str, Any]:
     """Return the figures of one split from its evaluation folder; a figure whose evaluation was not run is None."""
-    greedy, samples, search = (_rows(folder / kind) for kind in ("greedy", "samples", "search"))
+    greedy, samples, search = (read_rows(folder / kind) for kind in ("greedy", "samples", "search"))
     figures: dict[str, Any] = {
         "problems": len(greedy),
         "tokens": {"greedy": _tokens(greedy), "samples": _pool_tokens(samples), "search": _tokens(search)},
     }
     figures |= _greedy_figures(greedy) | _sample_figures(samples)
-    before = _rows(folder / "samples-best-prm")
+    before = read_rows(folder / "samples-best-prm")
     figures["best_prm_within_problem_auc"] = _within_problem_auc(before) if before else None
     if search:
         figures |= _equal_token_figures(search, samples) | {"curves": _curves(search, samples)}
@@ -76,7 +76,12 @@ def all_tokens(search: dict[str, Any] | None, figures: dict[str, dict[str, Any]]
     return evaluation + (search["generated_tokens"] if search else 0)
 
 
-def _rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[Row]:
+    """Return the graded rows of one evaluation folder, in the order of its shards.
+
+    Raises:
+        CheckpointError: If a file is not one that an evaluation wrote.
+    """
     rows: list[Row] = []
     for path in sorted(folder.glob("shard-*.json")):
         try:
@@ -91,7 +96,7 @@ def _tokens(rows: list[Row]) -> int:
 
 
 def _pool_tokens(rows: list[Row]) -> int:
-    return sum(sample["tokens"] for row in rows for sample in row["samples"])
+    return sum(sample["num_tokens"] for row in rows for sample in row["samples"])
 
 
 def _greedy_figures(rows: list[Row]) -> dict[str, Any]:
@@ -108,7 +113,6 @@ def _sample_figures(rows: list[Row]) -> dict[str, Any]:
         "num_samples",
         "sampled_pass_at_1",
         "pass_at_k",
-        "distinct_correct",
         "answer_entropy",
         "prm_within_problem_auc",
         "prm_pooled_auc",
@@ -122,8 +126,7 @@ def _sample_figures(rows: list[Row]) -> dict[str, Any]:
         "num_samples": num_samples,
         "sampled_pass_at_1": float(np.mean([right / total for total, right in counts])),
         "pass_at_k": float(np.mean([metrics.pass_at_k(total, right, num_samples) for total, right in counts])),
-        "distinct_correct": float(np.mean([right > 0 for _, right in counts])),
-        "answer_entropy": float(np.mean([metrics.answer_entropy([sample["answer"] for sample in row["samples"]]) for row in rows])),
+        "answer_entropy": float(np.mean([metrics.answer_entropy([sample["answer_key"] for sample in row["samples"]]) for row in rows])),
         "prm_within_problem_auc": _within_problem_auc(rows),
         **_pooled(rows),
     }
@@ -149,73 +152,58 @@ def _pooled(rows: list[Row]) -> dict[str, float | None]:
     return {"prm_pooled_auc": metrics.pooled_auc(scores, correct), "prm_brier": metrics.brier(scores, correct)}
 
 
-def _within(samples: list[dict[str, Any]], budget: float) -> list[dict[str, Any]]:
-    """First samples whose cumulative tokens fit the budget, one at least."""
-    totals = np.cumsum([sample["tokens"] for sample in samples])
-    return samples[: max(1, int(np.searchsorted(totals, budget, side="right")))]
+def _pools(rows: list[Row]) -> dict[str, list[metrics.PoolSample]]:
+    return {row["problem_id"]: [metrics.PoolSample(**sample) for sample in row["samples"]] for row in rows}
 
 
-def _majority(samples: list[dict[str, Any]]) -> bool:
-    return _vote(samples, lambda sample: 1.0)
+def _within(pool: list[metrics.PoolSample], budget: float) -> list[metrics.PoolSample]:
+    """First samples whose tokens fit the budget, one at least: a method that may ask has to ask once."""
+    return metrics.first_within(pool, budget) or pool[:1]
 
 
-def _weighted_vote(samples: list[dict[str, Any]]) -> bool:
-    return _vote(samples, lambda sample: sample["score"] or 0.0)
-
-
-def _vote(samples: list[dict[str, Any]], weight: Callable[[dict[str, Any]], float]) -> bool:
-    """Whether the answer with the largest weight is right; samples without a readable answer do not vote, ties go to the first seen."""
-    weights: dict[str, float] = {}
-    correct: dict[str, bool] = {}
-    for sample in samples:
-        if sample["answer"] is not None:
-            weights[sample["answer"]] = weights.get(sample["answer"], 0.0) + weight(sample)
-            correct[sample["answer"]] = sample["correct"]
-    return bool(weights) and correct[max(weights, key=lambda answer: weights[answer])]
-
-
-def _best_of_n(samples: list[dict[str, Any]]) -> bool:
-    scored = [sample for sample in samples if sample["score"] is not None and sample["answer"] is not None]
-    return bool(scored) and max(scored, key=lambda sample: sample["score"])["correct"]
-
-
-_SAMPLING_RULES: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
-    "majority": _majority,
-    "best_of_n": _best_of_n,
-    "weighted_vote": _weighted_vote,
+_SAMPLING_RULES: dict[str, Callable[[Sequence[metrics.PoolSample]], bool | None]] = {
+    "majority": metrics.majority_vote,
+    "best_of_n": metrics.best_of_n,
+    "weighted_vote": metrics.weighted_vote,
 }
+
+
+def _usable_rules(pools: dict[str, list[metrics.PoolSample]]) -> list[str]:
+    """Rules that need no scores, and the others where there are some."""
+    scored = any(sample.score is not None for pool in pools.values() for sample in pool)
+    return [name for name in _SAMPLING_RULES if scored or name == "majority"]
 
 
 def _equal_token_figures(search: list[Row], samples: list[Row]) -> dict[str, Any]:
     """Accuracy of the search, and of each sampling rule at the tokens that the search spent on the same problem."""
-    pools = {row["problem_id"]: row["samples"] for row in samples}
-    correct = sum(row["correct"] for row in search)
+    pools, correct = _pools(samples), sum(row["correct"] for row in search)
     within = [_within(pools[row["problem_id"]], row["tokens"]) for row in search]
     figures: dict[str, Any] = {
         "search_accuracy": correct / len(search),
         "search_accuracy_interval": list(metrics.wilson_interval(correct, len(search))),
         "search_tokens_per_problem": _tokens(search) / len(search),
-        "sampling_tokens_per_problem": sum(sample["tokens"] for chosen in within for sample in chosen) / len(search),
+        "sampling_tokens_per_problem": sum(sample.num_tokens for chosen in within for sample in chosen) / len(search),
     }
+    usable = _usable_rules(pools)
     for name, rule in _SAMPLING_RULES.items():
-        right = sum(rule(chosen) for chosen in within)
-        usable = name == "majority" or any(sample["score"] is not None for chosen in within for sample in chosen)
-        figures[f"{name}_accuracy"] = right / len(search) if usable else None
-        figures[f"{name}_accuracy_interval"] = list(metrics.wilson_interval(right, len(search))) if usable else None
+        right = sum(rule(chosen) is True for chosen in within) if name in usable else None
+        figures[f"{name}_accuracy"] = None if right is None else right / len(search)
+        figures[f"{name}_accuracy_interval"] = None if right is None else list(metrics.wilson_interval(right, len(search)))
     return figures
 
 
 def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]]]:
-    """Accuracy against generated tokens per problem: [tokens, accuracy] points of the search and of each sampling rule."""
-    pools = {row["problem_id"]: row["samples"] for row in samples}
-    most = max(max(row["tokens"] for row in search), 1)
-    budgets = np.unique(np.geomspace(max(most / 32, 1), most, _NUM_BUDGETS).astype(int))
-    curves = {"search": [[int(budget), float(np.mean([_anytime(row, budget) for row in search]))] for budget in budgets]}
-    scored = any(sample["score"] is not None for pool in pools.values() for sample in pool)
-    for name, rule in _SAMPLING_RULES.items():
-        if name != "majority" and not scored:
-            continue
-        curves[name] = [[int(budget), float(np.mean([rule(_within(pool, budget)) for pool in pools.values()]))] for budget in budgets]
+    """Accuracy against generated tokens per problem: [tokens, accuracy] points of the search and of each sampling rule.
+
+    The sampling curves go on to the end of the shortest pool, or of the search where that is longer.
+    """
+    pools = _pools(samples)
+    most = max(*(row["tokens"] for row in search), min(sum(sample.num_tokens for sample in pool) for pool in pools.values()), 1)
+    budgets = [int(budget) for budget in np.unique(np.geomspace(max(most / 32, 1), most, _NUM_BUDGETS).astype(int))]
+    curves = {"search": [[budget, float(np.mean([_anytime(row, budget) for row in search]))] for budget in budgets]}
+    for name in _usable_rules(pools):
+        rule = _SAMPLING_RULES[name]
+        curves[name] = [[budget, float(np.mean([rule(_within(pool, budget)) is True for pool in pools.values()]))] for budget in budgets]
     return curves
 
 

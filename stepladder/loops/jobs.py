@@ -261,8 +261,8 @@ def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[
     path.reverse()
     answer = tree.answers[path[-1]]
     return {
-        "tokens": sum(len(tree.token_ids[step]) for step in path),
-        "answer": None if answer is None else answer_key(answer, config.problems.rule),
+        "num_tokens": sum(len(tree.token_ids[step]) for step in path),
+        "answer_key": None if answer is None else answer_key(answer, config.problems.rule),
         "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
         "correct": correct,
     }

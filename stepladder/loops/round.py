@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def _warm_up(context: RoundContext) -> dict[str, Any]:
         arguments = {"config": context.config, "solutions": Path(solutions), "out": out, "stage": stage}
         with context.stage(0, "train"):
             done = context.work([Task(function=jobs.warm_up, arguments=arguments)], {stage: None})
-        atomic_write_text(summary, json.dumps({"warmup": asdict(done[0])}) + "\n")
+        atomic_write_text(summary, json.dumps({"warmup": done[0]}, indent=2) + "\n")
     return _read_json(summary)
 
 

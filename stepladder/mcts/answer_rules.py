@@ -13,68 +13,90 @@ ANSWER_RULES = ("best", "majority", "weighted-vote")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """A terminal with a readable answer."""
-
-    node: int
-    """Index of the terminal."""
-    answer: str
-    """Its final answer."""
-    score: float | None
-    """Aggregated PRM score of its trajectory, in [0, 1]; None without one."""
-    count: int = 1
-    """How often the terminal was reached, >= 1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """What an answer rule chose."""
 
-    answer: str | None = None
+    answer: str | None
     """The answer; None without candidates."""
-    node: int | None = None
-    """The answer's best-scored supporter, the first of equals."""
+    node: int | None
+    """The answer's best-scored supporter, the first of equals; None without candidates."""
     votes: dict[str, float]
     """Weight of every distinct answer, descending, first found first among equals."""
 
 
-def choose_answer(candidates: Sequence[Candidate], *, rule: str) -> Choice:
-    """Choose a final answer.
+@dataclass(slots=True)
+class _Support:
+    """What speaks for one answer."""
+
+    node: int
+    """Best-scored terminal."""
+    best: float
+    """Its score, -1 without one."""
+    count: int = 0
+    """How often the answer was reached."""
+    total: float = 0.0
+    """Sum of the scores over these."""
+
+
+class AnswerTally:
+    """The terminals found so far, by answer, under one rule.
 
     ``best`` weighs an answer by its best-scored terminal, ``majority`` by how often it was reached, ``weighted-vote`` by the sum of the
-    scores over how often it was reached. Candidates without a score weigh nothing in ``best`` and ``weighted-vote``; when no candidate has
-    one, both rules are ``majority``. Ties go to the answer found first.
+    scores over how often it was reached. A terminal without a score weighs nothing in ``best`` and ``weighted-vote``; when none has one,
+    both rules are ``majority``. Ties go to the answer found first.
 
-    Args:
-        candidates: Terminals in the order in which they were found.
-        rule: One of ``ANSWER_RULES``.
-
-    Returns:
-        The chosen answer with all weights; weights of ``best`` are in [0, 1].
-
-    Raises:
-        ConfigError: If the rule is unknown.
+    Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 
     Source: weighted-vote: Uesato et al. 2022, "Solving math word problems with process- and outcome-based feedback"; majority: Wang et al.
     2022, "Self-consistency improves chain of thought reasoning".
-
     """
-    if rule not in ANSWER_RULES:
-        raise ConfigError(f"choose_answer: rule must be one of {', '.join(ANSWER_RULES)}: got {rule!r}")
-    if not candidates:
-        return Choice(votes={})
-    if all(candidate.score is None for candidate in candidates):
-        rule = "majority"
-    weights: dict[str, float] = {}
-    for candidate in candidates:
-        weight, score = weights.get(candidate.answer, 0.0), candidate.score or 0.0
-        if rule == "best":
-            weights[candidate.answer] = max(weight, score)
-        else:
-            weights[candidate.answer] = weight + (candidate.count if rule == "majority" else candidate.count * score)
-    # sorted and max keep the first of equals, and dictionaries keep the order of first appearance.
-    votes = dict(sorted(weights.items(), key=lambda item: -item[1]))
-    answer = next(iter(votes))
-    supporters = (candidate for candidate in candidates if candidate.answer == answer)
-    best = max(supporters, key=lambda candidate: -1.0 if candidate.score is None else candidate.score)
-    return Choice(answer=answer, node=best.node, votes=votes)
+
+    def __init__(self, rule: str) -> None:
+        """Begin without terminals.
+
+        Raises:
+            ConfigError: If the rule is unknown.
+        """
+        if rule not in ANSWER_RULES:
+            raise ConfigError(f"answer rule must be one of {', '.join(ANSWER_RULES)}: got {rule!r}")
+        self._rule = rule
+        self._scored = False
+        self._supports: dict[str, _Support] = {}
+
+    def add(self, node: int, answer: str, score: float | None, *, count: int = 1) -> None:
+        """Count a terminal, or one that is known already once more.
+
+        Args:
+            node: Index of the terminal.
+            answer: Its final answer.
+            score: Aggregated PRM score of its trajectory, in [0, 1]; None without one.
+            count: How often it was reached, >= 1.
+
+        """
+        support = self._supports.get(answer)
+        if support is None:
+            support = self._supports[answer] = _Support(node, -1.0)
+        support.count += count
+        if score is not None:
+            self._scored = True
+            support.total += count * score
+            if score > support.best:
+                support.node, support.best = node, score
+
+    def leader(self) -> str | None:
+        """Return the answer of greatest weight, or None without terminals."""
+        # max keeps the first of equals, and dictionaries keep the order of first appearance.
+        return max(self._supports, key=self._weight, default=None)
+
+    def choice(self) -> Choice:
+        """Return the leader with all weights; those of ``best`` are in [0, 1]."""
+        answer = self.leader()
+        weights = {each: self._weight(each) for each in self._supports}
+        votes = dict(sorted(weights.items(), key=lambda item: -item[1]))
+        return Choice(answer=answer, node=None if answer is None else self._supports[answer].node, votes=votes)
+
+    def _weight(self, answer: str) -> float:
+        support = self._supports[answer]
+        if self._rule == "majority" or not self._scored:
+            return float(support.count)
+        return max(support.best, 0.0) if self._rule == "best" else support.total

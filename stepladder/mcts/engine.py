@@ -365,33 +365,21 @@ class _Run:
             )
 
     def _new_nodes(self, states: list[SearchState], settled: list[Settled]) -> NewNodes:
-        rows: list[int] = []
-        parents: list[int] = []
-        slots: list[int] = []
-        depths: list[int] = []
-        is_terminal: list[bool] = []
-        for state, one in zip(states, settled, strict=True):
-            table, num_children = state.table, state.table.num_children
-            added = table.parents[one.first :]
-            rows += [state.row] * len(added)
-            parents += added
-            depths += table.depths[one.first :]
-            is_terminal += [reason == StopReason.END for reason in table.stop_reasons[one.first :]]
-            for parent in added:
-                slots.append(num_children[parent])
-                num_children[parent] += 1
         method = self.engine.method
+        sizes = [len(one.worths) for one in settled]
+        parents = [parent for state, one in zip(states, settled, strict=True) for parent in state.table.parents[one.first :]]
+        depths = [depth for state, one in zip(states, settled, strict=True) for depth in state.table.depths[one.first :]]
         is_open = np.array([flag for one in settled for flag in one.is_open], bool)
-        terminal = np.array(is_terminal, bool)
+        terminal = np.array([flag for one in settled for flag in one.is_terminal], bool)
         starts_visited = method.evaluation == "children" and not method.samples_solutions
         return NewNodes(
-            rows=np.array(rows, np.int64),
+            rows=np.repeat(_rows(states), sizes),
             parents=np.array(parents, np.int64),
-            slots=np.array(slots, np.int64),
+            slots=np.array([slot for one in settled for slot in one.slots], np.int64),
             depths=np.array(depths, np.int64),
             priors=np.array([prior for one in settled for prior in one.priors], np.float32),
             raw_values=np.array([worth for one in settled for worth in one.worths], np.float32),
-            visited=np.full(len(rows), starts_visited),
+            visited=np.full(sum(sizes), starts_visited),
             selectable=is_open | (method.terminals == "revisit"),
             terminal=terminal,
             truncated=~is_open & ~terminal,

@@ -250,16 +250,18 @@ def sibling_priors(counts: Sequence[int], mean_logps: Sequence[float], *, rule: 
 
     Args:
         counts: Samples that were merged into each sibling, >= 1.
-        mean_logps: Mean log-probability of each sibling's tokens, in nats; -inf for a failed one.
+        mean_logps: Mean log-probability of each sibling's tokens, in nats; -inf for a failed one. Read by ``mean-logp`` only.
         rule: ``uniform``; ``frequency`` (share of the samples); ``mean-logp`` (softmax of the mean log-probabilities; uniform when all
             of them are -inf).
 
     Source: mean-logp: Chen et al. 2024, "AlphaMath almost zero", normalised over the siblings.
     """
     if rule == "frequency":
-        return [count / sum(counts) for count in counts]
-    top = max(mean_logps)
-    if rule == "uniform" or top == -math.inf:
+        total = sum(counts)
+        return [count / total for count in counts]
+    top = -math.inf if rule == "uniform" else max(mean_logps)
+    if top == -math.inf:
         return [1.0 / len(counts)] * len(counts)
     weights = [math.exp(logp - top) for logp in mean_logps]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]

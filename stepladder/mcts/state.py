@@ -6,12 +6,12 @@ all of it is in, ``settle`` the new nodes in wave order, so that arrival order l
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import Renderer, StepResult
-from stepladder.mcts.answer_rules import Candidate, Choice, choose_answer
+from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.methods import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.selection import sibling_priors
@@ -61,15 +61,19 @@ class ScoreJob:
 
 @dataclass(slots=True)
 class Settled:
-    """A settled wave: nodes from ``first`` on are new in the step table; ``backups`` are (node, return or NaN, change of open leaves)."""
+    """A settled wave, ready to be written to the arrays. The lists hold one entry per new node; nodes from ``first`` on are new."""
 
     first: int
-    priors: list[float]
-    worths: list[float]
-    """Raw value per new node, NaN where unknown."""
-    is_open: list[bool]
-    """Whether a new node can be expanded."""
-    backups: list[tuple[int, float, int]]
+    slots: list[int] = field(default_factory=list)
+    """Child slot at the parent."""
+    priors: list[float] = field(default_factory=list)
+    worths: list[float] = field(default_factory=list)
+    """Raw value, NaN where unknown."""
+    is_open: list[bool] = field(default_factory=list)
+    """Whether the node can be expanded."""
+    is_terminal: list[bool] = field(default_factory=list)
+    backups: list[tuple[int, float, int]] = field(default_factory=list)
+    """(node, return or NaN, change of the number of open leaves), in wave order."""
 
 
 class SearchState:
@@ -103,11 +107,13 @@ class SearchState:
         self._num_samples = 0
         self._policy_calls = 0
         self._scored_tokens = 0
-        self._candidates: list[Candidate] = []
-        self._candidate_of: dict[int, int] = {}
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
-        self._choice = Choice(votes={})
+        self._num_children: dict[int, int] = {}
+        """Children per node; kept by sampling methods, whose nodes get children more than once."""
+        self._num_settled = 1
+        """Nodes that were there before the wave that is being settled."""
+        self._tally = AnswerTally(method.answer_rule)
         self._anytime: list[tuple[int, str | None]] = []
 
     # ------------------------------------------------------------------------------------------------------------------ spending
@@ -129,7 +135,8 @@ class SearchState:
             return 1
         size = min(self.method.wave, self.budget.num_simulations - self.num_simulations)
         if self.budget.max_tokens is not None and self.generated_tokens:
-            per_leaf = (1 if self.method.samples_solutions else self.method.num_children) * self.generated_tokens / self._num_samples
+            one_sample = self.method.samples_solutions or self.method.temperature == 0
+            per_leaf = (1 if one_sample else self.method.num_children) * self.generated_tokens / self._num_samples
             size = min(size, int((self.budget.max_tokens - self.generated_tokens) / per_leaf))
         return max(size, 1)
 
@@ -186,41 +193,59 @@ class SearchState:
             )
         self.pending -= 1
         self._num_samples += len(samples)
-        self.generated_tokens += sum(len(step.token_ids) for steps in samples for step in steps)
-        self._graft(expansion, samples)
-        jobs = self._score_jobs(expansion)
-        self._scored_tokens += sum(len(node.step.token_ids) for job in jobs for branch in job.branches for node in branch)
+        if self.method.samples_solutions:
+            self._graft_solutions(expansion, samples)
+            jobs = self._solution_jobs(expansion)
+        else:
+            self._graft_steps(expansion, samples)
+            branches = [[node] for node in expansion.new if node.step.token_ids]
+            jobs = [ScoreJob(expansion.prefix_ids, branches)] if branches else []
+        for job in jobs:
+            for branch in job.branches:
+                for node in branch:
+                    self._scored_tokens += len(node.step.token_ids)
         return jobs
 
-    def _graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Merge samples by exact tokens into new nodes. The last node of a draw of a sampling method stays its own, so that such a tree has
-        one leaf per draw, in the order of the draws.
+    def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Turn samples of one step each into children; equal ones become one."""
+        leaf, depth = expansion.leaf, self.table.depths[expansion.leaf] + 1
+        known: dict[tuple[tuple[int, ...], StopReason], NewNode] = {}
+        for (sampled,) in samples:
+            step = _checked(sampled)
+            self.generated_tokens += len(step.token_ids)
+            node = known.get((step.token_ids, step.stop_reason))
+            if node is None:
+                known[step.token_ids, step.stop_reason] = NewNode(leaf, step, depth)
+            else:
+                node.count += 1
+        expansion.new = list(known.values())
+
+    def _graft_solutions(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Turn whole solutions into branches that share their first steps. The last node of a draw stays its own even where an equal one
+        exists, so that the tree has one leaf per draw, in the order of the draws.
         """
-        own_ends = self.method.samples_solutions
         known: dict[_StepKey, int] = {}
         depth = self.table.depths[expansion.leaf]
         for steps in samples:
             at = expansion.leaf
             for i, sampled in enumerate(steps, start=1):
                 step = _checked(sampled)
+                self.generated_tokens += len(step.token_ids)
                 key = (at, step.token_ids, step.stop_reason)
-                found = known.get(key)
-                if found is None and own_ends:
-                    found = self._shared.get(key)
-                if found is None or (own_ends and i == len(steps)):
+                found = known.get(key, self._shared.get(key))
+                if found is None or i == len(steps):
                     twin = found if found is None or found >= 0 else expansion.new[~found]
                     at = ~len(expansion.new)
                     known.setdefault(key, at)
                     expansion.new.append(NewNode(key[0], step, depth + i, twin=twin))
                 else:
-                    if found < 0:
-                        expansion.new[~found].count += 1
                     at = found
                 if step.stop_reason == StopReason.ERROR:
                     break
             expansion.ends.append(at)
 
-    def _score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+    def _solution_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+        """Cut the new nodes into branches, each as long as possible, so that every step is scored once."""
         groups: dict[int, list[list[NewNode]]] = {}
         branch_ending_at: dict[int, list[NewNode]] = {}
         for i, node in enumerate(expansion.new):
@@ -245,36 +270,39 @@ class SearchState:
     # -------------------------------------------------------------------------------------------------------------------- settle
 
     def enter_nodes(self) -> list[str]:
-        """Number the wave's new nodes in wave order, read their answers, and return the answers that were never seen before."""
-        table, method = self.table, self.method
+        """Number the wave's new nodes in wave order, read their answers, and return those that have to be graded."""
+        self._num_settled = len(self.table.steps)
         for expansion in self.wave:
-            first = len(table.steps)
-            for node in expansion.new:
-                parent = node.parent if node.parent >= 0 else first + ~node.parent
-                index = len(table.steps)
-                table.parents.append(parent)
-                table.depths.append(node.depth)
-                table.steps.append(node.step)
-                table.num_children.append(0)
-                reason = node.step.stop_reason
-                if reason == StopReason.STEP and node.depth >= self.budget.max_depth:
-                    reason = StopReason.DEPTH
-                table.stop_reasons.append(reason)
-                twin = node.twin
-                table.scores.append(node.score if twin is None else table.scores[twin] if isinstance(twin, int) else twin.score)
-                answer = self._renderer.extract_answer(table.path_text(index)) if reason == StopReason.END else None
-                table.answers.append(answer)
-                table.outcomes.append(None)
-                if method.samples_solutions:
-                    self._shared.setdefault((parent, node.step.token_ids, node.step.stop_reason), index)
-            expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
-        ended = table.answers[self._num_settled :]
-        return [] if not self._label_mode else [answer for answer in dict.fromkeys(ended) if answer not in self.verdicts]
+            if expansion.new:
+                self._enter(expansion)
+        if not self._label_mode:
+            return []
+        answers = dict.fromkeys(self.table.answers[self._num_settled :])
+        return [answer for answer in answers if answer is not None and answer not in self.verdicts]
 
-    @property
-    def _num_settled(self) -> int:
-        """Nodes that were there before this wave."""
-        return len(self.table.steps) - sum(len(expansion.new) for expansion in self.wave)
+    def _enter(self, expansion: Expansion) -> None:
+        table, new, first = self.table, expansion.new, len(self.table.steps)
+        table.steps += [node.step for node in new]
+        table.parents += [node.parent if node.parent >= 0 else first + ~node.parent for node in new]
+        table.depths += [node.depth for node in new]
+        table.stop_reasons += [self._end_reason(node) for node in new]
+        table.scores += [node.score if node.twin is None else self._twin_score(node.twin) for node in new]
+        table.answers += [None] * len(new)
+        table.outcomes += [None] * len(new)
+        for index in range(first, len(table.steps)):
+            if table.stop_reasons[index] == StopReason.END:
+                table.answers[index] = self._renderer.extract_answer(table.path_text(index))
+        if self.method.samples_solutions:
+            expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
+            for index, node in enumerate(new, start=first):
+                self._shared.setdefault((table.parents[index], node.step.token_ids, node.step.stop_reason), index)
+
+    def _end_reason(self, node: NewNode) -> StopReason:
+        reason = node.step.stop_reason
+        return StopReason.DEPTH if reason == StopReason.STEP and node.depth >= self.budget.max_depth else reason
+
+    def _twin_score(self, twin: NewNode | int) -> float | None:
+        return self.table.scores[twin] if isinstance(twin, int) else twin.score
 
     def settle(self, raw_value: Any) -> Settled:
         """Value the wave's new nodes and return what is to be written to the arrays and backed up, in wave order.
@@ -283,79 +311,94 @@ class SearchState:
             raw_value: The row of ``Tree.raw_value``, for leaves that are worth their own estimate.
 
         """
-        table, first = self.table, self._num_settled
-        settled = Settled(first=first, priors=[], worths=[], is_open=[], backups=[])
-        for index in range(first, len(table.steps)):
-            settled.worths.append(self._worth(index))
-            settled.is_open.append(table.stop_reasons[index] == StopReason.STEP)
-        at = 0
+        settled = Settled(first=self._num_settled)
         for expansion in self.wave:
-            span = slice(at, at + len(expansion.new))
-            at = span.stop
-            settled.priors += self._priors(expansion.new)
-            settled.backups += self._backups(expansion, settled.worths, first, span, settled.is_open, raw_value)
-        self._note_answers(first)
+            self._value_nodes(expansion, settled)
+            self._note_answers(expansion, settled)
+            self._back_up(expansion, settled, raw_value)
+        self._anytime.append((self.generated_tokens, self._tally.leader()))
         self.wave = []
         return settled
 
-    def _worth(self, index: int) -> float:
-        """Value a new node: its PRM score while the solution goes on; the outcome (label mode) or the score of a terminal; 0 for what can
-        no longer give an answer: cut, failed, or ended without a readable one.
+    def _value_nodes(self, expansion: Expansion, settled: Settled) -> None:
+        table, at = self.table, settled.first + len(settled.worths)
+        reasons = table.stop_reasons[at : at + len(expansion.new)]
+        for index, reason in enumerate(reasons, start=at):
+            score = table.scores[index]
+            if reason != StopReason.STEP:
+                score = self._worth_of_end(index)
+            settled.worths.append(math.nan if score is None else score)
+        settled.is_open += [reason == StopReason.STEP for reason in reasons]
+        settled.is_terminal += [reason == StopReason.END for reason in reasons]
+        if self.method.samples_solutions:
+            for parent in table.parents[at : at + len(expansion.new)]:
+                slot = self._num_children.get(parent, 0)
+                settled.slots.append(slot)
+                self._num_children[parent] = slot + 1
+            settled.priors += [0.0] * len(expansion.new)
+        else:
+            settled.slots += range(len(expansion.new))
+            settled.priors += self._priors(expansion.new)
+
+    def _worth_of_end(self, index: int) -> float | None:
+        """Value a node at which the solution ended or was cut: the outcome in label mode, else the score of a terminal and 0 for what
+        cannot give an answer any more (cut, failed, or ended without a readable one).
         """
         table = self.table
-        reason, score = table.stop_reasons[index], table.scores[index]
-        if reason != StopReason.STEP:
-            if self._label_mode:
-                table.outcomes[index] = self.verdicts[table.answers[index]]
-                return table.outcomes[index] or 0.0
-            if table.answers[index] is None:
-                return 0.0
-        return math.nan if score is None else score
+        answer, score = table.answers[index], table.scores[index]
+        if self._label_mode:
+            outcome = table.outcomes[index] = self.verdicts[answer]
+            return outcome
+        return 0.0 if answer is None else score
 
     def _priors(self, new: list[NewNode]) -> list[float]:
-        if self.method.samples_solutions or not new:
-            return [0.0] * len(new)
-        logps = [sum(node.step.logps) / len(node.step.logps) if node.step.logps else -math.inf for node in new]
+        if not new:
+            return []
+        logps: list[float] = []
+        if self.method.prior == "mean-logp":
+            logps = [sum(node.step.logps) / len(node.step.logps) if node.step.logps else -math.inf for node in new]
         return sibling_priors([node.count for node in new], logps, rule=self.method.prior)
 
-    def _backups(
-        self, expansion: Expansion, worths: list[float], first: int, span: slice, is_open: list[bool], raw_value: Any
-    ) -> list[tuple[int, float, int]]:
+    def _note_answers(self, expansion: Expansion, settled: Settled) -> None:
+        """Count the answers of new terminals, and of a terminal that was visited again."""
+        at = len(settled.worths) - len(expansion.new)
+        if expansion.num_samples:
+            first = settled.first + at
+            reached = [(first + i, node.count) for i, node in enumerate(expansion.new) if settled.is_terminal[at + i]]
+        else:
+            reached = [(expansion.leaf, 1)]
+        for index, count in reached:
+            answer = self.table.answers[index]
+            if answer is not None:
+                self._tally.add(index, answer, self._trajectory_score(index), count=count)
+
+    def _trajectory_score(self, index: int) -> float | None:
+        score, rule = self.table.scores[index], self.method.aggregation
+        if rule == "last" and score is not None:
+            return score
+        return aggregate_scores([self.table.scores[on_path] for on_path in self.table.path(index)], rule=rule)
+
+    def _back_up(self, expansion: Expansion, settled: Settled, raw_value: Any) -> None:
         leaf = expansion.leaf
         if self.method.samples_solutions:
-            return [(end, worths[end - first], 0) for end in expansion.ends]
+            settled.backups += [(end, settled.worths[end - settled.first], 0) for end in expansion.ends]
+            return
         if expansion.num_samples == 0:
-            return [(leaf, float(raw_value[leaf]), 0)]
-        num_open = sum(is_open[span])
+            settled.backups.append((leaf, float(raw_value[leaf]), 0))
+            return
+        at = len(settled.worths) - len(expansion.new)
+        num_open = sum(settled.is_open[at:])
         self.num_expandable += num_open - 1
         opened = num_open if self.method.terminals == "skip" else len(expansion.new)
         if self.method.evaluation == "leaf":
-            return [(leaf, float(raw_value[leaf]), opened)]
-        known = [(node.count, worth) for node, worth in zip(expansion.new, worths[span], strict=True) if not math.isnan(worth)]
-        total = sum(count for count, _ in known)
-        mean = sum(count * worth for count, worth in known) / total if total else math.nan
-        return [(leaf, mean, opened)]
-
-    def _note_answers(self, first: int) -> None:
-        """Bring candidates, choice and the anytime record up to date."""
-        table, changed = self.table, False
-        counts = {index: node.count for index, node in enumerate((n for e in self.wave for n in e.new), start=first)}
-        for index, count in counts.items():
-            answer = table.answers[index]
-            if answer is not None:
-                score = aggregate_scores([table.scores[on_path] for on_path in table.path(index)], rule=self.method.aggregation)
-                self._candidate_of[index] = len(self._candidates)
-                self._candidates.append(Candidate(node=index, answer=answer, score=score, count=count))
-                changed = True
-        for expansion in self.wave:
-            place = self._candidate_of.get(expansion.leaf) if expansion.num_samples == 0 else None
-            if place is not None:
-                candidate = self._candidates[place]
-                self._candidates[place] = replace(candidate, count=candidate.count + 1)
-                changed = True
-        if changed:
-            self._choice = choose_answer(self._candidates, rule=self.method.answer_rule)
-        self._anytime.append((self.generated_tokens, self._choice.answer))
+            settled.backups.append((leaf, float(raw_value[leaf]), opened))
+            return
+        total, weight = 0.0, 0
+        for node, worth in zip(expansion.new, settled.worths[at:], strict=True):
+            if not math.isnan(worth):
+                total += node.count * worth
+                weight += node.count
+        settled.backups.append((leaf, total / weight if weight else math.nan, opened))
 
     # -------------------------------------------------------------------------------------------------------------------- result
 
@@ -366,11 +409,12 @@ class SearchState:
 
     def result(self, tree: Tree, reason: StopReason) -> SearchResult:
         """Return what the search found."""
+        choice = self._tally.choice()
         return SearchResult(
             problem_id=self.problem.id,
-            answer=self._choice.answer,
-            answer_node=self._choice.node,
-            votes=self._choice.votes,
+            answer=choice.answer,
+            answer_node=choice.node,
+            votes=choice.votes,
             stop_reason=reason,
             anytime=tuple(self._anytime),
             tree=self._record(tree),
@@ -398,7 +442,7 @@ class SearchState:
             scores=table.scores,
             visits=visits,
             values=[None if math.isnan(value) else value for value in tree.value[row, used].tolist()],
-            stop_reasons=[str(reason) for reason in table.stop_reasons],
+            stop_reasons=[reason.value for reason in table.stop_reasons],
             answers=table.answers,
             outcomes=table.outcomes,
             generated_tokens=self.generated_tokens,
@@ -411,6 +455,8 @@ class SearchState:
 
 def _is_whole(steps: tuple[Step, ...], max_steps: int) -> bool:
     """Say whether a sample ends by itself or after ``max_steps`` steps, and nowhere before."""
+    if max_steps == 1:
+        return len(steps) == 1
     if not 1 <= len(steps) <= max_steps:
         return False
     last = steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps

@@ -4,11 +4,12 @@ Axes: B problems (rows), N nodes, K child slots. All statistics stand on nodes; 
 the slot points to, so nothing is stored twice. Nodes are numbered in the order in which they were added and never renumbered, so parents
 come before their children. The steps themselves (tokens, text, score) stand beside the arrays, in one ``StepTable`` per row.
 
-Memory: ``Tree.bytes_per_node`` = 50 + 4 K bytes per node for the arrays (66 at K = 4); the steps cost what their tokens cost. ``grow`` doubles
+Memory: ``Tree.bytes_per_node`` = 46 + 4 K bytes per node for the arrays (62 at K = 4); the steps cost what their tokens cost. ``grow`` doubles
 the arrays when a row is full, so a search that stops early never holds the nodes that its budget would have allowed.
 """
 
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -234,8 +235,6 @@ class StepTable:
     """Final answer of a terminal."""
     outcomes: list[float | None] = field(default_factory=lambda: [None])
     """Verdict on an ended node in label mode."""
-    num_children: list[int] = field(default_factory=lambda: [0])
-    """Child slots in use."""
 
     def path(self, node: int) -> list[int]:
         """Return the nodes from the first step to ``node``, the root left out."""
@@ -247,8 +246,8 @@ class StepTable:
 
     def path_ids(self, node: int) -> tuple[int, ...]:
         """Return the tokens of all steps from the root to ``node``."""
-        return tuple(token for on_path in self.path(node) for token in self.steps[on_path].token_ids)
+        return tuple(chain.from_iterable([self.steps[on_path].token_ids for on_path in self.path(node)]))
 
     def path_text(self, node: int) -> str:
         """Return the solution so far as text."""
-        return "".join(self.steps[on_path].text for on_path in self.path(node))
+        return "".join([self.steps[on_path].text for on_path in self.path(node)])

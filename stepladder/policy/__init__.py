@@ -1,1 +1,1 @@
-
+"""Policies: prompts, backends that sample steps, preference losses and training."""

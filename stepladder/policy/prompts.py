@@ -54,7 +54,7 @@ class StepFormat:
         if groups < 1:
             raise ConfigError(f"answer_pattern: must have a group that holds the answer: got {self.answer_pattern!r} -- add parentheses")
         if self.system is not None and not self.chat:
-            raise ConfigError("system: must be left out unless chat is true: a plain prompt has no system message -- put it into the template")
+            raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
 
     def extract_answer(self, text: str) -> str | None:
         """Return what the last match of the answer pattern captured, without surrounding blanks; None without a match or when empty."""

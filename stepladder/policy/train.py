@@ -14,6 +14,7 @@ Rows that pack a tree, every shared token once, are another row and another coll
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -130,7 +131,7 @@ def train_sft(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows),
-        save=lambda trained, directory: save_model(trained, directory, source=model_dir, tokenizer=tokenizer),
+        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -192,7 +193,7 @@ def train_preference(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity,
-        save=lambda trained, directory: save_model(trained, directory, source=model_dir, tokenizer=tokenizer),
+        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -237,10 +238,10 @@ def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
         ``IGNORE`` on prompt and padding; T' begins at the first completion token of the row with the shortest prompt.
     """
     start = min(len(row.prompt_ids) for row in rows) - 1
-    input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0, dtype=torch.long)
+    input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0)
     prompt_targets = [[IGNORE] * (len(row.prompt_ids) - 1 - start) for row in rows]
     targets = [(*ignored, *row.completion_ids) for ignored, row in zip(prompt_targets, rows, strict=True)]
-    return {"inputs": {"input_ids": input_ids}, "targets": pad(targets, value=IGNORE, dtype=torch.long)}
+    return {"inputs": {"input_ids": input_ids}, "targets": pad(targets, value=IGNORE)}
 
 
 def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:

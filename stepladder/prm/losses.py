@@ -28,8 +28,8 @@ def bce_loss(
         A scalar >= the mean entropy of the targets.
     """
     present = ~targets.isnan()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), torch.where(present, targets, 0.0), reduction="none")
-    return _masked_mean(losses, present, num_targets)
+    logits, targets = _present_only(logits, present), _present_only(targets, present)
+    return _masked_mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), present, num_targets)
 
 
 def mse_loss(
@@ -48,10 +48,14 @@ def mse_loss(
         A scalar >= 0.
     """
     present = ~targets.isnan()
-    losses = (values.float() - torch.where(present, targets, 0.0)).square()
-    return _masked_mean(losses, present, num_targets)
+    values, targets = _present_only(values, present), _present_only(targets, present)
+    return _masked_mean((values - targets).square(), present, num_targets)
+
+
+def _present_only(tensor: Tensor, present: Tensor) -> Tensor:
+    # Masked before the loss, not after it: a loss that overflows at a masked position would make 0 * inf = NaN.
+    return torch.where(present, tensor.float(), 0.0)
 
 
 def _masked_mean(losses: Tensor, present: Tensor, num_targets: Tensor | float | int | None) -> Tensor:
-    # The padding's losses are finite (their targets were set to 0), so the product's gradient there is exactly 0 and never NaN.
     return (losses * present).sum() / (present.sum() if num_targets is None else num_targets)

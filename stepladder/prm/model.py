@@ -38,8 +38,9 @@ def initialise_prm(
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     if not (Path(start) / SPEC_FILE).is_file():
-        model = load_token_classifier(start, **options, num_labels=1, classifier_dropout=0.0)
+        model = load_token_classifier(start, **options, num_labels=1)
         _draw_head(_head(model, start), derive_seed(seed, "value head"))
+        _remove_head_dropout(model)
         return model, PRMSpec(renderer_hash=renderer_hash)
     spec = PRMSpec.load(start)
     if spec.renderer_hash != renderer_hash:
@@ -66,6 +67,13 @@ def _head(model: PreTrainedModel, start: str | Path) -> torch.nn.Linear:
     if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
         raise CheckpointError(f"{start}: a value model must have one linear output per token: got {head} -- start from a policy instead")
     return head
+
+
+def _remove_head_dropout(model: PreTrainedModel) -> None:
+    # The configuration keeps it out of every later load; the layer that this load made is set by hand.
+    model.config.classifier_dropout = 0.0
+    if isinstance(layer := getattr(model, "dropout", None), torch.nn.Dropout):
+        layer.p = 0.0
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from stepladder.lm.slots import Placement
 from stepladder.prm.specs import PRMSpec, Transform
 
 
@@ -114,22 +115,23 @@ class TransformersStepScorer:
         room = self._model.max_positions - len(request.prefix_ids)
         if room < 0 or not request.prefix_ids or not self._known(request.prefix_ids):
             return [0] * len(request.branches)
-        return [
-            next((i for i, (end, step) in enumerate(zip(accumulate(map(len, branch)), branch, strict=True)) if end > room or not self._known(step)), len(branch))
-            for branch in request.branches
-        ]
+        return [self._num_readable(branch, room) for branch in request.branches]
+
+    def _num_readable(self, branch: Sequence[Sequence[int]], room: int) -> int:
+        ends = accumulate(map(len, branch))
+        return next((i for i, (end, step) in enumerate(zip(ends, branch, strict=True)) if end > room or not self._known(step)), len(branch))
 
     def _known(self, token_ids: Sequence[int]) -> bool:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size)
 
     def _scores(
-        self, request: ScoreRequest, counts: Sequence[int], placed: Sequence[np.ndarray] | None
+        self, request: ScoreRequest, counts: Sequence[int], placed: Sequence[Placement] | None
     ) -> tuple[tuple[float | None, ...], ...]:
         if placed is None:
             return tuple((None,) * len(branch) for branch in request.branches)
         return tuple(
-            self._branch_scores(len(request.prefix_ids), branch, count, slots)
-            for branch, count, slots in zip(request.branches, counts, placed, strict=True)
+            self._branch_scores(len(request.prefix_ids), branch, count, placement.slots)
+            for branch, count, placement in zip(request.branches, counts, placed, strict=True)
         )
 
     def _branch_scores(self, begin: int, branch: Sequence[Sequence[int]], count: int, slots: np.ndarray) -> tuple[float | None, ...]:

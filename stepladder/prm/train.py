@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
@@ -108,8 +109,8 @@ def train_value(
     targets = fit_context(targets, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
 
-    def save(trained, directory: Path) -> None:
-        save_model(trained, directory, source=init_dir, tokenizer=tokenizer)
+    def save(trained: PreTrainedModel, directory: Path) -> None:
+        save_model(trained, directory, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
         spec.save(directory)
 
     return run_training(
@@ -155,7 +156,7 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
     Returns:
         ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target at the last token of a step, NaN elsewhere.
     """
-    input_ids = pad([row.ids for row in rows], value=0, dtype=torch.long)
+    input_ids = pad([row.ids for row in rows], value=0)
     targets = torch.full(input_ids.shape, NO_TARGET)
     for i, row in enumerate(rows):
         targets[i, row.positions] = torch.tensor(row.targets)

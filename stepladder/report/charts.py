@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: text that names its colours by class, so one drawing serves light and dark pages, and no clock or random id enters it.
+"""Small charts as inline SVG that names its colours by class: one drawing serves light and dark pages, and no clock or random id enters it.
 
 Every chart carries its figures a second time as ``data-tip`` texts on invisible columns; the page's script shows them under the pointer.
 Coordinates are SVG user units; charts scale with the page.
@@ -85,7 +85,9 @@ def token_axis(values: Sequence[float]) -> Axis:
     low, high = (low / 1.5, high * 1.5) if low == high else (low / 1.08, high * 1.08)
     candidates = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
     ticks = [tick for tick in candidates if low <= tick <= high] or [round(min(values))]
-    return Axis(label="generated tokens per problem (logarithmic)", low=low, high=high, ticks=[(tick, f"{tick:,}") for tick in ticks], log=True)
+    return Axis(
+        label="generated tokens per problem (logarithmic)", low=low, high=high, ticks=[(tick, f"{tick:,}") for tick in ticks], log=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +107,9 @@ class _Frame:
         return bottom - (bottom - _TOP) * self.y.place(value)
 
 
-def line_chart(series: Sequence[Series], *, x: Axis, y: Axis, label: str, x_name: str, height: int = 330, guide: tuple[float, str] | None = None) -> str:
+def line_chart(
+    series: Sequence[Series], *, x: Axis, y: Axis, label: str, x_name: str, height: int = 330, guide: tuple[float, str] | None = None
+) -> str:
     """Draw lines with markers, whiskers, labels at the lines' ends and one hover column per x.
 
     Args:
@@ -140,20 +144,20 @@ def _dodge(frame: _Frame, drawn: Sequence[Series]) -> float:
 def _axes(frame: _Frame) -> str:
     bottom, parts = frame.height - _BOTTOM, []
     for value, text in frame.y.ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{frame.up(value):.1f}" y2="{frame.up(value):.1f}"/>')
+        parts.append(_segment("grid", _LEFT, frame.up(value), frame.right, frame.up(value)))
         parts.append(_text(_LEFT - 8, frame.up(value) + 4, text, "tick", anchor="end"))
     for value, text in frame.x.ticks:
         parts.append(_text(frame.across(value), bottom + 18, text, "tick", anchor="middle"))
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(_segment("axis", _LEFT, bottom, frame.right, bottom))
     parts.append(_text((_LEFT + frame.right) / 2, frame.height - 6, frame.x.label, "label", anchor="middle"))
     middle = (_TOP + bottom) / 2
-    parts.append(f'<text class="label" text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">{escape(frame.y.label)}</text>')
-    return "".join(parts)
+    turned = f'<text class="label" text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">'
+    return "".join([*parts, turned, escape(frame.y.label), "</text>"])
 
 
 def _guide(frame: _Frame, value: float, text: str) -> str:
     y = frame.up(value)
-    return f'<line class="guide" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>' + _text(_LEFT + 4, y - 5, text, "tick")
+    return _segment("guide", _LEFT, y, frame.right, y) + _text(_LEFT + 4, y - 5, text, "tick")
 
 
 def _line(frame: _Frame, line: Series, *, shift: float) -> str:
@@ -161,7 +165,7 @@ def _line(frame: _Frame, line: Series, *, shift: float) -> str:
     parts = [f'<g class="{line.style}">']
     for (x, _), point in zip(places, line.points, strict=True):
         if point.low is not None and point.high is not None:
-            parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.up(point.low):.1f}" y2="{frame.up(point.high):.1f}"/>')
+            parts.append(_segment("whisker", x, frame.up(point.low), x, frame.up(point.high)))
     if not line.lone:
         parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
     parts += [_marker(line.style, x, y) for x, y in places]
@@ -189,7 +193,8 @@ def _end_labels(frame: _Frame, drawn: Sequence[Series]) -> str:
     heights = spread([y for y, _, _ in ends], gap=_LABEL_GAP, low=_TOP + 2, high=frame.height - _BOTTOM)
     parts, x = [], frame.right + 6
     for (y, end_x, line), height in zip(ends, heights, strict=True):
-        parts.append(f'<g class="{line.style}"><polyline class="leader" points="{end_x + 7:.1f},{y:.1f} {x:.1f},{height:.1f} {x + 4:.1f},{height:.1f}"/>')
+        leader = f"{end_x + 7:.1f},{y:.1f} {x:.1f},{height:.1f} {x + 4:.1f},{height:.1f}"
+        parts.append(f'<g class="{line.style}"><polyline class="leader" points="{leader}"/>')
         parts.append(_marker(line.style, x + 11, height) + _text(x + 20, height + 4, line.name, "name") + "</g>")
     return "".join(parts)
 
@@ -221,9 +226,9 @@ def _hover_columns(frame: _Frame, drawn: Sequence[Series], x_name: str) -> str:
     parts = []
     for index, x in enumerate(xs):
         values = [f"{line.name}  {point.text}" for line in drawn for point in line.points if point.x == x]
-        tip = escape("\n".join([f"{x_name} {x:,.0f}", *values]))
+        tip = "\n".join([f"{x_name} {x:,.0f}", *values])
         width = max(edges[index + 1] - edges[index], 0.5)
-        parts.append(f'<rect class="hit" x="{edges[index]:.1f}" y="{_TOP}" width="{width:.1f}" height="{frame.height - _BOTTOM - _TOP}" data-tip="{tip}"/>')
+        parts.append(_box("hit", edges[index], _TOP, width, frame.height - _BOTTOM - _TOP, tip=tip))
     return "".join(parts)
 
 
@@ -236,15 +241,15 @@ def time_bars(rounds: dict[int, dict[str, float]], *, label: str) -> str:
     """
     stages = stage_names(rounds)
     longest = max((sum(times.values()) for times in rounds.values()), default=0.0) or 1.0
-    width, parts = _WIDTH - _LEFT - 92, []
+    width, parts = _WIDTH - _LEFT - 108, []
     for index, (number, times) in enumerate(sorted(rounds.items())):
         y, x = 8 + 28 * index, float(_LEFT + 14)
         parts.append(_text(x - 8, y + 15, f"round {number}", "tick", anchor="end"))
         for stage in (name for name in stages if name in times):
             seconds = times[stage]
             length = width * seconds / longest
-            tip = escape(f"round {number}, {stage}\n{duration(seconds)}")
-            parts.append(f'<rect class="bar stage-{stages.index(stage) % 4}" x="{x:.1f}" y="{y}" width="{length:.1f}" height="21" data-tip="{tip}"/>')
+            tip = f"round {number}, {stage}\n{duration(seconds)}"
+            parts.append(_box(f"bar stage-{stages.index(stage) % 4}", x, y, length, 21, tip=tip))
             x += length
         parts.append(_text(x + 6, y + 15, duration(sum(times.values())), "value"))
     return _svg(16 + 28 * len(rounds), label, "".join(parts))
@@ -289,13 +294,13 @@ def staircase(treads: Sequence[Tread], *, label: str) -> str:
         x = 6 + width * index
         if tread.level is not None:
             y = bottom - (bottom - 34) * tread.level / top
-            parts.append(f'<rect class="{"tread" if tread.accepted else "tread kept"}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{bottom - y:.1f}"/>')
-            parts.append(f'<line class="nosing" x1="{x:.1f}" x2="{x + width:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(_box("tread" if tread.accepted else "tread kept", x, y, width, bottom - y))
+            parts.append(_segment("nosing", x, y, x + width, y))
         if tread.value is not None:
             parts.append(_tread_value(tread, x, width, bottom - (bottom - 34) * tread.value / top, show=index % step == 0))
         if index % step == 0:
             parts.append(_text(x + width / 2, bottom + 20, f"{'round ' if width > 60 else ''}{tread.round}", "tick", anchor="middle"))
-    parts.append(f'<line class="axis" x1="6" x2="{6 + width * len(treads):.1f}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(_segment("axis", 6, bottom, 6 + width * len(treads), bottom))
     return _svg(height, label, "".join(parts))
 
 
@@ -303,9 +308,18 @@ def _tread_value(tread: Tread, x: float, width: float, y: float, *, show: bool) 
     text = f"{100 * tread.value:.1f} %" if width > 60 else f"{100 * tread.value:.0f}"  # type: ignore[operator]
     if tread.accepted:
         return _text(x + width / 2, y - 9, text, "tread-value", anchor="middle") if show else ""
-    dashed = f'<line class="rejected" x1="{x + 4:.1f}" x2="{x + width - 4:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    dashed = _segment("rejected", x + 4, y, x + width - 4, y)
     # Below its line, unless that would leave the drawing: a rejected policy mostly lies under the step, whose own line is just above.
     return dashed + (_text(x + width / 2, y + 17, f"{text} rejected" if width > 110 else text, "tick", anchor="middle") if show else "")
+
+
+def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _box(style: str, x: float, y: float, width: float, height: float, *, tip: str = "") -> str:
+    data = f' data-tip="{escape(tip)}"' if tip else ""
+    return f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"{data}/>'
 
 
 def _text(x: float, y: float, text: str, style: str, *, anchor: str = "start") -> str:

@@ -125,16 +125,22 @@ def headline(rows: Sequence[Row]) -> Headline:
     num_rounds = len(rows) - 1
     if first is None or last is None:
         return Headline(title=f"{times(num_rounds, 'round')}, no pass@1 measured", remarks=())
-    return Headline(title=_title(first.value, last.value, num_rounds, best["round"]), remarks=_remarks(rows, best, first, last))
+    title = _unchanged_title(rows, first.value) if best["round"] == 0 else _title(first.value, last.value, times(num_rounds, "round"))
+    return Headline(title=title, remarks=_remarks(rows, best, first, last))
 
 
-def _title(first: float, last: float, num_rounds: int, best_round: int) -> str:
-    rounds = times(num_rounds, "round")
+def _unchanged_title(rows: Sequence[Row], first: float) -> str:
+    """Say why the first policy is still the best: nothing was run, nothing could be trained, or nothing was better."""
+    num_rounds = len(rows) - 1
     if num_rounds == 0:
         return f"pass@1 {percent(first)} % at the start; no round has been run yet"
-    if best_round == 0:
-        none = "the one round was not accepted" if num_rounds == 1 else f"none of {rounds} was accepted"
-        return f"pass@1 stays at {percent(first)} %: {none}"
+    if all(row["policy_version"] != row["round"] for row in rows[1:]):
+        return f"pass@1 stays at {percent(first)} %: {times(num_rounds, 'round')} found nothing to train on"
+    none = "the one round was not accepted" if num_rounds == 1 else f"none of {num_rounds} rounds was accepted"
+    return f"pass@1 stays at {percent(first)} %: {none}"
+
+
+def _title(first: float, last: float, rounds: str) -> str:
     if last == first:
         return f"pass@1 unchanged at {percent(first)} % after {rounds}"
     return f"pass@1 {'falls ' if last < first else ''}from {percent(first)} % to {percent(last)} % in {rounds}"
@@ -163,8 +169,10 @@ def _comparison(row: Row) -> tuple[str, ...]:
     listed = ", ".join(f"{label} {percent(value)} %" for value, label in others)
     tokens = row["test"].get("search_tokens_per_problem")
     spent = "" if tokens is None else f" with {tokens:,.0f} generated tokens a problem"
-    place = "ahead of" if search.value > others[0][0] else "level with the best of" if search.value == others[0][0] else "behind the best of"
-    return (f"With the policy of round {row['round']}, search answers {percent(search.value)} %{spent}, {place} sampling at the same tokens: {listed}.",)
+    best = others[0][0]
+    place = "ahead of" if search.value > best else "level with the best of" if search.value == best else "behind the best of"
+    said = f"With the policy of round {row['round']}, search answers {percent(search.value)} %{spent}, "
+    return (f"{said}{place} sampling at the same tokens: {listed}.",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

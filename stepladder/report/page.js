@@ -60,6 +60,7 @@
   const verdict = (right) => (right === null ? "" : right ? "right" : "wrong");
   const ends = { end: "end", length: "cut: length", depth: "cut: depth", error: "error" };
   const isTerminal = (node) => node.stop in ends;
+  const ending = (node) => (node.answer === null ? (node.stop === "end" ? "no answer" : ends[node.stop]) : `${node.stop === "end" ? "" : `${ends[node.stop]}, `}answer ${node.answer}`);
   let rows = [];
   let faces = [];
 
@@ -72,7 +73,7 @@
   const describe = (node, index) => [
     index === 0 ? "the question" : node.text.trim(),
     [`score ${figure(node.score)}`, `value ${figure(node.value)}`, `visits ${node.visits}`, `prior ${figure(node.prior)}`].join(" · "),
-    isTerminal(node) ? `${ends[node.stop]}${node.answer === null ? ", no answer" : `, answer ${node.answer}`} ${verdict(node.right)}` : "",
+    isTerminal(node) ? `${ending(node)} ${verdict(node.right)}` : "",
   ].filter(Boolean).join("\n");
 
   const select = (index) => {
@@ -142,14 +143,13 @@
       meter.append(bar);
       score.append(meter);
     }
-    score.append(figure(node.score));
+    score.append(index === 0 ? "" : figure(node.score));
     const numbers = [["value", figure(node.value)], ["visits", node.visits], ["prior", index === 0 ? "" : figure(node.prior)]].map(([name, value]) => {
       const cell = make("span", "num", value);
       cell.dataset.name = name;
       return cell;
     });
-    const end = make("span", "end", isTerminal(node) ? `${mark(node.right)} ${ends[node.stop]}` : "");
-    if (isTerminal(node) && node.answer !== null) end.append(`, answer ${node.answer}`);
+    const end = make("span", "end", isTerminal(node) ? `${mark(node.right)} ${ending(node)}` : "");
     if (node.right !== null) end.classList.add(verdict(node.right));
     return [make("span", "twist", hasChildren ? "▸" : ""), make("span", "text", index === 0 ? "the question" : node.text.trim() || "(empty step)"), score, ...numbers, end];
   };
@@ -191,7 +191,7 @@
     const head = make("div", "row head");
     head.append(make("span", "twist"), make("span", "", "step"));
     head.lastChild.style.flex = "1";
-    for (const [style, name] of [["num score", "PRM score"], ["num", "value"], ["num", "visits"], ["num", "prior"], ["end", "end"]]) head.append(make("span", style, name));
+    for (const [style, name] of [["num score", "PRM score"], ["num", "value"], ["num", "visits"], ["num", "prior"], ["end", "ends with"]]) head.append(make("span", style, name));
     byId("tree-outline").replaceChildren(head, outline(tree, children, 0));
     openPath();
   };

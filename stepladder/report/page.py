@@ -14,6 +14,7 @@ from typing import Any
 from stepladder.files import atomic_write_text
 from stepladder.loops.rundir import RunDir
 from stepladder.report import figures, sections
+from stepladder.report.markup import html
 from stepladder.report.reproduce import reproduce
 from stepladder.report.trees import trees_for_page
 
@@ -41,7 +42,7 @@ def render_page(run: RunDir) -> str:
     name = run.root.resolve().name
     style, script = _resource("page.css"), _resource("page.js")
     return Template(_resource("page.html")).substitute(
-        title=sections.html(f"{figures.headline(rows).title} · {name}"),
+        title=html(f"{figures.headline(rows).title} · {name}"),
         body="\n".join(_body(run, rows, stages, num_trees=len(shown), name=name)),
         trees=json_block(shown),
         style=style,
@@ -52,7 +53,7 @@ def render_page(run: RunDir) -> str:
 
 
 def _body(run: RunDir, rows: list[figures.Row], stages: figures.StageTimes, *, num_trees: int, name: str) -> list[str]:
-    parts: list[str] = [sections.hero(name, rows, stages), "<main>"]
+    parts: list[str] = [sections.hero(name, rows, stages), '<main id="figures">']
     if rows:
         parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]
     return [*parts, sections.time_spent(stages), sections.trees(num_trees), reproduce(run), "</main>"]

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from stepladder.loops.rundir import RunDir
-from stepladder.report.sections import Markup, lead, section, table
+from stepladder.report.markup import Markup, lead, section, table
 
 
 def as_toml(settings: dict[str, Any]) -> str:
@@ -51,8 +51,8 @@ def reproduce(run: RunDir) -> Markup:
         "reproduce",
         "Run it again",
         lead(
-            "Save the settings below as settings.toml; the files they name must still be there. With the same versions on the same kind of machine, the "
-            "new run's data are the same."
+            "Save the settings below as settings.toml; the files they name must still be there. Every seed follows from the run's "
+            "seed, so with the same versions on the same kind of machine the new run should give the same data."
         ),
         Markup(f"<pre><code>{escape(command)}</code></pre>"),
         table(("what", "value"), rows, style="facts", text_columns=[0, 1]),

@@ -1,74 +1,37 @@
-"""The sections of the page, each a function from figures to HTML.
-
-Text from users, models and files passes through ``escape`` here and nowhere else: a plain string is always escaped, and only what this
-file builds itself is marked as ``Markup``.
-"""
+"""The sections of the page, each a function from figures to HTML; one that has nothing to say is empty."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
+from importlib.resources import files
 
 from stepladder.report import charts, figures
-from stepladder.report.figures import METHODS, POLICY, SAMPLING, SEARCH, Row, StageTimes, accuracy, count, decimals, duration, percent, times
+from stepladder.report.figures import (
+    METHODS,
+    POLICY,
+    SAMPLING,
+    SEARCH,
+    Row,
+    StageTimes,
+    accuracy,
+    count,
+    decimals,
+    duration,
+    percent,
+    times,
+)
+from stepladder.report.markup import Markup, beside, figure, html, lead, prose, section, table
 
-
-class Markup(str):
-    """A string that is HTML already."""
-
-    __slots__ = ()
-
-
-def html(value: str | int) -> Markup:
-    """Return a value as HTML: escaped, unless it is Markup."""
-    return value if isinstance(value, Markup) else Markup(escape(str(value)))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str | int]], *, style: str = "", text_columns: Sequence[int] = ()) -> Markup:
-    """Return a table; the first column holds the row headers.
-
-    Args:
-        header: Column names.
-        rows: Cells, one per column.
-        style: CSS class of the table.
-        text_columns: Columns that hold words; the others hold numbers and are set flush right.
-    """
-    kinds = ["words" if index in text_columns else "number" for index in range(len(header))]
-    head = "".join(f'<th scope="col" class="{kind}">{html(name)}</th>' for name, kind in zip(header, kinds, strict=True))
-    body = "".join(
-        f'<tr><th scope="row" class="{kinds[0]}">{html(row[0])}</th>'
-        + "".join(f'<td class="{kind}">{html(cell)}</td>' for cell, kind in zip(row[1:], kinds[1:], strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return Markup(f'<div class="scroll"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
-
-
-def section(name: str, title: str, *parts: str) -> Markup:
-    """Return a section with its heading; empty parts are left out."""
-    return Markup(f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(html(part) for part in parts if part)}</section>')
-
-
-def lead(text: str) -> Markup:
-    """Return the paragraph that says how to read a section."""
-    return Markup(f'<p class="lead">{escape(text)}</p>')
-
-
-def figure(chart: str, caption: str = "", attributes: str = "") -> Markup:
-    """Return a chart with its caption."""
-    return Markup(f"<figure{attributes}>{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}{chart}</figure>")
-
-
-def beside(drawing: str, *texts: str) -> Markup:
-    """Return a drawing with its explanation beside it, or above it where the page is narrow."""
-    return Markup(f'<div class="beside"><div>{drawing}</div><div>{"".join(html(text) for text in texts if text)}</div></div>')
+_MOST_FINDINGS = 4
+"""Rounds of which the over-optimisation remark gives figures; of more it names only the numbers."""
 
 
 def hero(name: str, rows: Sequence[Row], stages: StageTimes) -> Markup:
     """Return the top of the page: the headline, its remarks, and the staircase."""
     said = figures.headline(rows)
-    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in said.remarks)
+    remarks = "".join(f"<li>{prose(remark)}</li>" for remark in said.remarks)
     facts = " · ".join(fact for fact in (f"run {name}", _when(stages), _spent(rows)) if fact)
-    text = f'<p class="kicker">{escape(facts)}</p><h1>{escape(said.title)}</h1>' + (f"<ul>{remarks}</ul>" if remarks else "")
+    text = f'<p class="kicker">{escape(facts)}</p><h1>{prose(said.title)}</h1>' + (f"<ul>{remarks}</ul>" if remarks else "")
     treads = [_tread(rows, row) for row in rows]
     drawing = ""
     if any(tread.value is not None for tread in treads):
@@ -103,7 +66,19 @@ def _spent(rows: Sequence[Row]) -> str:
 
 def rounds(rows: Sequence[Row]) -> Markup:
     """Return the table of rounds."""
-    header = ("round", "policy alone", "search", "weighted vote", "best-of-n", "majority", "tokens a problem", "PRM AUC", "pairs", "tokens", "time")
+    header = (
+        "round",
+        "policy alone",
+        "search",
+        "weighted vote",
+        "best-of-n",
+        "majority",
+        "tokens a problem",
+        "PRM AUC",
+        "pairs",
+        "tokens",
+        "time",
+    )
     best = rows[-1]["best_policy"]
     cells = [
         (
@@ -121,8 +96,9 @@ def rounds(rows: Sequence[Row]) -> Markup:
     ]
     problems = (rows[-1].get("test") or {}).get("problems")
     explanation = lead(
-        f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the three sampling "
-        "methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on held-out problems, never on test."
+        f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the "
+        "three sampling methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on "
+        "held-out problems, never on test."
     )
     return section("rounds", "The rounds", explanation, table((*header, "gate"), cells, style="rounds", text_columns=[len(header)]))
 
@@ -138,7 +114,9 @@ def _with_interval(row: Row) -> Markup:
 def _equal_token_cells(row: Row) -> list[Markup]:
     values = [None if (estimate := accuracy(row, method)) is None else estimate.value for method in (SEARCH, *SAMPLING)]
     best = max((value for value in values if value is not None), default=None)
-    return [Markup(f"<strong>{percent(value)}</strong>") if value is not None and value == best else html(percent(value)) for value in values]
+    return [
+        Markup(f"<strong>{percent(value)}</strong>") if value is not None and value == best else html(percent(value)) for value in values
+    ]
 
 
 def _decision(row: Row, *, is_best: bool) -> Markup:
@@ -147,7 +125,8 @@ def _decision(row: Row, *, is_best: bool) -> Markup:
     if is_best:
         parts.append("<em>current best</em>")
     if row.get("scorer_version") is not None:
-        parts.append(f"<small>PRM {_gate_word(row, version='scorer_version', accepted=row['prm_accepted'])}: {escape(row['prm_accepted_reason'])}</small>")
+        word = _gate_word(row, version="scorer_version", accepted=row["prm_accepted"])
+        parts.append(f"<small>PRM {word}: {escape(row['prm_accepted_reason'])}</small>")
     return Markup(" ".join(parts))
 
 
@@ -170,8 +149,9 @@ def by_round(rows: Sequence[Row]) -> Markup:
         x_name="round",
     )
     explanation = lead(
-        "Each point is a round's own policy and PRM, accepted or not, on the test problems; whiskers are 95 % intervals. The distance from “policy alone” "
-        "to “search” is what searching adds; the rise of “policy alone” is what the policy learned from it."
+        "Each point is a round's own policy and PRM, accepted or not, on the test problems; whiskers are 95 % intervals. The "
+        "distance from “policy alone” to “search” is what searching adds; the rise of “policy alone” is what the policy learned "
+        "from it."
     )
     return section("by-round", "Accuracy by round", beside(figure(chart), explanation))
 
@@ -191,10 +171,14 @@ def by_tokens(rows: Sequence[Row]) -> Markup:
     measured = [(row, curves) for row in rows if (curves := figures.measured_curves(row))]
     if not measured:
         return Markup("")
-    charts_by_round = [_token_figure(row, curves) for row, curves in measured]
+    values = [value for row, curves in measured for curve in curves.values() for _, value in curve]
+    # One scale for all rounds, so that they can be compared side by side.
+    y = charts.percent_axis("right answers (%)", [*values, *(value for row, _ in measured if (value := _value(row)) is not None)])
+    charts_by_round = [_token_figure(row, curves, y) for row, curves in measured]
     explanation = lead(
-        "Answers cost tokens, so methods are compared at equal cost. A sampling method uses as many independent solutions as the budget pays for; the search "
-        "is stopped at the budget and asked for its answer. The dot is the policy alone: one greedy solution."
+        "Answers cost tokens, so methods are compared at equal cost. A sampling method uses as many independent solutions as the "
+        "budget pays for; the search is stopped at the budget and asked for its answer. The dot is the policy alone: one greedy "
+        "solution."
     )
     return section(
         "by-tokens",
@@ -210,10 +194,14 @@ def by_tokens(rows: Sequence[Row]) -> Markup:
 def _over_optimisation_note(findings: Sequence[figures.OverOptimisation]) -> Markup:
     if not findings:
         return Markup("")
-    listed = "".join(f"<li>{escape(_over_optimised(finding))}</li>" for finding in findings)
+    said = [_over_optimised(finding) for finding in findings[-_MOST_FINDINGS:]]
+    if earlier := findings[:-_MOST_FINDINGS]:
+        said.append(f"and earlier in round{'s' if len(earlier) > 1 else ''} {', '.join(str(finding.round) for finding in earlier)}")
+    listed = "".join(f"<li>{prose(sentence)}</li>" for sentence in said)
     return Markup(
-        f'<div class="remark"><p>Over-optimisation: with more samples, best-of-n falls while the weighted vote rises.</p><ul>{listed}</ul><p>The one sample that '
-        "the PRM likes best is more and more often one it is wrong about; in a vote, many samples would have to be wrong in the same way.</p></div>"
+        '<div class="remark"><p>Over-optimisation: with more samples, best-of-n falls while the weighted vote rises.</p>'
+        f"<ul>{listed}</ul><p>The one sample that the PRM likes best is more and more often one it is wrong about; in a vote, many "
+        "samples would have to be wrong in the same way.</p></div>"
     )
 
 
@@ -225,7 +213,7 @@ def _over_optimised(finding: figures.OverOptimisation) -> str:
     )
 
 
-def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]]) -> Markup:
+def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]], y: charts.Axis) -> Markup:
     lines = [_token_line(method, curves[method.key]) for method in METHODS if method.key in curves]
     if (greedy := _greedy_point(row)) is not None:
         lines.append(charts.Series(name=POLICY.label, style=POLICY.key, points=[greedy], lone=True))
@@ -233,7 +221,7 @@ def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]]) -> Mar
     chart = charts.line_chart(
         lines,
         x=charts.token_axis(tokens),
-        y=charts.percent_axis("right answers (%)", [point.y for line in lines for point in line.points]),
+        y=y,
         label=f"Accuracy against generated tokens per problem in round {row['round']}",
         x_name="tokens a problem:",
     )
@@ -269,19 +257,22 @@ def prm(rows: Sequence[Row]) -> Markup:
         name: charts.Series(
             name=label,
             style=style,
-            points=[charts.Point(x=number, y=test[name], text=decimals(test[name])) for number, test in tests if test.get(name) is not None],
+            points=[
+                charts.Point(x=number, y=test[name], text=decimals(test[name])) for number, test in tests if test.get(name) is not None
+            ],
         )
         for name, label, style in (
-            ("prm_within_problem_auc", "within a problem", "search"),
+            ("prm_within_problem_auc", "within problem", "search"),
             ("prm_pooled_auc", "pooled", "majority"),
             ("prm_brier", "Brier score", "weighted_vote"),
         )
     }
     if not any(line.points for line in lines.values()):
-        return section("prm", "The process reward model", lead("No PRM was measured in this run: the search was guided by outcomes alone."))
+        return section("prm", "The process reward model", lead("No PRM has been measured in this run."))
     explanation = lead(
-        "What counts is the AUC within a problem: how often, of a right and a wrong solution of the same problem, the PRM scores the right one higher. The "
-        "pooled AUC compares solutions of different problems as well, so telling easy problems from hard ones raises it, and that guides no search."
+        "What counts is the AUC within a problem: how often, of a right and a wrong solution of the same problem, the PRM scores "
+        "the right one higher. The pooled AUC compares solutions of different problems as well, so telling easy problems from hard "
+        "ones raises it, and that guides no search."
     )
     rounds_measured = [row["round"] for row in rows]
     drawn = [
@@ -302,7 +293,7 @@ def _auc_chart(lines: Sequence[charts.Series], numbers: Sequence[int]) -> str:
 
 def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
     high = 0.3 if max((point.y for point in line.points), default=0.0) <= 0.3 else 1.0
-    ticks = [(tick / 20, f"{tick / 20:.2f}") for tick in range(7)] if high == 0.3 else [(tick / 5, f"{tick / 5:.1f}") for tick in range(6)]
+    ticks = [(tick / 10, f"{tick / 10:.1f}") for tick in range(0, round(10 * high) + 1, 1 if high < 1 else 2)]
     axis = charts.Axis(label="mean squared error", low=0.0, high=high, ticks=ticks)
     guide = (0.25, "always scoring 0.5")
     label = "Brier score of the PRM by round"
@@ -312,12 +303,15 @@ def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
 def data(rows: Sequence[Row]) -> Markup:
     """Return what the searches gave as training data, and what training did with it."""
     explanation = lead(
-        "What each round's training search was turned into. Traces and pairs train the policy, value rows train the PRM; nothing is dropped without a reason."
+        "What each round's training search was turned into. Traces and pairs train the policy, value rows train the PRM; nothing is"
+        " dropped without a reason."
     )
     searched = [row for row in rows if row.get("search")]
     if not searched and not any(row.get("training") for row in rows):
         return Markup("")
-    return section("data", "Training data", explanation if searched else "", *_search_table(searched), *_label_table(rows), *_training_table(rows))
+    return section(
+        "data", "Training data", explanation if searched else "", *_search_table(searched), *_label_table(rows), *_training_table(rows)
+    )
 
 
 def _search_table(rows: Sequence[Row]) -> list[Markup]:
@@ -368,7 +362,9 @@ def _training_table(rows: Sequence[Row]) -> list[Markup]:
             if summary:
                 loss = f"{decimals(summary['first_loss'])} → {decimals(summary['last_loss'])}"
                 dropped = _reasons(summary.get("dropped_by_reason") or {})
-                cells.append((row["round"], name, count(summary["updates"]), count(summary["rows"]), count(summary["tokens"]), loss, dropped))
+                cells.append(
+                    (row["round"], name, count(summary["updates"]), count(summary["rows"]), count(summary["tokens"]), loss, dropped)
+                )
     if not cells:
         return []
     header = ("round", "trained", "updates", "rows", "tokens", "loss, first → last", "rows left out")
@@ -383,7 +379,8 @@ def time_spent(stages: StageTimes) -> Markup:
     legend = "".join(f'<span><i class="stage-{index % 4}"></i>{escape(name)}</span>' for index, name in enumerate(names))
     chart = charts.time_bars(stages.seconds, label="Seconds per stage, one bar per round")
     cells = [
-        (number, *(duration(spent.get(name)) for name in names), duration(sum(spent.values()))) for number, spent in sorted(stages.seconds.items())
+        (number, *(duration(spent.get(name)) for name in names), duration(sum(spent.values())))
+        for number, spent in sorted(stages.seconds.items())
     ]
     return section(
         "time",
@@ -411,15 +408,9 @@ def trees(number: int) -> Markup:
     if not number:
         return Markup("")
     explanation = lead(
-        "What the search did, problem by problem: test problems of the last round, of each kind some, and training problems of round 1. The thick path leads "
-        "to the answer that was given. Circles are steps, squares end a solution; the fuller the colour, the higher the PRM’s score; the larger, the more visits."
+        "What the search did, problem by problem: test problems of the last round, of each kind some, and training problems of "
+        "round 1. The thick path leads to the answer that was given. Circles are steps, squares end a solution; the fuller the "
+        "colour, the higher the PRM’s score (without a PRM, the value); the larger, the more visits."
     )
-    frame = (
-        '<noscript><p class="remark">The trees are drawn by this page’s own script, which is switched off here.</p></noscript>'
-        '<div id="trees-frame" hidden><div id="tree-list" role="group" aria-label="Problems"></div>'
-        '<div id="tree-view"><h3 id="tree-title"></h3><p id="tree-question"></p><p id="tree-facts"></p>'
-        '<div class="scroll" id="tree-map-scroll"><svg id="tree-map" role="img" aria-label="Map of the tree; the outline below has the same nodes"></svg></div>'
-        '<div class="choice"><button type="button" id="tree-open-path">shown path</button><button type="button" id="tree-open-all">open all</button>'
-        '<button type="button" id="tree-close-all">close all</button></div><div id="tree-outline"></div></div></div>'
-    )
+    frame = files("stepladder.report").joinpath("trees.html").read_text(encoding="utf-8")
     return section("trees", "Searched trees", explanation, Markup(frame))

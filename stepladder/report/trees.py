@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def trees_for_page(run: RunDir, last_round: int) -> list[dict[str, Any]]:
-    """Return the trees that the page shows: test problems of the last round, then training problems of round 1, as plain JSON containers."""
+    """Return the trees that the page shows, as plain JSON containers: test problems of the last round, training problems of round 1."""
     return _test_trees(run, last_round) + _training_trees(run)
 
 
@@ -79,8 +79,9 @@ def _graded_answers(folder: Path, problem_ids: set[str]) -> dict[str, dict[str, 
         for row in _rows(path):
             if row["problem_id"] in graded:
                 for entry in row.get("samples", [row]):
-                    if entry["answer"] is not None:
-                        graded[row["problem_id"]][entry["answer"]] = bool(entry["correct"])
+                    answer = entry["answer_key"] if "answer_key" in entry else entry["answer"]
+                    if answer is not None:
+                        graded[row["problem_id"]][answer] = bool(entry["correct"])
     return graded
 
 
@@ -106,7 +107,7 @@ def _training_trees(run: RunDir) -> list[dict[str, Any]]:
     return trees
 
 
-def tree_to_json(  # noqa: PLR0913 - the facts beside the tree
+def tree_to_json(
     tree: TreeRecord,
     *,
     answer: str | None,

@@ -71,7 +71,7 @@ def test_dpo_loss_is_log_2_at_the_reference(label_smoothing: float) -> None:
 
 
 def test_dpo_gradient_by_hand_and_direction() -> None:
-    """At the reference the gradient is -beta / 2 on the chosen and +beta / 2 on the rejected: descent raises the one and lowers the other."""
+    """At the reference the gradient is -beta / 2 on the chosen and beta / 2 on the rejected: descent raises the one, lowers the other."""
     chosen, rejected = torch.tensor([-1.0], requires_grad=True), torch.tensor([-2.0], requires_grad=True)
     dpo_loss(chosen, rejected, ref_chosen_logps=torch.tensor([-1.0]), ref_rejected_logps=torch.tensor([-2.0]), beta=0.4).backward()
     assert chosen.grad is not None and rejected.grad is not None
@@ -133,7 +133,13 @@ def test_preference_loss_reduces_to_dpo() -> None:
 
 
 def trl_loss(
-    token_logps_2B_T: torch.Tensor, mask: torch.Tensor, ref: torch.Tensor, *, loss_types: list[str], loss_weights: list[float], **settings: float
+    token_logps_2B_T: torch.Tensor,
+    mask: torch.Tensor,
+    ref: torch.Tensor,
+    *,
+    loss_types: list[str],
+    loss_weights: list[float],
+    **settings: float,
 ) -> float:
     """Return what TRL's own loss code makes of the log-probabilities of B preferred and B other completions."""
     trl = pytest.importorskip("trl")

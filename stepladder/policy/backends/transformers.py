@@ -9,7 +9,7 @@ Axes: R rows, M lanes, V vocabulary, T tokens of a sample.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from stepladder.interfaces import StepRequest, StepResult
 from stepladder.lm.decoding import DecodeRows
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
 from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
+from stepladder.lm.slots import SlotNode
 from stepladder.lm.text import StepBoundary, TokenText
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
@@ -51,10 +52,8 @@ class _Row:
     first_sample: int
     num_lanes: int
     keys: np.ndarray
-    open_lanes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.open_lanes = self.num_lanes
+    open_lanes: int
+    prefix_end: SlotNode | None = None
 
 
 class _Lanes:
@@ -88,11 +87,11 @@ class _Lanes:
                     shape = (*shape[:2], max(shape[2], 2 * array.shape[2]))
                 setattr(self, name, np.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]))
 
-    def compact(self, rows: np.ndarray) -> None:
-        """Move the given rows to the front; the rows behind them hold nothing alive."""
+    def reorder(self, order: np.ndarray) -> None:
+        """Move rows to the front: new row i is what row ``order[i]`` was; the rows behind hold nothing alive."""
         for array in vars(self).values():
-            array[: len(rows)] = array[rows]
-        self.live[len(rows) :] = False
+            array[: len(order)] = array[order]
+        self.live[len(order) :] = False
 
 
 class TransformersPolicy:
@@ -233,7 +232,7 @@ class TransformersPolicy:
         job = _Job(request=request, open_lanes=request.num_samples, steps=[[] for _ in range(request.num_samples)])
         keys = stream_keys(request.seed, request.num_samples)
         for begin, end in pairwise([*range(0, request.num_samples, lanes), request.num_samples]):
-            self._waiting.append(_Row(job=job, first_sample=begin, num_lanes=end - begin, keys=keys[begin:end]))
+            self._waiting.append(_Row(job=job, first_sample=begin, num_lanes=end - begin, open_lanes=end - begin, keys=keys[begin:end]))
 
     def _admit(self) -> None:
         """Fill free lanes with waiting rows, in order of arrival, once enough are free."""
@@ -247,30 +246,12 @@ class TransformersPolicy:
             return
         paths = [row.job.request.prefix_ids[:-1] for row in admitted]
         placed = [branches[0] for branches in self._cache.extend([PathGroup(prefix_ids=path) for path in paths])]
-        numbers = self._free_rows(len(admitted))
-        self._lanes.reserve(numbers[-1] + 1, 0)
-        self._rows.reserve(numbers[-1] + 1, max(len(path) for path in paths) + _STEP_LANES)
-        self._rows.start(numbers, [len(path) for path in paths], *self._cache.load(np.concatenate(placed)))
-        for number, row in zip(numbers, admitted, strict=True):
+        numbers = self._rows.allocate([len(path) for path in paths], [row.num_lanes for row in admitted])
+        self._rows.load(numbers, *self._cache.load(np.concatenate([placement.slots for placement in placed])))
+        self._lanes.reserve(self._rows.num_rows, 0)
+        for number, row, placement in zip(numbers, admitted, placed, strict=True):
+            row.prefix_end = placement.node
             self._start_lanes(number, row)
-
-    def _free_rows(self, count: int) -> list[int]:
-        """Return the lowest row numbers that are free, ascending, after moving the running rows together when they lie far apart."""
-        extent = max(self._running, default=-1) + 1
-        if extent > 2 * (len(self._running) + count):
-            self._compact()
-        free, number = [], 0
-        while len(free) < count:
-            if number not in self._running:
-                free.append(number)
-            number += 1
-        return free
-
-    def _compact(self) -> None:
-        rows = np.array(sorted(self._running))
-        self._rows.compact(rows)
-        self._lanes.compact(rows)
-        self._running = {i: self._running[number] for i, number in enumerate(rows.tolist())}
 
     def _start_lanes(self, number: int, row: _Row) -> None:
         state, request = self._lanes, row.job.request
@@ -288,11 +269,11 @@ class TransformersPolicy:
 
     def _advance(self) -> None:
         """Sample one token in every live lane, and finish the steps, lanes and requests that end with it."""
-        extent = max(self._running) + 1
-        if extent > 2 * len(self._running) and not self._waiting:
-            self._compact()
-            extent = len(self._running)
-        logits, rows, lanes = self._forward(extent)
+        order = self._rows.tidy()
+        if order is not None:
+            self._lanes.reorder(order)
+            self._running = {new: self._running[old] for new, old in enumerate(order.tolist())}
+        logits, rows, lanes = self._forward()
         state = self._lanes
         counts = state.count[rows, lanes]
         tokens, logps = sample_tokens(
@@ -304,14 +285,14 @@ class TransformersPolicy:
         state.tokens[rows, lanes, counts], state.logps[rows, lanes, counts] = tokens, logps
         state.token[rows, lanes] = tokens
         state.count[rows, lanes] += 1
-        state.fresh[:extent] = False
+        state.fresh[:] = False
         self.generated_tokens += len(tokens)
         self._finish_steps(rows, lanes, tokens)
 
-    def _forward(self, extent: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    def _forward(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Forward the last token of every live lane, or of a fresh row's prefix; return one row of logits per live lane, and the lanes."""
         state = self._lanes
-        live, fresh = state.live[:extent], state.fresh[:extent]
+        live, fresh = state.live, state.fresh
         forwarded = live & (~fresh[:, None] | (np.arange(_STEP_LANES) == 0))
         rows, lanes = np.nonzero(forwarded)
         shared, counts = fresh[rows], state.count[rows, lanes]
@@ -342,18 +323,19 @@ class TransformersPolicy:
         counts = state.count[rows, lanes]
         full = (counts - state.step_begin[rows, lanes] >= state.step_cap[rows]) | (counts >= state.room[rows])
         ended = np.flatnonzero(at_end | closed | full)
-        ids = [state.tokens[r, m, state.step_begin[r, m] : state.count[r, m]].tolist() for r, m in zip(rows[ended], lanes[ended], strict=True)]
+        places = list(zip(rows[ended].tolist(), lanes[ended].tolist(), strict=True))
+        ids = [state.tokens[at][state.step_begin[at] : state.count[at]].tolist() for at in places]
         texts = self._text.decode_batch(ids) if ids else []
         finished = [
             at
-            for i, step_ids, text in zip(ended, ids, texts, strict=True)
-            if self._end_step(at := (int(rows[i]), int(lanes[i])), step_ids, text, bool(at_end[i]), bool(closed[i]))
+            for at, i, step_ids, text in zip(places, ended, ids, texts, strict=True)
+            if self._end_step(at, step_ids, text, at_end=bool(at_end[i]), closed=bool(closed[i]))
         ]
         self._keep_prefixes(finished)
         for number, lane in finished:
             self._end_lane(number, lane)
 
-    def _end_step(self, at: tuple[int, int], ids: list[int], text: str, at_end: bool, closed: bool) -> bool:
+    def _end_step(self, at: tuple[int, int], ids: list[int], text: str, *, at_end: bool, closed: bool) -> bool:
         """Record a step and say whether its lane is finished."""
         state, row = self._lanes, self._running[at[0]]
         goes_on = state.steps_left[at] > 1
@@ -372,17 +354,18 @@ class TransformersPolicy:
 
     def _keep_prefixes(self, finished: Sequence[tuple[int, int]]) -> None:
         """Put what was computed for single steps that may be continued into the prefix cache: all but each step's last token."""
-        paths, sources = [], []
+        sequences = []
         for number, lane in finished:
-            job, count = self._running[number].job, int(self._lanes.count[number, lane])
-            step = job.steps[self._running[number].first_sample + lane][-1]
-            if job.request.max_steps > 1 or step.stop_reason != StopReason.STEP:
+            row, count = self._running[number], int(self._lanes.count[number, lane])
+            request, step = row.job.request, row.job.steps[row.first_sample + lane][-1]
+            if request.max_steps > 1 or step.stop_reason != StopReason.STEP or row.prefix_end is None:
                 continue
-            paths.append(job.request.prefix_ids + step.token_ids[:-1])
-            slots = np.concatenate([np.arange(len(job.request.prefix_ids)), self._lanes.slots[number, lane, : count - 1]])
-            sources.append(number * self._rows.num_slots + slots)
-        if paths:
-            self._cache.store(paths, sources, *self._rows.contents())
+            # The prefix's last token was the row's first after the cached ones.
+            slots = np.concatenate([[len(request.prefix_ids) - 1], self._lanes.slots[number, lane, : count - 1]])
+            token_ids = (request.prefix_ids[-1], *step.token_ids[:-1])
+            sequences.append(CachedSequence(after=row.prefix_end, token_ids=token_ids, sources=number * self._rows.num_slots + slots))
+        if sequences:
+            self._cache.store(sequences, *self._rows.contents())
 
     def _end_lane(self, number: int, lane: int) -> None:
         row = self._running[number]
@@ -392,6 +375,7 @@ class TransformersPolicy:
         row.job.open_lanes -= 1
         if row.open_lanes == 0:
             del self._running[number]
+            self._rows.release(number)
         if row.job.open_lanes == 0:
             samples = tuple(tuple(steps) for steps in row.job.steps)
             self._done.append(StepResult(ticket=row.job.request.ticket, samples=samples))

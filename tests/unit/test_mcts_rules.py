@@ -1,0 +1,268 @@
+"""The formulas of selection, value completion, backup and answers, by hand-worked numbers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stepladder.errors import ConfigError
+from stepladder.mcts.answer_rules import AnswerTally
+from stepladder.mcts.backup import backup_paths
+from stepladder.mcts.methods import METHODS, SearchMethod, resolve_method
+from stepladder.mcts.qvalues import (
+    aggregate_scores,
+    apply_virtual_loss,
+    complete_qvalues,
+    normalise_by_min_max,
+    normalise_by_parent_and_siblings,
+)
+from stepladder.mcts.selection import NO_LEAF, puct_mctx_scores, puct_scores, select_beam, select_descent, sibling_priors, tree_scores, uct_scores
+from stepladder.mcts.tree import Tree, add_nodes, allocate, land_rows, reserve
+from tests.unit.test_mcts_tree import nodes
+
+NAN = math.nan
+
+
+def test_puct_by_hand():
+    """sqrt(1 + 3) = 2: 0.5 + 2 * 0.25 * 2 / 2 = 1.0 and 0.7 + 2 * 0.75 * 2 / 4 = 1.45; without visits the bare value is left."""
+    qvalues, prior = np.array([[0.5, 0.7], [0.1, 0.2]]), np.array([[0.25, 0.75], [0.5, 0.5]])
+    scores = puct_scores(qvalues, prior, np.array([[1, 3], [0, 0]]), c=2.0)
+    np.testing.assert_allclose(scores, [[1.0, 1.45], [0.1, 0.2]])
+
+
+def test_puct_in_the_form_of_mctx_by_hand():
+    """N = 9, c_base = 10: sqrt 9 = 3, ln(20 / 10) = ln 2: 0.5 + 0.5 * 3 / 2 * (1 + ln 2) and 0 + 0.5 * 3 * (1 + ln 2)."""
+    scores = puct_mctx_scores(
+        np.array([[0.5, 0.0]]), np.array([[0.5, 0.5]]), np.array([[1, 0]]), parent_visits=np.array([9]), c_init=1.0, c_base=10.0
+    )
+    np.testing.assert_allclose(scores, [[0.5 + 0.75 * (1 + math.log(2)), 1.5 * (1 + math.log(2))]])
+
+
+def test_uct_by_hand():
+    """N = 8: 0.5 + 2 * sqrt(ln 8 / 2); an unvisited child has no bonus; N = 0 counts as 1, whose logarithm is 0."""
+    scores = uct_scores(np.array([[0.5, 0.3]]), np.array([[2, 0]]), parent_visits=np.array([8]), c=2.0)
+    np.testing.assert_allclose(scores, [[0.5 + 2 * math.sqrt(math.log(8) / 2), 0.3]])
+    np.testing.assert_allclose(uct_scores(np.array([[0.5]]), np.array([[1]]), parent_visits=np.array([0]), c=2.0), [[0.5]])
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("inf", [0.4, 0.6, np.inf, np.inf]), ("zero", [0.4, 0.6, 0.0, 0.0]), ("parent", [0.4, 0.6, 0.6, 0.6]), ("raw", [0.4, 0.6, 0.9, 0.6])],
+)
+def test_completion_of_missing_values(rule, expected):
+    """Visited with a return, visited without one, unvisited with an estimate, unvisited without one."""
+    qvalues, raw = np.array([[0.4, NAN, NAN, NAN]]), np.array([[0.1, 0.2, 0.9, NAN]])
+    completed = complete_qvalues(qvalues, np.array([[1, 1, 0, 0]]), parent_value=np.array([0.6]), raw_values=raw, rule=rule)
+    np.testing.assert_allclose(completed, [expected])
+
+
+def test_completion_without_a_parent_value_is_neutral():
+    """A parent without any return counts as 0.5."""
+    completed = complete_qvalues(
+        np.array([[NAN, NAN]]), np.array([[1, 0]]), parent_value=np.array([NAN]), raw_values=np.array([[NAN, NAN]]), rule="parent"
+    )
+    np.testing.assert_allclose(completed, [[0.5, 0.5]])
+
+
+def test_virtual_loss_counts_flights_as_lost():
+    """0.6 over 2 visits and one in flight: 1.2 / 3; over no visit and one in flight: 0.6 / 2; infinite values stay."""
+    out = apply_virtual_loss(np.array([[0.6, 0.6, np.inf, 0.6]]), np.array([[2, 0, 0, 5]]), np.array([[1, 1, 1, 0]]))
+    np.testing.assert_allclose(out, [[0.4, 0.3, np.inf, 0.6]])
+
+
+def test_normalisation_between_parent_and_siblings():
+    """Bounds 0.2 (parent) and 0.6: the visited ones become 0.5 and 1, the unvisited one 0; unknown rows and equal rows become 0."""
+    qvalues = np.array([[0.4, 0.6, 0.9], [NAN, NAN, NAN], [0.3, 0.3, 0.3]])
+    visited = np.array([[True, True, False], [True, False, False], [True, True, True]])
+    out = normalise_by_parent_and_siblings(qvalues, visited, parent_value=np.array([0.2, NAN, 0.3]))
+    np.testing.assert_allclose(out, [[0.5, 1.0, 0.0], [0, 0, 0], [0, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(normalise_by_min_max(qvalues[:1], visited[:1], min_value=-1.0, max_value=1.0), [[0.7, 0.8, 0.0]])
+
+
+def test_aggregation_of_step_scores():
+    """Steps without a score are left out, and a trajectory without any has none."""
+    scores = [0.5, None, 0.8]
+    assert [aggregate_scores(scores, rule=rule) for rule in ("last", "min", "mean", "product")] == [0.8, 0.5, 0.65, 0.4]
+    assert aggregate_scores([None, 0.3, None], rule="last") == 0.3
+    assert aggregate_scores([None], rule="product") is None
+    with pytest.raises(ConfigError, match="max"):
+        aggregate_scores([], rule="max")
+
+
+def test_sibling_priors():
+    """Three samples in one child and one in the other; logp gap ln 3; failed samples have logp -inf."""
+    assert sibling_priors([3, 1], [], rule="uniform") == [0.5, 0.5]
+    assert sibling_priors([3, 1], [], rule="frequency") == [0.75, 0.25]
+    np.testing.assert_allclose(sibling_priors([1, 1], [-1.0, -1.0 - math.log(3)], rule="mean-logp"), [0.75, 0.25])
+    assert sibling_priors([1, 1], [-1.0, -math.inf], rule="mean-logp") == [1.0, 0.0]
+    assert sibling_priors([1, 2], [-math.inf, -math.inf], rule="mean-logp") == [0.5, 0.5]
+
+
+def chain_tree():
+    """One row: root -> 1, 2; 1 -> 3, 4; the new nodes 1 to 4 hold one visit worth 0.2, 0.4, 0.6, 1.0."""
+    tree = allocate(1, num_nodes=5, num_slots=2)
+    add_nodes(tree, nodes([0] * 4, [0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 2, 2], raw=[0.2, 0.4, 0.6, 1.0]))
+    return tree
+
+
+def back_up(tree, node, amount, **options):
+    backup_paths(tree, np.array([0]), np.array([node]), np.array([amount], np.float32), opened=np.array([0]), **options)
+
+
+def test_mean_backup_by_hand():
+    """0.8 from node 1: (0.2 + 0.8) / 2 there, 0.8 at the root; then 0.4 from node 2: root (0.8 + 0.4) / 2."""
+    tree = chain_tree()
+    back_up(tree, 1, 0.8)
+    back_up(tree, 2, 0.4)
+    np.testing.assert_allclose(tree.value[0], [0.6, 0.5, 0.4, 0.6, 1.0], rtol=1e-6)
+    assert tree.visits[0].tolist() == [2, 2, 2, 1, 1]
+
+
+def test_child_mean_backup_by_hand():
+    """Node 1 becomes the mean 0.8 of 0.6 and 1.0; the root (2 * 0.8 + 1 * 0.4) / 3; its own estimate is forgotten."""
+    tree = chain_tree()
+    back_up(tree, 1, 0.0, rule="child-mean")
+    np.testing.assert_allclose(tree.value[0, :3], [2 / 3, 0.8, 0.4], rtol=1e-6)
+    assert tree.visits[0].tolist() == [1, 2, 1, 1, 1]
+
+
+def test_backup_with_rewards_and_discount_by_hand():
+    """0.6 at node 3, reward 0.1 into it: 0.1 + 0.5 * 0.6 = 0.4 at node 1; reward 0 into that: 0.2 at the root."""
+    tree = chain_tree()
+    tree.reward[0, 3] = 0.1
+    back_up(tree, 3, 0.6, discount=0.5)
+    np.testing.assert_allclose(tree.value[0, [0, 1, 3]], [0.2, (0.2 + 0.4) / 2, 0.6], rtol=1e-6)
+
+
+def test_a_backup_without_a_return_is_a_visit_only():
+    """NaN leaves values and return counts alone."""
+    tree = chain_tree()
+    before = tree.value.copy()
+    back_up(tree, 1, NAN)
+    np.testing.assert_array_equal(tree.value, before)
+    assert tree.visits[0].tolist() == [1, 2, 1, 1, 1] and tree.returns[0].tolist() == [0, 1, 1, 1, 1]
+
+
+def flat_tree(raw, *, ended=(), num_rows=1):
+    """Root with one child per raw value, in every row."""
+    count = len(raw)
+    tree = allocate(num_rows, num_nodes=count + 4, num_slots=count)
+    ended_everywhere = [row * count + i for row in range(num_rows) for i in ended]
+    rows = np.repeat(np.arange(num_rows), count)
+    add_nodes(tree, nodes(rows, [0] * len(rows), list(range(count)) * num_rows, [1] * len(rows), raw=raw * num_rows, ended=ended_everywhere))
+    tree.open_leaves[:, 0] = count - len(ended)
+    return tree
+
+
+SCORES = tree_scores(selection="puct", c=0.0, c_base=1.0, unvisited="raw", normalise="none")
+
+
+def test_a_wave_spreads_by_virtual_loss_and_never_takes_a_leaf_twice():
+    """Without exploration the best leaf comes first and each next one after it; the fourth place of the wave stays empty."""
+    tree = flat_tree([0.3, 0.9, 0.6])
+    waves = select_descent(tree, np.array([0]), np.array([4]), scores=SCORES)
+    assert waves.tolist() == [[2, 3, 1, NO_LEAF]]
+    assert tree.open_leaves[0, 0] == 0 and tree.in_flight[0, 0] == 3
+
+
+def test_ties_go_to_the_first_slot_and_terminals_are_passed_over():
+    """Equal scores: the first open slot."""
+    tree = flat_tree([0.5, 0.5, 0.5], ended=[0])
+    assert select_descent(tree, np.array([0]), np.array([1]), scores=SCORES).tolist() == [[2]]
+
+
+def test_rows_select_for_themselves():
+    """Two rows with other statistics, and other numbers of leaves."""
+    tree = flat_tree([0.5, 0.5, 0.5], num_rows=2)
+    tree.value[1, 3] = 0.9
+    assert select_descent(tree, np.array([0, 1]), np.array([1, 2]), scores=SCORES).tolist() == [[1, NO_LEAF], [3, 1]]
+
+
+def test_beam_keeps_the_best_and_ended_beams_leave():
+    """Width 3 of 0.9 (ended), 0.8, 0.7, 0.1: two go on; the level's unscored nodes rank last; the budget can cut the wave."""
+    raw = [0.1, 0.8, 0.9, 0.7, NAN]
+    waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([3]))
+    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([2, 4], [2])
+    waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([3]))
+    assert [leaf for leaf in waves[0].tolist() if leaf != NO_LEAF] == [2]
+    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([9]))
+    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([3, 2, 4, 1, 5], [9])
+
+
+def test_reserved_leaves_come_back_only_through_a_backup():
+    """Landing alone keeps a leaf closed: it was expanded, and its children are opened by the backup."""
+    tree = flat_tree([0.3, 0.9])
+    reserve(tree, np.array([0]), np.array([2]))
+    land_rows(tree, np.array([0]))
+    assert select_descent(tree, np.array([0]), np.array([2]), scores=SCORES).tolist() == [[1, NO_LEAF]]
+    assert Tree.ROOT == 0
+
+
+def tally(rule, *terminals):
+    """Return the choice among (answer, score) or (answer, score, count) terminals, numbered from 1."""
+    counted = AnswerTally(rule)
+    for node, (answer, score, *count) in enumerate(terminals, start=1):
+        counted.add(node, answer, score, count=count[0] if count else 1)
+    return counted.choice()
+
+
+def test_answer_rules_by_hand():
+    """One good '8' against two middling '7's: best takes '8', the votes take '7' and its better supporter."""
+    terminals = [("7", 0.4), ("8", 0.7), ("7", 0.5)]
+    best, majority, vote = (tally(rule, *terminals) for rule in ("best", "majority", "weighted-vote"))
+    assert (best.answer, best.node, best.votes) == ("8", 2, {"8": 0.7, "7": 0.5})
+    assert (majority.answer, majority.node, majority.votes) == ("7", 3, {"7": 2.0, "8": 1.0})
+    assert (vote.answer, vote.node) == ("7", 3)
+    assert vote.votes == pytest.approx({"7": 0.9, "8": 0.7})
+    assert list(vote.votes) == ["7", "8"]
+
+
+def test_answer_rules_break_ties_by_first_found():
+    """Equal weights: the answer found first, and of its supporters the first."""
+    for rule in ("best", "majority", "weighted-vote"):
+        choice = tally(rule, ("b", 0.5), ("a", 0.5))
+        assert (choice.answer, choice.node, list(choice.votes)) == ("b", 1, ["b", "a"])
+
+
+def test_answer_rules_without_scores_and_without_terminals():
+    """Without any score every rule is majority, repeated visits included; unscored terminals weigh nothing beside scored ones."""
+    for rule in ("best", "weighted-vote"):
+        assert tally(rule, ("a", None), ("b", None, 2)).votes == {"b": 2.0, "a": 1.0}
+        assert tally(rule, ("a", None, 9), ("b", 0.1)).answer == "b"
+        assert (tally(rule).answer, tally(rule).node, tally(rule).votes) == (None, None, {})
+    with pytest.raises(ConfigError, match="median"):
+        AnswerTally("median")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mtcs", {}, "did you mean 'mcts'"),
+        ("mcts", {"num_childs": 2}, "did you mean 'num_children'"),
+        ("mcts", {"name": "x"}, "unknown setting 'name'"),
+        ("mcts", {"num_children": 0}, "num_children must be a whole number >= 1: got 0"),
+        ("mcts", {"num_children": True}, "whole number"),
+        ("mcts", {"wave": 2.0}, "whole number"),
+        ("mcts", {"prior": "mean_logp"}, "did you mean 'mean-logp'"),
+        ("mcts", {"prior": ["uniform"]}, "prior must be one of"),
+        ("mcts", {"temperature": -1}, "temperature must be a number >= 0"),
+        ("mcts", {"temperature": NAN}, "temperature"),
+        ("mcts", {"discount": 0}, "discount must be a number in"),
+        ("mcts", {"c": "1"}, "c must be a number"),
+        ("beam", {"root_num_children": 0}, "root_num_children"),
+    ],
+)
+def test_impossible_methods_are_refused_by_name(name, overrides, message):
+    """One sentence: method, setting, rule, got, nearest name."""
+    with pytest.raises(ConfigError, match=message):
+        resolve_method(name, **overrides)
+
+
+def test_presets_are_consistent():
+    """Every preset is filed under its name, describes itself and survives being resolved; the beam's root feeds all beams."""
+    for name, method in METHODS.items():
+        assert method == resolve_method(name) and method.name == name and method.description.endswith(".")
+        assert isinstance(method, SearchMethod)
+    assert resolve_method("beam", wave=3, num_children=5).root_samples == 15
+    assert resolve_method("mcts", wave=3, num_children=5).root_samples == 5
+    assert resolve_method("mcts", root_num_children=7).root_samples == 7

@@ -1,0 +1,128 @@
+"""The array engine grows the same trees as the pointer twin, node for node, for every method and in every arrival order."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+
+from stepladder.mcts.engine import SearchEngine
+from stepladder.mcts.methods import METHODS, resolve_method
+from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, error_step, make_step
+from stepladder.types import Budget, Problem, Provenance, StopReason, derive_seed
+from tests.reference.pointer_mcts import PointerSearch
+
+PROVENANCE = Provenance(round=2, policy_version=1, scorer_version=1, seed=7, config_hash="0" * 16, renderer_hash="r")
+PROBLEMS = [Problem(id=f"p{i}", question=f"q{i}") for i in range(10)]
+ANSWERS = {problem.id: "123"[i % 3] for i, problem in enumerate(PROBLEMS)}
+RENDERER = CharRenderer()
+
+
+def propose(prefix_ids, index, seed):
+    """Return a short random step from a small alphabet (so that samples collide); some end, are cut, fail or hold no token at all."""
+    rng = random.Random(derive_seed(str(prefix_ids), index, seed))
+    luck, text = rng.random(), rng.choice("abcd") + rng.choice("xy") * rng.randint(0, 2)
+    if luck < 0.12:
+        return make_step(f"{text}={rng.choice('123')}", stop_reason=StopReason.END, logp=-rng.random())
+    if luck < 0.16:
+        return make_step(text, stop_reason=StopReason.END)
+    if luck < 0.20:
+        return make_step(text, stop_reason=StopReason.LENGTH)
+    if luck < 0.23:
+        return error_step("scripted")
+    return make_step(text, logp=-rng.random())
+
+
+def score(prefix_ids):
+    """Return a score for most prefixes and None for some."""
+    draw = derive_seed("score", str(prefix_ids)) % 10_007
+    return None if draw % 17 == 0 else draw / 10_007
+
+
+def both(method, *, budget, scored=True, labelled=False, arrival_seed=None, max_trees=256, problems=PROBLEMS):
+    """Search problems with the engine and with the twin."""
+    engine = SearchEngine(
+        policy=ScriptedPolicy(propose, shuffle_seed=arrival_seed),
+        scorer=TableScorer(score, shuffle_seed=arrival_seed) if scored else None,
+        verifier=ExactVerifier(ANSWERS) if labelled else None,
+        renderer=RENDERER,
+        method=method,
+        budget=budget,
+        provenance=PROVENANCE,
+        max_trees=max_trees,
+    )
+    results = {result.problem_id: result for result in engine.search(problems)}
+    for problem in problems:
+        twin = PointerSearch(
+            problem=problem,
+            renderer=RENDERER,
+            method=method,
+            budget=budget,
+            provenance=PROVENANCE,
+            propose=propose,
+            score=score if scored else None,
+            right_answer=ANSWERS[problem.id] if labelled else None,
+        )
+        yield results[problem.id], twin.run()
+
+
+def assert_same(result, twin):
+    """Compare every figure of every node."""
+    record, nodes = result.tree, twin.nodes
+    assert record.parents == [-1 if node.parent is None else node.parent.index for node in nodes]
+    assert record.token_ids == [list(node.ids) for node in nodes]
+    assert record.depths == [node.depth for node in nodes]
+    assert record.stop_reasons == [str(node.reason) for node in nodes]
+    assert record.visits == [node.visits for node in nodes]
+    assert record.scores == [node.score for node in nodes]
+    assert record.answers == [node.answer for node in nodes]
+    assert record.outcomes == [node.outcome for node in nodes]
+    values = [math.nan if value is None else value for value in record.values]
+    np.testing.assert_allclose(values, [node.value for node in nodes], atol=1e-6)
+    if twin.method.selection != "sample":
+        np.testing.assert_allclose(record.priors, [node.prior for node in nodes], atol=1e-6)
+    assert (record.generated_tokens, record.num_simulations) == (twin.tokens, twin.simulations)
+    assert result.stop_reason == twin.stop
+
+
+SELECTIONS = [
+    {"selection": "puct"},
+    {"selection": "puct", "normalise": "siblings", "c": 0.5},
+    {"selection": "puct-mctx", "normalise": "siblings"},
+    {"selection": "puct-mctx", "unvisited": "parent", "c_base": 20.0},
+    {"selection": "uct", "c": 0.7, "unvisited": "inf"},
+    {"selection": "uct", "c": 1.4, "unvisited": "zero"},
+    {"selection": "beam", "wave": 3},
+]
+GRID = list(
+    itertools.product(SELECTIONS, ["mean", "child-mean"], ["children", "leaf"], [1, 3], ["skip", "revisit"], ["uniform", "frequency", "mean-logp"])
+)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_engine_equals_twin_on_every_combination_of_axes(part):
+    """Every selection, backup, evaluation, wave, terminal and prior rule, with and without labels and scores, in shuffled arrival order."""
+    for i, (selection, backup, evaluation, wave, terminals, prior) in list(enumerate(GRID))[part::8]:
+        axes = {"wave": wave, "backup": backup, "evaluation": evaluation, "terminals": terminals, "prior": prior, **selection}
+        method = resolve_method("mcts", num_children=3, **axes)
+        budget = Budget(num_simulations=12, max_depth=5)
+        flags = {"scored": i % 3 != 0, "labelled": i % 2 == 0, "arrival_seed": i, "max_trees": 1 + i % 4}
+        for result, twin in both(method, budget=budget, problems=PROBLEMS[i % 7 :][:2], **flags):
+            assert_same(result, twin)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("budget", [Budget(num_simulations=1), Budget(num_simulations=25, max_depth=4), Budget(num_simulations=500, max_tokens=60)])
+def test_engine_equals_twin_for_every_preset(name, budget):
+    """The presets as they are, under simulation, depth and token budgets."""
+    for labelled in (False, True):
+        for result, twin in both(resolve_method(name), budget=budget, labelled=labelled, arrival_seed=3, problems=PROBLEMS[:4]):
+            assert_same(result, twin)
+
+
+def test_engine_equals_twin_with_one_child_with_discount_and_greedily():
+    """K = 1 makes chains; a discount shrinks returns on the way up; temperature 0 asks for one sample."""
+    for axes in ({"num_children": 1}, {"discount": 0.9}, {"discount": 0.9, "backup": "child-mean"}, {"temperature": 0.0}, {"root_num_children": 9}):
+        for result, twin in both(resolve_method("mcts", wave=2, **axes), budget=Budget(num_simulations=20, max_depth=6), labelled=True, problems=PROBLEMS[:4]):
+            assert_same(result, twin)

@@ -1,0 +1,71 @@
+"""The table of rounds on the terminal."""
+
+import io
+
+from rich.console import Console
+
+from stepladder.report.table import RoundTable
+from tests.report_run import full_rows, row
+
+
+def plain_console(width: int = 80) -> tuple[Console, io.StringIO]:
+    """Return a console that writes plain text to memory."""
+    out = io.StringIO()
+    return Console(file=out, width=width, force_terminal=False, color_system=None), out
+
+
+def test_a_finished_round_is_one_line_that_explains_itself() -> None:
+    """The line is printed when the round is added, is never wrapped, and names every figure."""
+    console, out = plain_console()
+    table = RoundTable(console)
+    table.add(full_rows()[1])
+    assert out.getvalue() == (
+        "round 1: pass@1 45.0 (40.0–50.0) %, search 66.0, majority 48.0, best-of-n 50.0, weighted vote 57.0, PRM AUC 0.771, "
+        "pairs 1,204, tokens 2.10M, 1 min 04 s, accepted\n"
+    )
+
+
+def test_missing_figures_and_rejection_are_shown() -> None:
+    """Without a PRM its figures are en dashes; zero pairs are 0 and not a dash; a rejected round says so."""
+    console, out = plain_console()
+    RoundTable(console).add(row(1, policy=0.3, search=0.4, majority=0.35, accepted=False, best_policy=0, pairs=0))
+    assert "best-of-n –, weighted vote –, PRM AUC –, pairs 0," in out.getvalue()
+    assert out.getvalue().endswith("not accepted\n")
+
+
+def test_render_has_one_aligned_line_per_round() -> None:
+    """The table has the header, a rule and the rounds, takes its natural width whatever the console's is, and holds no control codes."""
+    console, _ = plain_console(width=20)
+    table = RoundTable(console)
+    for entry in full_rows():
+        table.add(entry)
+    lines = table.render().splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[0].split() == [
+        "round",
+        "pass@1",
+        "%",
+        "(95",
+        "%)",
+        "search",
+        "majority",
+        "best-of-n",
+        "weighted",
+        "vote",
+        "PRM",
+        "AUC",
+        "pairs",
+        "tokens",
+        "time",
+        "accepted",
+    ]
+    assert lines[2].split() == ["0", "16.7", "(11.7–21.7)", "21.0", "19.0", "–", "–", "–", "–", "176,000", "1", "min", "03", "s", "yes"]
+    assert lines[5].split()[-1] == "no"
+    ends = {line.index(text) + len(text) for line, text in zip(lines[2:], ("21.0", "66.0", "81.0", "79.0"), strict=True)}
+    assert len(ends) == 1
+    assert "\x1b" not in table.render()
+
+
+def test_render_without_rounds_is_only_the_header() -> None:
+    """An empty run renders; nothing is invented."""
+    assert len(RoundTable(plain_console()[0]).render().splitlines()) == 2
