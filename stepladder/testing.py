@@ -494,9 +494,7 @@ def _check_chains(
 def _check_many_scores(
     scorer: StepScorer, prefixes: Sequence[tuple[int, ...]], steps: Sequence[tuple[int, ...]], singles: _Scores, tolerance: float
 ) -> None:
-    requests = [
-        ScoreRequest(ticket=i, prefix_ids=prefixes[i % len(prefixes)], branches=((steps[i % len(steps)],),)) for i in range(100)
-    ]
+    requests = [ScoreRequest(ticket=i, prefix_ids=prefixes[i % len(prefixes)], branches=((steps[i % len(steps)],),)) for i in range(100)]
     results = _drain_scorer(scorer, requests)
     for i, request in enumerate(requests):
         expected = singles[request.prefix_ids, steps[i % len(steps)]]
@@ -511,7 +509,9 @@ def _check_unscorable(
     singles: _Scores,
     tolerance: float,
 ) -> None:
-    requests = [ScoreRequest(ticket=i, prefix_ids=prefixes[0], branches=((step,),)) for i, step in enumerate([steps[0], over_long, steps[1]])]
+    requests = [
+        ScoreRequest(ticket=i, prefix_ids=prefixes[0], branches=((step,),)) for i, step in enumerate([steps[0], over_long, steps[1]])
+    ]
     results = _drain_scorer(scorer, requests)
     _require(_shaped(requests[1], results[1]) == ((None,),), "a step that cannot be scored must come back as None")
     for i, step in ((0, steps[0]), (2, steps[1])):

@@ -50,7 +50,8 @@ class ExportFormat:
 def export_dataset(paths: Sequence[Path], *, format: str, out_dir: Path, overwrite: bool = False) -> int:
     """Write shards as a data set directory, whole or not at all, and return its number of rows.
 
-    The directory holds ``data/train-*.parquet``, one file per shard, and ``README.md``, the data card. Equal shards give equal bytes.
+    The directory holds ``data/train-*.parquet``, one file per shard that holds rows, and ``README.md``, the data card. Equal shards
+    give equal bytes.
 
     Args:
         paths: Shards of the kind that the format is made of, in order.
@@ -60,7 +61,7 @@ def export_dataset(paths: Sequence[Path], *, format: str, out_dir: Path, overwri
 
     Raises:
         ConfigError: If the format is unknown.
-        DataFormatError: If there is no shard, or a file is no shard of the right kind and version.
+        DataFormatError: If there is no row to export, or a file is no shard of the right kind and version.
         CheckpointError: If ``out_dir`` holds something, or cannot be written.
     """
     if format not in EXPORT_FORMATS:
@@ -73,9 +74,12 @@ def export_dataset(paths: Sequence[Path], *, format: str, out_dir: Path, overwri
         (temporary / "data").mkdir()
         for index, path in enumerate(paths):
             shard = read_table(path, chosen.kind)
-            table = _exported(shard, chosen)
-            write_table(temporary / "data" / f"train-{index:05d}-of-{len(paths):05d}.parquet", table)
-            summary.add(shard)
+            # The data set library refuses a Parquet file without rows, even beside others.
+            if shard.num_rows:
+                write_table(temporary / "data" / f"train-{index:05d}.parquet", _exported(shard, chosen))
+                summary.add(shard)
+        if not summary.num_rows:
+            raise DataFormatError(f"{out_dir}: an export needs at least one row: the {len(paths)} shards hold none -- export other rounds")
         (temporary / "README.md").write_text(_data_card(format, chosen, summary), encoding="utf-8")
     return summary.num_rows
 

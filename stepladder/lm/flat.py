@@ -66,13 +66,14 @@ class FlatModel:
         config = model.config.get_text_config()
         _check_plain(model, config)
         self._model = model.eval()
-        self._configs = list({id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values())
+        self._configs: list[Any] = list({id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values())
         heads = config.num_attention_heads
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.max_positions: int = config.max_position_embeddings
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        embeddings: Any = model.get_input_embeddings()
+        self.vocab_size: int = embeddings.num_embeddings
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.forwarded_tokens = 0
@@ -138,7 +139,7 @@ class FlatModel:
 def _check_plain(model: PreTrainedModel, config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     rope = getattr(config, "rope_parameters", None) or {}
-    rope_types = {entry.get("rope_type") for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
+    rope_types = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
     problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention"})]
     problems += [f"{name!r} rotary scaling" for name in sorted(rope_types & _LENGTH_DEPENDENT_ROPE)]
     if not model._supports_attention_backend:

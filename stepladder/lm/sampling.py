@@ -103,4 +103,5 @@ def _invert_cdf(probs: torch.Tensor, uniform: np.ndarray) -> torch.Tensor:
     total = cdf[:, -1:]
     # Rounding could lift u * total up to total, beyond the last token; staying below it keeps a token with probability above zero.
     threshold = torch.minimum(torch.from_numpy(uniform).to(cdf.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True)[:, 0]
+    # A row that is not a number has no such token; the clamp keeps its index valid, and its log-probability shows what is wrong.
+    return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp_(max=probs.shape[1] - 1)

@@ -62,6 +62,8 @@ class SlotTree:
 
     def clear(self) -> None:
         """Forget every sequence and every slot."""
+        for node in self._nodes():
+            node.parent = None
         self._root = self._new_root()
         self._free, self._num_free, self._clock, self.capacity = np.empty(0, dtype=np.int64), 0, 0, 0
 

@@ -4,7 +4,6 @@ The rules read what the PRM said and how often an answer was reached, never a ve
 would have given from the same tree.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepladder.errors import ConfigError

@@ -19,8 +19,8 @@ from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, S
 from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.methods import SearchMethod
 from stepladder.mcts.selection import NO_LEAF, select_beam, select_descent, select_root, tree_scores
-from stepladder.mcts.state import Expansion, NewNode, ScoreJob, SearchState, Settled
-from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, grow, land_rows, reset_rows
+from stepladder.mcts.state import NewNode, ScoreJob, SearchState, Settled
+from stepladder.mcts.tree import NewNodes, add_nodes, allocate, grow, land_rows, reset_rows
 from stepladder.types import Budget, Problem, Provenance, SearchResult, StopReason
 
 
@@ -61,7 +61,7 @@ class SearchEngine:
     Example: ``for result in SearchEngine(policy=..., renderer=..., ...).search(problems): print(result.answer)``.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a search
+    def __init__(
         self,
         *,
         policy: Policy,
@@ -161,7 +161,9 @@ class _Stream:
         results = self._backend.collect()
         self.seconds += time.perf_counter() - begin
         if not results:
-            raise BackendError(f"{self._name}: collect() must return a result while requests are in flight: got none for {len(self)} requests")
+            raise BackendError(
+                f"{self._name}: collect() must return a result while requests are in flight: got none for {len(self)} requests"
+            )
         for result in results:
             if result.ticket not in self._open:
                 raise BackendError(f"{self._name}: every result must carry the ticket of an open request: got {result.ticket}")
@@ -243,6 +245,7 @@ class _Run:
             budget=engine.budget,
             provenance=engine.provenance,
             label_mode=engine.verifier is not None,
+            scored=engine.scorer is not None,
         )
 
     def _finish(self, state: SearchState, reason: StopReason) -> SearchResult:
@@ -303,10 +306,7 @@ class _Run:
 
     def _take_samples(self) -> None:
         for (state, expansion), result in self._policy.collect():
-            jobs = state.receive(expansion, result)
-            if self._scorer is not None:
-                state.pending += len(jobs)
-                self._unscored += [(state, job) for job in jobs]
+            self._unscored += [(state, job) for job in state.receive(expansion, result)]
             if state.pending == 0:
                 self._complete.append(state)
 

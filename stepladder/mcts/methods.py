@@ -180,7 +180,7 @@ METHODS = {method.name: method for method in _PRESETS}
 """The presets by name."""
 
 
-def resolve_method(name: str, **overrides: Any) -> SearchMethod:
+def resolve_method(name: str, /, **overrides: Any) -> SearchMethod:
     """Return a preset with some of its axes set otherwise.
 
     Raises:

@@ -106,8 +106,8 @@ def puct_mctx_scores(
         c_init: c_1, exploration at few visits.
         c_base: c_2, visits at which exploration has grown by ln 2.
 
-    Source: Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning with a learned model", Appendix B, as mctx has it: N
-    counts the node's own evaluation and the logarithm has the + 1. Ties go to the first slot instead of a random one.
+    Source: Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning with a learned model", Appendix B, as mctx has it:
+    N counts the node's own evaluation and the logarithm has the + 1. Ties go to the first slot instead of a random one.
     """
     total = parent_visits.astype(np.float64)[:, None]
     rate = c_init + np.log((total + c_base + 1) / c_base)
@@ -152,9 +152,7 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
         if normalise == "siblings":
             qvalues = normalise_by_parent_and_siblings(stats.qvalues, visits > 0, parent_value=stats.parent_value)
         else:
-            qvalues = complete_qvalues(
-                stats.qvalues, visits, parent_value=stats.parent_value, raw_values=stats.raw_values, rule=unvisited
-            )
+            qvalues = complete_qvalues(stats.qvalues, visits, parent_value=stats.parent_value, raw_values=stats.raw_values, rule=unvisited)
         in_flight = np.where(empty, 0, stats.in_flight)
         qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
         if selection == "puct":
@@ -216,7 +214,7 @@ def select_beam(
         widths: Beams still running per row.
 
     Returns:
-        The leaves to expand, best first, ``NO_LEAF`` behind the last one of a row; and the new widths.
+        The leaves to expand, best first, with ``NO_LEAF`` in the places of those that ended; and the new widths.
 
     Source: Chen et al. 2024, "AlphaMath almost zero", step-level beam search SBS(B1, B2).
     """
@@ -226,16 +224,15 @@ def select_beam(
     candidate = (depth == tree.depth[rows, num_nodes - 1][:, None]) & (index < num_nodes[:, None])
     raw, prior = tree.raw_value[rows, :used], tree.prior[rows, :used]
     score = np.where(np.isnan(raw), -1.0, raw)
-    order = np.lexsort((np.broadcast_to(index, raw.shape), -prior, -score, ~candidate), axis=-1)[:, : max(int(widths.max()), 1)]
+    order: np.ndarray = np.lexsort((np.broadcast_to(index, raw.shape), -prior, -score, ~candidate), axis=-1)
+    order = order[:, : max(int(widths.max()), 1)]
     kept = np.take_along_axis(candidate, order, axis=-1) & (np.arange(order.shape[1]) < widths[:, None])
     ended = kept & np.take_along_axis(tree.terminal[rows, :used] | tree.truncated[rows, :used], order, axis=-1)
     rank = np.cumsum(kept & ~ended, axis=-1)
     expand = kept & ~ended & (rank <= num_leaves[:, None])
-    waves = np.full(order.shape, NO_LEAF, np.int64)
-    at, place = np.nonzero(expand)
-    waves[at, rank[at, place] - 1] = order[at, place]
-    for place in range(waves.shape[1]):
-        chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
+    waves = np.where(expand, order, NO_LEAF)
+    for place in range(expand.shape[1]):
+        chosen = np.flatnonzero(expand[:, place])
         reserve(tree, rows[chosen], waves[chosen, place])
     return waves, widths - ended.sum(axis=-1)
 

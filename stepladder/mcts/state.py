@@ -1,8 +1,8 @@
 """One problem's search in progress: what was asked, what came back, and what it came to.
 
-The array statistics live in ``Tree``; this is the part of a tree that is ragged (tokens, texts, answers) or private to one problem (seed,
-spending, the wave in flight). A wave passes through four stages: ``ask`` for expansions, ``receive`` samples, receive their scores, and, once
-all of it is in, ``settle`` the new nodes in wave order, so that arrival order leaves no trace.
+The array statistics live in ``Tree``; this is the part of a tree that is ragged (tokens, texts, answers) or private to one problem
+(seed, spending, the wave in flight). A wave passes through four stages: ``ask`` for expansions, ``receive`` samples, receive their scores,
+and, once all of it is in, ``enter_nodes`` and ``settle`` in wave order, so that arrival order leaves no trace.
 """
 
 import math
@@ -17,7 +17,6 @@ from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.selection import sibling_priors
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed
-
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]
 """(parent, tokens, stop reason): what makes two samples the same node."""
@@ -79,8 +78,17 @@ class Settled:
 class SearchState:
     """The search of one problem."""
 
-    def __init__(  # noqa: PLR0913 - the parts of one search
-        self, *, problem: Problem, row: int, renderer: Renderer, method: SearchMethod, budget: Budget, provenance: Provenance, label_mode: bool
+    def __init__(
+        self,
+        *,
+        problem: Problem,
+        row: int,
+        renderer: Renderer,
+        method: SearchMethod,
+        budget: Budget,
+        provenance: Provenance,
+        label_mode: bool,
+        scored: bool,
     ) -> None:
         """Start a search; nothing is asked yet."""
         self.problem = problem
@@ -103,6 +111,7 @@ class SearchState:
         self._renderer = renderer
         self._provenance = provenance
         self._label_mode = label_mode
+        self._scored = scored
         self._seed = derive_seed(provenance.seed, provenance.round, problem.id)
         self._num_samples = 0
         self._policy_calls = 0
@@ -179,7 +188,7 @@ class SearchState:
         return self.budget.max_depth if self.method.samples_solutions else 1
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
-        """Take in the samples of an expansion and return what has to be scored: every new step once.
+        """Take in the samples of an expansion and return what has to be scored: every new step once, nothing without a scorer.
 
         Raises:
             BackendError: If the policy returned another number of samples than asked, or a sample that goes on where it ended.
@@ -195,16 +204,9 @@ class SearchState:
         self._num_samples += len(samples)
         if self.method.samples_solutions:
             self._graft_solutions(expansion, samples)
-            jobs = self._solution_jobs(expansion)
         else:
             self._graft_steps(expansion, samples)
-            branches = [[node] for node in expansion.new if node.step.token_ids]
-            jobs = [ScoreJob(expansion.prefix_ids, branches)] if branches else []
-        for job in jobs:
-            for branch in job.branches:
-                for node in branch:
-                    self._scored_tokens += len(node.step.token_ids)
-        return jobs
+        return self._score_jobs(expansion) if self._scored else []
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
@@ -221,8 +223,10 @@ class SearchState:
         expansion.new = list(known.values())
 
     def _graft_solutions(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Turn whole solutions into branches that share their first steps. The last node of a draw stays its own even where an equal one
-        exists, so that the tree has one leaf per draw, in the order of the draws.
+        """Turn whole solutions into branches that share their first steps.
+
+        The last node of a draw stays its own even where an equal one exists, so that the tree has one leaf per draw, in the order of the
+        draws.
         """
         known: dict[_StepKey, int] = {}
         depth = self.table.depths[expansion.leaf]
@@ -243,6 +247,16 @@ class SearchState:
                 if step.stop_reason == StopReason.ERROR:
                     break
             expansion.ends.append(at)
+
+    def _score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+        new = [node for node in expansion.new if node.step.token_ids and node.twin is None]
+        self._scored_tokens += sum([len(node.step.token_ids) for node in new])
+        if self.method.samples_solutions:
+            jobs = self._solution_jobs(expansion)
+        else:
+            jobs = [ScoreJob(expansion.prefix_ids, [[node] for node in new])] if new else []
+        self.pending += len(jobs)
+        return jobs
 
     def _solution_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         """Cut the new nodes into branches, each as long as possible, so that every step is scored once."""
@@ -341,8 +355,10 @@ class SearchState:
             settled.priors += self._priors(expansion.new)
 
     def _worth_of_end(self, index: int) -> float | None:
-        """Value a node at which the solution ended or was cut: the outcome in label mode, else the score of a terminal and 0 for what
-        cannot give an answer any more (cut, failed, or ended without a readable one).
+        """Value a node at which the solution ended or was cut.
+
+        In label mode it is worth its outcome. Else a terminal is worth its score, and what cannot give an answer any more (cut, failed, or
+        ended without a readable one) 0.
         """
         table = self.table
         answer, score = table.answers[index], table.scores[index]

@@ -4,13 +4,13 @@ Axes: B problems (rows), N nodes, K child slots. All statistics stand on nodes; 
 the slot points to, so nothing is stored twice. Nodes are numbered in the order in which they were added and never renumbered, so parents
 come before their children. The steps themselves (tokens, text, score) stand beside the arrays, in one ``StepTable`` per row.
 
-Memory: ``Tree.bytes_per_node`` = 46 + 4 K bytes per node for the arrays (62 at K = 4); the steps cost what their tokens cost. ``grow`` doubles
-the arrays when a row is full, so a search that stops early never holds the nodes that its budget would have allowed.
+Memory: ``Tree.bytes_per_node`` = 46 + 4 K bytes per node for the arrays (62 at K = 4); the steps cost what their tokens cost. ``grow``
+doubles the arrays when a row is full, so a search that stops early never holds the nodes that its budget would have allowed.
 """
 
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
@@ -85,7 +85,7 @@ def allocate(num_trees: int, *, num_nodes: int, num_slots: int) -> Tree:
     for name, extent in (("num_trees", num_trees), ("num_nodes", num_nodes), ("num_slots", num_slots)):
         if extent < 1:
             raise ShapeError(f"allocate: {name} must be at least 1: got {extent}")
-    arrays = {"num_nodes": np.zeros(num_trees, np.int32)}
+    arrays: dict[str, Any] = {"num_nodes": np.zeros(num_trees, np.int32)}
     for name, dtype in _DTYPES.items():
         shape = (num_trees, num_nodes, num_slots) if name == "children_index" else (num_trees, num_nodes)
         arrays[name] = np.full(shape, _EMPTY.get(name, 0), dtype)
@@ -163,7 +163,9 @@ def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
     rows, capacity = new.rows, tree.parent.shape[1]
     nodes = tree.num_nodes[rows] + _rank_within_row(rows)
     if nodes.size and (nodes.max() >= capacity or new.slots.max() >= tree.children_index.shape[2]):
-        raise ShapeError(f"add_nodes: no room: got node {nodes.max()} and slot {new.slots.max()} in {tree.children_index.shape} -- grow the tree")
+        raise ShapeError(
+            f"add_nodes: no room: got node {nodes.max()} and slot {new.slots.max()} in {tree.children_index.shape} -- grow the tree"
+        )
     tree.children_index[rows, new.parents, new.slots] = nodes
     tree.parent[rows, nodes] = new.parents
     tree.slot[rows, nodes] = new.slots

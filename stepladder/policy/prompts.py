@@ -90,7 +90,7 @@ class StepFormat:
             version = row.pop("schema_version")
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: must say how steps are written: not found -- save a StepFormat there or state one") from error
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the format again") from error
         unknown = set(row) - {field.name for field in fields(cls)}
         if version != FORMAT_VERSION or unknown:
@@ -147,8 +147,9 @@ class PromptRenderer:
         if final and not steps[-1].endswith(self.step_format.step_end):
             steps[-1] += self.step_format.step_end
         encoded = [self._step_ids(step) for step in steps]
-        if not final and self.tokenizer.eos_token_id is not None:
-            encoded[-1] = (*encoded[-1], self.tokenizer.eos_token_id)
+        eos: Any = self.tokenizer.eos_token_id
+        if not final and eos is not None:
+            encoded[-1] = (*encoded[-1], eos)
         return encoded
 
     def _step_ids(self, text: str) -> tuple[int, ...]:
@@ -168,12 +169,14 @@ class PromptRenderer:
         # Some tokenizers close what they encode; a prompt stays open.
         if ids and ids[-1] == eos and (not bare or bare[-1] != eos):
             ids = ids[:-1]
-        return ids or [i for i in (self.tokenizer.bos_token_id, eos) if i is not None][:1]
+        begin: Any = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else eos
+        return ids or ([] if begin is None else [begin])
 
     def _chat_ids(self, text: str) -> list[int]:
         system = [] if self.step_format.system is None else [{"role": "system", "content": self.step_format.system}]
         messages = [*system, {"role": "user", "content": text}]
-        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+        ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return list(ids)
 
 
 def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat) -> str:

@@ -53,7 +53,7 @@ class PRMSpec:
             version = row.pop("schema_version")
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: must say how scores are read: not found -- use a directory that PRM training wrote") from error
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the PRM again") from error
         if version != SPEC_VERSION or set(row) != {field.name for field in fields(cls)}:
             raise CheckpointError(f"{path}: must be of version {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)}")

@@ -1,7 +1,6 @@
 """Exports: directories that load as data sets, and that TRL trains on as they stand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -119,9 +118,12 @@ def test_export_loads_as_a_data_set(tmp_path, load, format):
         write(path, rows)
     assert export_dataset(shards, format=format, out_dir=tmp_path / "out") == 3
     data = load(tmp_path / "out")
-    assert data["problem_id"] == ["a", "a", "ü"]
-    assert (data["round"], data["policy_version"], data["scorer_version"]) == ([1, 1, 2], [0, 0, 1], [None, None, 1])
-    assert (data["seed"][0], data["config_hash"][0], data["renderer_hash"][0]) == (5, "c" * 16, "r" * 16)
+    assert [(row["problem_id"], row["round"], row["policy_version"], row["scorer_version"]) for row in data] == [
+        ("a", 1, 0, None),
+        ("a", 1, 0, None),
+        ("ü", 2, 1, 1),
+    ]
+    assert (data[0]["seed"], data[0]["config_hash"], data[0]["renderer_hash"]) == (5, "c" * 16, "r" * 16)
     assert {name: data[0][name] for name in EXPECTED[format]} == EXPECTED[format]
     assert set(data.column_names) == {"problem_id", *EXPORT_FORMATS[format].columns, *Provenance.__dataclass_fields__}
     assert "prompt_ids" not in data.column_names or format == "tree"
@@ -139,14 +141,6 @@ def test_data_card_states_counts_columns_and_provenance(tmp_path):
         assert f"| `{column}` | " in card
     for line in ("| `round` | `1`, `2` |", "| `scorer_version` | `1`, `None` |", f"| `config_hash` | `{'c' * 16}` |", "| `seed` | `5` |"):
         assert line in card
-
-
-def test_empty_export_loads_as_an_empty_data_set(tmp_path, load):
-    """Shards without rows are a data set without rows, with all of its columns."""
-    write_pairs(tmp_path / "s0", [])
-    assert export_dataset([tmp_path / "s0"], format="preference", out_dir=tmp_path / "out") == 0
-    data = load(tmp_path / "out")
-    assert (data.num_rows, "chosen" in data.column_names) == (0, True)
 
 
 def test_export_is_deterministic(tmp_path):
@@ -187,6 +181,10 @@ def test_failed_export_leaves_nothing_half_written(tmp_path):
     with pytest.raises(DataFormatError, match="s1: must be a shard of pairs"):
         export_dataset([tmp_path / "s0", tmp_path / "s1"], format="preference", out_dir=tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s0", "s1"]
+    write_pairs(tmp_path / "s1", [])
+    with pytest.raises(DataFormatError, match="needs at least one row: the 1 shards hold none"):
+        export_dataset([tmp_path / "s1"], format="preference", out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(DataFormatError, match="needs at least one shard"):
         export_dataset([], format="preference", out_dir=tmp_path / "out")
     with pytest.raises(ConfigError, match="must be one of preference, value, sft, tree: got 'csv'"):
@@ -194,12 +192,12 @@ def test_failed_export_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_preference_export_trains_with_dpo_trainer_as_it_stands(tmp_path, load, monkeypatch):
+def test_preference_export_trains_with_dpo_trainer_as_it_stands(tmp_path, load):
     """TRL takes the loaded data set without any change, tokenises our text columns and not our token ids, and updates the model."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    from tests.models import save_tiny_policy
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
+
+    from stepladder.lm.loading import load_causal_lm, load_tokenizer
+    from tests.models import save_tiny_policy
 
     model_dir = save_tiny_policy(tmp_path / "model")
     write_pairs(tmp_path / "s0", [replace(PAIR, problem_id=f"p{i}", depth=1 + i % 2) for i in range(4)])
@@ -215,9 +213,9 @@ def test_preference_export_trains_with_dpo_trainer_as_it_stands(tmp_path, load, 
         bf16=False,
         disable_tqdm=True,
     )
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    model = load_causal_lm(model_dir, device="cpu")
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     trainer = DPOTrainer(model=model, args=settings, train_dataset=load(tmp_path / "out"), processing_class=tokenizer)
     assert tokenizer.decode(trainer.train_dataset[0]["chosen_ids"]) == "2+1=3\n" + tokenizer.eos_token
     assert tokenizer.decode(trainer.train_dataset[0]["prompt_ids"]) == PAIR.prompt

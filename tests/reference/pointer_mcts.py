@@ -6,6 +6,7 @@ shares no code with the engine but the records. Sums are made in float32 in the 
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -48,7 +49,14 @@ class PointerSearch:
     """One problem's search with policy function ``propose(prefix, sample, seed)`` and score function ``score(prefix)``."""
 
     def __init__(self, *, problem, renderer, method, budget, provenance, propose, score=None, right_answer=None):
-        self.method, self.budget, self.renderer, self.propose, self.score, self.right = method, budget, renderer, propose, score, right_answer
+        self.method, self.budget, self.renderer, self.propose, self.score, self.right = (
+            method,
+            budget,
+            renderer,
+            propose,
+            score,
+            right_answer,
+        )
         self.prompt = renderer.prompt_ids(problem)
         self.seed = derive_seed(provenance.seed, provenance.round, problem.id)
         self.nodes = [Node(0, None, (), StopReason.STEP, 0)]
@@ -106,7 +114,7 @@ class PointerSearch:
             node = self.nodes[0]
             while node.children:
                 options = [child for child in node.children if self.reachable(child)]
-                node = max(options, key=lambda child: self.edge_score(node, child))  # noqa: B023 - max keeps the first of equals
+                node = max(options, key=partial(self.edge_score, node))
             wave.append(node)
             node.busy = not node.ended
             for on_path in [self.nodes[0], *node.path()]:
@@ -242,7 +250,7 @@ class PointerSearch:
             return self.visit(leaf, leaf.raw)
         for node in new:
             node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
-        known = [(n.count, n.score if n.outcome is None and (not n.ended or n.answer is not None) else float(n.raw)) for n in new if not math.isnan(n.raw)]
+        known = [(node.count, self.worth(node)) for node in new if not math.isnan(node.raw)]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)
 

@@ -62,7 +62,7 @@ def test_table_of_math_cases():
 
 def test_hanging_answer_times_out_and_nothing_else_does():
     """An answer that computes for ever is wrong for its time, its worker is replaced, and its neighbours keep their verdicts."""
-    with AnswerVerifier(problems("x+1"), "math", num_workers=2, deadline_s=0.5) as verifier:
+    with AnswerVerifier(problems("x+1"), "math", deadline_s=0.5) as verifier:
         assert verifier.grade([("p0", "1+x")]) == [Verdict(correct=True, reason="equivalent")]
         verdicts = verifier.grade([("p0", HANGS), ("p0", "x+2"), ("p0", HANGS), ("p0", None), ("p0", "1 + x")])
         assert [verdict.reason for verdict in verdicts] == ["timeout", "differs", "timeout", "unreadable", "equivalent"]
@@ -74,14 +74,13 @@ def test_hanging_answer_times_out_and_nothing_else_does():
     assert not children()
 
 
-def test_verdicts_do_not_depend_on_workers_or_grouping():
-    """One worker or two, one call or many: the same verdicts."""
-    answers = ["1+x", "x+2", "\\sqrt{x}", "x+1", "{", "2x-x+1"]
-    with AnswerVerifier(problems("x+1"), "math", deadline_s=30.0) as one:
-        apart = [one.grade([("p0", answer)])[0] for answer in answers]
-    with AnswerVerifier(problems("x+1"), "math", num_workers=2, deadline_s=30.0) as two:
-        assert two.grade([("p0", answer) for answer in answers]) == apart
-    assert [verdict.correct for verdict in apart] == [True, False, False, True, False, True]
+def test_several_workers_keep_the_order_of_the_answers():
+    """Whichever worker is first, each verdict stands where its answer stood."""
+    answers = ["1+x", "x+2", "\\sqrt{x}", "x+1", "{", "2x-x+1", "1+x"]
+    with AnswerVerifier(problems("x+1"), "math", num_workers=2, deadline_s=30.0) as verifier:
+        verdicts = verifier.grade([("p0", answer) for answer in answers])
+        assert len(children()) == 2
+    assert [verdict.correct for verdict in verdicts] == [True, False, False, True, False, True, True]
 
 
 def test_killed_idle_worker_is_replaced():

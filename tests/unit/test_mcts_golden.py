@@ -70,7 +70,11 @@ def replay(golden):
     root, config, environment = golden["tree"], golden["algorithm_config"], golden["env_config"]
     num_slots, num_simulations = len(root["child_stats"]), root["visit"]
     scores = functools.partial(
-        scores_of, qtransform=config["qtransform"], options=config["qtransform_kwargs"], c_init=config["pb_c_init"], c_base=config["pb_c_base"]
+        scores_of,
+        qtransform=config["qtransform"],
+        options=config["qtransform_kwargs"],
+        c_init=float(config["pb_c_init"]),
+        c_base=float(config["pb_c_base"]),
     )
     tree = allocate(NUM_ROWS, num_nodes=1 + num_simulations * num_slots, num_slots=num_slots)
     rows, discount = np.arange(NUM_ROWS), environment["discount"]

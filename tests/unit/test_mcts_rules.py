@@ -16,7 +16,16 @@ from stepladder.mcts.qvalues import (
     normalise_by_min_max,
     normalise_by_parent_and_siblings,
 )
-from stepladder.mcts.selection import NO_LEAF, puct_mctx_scores, puct_scores, select_beam, select_descent, sibling_priors, tree_scores, uct_scores
+from stepladder.mcts.selection import (
+    NO_LEAF,
+    puct_mctx_scores,
+    puct_scores,
+    select_beam,
+    select_descent,
+    sibling_priors,
+    tree_scores,
+    uct_scores,
+)
 from stepladder.mcts.tree import Tree, add_nodes, allocate, land_rows, reserve
 from tests.unit.test_mcts_tree import nodes
 
@@ -149,7 +158,9 @@ def flat_tree(raw, *, ended=(), num_rows=1):
     tree = allocate(num_rows, num_nodes=count + 4, num_slots=count)
     ended_everywhere = [row * count + i for row in range(num_rows) for i in ended]
     rows = np.repeat(np.arange(num_rows), count)
-    add_nodes(tree, nodes(rows, [0] * len(rows), list(range(count)) * num_rows, [1] * len(rows), raw=raw * num_rows, ended=ended_everywhere))
+    add_nodes(
+        tree, nodes(rows, [0] * len(rows), list(range(count)) * num_rows, [1] * len(rows), raw=raw * num_rows, ended=ended_everywhere)
+    )
     tree.open_leaves[:, 0] = count - len(ended)
     return tree
 
@@ -182,7 +193,7 @@ def test_beam_keeps_the_best_and_ended_beams_leave():
     """Width 3 of 0.9 (ended), 0.8, 0.7, 0.1: two go on; the level's unscored nodes rank last; the budget can cut the wave."""
     raw = [0.1, 0.8, 0.9, 0.7, NAN]
     waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([3]))
-    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([2, 4], [2])
+    assert (waves.tolist(), widths.tolist()) == ([[NO_LEAF, 2, 4]], [2])
     waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([3]))
     assert [leaf for leaf in waves[0].tolist() if leaf != NO_LEAF] == [2]
     waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([9]))

@@ -96,7 +96,9 @@ SELECTIONS = [
     {"selection": "beam", "wave": 3},
 ]
 GRID = list(
-    itertools.product(SELECTIONS, ["mean", "child-mean"], ["children", "leaf"], [1, 3], ["skip", "revisit"], ["uniform", "frequency", "mean-logp"])
+    itertools.product(
+        SELECTIONS, ["mean", "child-mean"], ["children", "leaf"], [1, 3], ["skip", "revisit"], ["uniform", "frequency", "mean-logp"]
+    )
 )
 
 
@@ -113,7 +115,9 @@ def test_engine_equals_twin_on_every_combination_of_axes(part):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.parametrize("budget", [Budget(num_simulations=1), Budget(num_simulations=25, max_depth=4), Budget(num_simulations=500, max_tokens=60)])
+@pytest.mark.parametrize(
+    "budget", [Budget(num_simulations=1), Budget(num_simulations=25, max_depth=4), Budget(num_simulations=500, max_tokens=60)]
+)
 def test_engine_equals_twin_for_every_preset(name, budget):
     """The presets as they are, under simulation, depth and token budgets."""
     for labelled in (False, True):
@@ -123,6 +127,14 @@ def test_engine_equals_twin_for_every_preset(name, budget):
 
 def test_engine_equals_twin_with_one_child_with_discount_and_greedily():
     """K = 1 makes chains; a discount shrinks returns on the way up; temperature 0 asks for one sample."""
-    for axes in ({"num_children": 1}, {"discount": 0.9}, {"discount": 0.9, "backup": "child-mean"}, {"temperature": 0.0}, {"root_num_children": 9}):
-        for result, twin in both(resolve_method("mcts", wave=2, **axes), budget=Budget(num_simulations=20, max_depth=6), labelled=True, problems=PROBLEMS[:4]):
+    for axes in (
+        {"num_children": 1},
+        {"discount": 0.9},
+        {"discount": 0.9, "backup": "child-mean"},
+        {"temperature": 0.0},
+        {"root_num_children": 9},
+    ):
+        for result, twin in both(
+            resolve_method("mcts", wave=2, **axes), budget=Budget(num_simulations=20, max_depth=6), labelled=True, problems=PROBLEMS[:4]
+        ):
             assert_same(result, twin)

@@ -1,6 +1,7 @@
 """Training the policy: what is learned from, what a batch looks like, and that both trainings do what they are for."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.policy.losses import IGNORE
+from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.policy.train import (
     CompletionObjective,
     CompletionRow,
@@ -213,6 +216,16 @@ def test_references_do_not_depend_on_batching() -> None:
             assert row.chosen == source.chosen
             exact = log_likelihood(model, [*row.chosen.prompt_ids, *row.chosen.completion_ids[:2]], row.chosen.completion_ids[2:])
             assert row.ref_chosen_logp == pytest.approx(float(exact), abs=1e-4)
+
+
+def test_the_renderer_of_a_trained_policy_is_the_start_models(start: Path, tmp_path: Path) -> None:
+    """Saving model, tokenizer and step format does not change the renderer's hash: rows of every round can be trained on together."""
+    begin = tmp_path / "begin"
+    shutil.copytree(start, begin)
+    StepFormat(step_end=";", answer_pattern="=(.)").save(begin)
+    train_sft(begin, [trace([5], [6])], tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
+    hashes = [PromptRenderer(load_tokenizer(path), StepFormat.load(path)).hash for path in (begin, tmp_path / "out")]
+    assert hashes[0] == hashes[1]
 
 
 # ---- bad input ----

@@ -128,7 +128,9 @@ def test_scripted_failures_are_data_or_exceptions_as_asked():
 def test_tables_are_read_by_prefix_and_sample():
     """Sample i takes entry i modulo the row; an unknown prefix is a failed request; unknown scores are None."""
     policy = ScriptedPolicy({(1,): [make_step("a"), make_step("b", stop_reason=StopReason.END)]})
-    policy.submit([StepRequest(ticket=0, prefix_ids=(1,), num_samples=3, seed=0), StepRequest(ticket=1, prefix_ids=(2,), num_samples=1, seed=0)])
+    policy.submit(
+        [StepRequest(ticket=0, prefix_ids=(1,), num_samples=3, seed=0), StepRequest(ticket=1, prefix_ids=(2,), num_samples=1, seed=0)]
+    )
     known, unknown = policy.collect()
     assert [steps[0].text for steps in known.samples] == ["a", "b", "a"]
     assert unknown.samples[0][0].stop_reason == StopReason.ERROR

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.lm.loading import load_causal_lm, load_token_classifier, load_tokenizer, resolve_device, resolve_dtype
+from tests.models import save_tiny_policy
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_policy(tmp_path_factory.mktemp("policy"), arch="qwen2", vocab="chars", hidden=32, layers=1)
+
+
+def test_a_custom_tokenizer_comes_back_as_it_was_saved(directory):
+    """The family's own splitting rules (Qwen2's drop newlines of this vocabulary) do not replace those in the file."""
+    tokenizer = load_tokenizer(directory)
+    ids = tokenizer.encode("1+2=3\n ab")
+    assert tokenizer.decode(ids) == "1+2=3\n ab" and len(ids) == 9
+
+
+def test_models_load_in_evaluation_mode_with_the_type_that_was_asked_for(directory):
+    """``auto`` is float32 on the CPU; a token classifier takes the same body and a new head."""
+    model = load_causal_lm(directory, device="cpu")
+    assert not model.training and model.dtype == torch.float32
+    assert load_causal_lm(directory, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    head = load_token_classifier(directory, device="cpu", num_labels=1)
+    assert head.config.num_labels == 1
+    torch.testing.assert_close(head.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_what_is_missing_is_named(directory, tmp_path):
+    """No directory, no tokenizer, a broken tokenizer file, no weights: one sentence each, with the place."""
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(CheckpointError, match=r"nowhere: must be a model directory or a hub id"):
+        load_causal_lm(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"bare: a model directory must hold a tokenizer"):
+        load_tokenizer(tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").write_text("{}")
+    (tmp_path / "bare" / "tokenizer_config.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: must be a JSON object"):
+        load_tokenizer(tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").write_text((directory / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=r"bare: could not load a causal language model"):
+        load_causal_lm(tmp_path / "bare", device="cpu")
+
+
+def test_devices_and_types_are_checked():
+    """Malformed and absent devices and unknown types are configuration errors."""
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="device"):
+        resolve_device("gpu")
+    with pytest.raises(ConfigError, match="must exist"):
+        resolve_device(f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(ConfigError, match="dtype"):
+        resolve_dtype("int8", torch.device("cpu"))

@@ -1,0 +1,295 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from stepladder.errors import BackendError, CheckpointError
+from stepladder.interfaces import StepRequest
+from stepladder.lm.sampling import stream_keys, uniforms
+from stepladder.policy.backends.transformers import TransformersPolicy
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.testing import check_policy
+from stepladder.types import Problem, StopReason
+from tests.models import save_tiny_policy, tiny_policy
+
+FORMAT = StepFormat(answer_pattern=r"=(\d)")
+
+
+def _favour(model, ids, strength=6.0):
+    """Make some ids likely, in every way the model is called."""
+    bonus = torch.zeros(model.config.vocab_size)
+    bonus[list(ids)] = strength
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + bonus)
+    return model
+
+
+def _run(policy, requests):
+    policy.submit(requests)
+    results = {}
+    while batch := policy.collect():
+        results.update({result.ticket: result.samples for result in batch})
+    return [results[request.ticket] for request in requests]
+
+
+def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
+    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
+
+
+def _twin_sample(model, tokenizer, step_format, request, sample):
+    """Sample one token at a time with a full forward each, judging steps by their text: [(ids, reason)], and all log-probabilities."""
+    banned = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
+    key = stream_keys(request.seed, request.num_samples)[sample : sample + 1]
+    ids, steps, step, logps = list(request.prefix_ids), [], [], []
+    while True:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        choosable = logits.clone()
+        choosable[banned] = -torch.inf
+        u = uniforms(key, np.array([len(logps)]))[0]
+        probs = (choosable / (request.temperature or 1)).softmax(-1).cumsum(-1)
+        token = int(choosable.argmax()) if request.temperature == 0 else int((probs <= u).sum())
+        logps.append(logits.log_softmax(-1)[token].item())
+        ids.append(token)
+        step.append(token)
+        text = tokenizer.decode(step, skip_special_tokens=True)
+        full = len(ids) >= model.config.max_position_embeddings
+        reason = None
+        if token == tokenizer.eos_token_id:
+            reason = StopReason.END
+        elif step_format.step_end in text:
+            more = len(steps) + 1 < request.max_steps
+            reason = (
+                StopReason.END if re.search(step_format.answer_pattern, text) else StopReason.LENGTH if more and full else StopReason.STEP
+            )
+        elif len(step) == request.max_step_tokens or full:
+            reason = StopReason.LENGTH
+        if reason:
+            steps.append((tuple(step), text, reason))
+            step = []
+            if reason != StopReason.STEP or len(steps) == request.max_steps:
+                return steps, logps
+
+
+CASES = {
+    "one character": ("chars", "\n", "\n0=abcd", {}),
+    "two tokens": ("chars", "ab", "ab=1", {}),
+    "repeated tokens": ("chars", "\n\n", "\n0", {}),
+    "three bytes": ("bytes", "é\n", "é\n", {}),
+    "grouped queries": ("bytes", "\n", "\n=1", {"kv_heads": 1}),
+}
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("case", CASES)
+def test_samples_equal_those_of_a_slow_twin(arch, case):
+    """Tokens, step ends, texts and reasons are exactly, and log-probabilities within 1e-5, those of full forwards one token at a time."""
+    vocab, step_end, favoured, config = CASES[case]
+    model, tokenizer = tiny_policy(arch=arch, vocab=vocab, max_positions=48, **config)
+    _favour(model, [*tokenizer.encode(favoured, add_special_tokens=False)], strength=5.0)
+    _favour(model, [tokenizer.eos_token_id], strength=2.0)
+    step_format = replace(FORMAT, step_end=step_end)
+    prefix = tokenizer.encode("1+2\n")
+    requests = [
+        _request(0, prefix, 3, seed=1, max_step_tokens=12),
+        _request(1, prefix, 10, seed=2, max_steps=4, max_step_tokens=9, temperature=0.7),
+        _request(2, prefix[:1], 2, seed=3, max_steps=50),
+        _request(5, prefix, 12, seed=6, max_step_tokens=5),
+        _request(3, [*prefix, *prefix], 1, seed=4, max_steps=3, temperature=0.0),
+        _request(4, prefix * 8, 2, seed=5, max_steps=5),
+    ]
+    policy = TransformersPolicy(model, tokenizer, step_format, max_batch=7)
+    reasons = set()
+    for request, samples in zip(requests, _run(policy, requests), strict=True):
+        for index, sample in enumerate(samples):
+            steps, logps = _twin_sample(model, tokenizer, step_format, request, index)
+            assert [(step.token_ids, step.text, step.stop_reason) for step in sample] == steps
+            np.testing.assert_allclose([logp for step in sample for logp in step.logps], logps, atol=1e-5)
+            reasons.update(step.stop_reason for step in sample)
+    assert reasons == {StopReason.STEP, StopReason.END, StopReason.LENGTH}
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+def test_the_backend_keeps_the_contract(arch, vocab):
+    """The shipped contract suite passes."""
+    model, tokenizer = tiny_policy(arch=arch, vocab=vocab, max_positions=128)
+    prefixes = [tuple(tokenizer.encode(text)) for text in ("12+3\n", "abc\n", "9")]
+    check_policy(
+        lambda: TransformersPolicy(model, tokenizer, FORMAT, max_batch=16),
+        prefix_ids=prefixes,
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        over_long_prefix_ids=(5,) * 128,
+    )
+
+
+@pytest.mark.parametrize("cache_tokens", [None, 1, 30])
+def test_chains_of_steps_do_not_depend_on_the_cache(cache_tokens):
+    """Steps sampled behind sampled steps are those of a fresh policy, whatever the cache can hold."""
+    model, tokenizer = tiny_policy()
+    _favour(model, tokenizer.encode("\n"), 3.0)
+    cached = TransformersPolicy(model, tokenizer, FORMAT, cache_tokens=cache_tokens)
+    prefixes = [(5, 6, 7), (9, 9)]
+    for depth in range(4):
+        requests = [_request(i, prefix, 3, seed=10 * depth + i) for i, prefix in enumerate(prefixes)]
+        got, expected = _run(cached, requests), _run(TransformersPolicy(model, tokenizer, FORMAT), requests)
+        for one, other in zip(got, expected, strict=True):
+            assert [sample[0].token_ids for sample in one] == [sample[0].token_ids for sample in other]
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_allclose(a[0].logps, b[0].logps, atol=1e-5)
+        prefixes = [prefix + samples[depth % 3][0].token_ids for prefix, samples in zip(prefixes, got, strict=True)]
+
+
+def test_a_sampled_step_is_continued_for_one_forwarded_token():
+    """Prefix and step are cached but for the step's last token, which is forwarded once for all samples that follow it."""
+    model, tokenizer = tiny_policy()
+    policy = TransformersPolicy(model, tokenizer, FORMAT)
+    _favour(model, tokenizer.encode("\n"), 3.0)
+    step = _run(policy, [_request(0, (5, 6, 7), 4, max_step_tokens=64)])[0][2][0]
+    assert step.stop_reason == StopReason.STEP
+    before = policy.forwarded_tokens
+    samples = _run(policy, [_request(1, (5, 6, 7, *step.token_ids), 4, max_step_tokens=64)])[0]
+    # A token that ends its sample is never forwarded.
+    assert policy.forwarded_tokens - before == 1 + sum(len(sample[0].token_ids) - 1 for sample in samples)
+
+
+def test_the_prefix_is_forwarded_once_for_its_samples_and_for_equal_requests():
+    """Three requests of five samples behind one prefix of 20: 19 tokens once, the last one once per row of a request."""
+    model, tokenizer = tiny_policy()
+    policy = TransformersPolicy(model, tokenizer, FORMAT)
+    _run(policy, [_request(i, range(5, 25), 5, seed=i, max_step_tokens=1) for i in range(3)])
+    assert policy.forwarded_tokens == 19 + 3
+    assert policy.generated_tokens == 15
+
+
+def test_a_token_that_closes_a_step_and_goes_on_ends_it():
+    """With a token "\\nx", the step ends behind it and its text keeps the x."""
+    model, tokenizer = tiny_policy()
+    tokenizer.add_tokens(["\nx"])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _favour(model, [len(tokenizer) - 1], 50.0)
+    [[step]] = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request()])[0]
+    assert (step.token_ids, step.text, step.stop_reason) == ((len(tokenizer) - 1,), "\nx", StopReason.STEP)
+
+
+def test_special_and_unknown_ids_are_never_sampled():
+    """Padding, begin and unknown tokens, and ids beyond the tokenizer, do not come out even when the model wants them."""
+    model, tokenizer = tiny_policy()
+    model.resize_token_embeddings(len(tokenizer) + 5, mean_resizing=False)
+    unwanted = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, *range(len(tokenizer), len(tokenizer) + 5)}
+    _favour(model, unwanted, 8.0)
+    samples = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(num_samples=40, max_step_tokens=10)])[0]
+    greedy = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(temperature=0.0, max_step_tokens=10)])[0]
+    assert not unwanted & {token for sample in (*samples, *greedy) for step in sample for token in step.token_ids}
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+def test_greedy_decoding_equals_transformers_generate(arch):
+    """Temperature 0 writes what ``generate(do_sample=False)`` writes."""
+    model, tokenizer = tiny_policy(arch=arch, vocab="bytes")
+    prefix = tokenizer.encode("Janet has 3 ducks – how many?\n")
+    banned = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
+    expected = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=40, suppress_tokens=banned)[0, len(prefix) :]
+    policy = TransformersPolicy(model, tokenizer, FORMAT)
+    [steps] = _run(policy, [_request(prefix_ids=prefix, temperature=0.0, max_steps=99, max_step_tokens=40)])[0]
+    assert [i for step in steps for i in step.token_ids][:40] == expected.tolist()
+
+
+def test_a_reset_policy_repeats_itself_bit_for_bit():
+    """After ``reset`` the same requests give the same log-probabilities exactly; with requests in flight it is refused."""
+    model, tokenizer = tiny_policy()
+    policy = TransformersPolicy(model, tokenizer, FORMAT, max_batch=8)
+    requests = [_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=20, max_steps=2) for i in range(8)]
+    first = _run(policy, requests)
+    _run(policy, [_request(0, (20,) * 100, 6, max_step_tokens=50)])
+    policy.reset()
+    assert _run(policy, requests) == first
+    policy.submit(requests[:1])
+    with pytest.raises(BackendError, match="in flight"):
+        policy.reset()
+    with pytest.raises(BackendError, match="unique"):
+        policy.submit(requests[:1])
+
+
+def test_requests_that_cannot_be_served_come_back_as_data():
+    """Each reason is one sentence in an empty ERROR step per sample, and the others are served."""
+    model, tokenizer = tiny_policy(max_positions=32)
+    policy = TransformersPolicy(model, tokenizer, FORMAT)
+    bad = [
+        (_request(0, (), 2), "one or more ids"),
+        (_request(1, (10**6,)), "one or more ids"),
+        (_request(2, (5,) * 32), "room in the model's context of 32"),
+        (_request(3, max_step_tokens=0), "at least 1"),
+        (_request(4, temperature=float("nan")), "temperature"),
+    ]
+    *refused, served = _run(policy, [*(request for request, _ in bad), _request(5, max_step_tokens=3)])
+    for (request, message), samples in zip(bad, refused, strict=True):
+        assert len(samples) == request.num_samples
+        for (step,) in samples:
+            assert step.stop_reason == StopReason.ERROR and step.token_ids == () and message in (step.message or "")
+    assert served[0][0].stop_reason != StopReason.ERROR
+
+
+def test_the_last_token_of_the_context_is_used():
+    """A prefix of 31 in a context of 32 leaves one token, and the step is cut there."""
+    model, tokenizer = tiny_policy(max_positions=32)
+    [[step]] = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(prefix_ids=(5,) * 31, seed=1)])[0]
+    assert len(step.token_ids) == 1 and step.stop_reason == StopReason.LENGTH
+
+
+def test_broken_weights_raise():
+    """Output that is not a number is the backend's failure, not a sample."""
+    model, tokenizer = tiny_policy()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(BackendError, match="finite"):
+        _run(TransformersPolicy(model, tokenizer, FORMAT), [_request()])
+
+
+def test_low_precision_models_decode():
+    """bfloat16 weights give finite log-probabilities near those of float32."""
+    model, tokenizer = tiny_policy()
+    request = _request(num_samples=4, max_step_tokens=8, temperature=0.0)
+    full = _run(TransformersPolicy(model, tokenizer, FORMAT), [request])[0]
+    half = _run(TransformersPolicy(model.to(torch.bfloat16), tokenizer, FORMAT), [request])[0]
+    assert half[0][0].logps[0] == pytest.approx(full[0][0].logps[0], abs=0.1)
+
+
+def test_many_rows_come_and_go():
+    """Rows of all lengths in several blocks are filled, emptied and moved together; each sample equals the one taken alone."""
+    model, tokenizer = tiny_policy(hidden=32, layers=1)
+    _favour(model, tokenizer.encode("\n"), 2.0)
+    rng = np.random.default_rng(0)
+    requests = [
+        _request(i, rng.integers(4, 60, rng.integers(1, 120)), int(rng.integers(1, 4)), seed=i, max_steps=int(rng.integers(1, 12)))
+        for i in range(90)
+    ]
+    together = _run(TransformersPolicy(model, tokenizer, FORMAT, max_batch=150), requests)
+    for i in range(0, 90, 9):
+        alone = _run(TransformersPolicy(model, tokenizer, FORMAT), [requests[i]])[0]
+        assert [[s.token_ids for s in sample] for sample in alone] == [[s.token_ids for s in sample] for sample in together[i]]
+
+
+def test_a_saved_directory_samples_like_the_objects(tmp_path):
+    """Model, tokenizer and format load together; without a format the directory is refused."""
+    save_tiny_policy(tmp_path, arch="qwen2")
+    with pytest.raises(CheckpointError, match="stepladder_format"):
+        TransformersPolicy.from_pretrained(tmp_path, device="cpu")
+    FORMAT.save(tmp_path)
+    model, tokenizer = tiny_policy(arch="qwen2")
+    prefix = PromptRenderer(tokenizer, FORMAT).prompt_ids(Problem(id="p", question="1+2"))
+    loaded = TransformersPolicy.from_pretrained(tmp_path, device="cpu")
+    assert _run(loaded, [_request(prefix_ids=prefix)]) == _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(prefix_ids=prefix)])
+
+
+@pytest.mark.gpu
+def test_a_gpu_samples_what_the_cpu_samples(tmp_path):
+    """Greedy decoding in float32 gives the same tokens on both, with log-probabilities within 1e-3."""
+    FORMAT.save(save_tiny_policy(tmp_path))
+    requests = [_request(i, (5 + i, 6), 2, seed=i, max_steps=3, temperature=0.0) for i in range(20)]
+    cpu, gpu = (_run(TransformersPolicy.from_pretrained(tmp_path, device=d, dtype="float32"), requests) for d in ("cpu", "cuda"))
+    for one, other in zip(cpu, gpu, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert [step.token_ids for step in a] == [step.token_ids for step in b]
+            np.testing.assert_allclose([x for s in a for x in s.logps], [x for s in b for x in s.logps], atol=1e-3)
