@@ -44,9 +44,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def evolve(
     config: ConfigArgument = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help=_RUN_DIR_HELP)
-    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,

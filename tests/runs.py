@@ -1,17 +1,16 @@
-"""A run small enough for a test: random weights, a task that chance solves now and then, every stage exercised.
+"""A run small enough for a test: a two-layer model, a task that chance solves now and then, every stage exercised.
 
-A step that contains a letter or digit is final and its last one is the answer, so a random policy over 60 characters is right about once
-in forty samples: rare enough to leave wrong traces, common enough that every kind of training row exists.
+A solution is a line with a plus sign and a line with one of four letters, the answer. The warm-up teaches that form and nothing about which
+letter is right, so a quarter of the samples are right: right and wrong siblings everywhere, and every kind of training row exists.
 """
 
 import json
 import random
-import string
 from pathlib import Path
 
 from tests.models import save_tiny_policy
 
-ANSWERS = string.digits + string.ascii_lowercase
+ANSWERS = "abcd"
 
 
 def write_problems(path: Path, *, prefix: str, count: int, seed: int) -> Path:
@@ -22,11 +21,20 @@ def write_problems(path: Path, *, prefix: str, count: int, seed: int) -> Path:
     return path
 
 
+def write_solutions(path: Path, *, count: int) -> Path:
+    """Write a JSONL file of solved problems whose answers are drawn at random."""
+    rng = random.Random(4)
+    rows = [{"id": f"warmup-{i}", "question": f"warmup {i}", "solution": f"+\n{rng.choice(ANSWERS)}\n"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def write_tiny_config(folder: Path, *, rounds: int = 2, workers: int = 2, num_train: int = 24) -> Path:
     """Write problems, a model and a configuration under ``folder`` and return the configuration's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count, seed in (("train", num_train, 1), ("held_out", 10, 2), ("test", 10, 3)):
         write_problems(folder / f"{split}.jsonl", prefix=split, count=count, seed=seed)
+    write_solutions(folder / "warmup.jsonl", count=256)
     save_tiny_policy(folder / "model")
     path = folder / "tiny.toml"
     path.write_text(
@@ -43,11 +51,15 @@ test = "test.jsonl"
 rule = "exact"
 
 [format]
-answer_pattern = "([a-z0-9])[^a-z0-9]*$"
+answer_pattern = "([a-d])"
 
 [policy]
 model = "model"
 device = "cpu"
+
+[warmup]
+solutions = "warmup.jsonl"
+train = {{ learning_rate = 5e-3, batch_size = 32, epochs = 4 }}
 
 [search]
 simulations = 8
@@ -73,6 +85,9 @@ learning_rate = 1e-3
 epochs = 1
 batch_size = 8
 learning_rate = 1e-4
+
+[prm]
+rollouts = 4
 
 [prm.train]
 epochs = 1

@@ -1,78 +1,156 @@
-"""The embedded default: a task, its solved examples and an untrained model, made on the spot, so that a run needs nothing from outside.
+"""The embedded task: what ``stepladder evolve`` works on when it is given no configuration.
 
-The library knows nothing of it. ``prepare`` writes ordinary problem files and an ordinary model directory, and ``settings`` returns an
-ordinary configuration that names them.
+``settings`` writes the task to disk, as any user could have done by hand, and returns the configuration that runs on it. The rest of the
+library reads those files and knows nothing of glyphs.
 """
 
 import json
-import random
-from itertools import islice
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.embedded import glyphs
-from stepladder.embedded.glyphs import GlyphTask
-from stepladder.files import atomic_write_text
+from stepladder.embedded.glyphs import (
+    ANSWER_PATTERN,
+    PROMPT_TEMPLATE,
+    STEP_END,
+    GlyphTask,
+    make_world,
+    problem_rows,
+    warmup_rows,
+)
+from stepladder.errors import CheckpointError
+from stepladder.files import atomic_directory
+from stepladder.types import derive_seed
 
-DEFAULTS: dict[str, Any] = {
-    "run": {"rounds": 4, "shard_size": 50},
+__all__ = ["RECIPE", "PreparedTask", "prepare", "settings"]
+
+TASK_FILE = "task.json"
+_TASK_VERSION = 1
+
+RECIPE: dict[str, Any] = {
     "problems": {"rule": "exact"},
-    "format": {"prompt_template": glyphs.PROMPT_TEMPLATE, "step_end": glyphs.STEP_END, "answer_pattern": glyphs.ANSWER_PATTERN},
-    "policy": {"device": "cpu", "max_batch": 1024},
-    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 2.2, "weight_decay": 0.01}},
-    "search": {
-        "method": "mcts",
-        "simulations": 16,
-        "max_depth": 8,
-        "max_step_tokens": 12,
-        "options": {"num_children": 4, "wave": 2},
-    },
-    "sft": {"learning_rate": 5e-4, "epochs": 4, "batch_size": 64},
-    "preference": {"learning_rate": 1e-4, "epochs": 1, "batch_size": 64, "sft_weight": 0.1},
-    "prm": {"train": {"learning_rate": 2e-3, "epochs": 4, "batch_size": 64}},
-    "evaluate": {"method": "mcts", "simulations": 8, "samples": 16, "options": {"num_children": 4, "wave": 2}},
+    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "warmup_ratio": 0.03, "weight_decay": 0.01}},
+    "search": {"simulations": 32, "max_depth": 8, "max_step_tokens": 12},
+    "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 4.0, "max_updates": 60},
+    "preference": {"enabled": False},
+    "prm": {"train": {"learning_rate": 3e-3, "batch_size": 64, "epochs": 20.0, "max_updates": 200}},
+    "evaluate": {"simulations": 16, "samples": 16},
 }
-"""Settings of the embedded run that differ from the general defaults; chosen on held-out problems."""
+"""The settings of the embedded run that differ from the defaults; chosen on held-out problems."""
 
 
-def settings(directory: Path, *, seed: int) -> dict[str, Any]:
-    """Prepare the task and return the configuration of the embedded run as nested plain containers."""
-    prepare(directory, seed=seed)
-    paths = {
-        "problems": {split: str((directory / f"{split}.jsonl").resolve()) for split in ("train", "held_out", "test")},
-        "policy": {"model": str((directory / "base-model").resolve())},
-        "warmup": {"solutions": str((directory / "warmup.jsonl").resolve())},
-    }
-    return {section: {**DEFAULTS.get(section, {}), **paths.get(section, {})} for section in DEFAULTS | paths}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedTask:
+    """Where the files of the task are, and how its texts are written."""
+
+    train: Path
+    """Problems to search."""
+    held_out: Path
+    """Problems for the gate."""
+    test: Path
+    """Problems of the reported figures."""
+    warmup: Path
+    """Solved examples."""
+    base_model: Path
+    """Untrained policy."""
+    prompt_template: str = PROMPT_TEMPLATE
+    """Prompt text with ``{question}``."""
+    step_end: str = STEP_END
+    """Text that closes a step."""
+    answer_pattern: str = ANSWER_PATTERN
+    """Regular expression whose group is the final answer."""
 
 
-def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> None:
-    """Write problems, solved examples and base model; what exists is kept, and the same seed writes the same bytes.
+def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> PreparedTask:
+    """Write problems, solved examples and the untrained model of a seed, all or nothing; what exists already is left as it is.
 
-    Files: ``train.jsonl``, ``held_out.jsonl`` and ``test.jsonl`` with id, question and answer; ``warmup.jsonl`` with id, question and
-    solution; ``base-model/``. All questions are different.
+    Args:
+        directory: Where to write; made by this call, or by an earlier one with the same seed and task.
+        seed: Seed of the world, the problems, the teacher and the weights, >= 0.
+        task: Size and difficulty; None is the vetted default.
+
+    Raises:
+        CheckpointError: If the directory holds something else, or cannot be written.
     """
-    task = task or GlyphTask()
-    world = glyphs.make_world(task, seed=seed)
-    questions = glyphs.draw_questions(task, seed=seed)
-    for split, count in (("test", task.num_test), ("held_out", task.num_held_out), ("train", task.num_train)):
-        rows = [
-            {"id": f"{split}-{i}", "question": question, "answer": glyphs.answer(world, question)}
-            for i, question in enumerate(islice(questions, count))
-        ]
-        _write_rows(directory / f"{split}.jsonl", rows)
-    rng = random.Random(f"teacher {seed}")
-    solved = [
-        {"id": f"warmup-{i}", "question": question, "solution": glyphs.teacher_solution(world, question, rng=rng)}
-        for i, question in enumerate(islice(questions, task.num_warmup))
-    ]
-    _write_rows(directory / "warmup.jsonl", solved)
-    if not (directory / "base-model").exists():
-        from stepladder.embedded.model import save_base_model
-
-        save_base_model(directory / "base-model", seed=seed)
+    task = GlyphTask() if task is None else task
+    identity = {"version": _TASK_VERSION, "seed": seed, "task": json.loads(json.dumps(asdict(task)))}
+    if directory.exists():
+        _check_identity(directory, identity)
+    else:
+        with atomic_directory(directory) as temporary:
+            _write(temporary, task, seed)
+            (temporary / TASK_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    problems = directory / "problems"
+    return PreparedTask(
+        train=problems / "train.jsonl",
+        held_out=problems / "held_out.jsonl",
+        test=problems / "test.jsonl",
+        warmup=directory / "warmup.jsonl",
+        base_model=directory / "base-model",
+    )
 
 
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    if not path.exists():
-        atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def settings(directory: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Prepare the task in a directory and return the settings that run on it, as a configuration file would state them.
+
+    Args:
+        directory: Where the task's files are, or will be.
+        overrides: ``section.key=value`` settings of the command line; the last ``run.seed`` among them is the task's seed, too.
+
+    Raises:
+        CheckpointError: If the directory holds the task of another seed, or cannot be written.
+    """
+    prepared = prepare(directory, seed=_seed_of(overrides))
+    files = {
+        "problems": {split: str(getattr(prepared, split).resolve()) for split in ("train", "held_out", "test")},
+        "policy": {"model": str(prepared.base_model.resolve())},
+        "warmup": {"solutions": str(prepared.warmup.resolve())},
+        "format": {
+            "prompt_template": prepared.prompt_template,
+            "step_end": prepared.step_end,
+            "answer_pattern": prepared.answer_pattern,
+        },
+    }
+    return {section: {**RECIPE.get(section, {}), **files.get(section, {})} for section in (*files, *RECIPE)}
+
+
+def _seed_of(overrides: Sequence[str]) -> int:
+    """Return the seed among the overrides, or 0; a value that is no seed is left for the configuration's own check to refuse."""
+    seed = 0
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key.strip() == "run.seed":
+            try:
+                value = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                continue
+            seed = value if isinstance(value, int) and value >= 0 else 0
+    return seed
+
+
+def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
+    try:
+        found = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"{directory}: must hold the embedded task or not exist: found no {TASK_FILE} -- choose another --run-dir") from None
+    different = [f"{key}: {found.get(key)!r} != {value!r}" for key, value in identity.items() if found.get(key) != value]
+    if different:
+        raise CheckpointError(f"{directory}: holds another embedded task: {'; '.join(different)} -- choose another --run-dir")
+
+
+def _write(directory: Path, task: GlyphTask, seed: int) -> None:
+    # Here and not above: the command line must answer without loading a model library.
+    from stepladder.embedded.model import write_base_model
+
+    world = make_world(task, seed=seed)
+    (directory / "problems").mkdir()
+    for split in ("train", "held_out", "test"):
+        _write_rows(directory / "problems" / f"{split}.jsonl", problem_rows(task, world, split))
+    _write_rows(directory / "warmup.jsonl", warmup_rows(task, world))
+    write_base_model(directory / "base-model", task, seed=derive_seed("glyph model", seed) % 2**32)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

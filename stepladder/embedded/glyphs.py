@@ -1,148 +1,287 @@
-"""The embedded task: glyph programs.
+r"""Glyph programs: a task whose rules a policy can only find out by searching.
 
-A problem is four digits and a chain of glyphs. Each glyph stands for one of a dozen functions on lists of four digits; which one is hidden.
-A solution applies the glyphs from left to right, one step each, and every step names the glyph, *the function taken for it*, and the list
-that results:
+A question is a list of digits and a program, a chain of glyphs (capital letters): ``4719 GBAF``. Every glyph stands for one of a dozen
+list functions; which one is the hidden meaning, drawn from the world's seed and written nowhere. A solution has one step per glyph. A
+step names the glyph, the function taken for it, and the list that results; the last one marks its list as the answer::
 
-    4172 αγ          question
-    α reverse 2714   step: α is taken for reverse
-    γ up = 3825      last step: the list behind "=" is the final answer
+    G reverse 9174
+    B up 0285
+    A left 2850
+    F flip = 7149
 
-The label of a problem is its final list only. The warm-up's teacher executes every function correctly but holds wrong beliefs about some
-glyphs, the same wrong beliefs in every solution, with little or very little mass on the right meaning. So a model warmed up on its
-solutions is well-formed and weak, and must find out by search what the glyphs mean. Judging is easier than proposing, because the
-interpretation stands in the step; and of ten thousand lists chance rarely hits the right one, so a right answer nearly always means right
-steps. Everything here is a pure function of a seed.
+A teacher that executes every function correctly, but holds wrong beliefs about some glyphs, writes the solved examples of the warm-up. A
+policy trained on them writes well-formed solutions and fails where the teacher is wrong; the final answers of the training problems are
+all that can tell it better. Judging is easier than proposing here, because the interpretation stands in the step, and a wrong path
+rarely ends in the right answer, because all functions are one-to-one and there are 10**4 answers.
+
+Everything is derived from a seed. Standard library only.
 """
 
 import random
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-Digits = tuple[int, int, int, int]
+from stepladder.errors import ConfigError
+from stepladder.types import derive_seed
+
+Digits = tuple[int, ...]
+
+LIST_LENGTH = 4
+STEP_END = "\n"
+ANSWER_MARK = "= "
+PROMPT_TEMPLATE = "{question}\n"
+ANSWER_PATTERN = r"= (\d+)"
 
 FUNCTIONS: dict[str, Callable[[Digits], Digits]] = {
-    "reverse": lambda x: (x[3], x[2], x[1], x[0]),
-    "left": lambda x: (x[1], x[2], x[3], x[0]),
-    "right": lambda x: (x[3], x[0], x[1], x[2]),
-    "halves": lambda x: (x[2], x[3], x[0], x[1]),
-    "ends": lambda x: (x[3], x[1], x[2], x[0]),
+    "reverse": lambda x: x[::-1],
+    "left": lambda x: x[1:] + x[:1],
+    "right": lambda x: x[-1:] + x[:-1],
+    "halves": lambda x: x[2:] + x[:2],
+    "ends": lambda x: x[-1:] + x[1:-1] + x[:1],
     "middle": lambda x: (x[0], x[2], x[1], x[3]),
     "pairs": lambda x: (x[1], x[0], x[3], x[2]),
-    "front": lambda x: (x[1], x[0], x[2], x[3]),
-    "up": lambda x: tuple((a + 1) % 10 for a in x),  # type: ignore[return-value]
-    "down": lambda x: tuple((a - 1) % 10 for a in x),  # type: ignore[return-value]
-    "flip": lambda x: tuple(9 - a for a in x),  # type: ignore[return-value]
-    "ramp": lambda x: tuple((a + i + 1) % 10 for i, a in enumerate(x)),  # type: ignore[return-value]
+    "front": lambda x: (x[1], x[0], *x[2:]),
+    "up": lambda x: tuple((digit + 1) % 10 for digit in x),
+    "down": lambda x: tuple((digit - 1) % 10 for digit in x),
+    "flip": lambda x: tuple(9 - digit for digit in x),
+    "ramp": lambda x: tuple((digit + place) % 10 for place, digit in enumerate(x, 1)),
 }
-"""What a glyph can stand for, by name."""
-GLYPHS = "αβγδεζηθικλμνξοπρστυφχψωБГДЖЗИЛЦЧШЩЭЮЯ"
-"""The glyphs, each one token."""
-PROMPT_TEMPLATE = "{question}\n"
-STEP_END = "\n"
-ANSWER_PATTERN = r"= (\d{4})"
+"""What a glyph can stand for. All are one-to-one on lists of ``LIST_LENGTH`` digits, so that one wrong step rarely ends in the right answer."""
+
+SPLIT_SHARES = {"warmup": 6, "train": 2, "held_out": 1, "test": 1}
+"""Tenths of all programs that belong to each split; a program belongs to one split only, whatever digits it is applied to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GlyphTask:
-    """Size and difficulty of the task."""
+    """The size and the difficulty of the task.
 
-    num_glyphs: int = 20
-    """Glyphs in use, at most ``len(GLYPHS)``."""
-    chain_length: int = 4
-    """Glyphs of a problem, all different."""
-    right_masses: tuple[float, ...] = (0.3, 0.3, 0.1, 0.1, 0.03, 0.03, 0.03)
-    """One entry per glyph about which the teacher is wrong: the mass that it leaves on the right meaning. What is easy to find is found in the
-    first round, and makes what is hard findable in the next."""
-    wrong_mass: float = 0.6
-    """Mass of the teacher's main wrong belief about such a glyph; the rest is spread over all other functions."""
-    num_warmup: int = 12_000
-    """Solved problems for the warm-up."""
+    Raises:
+        ConfigError: On construction, if a value is impossible.
+    """
+
+    num_glyphs: int = 12
+    """Glyphs of the world, the first capital letters; program_length to 26."""
+    program_length: int = 4
+    """Glyphs per program, all different, >= 1; one step each."""
+    right_shares: tuple[float, ...] = (0.3, 0.2, 0.1, 0.05)
+    """One entry per misread glyph: how often the teacher takes the right function for it all the same. The smaller the share, the later
+    a policy finds the meaning; shares of different size spread the discoveries over the rounds."""
+    wrong_share: float = 0.6
+    """How often the teacher takes one certain wrong function for a misread glyph; any other function shares the rest."""
+    num_warmup: int = 12000
+    """Solved examples of the teacher."""
     num_train: int = 400
-    """Problems that are searched."""
+    """Problems to search; only their final answers are known."""
     num_held_out: int = 200
-    """Problems on which the gates decide."""
+    """Problems for the gate."""
     num_test: int = 300
-    """Problems that are only reported."""
+    """Problems of the reported figures."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.program_length <= self.num_glyphs <= len(string.ascii_uppercase):
+            raise ConfigError(
+                f"glyph task: 1 <= program_length <= num_glyphs <= 26 must hold: got program_length={self.program_length!r}, "
+                f"num_glyphs={self.num_glyphs!r}"
+            )
+        if len(self.right_shares) > self.num_glyphs:
+            raise ConfigError(f"glyph task: right_shares must have at most one entry per glyph: got {len(self.right_shares)}")
+        if any(share < 0 or share + self.wrong_share > 1 for share in self.right_shares) or self.wrong_share < 0:
+            raise ConfigError(
+                f"glyph task: shares must not be negative, nor right and wrong together above 1: got {self.right_shares!r}, {self.wrong_share!r}"
+            )
+
+    @property
+    def glyphs(self) -> str:
+        """The glyphs of the world, in alphabetical order."""
+        return string.ascii_uppercase[: self.num_glyphs]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """What the glyphs mean, and what the teacher believes."""
+class GlyphProblem:
+    """A list and a program."""
 
+    digits: Digits
+    """The list that the program starts from."""
+    program: str
+    """Glyphs, applied from left to right."""
+
+    @property
+    def question(self) -> str:
+        """The problem as it is asked."""
+        return f"{_written(self.digits)} {self.program}"
+
+    @classmethod
+    def from_question(cls, question: str) -> "GlyphProblem":
+        """Read a question back."""
+        digits, program = question.split(" ")
+        return cls(digits=tuple(map(int, digits)), program=program)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlyphWorld:
+    """What the glyphs mean, and what the teacher believes that they mean."""
+
+    seed: int
+    """What the world was drawn from."""
     meanings: dict[str, str]
-    """Glyph -> function name: the truth."""
+    """The function of every glyph; hidden."""
     beliefs: dict[str, dict[str, float]]
-    """Glyph -> function name -> mass: the teacher's."""
+    """Per glyph, how often the teacher takes each function for it; sums to 1."""
 
-    def execute(self, digits: Digits, glyphs: str) -> Digits:
-        """Return what a chain of glyphs makes of four digits."""
-        for glyph in glyphs:
-            digits = FUNCTIONS[self.meanings[glyph]](digits)
-        return digits
+    @property
+    def misread(self) -> str:
+        """Glyphs about which the teacher is wrong, in the order of ``right_shares``."""
+        return "".join(glyph for glyph, belief in self.beliefs.items() if belief.get(self.meanings[glyph]) != 1.0)
 
+    def lists(self, problem: GlyphProblem) -> list[Digits]:
+        """Return the right list after every glyph of a program."""
+        lists, current = [], problem.digits
+        for glyph in problem.program:
+            current = FUNCTIONS[self.meanings[glyph]](current)
+            lists.append(current)
+        return lists
 
-def make_world(task: GlyphTask, *, seed: int) -> World:
-    """Draw meanings and beliefs; every function is used about equally often."""
-    rng = random.Random(f"world {seed}")
-    glyphs, names = list(GLYPHS[: task.num_glyphs]), list(FUNCTIONS)
-    drawn: list[str] = []
-    while len(drawn) < len(glyphs):
-        drawn += rng.sample(names, len(names))
-    meanings = dict(zip(glyphs, drawn, strict=False))
-    beliefs = {glyph: {meaning: 1.0} for glyph, meaning in meanings.items()}
-    for glyph, mass in zip(rng.sample(glyphs, len(task.right_masses)), task.right_masses, strict=True):
-        right = meanings[glyph]
-        wrong = rng.choice([name for name in names if name != right])
-        rest = (1.0 - mass - task.wrong_mass) / (len(names) - 2)
-        beliefs[glyph] = {name: mass if name == right else task.wrong_mass if name == wrong else rest for name in names}
-    return World(meanings=meanings, beliefs=beliefs)
+    def answer(self, problem: GlyphProblem) -> str:
+        """Return the final answer of a problem."""
+        return _written(self.lists(problem)[-1])
 
 
-def draw_questions(task: GlyphTask, *, seed: int) -> Iterator[str]:
-    """Yield questions without end, no two alike: whatever is cut from this stream is disjoint."""
-    rng, seen = random.Random(f"questions {seed}"), set()
-    while True:
-        digits = "".join(str(rng.randrange(10)) for _ in range(4))
-        question = f"{digits} {''.join(rng.sample(GLYPHS[: task.num_glyphs], task.chain_length))}"
-        if question not in seen:
-            seen.add(question)
-            yield question
+def make_world(task: GlyphTask, *, seed: int) -> GlyphWorld:
+    """Draw the meanings of the glyphs and the teacher's wrong beliefs.
+
+    No function is the meaning of more glyphs than another by more than one.
+    """
+    rng = random.Random(derive_seed("glyph world", seed))
+    names: list[str] = []
+    while len(names) < task.num_glyphs:
+        names += rng.sample(list(FUNCTIONS), len(FUNCTIONS))
+    meanings = dict(zip(task.glyphs, names, strict=False))
+    misread = rng.sample(task.glyphs, len(task.right_shares))
+    beliefs = {
+        glyph: _wrong_belief(meanings[glyph], right=share, wrong=task.wrong_share, rng=rng)
+        for glyph, share in zip(misread, task.right_shares, strict=True)
+    }
+    beliefs |= {glyph: {meanings[glyph]: 1.0} for glyph in task.glyphs if glyph not in beliefs}
+    return GlyphWorld(seed=seed, meanings=meanings, beliefs=beliefs)
 
 
-def answer(world: World, question: str) -> str:
-    """Return the final list of a question."""
-    digits, glyphs = _parse(question)
-    return _text(world.execute(digits, glyphs))
+def _wrong_belief(meaning: str, *, right: float, wrong: float, rng: random.Random) -> dict[str, float]:
+    others = [name for name in FUNCTIONS if name != meaning]
+    favourite = rng.choice(others)
+    rest = (1.0 - right - wrong) / (len(others) - 1)
+    return {name: right if name == meaning else wrong if name == favourite else rest for name in FUNCTIONS}
 
 
-def teacher_solution(world: World, question: str, *, rng: random.Random) -> str:
-    """Return a solution in which every glyph is taken for what the teacher believes at that moment, and every function executed rightly."""
-    digits, glyphs = _parse(question)
-    lines = []
-    for i, glyph in enumerate(glyphs):
-        belief = world.beliefs[glyph]
-        (name,) = rng.choices(list(belief), weights=list(belief.values()))
-        digits = FUNCTIONS[name](digits)
-        lines.append(f"{glyph} {name} {'= ' if i == len(glyphs) - 1 else ''}{_text(digits)}\n")
-    return "".join(lines)
+def problem_stream(task: GlyphTask, *, seed: int, split: str) -> Iterator[GlyphProblem]:
+    """Yield distinct problems of a split without end, or until its problems are used up.
+
+    Splits share no program, and so no question: which split a program belongs to follows from the seed and the program alone.
+    """
+    rng = random.Random(derive_seed("glyph problems", seed, split))
+    seen: set[GlyphProblem] = set()
+    misses = 0
+    while misses < 10_000:
+        digits = tuple(rng.randrange(10) for _ in range(LIST_LENGTH))
+        problem = GlyphProblem(digits=digits, program="".join(rng.sample(task.glyphs, task.program_length)))
+        misses += 1
+        if problem not in seen and split_of(problem.program, seed=seed) == split:
+            misses = 0
+            seen.add(problem)
+            yield problem
 
 
-def is_clean(world: World, question: str, solution: str) -> bool:
-    """Say whether every step of a solution is right: glyph, meaning and list. For evaluation only; nothing is trained on it."""
-    digits, glyphs = _parse(question)
-    expected = []
-    for i, glyph in enumerate(glyphs):
-        digits = FUNCTIONS[world.meanings[glyph]](digits)
-        expected.append(f"{glyph} {world.meanings[glyph]} {'= ' if i == len(glyphs) - 1 else ''}{_text(digits)}\n")
-    return solution == "".join(expected)
+def split_of(program: str, *, seed: int) -> str:
+    """Return the split that a program belongs to."""
+    place = derive_seed("glyph split", seed, program) % sum(SPLIT_SHARES.values())
+    for split, share in SPLIT_SHARES.items():
+        place -= share
+        if place < 0:
+            return split
+    raise AssertionError("the shares cover every place")
 
 
-def _parse(question: str) -> tuple[Digits, str]:
-    digits, glyphs = question.split(" ")
-    a, b, c, d = map(int, digits)
-    return (a, b, c, d), glyphs
+def problem_rows(task: GlyphTask, world: GlyphWorld, split: str) -> list[dict[str, Any]]:
+    """Return the rows ``{id, question, answer}`` of a split."""
+    size = {"train": task.num_train, "held_out": task.num_held_out, "test": task.num_test}[split]
+    problems = _take(problem_stream(task, seed=world.seed, split=split), size, split)
+    return [
+        {"id": f"{split}-{index:04d}", "question": problem.question, "answer": world.answer(problem)} for index, problem in enumerate(problems)
+    ]
 
 
-def _text(digits: Digits) -> str:
+def warmup_rows(task: GlyphTask, world: GlyphWorld) -> list[dict[str, Any]]:
+    """Return the teacher's solved examples as rows ``{id, question, solution}``; many of them are wrong, in a consistent way."""
+    rng = random.Random(derive_seed("glyph teacher", world.seed))
+    problems = _take(problem_stream(task, seed=world.seed, split="warmup"), task.num_warmup, "warmup")
+    return [
+        {"id": f"warmup-{index:05d}", "question": problem.question, "solution": teacher_solution(world, problem, rng)}
+        for index, problem in enumerate(problems)
+    ]
+
+
+def _take(problems: Iterator[GlyphProblem], size: int, split: str) -> list[GlyphProblem]:
+    taken = list(islice(problems, size))
+    if len(taken) < size:
+        raise ConfigError(f"glyph task: split {split!r} must have {size} different problems: got {len(taken)} -- use longer programs")
+    return taken
+
+
+def teacher_solution(world: GlyphWorld, problem: GlyphProblem, rng: random.Random) -> str:
+    """Return a solution in which every function is drawn from the teacher's belief and executed correctly."""
+    functions = [rng.choices(list(belief), list(belief.values()))[0] for belief in map(world.beliefs.__getitem__, problem.program)]
+    return write_solution(problem, functions)
+
+
+def write_solution(problem: GlyphProblem, functions: list[str]) -> str:
+    """Return the solution that takes the given function for each glyph.
+
+    Example: ``4719 GB`` with ``reverse`` and ``up`` is ``"G reverse 9174\\nB up = 0285\\n"``.
+    """
+    steps, current = [], problem.digits
+    for place, (glyph, function) in enumerate(zip(problem.program, functions, strict=True), 1):
+        current = FUNCTIONS[function](current)
+        mark = ANSWER_MARK if place == len(problem.program) else ""
+        steps.append(f"{glyph} {function} {mark}{_written(current)}{STEP_END}")
+    return "".join(steps)
+
+
+def check_steps(world: GlyphWorld, question: str, steps: list[str]) -> list[bool]:
+    """Say of every step whether it is right: the next glyph, its meaning, that function of the list before it, the mark where it belongs.
+
+    For evaluation only: it knows what no verifier of final answers knows. A step is judged by the list that the step before it wrote, so
+    what follows a wrong step can be right; behind a step whose list cannot be read, nothing is.
+    """
+    problem = GlyphProblem.from_question(question)
+    verdicts: list[bool] = []
+    before: Digits | None = problem.digits
+    for place, step in enumerate(steps):
+        glyph = problem.program[place] if place < len(problem.program) else None
+        right = before is not None and glyph is not None and step == _right_step(world, problem, place, before)
+        verdicts.append(right)
+        before = _read_list(step)
+    return verdicts
+
+
+def is_clean(world: GlyphWorld, question: str, steps: list[str]) -> bool:
+    """Say whether a solution is complete and right in every step."""
+    return len(steps) == len(GlyphProblem.from_question(question).program) and all(check_steps(world, question, steps))
+
+
+def _right_step(world: GlyphWorld, problem: GlyphProblem, place: int, before: Digits) -> str:
+    glyph = problem.program[place]
+    mark = ANSWER_MARK if place == len(problem.program) - 1 else ""
+    meaning = world.meanings[glyph]
+    return f"{glyph} {meaning} {mark}{_written(FUNCTIONS[meaning](before))}{STEP_END}"
+
+
+def _read_list(step: str) -> Digits | None:
+    text = step.removesuffix(STEP_END).rpartition(" ")[2]
+    return tuple(map(int, text)) if len(text) == LIST_LENGTH and text.isascii() and text.isdigit() else None
+
+
+def _written(digits: Digits) -> str:
     return "".join(map(str, digits))

@@ -1,55 +1,65 @@
-"""The embedded task's base model: a small untrained Qwen2 and a tokenizer with one token per symbol, saved in Hugging Face form."""
+"""The tokenizer of glyph programs, one token per symbol, and the untrained transformer that learns to write them."""
 
 from pathlib import Path
 
-from stepladder.embedded.glyphs import FUNCTIONS, GLYPHS
-from stepladder.files import atomic_directory
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-HIDDEN_SIZE = 96
-NUM_HEADS = 3
-"""Heads of 32 dimensions, the least that every engine can run."""
-NUM_LAYERS = 3
-INTERMEDIATE_SIZE = 256
-MAX_POSITIONS = 128
+from stepladder.embedded.glyphs import ANSWER_MARK, FUNCTIONS, GlyphTask
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
-def save_base_model(directory: Path, *, seed: int) -> None:
-    """Build the untrained model from a seed and save it with its tokenizer, whole or not at all."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def build_tokenizer(task: GlyphTask) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per digit, glyph, function and mark; decoding concatenates exactly."""
+    # A function's token carries its blanks, so that they cost nothing; a lone blank separates list and program in a question.
+    symbols = ["\n", " ", ANSWER_MARK, *"0123456789", *task.glyphs, *(f" {name} " for name in FUNCTIONS)]
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *symbols])}
+    core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf" [a-z]+ |{ANSWER_MARK}|[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, EOS, UNK)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
+    )
 
-    tokenizer = build_tokenizer()
+
+MAX_POSITIONS = 512
+"""Context of the model in tokens; a solution of ten steps needs about ninety."""
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2ForCausalLM:
+    """Return an untrained Qwen2 of about 0.2 million parameters, in float32 and in evaluation mode."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=INTERMEDIATE_SIZE,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=NUM_HEADS,
-        num_key_value_heads=NUM_HEADS,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        intermediate_size=256,
         max_position_embeddings=MAX_POSITIONS,
-        initializer_range=0.06,
+        # Steps refer to symbols a few tokens back: slow rotations would leave most of each head without a sense of place.
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=True,
+        initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        dtype="float32",
     )
-    with torch.random.fork_rng(), atomic_directory(directory) as temporary:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen2ForCausalLM(config).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        return Qwen2ForCausalLM(config).eval()
 
 
-def build_tokenizer():
-    """Return a tokenizer whose tokens are digits, glyphs, function names with the blanks around them, and the marks of the step format."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<pad>", "<eos>", "<unk>"]
-    symbols = ["\n", " ", "= ", *"0123456789", *GLYPHS, *(f" {name} " for name in FUNCTIONS)]
-    core = Tokenizer(models.WordLevel(vocab={token: i for i, token in enumerate(specials + symbols)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r" [a-z]+ |= |[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
-    )
+def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:
+    """Write the untrained model and its tokenizer in Hugging Face form."""
+    tokenizer = build_tokenizer(task)
+    build_model(tokenizer, seed=seed).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

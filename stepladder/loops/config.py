@@ -195,7 +195,12 @@ class PRMConfig(Section):
     model: str | None = None
     """Directory of a PRM to start from; None starts from the policy with a new value head."""
     start: Literal["policy", "last"] = "policy"
-    """Each round trains from the round's searching policy with a new head, or from the last PRM."""
+    """Each round trains from the round's new policy with a new head, or from the last PRM."""
+    rollouts: int = Field(default=0, ge=0)
+    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, beside the searched trees. A PRM
+    that has only seen the steps of the policy before judges the new one's at chance where the policy changed much; 0 samples none."""
+    mixed_only: bool = False
+    """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
     target: Literal["monte-carlo", "tree-value"] = "monte-carlo"
     """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
     loss: Literal["bce", "mse"] = "bce"

@@ -71,9 +71,9 @@ def headline(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_tokens(search: dict[str, Any] | None, figures: dict[str, dict[str, Any]]) -> int:
-    """Return all tokens a round generated, in search and evaluation."""
+    """Return all tokens a round generated, in search, rollouts and evaluation."""
     evaluation = sum(sum(split["tokens"].values()) for split in figures.values())
-    return evaluation + (search["generated_tokens"] if search else 0)
+    return evaluation + (search["generated_tokens"] + search["rollout_tokens"] if search else 0)
 
 
 def read_rows(folder: Path) -> list[Row]:

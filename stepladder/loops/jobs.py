@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.answers import answer_key
-from stepladder.data.labels import preference_pairs, select_traces, value_rows
+from stepladder.data.labels import Selection, preference_pairs, select_traces, value_rows
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.files import atomic_write_text
@@ -51,32 +51,26 @@ class Models:
     """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSummary:
-    """What searching a shard came to."""
-
-    problems: int
-    """Problems searched."""
-    solved: int
-    """Problems with at least one right answer in their tree."""
-    generated_tokens: int
-    """Tokens sampled."""
-    errors: int
-    """Steps that a backend failed on; their messages are in the trees."""
-
-
-def search_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> SearchSummary:
+def search_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Search a shard of training problems in label mode and write its trees."""
-    method, budget = build.build_method(config.search), build.search_budget(config.search)
+    _write_labelled(
+        config, models, problems, method=build.build_method(config.search), budget=build.search_budget(config.search), out=out, stage=stage
+    )
+
+
+def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
+    """Sample full solutions of a shard of training problems, grade them, and write them as trees."""
+    limits = build.search_budget(config.search)
+    budget = replace(limits, num_simulations=config.prm.rollouts, max_tokens=None)
+    _write_labelled(config, models, problems, method=resolve_method("majority"), budget=budget, out=out, stage=stage)
+
+
+def _write_labelled(
+    config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
+) -> None:
     with build.build_verifier(config.problems, problems) as verifier:
         results = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
     write_trees(out, [result.tree for result in results])
-    return SearchSummary(
-        problems=len(results),
-        solved=sum(1.0 in result.tree.outcomes for result in results),
-        generated_tokens=sum(result.tree.generated_tokens for result in results),
-        errors=sum(reason == StopReason.ERROR for result in results for reason in result.tree.stop_reasons),
-    )
 
 
 def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, value
             pairs_per_problem=labels.pairs_per_problem,
             rejected_must_fail=labels.rejected_must_fail,
         ),
-        "values": value_rows(records, target=config.prm.target),
+        "values": _value_rows(config, records),
     }
     write_traces(traces, selections["traces"].rows)
     write_pairs(pairs, selections["pairs"].rows)
@@ -189,6 +183,15 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     if kind == "search":
         write_trees(out.with_suffix(".parquet"), [result.tree for result in results])
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
+
+
+def label_rollouts(*, config: Config, rollouts: Path, values: Path) -> None:
+    """Turn a shard of rollouts into value rows."""
+    write_values(values, _value_rows(config, read_trees(rollouts)).rows)
+
+
+def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
+    return value_rows(records, target=config.prm.target, drop_one_sided=config.prm.mixed_only)
 
 
 def has_rows(shards: list[Path]) -> bool:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,11 @@ from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import RunDir
 from stepladder.loops.workers import Task, WorkerPool
 from stepladder.types import LabelledProblem, Provenance, derive_seed
+
+Summary = dict[str, Any]
+
+_EVALUATIONS = (("held_out", "greedy"), ("held_out", "samples"), ("test", "greedy"), ("test", "samples"), ("test", "search"))
+"""Split and kind of what is measured after each round: everything on test, what the gates need on held-out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,11 @@ class RoundContext:
             ),
         )
 
+    def best_policy(self, number: int) -> int:
+        """Return the version of the best policy before a round."""
+        before = self.run.row(number - 1)
+        return before["best_policy"] if before else 0
+
     def shards(self, split: str) -> list[list[LabelledProblem]]:
         """Return a split cut into shards, in file order."""
         problems, size = self.problems[split], self.config.run.shard_size
@@ -84,42 +94,62 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     best_policy, best_prm = before["best_policy"], before["best_prm"]
     search = _search(context, number, best_policy, best_prm)
     labels = _label(context, number)
-    training = _train(context, number, best_policy, best_prm)
+    training = {"policy": _train(context, number, best_policy)}
+    rollouts = _roll_out(context, number)
+    training["prm"] = _train_prm(context, number, best_prm)
+    search["rollout_tokens"] = rollouts["generated_tokens"] if rollouts else 0
     return _judge(context, number, best_policy=best_policy, best_prm=best_prm, training=training, search=search, labels=labels)
 
 
 def _warm_up(context: RoundContext) -> dict[str, Any]:
     """Fine-tune the base model on solved problems; without any, the base model is policy version 0 as it stands."""
     solutions, out = context.config.warmup.solutions, context.run.policy(0)
-    summary = context.run.round(0) / "training.json"
-    if solutions is not None and not out.exists():
-        stage = "warm-up"
-        arguments = {"config": context.config, "solutions": Path(solutions), "out": out, "stage": stage}
-        with context.stage(0, "train"):
-            done = context.work([Task(function=jobs.warm_up, arguments=arguments)], {stage: None})
-        atomic_write_text(summary, json.dumps({"warmup": done[0]}, indent=2) + "\n")
-    return _read_json(summary)
+    if solutions is None:
+        return {}
+    arguments = {"config": context.config, "solutions": Path(solutions), "out": out, "stage": "warm-up"}
+    return {"policy": {"warmup": _trained(context, 0, "policy", Task(function=jobs.warm_up, arguments=arguments), {"warm-up": None})}}
 
 
 def _search(context: RoundContext, number: int, policy_version: int, prm_version: int | None) -> dict[str, Any]:
     """Search the training problems, shard by shard."""
-    stage, tasks, total = f"round {number}: search", [], 0
-    for index, problems in enumerate(context.shards("train")):
-        out = context.run.shard(number, "trees", index)
-        if out.exists():
-            continue
-        arguments = {
-            "config": context.config,
-            "models": context.models(number, policy_version, prm_version),
-            "problems": problems,
-            "out": out,
-            "stage": stage,
-        }
-        tasks.append(Task(function=jobs.search_shard, arguments=arguments))
-        total += len(problems)
-    with context.stage(number, "search"):
-        context.work(tasks, {stage: total})
+    models = context.models(number, policy_version, prm_version)
+    _over_shards(context, number, jobs.search_shard, "trees", models, stage="search")
     return evaluate.search_figures(context.run.shards("trees", rounds=[number]))
+
+
+def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
+    """Sample solutions of the training problems with the round's new policy, for the PRM to learn from."""
+    run, config = context.run, context.config
+    if not (config.prm.enabled and config.prm.rollouts and run.policy(number).exists()):
+        return None
+    _over_shards(context, number, jobs.roll_out_shard, "rollouts", context.models(number, number, None), stage="rollouts")
+    tasks = [
+        Task(
+            function=jobs.label_rollouts,
+            arguments={
+                "config": config,
+                "rollouts": run.shard(number, "rollouts", index),
+                "values": run.shard(number, "rollout-values", index),
+            },
+        )
+        for index in range(len(context.shards("train")))
+        if not run.shard(number, "rollout-values", index).exists()
+    ]
+    context.work(tasks, {})
+    return evaluate.search_figures(run.shards("rollouts", rounds=[number]))
+
+
+def _over_shards(context: RoundContext, number: int, function: Callable[..., None], kind: str, models: jobs.Models, *, stage: str) -> None:
+    """Run a job for every training shard whose file is missing."""
+    label, tasks, total = f"round {number}: {stage}", [], 0
+    for index, problems in enumerate(context.shards("train")):
+        out = context.run.shard(number, kind, index)
+        if not out.exists():
+            arguments = {"config": context.config, "models": models, "problems": problems, "out": out, "stage": label}
+            tasks.append(Task(function=function, arguments=arguments))
+            total += len(problems)
+    with context.stage(number, stage):
+        context.work(tasks, {label: total})
 
 
 def _label(context: RoundContext, number: int) -> dict[str, Any]:
@@ -155,35 +185,57 @@ def _sum_counts(shards: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _train(context: RoundContext, number: int, policy_version: int, prm_version: int | None) -> dict[str, Any]:
-    """Train policy and PRM side by side on the data of the configured rounds; a model without data is left untrained."""
-    config, run, summary = context.config, context.run, context.run.round(number) / "training.json"
-    if summary.exists():
-        return _read_json(summary)
+def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
+    """Train the policy on the data of the configured rounds; without any data it is left as it is."""
+    config, run = context.config, context.run
     rounds = _data_rounds(config, number)
-    traces, pairs, values = (run.shards(kind, rounds=rounds) for kind in ("traces", "pairs", "values"))
-    tasks: dict[str, Task] = {}
-    common = {"config": config, "seed": derive_seed(config.run.seed, "train", number)}
-    if jobs.has_rows(traces) and not run.policy(number).exists():
-        start = run.policy_source(policy_version if config.start_from == "best" else 0, config)
-        arguments = {
-            **common,
-            "start": start,
-            "traces": traces,
-            "pairs": pairs,
-            "out": run.policy(number),
-            "stage": f"round {number}: policy",
-        }
-        tasks["policy"] = Task(function=jobs.train_policy, arguments=arguments)
-    if config.prm.enabled and jobs.has_rows(values) and not run.prm(number).exists():
-        start = _prm_start(context, policy_version, prm_version)
-        arguments = {**common, "start": start, "values": values, "out": run.prm(number), "stage": f"round {number}: PRM"}
-        tasks["prm"] = Task(function=jobs.train_prm, arguments=arguments)
-    totals = {f"round {number}: {name}": None for name in ("policy SFT", "policy preferences", "PRM")}
-    with context.stage(number, "train"):
-        done = context.work(list(tasks.values()), totals)
-    shutil.rmtree(run.round(number) / "models" / "sft", ignore_errors=True)
-    atomic_write_text(summary, json.dumps(dict(zip(tasks, done, strict=True)), indent=2) + "\n")
+    traces, pairs = (run.shards(kind, rounds=rounds) for kind in ("traces", "pairs"))
+    if not jobs.has_rows(traces + pairs):
+        return {}
+    stage = f"round {number}: policy"
+    arguments = {
+        "config": config,
+        "seed": derive_seed(config.run.seed, "train", number),
+        "start": run.policy_source(policy_version if config.start_from == "best" else 0, config),
+        "traces": traces,
+        "pairs": pairs,
+        "out": run.policy(number),
+        "stage": stage,
+    }
+    totals = {f"{stage} SFT": None, f"{stage} preferences": None}
+    return _trained(context, number, "policy", Task(function=jobs.train_policy, arguments=arguments), totals)
+
+
+def _train_prm(context: RoundContext, number: int, prm_version: int | None) -> Summary:
+    """Train the PRM on the value rows of the configured rounds; without any data there is none."""
+    config, run = context.config, context.run
+    values = [path for kind in ("values", "rollout-values") for path in run.shards(kind, rounds=_data_rounds(config, number))]
+    if not config.prm.enabled or not jobs.has_rows(values):
+        return {}
+    stage = f"round {number}: PRM"
+    policy = run.policy_source(number if run.policy(number).exists() else context.best_policy(number), config)
+    arguments = {
+        "config": config,
+        "seed": derive_seed(config.run.seed, "train", number),
+        "start": str(run.prm(prm_version)) if config.prm.start == "last" and prm_version is not None else config.prm.model or policy,
+        "values": values,
+        "out": run.prm(number),
+        "stage": stage,
+    }
+    return _trained(context, number, "prm", Task(function=jobs.train_prm, arguments=arguments), {stage: None})
+
+
+def _trained(context: RoundContext, number: int, name: str, task: Task, totals: Mapping[str, int | None]) -> Summary:
+    """Run a training whose model is missing, and keep its summary beside the model."""
+    folder = context.run.round(number) / "models"
+    summary = folder / f"{name}.json"
+    if not (folder / name).exists() or not summary.exists():
+        # A model without its summary is trained again: it comes out the same, and the round's figures stay complete.
+        shutil.rmtree(folder / name, ignore_errors=True)
+        with context.stage(number, f"train {name}"):
+            (done,) = context.work([task], totals)
+        atomic_write_text(summary, json.dumps(done, indent=2) + "\n")
+        shutil.rmtree(folder / "sft", ignore_errors=True)
     return _read_json(summary)
 
 
@@ -191,14 +243,6 @@ def _data_rounds(config: Config, number: int) -> list[int]:
     """Rounds whose data a round trains on."""
     first = {"accumulate": 1, "replace": number, "window": max(1, number - config.labels.window + 1)}[config.labels.data]
     return list(range(first, number + 1))
-
-
-def _prm_start(context: RoundContext, policy_version: int, prm_version: int | None) -> str:
-    """Model that the PRM's training starts from."""
-    prm = context.config.prm
-    if prm.start == "last" and prm_version is not None:
-        return str(context.run.prm(prm_version))
-    return prm.model or context.run.policy_source(policy_version, context.config)
 
 
 def _judge(
@@ -242,23 +286,17 @@ def _judge(
 
 def _evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None, best_prm: int | None) -> None:
     """Run the evaluations that are missing: everything on test, what the gates need on held-out."""
-    kinds = [
-        ("held_out", "greedy", prm),
-        ("held_out", "samples", prm),
-        ("test", "greedy", prm),
-        ("test", "samples", prm),
-        ("test", "search", prm),
-    ]
+    wanted = [(split, kind, kind, prm) for split, kind in _EVALUATIONS]
     if best_prm is not None and best_prm != prm:
         # The same seeds give the same samples, now scored by the PRM that the new one has to match.
-        kinds.append(("held_out", "samples-best-prm", best_prm))
+        wanted.append(("held_out", "samples", "samples-best-prm", best_prm))
     tasks, totals = [], {}
-    for split, kind, scorer in kinds:
+    for split, kind, folder, scorer in wanted:
         for index, problems in enumerate(context.shards(split)):
-            out = context.run.round(number) / "evaluation" / split / kind / f"shard-{index:04d}.json"
+            out = context.run.round(number) / "evaluation" / split / folder / f"shard-{index:04d}.json"
             if out.exists():
                 continue
-            stage = f"round {number}: {split} {kind}"
+            stage = f"round {number}: {split} {folder}"
             totals[stage] = totals.get(stage, 0) + len(problems)
             arguments = {
                 "config": context.config,

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -175,16 +176,18 @@ class _Run:
 
     def __init__(self, engine: SearchEngine, problems: Iterator[Problem]) -> None:
         method = engine.method
-        num_slots = max(method.num_children, method.root_samples)
+        num_slots = 1 if method.samples_solutions else max(method.num_children, method.root_samples)
+        first = list(islice(problems, engine.max_trees))
+        num_trees = max(len(first), 1)
         self.engine = engine
         self.drained = False
         self.states: list[SearchState] = []
         """Searches in progress, in order of admission."""
         self.has_news = False
         """Whether waves were settled by the last exchange."""
-        self._problems = problems
-        self._tree = allocate(engine.max_trees, num_nodes=1 + 8 * num_slots, num_slots=num_slots)
-        self._free_rows = list(range(engine.max_trees))[::-1]
+        self._problems = chain(first, problems)
+        self._tree = allocate(num_trees, num_nodes=1 + 8 * num_slots, num_slots=num_slots)
+        self._free_rows = list(range(num_trees))[::-1]
         self._settled: list[SearchState] = []
         """Searches without a wave in flight."""
         self._complete: list[SearchState] = []
@@ -195,7 +198,11 @@ class _Run:
         self._done, self._done_tokens, self._done_solved = 0, 0, 0
         if method.selection not in ("beam", "sample"):
             self._scores = tree_scores(
-                selection=method.selection, c=method.c, c_base=method.c_base, unvisited=method.unvisited, normalise=method.normalise
+                selection=method.selection,
+                c=float(method.c),
+                c_base=float(method.c_base),
+                unvisited=method.unvisited,
+                normalise=method.normalise,
             )
 
     def event(self) -> SearchEvent:
@@ -345,6 +352,7 @@ class _Run:
 
     def _settle(self, states: list[SearchState]) -> None:
         """Write the new nodes of all waves into the arrays and back the waves up, in wave order."""
+        method = self.engine.method
         settled = [state.settle(self._tree.raw_value[state.row]) for state in states]
         new = self._new_nodes(states, settled)
         most_nodes = max(len(state.table.steps) for state in states)
@@ -360,8 +368,8 @@ class _Run:
                 np.array(nodes),
                 np.array(returns, np.float32),
                 opened=np.array(opened),
-                rule=self.engine.method.backup,
-                discount=self.engine.method.discount,
+                rule="mean" if method.samples_solutions else method.backup,
+                discount=method.discount,
             )
 
     def _new_nodes(self, states: list[SearchState], settled: list[Settled]) -> NewNodes:

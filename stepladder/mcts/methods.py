@@ -59,7 +59,7 @@ class SearchMethod:
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
     (AlphaZero); children start unvisited. Sampling methods back up every draw from its last node."""
     backup: str = "mean"
-    """``mean`` of all returns, or ``child-mean`` (visit-weighted mean of the children)."""
+    """``mean`` of all returns, or ``child-mean`` (visit-weighted mean of the children); sampling methods always take the mean."""
     discount: float = 1.0
     """Factor per step on the way up, in (0, 1]."""
     terminals: str = "skip"

@@ -110,6 +110,8 @@ class SearchState:
         """Outcome per answer, label mode only; a solution without a readable answer is wrong."""
         self._renderer = renderer
         self._provenance = provenance
+        self._draws_solutions = method.samples_solutions
+        self._max_steps = budget.max_depth if method.samples_solutions else 1
         self._label_mode = label_mode
         self._scored = scored
         self._seed = derive_seed(provenance.seed, provenance.round, problem.id)
@@ -118,8 +120,6 @@ class SearchState:
         self._scored_tokens = 0
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
-        self._num_children: dict[int, int] = {}
-        """Children per node; kept by sampling methods, whose nodes get children more than once."""
         self._num_settled = 1
         """Nodes that were there before the wave that is being settled."""
         self._tally = AnswerTally(method.answer_rule)
@@ -129,7 +129,7 @@ class SearchState:
 
     def stop_reason(self) -> StopReason | None:
         """Return why the search is over before its next wave, or None."""
-        drawn = self.method.samples_solutions and self.method.temperature == 0 and self.num_simulations > 0
+        drawn = self._draws_solutions and self.method.temperature == 0 and self.num_simulations > 0
         if self.num_expandable == 0 or drawn:
             return StopReason.EXHAUSTED
         if self.num_simulations >= self.budget.num_simulations:
@@ -140,11 +140,11 @@ class SearchState:
 
     def wave_size(self) -> int:
         """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""
-        if self.method.samples_solutions and self.method.temperature == 0:
+        if self._draws_solutions and self.method.temperature == 0:
             return 1
         size = min(self.method.wave, self.budget.num_simulations - self.num_simulations)
         if self.budget.max_tokens is not None and self.generated_tokens:
-            one_sample = self.method.samples_solutions or self.method.temperature == 0
+            one_sample = self._draws_solutions or self.method.temperature == 0
             per_leaf = (1 if one_sample else self.method.num_children) * self.generated_tokens / self._num_samples
             size = min(size, int((self.budget.max_tokens - self.generated_tokens) / per_leaf))
         return max(size, 1)
@@ -155,7 +155,7 @@ class SearchState:
         """Begin a wave; return its expansions, each with the fields of its request but the ticket. Revisits ask for nothing."""
         self.wave = [self._expansion(leaf, num_draws) for leaf in leaves]
         asked = [(expansion, self._request(expansion)) for expansion in self.wave if expansion.num_samples]
-        self.num_simulations += num_draws if self.method.samples_solutions else len(leaves)
+        self.num_simulations += num_draws if self._draws_solutions else len(leaves)
         self.pending = len(asked)
         self._policy_calls += len(asked)
         return asked
@@ -164,7 +164,7 @@ class SearchState:
         method, reason = self.method, self.table.stop_reasons[leaf]
         if reason != StopReason.STEP:
             return Expansion(leaf=leaf, num_samples=0)
-        if method.samples_solutions:
+        if self._draws_solutions:
             num_samples = num_draws
         elif method.temperature == 0:
             num_samples = 1
@@ -173,7 +173,7 @@ class SearchState:
         return Expansion(leaf=leaf, num_samples=num_samples, prefix_ids=self.prompt_ids + self.table.path_ids(leaf))
 
     def _request(self, expansion: Expansion) -> dict[str, Any]:
-        drawn = (self.num_simulations,) if self.method.samples_solutions else ()
+        drawn = (self.num_simulations,) if self._draws_solutions else ()
         return {
             "prefix_ids": expansion.prefix_ids,
             "num_samples": expansion.num_samples,
@@ -182,10 +182,6 @@ class SearchState:
             "max_step_tokens": self.budget.max_step_tokens,
             "max_steps": self._max_steps,
         }
-
-    @property
-    def _max_steps(self) -> int:
-        return self.budget.max_depth if self.method.samples_solutions else 1
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
         """Take in the samples of an expansion and return what has to be scored: every new step once, nothing without a scorer.
@@ -202,7 +198,7 @@ class SearchState:
             )
         self.pending -= 1
         self._num_samples += len(samples)
-        if self.method.samples_solutions:
+        if self._draws_solutions:
             self._graft_solutions(expansion, samples)
         else:
             self._graft_steps(expansion, samples)
@@ -251,7 +247,7 @@ class SearchState:
     def _score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         new = [node for node in expansion.new if node.step.token_ids and node.twin is None]
         self._scored_tokens += sum([len(node.step.token_ids) for node in new])
-        if self.method.samples_solutions:
+        if self._draws_solutions:
             jobs = self._solution_jobs(expansion)
         else:
             jobs = [ScoreJob(expansion.prefix_ids, [[node] for node in new])] if new else []
@@ -299,21 +295,20 @@ class SearchState:
         table.steps += [node.step for node in new]
         table.parents += [node.parent if node.parent >= 0 else first + ~node.parent for node in new]
         table.depths += [node.depth for node in new]
-        table.stop_reasons += [self._end_reason(node) for node in new]
+        table.stop_reasons += [
+            StopReason.DEPTH if node.step.stop_reason == StopReason.STEP and node.depth >= self.budget.max_depth else node.step.stop_reason
+            for node in new
+        ]
         table.scores += [node.score if node.twin is None else self._twin_score(node.twin) for node in new]
         table.answers += [None] * len(new)
         table.outcomes += [None] * len(new)
         for index in range(first, len(table.steps)):
             if table.stop_reasons[index] == StopReason.END:
                 table.answers[index] = self._renderer.extract_answer(table.path_text(index))
-        if self.method.samples_solutions:
+        if self._draws_solutions:
             expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
             for index, node in enumerate(new, start=first):
                 self._shared.setdefault((table.parents[index], node.step.token_ids, node.step.stop_reason), index)
-
-    def _end_reason(self, node: NewNode) -> StopReason:
-        reason = node.step.stop_reason
-        return StopReason.DEPTH if reason == StopReason.STEP and node.depth >= self.budget.max_depth else reason
 
     def _twin_score(self, twin: NewNode | int) -> float | None:
         return self.table.scores[twin] if isinstance(twin, int) else twin.score
@@ -344,11 +339,9 @@ class SearchState:
             settled.worths.append(math.nan if score is None else score)
         settled.is_open += [reason == StopReason.STEP for reason in reasons]
         settled.is_terminal += [reason == StopReason.END for reason in reasons]
-        if self.method.samples_solutions:
-            for parent in table.parents[at : at + len(expansion.new)]:
-                slot = self._num_children.get(parent, 0)
-                settled.slots.append(slot)
-                self._num_children[parent] = slot + 1
+        if self._draws_solutions:
+            # A root with thousands of draws would need as many slots at every node.
+            settled.slots += [Tree.NO_SLOT] * len(expansion.new)
             settled.priors += [0.0] * len(expansion.new)
         else:
             settled.slots += range(len(expansion.new))
@@ -396,7 +389,7 @@ class SearchState:
 
     def _back_up(self, expansion: Expansion, settled: Settled, raw_value: Any) -> None:
         leaf = expansion.leaf
-        if self.method.samples_solutions:
+        if self._draws_solutions:
             settled.backups += [(end, settled.worths[end - settled.first], 0) for end in expansion.ends]
             return
         if expansion.num_samples == 0:
@@ -440,7 +433,7 @@ class SearchState:
         table, row = self.table, self.row
         used = slice(len(table.steps))
         visits = tree.visits[row, used].tolist()
-        if self.method.samples_solutions:
+        if self._draws_solutions:
             priors = [1.0] + [visits[node] / visits[parent] for node, parent in enumerate(table.parents) if node]
         else:
             priors = tree.prior[row, used].tolist()

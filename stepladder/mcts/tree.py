@@ -30,9 +30,11 @@ class Tree:
     ROOT: ClassVar[int] = 0
     """Index of the root in every row."""
     NO_PARENT: ClassVar[int] = -1
-    """Parent and slot of the root."""
+    """Parent of the root."""
     UNVISITED: ClassVar[int] = -1
     """Entry of a child slot without a node."""
+    NO_SLOT: ClassVar[int] = -1
+    """Slot of a node that its parent does not point to: the root's, and all of a sampled tree, which is never descended."""
 
     num_nodes: Int32[np.ndarray, "B"]
     """Nodes in use, the root included."""
@@ -72,7 +74,7 @@ class Tree:
         return sum(array.itemsize * (array.shape[2] if array.ndim == 3 else 1) for array in arrays)
 
 
-_EMPTY = {"parent": Tree.NO_PARENT, "slot": Tree.NO_PARENT, "children_index": Tree.UNVISITED, "raw_value": np.nan, "value": np.nan}
+_EMPTY = {"parent": Tree.NO_PARENT, "slot": Tree.NO_SLOT, "children_index": Tree.UNVISITED, "raw_value": np.nan, "value": np.nan}
 """What an unused node holds where that is not zero."""
 
 
@@ -135,7 +137,7 @@ class NewNodes:
     parents: Int[np.ndarray, "M"]
     """Parent's index; an earlier node of the same batch may be a parent."""
     slots: Int[np.ndarray, "M"]
-    """The parent's next free slot."""
+    """The parent's next free slot, or ``Tree.NO_SLOT``."""
     depths: Int[np.ndarray, "M"]
     """Steps from the root."""
     priors: Float32[np.ndarray, "M"]
@@ -166,7 +168,8 @@ def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
         raise ShapeError(
             f"add_nodes: no room: got node {nodes.max()} and slot {new.slots.max()} in {tree.children_index.shape} -- grow the tree"
         )
-    tree.children_index[rows, new.parents, new.slots] = nodes
+    linked = new.slots != Tree.NO_SLOT
+    tree.children_index[rows[linked], new.parents[linked], new.slots[linked]] = nodes[linked]
     tree.parent[rows, nodes] = new.parents
     tree.slot[rows, nodes] = new.slots
     tree.depth[rows, nodes] = new.depths

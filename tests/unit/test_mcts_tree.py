@@ -79,6 +79,13 @@ def test_no_room_is_an_error():
         allocate(1, num_nodes=1, num_slots=0)
 
 
+def test_a_node_without_a_slot_has_a_parent_that_does_not_point_to_it():
+    """Sampled trees need no slots: parents and depths are there, children are not."""
+    tree = allocate(1, num_nodes=4, num_slots=1)
+    add_nodes(tree, nodes([0] * 3, [0, 0, 1], [Tree.NO_SLOT] * 3, [1, 1, 2]))
+    assert tree.parent[0].tolist() == [-1, 0, 0, 1] and (tree.children_index == Tree.UNVISITED).all()
+
+
 def test_growth_keeps_every_figure():
     """A grown tree holds the same nodes and room for more; a tree with enough room is returned as it is."""
     tree = small_tree()
