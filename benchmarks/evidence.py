@@ -64,7 +64,12 @@ def more_warm_up(context: RoundContext, rows: list[dict[str, Any]]) -> float:
                 "policy": config.policy.model_copy(update={"model": str(context.run.policy(0))}),
             }
         )
-        arguments = {"config": control, "solutions": Path(config.warmup.solutions or ""), "out": out / "policy", "stage": "control: more warm-up"}
+        arguments = {
+            "config": control,
+            "solutions": Path(config.warmup.solutions or ""),
+            "out": out / "policy",
+            "stage": "control: more warm-up",
+        }
         context.work([Task(function=jobs.warm_up, arguments=arguments)], {"control: more warm-up": None})
     models = jobs.Models(policy=str(out / "policy"), prm=None, provenance=context.models(0, 0, None).provenance)
     return evaluation(context, models, "greedy", out / "test" / "greedy")["pass_at_1"]
@@ -79,7 +84,9 @@ def random_scorer(context: RoundContext, row: dict[str, Any]) -> float:
     if not (out / "prm").exists():
         renderer = build.build_renderer(context.config, policy)
         initialise_prm(policy, out / "prm", renderer_hash=renderer.hash, seed=derive_seed(context.config.run.seed, "random scorer"))
-    models = jobs.Models(policy=policy, prm=str(out / "prm"), provenance=context.models(row["round"], row["policy_version"], None).provenance)
+    models = jobs.Models(
+        policy=policy, prm=str(out / "prm"), provenance=context.models(row["round"], row["policy_version"], None).provenance
+    )
     return evaluation(context, models, "search", out / "test" / "search")["accuracy"]
 
 

@@ -75,11 +75,10 @@ def evolve(
 
 
 def _embedded_settings(root: Path, overrides: list[str]) -> dict[str, Any]:
-    """Prepare the embedded task under the run directory, with the seed that the overrides ask for."""
+    """Prepare the embedded task under the run directory and return the settings that run on it."""
     from stepladder.embedded import settings
-    from stepladder.loops.config import override_value
 
-    return settings(root / "start", seed=int(override_value(overrides, "run.seed", default=0)))
+    return settings(root / "start", overrides)
 
 
 def _evolve(config: Any, root: Path) -> None:

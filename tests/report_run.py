@@ -102,7 +102,7 @@ def split(
         "sampled_pass_at_1": policy,
         "pass_at_k": 0.9,
     }
-    figures |= {"distinct_correct": 0.9, "answer_entropy": 1.1, "prm_within_problem_auc": auc, "prm_pooled_auc": auc and auc + 0.05}
+    figures |= {"answer_entropy": 1.1, "prm_within_problem_auc": auc, "prm_pooled_auc": auc and auc + 0.05}
     figures |= {"prm_brier": auc and 0.17, "best_prm_within_problem_auc": None}
     figures |= {"search_tokens_per_problem": 112.0, "sampling_tokens_per_problem": 108.0}
     for name, value in values.items():

@@ -7,7 +7,7 @@ scores.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,22 +104,6 @@ def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
     """
     scored = [(sample.score, sample) for sample in samples if sample.score is not None and sample.answer_key is not None]
     return max(scored, key=lambda pair: pair[0])[1].correct if scored else None
-
-
-def accuracy_at_budget(pools: Sequence[Sequence[PoolSample]], max_tokens: int) -> dict[str, float]:
-    """Return the accuracy of ``majority``, ``weighted_vote`` and ``best_of_n`` when each problem may spend ``max_tokens``.
-
-    A problem for which a rule has no answer counts as wrong.
-
-    Args:
-        pools: The samples of each problem, at least one problem.
-        max_tokens: Generated tokens per problem.
-    """
-    if not pools:
-        raise ShapeError("accuracy_at_budget: needs at least one problem: got none -- evaluate some first")
-    within = [first_within(pool, max_tokens) for pool in pools]
-    rules = {"majority": majority_vote, "weighted_vote": weighted_vote, "best_of_n": best_of_n}
-    return {name: sum(rule(samples) is True for samples in within) / len(pools) for name, rule in rules.items()}
 
 
 def within_problem_auc(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
@@ -226,11 +210,6 @@ def paired_comparison(
         num_worse=worse,
         p_value=mcnemar_p_value(better, worse),
     )
-
-
-def distinct_correct(completions: Sequence[Hashable], correct: Sequence[bool]) -> int:
-    """Return how many different right solutions the samples of one problem hold."""
-    return len({completion for completion, right in zip(completions, correct, strict=True) if right})
 
 
 def answer_entropy(answer_keys: Sequence[str | None]) -> float:

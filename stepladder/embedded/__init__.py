@@ -31,7 +31,9 @@ _TASK_VERSION = 1
 
 RECIPE: dict[str, Any] = {
     "problems": {"rule": "exact"},
-    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "warmup_ratio": 0.03, "weight_decay": 0.01}},
+    "warmup": {
+        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "warmup_ratio": 0.03, "weight_decay": 0.01}
+    },
     "search": {"simulations": 32, "max_depth": 8, "max_step_tokens": 12},
     "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 4.0, "max_updates": 60},
     "preference": {"enabled": False},
@@ -134,7 +136,9 @@ def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
     try:
         found = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise CheckpointError(f"{directory}: must hold the embedded task or not exist: found no {TASK_FILE} -- choose another --run-dir") from None
+        raise CheckpointError(
+            f"{directory}: must hold the embedded task or not exist: found no {TASK_FILE} -- choose another --run-dir"
+        ) from None
     different = [f"{key}: {found.get(key)!r} != {value!r}" for key, value in identity.items() if found.get(key) != value]
     if different:
         raise CheckpointError(f"{directory}: holds another embedded task: {'; '.join(different)} -- choose another --run-dir")

@@ -209,7 +209,8 @@ def problem_rows(task: GlyphTask, world: GlyphWorld, split: str) -> list[dict[st
     size = {"train": task.num_train, "held_out": task.num_held_out, "test": task.num_test}[split]
     problems = _take(problem_stream(task, seed=world.seed, split=split), size, split)
     return [
-        {"id": f"{split}-{index:04d}", "question": problem.question, "answer": world.answer(problem)} for index, problem in enumerate(problems)
+        {"id": f"{split}-{index:04d}", "question": problem.question, "answer": world.answer(problem)}
+        for index, problem in enumerate(problems)
     ]
 
 

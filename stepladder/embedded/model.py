@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stepladder.embedded.glyphs import ANSWER_MARK, FUNCTIONS, GlyphTask
 
@@ -34,15 +34,15 @@ MAX_POSITIONS = 512
 """Context of the model in tokens; a solution of ten steps needs about ninety."""
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2ForCausalLM:
-    """Return an untrained Qwen2 of about 0.2 million parameters, in float32 and in evaluation mode."""
-    config = Qwen2Config(
+def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+    """Return an untrained Llama of about 0.2 million parameters, in float32 and in evaluation mode."""
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        intermediate_size=256,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=192,
         max_position_embeddings=MAX_POSITIONS,
         # Steps refer to symbols a few tokens back: slow rotations would leave most of each head without a sense of place.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
@@ -55,7 +55,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2ForCau
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).eval()
+        return LlamaForCausalLM(config).eval()
 
 
 def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:

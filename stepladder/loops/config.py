@@ -342,18 +342,6 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     return raw
 
 
-def override_value(overrides: list[str], key: str, *, default: Any) -> Any:
-    """Return what ``section.key=value`` overrides say about one key; the last one counts."""
-    raw: dict[str, Any] = {}
-    for override in overrides:
-        _apply_override(raw, override)
-    for part in key.split("."):
-        if part not in raw:
-            return default
-        raw = raw[part]
-    return raw
-
-
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")

@@ -12,6 +12,7 @@ method gets the first ones whose tokens fit what the search spent on that proble
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,18 @@ def _equal_token_figures(search: list[Row], samples: list[Row]) -> dict[str, Any
     }
     usable = _usable_rules(pools)
     for name, rule in _SAMPLING_RULES.items():
-        right = sum(rule(chosen) is True for chosen in within) if name in usable else None
-        figures[f"{name}_accuracy"] = None if right is None else right / len(search)
-        figures[f"{name}_accuracy_interval"] = None if right is None else list(metrics.wilson_interval(right, len(search)))
+        names = (f"{name}_accuracy", f"{name}_accuracy_interval", f"search_against_{name}")
+        verdicts = [rule(chosen) is True for chosen in within]
+        figures |= dict(zip(names, _compared(verdicts, search), strict=True)) if name in usable else dict.fromkeys(names)
     return figures
+
+
+def _compared(verdicts: list[bool], search: list[Row]) -> tuple[float, list[float], dict[str, Any]]:
+    """Return accuracy, its interval, and how much better the search is on the same problems."""
+    right = sum(verdicts)
+    # The generator resamples problems for an interval only; its seed is fixed so that the same rows give the same figures.
+    paired = metrics.paired_comparison(verdicts, [bool(row["correct"]) for row in search], rng=np.random.default_rng(0))
+    return right / len(verdicts), list(metrics.wilson_interval(right, len(verdicts))), asdict(paired)
 
 
 def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]]]:

@@ -6,7 +6,6 @@ of one that was never killed.
 """
 
 import json
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -241,19 +240,14 @@ def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: C
 
 
 def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in a random order.
+    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn.
 
-    The tree merges equal samples and keeps counts. Independent draws are exchangeable, so an order drawn at random, from a seed of the
-    problem's own, is as good as the order in which they came.
+    Every draw has a last node of its own, and nodes are numbered in the order of the draws.
     """
-    tree, last_nodes = result.tree, []
-    for node, reason in enumerate(result.tree.stop_reasons):
-        if reason != StopReason.STEP:
-            last_nodes += [node] * tree.visits[node]
+    tree = result.tree
+    last_nodes = [node for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
     verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last_nodes])
-    samples = [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
-    random.Random(derive_seed("sample order", result.problem_id)).shuffle(samples)
-    return samples
+    return [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
 
 
 def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[str, Any]:

@@ -43,7 +43,11 @@ def stepladder(*arguments: object) -> subprocess.CompletedProcess:
 
 def data_digests(run: Path) -> dict[str, str]:
     """Return a digest of every data and model file of a run; wall-clock facts (events, seconds) are left out."""
-    files = [path for path in (run / "rounds").rglob("*") if path.suffix in (".parquet", ".safetensors") or path.parent.parent.name == "evaluation"]
+    files = [
+        path
+        for path in (run / "rounds").rglob("*")
+        if path.suffix in (".parquet", ".safetensors") or path.parent.parent.name == "evaluation"
+    ]
     files += list((run / "rounds").glob("*/labels.json")) + list((run / "rounds").glob("*/evaluation/*/*/shard-*.json"))
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
 
@@ -139,7 +143,9 @@ def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     assert nodes["generated_tokens"] == row["generated_tokens"]
     assert len(nodes["parents"]) == len(nodes["texts"])
     questions = config.parent / "test.jsonl"
-    done = stepladder("solve", "--input", questions, "--output", tmp_path / "out.jsonl", "--run", run, "--method", "majority", "--tokens", 30)
+    done = stepladder(
+        "solve", "--input", questions, "--output", tmp_path / "out.jsonl", "--run", run, "--method", "majority", "--tokens", 30
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in questions.read_text().splitlines()]

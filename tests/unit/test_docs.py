@@ -34,7 +34,9 @@ def test_names_in_documentation_exist(page: Path) -> None:
 def test_paths_in_documentation_exist(page: Path) -> None:
     """Every file of the repository that a page names in code or links to is there."""
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:docs|configs|benchmarks|tests|stepladder)/[\w./-]+)`", text)) | set(re.findall(r"\]\(((?!https?:)[\w./-]+)\)", text))
+    named = set(re.findall(r"`((?:docs|configs|benchmarks|tests|stepladder)/[\w./-]+)`", text)) | set(
+        re.findall(r"\]\(((?!https?:)[\w./-]+)\)", text)
+    )
     for name in named:
         assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}, which does not exist"
 

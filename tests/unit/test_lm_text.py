@@ -38,7 +38,7 @@ def test_texts_of_plain_tokenizers_are_what_the_tokenizer_decodes():
 
 
 def test_boundary_tokens_are_those_whose_text_contains_or_completes_the_closing_text():
-    """For "\\n\\n": "a\\n\\nb" closes by itself; "\\n" and "\\nb" may complete it; "a\\n" cannot, since it only begins it."""
+    r"""For "\n\n": "a\n\nb" closes by itself; "\n" and "\nb" may complete it; "a\n" cannot, since it only begins it."""
     pieces = ["<unk>", "a", "\n", "a\n", "\nb", "a\n\nb"]
     boundary = StepBoundary(_piece_tokenizer(pieces), "\n\n", vocab_size=len(pieces) + 2)
     assert [pieces[i] for i in np.flatnonzero(boundary.closes)] == ["a\n\nb"]
@@ -56,7 +56,7 @@ def test_completion_is_decided_on_the_tokens_of_the_step(ids, expected):
 
 
 def test_a_closing_character_of_several_byte_tokens_is_found_at_its_last_byte():
-    """ "。" is three bytes, each a token of its own."""
+    """The ideographic full stop is three bytes, each a token of its own."""
     tokenizer = tiny_tokenizer("bytes")
     boundary = StepBoundary(tokenizer, "。", vocab_size=len(tokenizer))
     ids = np.array(tokenizer.encode("é。", add_special_tokens=False))

@@ -1,0 +1,137 @@
+"""Speed of the search, as ratios within one run: the engine's own share, searching against sampling, memory per node.
+
+    python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 32 simulations
+    python benchmarks/engine.py --device cuda      the same on a GPU
+
+Searching and sampling use the same policy object, problems, batch and limits. Sampling draws whole solutions until it has generated what the
+search generated; nothing is scored in it. The search is timed twice: its generation alone (time inside the policy), which is what the
+ratio compares, and as a whole, scoring and bookkeeping included.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from stepladder.data.labels import trace_from_solution
+from stepladder.data.problems import load_problems, load_seed_solutions
+from stepladder.embedded import PreparedTask, prepare
+from stepladder.embedded.glyphs import GlyphTask
+from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.training import TrainSettings
+from stepladder.mcts.engine import EngineStats, SearchEngine
+from stepladder.mcts.methods import SearchMethod, resolve_method
+from stepladder.mcts.tree import allocate
+from stepladder.policy.backends.transformers import TransformersPolicy
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.policy.train import train_sft
+from stepladder.prm.model import initialise_prm
+from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.types import Budget, Problem, Provenance, SearchResult
+
+WARM_UP_UPDATES = 150
+PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
+
+
+class Bench:
+    """The models and problems of a benchmark."""
+
+    def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str) -> None:
+        """Build the embedded task and warm its model up for a little while, so that its steps end where steps end."""
+        task = prepare(folder / "task", seed=0, task=GlyphTask(num_train=num_problems))
+        self.step_format = StepFormat(prompt_template=task.prompt_template, step_end=task.step_end, answer_pattern=task.answer_pattern)
+        self.policy_dir = self._warm_up(task, folder / "policy", device)
+        self.tokenizer = load_tokenizer(self.policy_dir)
+        self.renderer = PromptRenderer(self.tokenizer, self.step_format)
+        self.problems: list[Problem] = [labelled.problem for labelled in load_problems(str(task.train))]
+        self.device, self.max_batch = device, max_batch
+
+    def _warm_up(self, task: PreparedTask, out: Path, device: str) -> Path:
+        renderer = PromptRenderer(load_tokenizer(task.base_model), self.step_format)
+        provenance = Provenance(
+            round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash=renderer.hash
+        )
+        traces = [trace_from_solution(row, renderer=renderer, provenance=provenance) for row in load_seed_solutions(task.warmup)]
+        settings = TrainSettings(learning_rate=2e-3, batch_size=32, max_updates=WARM_UP_UPDATES, device=device)
+        train_sft(task.base_model, traces, out, settings, renderer_hash=renderer.hash)
+        return out
+
+    def policy(self) -> TransformersPolicy:
+        """Return a policy with empty caches."""
+        model = load_causal_lm(self.policy_dir, device=self.device)
+        return TransformersPolicy(model, self.tokenizer, self.step_format, max_batch=self.max_batch)
+
+    def scorer(self) -> TransformersStepScorer:
+        """Return a PRM with an untrained head and empty caches."""
+        model, spec = initialise_prm(self.policy_dir, renderer_hash=self.renderer.hash, seed=0, device=self.device)
+        return TransformersStepScorer(model.eval(), spec)
+
+    def search(self, method: SearchMethod, budget: Budget, *, scored: bool) -> tuple[list[SearchResult], EngineStats]:
+        """Search all problems at once and say where the time went."""
+        engine = SearchEngine(
+            policy=self.policy(),
+            scorer=self.scorer() if scored else None,
+            renderer=self.renderer,
+            method=method,
+            budget=budget,
+            provenance=PROVENANCE,
+            max_trees=len(self.problems),
+        )
+        return list(engine.search(self.problems)), engine.stats
+
+
+def memory_per_node(num_children: int) -> float:
+    """Bytes that the tree's arrays take per node, tokens and text not counted."""
+
+    def nbytes(num_nodes: int) -> int:
+        tree = allocate(1, num_nodes=num_nodes, num_slots=num_children)
+        return sum(array.nbytes for array in (getattr(tree, field.name) for field in fields(tree)) if isinstance(array, np.ndarray))
+
+    return (nbytes(2048) - nbytes(1024)) / 1024
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=256)
+    parser.add_argument("--simulations", type=int, default=32)
+    parser.add_argument("--max-batch", type=int, default=1024)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), num_problems=arguments.problems, max_batch=arguments.max_batch, device=arguments.device)
+        table = Table("method", "tokens", "tokens/s in policy", "of sampling", "engine share", "tokens/s overall", "nodes")
+        sampling = None
+        for name, wave, scored in (("majority", 4, False), ("mcts", 1, True), ("mcts", 4, True), ("beam", 4, True)):
+            method = resolve_method(name, wave=wave)
+            begin = time.perf_counter()
+            results, stats = bench.search(
+                method, Budget(num_simulations=arguments.simulations, max_depth=8, max_step_tokens=12), scored=scored
+            )
+            seconds = time.perf_counter() - begin
+            tokens = sum(result.tree.generated_tokens for result in results)
+            rate = tokens / stats.policy_s
+            sampling = sampling or rate
+            nodes = sum(len(result.tree.parents) for result in results)
+            table.add_row(
+                f"{name}, W={wave}" if scored else "independent sampling",
+                f"{tokens:,}",
+                f"{rate:,.0f}",
+                f"{rate / sampling:.2f}",
+                f"{stats.engine_s / stats.total_s:.1%}",
+                f"{tokens / seconds:,.0f}",
+                f"{nodes:,}",
+            )
+    console = Console(width=120)
+    console.print(f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}, {arguments.device}")
+    console.print(table)
+    console.print(f"tree arrays: {memory_per_node(4):.0f} bytes per node at K = 4")
+
+
+if __name__ == "__main__":
+    main()
