@@ -3,102 +3,210 @@
 For every seed, with the settings of ``stepladder evolve`` and nothing else:
 
     run              the embedded run itself
-    more warm-up     the warm-up policy trained on the warm-up solutions for as many further updates as the run's policy got
-    STaR             the same rounds with independent samples in place of search, at the tokens the run's search spent; no PRM, no preferences
-    random scorer    the run's final search with an untrained value head in place of the PRM, same seeds and budgets
-    clean traces     share of right-answer solutions in the training data of which every step is right
+    more warm-up     the warm-up policy, trained on the warm-up solutions for as many further updates as the run's policies got
+    STaR             the same rounds with independent samples in place of search, at the tokens that the run's search spent; no PRM
+    random scorer    every round's search on test with an untrained value head in place of the PRM; same policy, seeds and budget
+    clean traces     share of the right-answer solutions in the training data of which every step is right
 
-Settings were chosen on held-out problems of other seeds; test problems are only reported. Run with ``make evidence``; takes about ten
-minutes a seed on two cores and continues where it was stopped.
+Settings were chosen on other seeds; test problems are only reported. ``make evidence`` runs it; a stopped call continues.
 """
 
 import argparse
 import json
+import math
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from stepladder.data.metrics import wilson_interval
 from stepladder.data.store import read_traces
-from stepladder.embedded import clean_share
-from stepladder.files import atomic_write_text
+from stepladder.embedded.glyphs import GlyphTask, is_clean, make_world
+from stepladder.files import atomic_directory, atomic_write_text
+from stepladder.lm.loading import load_tokenizer
 from stepladder.loops import build, evaluate, jobs
-from stepladder.loops.round import RoundContext
 from stepladder.loops.progress import ProgressDisplay
+from stepladder.loops.round import RoundContext
 from stepladder.loops.rundir import RunDir, load_run
-from stepladder.loops.workers import Task, WorkerPool, worker_pool
-from stepladder.types import derive_seed
+from stepladder.loops.workers import Task, worker_pool
+from stepladder.prm.model import initialise_prm
 
 
 def evolve(root: Path, seed: int, *settings: str) -> RunDir:
-    """Run ``stepladder evolve`` as a user would."""
+    """Run ``stepladder evolve`` as a user would, and note how long it took if it was not stopped."""
+    begin = time.monotonic()
+    fresh = not root.exists()
     arguments = [value for setting in settings for value in ("--set", setting)]
     command = [sys.executable, "-m", "stepladder.cli", "evolve", "--run-dir", str(root), "--seed", str(seed), *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if fresh:
+        atomic_write_text(root / "wall.json", json.dumps({"seconds": round(time.monotonic() - begin, 1)}) + "\n")
     return load_run(root)
 
 
-def context_of(run: RunDir, pool: WorkerPool) -> RoundContext:
-    """Return what jobs on a finished run need."""
-    config = run.config()
-    problems = build.build_problems(config.problems, seed=config.run.seed)
-    return RoundContext(config=config, run=run, problems=problems, pool=pool, display=ProgressDisplay())
-
-
-def policy_updates(row: dict[str, Any]) -> int:
-    """Updates that a round's policy got."""
-    stages = row["training"].get("policy", {})
-    return sum(stage["updates"] for stage in stages.values())
+def policy_updates(rows: list[dict[str, Any]]) -> int:
+    """Updates that the policies of all rounds got after the warm-up."""
+    return sum(stage["updates"] for row in rows if row["round"] for stage in row["training"]["policy"].values())
 
 
 def more_warm_up(context: RoundContext, rows: list[dict[str, Any]]) -> float:
-    """Greedy test accuracy after further training on the warm-up solutions, for as many updates as the run's policies got."""
-    out = context.run.root / "controls" / "more-warm-up"
-    config = context.config
+    """Greedy test accuracy after further training on the warm-up solutions."""
+    config, out = context.config, context.run.root / "controls" / "more-warm-up"
     if not (out / "policy").exists():
-        train = config.warmup.train.model_copy(update={"max_updates": sum(map(policy_updates, rows)), "epochs": 1000.0})
+        # Learning rate and batch are those of the rounds, so that only the data differ.
+        train = config.sft.model_copy(update={"max_updates": policy_updates(rows), "epochs": 1000.0})
         control = config.model_copy(
             update={
                 "warmup": config.warmup.model_copy(update={"train": train}),
                 "policy": config.policy.model_copy(update={"model": str(context.run.policy(0))}),
             }
         )
-        arguments = {
-            "config": control,
-            "solutions": Path(config.warmup.solutions or ""),
-            "out": out / "policy",
-            "stage": "control: more warm-up",
-        }
-        context.work([Task(function=jobs.warm_up, arguments=arguments)], {"control: more warm-up": None})
-    models = jobs.Models(policy=str(out / "policy"), prm=None, provenance=context.models(0, 0, None).provenance)
-    return evaluation(context, models, "greedy", out / "test" / "greedy")["pass_at_1"]
+        solutions = Path(config.warmup.solutions or "")
+        arguments = {"config": control, "solutions": solutions, "out": out / "policy", "stage": "more warm-up"}
+        context.work([Task(function=jobs.warm_up, arguments=arguments)], {"more warm-up": None})
+    return accuracy(
+        context, jobs.Models(policy=str(out / "policy"), prm=None, provenance=context.models(0, 0, None).provenance), "greedy", out
+    )
 
 
 def random_scorer(context: RoundContext, row: dict[str, Any]) -> float:
     """Test accuracy of a round's search with an untrained value head in place of the PRM."""
-    from stepladder.prm.model import initialise_prm
-
     out = context.run.root / "controls" / f"random-scorer-{row['round']}"
-    policy = context.policy(row["policy_version"])
+    policy = context.run.policy_source(row["policy_version"], context.config)
     if not (out / "prm").exists():
-        renderer = build.build_renderer(context.config, policy)
-        initialise_prm(policy, out / "prm", renderer_hash=renderer.hash, seed=derive_seed(context.config.run.seed, "random scorer"))
-    models = jobs.Models(
-        policy=policy, prm=str(out / "prm"), provenance=context.models(row["round"], row["policy_version"], None).provenance
-    )
-    return evaluation(context, models, "search", out / "test" / "search")["accuracy"]
+        model, spec = initialise_prm(
+            policy, renderer_hash=build.build_renderer(context.config, policy).hash, seed=row["round"], device="cpu"
+        )
+        # The head starts near zero, where all scores are alike; wider, it tells steps apart, at random.
+        model.score.weight.data *= 100.0
+        with atomic_directory(out / "prm") as temporary:
+            model.save_pretrained(temporary)
+            load_tokenizer(policy).save_pretrained(temporary)
+            spec.save(temporary)
+    provenance = context.models(row["round"], row["policy_version"], row["round"]).provenance
+    return accuracy(context, jobs.Models(policy=policy, prm=str(out / "prm"), provenance=provenance), "search", out)
 
 
-def evaluation(context: RoundContext, models: jobs.Models, kind: str, folder: Path) -> dict[str, Any]:
-    """Evaluate on the test problems and return accuracy under the names of the kind."""
-    stage, tasks = f"control: {folder.parents[1].name}", []
+def accuracy(context: RoundContext, models: jobs.Models, kind: str, out: Path) -> float:
+    """Evaluate models on the test problems."""
+    folder, stage, tasks = out / "evaluation", f"control {out.name}", []
     for index, problems in enumerate(context.shards("test")):
-        out = folder / f"shard-{index:04d}.json"
-        if not out.exists():
-            arguments = {"config": context.config, "models": models, "problems": problems, "kind": kind, "out": out, "stage": stage}
+        shard = folder / f"shard-{index:04d}.json"
+        if not shard.exists():
+            arguments = {"config": context.config, "models": models, "problems": problems, "kind": kind, "out": shard, "stage": stage}
             tasks.append(Task(function=jobs.evaluate_shard, arguments=arguments))
     context.work(tasks, {stage: len(context.problems["test"])})
     rows = evaluate.read_rows(folder)
-    correct = sum(row["correct"] for row in rows)
-    return {"pass_at_1": correct / len(rows), "accuracy": correct / len(rows), "interval": wilson_interval(correct, len(rows))}
+    return sum(row["correct"] for row in rows) / len(rows)
+
+
+def clean_share(run: RunDir, number: int, seed: int) -> float | None:
+    """Share of a round's training solutions, all with the right answer, of which every step is right."""
+    world = make_world(GlyphTask(), seed=seed)
+    traces = [trace for path in run.shards("traces", rounds=[number]) for trace in read_traces(path)]
+    clean = [is_clean(world, trace.prompt, trace.completion.splitlines(keepends=True)) for trace in traces]
+    return sum(clean) / len(clean) if clean else None
+
+
+def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
+    """Run a seed with its controls and return one entry per round."""
+    run = evolve(root / f"seed-{seed}", seed)
+    rows = run.rows()
+    config = run.config()
+    searched = [row["search"] for row in rows if row["search"]]
+    tokens = sum(search["generated_tokens"] + search["rollout_tokens"] for search in searched) / sum(
+        search["problems"] for search in searched
+    )
+    star_settings = [
+        "search.method=majority",
+        "search.options={}",
+        "search.simulations=100000",
+        f"search.max_tokens={math.ceil(tokens)}",
+        "prm.enabled=false",
+        "preference.enabled=false",
+    ]
+    star = evolve(root / f"star-{seed}", seed, *star_settings)
+    problems = build.build_problems(config.problems, seed=seed)
+    with worker_pool(build.num_workers(config), threads=config.run.threads) as pool:
+        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=ProgressDisplay())
+        control = more_warm_up(context, rows)
+        return [
+            {
+                "seed": seed,
+                "round": row["round"],
+                "pass_at_1": row["policy_pass_at_1"],
+                "interval": row["policy_pass_at_1_interval"],
+                "more_warm_up": control if row["round"] == len(rows) - 1 else None,
+                "star": star_row["policy_pass_at_1"],
+                "search": row["search_accuracy"],
+                "random_scorer": random_scorer(context, row) if row["round"] else None,
+                "majority": row["majority_accuracy"],
+                "best_of_n": row["best_of_n_accuracy"],
+                "weighted_vote": row["weighted_vote_accuracy"],
+                "auc": row["prm_within_problem_auc"],
+                "clean": clean_share(run, row["round"], seed) if row["round"] else None,
+                "tokens": row["tokens_per_problem"],
+                "accepted": row["accepted"],
+                "seconds": row["seconds"],
+            }
+            for row, star_row in zip(rows, star.rows(), strict=True)
+        ]
+
+
+def render(entries: list[dict[str, Any]]) -> str:
+    """Return the entries as a Markdown table, shares in per cent."""
+    columns = {
+        "seed": "seed",
+        "round": "round",
+        "pass_at_1": "pass@1",
+        "more_warm_up": "more warm-up",
+        "star": "STaR",
+        "search": "search",
+        "random_scorer": "random scorer",
+        "majority": "majority",
+        "best_of_n": "best-of-n",
+        "weighted_vote": "weighted vote",
+        "auc": "PRM AUC",
+        "clean": "clean traces",
+        "tokens": "tokens",
+        "seconds": "seconds",
+        "accepted": "accepted",
+    }
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(_cell(name, entry) for name in columns) + " |" for entry in entries]) + "\n"
+
+
+def _cell(name: str, entry: dict[str, Any]) -> str:
+    value = entry[name]
+    if value is None:
+        return "–"
+    if name == "pass_at_1":
+        low, high = entry["interval"]
+        return f"**{100 * value:.1f}** ({100 * low:.0f}–{100 * high:.0f})"
+    if name in ("seed", "round"):
+        return str(value)
+    if name == "accepted":
+        return "yes" if value else "no"
+    if name in ("tokens", "seconds"):
+        return f"{value:.0f}"
+    return f"{value:.2f}" if name == "auc" else f"{100 * value:.1f}"
+
+
+def main() -> None:
+    """Run the evidence and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier call left")
+    arguments = parser.parse_args()
+    if arguments.fresh:
+        shutil.rmtree(arguments.root, ignore_errors=True)
+    entries = [entry for seed in arguments.seeds for entry in evidence_of_seed(arguments.root, seed)]
+    atomic_write_text(arguments.root / "evidence.json", json.dumps(entries, indent=2) + "\n")
+    atomic_write_text(arguments.root / "evidence.md", render(entries))
+    print(render(entries))
+
+
+if __name__ == "__main__":
+    main()

@@ -106,6 +106,8 @@ def solve(
     prm: Annotated[str | None, typer.Option(help="Directory of a PRM; 'none' searches without one.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL file for the answers; a stopped command continues it.")] = None,
+    id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
+    question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
@@ -139,7 +141,7 @@ def solve(
             assert input is not None
             if output is None:
                 raise ConfigError("solve: --input needs --output -- say where the answers go")
-            typer.echo(solve_file(settings, input, output, tree_path=tree))
+            typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
 
 
 @app.command()

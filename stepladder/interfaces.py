@@ -7,7 +7,7 @@ flight. A request that fails comes back as data (``StopReason.ERROR`` and a mess
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stepladder.types import Problem, Step, Verdict
 
@@ -43,6 +43,7 @@ class StepResult:
     than STEP."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Proposes steps."""
 
@@ -77,6 +78,7 @@ class ScoreResult:
     """One score in [0, 1] per branch and step, None where the scorer could not score it."""
 
 
+@runtime_checkable
 class StepScorer(Protocol):
     """Scores steps: a process reward model."""
 
@@ -89,6 +91,7 @@ class StepScorer(Protocol):
         ...
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Turns problems into prompts and solutions into answers, in the same way everywhere."""
 
@@ -104,6 +107,7 @@ class Renderer(Protocol):
         ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Holds the reference answers, outside the search."""
 

@@ -32,7 +32,6 @@ from stepladder.types import (
     Trace,
     TreeRecord,
     ValueRow,
-    derive_seed,
 )
 
 Summary = dict[str, Any]

@@ -100,17 +100,28 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
     return json.dumps({**row, "seconds": round(seconds, 3)}) if as_json else _readable(row, result, seconds)
 
 
-def solve_file(settings: SolveSettings, source: Path, output: Path, *, tree_path: Path | None) -> str:
+def solve_file(
+    settings: SolveSettings, source: Path, output: Path, *, tree_path: Path | None, id_field: str = "id", question_field: str = "question"
+) -> str:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
     Finished answers are kept beside the output while the work goes on, so a stopped command continues where it was.
+
+    Args:
+        settings: Models, method and budget.
+        source: JSONL or Parquet file; answers in it are not kept.
+        output: JSONL file to write.
+        tree_path: Where the searched trees go; None writes none.
+        id_field: Field of the ids; empty makes them from file name and line number.
+        question_field: Field of the questions.
 
     Raises:
         DataFormatError: If the file breaks its format.
         CheckpointError: If the kept answers belong to other settings.
     """
     begin = time.monotonic()
-    problems = [labelled.problem for labelled in load_problems(str(source), allow_unlabelled=True)]
+    loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
+    problems = [labelled.problem for labelled in loaded]
     part = output.with_name(output.name + ".part")
     rows = _kept_rows(part, settings)
     missing = [problem for problem in problems if problem.id not in rows]

@@ -76,7 +76,7 @@ def test_evolve_writes_every_round(finished: tuple[Path, Path]) -> None:
 
 
 def test_killed_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """kill -9 of the parent at random moments, and starting again, ends with the data of the run that was never killed."""
+    """Kill -9 of the parent at random moments, and starting again, ends with the data of the run that was never killed."""
     config, reference = finished
     run, rng, kills = tmp_path / "run", random.Random(0), 0
     while True:
@@ -132,7 +132,7 @@ def test_finished_run_is_not_repeated(finished: tuple[Path, Path]) -> None:
 
 
 def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """solve answers one question and a file, with any method, within the token budget, and writes the tree."""
+    """Solve answers one question and a file, with any method, within the token budget, and writes the tree."""
     config, run = finished
     tree = tmp_path / "tree.json"
     done = stepladder("solve", "test 1 a", "--run", run, "--method", "beam", "--tokens", 40, "--tree", tree, "--json")
@@ -152,7 +152,7 @@ def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_shuffled_answers_change_no_prediction(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """solve reads no answer: with the answers of the file shuffled, or gone, every prediction stays as it is."""
+    """Solve reads no answer: with the answers of the file shuffled, or gone, every prediction stays as it is."""
     config, run = finished
     rows = [json.loads(line) for line in (config.parent / "test.jsonl").read_text().splitlines()]
     answers = [row["answer"] for row in rows]

@@ -1,0 +1,108 @@
+"""Configuration: precedence, checks, hash, and messages that name the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.loops.build import check_model, check_searches
+from stepladder.loops.config import Config, load_config
+
+REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
+
+
+def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path: Path) -> None:
+    """Defaults < file < --set, and paths that exist beside the file become absolute."""
+    (tmp_path / "train.jsonl").write_text("{}")
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[problems]\ntrain = "train.jsonl"\ntest = "org/data"\n[policy]\nmodel = "m"\n[search]\nsimulations = 5\nmax_depth = 3\n'
+    )
+    config = load_config(path, ["search.simulations=7", "search.method=beam"])
+    assert (config.search.simulations, config.search.max_depth, config.search.max_step_tokens) == (7, 3, 256)
+    assert config.search.method == "beam"
+    assert config.problems.train == str(tmp_path / "train.jsonl")
+    assert config.problems.test == "org/data"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.simulation=3", "unknown setting 'search.simulation' -- did you mean 'simulations'"),
+        ("sft.lora.rank=4", "unknown setting 'sft.lora.rank'"),
+        ("serch.simulations=3", "did you mean 'search'"),
+        ("search.simulations=0", "'search.simulations': input should be greater than or equal to 1: got 0"),
+        ("run.rounds=many", "'run.rounds'"),
+        ("labels.data=some", "'labels.data'"),
+        ("format.prompt_template=hello", "must contain '{question}'"),
+        ("format.step_end=''", "step_end must not be empty"),
+        ("search=3", "'search'"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_wrong_settings_are_named(override: str, words: str) -> None:
+    """The message names the setting, what it was and, for a misspelt key, the nearest one."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_is_reported_before_what_is_missing() -> None:
+    """A misspelt required key is explained as misspelt, not as missing."""
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        load_config(None, ["problems.train=a", "problems.tset=b", "policy.model=m"])
+
+
+@pytest.mark.parametrize("text", ["[search\n", "\xff"])
+def test_unreadable_file_is_named(tmp_path: Path, text: str) -> None:
+    """A file that is no TOML, or no UTF-8, is an error of one sentence with its path."""
+    path = tmp_path / "c.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load_config(path, [])
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "absent.toml", [])
+
+
+def test_hash_names_what_is_computed_and_nothing_else() -> None:
+    """Paths, workers and the number of rounds leave the hash alone; a search setting does not."""
+    base = load_config(None, REQUIRED).hash()
+    same = ["problems.train=c.jsonl", "run.workers=3", "run.rounds=9", "policy.max_batch=7"]
+    assert load_config(None, [*REQUIRED, *same]).hash() == base
+    assert load_config(None, [*REQUIRED, "search.simulations=33"]).hash() != base
+    assert len(base) == 16
+
+
+def test_differences_name_the_settings_that_differ() -> None:
+    """What may not change within a run is listed with both values; what may is not."""
+    ours, theirs = load_config(None, REQUIRED), load_config(None, [*REQUIRED, "search.simulations=33", "run.rounds=9"])
+    assert ours.differences(theirs) == ["search.simulations: 32 != 33"]
+
+
+def test_impossible_searches_are_refused_before_work() -> None:
+    """An unknown method, an unknown option, no children, and a wave larger than the search are configuration errors."""
+    for override, words in (
+        ("search.method=mtcs", "did you mean 'mcts'"),
+        ("search.options.childs=3", "unknown setting 'childs'"),
+        ("search.options.num_children=0", "num_children must be a whole number >= 1"),
+        ("evaluate.options.wave=17", "evaluate.options.wave: must be at most evaluate.simulations: got 17 > 16"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_searches(load_config(None, [*REQUIRED, override]))
+        assert words in str(caught.value)
+    check_searches(load_config(None, REQUIRED))
+
+
+def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
+    """A path that does not exist, or holds no tokenizer, is refused; a hub id is left to the loader."""
+
+    def policy(model: object) -> Config:
+        return load_config(None, [*REQUIRED, f"policy.model={model}"])
+
+    check_model(policy("Qwen/Qwen2.5-0.5B").policy)
+    with pytest.raises(ConfigError, match="does not exist"):
+        check_model(policy(tmp_path / "absent").policy)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"must hold tokenizer\.json"):
+        check_model(policy(tmp_path).policy)
