@@ -201,6 +201,8 @@ class PRMConfig(Section):
     that has only seen the steps of the policy before judges the new one's at chance where the policy changed much; 0 samples none."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
+    data: Literal["accumulate", "replace"] = "replace"
+    """Learn from all rounds so far, or from this round only: what an early policy did wrong says little about a good one's mistakes."""
     target: Literal["monte-carlo", "tree-value"] = "monte-carlo"
     """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
     loss: Literal["bce", "mse"] = "bce"

@@ -209,7 +209,8 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
 def _train_prm(context: RoundContext, number: int, prm_version: int | None) -> Summary:
     """Train the PRM on the value rows of the configured rounds; without any data there is none."""
     config, run = context.config, context.run
-    values = [path for kind in ("values", "rollout-values") for path in run.shards(kind, rounds=_data_rounds(config, number))]
+    rounds = list(range(1, number + 1)) if config.prm.data == "accumulate" else [number]
+    values = [path for kind in ("values", "rollout-values") for path in run.shards(kind, rounds=rounds)]
     if not config.prm.enabled or not jobs.has_rows(values):
         return {}
     stage = f"round {number}: PRM"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stepladder.errors import ConfigError
 
-ANSWER_RULES = ("best", "majority", "weighted-vote")
+ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class _Support:
     """Best-scored terminal."""
     best: float
     """Its score, -1 without one."""
-    count: int = 0
-    """How often the answer was reached."""
+    count: float = 0.0
+    """How often the answer was reached, or the prior mass of its paths."""
     total: float = 0.0
     """Sum of the scores over these."""
 
@@ -41,13 +41,15 @@ class AnswerTally:
     """The terminals found so far, by answer, under one rule.
 
     ``best`` weighs an answer by its best-scored terminal, ``majority`` by how often it was reached, ``weighted-vote`` by the sum of the
-    scores over how often it was reached. A terminal without a score weighs nothing in ``best`` and ``weighted-vote``; when none has one,
-    both rules are ``majority``. Ties go to the answer found first.
+    scores over how often it was reached. ``path-vote`` puts the prior mass of the terminal's path, the product of the priors along it, in
+    the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones, and the mass undoes
+    both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
+    ``majority``; when none has one, every rule counts how often, or with what mass, answers were reached. Ties go to the answer found first.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 
     Source: weighted-vote: Uesato et al. 2022, "Solving math word problems with process- and outcome-based feedback"; majority: Wang et al.
-    2022, "Self-consistency improves chain of thought reasoning".
+    2022, "Self-consistency improves chain of thought reasoning"; path-vote is ours.
     """
 
     def __init__(self, rule: str) -> None:
@@ -62,14 +64,14 @@ class AnswerTally:
         self._scored = False
         self._supports: dict[str, _Support] = {}
 
-    def add(self, node: int, answer: str, score: float | None, *, count: int = 1) -> None:
+    def add(self, node: int, answer: str, score: float | None, *, count: float = 1.0) -> None:
         """Count a terminal, or one that is known already once more.
 
         Args:
             node: Index of the terminal.
             answer: Its final answer.
             score: Aggregated PRM score of its trajectory, in [0, 1]; None without one.
-            count: How often it was reached, >= 1.
+            count: How often it was reached, >= 1, or for ``path-vote`` the prior mass of its path, in [0, 1].
 
         """
         support = self._supports.get(answer)

@@ -66,7 +66,7 @@ class SearchMethod:
     """``skip``: a terminal is never selected again, and simulations go where something can be expanded. ``revisit``: it may be, costs no
     tokens, and its value is backed up once more (AlphaZero). Either way the search ends when nothing can be expanded."""
     answer_rule: str = "weighted-vote"
-    """``best``, ``majority`` or ``weighted-vote``; see ``choose_answer``."""
+    """``best``, ``majority``, ``weighted-vote`` or ``path-vote``; see ``AnswerTally``."""
     aggregation: str = "last"
     """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean`` or ``product``."""
 
@@ -132,7 +132,8 @@ def _nearest(value: Any, names: Iterable[str]) -> str:
 _PRESETS = (
     SearchMethod(
         name="mcts",
-        description="Monte-Carlo tree search: PUCT over steps, every new step scored and backed up, answer by score-weighted vote.",
+        description="Monte-Carlo tree search: PUCT over steps, every new step scored and backed up, answer by score-weighted vote over paths.",
+        answer_rule="path-vote",
     ),
     SearchMethod(
         name="uct",

@@ -118,6 +118,8 @@ class SearchState:
         self._num_samples = 0
         self._policy_calls = 0
         self._scored_tokens = 0
+        self._masses = [1.0]
+        """Product of the priors from the root to each node; left at the root's by sampling methods, whose draws are counted."""
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
         self._num_settled = 1
@@ -345,7 +347,9 @@ class SearchState:
             settled.priors += [0.0] * len(expansion.new)
         else:
             settled.slots += range(len(expansion.new))
-            settled.priors += self._priors(expansion.new)
+            priors = self._priors(expansion.new)
+            settled.priors += priors
+            self._masses += [self._masses[expansion.leaf] * prior for prior in priors]
 
     def _worth_of_end(self, index: int) -> float | None:
         """Value a node at which the solution ended or was cut.
@@ -369,7 +373,7 @@ class SearchState:
         return sibling_priors([node.count for node in new], logps, rule=self.method.prior)
 
     def _note_answers(self, expansion: Expansion, settled: Settled) -> None:
-        """Count the answers of new terminals, and of a terminal that was visited again."""
+        """Count the answers of new terminals, and of a terminal that was visited again, which gives its path no further mass."""
         at = len(settled.worths) - len(expansion.new)
         if expansion.num_samples:
             first = settled.first + at
@@ -378,8 +382,11 @@ class SearchState:
             reached = [(expansion.leaf, 1)]
         for index, count in reached:
             answer = self.table.answers[index]
-            if answer is not None:
-                self._tally.add(index, answer, self._trajectory_score(index), count=count)
+            if answer is None:
+                continue
+            by_mass = self.method.answer_rule == "path-vote" and not self._draws_solutions
+            mass = (self._masses[index] if expansion.num_samples else 0.0) if by_mass else count
+            self._tally.add(index, answer, self._trajectory_score(index), count=mass)
 
     def _trajectory_score(self, index: int) -> float | None:
         score, rule = self.table.scores[index], self.method.aggregation

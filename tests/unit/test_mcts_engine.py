@@ -292,6 +292,7 @@ def test_revisited_terminals_cost_no_tokens():
         terminals="revisit",
         c=0.1,
         prior="uniform",
+        answer_rule="weighted-vote",
         budget=Budget(num_simulations=9, max_depth=9),
     )
     terminal = result.tree.answers.index("1")
@@ -315,10 +316,17 @@ def test_a_nan_score_is_no_score():
 
 
 def test_without_a_scorer_only_ends_have_values():
-    """Solve mode without a PRM: visits count, values stay unknown, and the vote is a majority."""
+    """Solve mode without a PRM: visits count, values stay unknown, and the vote is by the prior mass of the paths."""
     for result in run(scorer=None, budget=Budget(num_simulations=30, max_depth=99)).values():
         assert result.tree.scored_tokens == 0 and set(result.tree.scores) == {None} and set(result.tree.values) == {None}
-        assert all(vote == int(vote) for vote in result.votes.values())
+        masses = [1.0]
+        for parent, prior in zip(result.tree.parents[1:], result.tree.priors[1:], strict=True):
+            masses.append(masses[parent] * prior)
+        by_answer = {answer: 0.0 for answer in result.tree.answers if answer is not None}
+        for answer, mass in zip(result.tree.answers, masses, strict=True):
+            if answer is not None:
+                by_answer[answer] += mass
+        assert result.votes == pytest.approx(by_answer)
     labelled = run(scorer=None, answers=ANSWERS, budget=Budget(num_simulations=30)).values()
     for result in labelled:
         tree = result.tree
@@ -542,3 +550,26 @@ def test_error_steps_do_not_disturb_a_sample_of_several_steps():
     result = one("majority", policy=policy, budget=Budget(num_simulations=2))
     assert result.tree.stop_reasons == ["step", "step", "error", "error"]
     assert result.tree.texts[2] == "context is full" and result.tree.parents == [-1, 0, 1, 1]
+
+
+def test_path_vote_by_hand():
+    """A path weighs its prior mass times its score: 3/4 * 0.4 for "1" beats 1/4 * 0.9 for "2", which a vote that ignores priors prefers."""
+
+    def policy(prefix, index, seed):
+        text = "".join(map(chr, prefix))
+        if text.endswith("a\n"):
+            return make_step("=1", stop_reason=StopReason.END)
+        if text.endswith("b\n"):
+            return make_step("=2", stop_reason=StopReason.END)
+        return make_step("b\n" if index == 3 else "a\n")
+
+    def by_end(prefix):
+        return {ord("1"): 0.4, ord("2"): 0.9}.get(prefix[-1], 0.5)
+
+    budget = Budget(num_simulations=3, max_depth=4)
+    by_path = one(policy=policy, scorer=by_end, budget=budget, answer_rule="path-vote")
+    by_count = one(policy=policy, scorer=by_end, budget=budget, answer_rule="weighted-vote")
+    assert by_path.votes == pytest.approx({"1": 0.3, "2": 0.225})
+    assert by_path.answer == "1"
+    assert by_count.votes == pytest.approx({"2": 4 * 0.9, "1": 4 * 0.4})
+    assert by_count.answer == "2"
