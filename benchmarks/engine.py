@@ -3,9 +3,8 @@
     python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 32 simulations
     python benchmarks/engine.py --device cuda      the same on a GPU
 
-Searching and sampling use the same policy object, problems, batch and limits. Sampling draws whole solutions until it has generated what the
-search generated; nothing is scored in it. The search is timed twice: its generation alone (time inside the policy), which is what the
-ratio compares, and as a whole, scoring and bookkeeping included.
+Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
+The ratio compares tokens per second inside the policy. The last column is the search as a whole, scoring and bookkeeping included.
 """
 
 import argparse

@@ -55,10 +55,8 @@ def evolve(
 
     Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
 
-    Examples:
-        stepladder evolve                                  # the embedded task, from nothing, in minutes
-
-        stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k
+    - `stepladder evolve` runs the embedded task, from nothing, in minutes
+    - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
         from stepladder.loops.config import load_config
@@ -119,10 +117,8 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    Examples:
-        stepladder solve "4 1 7 2 : a c f b" --run runs/demo
-
-        stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000
+    - `stepladder solve "4719 GBAF" --run runs/demo`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
     """
     with _errors_explained(debug):
         from stepladder.loops.solve import SolveSettings, explain_methods, solve_file, solve_question

@@ -61,7 +61,9 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CheckpointError(f"{path}: the disk is full or a quota is used up: {error.strerror} -- free space, then run the same command again") from error
+            raise CheckpointError(
+                f"{path}: could not be written: the disk is full ({error.strerror}) -- free space, then run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise CheckpointError(f"{path}: could not be written: {error.strerror} -- choose a place that you may write") from error
         raise

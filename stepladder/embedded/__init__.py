@@ -30,15 +30,19 @@ TASK_FILE = "task.json"
 _TASK_VERSION = 1
 
 RECIPE: dict[str, Any] = {
+    "run": {"shard_size": 100},
     "problems": {"rule": "exact"},
-    "warmup": {
-        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "warmup_ratio": 0.03, "weight_decay": 0.01}
-    },
-    "search": {"simulations": 32, "max_depth": 8, "max_step_tokens": 12},
+    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "weight_decay": 0.01}},
+    "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12},
     "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 4.0, "max_updates": 60},
-    "preference": {"enabled": False},
-    "prm": {"train": {"learning_rate": 3e-3, "batch_size": 64, "epochs": 20.0, "max_updates": 200}},
-    "evaluate": {"simulations": 16, "samples": 16},
+    "preference": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 1.0, "sft_weight": 0.1},
+    "prm": {
+        "start": "last",
+        "rollouts": 16,
+        "mixed_only": True,
+        "train": {"learning_rate": 2e-3, "batch_size": 64, "epochs": 5.0, "weight_decay": 0.01},
+    },
+    "evaluate": {"simulations": 8, "samples": 16},
 }
 """The settings of the embedded run that differ from the defaults; chosen on held-out problems."""
 

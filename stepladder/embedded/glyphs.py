@@ -49,7 +49,7 @@ FUNCTIONS: dict[str, Callable[[Digits], Digits]] = {
     "flip": lambda x: tuple(9 - digit for digit in x),
     "ramp": lambda x: tuple((digit + place) % 10 for place, digit in enumerate(x, 1)),
 }
-"""What a glyph can stand for. All are one-to-one on lists of ``LIST_LENGTH`` digits, so that one wrong step rarely ends in the right answer."""
+"""What a glyph can stand for. All are one-to-one on lists of ``LIST_LENGTH`` digits, so one wrong step rarely ends in the right answer."""
 
 SPLIT_SHARES = {"warmup": 6, "train": 2, "held_out": 1, "test": 1}
 """Tenths of all programs that belong to each split; a program belongs to one split only, whatever digits it is applied to."""
@@ -91,7 +91,8 @@ class GlyphTask:
             raise ConfigError(f"glyph task: right_shares must have at most one entry per glyph: got {len(self.right_shares)}")
         if any(share < 0 or share + self.wrong_share > 1 for share in self.right_shares) or self.wrong_share < 0:
             raise ConfigError(
-                f"glyph task: shares must not be negative, nor right and wrong together above 1: got {self.right_shares!r}, {self.wrong_share!r}"
+                "glyph task: shares must not be negative, nor right and wrong together above 1: "
+                f"got {self.right_shares!r}, {self.wrong_share!r}"
             )
 
     @property
@@ -238,9 +239,9 @@ def teacher_solution(world: GlyphWorld, problem: GlyphProblem, rng: random.Rando
 
 
 def write_solution(problem: GlyphProblem, functions: list[str]) -> str:
-    """Return the solution that takes the given function for each glyph.
+    r"""Return the solution that takes the given function for each glyph.
 
-    Example: ``4719 GB`` with ``reverse`` and ``up`` is ``"G reverse 9174\\nB up = 0285\\n"``.
+    Example: ``4719 GB`` with ``reverse`` and ``up`` is ``"G reverse 9174\nB up = 0285\n"``.
     """
     steps, current = [], problem.digits
     for place, (glyph, function) in enumerate(zip(problem.program, functions, strict=True), 1):

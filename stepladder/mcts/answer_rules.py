@@ -42,14 +42,14 @@ class AnswerTally:
 
     ``best`` weighs an answer by its best-scored terminal, ``majority`` by how often it was reached, ``weighted-vote`` by the sum of the
     scores over how often it was reached. ``path-vote`` puts the prior mass of the terminal's path, the product of the priors along it, in
-    the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones, and the mass undoes
+    the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones; the mass undoes
     both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
     ``majority``; when none has one, every rule counts how often, or with what mass, answers were reached. Ties go to the answer found first.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 
-    Source: weighted-vote: Uesato et al. 2022, "Solving math word problems with process- and outcome-based feedback"; majority: Wang et al.
-    2022, "Self-consistency improves chain of thought reasoning"; path-vote is ours.
+    Source: weighted-vote: Uesato et al. 2022, "Solving math word problems with process- and outcome-based feedback"; majority: Wang et
+    al. 2022, "Self-consistency improves chain of thought reasoning"; path-vote is ours.
     """
 
     def __init__(self, rule: str) -> None:

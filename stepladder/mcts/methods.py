@@ -132,7 +132,7 @@ def _nearest(value: Any, names: Iterable[str]) -> str:
 _PRESETS = (
     SearchMethod(
         name="mcts",
-        description="Monte-Carlo tree search: PUCT over steps, every new step scored and backed up, answer by score-weighted vote over paths.",
+        description="Monte-Carlo tree search: PUCT over steps, every step scored and backed up, answer by score-weighted vote over paths.",
         answer_rule="path-vote",
     ),
     SearchMethod(

@@ -49,3 +49,10 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
     assert tomllib.loads(path.read_text(encoding="utf-8"))
     check_searches(load_config(path, ["policy.model=some-model"]))
+
+
+def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The Python of the README runs as it stands and prints the answer that its comment says."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == code.strip().rpartition("# ")[2]
