@@ -44,7 +44,7 @@ class AnswerTally:
     scores over how often it was reached. ``path-vote`` puts the prior mass of the terminal's path, the product of the priors along it, in
     the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones; the mass undoes
     both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
-    ``majority``; when none has one, every rule counts how often, or with what mass, answers were reached. Ties go to the answer found first.
+    ``majority``; when none has one, each rule weighs answers by how often, or with what mass, they were reached. Ties go to the first one.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 

@@ -1,4 +1,4 @@
-"""The same code on a real task by configuration alone: GSM8K's own files, a causal model from a directory, math-verify in worker processes."""
+"""The same code on a real task by configuration alone: GSM8K's own files, any causal model, answers graded by math-verify."""
 
 import json
 import os
