@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stepladder.embedded.glyphs import ANSWER_MARK, FUNCTIONS, GlyphTask
+from stepladder.lm.loading import silence_bars
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
@@ -60,6 +61,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCau
 
 def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:
     """Write the untrained model and its tokenizer in Hugging Face form."""
+    silence_bars()
     tokenizer = build_tokenizer(task)
     build_model(tokenizer, seed=seed).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -14,11 +14,17 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+
+
+def silence_bars() -> None:
+    """Switch off the progress bars of transformers for this process: several processes would write over each other, and over ours."""
+    hf_logging.disable_progress_bar()
 
 
 def resolve_device(device: str) -> torch.device:

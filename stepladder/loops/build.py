@@ -136,8 +136,9 @@ def build_scorer(config: Config, prm_dir: str | None) -> Any:
 
 @lru_cache(maxsize=1)
 def _policy_weights(policy_dir: str, device: str, dtype: str, trust_remote_code: bool) -> Any:
-    from stepladder.lm.loading import load_causal_lm, load_tokenizer
+    from stepladder.lm.loading import load_causal_lm, load_tokenizer, silence_bars
 
+    silence_bars()
     model = load_causal_lm(policy_dir, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     return model, load_tokenizer(policy_dir, trust_remote_code=trust_remote_code)
 

@@ -142,11 +142,11 @@ def _start_worker(parent_pid: int, threads: int, progress_queue: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
     import torch
-    from transformers.utils import logging
+
+    from stepladder.lm.loading import silence_bars
 
     torch.set_num_threads(threads)
-    # Bars of a library in several processes write over each other and over ours.
-    logging.disable_progress_bar()
+    silence_bars()
 
 
 def _exit_with_parent(parent_pid: int) -> None:

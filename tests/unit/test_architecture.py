@@ -23,7 +23,7 @@ ALLOWED = {
     "policy": MODELS,
     "prm": MODELS,
     "data": BASE | {"interfaces", "mcts.tree"},
-    "embedded": BASE,
+    "embedded": MODELS,
     "loops": MODELS | {"mcts", "policy", "prm", "data"},
     "report": BASE | {"data", "loops"},
     "cli": BASE | {"loops", "report", "embedded"},
