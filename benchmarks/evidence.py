@@ -148,7 +148,6 @@ def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
                 "clean": clean_share(run, row["round"], seed) if row["round"] else None,
                 "tokens": row["tokens_per_problem"],
                 "accepted": row["accepted"],
-                "seconds": row["seconds"],
             }
             for row, star_row in zip(rows, star.rows(), strict=True)
         ]
@@ -170,7 +169,6 @@ def render(entries: list[dict[str, Any]]) -> str:
         "auc": "PRM AUC",
         "clean": "clean traces",
         "tokens": "tokens",
-        "seconds": "seconds",
         "accepted": "accepted",
     }
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
@@ -188,7 +186,7 @@ def _cell(name: str, entry: dict[str, Any]) -> str:
         return str(value)
     if name == "accepted":
         return "yes" if value else "no"
-    if name in ("tokens", "seconds"):
+    if name == "tokens":
         return f"{value:.0f}"
     return f"{value:.2f}" if name == "auc" else f"{100 * value:.1f}"
 

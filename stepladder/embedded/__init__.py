@@ -30,17 +30,17 @@ TASK_FILE = "task.json"
 _TASK_VERSION = 1
 
 RECIPE: dict[str, Any] = {
-    "run": {"shard_size": 100},
+    "run": {"rounds": 3, "shard_size": 100},
     "problems": {"rule": "exact"},
     "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "weight_decay": 0.01}},
-    "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12},
-    "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 4.0, "max_updates": 60},
+    "search": {"simulations": 24, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
+    "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 6.0},
     "preference": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 1.0, "sft_weight": 0.1},
     "prm": {
         "start": "last",
         "rollouts": 16,
         "mixed_only": True,
-        "train": {"learning_rate": 2e-3, "batch_size": 64, "epochs": 5.0, "weight_decay": 0.01},
+        "train": {"learning_rate": 2e-3, "batch_size": 64, "epochs": 5.0, "max_updates": 400, "weight_decay": 0.01},
     },
     "evaluate": {"simulations": 8, "samples": 16},
 }

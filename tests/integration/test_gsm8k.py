@@ -34,6 +34,7 @@ SMALL = {
     "evaluate.simulations": 4,
     "evaluate.samples": 4,
     "prm.train.epochs": 1,
+    "prm.mixed_only": "false",
 }
 
 
