@@ -67,11 +67,12 @@ def test_worker_ends_with_its_killed_parent(tmp_path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
-    assert parent.stdout is not None
-    worker = int(parent.stdout.readline())
-    parent.kill()
-    parent.wait()
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
     deadline = time.monotonic() + 20
     while _alive(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
