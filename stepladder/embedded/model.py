@@ -49,8 +49,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCau
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=True,
         initializer_range=0.05,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.get_vocab()[PAD],
+        eos_token_id=tokenizer.get_vocab()[EOS],
         bos_token_id=None,
         dtype="float32",
     )

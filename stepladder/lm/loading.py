@@ -18,6 +18,8 @@ from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
 
+FORMAT_FILE = "stepladder_format.json"
+"""File of a policy directory that describes its step format; copied to whatever is trained from it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 

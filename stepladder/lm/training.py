@@ -44,13 +44,11 @@ from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.files import atomic_directory, atomic_write_text
-from stepladder.lm.loading import resolve_device
+from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
 from stepladder.types import derive_seed
 
-FORMAT_FILE = "stepladder_format.json"
-"""File of a policy directory that describes its step format; copied to whatever is trained from it."""
 _FINISHED = "stepladder_checkpoint.json"
 
 Batch = dict[str, Any]

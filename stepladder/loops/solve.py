@@ -159,7 +159,8 @@ def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
 
 def _bare_config(policy: str) -> Config:
     """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.policy.prompts import FORMAT_FILE, StepFormat
+    from stepladder.lm.loading import FORMAT_FILE
+    from stepladder.policy.prompts import StepFormat
 
     saved = asdict(StepFormat.load(policy)) if (Path(policy) / FORMAT_FILE).is_file() else {}
     return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))

@@ -13,11 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.lm.loading import FORMAT_FILE
 from stepladder.lm.text import TokenText
 from stepladder.types import Problem
-
-FORMAT_FILE = "stepladder_format.json"
-"""Where a model directory keeps its ``StepFormat``."""
 
 FORMAT_VERSION = 1
 _PLACEHOLDER = "{question}"
