@@ -74,6 +74,7 @@ def test_votes_tie_to_the_first_seen_and_ignore_what_is_missing():
     assert weighted_vote([sample("x")]) is None
 
 
+@pytest.mark.parametrize("seed", range(5))
 def test_auc_agrees_with_counting_pairs(seed):
     """Every right-wrong pair counts 1, 0.5 on a tie, or 0; so does the rank formula."""
     rng = random.Random(seed)
