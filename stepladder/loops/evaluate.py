@@ -157,7 +157,7 @@ def _pools(rows: list[Row]) -> dict[str, list[metrics.PoolSample]]:
     return {row["problem_id"]: [metrics.PoolSample(**sample) for sample in row["samples"]] for row in rows}
 
 
-def _within(pool: list[metrics.PoolSample], budget: float) -> list[metrics.PoolSample]:
+def _within(pool: list[metrics.PoolSample], budget: int) -> list[metrics.PoolSample]:
     """First samples whose tokens fit the budget, one at least: a method that may ask has to ask once."""
     return metrics.first_within(pool, budget) or pool[:1]
 
@@ -216,7 +216,7 @@ def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]
     return curves
 
 
-def _anytime(row: Row, budget: float) -> bool:
+def _anytime(row: Row, budget: int) -> bool:
     """Whether the search's answer was right when it had spent the budget; before the first wave there is none."""
     reached = [correct for tokens, correct in row["anytime"] if tokens <= budget]
     return bool(reached) and reached[-1]
