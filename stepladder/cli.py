@@ -117,7 +117,7 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    - `stepladder solve "4719 GBAF" --run runs/demo`
+    - `stepladder solve "47193 GBAF" --run runs/demo`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
     """
     with _errors_explained(debug):

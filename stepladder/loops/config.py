@@ -197,8 +197,8 @@ class PRMConfig(Section):
     start: Literal["policy", "last"] = "policy"
     """Each round trains from the round's new policy with a new head, or from the last PRM."""
     rollouts: int = Field(default=0, ge=0)
-    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, beside the searched trees. A PRM
-    that has only seen the steps of the policy before judges the new one's at chance where the policy changed much; 0 samples none."""
+    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the searched trees: those
+    show the steps of the policy before, and what they teach misjudges the new one's where it changed much. 0 learns from the trees."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
     data: Literal["accumulate", "replace"] = "replace"
@@ -207,6 +207,8 @@ class PRMConfig(Section):
     """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
     loss: Literal["bce", "mse"] = "bce"
     """Loss on the targets."""
+    supervise: Literal["step-end", "every-token"] = "step-end"
+    """Tokens of a step that learn its target: the last one, where scores are read, or all of them, which a small model learns faster from."""
     train: TrainConfig = TrainConfig()
     """How to train it."""
 

@@ -1,4 +1,4 @@
-"""Training the process reward model: value regression at the last token of every step that has a target.
+"""Training the process reward model: value regression at the tokens of every step that has a target.
 
 ``value_rows`` makes rows from stored records, ``collate_values`` lays them out, ``ValueObjective`` turns outputs and targets into a loss of
 ``losses.py``. Rows that pack a tree are another row and another collator with the same batch keys.
@@ -37,6 +37,9 @@ NO_TARGET = float("nan")
 
 Loss = Literal["bce", "mse"]
 
+Supervise = Literal["step-end", "every-token"]
+"""Which tokens of a step learn its target: the last one, where scores are read, or all of them (Cobbe et al. 2021, section 4.2)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetRow:
@@ -45,7 +48,7 @@ class TargetRow:
     ids: list[int]
     """Prompt and steps, up to the last step with a target."""
     positions: list[int]
-    """Indices into ``ids`` of the last tokens of the steps with a target, ascending; not empty."""
+    """Indices into ``ids`` of the tokens that learn a target, ascending; not empty."""
     targets: list[float]
     """Their targets, in [0, 1]."""
 
@@ -68,6 +71,7 @@ def train_value(
     *,
     renderer_hash: str,
     loss: Loss = "bce",
+    supervise: Supervise = "step-end",
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
@@ -80,6 +84,7 @@ def train_value(
         settings: How to train; ``batch_size`` counts paths.
         renderer_hash: Hash that every row must carry.
         loss: ``bce`` on soft targets, or ``mse`` between value and target. The mean runs over the targets of an update.
+        supervise: Which tokens of a step learn its target.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -105,7 +110,7 @@ def train_value(
         )
     objective = ValueObjective(loss_name=loss, transform=spec.transform)
     dropped: dict[str, int] = {}
-    targets = target_rows(rows, vocabulary=model.get_input_embeddings().num_embeddings, dropped=dropped)  # pyright: ignore
+    targets = target_rows(rows, vocabulary=model.get_input_embeddings().num_embeddings, supervise=supervise, dropped=dropped)  # pyright: ignore
     targets = fit_context(targets, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
 
@@ -127,7 +132,9 @@ def train_value(
     )
 
 
-def target_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int]) -> list[TargetRow]:
+def target_rows(
+    rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], supervise: Supervise = "step-end"
+) -> list[TargetRow]:
     """Return one row per path that has a target; the others are counted in ``dropped``.
 
     Raises:
@@ -140,8 +147,13 @@ def target_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str,
         _check(row, place)
         ids = [*row.prompt_ids, *(token for step in row.step_ids for token in step)]
         check_ids(ids, vocabulary=vocabulary, place=place)
-        ends = accumulate((len(step) for step in row.step_ids), initial=len(row.prompt_ids))
-        scored = [(end - 1, target) for end, target in zip(list(ends)[1:], row.targets, strict=True) if target is not None]
+        ends = list(accumulate((len(step) for step in row.step_ids), initial=len(row.prompt_ids)))
+        scored = [
+            (position, target)
+            for begin, end, target in zip(ends, ends[1:], row.targets, strict=False)
+            if target is not None
+            for position in range(begin if supervise == "every-token" else end - 1, end)
+        ]
         if not scored:
             dropped["no target"] = dropped.get("no target", 0) + 1
             continue
@@ -154,7 +166,7 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
     """Lay rows out one below the other.
 
     Returns:
-        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target at the last token of a step, NaN elsewhere.
+        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target where a token learns one, NaN elsewhere.
     """
     input_ids = pad([row.ids for row in rows], value=0)
     targets = torch.full(input_ids.shape, NO_TARGET)
