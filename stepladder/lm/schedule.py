@@ -36,6 +36,7 @@ def batch_schedule(
     micro_batch_size: int | None = None,
     max_updates: int | None = None,
     group_by_length: bool = True,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
 
@@ -51,9 +52,11 @@ def batch_schedule(
         micro_batch_size: Rows per forward pass, >= 1; None is the whole update.
         max_updates: Cap on the updates, >= 1; None is no cap.
         group_by_length: Whether rows of similar length share an update.
+        groups: A partition of the rows; those of a group follow one another, and share an update where they fit. Takes the place of
+            grouping by length.
 
     Returns:
-        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once.
+        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once; groups stay as they are.
     """
     num_rows = len(lengths)
     size = min(batch_size, num_rows)
@@ -62,15 +65,25 @@ def batch_schedule(
     updates = min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
     passes = math.ceil(updates * size / num_rows)
-    stream = np.concatenate([rng.permutation(num_rows) for _ in range(passes)])[: updates * size]
-    if group_by_length:
+    stream = np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[: updates * size]
+    if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
     micro = min(micro_batch_size or size, size)
     micro_batches: list[list[int]] = []
     for update in stream.reshape(-1, size):
-        longest_first = sorted(update.tolist(), key=lambda row: -lengths[row])
-        micro_batches.extend(longest_first[i : i + micro] for i in range(0, size, micro))
+        ordered = update.tolist() if groups else sorted(update.tolist(), key=lambda row: -lengths[row])
+        micro_batches.extend(ordered[i : i + micro] for i in range(0, size, micro))
     return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / micro))
+
+
+def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
+    """Return all rows in random order, or group by group in random order of the groups, each begun anywhere and read round.
+
+    So a group that does not fit an update is not cut at the same rows in every pass.
+    """
+    if groups is None:
+        return rng.permutation(num_rows)
+    return np.concatenate([np.roll(groups[group], rng.integers(len(groups[group]))) for group in rng.permutation(len(groups))])
 
 
 def _grouped(stream: np.ndarray, lengths: np.ndarray, *, size: int, window: int, rng: np.random.Generator) -> np.ndarray:

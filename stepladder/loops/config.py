@@ -149,6 +149,10 @@ class TrainConfig(Section):
     """Rows per update."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass; None is the whole batch. Lower it when memory runs out."""
+    packed: bool = True
+    """Merge the rows of a problem into trees, so that every shared token is forwarded once; gradients are those of separate rows."""
+    row_tokens: int = Field(default=1024, ge=1)
+    """Largest tree with ``packed``; larger ones are cut."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the updates over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -1,7 +1,8 @@
 """Training the process reward model: value regression at the tokens of every step that has a target.
 
 ``value_rows`` makes rows from stored records, ``collate_values`` lays them out, ``ValueObjective`` turns outputs and targets into a loss of
-``losses.py``. Rows that pack a tree are another row and another collator with the same batch keys.
+``losses.py``. By default the paths of a problem are merged into trees (``collate_packed_values``): one forward pass scores every step of a
+tree.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
 from stepladder.lm.training import (
     Batch,
@@ -28,6 +32,7 @@ from stepladder.lm.training import (
     save_model,
     training_dtype,
 )
+from stepladder.lm.tree_attention import run_rows, tree_inputs
 from stepladder.prm.losses import bce_loss, mse_loss
 from stepladder.prm.model import initialise_prm, transform_logits
 from stepladder.prm.specs import Transform
@@ -51,6 +56,13 @@ class TargetRow:
     """Indices into ``ids`` of the tokens that learn a target, ascending; not empty."""
     targets: list[float]
     """Their targets, in [0, 1]."""
+    group: str = ""
+    """Problem of the row."""
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded."""
+        return (self.ids,)
 
     @property
     def length(self) -> int:
@@ -122,6 +134,7 @@ def train_value(
         model,
         targets,
         collate=collate_values,
+        collate_packed=collate_packed_values,
         objective=objective,
         settings=settings,
         out_dir=Path(out_dir),
@@ -158,7 +171,7 @@ def target_rows(
             dropped["no target"] = dropped.get("no target", 0) + 1
             continue
         positions, targets = zip(*scored, strict=True)
-        kept.append(TargetRow(ids=ids[: positions[-1] + 1], positions=list(positions), targets=list(targets)))
+        kept.append(TargetRow(ids=ids[: positions[-1] + 1], positions=list(positions), targets=list(targets), group=row.problem_id))
     return kept
 
 
@@ -173,6 +186,28 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
     for i, row in enumerate(rows):
         targets[i, row.positions] = torch.tensor(row.targets)
     return {"inputs": {"input_ids": input_ids}, "targets": targets}
+
+
+def collate_packed_values(trees: Sequence[PackedRow[TargetRow]], *, width: int = 0) -> Batch:
+    """Lay trees of paths out.
+
+    Returns:
+        ``inputs``: arguments of ``run_rows``. ``targets``, float32 ``[M]``: every target. ``sources``, ``[M]``: where its step ends, as an
+        index into the tokens of all rows; steps of equal tokens after equal tokens end at the same one.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    sources, targets = [], []
+    for tree, offset in zip(trees, layout.offsets, strict=True):
+        for row, path in zip(tree.rows, tree.tree.paths, strict=True):
+            sources.append(path[row.positions] + offset)
+            targets += row.targets
+    return {"inputs": tree_inputs(layout), "targets": torch.tensor(targets), "sources": torch.from_numpy(np.concatenate(sources))}
+
+
+def step_outputs(model: nn.Module, batch: Batch) -> Float[Tensor, "*shape"]:
+    """Return the raw outputs of a batch, packed or not, in the shape of its targets, float32."""
+    outputs = run_rows(model, batch["inputs"])[..., 0].float()
+    return outputs.flatten()[batch["sources"]] if "sources" in batch else outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +231,7 @@ class ValueObjective:
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean over the targets."""
-        logits = model(**batch["inputs"], use_cache=False).logits[..., 0].float()
+        logits = step_outputs(model, batch)
         num_targets = counts[0].float()
         if self.loss_name == "bce":
             return bce_loss(logits, batch["targets"], num_targets)

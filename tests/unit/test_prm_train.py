@@ -203,7 +203,7 @@ def test_rows_that_cannot_be_used_are_counted(policy: Path, tmp_path: Path) -> N
         value_row([5], [[6]], [None]),
         value_row([5], [[6] * 64], [1.0]),
         value_row([5], [[6] * 63, [7] * 50], [1.0, None]),
-        value_row([5], [[6]], [0.0]),
+        value_row([8], [[6]], [0.0]),
     ]
     report = train_value(policy, rows, tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
     assert (report.rows, report.tokens) == (2, 66)
