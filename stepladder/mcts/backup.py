@@ -39,29 +39,36 @@ def backup_paths(
     Source: mean: Coulom 2006, "Efficient selectivity and backup operators in Monte-Carlo tree search"; child-mean: Zhang et al. 2024,
     "ReST-MCTS*", Algorithm 2.
     """
-    returns = returns.astype(np.float32)
+    returns, opened = returns.astype(np.float32), opened.astype(np.int32)
+    num_nodes = tree.parent.shape[1]
+    flat = {name: getattr(tree, name).reshape(-1) for name in ("visits", "open_leaves", "returns", "value", "reward", "parent")}
     while rows.size:
-        tree.visits[rows, nodes] += 1
-        tree.open_leaves[rows, nodes] += opened.astype(np.int32)
-        _add_returns(tree, rows, nodes, returns)
+        # One flat index instead of (row, node) pairs: NumPy gathers several times faster by it.
+        at = rows * num_nodes + nodes
+        flat["visits"][at] += 1
+        flat["open_leaves"][at] += opened
+        _add_returns(flat["returns"], flat["value"], at, returns)
         if rule == "child-mean":
             _take_child_means(tree, rows, nodes, discount)
-        returns = tree.reward[rows, nodes] + np.float32(discount) * returns
-        nodes = tree.parent[rows, nodes]
+        returns = flat["reward"].take(at) + (returns if discount == 1.0 else np.float32(discount) * returns)
+        nodes = flat["parent"].take(at)
         on = nodes != Tree.NO_PARENT
-        rows, nodes, returns, opened = rows[on], nodes[on], returns[on], opened[on]
+        if not on.all():
+            rows, nodes, returns, opened = rows[on], nodes[on], returns[on], opened[on]
 
 
-def _add_returns(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], returns: Float[np.ndarray, "b"]) -> None:
+def _add_returns(
+    num_returns: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"], at: Int[np.ndarray, "b"], returns: Float[np.ndarray, "b"]
+) -> None:
     known = ~np.isnan(returns)
     if not known.all():
-        rows, nodes, returns = rows[known], nodes[known], returns[known]
-    count = tree.returns[rows, nodes] + 1
-    old = tree.value[rows, nodes]
+        at, returns = at[known], returns[known]
+    count = num_returns.take(at) + 1
+    old = value.take(at)
     # The first return replaces NaN; a running mean keeps the value inside the range of the returns, which a sum of them would not.
     step = (returns - old) / count.astype(np.float32)
-    tree.value[rows, nodes] = np.where(count == 1, returns, old + step)
-    tree.returns[rows, nodes] = count
+    value[at] = np.where(count == 1, returns, old + step)
+    num_returns[at] = count
 
 
 def _take_child_means(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], discount: float) -> None:

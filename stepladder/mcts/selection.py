@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, normalise_by_parent_and_siblings
 from stepladder.mcts.tree import Tree, reserve
@@ -36,6 +36,8 @@ class EdgeStats(NamedTuple):
     """Finished visits."""
     in_flight: Int[np.ndarray, "b K"]
     """Virtual visits."""
+    is_open: Bool[np.ndarray, "b K"]
+    """Slots with a node at or below which selection may still end."""
     parent_value: Float[np.ndarray, "b"]
     """Value of the node itself; NaN without a return."""
     parent_visits: Int[np.ndarray, "b"]
@@ -48,19 +50,23 @@ Scores = Callable[[EdgeStats], Float[np.ndarray, "b K"]]
 def edge_stats(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], *, discount: float = 1.0) -> EdgeStats:
     """Gather the statistics of all edges of one node per row."""
     num_nodes = tree.parent.shape[1]
-    at = rows * num_nodes + nodes
-    children = tree.children_index.reshape(-1, tree.children_index.shape[2])[at]
+    # One flat index instead of (row, node) pairs: NumPy gathers several times faster by it.
+    offsets = rows * num_nodes
+    at = offsets + nodes
+    children = tree.children_index.reshape(-1, tree.children_index.shape[2]).take(at, axis=0)
     # Empty slots read the root, whatever it holds: their scores are masked.
-    flat = (rows * num_nodes)[:, None] + np.maximum(children, 0)
+    flat = offsets[:, None] + np.maximum(children, Tree.ROOT)
+    values = tree.value.take(flat)
     return EdgeStats(
         children=children,
-        qvalues=tree.reward.ravel()[flat] + np.float32(discount) * tree.value.ravel()[flat],
-        raw_values=tree.raw_value.ravel()[flat],
-        prior=tree.prior.ravel()[flat],
-        visits=tree.visits.ravel()[flat],
-        in_flight=tree.in_flight.ravel()[flat],
-        parent_value=tree.value.ravel()[at],
-        parent_visits=tree.visits.ravel()[at] + tree.in_flight.ravel()[at],
+        qvalues=tree.reward.take(flat) + (values if discount == 1.0 else np.float32(discount) * values),
+        raw_values=tree.raw_value.take(flat),
+        prior=tree.prior.take(flat),
+        visits=tree.visits.take(flat),
+        in_flight=tree.in_flight.take(flat),
+        is_open=(children != Tree.UNVISITED) & (tree.open_leaves.take(flat) > 0),
+        parent_value=tree.value.take(at),
+        parent_visits=tree.visits.take(at) + tree.in_flight.take(at),
     )
 
 
@@ -153,8 +159,9 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
             qvalues = normalise_by_parent_and_siblings(stats.qvalues, visits > 0, parent_value=stats.parent_value)
         else:
             qvalues = complete_qvalues(stats.qvalues, visits, parent_value=stats.parent_value, raw_values=stats.raw_values, rule=unvisited)
-        in_flight = np.where(empty, 0, stats.in_flight)
-        qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
+        if stats.in_flight.any():
+            in_flight = np.where(empty, 0, stats.in_flight)
+            qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
         if selection == "puct":
             return puct_scores(qvalues, prior, visits, c=c)
         if selection == "puct-mctx":
@@ -188,14 +195,13 @@ def select_descent(
 def _descend(tree: Tree, rows: Int[np.ndarray, "b"], scores: Scores, discount: float) -> Int[np.ndarray, "b"]:
     leaves = np.full(len(rows), Tree.ROOT, np.int64)
     moving = np.arange(len(rows))
+    first_child = tree.children_index[:, :, 0]
     while True:
-        moving = moving[tree.children_index[rows[moving], leaves[moving], 0] != Tree.UNVISITED]
+        moving = moving[first_child[rows[moving], leaves[moving]] != Tree.UNVISITED]
         if not moving.size:
             return leaves
-        at = rows[moving]
-        stats = edge_stats(tree, at, leaves[moving], discount=discount)
-        is_open = (stats.children != Tree.UNVISITED) & (tree.open_leaves[at[:, None], stats.children] > 0)
-        slots = np.where(is_open, scores(stats), -np.inf).argmax(axis=-1)
+        stats = edge_stats(tree, rows[moving], leaves[moving], discount=discount)
+        slots = np.where(stats.is_open, scores(stats), -np.inf).argmax(axis=-1)
         leaves[moving] = stats.children[np.arange(len(slots)), slots]
 
 

@@ -201,12 +201,15 @@ def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]
     A terminal or truncated leaf stays open: nothing is asked for it, and whether it may be visited again is the method's rule.
     """
     closes = ~(tree.terminal[rows, leaves] | tree.truncated[rows, leaves])
+    in_flight, open_leaves, parent = (array.reshape(-1) for array in (tree.in_flight, tree.open_leaves, tree.parent))
     while rows.size:
-        tree.in_flight[rows, leaves] += 1
-        tree.open_leaves[rows, leaves] -= closes
-        leaves = tree.parent[rows, leaves]
+        at = rows * tree.parent.shape[1] + leaves
+        in_flight[at] += 1
+        open_leaves[at] -= closes
+        leaves = parent.take(at)
         on = leaves != Tree.NO_PARENT
-        rows, leaves, closes = rows[on], leaves[on], closes[on]
+        if not on.all():
+            rows, leaves, closes = rows[on], leaves[on], closes[on]
 
 
 def land_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
