@@ -31,6 +31,12 @@ class StopReason(StrEnum):
     """The search spent its simulations."""
     TOKENS = "tokens"
     """The search spent its generated tokens."""
+    CALLS = "calls"
+    """The search spent its policy calls."""
+    VALUE = "value"
+    """A solution scored at least what the method asks for."""
+    CONVERGED = "converged"
+    """The answer has stayed the same for as long as the method asks for."""
     EXHAUSTED = "exhausted"
     """Nothing is left to expand: every leaf is terminal or truncated."""
 
@@ -83,6 +89,8 @@ class Budget:
     max_tokens: int | None = None
     """Generated tokens over the whole tree; None is no cap. Once it is reached nothing more is requested; a wave that would
     overrun it is shortened, so the overshoot is below one wave of steps."""
+    max_calls: int | None = None
+    """Expansion requests to the policy; None is no cap."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256

@@ -19,8 +19,9 @@ import numpy as np
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
+from stepladder.mcts.gumbel import gumbel_scores
 from stepladder.mcts.methods import SearchMethod
-from stepladder.mcts.selection import NO_LEAF, select_beam, select_descent, select_root, tree_scores
+from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import Expansion, ScoreJob, SearchState
 from stepladder.mcts.tree import allocate, reset_rows
@@ -139,9 +140,9 @@ class SearchEngine:
 
 
 def _check_caps(budget: Budget, max_trees: int) -> None:
-    caps = {name: getattr(budget, name) for name in ("num_simulations", "max_tokens", "max_depth", "max_step_tokens")}
+    caps = {name: getattr(budget, name) for name in ("num_simulations", "max_tokens", "max_calls", "max_depth", "max_step_tokens")}
     for name, value in (caps | {"max_trees": max_trees}).items():
-        if value is None and name == "max_tokens":
+        if value is None and name in ("max_tokens", "max_calls"):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"search: {name} must be a whole number >= 1: got {value!r}")
@@ -211,14 +212,30 @@ class _Run:
         self._scorer = None if engine.scorer is None else _Stream("scorer", engine.scorer)
         self._unscored: list[tuple[SearchState, ScoreJob]] = []
         self._done, self._done_tokens, self._done_solved = 0, 0, 0
-        if method.selection not in ("beam", "sample"):
-            self._scores = tree_scores(
-                selection=method.selection,
-                c=float(method.c),
-                c_base=float(method.c_base),
-                unvisited=method.unvisited,
-                normalise=method.normalise,
+        self._noise = np.zeros((num_trees, num_slots))
+        """Gumbel noise of the root's slots."""
+        if method.descends:
+            self._scores = self._edge_scores()
+
+    def _edge_scores(self) -> Scores:
+        method = self.engine.method
+        if method.selection == "gumbel":
+            return gumbel_scores(
+                noise=self._noise,
+                num_simulations=self.engine.budget.num_simulations - 1,
+                max_considered=method.max_considered,
+                value_scale=float(method.value_scale),
+                maxvisit_init=float(method.maxvisit_init),
+                rescale=method.rescale_values,
             )
+        return tree_scores(
+            selection=method.selection,
+            c=float(method.c),
+            c_base=float(method.c_base),
+            unvisited=method.unvisited,
+            unvisited_bonus=float(method.unvisited_bonus),
+            normalise=method.normalise,
+        )
 
     def event(self) -> SearchEvent:
         running = sum(state.generated_tokens for state in self.states.values())
@@ -255,6 +272,10 @@ class _Run:
             self._num_admitted += 1
         if admitted:
             reset_rows(self._tree, _rows(admitted))
+        if self.engine.method.selection == "gumbel":
+            for state in admitted:
+                draws = np.random.default_rng(state.seed_of("gumbel")).gumbel(size=self._noise.shape[1])
+                self._noise[state.row] = self.engine.method.gumbel_scale * draws
         self.states |= {state.number: state for state in admitted}
         self._settled += admitted
 
@@ -300,11 +321,15 @@ class _Run:
         rows, method = _rows(states), self.engine.method
         if method.selection == "sample":
             return select_root(rows)
-        if method.selection != "beam":
-            return select_descent(self._tree, rows, sizes, scores=self._scores, discount=method.discount)
-        waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.width for state in states]))
-        for state, width in zip(states, widths.tolist(), strict=True):
-            state.width = width
+        if method.selection in ("best-first", "depth-first"):
+            deepest_first = method.selection == "depth-first"
+            return select_frontier(self._tree, rows, sizes, deepest_first=deepest_first, min_value=float(method.min_value))
+        if method.descends:
+            starts = np.array([state.base for state in states])
+            return select_descent(self._tree, rows, sizes, scores=self._scores, discount=method.discount, starts=starts)
+        waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.widths for state in states]))
+        for state, left in zip(states, widths.tolist(), strict=True):
+            state.widths = left
         return waves
 
     # ------------------------------------------------------------------------------------------------------------------ exchange

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 
 from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.methods import SearchMethod
-from stepladder.mcts.selection import sibling_priors
+from stepladder.mcts.qvalues import NEUTRAL_VALUE
+from stepladder.mcts.selection import mix_root_noise, sibling_priors
 from stepladder.mcts.state import Expansion, SearchState
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land_rows
 from stepladder.types import StopReason
@@ -65,7 +66,7 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
     The states' nodes are numbered and their answers graded already (``SearchState.enter_nodes``).
     """
     waves = _gather(states)
-    worths = _worths(waves)
+    worths = _worths(waves, method)
     priors = np.zeros(len(worths)) if method.samples_solutions else _priors(waves, method)
     _note_answers(waves, priors, method)
     # A root with thousands of draws would need as many slots at every node.
@@ -79,7 +80,22 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
         _back_up(tree, _paths(tree, waves, worths, method), rule=method.backup, discount=method.discount)
     for state in states:
         state.end_wave()
+        if method.commit is not None and state.may_commit:
+            _commit(tree, state, method)
     return tree
+
+
+def _commit(tree: Tree, state: SearchState, method: SearchMethod) -> None:
+    """Move a search to the best child of the node that it searches from; the statistics stay as they are."""
+    children = tree.children_index[state.row, state.base]
+    children = children[children != Tree.UNVISITED]
+    if not children.size:
+        return
+    merits = tree.visits[state.row, children]
+    if method.commit_by == "value":
+        qvalues = tree.reward[state.row, children] + np.float32(method.discount) * tree.value[state.row, children]
+        merits = np.nan_to_num(qvalues, nan=-np.inf)
+    state.commit(int(children[merits.argmax()]))
 
 
 def _gather(states: Sequence[SearchState]) -> Waves:
@@ -101,10 +117,16 @@ def _gather(states: Sequence[SearchState]) -> Waves:
     )
 
 
-def _worths(waves: Waves) -> Float[np.ndarray, "M"]:
+def _worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
     """Return what each new node is worth by itself: its score where the solution goes on, see ``SearchState.worth_of_end`` elsewhere."""
+    if method.estimate == "path":
+        scores = _flat(
+            [state.path_score(expansion.first + i) for i in range(len(expansion.steps))] for state, expansion in waves.expansions
+        )
+    else:
+        scores = _flat(expansion.scores for _, expansion in waves.expansions)
     # A score of None becomes NaN.
-    worths = np.array(_flat(expansion.scores for _, expansion in waves.expansions), np.float64)
+    worths = np.array(scores, np.float64)
     for new in np.flatnonzero(~waves.goes_on).tolist():
         state, expansion = waves.expansions[waves.owners[new]]
         worth = state.worth_of_end(expansion.first + int(waves.slots[new]))
@@ -113,16 +135,27 @@ def _worths(waves: Waves) -> Float[np.ndarray, "M"]:
 
 
 def _priors(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
-    if method.prior == "uniform":
+    if method.root_noise == 0 and method.prior == "uniform":
         return np.repeat(1.0 / np.maximum(waves.sizes, 1), waves.sizes)
-    if method.prior == "frequency":
+    if method.root_noise == 0 and method.prior == "frequency" and method.prior_temperature == 1:
         return waves.counts / _sums(waves.counts, waves)[waves.owners]
-    return np.array(_flat(_model_priors(expansion, method) for _, expansion in waves.expansions if expansion.steps), np.float64)
+    return np.array(
+        _flat(_sibling_priors(state, expansion, method) for state, expansion in waves.expansions if expansion.steps), np.float64
+    )
 
 
-def _model_priors(expansion: Expansion, method: SearchMethod) -> list[float]:
-    logps = [sum(step.logps) / len(step.logps) if step.logps else -math.inf for step in expansion.steps]
-    return sibling_priors(expansion.counts, logps, rule=method.prior)
+def _sibling_priors(state: SearchState, expansion: Expansion, method: SearchMethod) -> list[float]:
+    steps = expansion.steps
+    priors = sibling_priors(
+        expansion.counts,
+        [sum(step.logps) / len(step.logps) if step.logps else -math.inf for step in steps],
+        rule=method.prior,
+        lengths=[len(step.logps) for step in steps],
+        temperature=float(method.prior_temperature),
+    )
+    if expansion.leaf != Tree.ROOT or method.root_noise == 0:
+        return priors
+    return mix_root_noise(priors, fraction=float(method.root_noise), alpha=float(method.root_noise_alpha), seed=state.seed_of("root noise"))
 
 
 def _note_answers(waves: Waves, priors: Float[np.ndarray, "M"], method: SearchMethod) -> None:
@@ -153,8 +186,15 @@ def _write_nodes(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], prior
             selectable=waves.goes_on | (method.terminals == "revisit"),
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
+            rewards=None if method.reward == "none" else _gains(tree, waves, worths).astype(np.float32),
         ),
     )
+
+
+def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
+    before = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
+    before = np.where(np.isnan(before), NEUTRAL_VALUE, before)[waves.owners]
+    return np.where(np.isnan(worths), 0.0, worths - before)
 
 
 def _paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Paths:
@@ -162,7 +202,8 @@ def _paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], method: Sea
     returns = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
     if method.evaluation == "children":
         known = np.where(np.isnan(worths), 0, waves.counts)
-        totals, weights = _sums(known * np.nan_to_num(worths), waves), _sums(known, waves)
+        gains = 0.0 if method.reward == "none" else _gains(tree, waves, worths)
+        totals, weights = _sums(known * (np.nan_to_num(worths) + gains), waves), _sums(known, waves)
         means = np.where(weights > 0, totals / np.maximum(weights, 1), np.nan)
         returns = np.where(waves.asked, means, returns)
     num_open = _sums(waves.goes_on, waves).astype(np.int64)

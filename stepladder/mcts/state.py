@@ -7,6 +7,7 @@ and, once all of it is in, ``enter_nodes`` in wave order and
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from stepladder.errors import BackendError
@@ -84,8 +85,8 @@ class SearchState:
         self.wave: list[Expansion] = []
         self.pending = 0
         """Results that the wave still waits for."""
-        self.width = method.wave
-        """Beams still running."""
+        self.widths = [method.wave // method.groups] * method.groups
+        """Beams still running in each group."""
         self.num_expandable = 1
         """Leaves that can be expanded, those in flight included."""
         self.num_simulations = 0
@@ -98,9 +99,16 @@ class SearchState:
         self._max_steps = budget.max_depth if method.samples_solutions else 1
         self._label_mode = label_mode
         self._scored = scored
-        self._seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
+        self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
+        """Derives every seed of the search from what it is for."""
+        self.base = Tree.ROOT
+        """Node from which the search goes on."""
         self._num_samples = 0
         self._policy_calls = 0
+        self._best_score = -1.0
+        """Best score of a solution with an answer."""
+        self._committed_at = 0
+        """Simulations made when the search last moved to a child."""
         self._scored_tokens = 0
         self.priors = [1.0]
         """Prior of the edge into each node; kept for answers that are weighed by the mass of their paths only."""
@@ -116,17 +124,42 @@ class SearchState:
         drawn = self._draws_solutions and self.method.temperature == 0 and self.num_simulations > 0
         if self.num_expandable == 0 or drawn:
             return StopReason.EXHAUSTED
+        if self.method.stop_value is not None and self._best_score >= self.method.stop_value:
+            return StopReason.VALUE
+        if self._agrees():
+            return StopReason.CONVERGED
+        if self.budget.max_calls is not None and self._policy_calls >= self.budget.max_calls:
+            return StopReason.CALLS
         if self.num_simulations >= self.budget.num_simulations:
             return StopReason.SIMULATIONS
         if self.budget.max_tokens is not None and self.generated_tokens >= self.budget.max_tokens:
             return StopReason.TOKENS
         return None
 
+    def _agrees(self) -> bool:
+        agreement = self.method.stop_agreement
+        if agreement is None or len(self._anytime) < agreement:
+            return False
+        recent = Counter(answer for _, answer in self._anytime[-self.method.stop_window :] if answer is not None)
+        return bool(recent) and max(recent.values()) >= agreement
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether enough simulations were made since the search last moved, or began."""
+        return self.method.commit is not None and self.num_simulations - self._committed_at >= self.method.commit
+
+    def commit(self, node: int) -> None:
+        """Go on from a node."""
+        self.base = node
+        self._committed_at = self.num_simulations
+
     def wave_size(self) -> int:
         """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""
         if self._draws_solutions and self.method.temperature == 0:
             return 1
         size = min(self.method.wave, self.budget.num_simulations - self.num_simulations)
+        if self.budget.max_calls is not None and not self._draws_solutions:
+            size = min(size, self.budget.max_calls - self._policy_calls)
         if self.budget.max_tokens is not None and self.generated_tokens:
             one_sample = self._draws_solutions or self.method.temperature == 0
             per_leaf = (1 if one_sample else self.method.num_children) * self.generated_tokens / self._num_samples
@@ -164,7 +197,7 @@ class SearchState:
             ticket=ticket,
             prefix_ids=expansion.prefix_ids,
             num_samples=expansion.num_samples,
-            seed=self._seed_of(expansion.leaf, *drawn),
+            seed=self.seed_of(expansion.leaf, *drawn),
             temperature=float(self.method.temperature),
             max_step_tokens=self.budget.max_step_tokens,
             max_steps=self._max_steps,
@@ -290,6 +323,8 @@ class SearchState:
         table, unknown = self.table, [None] * len(expansion.steps)
         expansion.first = first = len(table.steps)
         reasons = [step.stop_reason for step in expansion.steps]
+        if self.method.cut_steps == "continue":
+            reasons = [StopReason.STEP if reason == StopReason.LENGTH else reason for reason in reasons]
         if max(expansion.depths) >= self.budget.max_depth:
             at_limit = [depth >= self.budget.max_depth for depth in expansion.depths]
             reasons = [
@@ -321,6 +356,8 @@ class SearchState:
         """
         table = self.table
         answer, score = table.answers[index], table.scores[index]
+        if self.method.estimate == "path":
+            score = self.path_score(index)
         if self._label_mode:
             outcome = table.outcomes[index] = self.verdicts[answer]
             return outcome
@@ -337,9 +374,12 @@ class SearchState:
                 continue
             if by_mass:
                 count = 0.0 if again else math.prod([self.priors[node] for node in table.path(index)])
-            self._tally.add(index, answer, self._trajectory_score(index), count=count)
+            score = self.path_score(index)
+            self._best_score = max(self._best_score, -1.0 if score is None else score)
+            self._tally.add(index, answer, score, count=count)
 
-    def _trajectory_score(self, index: int) -> float | None:
+    def path_score(self, index: int) -> float | None:
+        """Return the score of the path to a node by the method's aggregation; None without any score."""
         score, rule = self.table.scores[index], self.method.aggregation
         if rule == "last" and score is not None:
             return score

@@ -152,6 +152,8 @@ class NewNodes:
     """The solution ended here by itself."""
     truncated: Bool[np.ndarray, "M"]
     """A limit or a failure cut the solution here."""
+    rewards: Float32[np.ndarray, "M"] | None = None
+    """Rewards of the edges; None is 0 everywhere."""
 
 
 def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
@@ -175,6 +177,8 @@ def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
     tree.depth[rows, nodes] = new.depths
     tree.prior[rows, nodes] = new.priors
     tree.raw_value[rows, nodes] = new.raw_values
+    if new.rewards is not None:
+        tree.reward[rows, nodes] = new.rewards
     tree.value[rows, nodes] = np.where(new.visited, new.raw_values, np.float32(np.nan))
     tree.visits[rows, nodes] = new.visited
     tree.returns[rows, nodes] = new.visited & ~np.isnan(new.raw_values)
