@@ -23,7 +23,7 @@ from stepladder.mcts.gumbel import gumbel_scores
 from stepladder.mcts.methods import SearchMethod
 from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
 from stepladder.mcts.settle import settle_waves
-from stepladder.mcts.state import Expansion, ScoreJob, SearchState
+from stepladder.mcts.state import Expansion, Rollout, ScoreJob, SearchState
 from stepladder.mcts.tree import allocate, reset_rows
 from stepladder.types import Budget, Problem, Provenance, SearchResult, StopReason
 
@@ -310,7 +310,7 @@ class _Run:
             if not leaves:
                 finished.append(self._finish(state, StopReason.EXHAUSTED))
                 continue
-            jobs += [(state, expansion) for expansion in state.ask(leaves, size)]
+            jobs += [(state, expansion, None) for expansion in state.ask(leaves, size)]
             if state.pending == 0:
                 self._complete.append(state)
         if jobs:
@@ -352,22 +352,43 @@ class _Run:
         self._settled += ready
 
     def _take_samples(self) -> None:
-        for (state, expansion), result in self._policy.collect():
-            self._unscored += [(state, job) for job in state.receive(expansion, result)]
+        asked: list[_PolicyJob] = []
+        for (state, expansion, rollout), result in self._policy.collect():
+            if rollout is None:
+                jobs = state.receive(expansion, result)
+                if not jobs:
+                    asked += self._rollouts(state, expansion)
+            else:
+                jobs = state.receive_rollout(expansion, rollout, result)
+            self._unscored += [(state, job) for job in jobs]
             if state.pending == 0:
                 self._complete.append(state)
+        if asked:
+            self._policy.submit(asked, _step_request)
+
+    def _rollouts(self, state: SearchState, expansion: Expansion) -> list["_PolicyJob"]:
+        """Return the rollouts that follow once an expansion's own scores are in."""
+        if self.engine.method.rollouts == 0:
+            return []
+        return [(state, expansion, rollout) for rollout in state.ask_rollouts(expansion)]
 
     def _exchange_scores(self, scorer: _Stream) -> None:
         """Feed the scorer once at least as much waits for it as for the policy: large batches, and neither of them starves."""
         if self._unscored and len(self._unscored) >= len(self._policy):
             scorer.submit(self._unscored, _score_request)
             self._unscored = []
-        if len(scorer):
-            for (state, job), result in scorer.collect():
-                _take_scores(job, result)
-                state.pending -= 1
-                if state.pending == 0:
-                    self._complete.append(state)
+        if not len(scorer):
+            return
+        asked: list[_PolicyJob] = []
+        for (state, job), result in scorer.collect():
+            _take_scores(job, result)
+            state.pending -= 1
+            if job.target is job.owner:
+                asked += self._rollouts(state, job.owner)
+            if state.pending == 0:
+                self._complete.append(state)
+        if asked:
+            self._policy.submit(asked, _step_request)
 
     def _keep_time(self) -> None:
         stats = self.engine.stats
@@ -393,14 +414,18 @@ def _rows(states: Sequence[SearchState]) -> np.ndarray:
     return np.array([state.row for state in states])
 
 
-def _step_request(ticket: int, job: tuple[SearchState, Expansion]) -> StepRequest:
-    state, expansion = job
-    return state.request(ticket, expansion)
+_PolicyJob = tuple[SearchState, Expansion, Rollout | None]
+"""What a request to the policy is for: an expansion, or one of its rollouts."""
+
+
+def _step_request(ticket: int, job: _PolicyJob) -> StepRequest:
+    state, expansion, rollout = job
+    return state.request(ticket, expansion) if rollout is None else state.rollout_request(ticket, expansion, rollout)
 
 
 def _score_request(ticket: int, job: tuple[SearchState, ScoreJob]) -> ScoreRequest:
     waiting = job[1]
-    steps = waiting.expansion.steps
+    steps = waiting.target.steps
     branches = tuple([tuple([steps[i].token_ids for i in branch]) for branch in waiting.branches])
     return ScoreRequest(ticket=ticket, prefix_ids=waiting.prefix_ids, branches=branches)
 
@@ -411,7 +436,7 @@ def _take_scores(job: ScoreJob, result: ScoreResult) -> None:
             f"scorer: a result must have one score per branch and step: got {[len(scores) for scores in result.scores]}, "
             f"expected {[len(branch) for branch in job.branches]} -- run stepladder.testing.check_scorer on the backend"
         )
-    known = job.expansion.scores
+    known = job.target.scores
     for branch, scores in zip(job.branches, result.scores, strict=True):
         for i, score in zip(branch, scores, strict=True):
             known[i] = None if score is None or math.isnan(score) else float(score)

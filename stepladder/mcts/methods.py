@@ -20,6 +20,7 @@ EVALUATIONS = ("children", "leaf")
 TERMINAL_RULES = ("skip", "revisit")
 ESTIMATES = ("step", "path")
 REWARDS = ("none", "gain")
+ROLLOUT_RULES = ("children", "best")
 CUT_STEPS = ("end", "continue")
 COMMIT_RULES = ("visits", "value")
 
@@ -88,6 +89,16 @@ class SearchMethod:
     """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
     (AlphaZero); children start unvisited. Sampling methods back up every draw from its last node."""
+    rollouts: int = 0
+    """Continuations sampled from a new child to value it, >= 0; they cost tokens and calls and leave no nodes. Not in sampling."""
+    rollout_steps: int | None = None
+    """Steps of a rollout, >= 1: one that did not end by then is worth its last step's score (lookahead); None goes on to the end."""
+    rollout_temperature: float = 1.0
+    """Sampling temperature of rollouts, >= 0; 0 is greedy, and one is enough."""
+    rollout_mix: float = 1.0
+    """A child with rollouts is worth (1 - rollout_mix) * its own estimate + rollout_mix * their mean, in [0, 1]."""
+    rollout_of: str = "children"
+    """Rollouts start from all new ``children`` that can be expanded, or from the ``best`` of them alone."""
     estimate: str = "step"
     """What a node is worth by itself: its ``step``'s score, or the ``path``'s, by ``aggregation``."""
     reward: str = "none"
@@ -122,7 +133,7 @@ class SearchMethod:
         for name, members in _FAMILIES.items():
             _check_member(self.name, name, getattr(self, name), members)
         for name in _COUNTS:
-            _check_count(self.name, name, getattr(self, name), optional=name in ("root_num_children", "stop_agreement", "commit"))
+            _check_count(self.name, name, getattr(self, name), optional=name in _OPTIONAL)
         for name, rule, holds in _RANGES:
             value = getattr(self, name)
             if value is None and name == "stop_value":
@@ -131,6 +142,8 @@ class SearchMethod:
                 raise ConfigError(f"method {self.name!r}: {name} must be a number {rule}: got {value!r}")
         if not isinstance(self.rescale_values, bool):
             raise ConfigError(f"method {self.name!r}: rescale_values must be true or false: got {self.rescale_values!r}")
+        if isinstance(self.rollouts, bool) or not isinstance(self.rollouts, int) or self.rollouts < 0:
+            raise ConfigError(f"method {self.name!r}: rollouts must be a whole number >= 0: got {self.rollouts!r}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -144,6 +157,8 @@ class SearchMethod:
                 f"method {self.name!r}: gumbel counts visits from zero and needs evaluation 'leaf': got {self.evaluation!r} "
                 "-- set evaluation = 'leaf'"
             )
+        if self.rollouts and self.samples_solutions:
+            raise ConfigError(f"method {self.name!r}: rollouts value the children of a tree: got {self.rollouts} with selection 'sample'")
         if self.commit is not None and not self.descends:
             raise ConfigError(f"method {self.name!r}: commit needs a selection that descends from the root: got {self.selection!r}")
 
@@ -173,6 +188,7 @@ _FAMILIES = {
     "evaluation": EVALUATIONS,
     "estimate": ESTIMATES,
     "reward": REWARDS,
+    "rollout_of": ROLLOUT_RULES,
     "cut_steps": CUT_STEPS,
     "commit_by": COMMIT_RULES,
     "backup": BACKUP_RULES,
@@ -180,7 +196,18 @@ _FAMILIES = {
     "answer_rule": ANSWER_RULES,
     "aggregation": AGGREGATIONS,
 }
-_COUNTS = ("num_children", "wave", "root_num_children", "max_considered", "groups", "stop_agreement", "stop_window", "commit")
+_COUNTS = (
+    "num_children",
+    "wave",
+    "root_num_children",
+    "max_considered",
+    "groups",
+    "stop_agreement",
+    "stop_window",
+    "commit",
+    "rollout_steps",
+)
+_OPTIONAL = ("root_num_children", "stop_agreement", "commit", "rollout_steps")
 _RANGES = (
     ("c", ">= 0", lambda value: value >= 0),
     ("value_scale", ">= 0", lambda value: value >= 0),
@@ -191,6 +218,8 @@ _RANGES = (
     ("prior_temperature", "> 0", lambda value: value > 0),
     ("root_noise", "in [0, 1]", lambda value: 0 <= value <= 1),
     ("root_noise_alpha", "> 0", lambda value: value > 0),
+    ("rollout_temperature", ">= 0", lambda value: value >= 0),
+    ("rollout_mix", "in [0, 1]", lambda value: 0 <= value <= 1),
     ("stop_value", "in [0, 1]", lambda value: 0 <= value <= 1),
     ("c_base", "> 0", lambda value: value > 0),
     ("temperature", ">= 0", lambda value: value >= 0),

@@ -127,11 +127,23 @@ def _worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
         scores = _flat(expansion.scores for _, expansion in waves.expansions)
     # A score of None becomes NaN.
     worths = np.array(scores, np.float64)
+    if method.rollouts:
+        _mix_rollouts(waves, worths, float(method.rollout_mix))
     for new in np.flatnonzero(~waves.goes_on).tolist():
         state, expansion = waves.expansions[waves.owners[new]]
         worth = state.worth_of_end(expansion.first + int(waves.slots[new]))
         worths[new] = math.nan if worth is None else worth
     return worths
+
+
+def _mix_rollouts(waves: Waves, worths: Float[np.ndarray, "M"], mix: float) -> None:
+    """Mix the mean of a node's rollouts into its own estimate, in place; either stands alone where it is all there is."""
+    starts = (np.cumsum(waves.sizes) - waves.sizes).tolist()
+    for (state, expansion), start in zip(waves.expansions, starts, strict=True):
+        for rollout in expansion.rollouts:
+            worth, at = state.rollout_worth(expansion, rollout), start + rollout.place
+            if worth is not None:
+                worths[at] = worth if np.isnan(worths[at]) else (1 - mix) * worths[at] + mix * worth
 
 
 def _priors(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:

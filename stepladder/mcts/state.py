@@ -24,6 +24,24 @@ _NAMES = {reason: reason.value for reason in StopReason}
 
 
 @dataclass(slots=True)
+class Rollout:
+    """Continuations of a new node that are to value it."""
+
+    place: int
+    """The new node, as its place in its expansion."""
+    prefix_ids: tuple[int, ...]
+    max_steps: int
+    steps: list[Step] = field(default_factory=list)
+    """All steps of all samples."""
+    scores: list[float | None] = field(default_factory=list)
+    """Of each step."""
+    samples: list[range] = field(default_factory=list)
+    """Each sample's steps."""
+    answers: list[str | None] = field(default_factory=list)
+    """Final answer of each sample that ended by itself."""
+
+
+@dataclass(slots=True)
 class Expansion:
     """One leaf of a wave, and what grows from it. The lists of new nodes run in parallel: entry i of each belongs to new node i."""
 
@@ -43,6 +61,8 @@ class Expansion:
     scores: list[float | None] = field(default_factory=list)
     twins: dict[int, int] = field(default_factory=dict)
     """Of a new node that repeats an equal step after the same prefix, the node whose score it shares, as ``parents`` counts."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """What values the new nodes beside their scores."""
     ends: list[int] = field(default_factory=list)
     """Per sample of a sampling method its last node, as ``parents`` counts."""
 
@@ -51,10 +71,13 @@ class Expansion:
 class ScoreJob:
     """Branches to score after one prefix."""
 
-    expansion: Expansion
+    owner: Expansion
+    """The expansion that has to wait for the scores."""
+    target: Expansion | Rollout
+    """What holds the steps and takes their scores."""
     prefix_ids: tuple[int, ...]
     branches: list[list[int]]
-    """New nodes of the expansion that wait for the scores."""
+    """Places of the steps in the target."""
 
 
 class SearchState:
@@ -210,12 +233,7 @@ class SearchState:
             BackendError: If the policy returned another number of samples than asked, or a sample that goes on where it ended.
         """
         samples = result.samples
-        if len(samples) != expansion.num_samples or not _are_whole(samples, self._max_steps):
-            got = [[str(step.stop_reason) for step in steps] for steps in samples]
-            raise BackendError(
-                f"policy: a request for {expansion.num_samples} samples of up to {self._max_steps} steps must return as many, of which "
-                f"only the last step may end otherwise than at a boundary: got {got} -- run stepladder.testing.check_policy on the backend"
-            )
+        self._check_samples(result, expansion.num_samples, self._max_steps)
         self.pending -= 1
         self._num_samples += len(samples)
         if self._draws_solutions:
@@ -224,6 +242,15 @@ class SearchState:
             self._graft_steps(expansion, samples)
         expansion.scores = [None] * len(expansion.steps)
         return self._score_jobs(expansion) if self._scored else []
+
+    def _check_samples(self, result: StepResult, num_samples: int, max_steps: int) -> None:
+        if len(result.samples) == num_samples and _are_whole(result.samples, max_steps):
+            return
+        got = [[str(step.stop_reason) for step in steps] for steps in result.samples]
+        raise BackendError(
+            f"policy: a request for {num_samples} samples of up to {max_steps} steps must return as many, of which only the last step may "
+            f"end otherwise than at a boundary: got {got} -- run stepladder.testing.check_policy on the backend"
+        )
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
@@ -281,7 +308,7 @@ class SearchState:
         if self._draws_solutions:
             jobs = self._solution_jobs(expansion, new)
         else:
-            jobs = [ScoreJob(expansion, expansion.prefix_ids, [[i] for i in new])] if new else []
+            jobs = [ScoreJob(expansion, expansion, expansion.prefix_ids, [[i] for i in new])] if new else []
         self.pending += len(jobs)
         return jobs
 
@@ -297,7 +324,7 @@ class SearchState:
                 groups.setdefault(parent, []).append(branch)
             branch.append(i)
             branch_ending_at[~i] = branch
-        return [ScoreJob(expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
+        return [ScoreJob(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
 
     def _prefix_ids(self, expansion: Expansion, at: int) -> tuple[int, ...]:
         steps: tuple[int, ...] = ()
@@ -305,6 +332,89 @@ class SearchState:
             at, steps = expansion.parents[~at], expansion.steps[~at].token_ids + steps
         start = expansion.prefix_ids if at == expansion.leaf else self.prompt_ids + self.table.path_ids(at)
         return start + steps
+
+    # ------------------------------------------------------------------------------------------------------------------ rollouts
+
+    def ask_rollouts(self, expansion: Expansion) -> list[Rollout]:
+        """Return the rollouts of an expansion whose own scores are in."""
+        method = self.method
+        places = [i for i in range(len(expansion.steps)) if self._can_go_on(expansion, i)]
+        if method.rollout_of == "best" and places:
+            scores = [-1.0 if score is None else score for score in expansion.scores]
+            places = [max(places, key=scores.__getitem__)]
+        longest = self.budget.max_depth if method.rollout_steps is None else method.rollout_steps
+        for i in places:
+            max_steps = min(longest, self.budget.max_depth - expansion.depths[i])
+            expansion.rollouts.append(Rollout(i, expansion.prefix_ids + expansion.steps[i].token_ids, max_steps))
+        self.pending += len(places)
+        self._policy_calls += len(places)
+        return expansion.rollouts
+
+    def _can_go_on(self, expansion: Expansion, place: int) -> bool:
+        reason = expansion.steps[place].stop_reason
+        continues = reason == StopReason.STEP or (reason == StopReason.LENGTH and self.method.cut_steps == "continue")
+        return continues and expansion.depths[place] < self.budget.max_depth
+
+    def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
+        """Return what the policy is asked for a rollout."""
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=rollout.prefix_ids,
+            num_samples=self.method.rollouts,
+            seed=self.seed_of("rollout", expansion.leaf, rollout.place),
+            temperature=float(self.method.rollout_temperature),
+            max_step_tokens=self.budget.max_step_tokens,
+            max_steps=rollout.max_steps,
+        )
+
+    def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
+        """Take in the samples of a rollout and return what has to be scored.
+
+        Raises:
+            BackendError: As ``receive``.
+        """
+        self._check_samples(result, self.method.rollouts, rollout.max_steps)
+        self.pending -= 1
+        text = self.table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
+        for steps in result.samples:
+            rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
+            rollout.steps += [step if step.token_ids else _failed(step) for step in steps]
+            ended = steps[-1].stop_reason == StopReason.END and steps[-1].token_ids
+            solution = text + "".join([step.text for step in steps])
+            rollout.answers.append(self._renderer.extract_answer(solution) if ended else None)
+        rollout.scores = [None] * len(rollout.steps)
+        self.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])
+        branches = [[i for i in sample if rollout.steps[i].token_ids] for sample in rollout.samples]
+        branches = [branch for branch in branches if branch]
+        if not self._scored or not branches:
+            return []
+        self._scored_tokens += sum([len(rollout.steps[i].token_ids) for branch in branches for i in branch])
+        self.pending += 1
+        return [ScoreJob(expansion, rollout, rollout.prefix_ids, branches)]
+
+    def rollout_worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
+        """Return the mean over the samples that have a value; None where none has.
+
+        A sample is worth what a node at its end would be worth.
+        """
+        before = [self.table.scores[node] for node in self.table.path(expansion.leaf)] + [expansion.scores[rollout.place]]
+        worths = []
+        for sample, answer in zip(rollout.samples, rollout.answers, strict=True):
+            depth = expansion.depths[rollout.place] + len(sample)
+            reason = rollout.steps[sample[-1]].stop_reason
+            if reason == StopReason.LENGTH and self.method.cut_steps == "continue":
+                reason = StopReason.STEP
+            ended = reason != StopReason.STEP or depth >= self.budget.max_depth
+            score = rollout.scores[sample[-1]]
+            if self.method.estimate == "path":
+                score = aggregate_scores([*before, *[rollout.scores[i] for i in sample]], rule=self.method.aggregation)
+            if ended and self._label_mode:
+                score = self.verdicts[answer]
+            elif ended and answer is None:
+                score = 0.0
+            if score is not None:
+                worths.append(score)
+        return math.fsum(worths) / len(worths) if worths else None
 
     # -------------------------------------------------------------------------------------------------------------------- settle
 
@@ -316,7 +426,8 @@ class SearchState:
                 self._enter(expansion)
         if not self._label_mode:
             return []
-        answers = dict.fromkeys(self.table.answers[first:])
+        rolled_out = [answer for expansion in self.wave for rollout in expansion.rollouts for answer in rollout.answers]
+        answers = dict.fromkeys(self.table.answers[first:] + rolled_out)
         return [answer for answer in answers if answer is not None and answer not in self.verdicts]
 
     def _enter(self, expansion: Expansion) -> None:

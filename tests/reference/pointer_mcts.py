@@ -311,6 +311,7 @@ class PointerSearch:
             ends.append(at)
         if not sampling:
             self.set_priors(new)
+            self.roll_out(leaf, new)
         return ends, new
 
     def add(self, parent, step):
@@ -330,11 +331,49 @@ class PointerSearch:
             node.score = self.score(self.prompt + ids)
         if node.reason == StopReason.END:
             node.answer = self.renderer.extract_answer("".join(map(chr, ids)))
-        node.raw = np.float32(self.worth(node))
-        if self.method.reward == "gain" and not math.isnan(node.raw):
-            node.gain = self.worth(node) - (0.5 if math.isnan(parent.raw) else float(parent.raw))
-            node.reward = np.float32(node.gain)
+        node.estimate = self.worth(node)
+        node.raw = np.float32(node.estimate)
         return node
+
+    def roll_out(self, leaf, new):
+        """Value new nodes by rollouts; then rewards."""
+        able = [node for node in new if not node.ended]
+        if self.method.rollout_of == "best" and able:
+            able = [max(able, key=lambda node: -1.0 if node.score is None else node.score)]
+        for node in able if self.method.rollouts else []:
+            self.calls += 1
+            worths = []
+            seed = 0 if self.method.rollout_temperature == 0 else derive_seed(self.seed, "rollout", leaf.index, new.index(node))
+            for index in range(self.method.rollouts):
+                worths.append(self.roll_out_once(node, 0 if self.method.rollout_temperature == 0 else index, seed))
+            known = [worth for worth in worths if not math.isnan(worth)]
+            if known:
+                mean, mix = math.fsum(known) / len(known), self.method.rollout_mix
+                node.estimate = mean if math.isnan(node.estimate) else (1 - mix) * node.estimate + mix * mean
+                node.raw = np.float32(node.estimate)
+        for node in new:
+            self.set_gain(node)
+
+    def roll_out_once(self, node, index, seed):
+        """Grow a chain beside the tree, and value its end as a node is valued."""
+        ids = self.prompt + tuple(i for on_path in node.path() for i in on_path.ids)
+        end, before = node, len(self.nodes)
+        while not end.ended and end.depth - node.depth < (self.method.rollout_steps or 10**9):
+            step = self.propose(ids, index, seed)
+            self.tokens += len(step.token_ids)
+            ids += step.token_ids
+            end = self.add(end, step)
+            end.parent.children.pop()
+            if step.stop_reason == StopReason.LENGTH:
+                break
+        del self.nodes[before:]
+        return end.estimate
+
+    def set_gain(self, node):
+        parent = node.parent
+        if self.method.reward == "gain" and not math.isnan(node.raw):
+            node.gain = node.estimate - (0.5 if math.isnan(parent.raw) else float(parent.raw))
+            node.reward = np.float32(node.gain)
 
     def worth(self, node):
         if node.ended and self.right is not None:
@@ -377,7 +416,7 @@ class PointerSearch:
             return self.visit(leaf, leaf.raw)
         for node in new:
             node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
-        known = [(node.count, self.worth(node) + node.gain) for node in new if not math.isnan(node.raw)]
+        known = [(node.count, node.estimate + node.gain) for node in new if not math.isnan(node.raw)]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)
 

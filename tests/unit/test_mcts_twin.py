@@ -167,6 +167,10 @@ AXES = {
     "segments": {"cut_steps": "continue"},
     "value gate": {"stop_value": 0.6},
     "agreement": {"stop_agreement": 3, "stop_window": 5},
+    "rollouts": {"rollouts": 2, "rollout_mix": 0.5},
+    "rollouts of the best": {"rollouts": 2, "rollout_of": "best", "evaluation": "leaf", "reward": "gain"},
+    "lookahead": {"selection": "beam", "wave": 2, "rollouts": 1, "rollout_steps": 2, "rollout_temperature": 0.0},
+    "lookahead along paths": {"rollouts": 1, "rollout_steps": 1, "estimate": "path", "aggregation": "mean"},
     "commit by visits": {"commit": 4},
     "commit by value": {"commit": 3, "commit_by": "value", "backup": "child-mean"},
 }
