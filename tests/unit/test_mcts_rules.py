@@ -192,12 +192,12 @@ def test_rows_select_for_themselves():
 def test_beam_keeps_the_best_and_ended_beams_leave():
     """Width 3 of 0.9 (ended), 0.8, 0.7, 0.1: two go on; the level's unscored nodes rank last; the budget can cut the wave."""
     raw = [0.1, 0.8, 0.9, 0.7, NAN]
-    waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([3]))
-    assert (waves.tolist(), widths.tolist()) == ([[NO_LEAF, 2, 4]], [2])
-    waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([3]))
+    waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([[3]]))
+    assert (waves.tolist(), widths.tolist()) == ([[NO_LEAF, 2, 4]], [[2]])
+    waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([[3]]))
     assert [leaf for leaf in waves[0].tolist() if leaf != NO_LEAF] == [2]
-    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([9]))
-    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([3, 2, 4, 1, 5], [9])
+    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([[9]]))
+    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([3, 2, 4, 1, 5], [[9]])
 
 
 def test_reserved_leaves_come_back_only_through_a_backup():
