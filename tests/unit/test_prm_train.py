@@ -12,7 +12,8 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.model import initialise_prm, transform_logits
-from stepladder.prm.scorer import TransformersStepScorer, transform_outputs
+from stepladder.prm.outputs import transform_outputs
+from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.train import ValueObjective, collate_values, target_rows, train_value
 from stepladder.types import Provenance, ValueRow
