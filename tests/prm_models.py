@@ -55,7 +55,7 @@ def _byte_level(
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a Qwen2.5-like tokenizer: <extra_0> is 151651, ' \\n\\n\\n\\n\\n' 76325, ' +' 488, ' -' 481."""
+    """Return a Qwen2.5-like tokenizer: <extra_0> is 151651, a space and five line breaks 76325, ' +' 488, ' -' 481."""
     breaks = ["Ċ" * n for n in (2, 4, 5)]
     extra = {breaks[0]: 271, breaks[1]: 1022, breaks[2]: 1406, "ĠĊĊĊĊĊ": 76325, "Ġ+": 488, "Ġ-": 481}
     merges = [("Ċ", "Ċ"), (breaks[0], breaks[0]), (breaks[1], "Ċ"), ("Ġ", breaks[2]), ("Ġ", "+"), ("Ġ", "-")]

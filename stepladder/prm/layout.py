@@ -41,7 +41,7 @@ class SolutionLayout:
             ConfigError: If the spec reads the policy's tokens, which are no text.
         """
         if spec.prompt == "tokens":
-            raise ConfigError("PRM spec: a model that reads the policy's own tokens cannot read text: its prompt is 'tokens' -- use --spec")
+            raise ConfigError("PRM spec: must say how text is read: got the prompt 'tokens', the policy's own tokens -- give --spec")
         if spec.read != "piece-end" and not tokenizer.is_fast:
             raise CheckpointError("tokenizer: must tell where in the text its tokens stand: it is a slow one -- save a tokenizer.json")
         if spec.prompt in ("chat", "turns") and not tokenizer.chat_template:
@@ -69,7 +69,7 @@ class SolutionLayout:
     def _pieces(self, question: str, steps: Sequence[str]) -> Layout:
         bos = self._tokenizer.bos_token_id if self.spec.bos else None
         ids = [] if bos is None else [int(bos)]  # type: ignore[arg-type]
-        ids += self._encode(_filled(self.spec.question, question=question))
+        ids += self._encode(filled(self.spec.question, question=question))
         begin, reads = len(ids), []
         marker = self._encode(self.spec.marker) if self.spec.marker else []
         for step in steps:
@@ -88,7 +88,8 @@ class SolutionLayout:
         parts = self._text(question, steps).split(_SENTINEL)
         if len(parts) != len(steps) + 1:
             raise CheckpointError(
-                f"{place}: the chat template must render every step once: got {len(parts) - 1} of {len(steps)} -- use the tokenizer of the model"
+                f"{place}: the chat template must render every step once: got {len(parts) - 1} of {len(steps)} "
+                "-- use the model's own tokenizer"
             )
         marker = self.spec.marker
         ends = np.cumsum([len(part) + len(marker) for part in parts[:-1]], dtype=np.int64)
@@ -104,7 +105,7 @@ class SolutionLayout:
         begin, reads = 0, list[int | None](at)
         if self.spec.read == "step-end":
             reads = [read if step else None for read, step in zip(at, steps, strict=True)]
-            start = len(parts[0]) - len(_filled(self.spec.step, step=steps[0], marker="")) if steps else 0
+            start = len(parts[0]) - len(filled(self.spec.step, step=steps[0], marker="")) if steps else 0
             begin = int(real[np.searchsorted(offsets[real, 0], start, side="right") - 1]) if len(real) else 0
         else:
             self._check_markers(ids, offsets, at=at, ends=ends.tolist(), place=place)
@@ -119,11 +120,11 @@ class SolutionLayout:
         if spec.prompt == "turns":
             messages = []
             for i, step in enumerate(steps):
-                content = _filled(spec.question, question=question, step=step) if i == 0 else _filled(spec.step, step=step)
+                content = filled(spec.question, question=question, step=step) if i == 0 else filled(spec.step, step=step)
                 messages += [{"role": "user", "content": content}, {"role": "assistant", "content": _SENTINEL}]
             return self._chat(messages) if messages else ""
-        body = spec.joiner.join(_filled(spec.step, step=step, marker=_SENTINEL) for step in steps)
-        ask = _filled(spec.question, question=question)
+        body = spec.joiner.join(filled(spec.step, step=step, marker=_SENTINEL) for step in steps)
+        ask = filled(spec.question, question=question)
         if spec.prompt == "plain":
             return ask + body
         system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
@@ -135,7 +136,7 @@ class SolutionLayout:
     def _checked_marker(self) -> int:
         spec = self.spec
         # The marker as it closes a step; that it does so after a given text as well is checked for every solution.
-        ids = self._encode(_filled(spec.step, step="", marker=spec.marker))
+        ids = self._encode(filled(spec.step, step="", marker=spec.marker))
         wanted = spec.marker_id if spec.marker_id is not None else (ids[-1] if ids else None)
         if wanted is None or ids[-1] != wanted:
             raise CheckpointError(
@@ -182,6 +183,6 @@ def token_id(tokenizer: PreTrainedTokenizerBase, entry: str, expected: int | Non
     return found
 
 
-def _filled(template: str, **values: str) -> str:
+def filled(template: str, **values: str) -> str:
     """Fill a template's places in one pass, so that what is filled in is never taken for a place."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)

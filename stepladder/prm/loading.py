@@ -98,7 +98,9 @@ def _local_directory(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: must be a model directory or a hub id: {first_line} -- check the path or the connection") from error
+        raise CheckpointError(
+            f"{source}: must be a model directory or a hub id: {first_line} -- check the path or the connection"
+        ) from error
 
 
 def _read_head(directory: Path, source: str | Path) -> nn.Module:
@@ -115,7 +117,9 @@ def _read_head(directory: Path, source: str | Path) -> nn.Module:
         return _linear(own, "")
     if set(own) <= {"0.weight", "0.bias", "2.weight", "2.bias"} and {"0.weight", "2.weight"} <= set(own):
         return nn.Sequential(_linear(own, "0."), nn.ReLU(), _linear(own, "2."))
-    raise CheckpointError(f"{source}: the head must be one linear layer, or two with a ReLU between: got {sorted(own)} -- use another model")
+    raise CheckpointError(
+        f"{source}: the head must be one linear layer, or two with a ReLU between: got {sorted(own)} -- use another model"
+    )
 
 
 def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:

@@ -169,13 +169,14 @@ class StepReader:
         starts = [max(1, layout.begin) for layout in readable]
         indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
         logps = [
-            [self._logps(hidden, head, path, start) for hidden, path, start in zip(model.outputs(paths, indices), paths, starts, strict=True)]
+            [
+                self._logps(hidden, head, path, start)
+                for hidden, path, start in zip(model.outputs(paths, indices), paths, starts, strict=True)
+            ]
             for model, head in zip(self._models, self._heads, strict=True)
         ]
         ratios = iter(own - other for own, other in zip(*logps, strict=True))
-        return [
-            _spread(layout, self._step_scores(layout, next(ratios)) if layout.token_ids else np.zeros(0)) for layout in layouts
-        ]
+        return [_spread(layout, self._step_scores(layout, next(ratios)) if layout.token_ids else np.zeros(0)) for layout in layouts]
 
     def _logps(self, hidden: Float[np.ndarray, "T F"], head: nn.Module | None, path: tuple[int, ...], start: int) -> Float[np.ndarray, "T"]:
         assert head is not None, "an implicit spec has two heads"

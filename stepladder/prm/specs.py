@@ -34,9 +34,9 @@ class PRMSpec:
     """
 
     family: Family = "value-head"
-    """``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs on every token, the second for a good step.
-    ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``. ``implicit``: log-ratio of two language models.
-    ``judge``: a language model writes verdicts."""
+    """``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs on every token, the second for a
+    good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``. ``implicit``: log-ratio of two language
+    models. ``judge``: a language model writes verdicts."""
     prompt: Prompt = "tokens"
     """``tokens``: the policy's own prompt and step tokens, as sampled. ``plain``: text. ``chat``: user asks, assistant gives all steps.
     ``turns``: the user gives the steps one by one, the assistant answers each with the marker."""
@@ -216,9 +216,7 @@ NAMED_SPECS: dict[str, NamedSpec] = {
     "skywork-o1-open-prm": NamedSpec(
         summary="value head at the line break after every step, pieces encoded separately",
         checkpoints=("Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B", "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B"),
-        spec=PRMSpec(
-            family="value-head", prompt="plain", read="piece-end", question="{question}\n", marker="\n", bos=True, split="\n"
-        ),
+        spec=PRMSpec(family="value-head", prompt="plain", read="piece-end", question="{question}\n", marker="\n", bos=True, split="\n"),
     ),
     "trl": NamedSpec(
         summary="two classes at the line break after every step, as TRL's PRMTrainer trained token classifiers",
@@ -241,8 +239,8 @@ NAMED_SPECS: dict[str, NamedSpec] = {
             transform="identity",
             question=(
                 "Problem:\n{question}\n\nSolution so far:\n{previous}\n\nNext step:\n{step}\n\n"
-                "Check the next step, given that the steps before it are right. Reason briefly, then write \\boxed{Yes} if the step is right "
-                "or \\boxed{No} if it is wrong."
+                "Check the next step, given that the steps before it are right. Reason briefly, then write \\boxed{Yes} if the step is "
+                "right or \\boxed{No} if it is wrong."
             ),
             good="Yes",
             bad="No",

@@ -49,7 +49,7 @@ def read(directory, name, steps=STEPS, **options):
 
 
 def test_two_classes_at_a_marker_in_a_chat_are_read_where_the_marker_stands(tmp_path):
-    """Qwen2.5-Math-PRM: chat with its system prompt, softmax of the two outputs at every <extra_0>, second class; no code of the model runs."""
+    """Qwen2.5-Math-PRM: a chat with its system prompt, softmax of both outputs at every <extra_0>, second class; none of its code runs."""
     save_head_model(tmp_path, qwen_tokenizer(), head="mlp", num_outputs=2)
     tokenizer = load_tokenizer(tmp_path)
     messages = [
@@ -102,7 +102,9 @@ def test_a_turn_per_step_is_read_before_the_assistants_answer(tmp_path):
     np.testing.assert_allclose(read(tmp_path, "rlhflow-llama"), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "head", "num_outputs"), [("skywork-o1-open-prm", "v_head", 1), ("trl", "linear", 2), ("ppm", "linear", 1)])
+@pytest.mark.parametrize(
+    ("name", "head", "num_outputs"), [("skywork-o1-open-prm", "v_head", 1), ("trl", "linear", 2), ("ppm", "linear", 1)]
+)
 def test_heads_at_the_last_token_of_every_piece(tmp_path, name, head, num_outputs):
     """Skywork (value head, sigmoid), TRL (two classes) and PPM (tanh): question and steps are encoded one by one and joined as ids."""
     save_head_model(tmp_path, qwen_tokenizer(), head=head, num_outputs=num_outputs)
@@ -155,7 +157,9 @@ def test_an_implicit_model_is_read_as_the_log_ratio_over_each_steps_tokens(tmp_p
         read(own, "implicit")
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-math-prm", "math-shepherd", "openr-math-psa", "rlhflow-llama", "skywork-o1-open-prm", "implicit"])
+@pytest.mark.parametrize(
+    "name", ["qwen2.5-math-prm", "math-shepherd", "openr-math-psa", "rlhflow-llama", "skywork-o1-open-prm", "implicit"]
+)
 def test_growing_solutions_forwards_new_tokens_only_and_gives_the_scores_of_a_full_forward(tmp_path, name):
     """A tree of solutions scored step by step forwards at most 1.05 of its distinct tokens; scores equal a fresh reader's within 1e-5."""
     options = {}
@@ -164,7 +168,9 @@ def test_growing_solutions_forwards_new_tokens_only_and_gives_the_scores_of_a_fu
         save_head_model(tmp_path, qwen_tokenizer(), head=head, num_outputs=spec(name).num_outputs)
     else:
         tokenizer = {"math-shepherd": mistral_tokenizer, "rlhflow-llama": llama3_tokenizer}.get(name, qwen_tokenizer)()
-        save_language_model(tmp_path, tokenizer, arch="llama" if name == "rlhflow-llama" else "mistral" if name == "math-shepherd" else "qwen2")
+        save_language_model(
+            tmp_path, tokenizer, arch="llama" if name == "rlhflow-llama" else "mistral" if name == "math-shepherd" else "qwen2"
+        )
         if name == "implicit":
             options["reference"] = save_language_model(tmp_path / "ref", tokenizer, seed=5)
     reader = StepReader.from_pretrained(tmp_path, spec(name), device="cpu", **options)
@@ -211,7 +217,12 @@ def test_steps_beyond_the_context_are_not_scored_and_the_others_are(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tokenizer", "steps", "message"),
     [
-        ("qwen2.5-math-prm", qwen_tokenizer, ("fine", "a <extra_0> inside"), r"prm.jsonl:7: .*'<extra_0>' must stand once.*got 3 for 2.*step 2"),
+        (
+            "qwen2.5-math-prm",
+            qwen_tokenizer,
+            ("fine", "a <extra_0> inside"),
+            r"prm.jsonl:7: .*'<extra_0>' must stand once.*got 3 for 2.*step 2",
+        ),
         ("math-shepherd", mistral_tokenizer, ("a ки b", "c"), r"'ки' must stand once.*got 3 for 2 steps.*step 1"),
         ("rlhflow-llama", llama3_tokenizer, ("a\ue000", "b"), "U\\+E000"),
     ],
@@ -228,7 +239,7 @@ def test_a_marker_that_the_tokenizer_merges_with_a_step_is_an_error():
     tight = replace(spec("openr-math-psa"), step="{step}{marker}", marker_id=1406)
     layout = SolutionLayout(qwen_tokenizer(), tight)
     assert layout.lay_out("Q", ("a", "b")).token_ids.count(1406) == 2
-    with pytest.raises(DataFormatError, match="solution: the marker .* of step 2 must be a token of its own"):
+    with pytest.raises(DataFormatError, match=r"solution: the marker .* of step 2 must be a token of its own"):
         layout.lay_out("Q", ("a", "b\n"))
 
 
@@ -275,7 +286,7 @@ def test_models_and_tokenizers_that_do_not_fit_a_spec_are_named(tmp_path):
         SolutionLayout(llama3_tokenizer(), spec("qwen2.5-math-prm"))
     with pytest.raises(CheckpointError, match="chat template"):
         SolutionLayout(mistral_tokenizer(), spec("qwen2.5-math-prm"))
-    with pytest.raises(ConfigError, match="must be one of .*trl.*got 'nope'"):
+    with pytest.raises(ConfigError, match=r"must be one of .*trl.*got 'nope'"):
         resolve_spec(tmp_path, "nope")
     with pytest.raises(ConfigError, match="give --spec"):
         resolve_spec(tmp_path)

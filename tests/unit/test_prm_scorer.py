@@ -100,7 +100,7 @@ def test_outputs_that_are_not_numbers_are_not_scores():
 
 
 def test_transforms_match_their_formulas():
-    """sigmoid(ln 3) = 3/4; (tanh(ln 2) + 1) / 2 = (3/5 + 1) / 2; identity clips; large outputs do not overflow, small scores keep digits."""
+    """sigmoid(ln 3) = 3/4; (tanh(ln 2) + 1) / 2 = (3/5 + 1) / 2; identity clips; nothing overflows, small scores keep digits."""
     assert transform_outputs(np.array([-40.0]), "sigmoid")[0] == pytest.approx(np.exp(-40), rel=1e-12)
     assert transform_outputs(np.array([-20.0]), "tanh01")[0] == pytest.approx(np.exp(-40), rel=1e-12)
     outputs = np.array([np.log(3), -1000.0, 1000.0], dtype=np.float64)
