@@ -55,7 +55,7 @@ class StepwiseFile:
     """Steps and solutions left out, by reason; only reasons that occurred."""
 
 
-def load_stepwise(source: str | Path, *, neutral: Neutral = "good", split: str | None = "\n\n") -> StepwiseFile:
+def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split: str | None = "\n\n") -> StepwiseFile:
     """Read solutions with their step labels.
 
     Args:

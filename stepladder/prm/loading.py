@@ -77,6 +77,15 @@ def load_bare_lm(
     return model, head
 
 
+def has_head(source: str | Path) -> bool:
+    """Say whether a checkpoint has a head on its tokens.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    return bool(_head_tensors(_local_directory(source)))
+
+
 def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:
     kept = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device=head.weight.device, dtype=head.weight.dtype)
     with torch.no_grad():

@@ -113,12 +113,12 @@ class PRMSpec:
 
     @classmethod
     def load(cls, directory: str | Path) -> "PRMSpec":
-        """Read the spec of a model directory.
+        """Read the spec of a model directory, or a spec that is a ``.json`` file by itself.
 
         Raises:
             CheckpointError: If it is missing, malformed or of another version.
         """
-        path = Path(directory) / SPEC_FILE
+        path = Path(directory) if Path(directory).suffix == ".json" else Path(directory) / SPEC_FILE
         try:
             row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             version = row.pop("schema_version")
@@ -257,15 +257,17 @@ def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
 
     Args:
         source: Model directory or hub id.
-        name: A name of ``NAMED_SPECS``, or None.
+        name: A name of ``NAMED_SPECS``, the path of a ``.json`` file with a spec, or None.
 
     Raises:
         CheckpointError: If the spec in the directory is malformed.
         ConfigError: If the name is unknown, or nothing says how the model is read.
     """
+    if name is not None and name.endswith(".json"):
+        return PRMSpec.load(name)
     if name is not None:
         if name not in NAMED_SPECS:
-            raise ConfigError(f"--spec: must be one of {', '.join(sorted(NAMED_SPECS))}: got {name!r} -- see stepladder prm specs")
+            raise ConfigError(f"--spec: must be a .json file or one of {', '.join(sorted(NAMED_SPECS))}: got {name!r} -- see prm specs")
         return NAMED_SPECS[name].spec
     if (Path(source) / SPEC_FILE).is_file():
         return PRMSpec.load(source)

@@ -112,3 +112,66 @@ def test_score_says_in_one_line_what_is_wrong(tmp_path, row, options, message):
     assert message in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def toy_rows(num_rows):
+    """Return TRL rows whose steps with an exclamation mark are bad."""
+    return [
+        {"prompt": f"P{i}", "completions": [f"{i}{'!' if bad else '.'}" for bad in (i % 2, i % 3 == 0)], "labels": [not i % 2, i % 3 > 0]}
+        for i in range(num_rows)
+    ]
+
+
+TRAIN = ("--epochs", 6, "--learning-rate", 0.01, "--batch-size", 16, "--device", "cpu", "--held-out", 0.2)
+
+
+def test_train_splits_by_problem_and_says_how_good_the_model_is(tmp_path):
+    """The held-out AUC is near one on a rule that can be learned; the directory is scored and trained on without --spec."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(120)), tmp_path / "prm"
+    said = run("train", file, "--init", policy, "--spec", "qwen2.5-math-prm", "--output", out, *TRAIN)
+    facts = json.loads((out / "stepladder_prm_training.json").read_text())
+    assert f"held out: {facts['held_out']['steps']} steps" in said
+    assert "dropped: nothing" in said
+    assert facts["held_out"]["auc"] > 0.95
+    assert facts["solutions"] + facts["held_out_solutions"] == 120
+    assert 10 <= facts["held_out_solutions"] <= 40
+    run("score", file, "--model", out, "--output", tmp_path / "scores.jsonl", "--device", "cpu")
+    scores = rows_of(tmp_path / "scores.jsonl")
+    assert all((score > 0.5) == ("!" not in step) for row in scores[:20] for step, score in zip(row["steps"], row["scores"], strict=True))
+    run("train", file, "--init", out, "--output", tmp_path / "more", "--max-updates", 1, *TRAIN)
+    assert PRMSpec.load(tmp_path / "more") == NAMED_SPECS["qwen2.5-math-prm"].spec
+
+
+def test_train_with_a_categorical_loss_gives_the_head_its_bins(tmp_path):
+    """The spec that is saved reads the bins back."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(20)), tmp_path / "prm"
+    run("train", file, "--init", policy, "--spec", "ppm", "--loss", "hl-gauss", "--output", out, "--max-updates", 2, *TRAIN)
+    assert (PRMSpec.load(out).bins, PRMSpec.load(out).transform) == (32, "identity")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "labels": [True]}],
+            [],
+            "train.jsonl:1: every step must have one label: got 1 labels for 2",
+        ),
+        ([{"prompt": f"P{i}", "completions": ["a"], "labels": [True]} for i in range(9)], [], "labels must differ: got 1.0 only"),
+        (toy_rows(9), ["--scope", "tail"], "--scope: must be full, head or lora"),
+        (toy_rows(9), ["--neutral", "maybe"], "neutral: must be one of"),
+        (toy_rows(1), [], "both sides of a split need a problem"),
+        (toy_rows(9), ["--learning-rate", "0"], "learning_rate is out of range"),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(tmp_path, rows, options, message):
+    """Exit code 2, no traceback, no model."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    out = tmp_path / "prm"
+    words = ("train", write(tmp_path / "train.jsonl", *rows), "--init", policy, "--spec", "trl", "--output", out, *TRAIN, *options)
+    said = run(*words, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not out.exists()

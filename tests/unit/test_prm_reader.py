@@ -286,7 +286,7 @@ def test_models_and_tokenizers_that_do_not_fit_a_spec_are_named(tmp_path):
         SolutionLayout(llama3_tokenizer(), spec("qwen2.5-math-prm"))
     with pytest.raises(CheckpointError, match="chat template"):
         SolutionLayout(mistral_tokenizer(), spec("qwen2.5-math-prm"))
-    with pytest.raises(ConfigError, match=r"must be one of .*trl.*got 'nope'"):
+    with pytest.raises(ConfigError, match=r"must be a .json file or one of .*trl.*got 'nope'"):
         resolve_spec(tmp_path, "nope")
     with pytest.raises(ConfigError, match="give --spec"):
         resolve_spec(tmp_path)
@@ -297,7 +297,7 @@ def test_models_and_tokenizers_that_do_not_fit_a_spec_are_named(tmp_path):
 def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
     """A saved spec comes back equal; every public checkpoint has one spec; the first version of the file still means what it said."""
     spec("math-shepherd").save(tmp_path)
-    assert resolve_spec(tmp_path) == spec("math-shepherd")
+    assert resolve_spec(tmp_path) == resolve_spec("anything", str(tmp_path / SPEC_FILE)) == spec("math-shepherd")
     ids = [hub_id for entry in NAMED_SPECS.values() for hub_id in entry.checkpoints]
     assert len(ids) == len(set(ids))
     assert resolve_spec("Qwen/Qwen2.5-Math-PRM-7B") == spec("qwen2.5-math-prm")

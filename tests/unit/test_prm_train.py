@@ -237,7 +237,7 @@ def test_unfit_start_models_are_refused(policy: Path, trained: Path, tmp_path: P
     two = tmp_path / "two"
     AutoModelForTokenClassification.from_pretrained(policy, num_labels=2).save_pretrained(two)
     PRMSpec(renderer_hash=HASH).save(two)
-    with pytest.raises(CheckpointError, match="one linear output"):
+    with pytest.raises(CheckpointError, match="1 linear output per token"):
         train_value(two, rows, tmp_path / "out", SETTINGS, renderer_hash=HASH)
 
     bounded = tmp_path / "bounded"
