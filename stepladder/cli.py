@@ -3,18 +3,16 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
 """
 
-import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stepladder import __version__
-from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
+from stepladder.cli_errors import DebugOption
+from stepladder.cli_errors import errors_explained as _errors_explained
+from stepladder.cli_prm import app as prm_app
+from stepladder.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,13 +22,14 @@ app = typer.Typer(
     help="Train a language model to reason by letting it search.",
 )
 
+app.add_typer(prm_app, name="prm")
+
 _CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
 _SET_HELP = "Change one setting, e.g. `search.simulations=64`. May be repeated."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -171,26 +170,6 @@ def report(
         from stepladder.report.page import write_report
 
         typer.echo(f"report: {write_report(load_run(run), to)}")
-
-
-@contextmanager
-def _errors_explained(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one line and an exit code; with ``--debug`` show the traceback as well."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except StepladderError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
-        raise typer.Exit(2 if wrong_use else 1) from None
 
 
 def main() -> None:

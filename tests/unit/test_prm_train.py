@@ -12,7 +12,8 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.model import initialise_prm, transform_logits
-from stepladder.prm.scorer import TransformersStepScorer, transform_outputs
+from stepladder.prm.outputs import transform_outputs
+from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.train import ValueObjective, collate_values, target_rows, train_value
 from stepladder.types import Provenance, ValueRow
@@ -245,7 +246,7 @@ def test_unfit_start_models_are_refused(policy: Path, trained: Path, tmp_path: P
     two = tmp_path / "two"
     AutoModelForTokenClassification.from_pretrained(policy, num_labels=2).save_pretrained(two)
     PRMSpec(renderer_hash=HASH).save(two)
-    with pytest.raises(CheckpointError, match="one linear output"):
+    with pytest.raises(CheckpointError, match="1 linear output per token"):
         train_value(two, rows, tmp_path / "out", SETTINGS, renderer_hash=HASH)
 
     bounded = tmp_path / "bounded"

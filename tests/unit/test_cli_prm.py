@@ -1,0 +1,177 @@
+"""``stepladder prm`` on files and saved tiny models."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stepladder.cli import app
+from stepladder.interfaces import ScoreRequest
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.prm.specs import NAMED_SPECS, PRMSpec
+from stepladder.types import Problem
+from tests.models import save_tiny_scorer, tiny_scorer
+from tests.prm_models import qwen_tokenizer, save_head_model, save_language_model
+
+
+def run(*words, code=0):
+    """Call the command line, check its exit code, and return what it printed."""
+    result = CliRunner().invoke(app, ["prm", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_specs_lists_every_checkpoint():
+    """As text for people and as JSON with every field."""
+    text, listed = run("specs"), json.loads(run("specs", "--json"))
+    assert set(listed) == set(NAMED_SPECS)
+    assert all(hub_id in text for entry in NAMED_SPECS.values() for hub_id in entry.checkpoints)
+    assert listed["qwen2.5-math-prm"]["spec"]["marker_id"] == 151651
+
+
+def test_score_writes_the_readers_scores(tmp_path):
+    """Lists of steps and solutions in one piece, in file order, with counts; what does not fit the context is null and counted."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="mlp", num_outputs=2, max_positions=200)
+    file = write(
+        tmp_path / "in.jsonl",
+        {"question": "1 + 1?", "steps": ["It is", "2"]},
+        {"problem": "2 + 2?", "solution": "Hm\n\nIt is 4"},
+        {"question": "x" * 200, "steps": ["y"]},
+    )
+    out = tmp_path / "out.jsonl"
+    said = run("score", file, "--model", model, "--spec", "qwen2.5-math-prm", "--output", out, "--device", "cpu", "--aggregation", "min")
+    assert "4 steps of 3 solutions scored, 1 not scored" in said
+    reader = StepReader.from_pretrained(model, NAMED_SPECS["qwen2.5-math-prm"].spec, device="cpu")
+    solutions = [Solution(question="1 + 1?", steps=("It is", "2")), Solution(question="2 + 2?", steps=("Hm", "It is 4"))]
+    rows = rows_of(out)
+    assert [row["scores"] for row in rows] == [[*scores] for scores in reader.score(solutions)] + [[None]]
+    assert [row["score"] for row in rows] == [min(rows[0]["scores"]), min(rows[1]["scores"]), None]
+    assert rows[1]["place"] == f"{file}:2"
+
+
+def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path):
+    """A directory with step format and spec needs no --spec; the scores are those of the search's scorer on the rendered tokens."""
+    model = save_tiny_scorer(tmp_path / "model")
+    step_format = StepFormat()
+    step_format.save(model)
+    renderer = PromptRenderer(tiny_scorer()[1], step_format)
+    PRMSpec(renderer_hash=renderer.hash).save(model)
+    out = tmp_path / "out.jsonl"
+    run("score", write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["is", "2\n"]}), "--model", model, "--output", out)
+    scorer = TransformersStepScorer.from_pretrained(model, device="cpu")
+    steps = tuple(renderer.encode_solution("is\n2\n"))
+    scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
+    assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]
+    inside = write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["i\ns"]})
+    assert "in.jsonl:1: a step must not hold the model's step boundary" in run("score", inside, "--model", model, "--output", out, code=2)
+    PRMSpec(renderer_hash="f" * 16).save(model)
+    assert "must be the one that the PRM was trained with" in run("score", inside, "--model", model, "--output", out, code=2)
+
+
+def test_score_asks_a_judge(tmp_path):
+    """A judge that knows no English gives no readable verdict, which is null and no crash; its thoughts are written."""
+    model = save_language_model(tmp_path / "model", qwen_tokenizer(), max_positions=700)
+    torch.manual_seed(0)
+    out = tmp_path / "out.jsonl"
+    file = write(tmp_path / "in.jsonl", {"question": "1 + 1?", "steps": ["2"]})
+    assert "1 not scored" in run("score", file, "--model", model, "--spec", "judge", "--output", out, "--device", "cpu")
+    assert rows_of(out)[0]["thoughts"] == [{"begin": 0, "end": 1, "good": None}]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (
+            {"question": "Q", "steps": ["a <extra_0>"]},
+            ["--spec", "qwen2.5-math-prm"],
+            r"in.jsonl:1: the marker '<extra_0>' must stand once",
+        ),
+        ({"question": "Q", "steps": ["a"]}, [], "give --spec"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "math-shepherd"], "must have id 387"),
+        ({"question": "Q"}, ["--spec", "trl"], "in.jsonl:1: field 'solution'"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "trl", "--aggregation", "median"], "--aggregation: must be one of"),
+    ],
+)
+def test_score_says_in_one_line_what_is_wrong(tmp_path, row, options, message):
+    """Exit code 2, the place, no traceback, and no output file."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="linear", num_outputs=2)
+    out = tmp_path / "out.jsonl"
+    said = run("score", write(tmp_path / "in.jsonl", row), "--model", model, "--output", out, "--device", "cpu", *options, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def toy_rows(num_rows):
+    """Return TRL rows whose steps with an exclamation mark are bad."""
+    return [
+        {"prompt": f"P{i}", "completions": [f"{i}{'!' if bad else '.'}" for bad in (i % 2, i % 3 == 0)], "labels": [not i % 2, i % 3 > 0]}
+        for i in range(num_rows)
+    ]
+
+
+TRAIN = ("--epochs", 6, "--learning-rate", 0.01, "--batch-size", 16, "--device", "cpu", "--held-out", 0.2)
+
+
+def test_train_splits_by_problem_and_says_how_good_the_model_is(tmp_path):
+    """The held-out AUC is near one on a rule that can be learned; the directory is scored and trained on without --spec."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(120)), tmp_path / "prm"
+    said = run("train", file, "--init", policy, "--spec", "qwen2.5-math-prm", "--output", out, *TRAIN)
+    facts = json.loads((out / "stepladder_prm_training.json").read_text())
+    assert f"held out: {facts['held_out']['steps']} steps" in said
+    assert "dropped: nothing" in said
+    assert facts["held_out"]["auc"] > 0.95
+    assert facts["solutions"] + facts["held_out_solutions"] == 120
+    assert 10 <= facts["held_out_solutions"] <= 40
+    run("score", file, "--model", out, "--output", tmp_path / "scores.jsonl", "--device", "cpu")
+    scores = rows_of(tmp_path / "scores.jsonl")
+    assert all((score > 0.5) == ("!" not in step) for row in scores[:20] for step, score in zip(row["steps"], row["scores"], strict=True))
+    run("train", file, "--init", out, "--output", tmp_path / "more", "--max-updates", 1, *TRAIN)
+    assert PRMSpec.load(tmp_path / "more") == NAMED_SPECS["qwen2.5-math-prm"].spec
+
+
+def test_train_with_a_categorical_loss_gives_the_head_its_bins(tmp_path):
+    """The spec that is saved reads the bins back."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(20)), tmp_path / "prm"
+    run("train", file, "--init", policy, "--spec", "ppm", "--loss", "hl-gauss", "--output", out, "--max-updates", 2, *TRAIN)
+    assert (PRMSpec.load(out).bins, PRMSpec.load(out).transform) == (32, "identity")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "labels": [True]}],
+            [],
+            "train.jsonl:1: every step must have one label: got 1 labels for 2",
+        ),
+        ([{"prompt": f"P{i}", "completions": ["a"], "labels": [True]} for i in range(9)], [], "labels must differ: got 1.0 only"),
+        (toy_rows(9), ["--scope", "tail"], "--scope: must be full, head or lora"),
+        (toy_rows(9), ["--neutral", "maybe"], "neutral: must be one of"),
+        (toy_rows(1), [], "both sides of a split need a problem"),
+        (toy_rows(9), ["--learning-rate", "0"], "learning_rate is out of range"),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(tmp_path, rows, options, message):
+    """Exit code 2, no traceback, no model."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    out = tmp_path / "prm"
+    words = ("train", write(tmp_path / "train.jsonl", *rows), "--init", policy, "--spec", "trl", "--output", out, *TRAIN, *options)
+    said = run(*words, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not out.exists()
