@@ -104,7 +104,8 @@ class OpenSample:
         """Begin a sample of a request that is not refused; ``context`` is what the model can hold, in tokens."""
         self._rules = rules
         self._step_cap, self._max_steps = request.max_step_tokens, request.max_steps
-        self._room = context - len(request.prefix_ids)
+        self.room = context - len(request.prefix_ids)
+        """Tokens that fit behind the prefix, >= 1."""
         self._ids: list[int] = []
         self._logps: list[float] = []
         self._count = 0
@@ -124,7 +125,7 @@ class OpenSample:
     @property
     def tokens_left(self) -> int:
         """Tokens that the open step may still have, >= 1 while the sample is not finished."""
-        return min(self._room - self._count, self._step_cap - len(self._ids))
+        return min(self.room - self._count, self._step_cap - len(self._ids))
 
     def feed(self, token: int, logp: float) -> bool:
         """Add a token, and say whether the sample is finished.
@@ -161,7 +162,7 @@ class OpenSample:
         goes_on = len(self.steps) + 1 < self._max_steps
         if at_end or (closed and self._rules.format.is_final(text)):
             reason = StopReason.END
-        elif not closed or (goes_on and self._count >= self._room):
+        elif not closed or (goes_on and self._count >= self.room):
             reason = StopReason.LENGTH
         else:
             reason = StopReason.STEP
