@@ -118,6 +118,11 @@ class OpenSample:
         return bool(self.steps) and (self.steps[-1].stop_reason != StopReason.STEP or len(self.steps) >= self._max_steps)
 
     @property
+    def token_ids(self) -> list[int]:
+        """All tokens so far."""
+        return [*(token for step in self.steps for token in step.token_ids), *self._ids]
+
+    @property
     def open_step(self) -> bool:
         """Whether the last token did not end a step."""
         return bool(self._ids)
