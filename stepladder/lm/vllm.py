@@ -52,7 +52,7 @@ class EngineSettings:
 
 
 class VLLMEngine:
-    """A running engine. A process can hold several; they end together, see ``close``."""
+    """An engine. A process can hold several, and each can be closed; a closed one starts again when it is used."""
 
     def __init__(self, source: str | Path, *, task: Literal["generate", "classify"], settings: EngineSettings) -> None:
         """Start an engine.
@@ -66,21 +66,26 @@ class VLLMEngine:
             ConfigError: If vLLM is not installed, or an option is unknown or not free to choose.
             CheckpointError: If vLLM cannot serve the model on this machine.
         """
-        vllm = import_vllm()
-        silence_bars()
-        arguments = _arguments(source, task, settings, on_cpu=_on_cpu())
-        try:
-            self._engine: Any = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
-        except TypeError as error:
-            raise ConfigError(f"vllm options: must be arguments of vllm.EngineArgs: {_told(error)}") from error
-        except (ValueError, OSError, RuntimeError, NotImplementedError, AssertionError, KeyError) as error:
-            raise CheckpointError(f"{source}: vLLM could not start on this model: {_told(error)} -- see docs/backends.md") from error
+        self._source, self._task, self._settings = source, task, settings
+        self._open: set[str] = set()
+        self._live: Any = None
+        self._in_groups = False
         model = self._engine.vllm_config.model_config
         self.context: int = model.max_model_len
         """Tokens that a sequence can have."""
         self.vocab_size: int = model.get_vocab_size()
         """Ids that the model knows."""
-        self._open: set[str] = set()
+
+    @property
+    def _engine(self) -> Any:
+        """The running engine; started if there is none, or if the end of another one took its process groups away."""
+        if self._live is not None and self._in_groups and not _groups_exist():
+            self.close()
+        if self._live is None:
+            self._live = _start(self._source, self._task, self._settings)
+            # With tensor parallelism, or in a process of its own, an engine has its groups elsewhere.
+            self._in_groups = _groups_exist()
+        return self._live
 
     def add(self, key: str, token_ids: Sequence[int], params: Any) -> str | None:
         """Queue a sequence under a key of its own; return None, or why vLLM refuses it."""
@@ -122,19 +127,40 @@ class VLLMEngine:
             raise BackendError("vLLM engine: the prefix cache must be empty before other work: it was not freed -- build a new engine")
 
     def close(self) -> None:
-        """Stop the engine and give its memory back.
+        """Stop the engine and give its memory back; what was in flight is lost.
 
-        vLLM then ends the process groups that all engines of a process share: close the others, too, before any of them is used again.
+        vLLM then ends the process groups that all engines of this process share. The others start again when they are used next.
         """
-        self._engine.engine_core.shutdown()
-        del self._engine
-        gc.collect()
+        if self._live is not None:
+            self._live.engine_core.shutdown()
+            self._live = None
+            self._open.clear()
+            gc.collect()
 
     @staticmethod
     def _dead_error() -> type[Exception]:
         from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
 
         return EngineDeadError
+
+
+def _start(source: str | Path, task: str, settings: EngineSettings) -> Any:
+    vllm = import_vllm()
+    silence_bars()
+    arguments = _arguments(source, task, settings, on_cpu=_on_cpu())
+    try:
+        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+    except TypeError as error:
+        raise ConfigError(f"vllm options: must be arguments of vllm.EngineArgs: {_told(error)}") from error
+    except (ValueError, OSError, RuntimeError, NotImplementedError, AssertionError, KeyError) as error:
+        raise CheckpointError(f"{source}: vLLM could not start on this model: {_told(error)} -- see docs/backends.md") from error
+
+
+def _groups_exist() -> bool:
+    """Say whether this process has the process groups that vLLM keeps for all its engines."""
+    from vllm.distributed.parallel_state import model_parallel_is_initialized  # pyright: ignore[reportMissingImports]
+
+    return model_parallel_is_initialized()
 
 
 def import_vllm() -> Any:

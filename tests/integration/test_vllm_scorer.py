@@ -105,17 +105,29 @@ def test_a_ticket_is_open_once(served):
 
 
 def test_policy_and_scorer_share_a_process(served, tmp_path):
-    """An engine that samples and one that scores take turns, and each gives what it gives alone."""
-    model, scorer, _ = served
+    """An engine that samples and one that scores take turns; either can be closed and used again, and results stay what they were."""
+    model, scorer, folder = served
     engine = VLLMEngine(save_tiny_policy(tmp_path, max_positions=CONTEXT), task="generate", settings=EngineSettings(max_batch=8))
     policy = VLLMPolicy(engine, tiny_policy()[1], StepFormat())
-    policy.submit([StepRequest(ticket=0, prefix_ids=(5, 6, 7), num_samples=3, seed=0, max_step_tokens=8)])
-    samples = policy.collect()[0].samples
-    branches = tuple((step.token_ids,) for (step,) in samples)
-    scores = _scores(scorer, [ScoreRequest(ticket=0, prefix_ids=(5, 6, 7), branches=branches)])[0]
-    np.testing.assert_allclose([s for (s,) in scores], [_plain(model, (5, 6, 7, *step)) for (step,) in branches], atol=1e-5)
-    policy.submit([StepRequest(ticket=1, prefix_ids=(5, 6, 7), num_samples=3, seed=0, max_step_tokens=8)])
-    assert policy.collect()[0].samples == samples
+
+    def samples():
+        policy.submit([StepRequest(ticket=0, prefix_ids=(5, 6, 7), num_samples=3, seed=0, max_step_tokens=8)])
+        return policy.collect()[0].samples
+
+    first = samples()
+    branches = tuple((step.token_ids,) for (step,) in first)
+    request = ScoreRequest(ticket=0, prefix_ids=(5, 6, 7), branches=branches)
+    expected = [_plain(model, (5, 6, 7, *step)) for (step,) in branches]
+    np.testing.assert_allclose([score for (score,) in _scores(scorer, [request])[0]], expected, atol=1e-5)
+    assert samples() == first
+    scorer.close()
+    other = VLLMStepScorer.from_pretrained(folder, settings=EngineSettings(max_batch=4))
+    assert samples() == first
+    np.testing.assert_allclose([score for (score,) in _scores(other, [request])[0]], expected, atol=1e-5)
+    other.close()
+    assert samples() == first
+    engine.close()
+    np.testing.assert_allclose([score for (score,) in _scores(scorer, [request])[0]], expected, atol=1e-5)
 
 
 def test_a_head_of_two_outputs_is_refused(tmp_path):
