@@ -20,6 +20,8 @@ CPU_BLOCK_SIZE = 32
 hardly any step."""
 
 _CPU_CACHE_GIB = "1"
+_CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
+"""A prefix must go through in one step on a CPU: between the parts vLLM turns a request's random numbers back, which it can on GPUs only."""
 _MESSAGE_CHARACTERS = 300
 _OWN_ARGUMENTS = (
     "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
@@ -203,7 +205,7 @@ def _arguments(source: str | Path, task: str, settings: EngineSettings, *, on_cp
     arguments: dict[str, Any] = {
         "tensor_parallel_size": settings.tensor_parallel,
         "max_num_seqs": settings.max_batch,
-        **({"enforce_eager": True} if on_cpu else {"gpu_memory_utilization": settings.memory_share}),
+        **(_CPU_ARGUMENTS if on_cpu else {"gpu_memory_utilization": settings.memory_share}),
         **({} if block_size is None else {"block_size": block_size}),
         **({} if settings.max_context is None else {"max_model_len": settings.max_context}),
         **settings.options,

@@ -179,6 +179,15 @@ def test_the_prefix_cache_serves_samples_and_continuations(engines):
     assert policy.cached_tokens == before
 
 
+def test_more_prefixes_than_one_step_takes(policy):
+    """Sixty different prefixes of 200 tokens, several times what vLLM forwards at once, are sampled as each is alone."""
+    requests = [_request(i, (5 + i % 50, 6 + i // 50) * 100, 1, seed=i, max_step_tokens=8) for i in range(60)]
+    together = _run(policy, requests)
+    for request in requests[::12]:
+        [alone] = _run(policy, [request])
+        assert alone[0][0].token_ids == together[request.ticket][0][0].token_ids
+
+
 def test_a_reset_drops_what_is_in_flight(engines):
     """Requests that were never collected are gone after a reset, and a policy on the same engine begins afresh."""
     tokenizer = tiny_policy()[1]

@@ -8,6 +8,7 @@ is an exception, so that a search stops, keeps what is finished, and can be cont
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ class CompletionServer:
         """
         self.settings = settings
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        thread.start()
         self._gate = asyncio.Semaphore(settings.concurrency)
         headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
         self._client = httpx2.AsyncClient(
@@ -85,6 +86,7 @@ class CompletionServer:
             timeout=httpx2.Timeout(settings.timeout_s, pool=None),
             limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
         )
+        self._hang_up = weakref.finalize(self, _hang_up, self._loop, thread, self._client)
         try:
             served = self.run(self._models()).result()
             self.model, self.context = self._choose(served)
@@ -97,11 +99,8 @@ class CompletionServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Drop open requests and end the thread."""
-        self.run(self._shut()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Drop open requests and end the thread; also done when the connection is forgotten and when the process ends."""
+        self._hang_up()
 
     async def complete(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a completions request.
@@ -165,12 +164,25 @@ class CompletionServer:
         jitter = 0.5 + derive_seed("retry", seed, attempt) / 2.0**63
         return min(self.settings.backoff_s * 2.0**attempt * jitter, _MAX_DELAY_S)
 
-    async def _shut(self) -> None:
+
+def _hang_up(loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: Any) -> None:
+    """Cancel what runs on a loop, close its client and end its thread."""
+
+    async def shut() -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        await client.aclose()
+
+    if threading.current_thread() is thread:
+        # The garbage collector found a forgotten connection while its own thread was running; nothing is in flight then.
+        loop.call_soon(loop.stop)
+        return
+    asyncio.run_coroutine_threadsafe(shut(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
