@@ -39,10 +39,10 @@ RECIPE: dict[str, Any] = {
     "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "sft_weight": 1.0},
     "prm": {
         "start": "last",
-        "rollouts": 8,
+        "rollouts": 12,
         "mixed_only": True,
         "supervise": "every-token",
-        "train": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 8.0, "max_updates": 1000, "weight_decay": 0.01},
+        "train": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 700, "weight_decay": 0.01},
     },
     "evaluate": {"simulations": 8, "samples": 16},
 }

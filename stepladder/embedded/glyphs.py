@@ -65,11 +65,11 @@ class GlyphTask:
         ConfigError: On construction, if a value is impossible.
     """
 
-    num_glyphs: int = 16
+    num_glyphs: int = 20
     """Glyphs of the world, the first capital letters; program_length to 26."""
     program_length: int = 4
     """Glyphs per program, all different, >= 1; one step each."""
-    right_shares: tuple[float, ...] = (0.3, 0.25, 0.2, 0.15, 0.1, 0.1)
+    right_shares: tuple[float, ...] = (0.3, 0.25, 0.2, 0.2, 0.15, 0.15, 0.1, 0.1)
     """One entry per misread glyph: how often the teacher takes the right function for it all the same. The smaller the share, the later
     a policy finds the meaning; shares of different size spread the discoveries over the rounds."""
     wrong_share: float = 0.6
