@@ -7,7 +7,7 @@ RUN_DIR ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check bench evidence docs clean
+.PHONY: demo test check bench bench-packing evidence docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -36,6 +36,9 @@ docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py
+
+bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
+	$(BIN)/python benchmarks/packing.py
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py
