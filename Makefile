@@ -8,7 +8,7 @@ RUN_DIR ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm check bench bench-vllm evidence docs clean
+.PHONY: demo test test-vllm check bench bench-vllm bench-packing evidence docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -50,6 +50,9 @@ bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 
 bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search
+
+bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
+	$(BIN)/python benchmarks/packing.py
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py

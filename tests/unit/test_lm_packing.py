@@ -163,3 +163,22 @@ def test_groups_stay_together_and_updates_keep_their_size(seed: int) -> None:
             places = sorted(one_pass.index(row) for row in group)
             assert places == list(range(places[0], places[0] + len(group)))
     assert schedule == batch_schedule([1] * 10, epochs=4.0, batch_size=4, seed=seed, groups=groups)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_updates_end_where_groups_end(seed: int) -> None:
+    """Groups of 5 in updates of 16: every cut but the last moves by at most 2, to a group's end; split into passes, updates are exact."""
+    groups = [list(range(i, i + 5)) for i in range(0, 80, 5)]
+    schedule = batch_schedule([1] * 80, epochs=2.0, batch_size=16, seed=seed, groups=groups)
+    sizes = [len(update) for update in schedule.micro_batches]
+    assert len(sizes) == 10 and sum(sizes) == 160
+    ends = np.cumsum(sizes)
+    assert all(end % 5 == 0 and abs(end - 16 * (i + 1)) <= 2 for i, end in enumerate(ends))
+    for update in schedule.micro_batches:
+        for group in groups:
+            assert len(set(update) & set(group)) in (0, 5)
+    split = batch_schedule([1] * 80, epochs=2.0, batch_size=16, micro_batch_size=8, seed=seed, groups=groups)
+    assert [len(part) for part in split.micro_batches] == [8] * 20
+    assert np.concatenate(split.micro_batches).tolist() == np.concatenate(schedule.micro_batches).tolist()
+    one = batch_schedule([1] * 80, epochs=2.0, batch_size=16, seed=seed, groups=[list(range(80))])
+    assert [len(update) for update in one.micro_batches] == [16] * 10
