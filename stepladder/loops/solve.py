@@ -15,8 +15,9 @@ from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
 from stepladder.loops.run import best_models
 from stepladder.loops.rundir import load_run
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.methods import METHODS, SearchMethod, resolve_method
+from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
@@ -148,8 +149,23 @@ def solve_file(
 
 
 def explain_methods() -> str:
-    """Return one paragraph per search method: what it does and its defaults."""
-    return "\n".join(f"{name}: {method.description}" for name, method in METHODS.items())
+    """Return one paragraph per search method (what it does, its settings, its source), and why some published ones are missing."""
+    paragraphs = [_explained(preset) for preset in PRESETS.values()]
+    outside = [f"  {name}: {reason}" for name, reason in OUTSIDE.items()]
+    note = "Settings not named have their defaults, which docs/methods.md lists; --option KEY=VALUE changes any of them."
+    return "\n".join([*paragraphs, "", note, "", "Published searches that the settings do not express:", *outside])
+
+
+def _explained(preset: Preset) -> str:
+    method = preset.method
+    lines = [f"{method.name}: {method.description}"]
+    details = {
+        "settings": ", ".join(f"{name}={value}" for name, value in method.settings().items()),
+        "source": preset.source,
+        "published budget": preset.budget,
+        "differs": preset.differs,
+    }
+    return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
 def _run_models(run_path: Path) -> tuple[Config, str, str | None]:

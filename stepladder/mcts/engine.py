@@ -19,8 +19,8 @@ import numpy as np
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.gumbel import gumbel_scores
-from stepladder.mcts.methods import SearchMethod
 from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import Expansion, Rollout, ScoreJob, SearchState

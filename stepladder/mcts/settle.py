@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.methods import SearchMethod
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.selection import mix_root_noise, sibling_priors
 from stepladder.mcts.state import Expansion, SearchState

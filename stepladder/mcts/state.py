@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from stepladder.errors import BackendError
 from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.answer_rules import AnswerTally
-from stepladder.mcts.methods import SearchMethod
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
