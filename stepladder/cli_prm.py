@@ -119,3 +119,39 @@ def train(  # noqa: PLR0913 - one option each
             trust_remote_code=trust_remote_code,
         )
         typer.echo(train_files(files, job, settings))
+
+
+@app.command(name="eval")
+def evaluate(  # noqa: PLR0913 - one option each
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files of graded or labelled solutions.")],
+    model: ModelOption,
+    spec: SpecOption = None,
+    reference: ReferenceOption = None,
+    aggregation: Annotated[str, typer.Option(help="How step scores become the score of a solution.")] = "last",
+    threshold: Annotated[float, typer.Option(help="A step counts as wrong below it.")] = 0.5,
+    tune_on: Annotated[Path | None, typer.Option(help="Choose the threshold on this file, which must hold other problems.")] = None,
+    neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
+    to_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Directory for plots (SVG).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure a process reward model: every figure that the files allow.
+
+    - first wrong step (ProcessBench): F1 of the accuracies on wrong and on right solutions
+    - one right solution against wrong ones (RewardMATH): accuracy and mean reciprocal rank, ties counting against
+    - best of n with the unbiased estimator: the over-optimisation curve of score and verifier
+    - labelled steps: AUC, Brier score, reliability, AUC by depth
+    """
+    with errors_explained(debug):
+        from stepladder.loops.prm_evaluation import EvaluationJob, evaluate_files
+        from stepladder.loops.prm_scoring import PRMSource
+
+        source = PRMSource(
+            model=model, spec=spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed
+        )
+        job = EvaluationJob(source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral)
+        typer.echo(evaluate_files(files, job, json_path=to_json, plots=plots))

@@ -137,11 +137,11 @@ def distance_values(record: TreeRecord) -> list[float | None]:
         v_k = max(0, v_{k-1} + (1 - v_{k-1}) (+-1) / (m_k + 1)),   v_0 = 0
 
     m is the fewest steps from a node to a right leaf, 0 at one. The sign is minus for a wrong node, below which no graded leaf is right; it
-    takes m of its nearest ancestor that has one, counted from there. A node without a graded leaf at or below it has no value, and in a tree
-    without a right leaf none has.
+    takes m of its nearest ancestor that has one. A node without a graded leaf at or below it has no value, and in a tree without a right
+    leaf none has.
 
-    Source: Zhang et al. 2024, "ReST-MCTS*: LLM self-training via process reward guided tree search", equations 2 and 3. The paper leaves m of
-    a wrong node open; this is what the released code does, whose m is counted from 1.
+    Source: Zhang et al. 2024, "ReST-MCTS*: LLM self-training via process reward guided tree search", equations 2 and 3. The paper leaves
+    m of a wrong node open; this is what the released code does, whose m is counted from 1.
     """
     evidence = gather_evidence(record)
     count = len(record.parents)

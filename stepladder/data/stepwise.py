@@ -4,8 +4,9 @@ A label says in [0, 1] how good a step is, None that nobody said. Where several 
 alternatives of one step), a shared step carries its label in one of them only, so that every judged step counts once.
 
 Known forms, told apart by their fields: PRM800K (``question``, ``label.steps``), Math-Shepherd (``input``, ``label``), OmegaPRM flat and
-tree (``reasoning_steps``), TRL (``prompt``, ``completions``, ``labels``), ProcessBench (``problem``, ``steps``, ``label``), and plain rows
-(``question`` or ``problem`` or ``prompt``, with ``steps`` or ``solution``, and ``labels`` where there are any).
+tree (``reasoning_steps``), TRL (``prompt``, ``completions``, ``labels``), ProcessBench (``problem``, ``steps``, ``label``), RewardMATH
+(``problem``, ``chosen``, ``rejected``: solutions in one piece), and plain rows (``question`` or ``problem`` or ``prompt``, with ``steps``
+or ``solution``, and ``labels`` and ``correct`` where there are any).
 """
 
 import hashlib
@@ -104,6 +105,8 @@ def _form(row: SourceRow) -> _Reader:
         return _math_shepherd
     if "completions" in fields:
         return _trl
+    if "chosen" in fields and "rejected" in fields:
+        return _reward_math
     return _plain
 
 
@@ -111,18 +114,13 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     """Read ProcessBench and plain rows."""
     fields = row.fields
     question = _string(row, "question", "problem", "prompt")
-    if "steps" in fields:
-        steps = _strings(row, "steps")
-    elif options.split is None:
-        raise DataFormatError(f"{row.place}: must have its steps in a list 'steps': got {sorted(fields)} -- split the solution")
-    else:
-        steps = [step for step in _string(row, "solution", "completion", "response").split(options.split) if step.strip()]
+    given = "steps" in fields
+    steps = _strings(row, "steps") if given else _split(row, _string(row, "solution", "completion", "response"), options)
     first_error = fields.get("label")
     if first_error is not None and (not isinstance(first_error, int) or not -1 <= first_error < len(steps)):
         raise DataFormatError(f"{row.place}: field 'label' must be a step in [0, {len(steps)}) or -1 for none: got {first_error!r}")
-    given = fields.get("labels")
-    if given is not None:
-        labels = _labels(row, given, num_steps=len(steps))
+    if fields.get("labels") is not None:
+        labels = _labels(row, fields["labels"], num_steps=len(steps))
     elif first_error is not None:
         # Whether the steps after the first wrong one are right is not said.
         labels = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
@@ -131,6 +129,26 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
         labels = [None] * len(steps)
     correct = next((fields[name] for name in ("correct", "final_answer_correct") if fields.get(name) is not None), None)
     return [_solution(row, question, steps, labels, correct=None if correct is None else bool(correct), first_error=first_error)]
+
+
+def _reward_math(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
+    """Read the right solution of a problem and its wrong ones."""
+    question = _string(row, "question", "problem", "prompt")
+    chosen = row.fields["chosen"]
+    right = _strings(row, "chosen") if isinstance(chosen, list) else [_string(row, "chosen")]
+    texts = [(text, True) for text in right] + [(text, False) for text in _strings(row, "rejected")]
+    return [_graded(row, question, text, correct, options) for text, correct in texts]
+
+
+def _graded(row: SourceRow, question: str, text: str, correct: bool, options: _Options) -> StepwiseSolution:
+    steps = _split(row, text, options)
+    return _solution(row, question, steps, [None] * len(steps), correct=correct)
+
+
+def _split(row: SourceRow, text: str, options: _Options) -> list[str]:
+    if options.split is None:
+        raise DataFormatError(f"{row.place}: must have its steps in a list 'steps': got {sorted(row.fields)} -- split the solution")
+    return [step for step in text.split(options.split) if step.strip()]
 
 
 def _trl(row: SourceRow, options: _Options) -> list[StepwiseSolution]:

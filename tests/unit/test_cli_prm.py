@@ -7,7 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from stepladder.cli import app
+from stepladder.data.stepwise import StepwiseSolution
 from stepladder.interfaces import ScoreRequest
+from stepladder.loops.prm_evaluation import evaluate_scores
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.reader import Solution, StepReader
 from stepladder.prm.scorer import TransformersStepScorer
@@ -175,3 +177,64 @@ def test_train_says_in_one_line_what_is_wrong(tmp_path, rows, options, message):
     assert message in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def solution(question, *steps, **fields):
+    return StepwiseSolution(
+        place="", problem_id=question, question=question, steps=steps, labels=fields.pop("labels", (None,) * len(steps)), **fields
+    )
+
+
+def test_evaluate_scores_gives_every_figure_that_the_solutions_allow():
+    """By hand on scores that need no model: one wrong solution found, one right one accused, a tie lost, calibration of four steps."""
+    scored = [
+        (solution("A", "a", "b", first_error=1, labels=(1.0, 0.0)), (0.9, 0.2)),
+        (solution("B", "a", "b", first_error=-1, labels=(1.0, 1.0)), (0.3, 0.8)),
+        (solution("C", "a", correct=True), (0.7,)),
+        (solution("C", "b", correct=False), (0.7,)),
+        (solution("D", "a", correct=True), (0.6,)),
+        (solution("D", "b", correct=False), (0.1,)),
+        (solution("D", "c", correct=False), (None,)),
+    ]
+    figures = evaluate_scores(scored)
+    assert figures["first_error"]["f1"] == 0.0
+    assert (figures["first_error"]["wrong_accuracy"], figures["first_error"]["right_accuracy"]) == (1.0, 0.0)
+    assert (figures["ranking"]["accuracy"], figures["ranking"]["mrr"]) == (0.5, 0.75)
+    assert figures["ranking"]["num_wrong"] == (1, 2)
+    assert [point["accuracy"] for point in figures["best_of_n"]] == pytest.approx([0.5, 0.75])
+    assert figures["outcomes"]["within_problem_auc"] == 0.75
+    assert figures["steps"]["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.04) / 4)
+    assert figures["steps"]["auc"] == 1.0
+    assert figures["steps"]["auc_by_depth"] == [{"depth": 1, "auc": None, "count": 2}, {"depth": 2, "auc": 1.0, "count": 2}]
+    assert figures["unscored_steps"] == 1
+    nothing = evaluate_scores([(solution("A", "a"), (0.5,))])
+    assert all(nothing[name] is None for name in ("first_error", "ranking", "best_of_n", "outcomes", "steps"))
+
+
+def test_eval_prints_a_table_and_writes_json_and_plots(tmp_path):
+    """ProcessBench, RewardMATH and labelled rows in one go; plots drawn again are equal; the threshold is from elsewhere."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="linear", num_outputs=2)
+    rows = [
+        {"problem": "P", "steps": ["a", "b"], "label": 1, "final_answer_correct": False},
+        {"problem": "P", "steps": ["c", "d"], "label": -1, "final_answer_correct": True},
+        {"problem": "R", "chosen": "x", "rejected": [f"y{i}" for i in range(9)]},
+        {"prompt": "S", "completions": ["a", "b"], "labels": [True, False]},
+    ]
+    file = write(tmp_path / "eval.jsonl", *rows)
+    tune = write(tmp_path / "tune.jsonl", {"problem": "T", "steps": ["e", "f"], "label": 0}, {"problem": "T", "steps": ["g"], "label": -1})
+    words = ("eval", file, "--model", model, "--spec", "trl", "--device", "cpu", "--tune-on", tune)
+    said = run(*words, "--json", tmp_path / "a.json", "--plots", tmp_path / "plots")
+    figures = json.loads((tmp_path / "a.json").read_text())
+    lines = dict(line.rsplit("  ", 1) for line in said.splitlines() if "first error: F1" in line)
+    assert [float(value) for value in lines.values()] == [pytest.approx(figures["first_error"]["f1"], abs=1e-4)]
+    assert figures["ranking"]["num_problems"] == 2
+    assert figures["ranking"]["num_wrong"] == [1, 9]
+    assert figures["first_error"]["threshold"] != 0.5
+    assert figures["steps"]["count"] == 6
+    names = ["auc-by-depth.svg", "best-of-n.svg", "reliability.svg"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == names
+    run(*words, "--plots", tmp_path / "again")
+    assert all((tmp_path / "plots" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    assert "1 are in both" in run("eval", tune, "--model", model, "--spec", "trl", "--tune-on", tune, code=2)
+    plain = write(tmp_path / "plain.jsonl", {"question": "Q", "steps": ["a"]})
+    assert "must hold something to measure" in run("eval", plain, "--model", model, "--spec", "trl", code=2)

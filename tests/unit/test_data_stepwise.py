@@ -93,6 +93,16 @@ def test_trl_processbench_and_plain_rows(tmp_path):
     assert file.solutions[3].problem_id == "x"
 
 
+def test_rewardmath_rows_are_a_right_solution_and_wrong_ones(tmp_path):
+    """Solutions in one piece are split, and all belong to one problem."""
+    row = {"problem": "P", "chosen": "a\n\nb", "rejected": ["c", "d\n\ne"]}
+    file = load_stepwise(write(tmp_path / "a.jsonl", row, row | {"chosen": ["a"]}))
+    assert [(each.steps, each.correct) for each in file.solutions[:3]] == [(("a", "b"), True), (("c",), False), (("d", "e"), False)]
+    assert len({each.problem_id for each in file.solutions}) == 1
+    with pytest.raises(DataFormatError, match="split the solution"):
+        load_stepwise(tmp_path / "a.jsonl", split=None)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
