@@ -21,7 +21,7 @@ hardly any step."""
 
 _CPU_CACHE_GIB = "1"
 _CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""A prefix must go through in one step on a CPU: between the parts vLLM turns a request's random numbers back, which it can on GPUs only."""
+"""A prefix must go through in one step on a CPU: between the parts vLLM turns a request's random numbers back, which only GPUs can."""
 _MESSAGE_CHARACTERS = 300
 _OWN_ARGUMENTS = (
     "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
