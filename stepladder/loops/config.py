@@ -255,7 +255,7 @@ class PRMConfig(Section):
     start: Literal["policy", "last"] = "policy"
     """Each round trains from the round's new policy with a new head, or from the last PRM."""
     rollouts: int = Field(default=0, ge=0)
-    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the searched trees: those
+    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees: those
     show the steps of the policy before, and what they teach misjudges the new one's where it changed much. 0 learns from the trees."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
@@ -266,7 +266,7 @@ class PRMConfig(Section):
     loss: Literal["bce", "mse"] = "bce"
     """Loss on the targets."""
     supervise: Literal["step-end", "every-token"] = "step-end"
-    """Tokens of a step that learn its target: the last one, where scores are read, or all of them, which a small model learns faster from."""
+    """Tokens of a step that learn its target: the last one, where scores are read, or all, from which a small model learns faster."""
     train: TrainConfig = TrainConfig()
     """How to train it."""
 
