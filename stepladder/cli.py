@@ -58,24 +58,19 @@ def evolve(
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
+        from stepladder import embedded
         from stepladder.loops.config import load_config
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
         chosen = [*overrides, *shorthands]
-        base = _embedded_settings(root, chosen) if config is None else None
-        resolved = load_config(config, chosen, base=base)
+        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
         if dry_run:
             typer.echo(resolved.model_dump_json(indent=2))
             return
+        if config is None:
+            embedded.prepare(root / "start", seed=resolved.run.seed)
         _evolve(resolved, root)
-
-
-def _embedded_settings(root: Path, overrides: list[str]) -> dict[str, Any]:
-    """Prepare the embedded task under the run directory and return the settings that run on it."""
-    from stepladder.embedded import settings
-
-    return settings(root / "start", overrides)
 
 
 def _evolve(config: Any, root: Path) -> None:

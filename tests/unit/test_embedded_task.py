@@ -159,12 +159,15 @@ def test_tokenizer_and_model(tmp_path: Path) -> None:
 
 
 def test_settings_are_an_ordinary_configuration(tmp_path: Path) -> None:
-    """What evolve gets without a file passes the checks of a file, with the seed that the overrides name."""
+    """What evolve gets without a file passes the checks of a file, and names the files that were prepared."""
     from stepladder.loops.build import check_model, check_searches
     from stepladder.loops.config import load_config
 
-    base = settings(tmp_path / "start", ["run.seed=4"])
+    base = settings(tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+    prepare(tmp_path / "start", seed=4, task=SMALL)
     config = load_config(None, ["run.seed=4"], base=base)
     check_searches(config)
     check_model(config.policy)
-    assert json.loads((tmp_path / "start" / "task.json").read_text())["seed"] == 4
+    for path in (config.problems.train, config.problems.held_out, config.problems.test, config.warmup.solutions):
+        assert Path(str(path)).is_file()
