@@ -37,6 +37,7 @@ docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help and docs/met
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/bookkeeping.py
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py

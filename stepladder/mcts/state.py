@@ -254,12 +254,13 @@ class SearchState:
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
-        steps, counts, num_tokens = expansion.steps, expansion.counts, 0
-        known: dict[tuple[tuple[int, ...], StopReason], int] = {}
+        steps, counts, num_tokens, by_text = expansion.steps, expansion.counts, 0, self.method.merge == "text"
+        known: dict[tuple[tuple[int, ...] | str, StopReason], int] = {}
         for (sampled,) in samples:
             step = sampled if sampled.token_ids else _failed(sampled)
             num_tokens += len(step.token_ids)
-            place = known.setdefault((step.token_ids, step.stop_reason), len(steps))
+            same = " ".join(step.text.split()) if by_text else step.token_ids
+            place = known.setdefault((same, step.stop_reason), len(steps))
             if place == len(steps):
                 steps.append(step)
                 counts.append(1)
