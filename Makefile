@@ -48,6 +48,7 @@ docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help and docs/met
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/bookkeeping.py
 
 bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search

@@ -90,7 +90,8 @@ class Budget:
     """Generated tokens over the whole tree; None is no cap. Once it is reached nothing more is requested; a wave that would
     overrun it is shortened, so the overshoot is below one wave of steps."""
     max_calls: int | None = None
-    """Expansion requests to the policy; None is no cap."""
+    """Requests to the policy; None is no cap. Once it is reached nothing more is requested; rollouts, which follow the requests of their
+    own wave, may go beyond it."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256
@@ -156,11 +157,11 @@ class TreeRecord:
     outcomes: list[float | None]
     """1.0 right, 0.0 wrong for terminals and truncated nodes in label mode; None elsewhere and always in solve mode."""
     generated_tokens: int
-    """Tokens sampled, discarded duplicates included."""
+    """Tokens sampled, discarded duplicates and rollouts included."""
     policy_calls: int
-    """Expansion requests."""
+    """Requests to the policy: expansions and rollouts."""
     scored_tokens: int
-    """Tokens of the steps sent to the PRM."""
+    """Tokens of the steps sent to the PRM, those of rollouts included."""
     num_simulations: int
     """Simulations done."""
     provenance: Provenance

@@ -20,6 +20,7 @@ EVALUATIONS = ("children", "leaf")
 TERMINAL_RULES = ("skip", "revisit")
 ESTIMATES = ("step", "path")
 REWARDS = ("none", "gain")
+MERGE_RULES = ("tokens", "text")
 ROLLOUT_RULES = ("children", "best")
 CUT_STEPS = ("end", "continue")
 COMMIT_RULES = ("visits", "value")
@@ -79,6 +80,9 @@ class SearchMethod:
     """Concentration of that noise, > 0."""
     num_children: int = 4
     """Samples per expansion (K), >= 1; equal samples become one child."""
+    merge: str = "tokens"
+    """Siblings that become one child: those of equal ``tokens``, or of equal ``text`` up to white space, whose first tokens then stand for
+    all. Sampling methods always compare tokens."""
     root_num_children: int | None = None
     """Samples at the root; None is num_children, and for beams wave * num_children."""
     temperature: float = 1.0
@@ -192,6 +196,7 @@ _FAMILIES = {
     "prior": PRIORS,
     "evaluation": EVALUATIONS,
     "estimate": ESTIMATES,
+    "merge": MERGE_RULES,
     "reward": REWARDS,
     "rollout_of": ROLLOUT_RULES,
     "cut_steps": CUT_STEPS,

@@ -23,8 +23,9 @@ from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.gumbel import gumbel_scores
 from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
 from stepladder.mcts.settle import settle_waves
-from stepladder.mcts.state import Expansion, Rollout, ScoreJob, SearchState
+from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
+from stepladder.mcts.wave import Expansion, Rollout, ScoreJob
 from stepladder.types import Budget, Problem, Provenance, SearchResult, StopReason
 
 

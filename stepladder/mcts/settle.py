@@ -17,8 +17,9 @@ from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.selection import mix_root_noise, sibling_priors
-from stepladder.mcts.state import Expansion, SearchState
+from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land_rows
+from stepladder.mcts.wave import Expansion
 from stepladder.types import StopReason
 
 

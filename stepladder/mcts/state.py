@@ -1,14 +1,12 @@
 """One problem's search in progress: what was asked, what came back, and what it came to.
 
 The array statistics live in ``Tree``; this is the part of a tree that is ragged (tokens, texts, answers) or private to one problem
-(seed, spending, the wave in flight). A wave passes through four stages: ``ask`` for expansions, ``receive`` samples, receive their scores,
-and, once all of it is in, ``enter_nodes`` in wave order and
-``settle_waves``, so that arrival order leaves no trace.
+(seed, spending, the wave in flight). A wave passes through stages: ``ask`` for expansions, ``receive`` samples, receive their scores, the
+same for rollouts, and, once all of it is in, ``enter_nodes`` in wave order and ``settle_waves``, so that arrival order leaves no trace.
 """
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import Renderer, StepRequest, StepResult
@@ -16,68 +14,13 @@ from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.tree import StepTable, Tree
+from stepladder.mcts.wave import Expansion, Rollout, ScoreJob, are_whole, failed
 from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]
 """(parent, tokens, stop reason): what makes two samples the same node."""
 _NAMES = {reason: reason.value for reason in StopReason}
-
-
-@dataclass(slots=True)
-class Rollout:
-    """Continuations of a new node that are to value it."""
-
-    place: int
-    """The new node, as its place in its expansion."""
-    prefix_ids: tuple[int, ...]
-    max_steps: int
-    steps: list[Step] = field(default_factory=list)
-    """All steps of all samples."""
-    scores: list[float | None] = field(default_factory=list)
-    """Of each step."""
-    samples: list[range] = field(default_factory=list)
-    """Each sample's steps."""
-    answers: list[str | None] = field(default_factory=list)
-    """Final answer of each sample that ended by itself."""
-
-
-@dataclass(slots=True)
-class Expansion:
-    """One leaf of a wave, and what grows from it. The lists of new nodes run in parallel: entry i of each belongs to new node i."""
-
-    leaf: int
-    num_samples: int
-    """0 for a revisited terminal, which asks for nothing."""
-    prefix_ids: tuple[int, ...] = ()
-    first: int = 0
-    """Index of its first new node, once the nodes are numbered."""
-    steps: list[Step] = field(default_factory=list)
-    """The step that becomes each new node."""
-    parents: list[int] = field(default_factory=list)
-    """Index of the parent in the tree, or ~i for new node i of the same expansion."""
-    depths: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    """Samples that were merged into each."""
-    scores: list[float | None] = field(default_factory=list)
-    twins: dict[int, int] = field(default_factory=dict)
-    """Of a new node that repeats an equal step after the same prefix, the node whose score it shares, as ``parents`` counts."""
-    rollouts: list[Rollout] = field(default_factory=list)
-    """What values the new nodes beside their scores."""
-    ends: list[int] = field(default_factory=list)
-    """Per sample of a sampling method its last node, as ``parents`` counts."""
-
-
-@dataclass(slots=True)
-class ScoreJob:
-    """Branches to score after one prefix."""
-
-    owner: Expansion
-    """The expansion that has to wait for the scores."""
-    target: Expansion | Rollout
-    """What holds the steps and takes their scores."""
-    prefix_ids: tuple[int, ...]
-    branches: list[list[int]]
-    """Places of the steps in the target."""
+"""Plain strings: an enum's ``value`` is Python code."""
 
 
 class SearchState:
@@ -244,7 +187,7 @@ class SearchState:
         return self._score_jobs(expansion) if self._scored else []
 
     def _check_samples(self, result: StepResult, num_samples: int, max_steps: int) -> None:
-        if len(result.samples) == num_samples and _are_whole(result.samples, max_steps):
+        if len(result.samples) == num_samples and are_whole(result.samples, max_steps):
             return
         got = [[str(step.stop_reason) for step in steps] for steps in result.samples]
         raise BackendError(
@@ -254,12 +197,13 @@ class SearchState:
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
-        steps, counts, num_tokens = expansion.steps, expansion.counts, 0
-        known: dict[tuple[tuple[int, ...], StopReason], int] = {}
+        steps, counts, num_tokens, by_text = expansion.steps, expansion.counts, 0, self.method.merge == "text"
+        known: dict[tuple[tuple[int, ...] | str, StopReason], int] = {}
         for (sampled,) in samples:
-            step = sampled if sampled.token_ids else _failed(sampled)
+            step = sampled if sampled.token_ids else failed(sampled)
             num_tokens += len(step.token_ids)
-            place = known.setdefault((step.token_ids, step.stop_reason), len(steps))
+            same = " ".join(step.text.split()) if by_text else step.token_ids
+            place = known.setdefault((same, step.stop_reason), len(steps))
             if place == len(steps):
                 steps.append(step)
                 counts.append(1)
@@ -280,7 +224,7 @@ class SearchState:
         for steps in samples:
             at = expansion.leaf
             for i, sampled in enumerate(steps, start=1):
-                step = sampled if sampled.token_ids else _failed(sampled)
+                step = sampled if sampled.token_ids else failed(sampled)
                 self.generated_tokens += len(step.token_ids)
                 key = (at, step.token_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
@@ -378,7 +322,7 @@ class SearchState:
         text = self.table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
         for steps in result.samples:
             rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
-            rollout.steps += [step if step.token_ids else _failed(step) for step in steps]
+            rollout.steps += [step if step.token_ids else failed(step) for step in steps]
             ended = steps[-1].stop_reason == StopReason.END and steps[-1].token_ids
             solution = text + "".join([step.text for step in steps])
             rollout.answers.append(self._renderer.extract_answer(solution) if ended else None)
@@ -552,22 +496,3 @@ class SearchState:
             num_simulations=self.num_simulations,
             provenance=self._provenance,
         )
-
-
-def _are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
-    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
-    if max_steps == 1:
-        return all([len(steps) == 1 for steps in samples])
-    return all(
-        1 <= len(steps) <= max_steps
-        and (steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps)
-        and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
-        for steps in samples
-    )
-
-
-def _failed(step: Step) -> Step:
-    """Return a step without tokens as a failed one: as anything else it would never end a solution."""
-    if step.stop_reason == StopReason.ERROR:
-        return step
-    return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=f"empty step with stop reason {step.stop_reason!s}")

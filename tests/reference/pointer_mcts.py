@@ -301,7 +301,7 @@ class PointerSearch:
         for steps in samples:
             at = leaf
             for i, step in enumerate(steps, start=1):
-                same = [c for c in at.children if c.ids == step.token_ids and c.step_reason == step.stop_reason]
+                same = [c for c in at.children if self.equal(c, step) and c.step_reason == step.stop_reason]
                 if same and not (sampling and i == len(steps)):
                     at = same[0]
                     at.count += at in new
@@ -314,9 +314,14 @@ class PointerSearch:
             self.roll_out(leaf, new)
         return ends, new
 
+    def equal(self, child, step):
+        if self.method.merge == "text" and self.method.selection != "sample":
+            return child.text.split() == step.text.split()
+        return child.ids == step.token_ids
+
     def add(self, parent, step):
         node = Node(len(self.nodes), parent, step.token_ids, step.stop_reason, parent.depth + 1)
-        node.step_reason = step.stop_reason
+        node.step_reason, node.text = step.stop_reason, step.text
         node.logp = sum(step.logps) / len(step.logps) if step.logps else -math.inf
         if self.method.prior in ("norm-logp", "exp-norm-logp") and step.logps:
             node.logp = sum(step.logps) / len(step.logps) ** 1.25

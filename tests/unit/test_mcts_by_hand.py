@@ -108,6 +108,17 @@ def test_treepo_by_hand():
     assert result.votes == {"a": 4.0, "b": 4.0} and result.stop_reason == StopReason.EXHAUSTED
 
 
+def test_siblings_of_one_text_are_one_child():
+    """Steps "a b", "a  b" and "a b " differ in tokens only: one child with the tokens of the first; all tokens count."""
+
+    def policy(prefix, index, seed):
+        return make_step(["a b", "a  b", "a b ", "ab"][index])
+
+    merged = one(policy=policy, merge="text", budget=Budget(num_simulations=1)).tree
+    assert merged.texts == ["", "a b", "ab"] and merged.priors == [1.0, 0.75, 0.25] and merged.generated_tokens == 3 + 4 + 4 + 2
+    assert len(one(policy=policy, budget=Budget(num_simulations=1)).tree.texts) == 5
+
+
 def test_a_search_stops_when_its_answer_has_settled():
     """Every wave leads to the same answer: with 3 of the last 5, the third wave is the last; waves without any answer do not count."""
 

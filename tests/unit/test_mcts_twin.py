@@ -164,6 +164,7 @@ AXES = {
     "gains": {"reward": "gain", "discount": 0.9},
     "gains from children": {"reward": "gain", "backup": "child-mean", "discount": 0.9},
     "gains, max": {"reward": "gain", "backup": "max", "evaluation": "leaf"},
+    "merged by text": {"merge": "text", "num_children": 5},
     "segments": {"cut_steps": "continue"},
     "value gate": {"stop_value": 0.6},
     "agreement": {"stop_agreement": 3, "stop_window": 5},

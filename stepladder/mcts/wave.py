@@ -1,0 +1,81 @@
+"""What a wave asks for and what comes back: expansions, their rollouts, and the scores they wait for."""
+
+from dataclasses import dataclass, field
+
+from stepladder.types import Step, StopReason
+
+
+@dataclass(slots=True)
+class Rollout:
+    """Continuations of a new node that are to value it."""
+
+    place: int
+    """The new node, as its place in its expansion."""
+    prefix_ids: tuple[int, ...]
+    max_steps: int
+    steps: list[Step] = field(default_factory=list)
+    """All steps of all samples."""
+    scores: list[float | None] = field(default_factory=list)
+    """Of each step."""
+    samples: list[range] = field(default_factory=list)
+    """Each sample's steps."""
+    answers: list[str | None] = field(default_factory=list)
+    """Final answer of each sample that ended by itself."""
+
+
+@dataclass(slots=True)
+class Expansion:
+    """One leaf of a wave, and what grows from it. The lists of new nodes run in parallel: entry i of each belongs to new node i."""
+
+    leaf: int
+    num_samples: int
+    """0 for a revisited terminal, which asks for nothing."""
+    prefix_ids: tuple[int, ...] = ()
+    first: int = 0
+    """Index of its first new node, once the nodes are numbered."""
+    steps: list[Step] = field(default_factory=list)
+    """The step that becomes each new node."""
+    parents: list[int] = field(default_factory=list)
+    """Index of the parent in the tree, or ~i for new node i of the same expansion."""
+    depths: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    """Samples that were merged into each."""
+    scores: list[float | None] = field(default_factory=list)
+    twins: dict[int, int] = field(default_factory=dict)
+    """Of a new node that repeats an equal step after the same prefix, the node whose score it shares, as ``parents`` counts."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """What values the new nodes beside their scores."""
+    ends: list[int] = field(default_factory=list)
+    """Per sample of a sampling method its last node, as ``parents`` counts."""
+
+
+@dataclass(slots=True)
+class ScoreJob:
+    """Branches to score after one prefix."""
+
+    owner: Expansion
+    """The expansion that has to wait for the scores."""
+    target: Expansion | Rollout
+    """What holds the steps and takes their scores."""
+    prefix_ids: tuple[int, ...]
+    branches: list[list[int]]
+    """Places of the steps in the target."""
+
+
+def are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
+    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
+    if max_steps == 1:
+        return all([len(steps) == 1 for steps in samples])
+    return all(
+        1 <= len(steps) <= max_steps
+        and (steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps)
+        and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
+        for steps in samples
+    )
+
+
+def failed(step: Step) -> Step:
+    """Return a step without tokens as a failed one: as anything else it would never end a solution."""
+    if step.stop_reason == StopReason.ERROR:
+        return step
+    return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=f"empty step with stop reason {step.stop_reason!s}")
