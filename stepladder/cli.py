@@ -109,6 +109,7 @@ def solve(
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
     tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -116,8 +117,9 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    - `stepladder solve "4719 GBAF" --run runs/demo`
+    - `stepladder solve "47193 GBAF" --run runs/demo`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
     """
     with _errors_explained(debug):
         from stepladder.loops.solve import SolveSettings, explain_methods, solve_file, solve_question
@@ -128,7 +130,15 @@ def solve(
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
         settings = SolveSettings.resolve(
-            run=run, policy=policy, prm=prm, method=method, tokens=tokens, simulations=simulations, options=options, seed=seed
+            run=run,
+            policy=policy,
+            prm=prm,
+            method=method,
+            tokens=tokens,
+            simulations=simulations,
+            options=options,
+            seed=seed,
+            overrides=overrides,
         )
         if question is not None:
             typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))

@@ -5,6 +5,7 @@ scored, stored and trained on; text stands beside them for people. "Not scored" 
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -30,8 +31,17 @@ class StopReason(StrEnum):
     """The search spent its simulations."""
     TOKENS = "tokens"
     """The search spent its generated tokens."""
+    CALLS = "calls"
+    """The search spent its policy calls."""
+    VALUE = "value"
+    """A solution scored at least what the method asks for."""
+    CONVERGED = "converged"
+    """The answer has stayed the same for as long as the method asks for."""
     EXHAUSTED = "exhausted"
     """Nothing is left to expand: every leaf is terminal or truncated."""
+
+    # Enum's own hash is Python code, and every sampled step is looked up by its reason.
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +89,8 @@ class Budget:
     max_tokens: int | None = None
     """Generated tokens over the whole tree; None is no cap. Once it is reached nothing more is requested; a wave that would
     overrun it is shortened, so the overshoot is below one wave of steps."""
+    max_calls: int | None = None
+    """Expansion requests to the policy; None is no cap."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256
@@ -265,4 +277,20 @@ def derive_seed(*parts: int | str) -> int:
     Seeds are derived from names (run seed, round, problem id, node), so a result never depends on how many problems run beside it.
     """
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return _seed_of(hashlib.blake2b(text.encode(), digest_size=8))
+
+
+def seed_family(*parts: int | str) -> Callable[..., int]:
+    """Return a function of further parts that gives what ``derive_seed`` gives for all of them, without hashing the first ones again."""
+    stem = hashlib.blake2b("".join(f"{part}\x1f" for part in parts).encode(), digest_size=8)
+
+    def derive(*more: int | str) -> int:
+        state = stem.copy()
+        state.update("\x1f".join(map(str, more)).encode())
+        return _seed_of(state)
+
+    return derive
+
+
+def _seed_of(state: "hashlib.blake2b") -> int:
+    return int.from_bytes(state.digest(), "big") >> 1

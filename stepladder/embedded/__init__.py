@@ -30,17 +30,19 @@ TASK_FILE = "task.json"
 _TASK_VERSION = 1
 
 RECIPE: dict[str, Any] = {
-    "run": {"rounds": 3, "shard_size": 100},
+    "run": {"rounds": 4, "shard_size": 100},
     "problems": {"rule": "exact"},
-    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "weight_decay": 0.01}},
-    "search": {"simulations": 24, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
-    "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 6.0},
-    "preference": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 1.0, "sft_weight": 0.1},
+    "warmup": {"train": {"learning_rate": 3e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 900, "weight_decay": 0.01}},
+    "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
+    "sft": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 2.0},
+    "labels": {"traces_per_problem": 1},
+    "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "sft_weight": 1.0},
     "prm": {
         "start": "last",
-        "rollouts": 16,
+        "rollouts": 12,
         "mixed_only": True,
-        "train": {"learning_rate": 2e-3, "batch_size": 64, "epochs": 5.0, "max_updates": 400, "weight_decay": 0.01},
+        "supervise": "every-token",
+        "train": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 700, "weight_decay": 0.01},
     },
     "evaluate": {"simulations": 8, "samples": 16},
 }

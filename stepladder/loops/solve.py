@@ -3,7 +3,7 @@
 import json
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
-from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig
+from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
 from stepladder.loops.run import best_models
 from stepladder.loops.rundir import load_run
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.methods import METHODS, SearchMethod, resolve_method
+from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
@@ -53,10 +54,12 @@ class SolveSettings:
         simulations: int | None,
         options: list[str],
         seed: int,
+        overrides: Sequence[str] = (),
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does.
+        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does. ``overrides``
+        are ``section.key=value`` over the run's configuration.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -68,10 +71,12 @@ class SolveSettings:
             config, best_prm = _bare_config(policy), None
         else:
             config, policy, best_prm = _run_models(run or DEFAULT_RUN)
+        config = with_overrides(config, list(overrides))
+        build.check_backends(config, trains=False)
         chosen_prm = best_prm if prm is None else None if prm == "none" else prm
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
-        overrides = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
+        chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
         num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens else defaults.simulations)
         budget = Budget(
             num_simulations=num_simulations,
@@ -83,7 +88,7 @@ class SolveSettings:
             config=config,
             policy=policy,
             prm=chosen_prm,
-            method=resolve_method(method or defaults.method, **overrides),
+            method=resolve_method(method or defaults.method, **chosen_options),
             budget=budget,
             seed=seed,
         )
@@ -144,8 +149,23 @@ def solve_file(
 
 
 def explain_methods() -> str:
-    """Return one paragraph per search method: what it does and its defaults."""
-    return "\n".join(f"{name}: {method.description}" for name, method in METHODS.items())
+    """Return one paragraph per search method (what it does, its settings, its source), and why some published ones are missing."""
+    paragraphs = [_explained(preset) for preset in PRESETS.values()]
+    outside = [f"  {name}: {reason}" for name, reason in OUTSIDE.items()]
+    note = "Settings not named have their defaults, which docs/methods.md lists; --option KEY=VALUE changes any of them."
+    return "\n".join([*paragraphs, "", note, "", "Published searches that the settings do not express:", *outside])
+
+
+def _explained(preset: Preset) -> str:
+    method = preset.method
+    lines = [f"{method.name}: {method.description}"]
+    details = {
+        "settings": ", ".join(f"{name}={value}" for name, value in method.settings().items()),
+        "source": preset.source,
+        "published budget": preset.budget,
+        "differs": preset.differs,
+    }
+    return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
 def _run_models(run_path: Path) -> tuple[Config, str, str | None]:

@@ -25,6 +25,7 @@ def complete_qvalues(
     parent_value: Float[np.ndarray, "b"],
     raw_values: Float[np.ndarray, "b K"],
     rule: str,
+    bonus: float = 0.0,
 ) -> Float[np.ndarray, "b K"]:
     """Return edge values without NaN.
 
@@ -38,6 +39,7 @@ def complete_qvalues(
         parent_value: Values of the parents, NaN without a return.
         raw_values: Estimates of the children, NaN when unscored.
         rule: One of ``UNVISITED_RULES``.
+        bonus: Added to the value of unvisited slots, >= 0.
 
     """
     fallback = np.where(np.isnan(parent_value), NEUTRAL_VALUE, parent_value)[:, None]
@@ -46,7 +48,7 @@ def complete_qvalues(
     else:
         unvisited = {"inf": np.inf, "zero": 0.0, "parent": fallback}[rule]
     completed = np.where(np.isnan(qvalues), fallback, qvalues)
-    return np.where(visits > 0, completed, unvisited)
+    return np.where(visits > 0, completed, unvisited + bonus)
 
 
 def apply_virtual_loss(

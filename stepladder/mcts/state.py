@@ -2,77 +2,82 @@
 
 The array statistics live in ``Tree``; this is the part of a tree that is ragged (tokens, texts, answers) or private to one problem
 (seed, spending, the wave in flight). A wave passes through four stages: ``ask`` for expansions, ``receive`` samples, receive their scores,
-and, once all of it is in, ``enter_nodes`` and ``settle`` in wave order, so that arrival order leaves no trace.
+and, once all of it is in, ``enter_nodes`` in wave order and
+``settle_waves``, so that arrival order leaves no trace.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import Renderer, StepResult
+from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.answer_rules import AnswerTally
-from stepladder.mcts.methods import SearchMethod
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
-from stepladder.mcts.selection import sibling_priors
 from stepladder.mcts.tree import StepTable, Tree
-from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed
+from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]
 """(parent, tokens, stop reason): what makes two samples the same node."""
+_NAMES = {reason: reason.value for reason in StopReason}
 
 
 @dataclass(slots=True)
-class NewNode:
-    """A step that is to become a node."""
+class Rollout:
+    """Continuations of a new node that are to value it."""
 
-    parent: int
-    """Index of the parent in the tree, or ~i for entry i of the same expansion."""
-    step: Step
-    depth: int
-    count: int = 1
-    """Samples that were merged into it."""
-    score: float | None = None
-    twin: "NewNode | int | None" = None
-    """An equal step after the same prefix, whose score it shares: an entry of the same expansion, or a node of the tree."""
+    place: int
+    """The new node, as its place in its expansion."""
+    prefix_ids: tuple[int, ...]
+    max_steps: int
+    steps: list[Step] = field(default_factory=list)
+    """All steps of all samples."""
+    scores: list[float | None] = field(default_factory=list)
+    """Of each step."""
+    samples: list[range] = field(default_factory=list)
+    """Each sample's steps."""
+    answers: list[str | None] = field(default_factory=list)
+    """Final answer of each sample that ended by itself."""
 
 
 @dataclass(slots=True)
 class Expansion:
-    """One leaf of a wave, and what grows from it."""
+    """One leaf of a wave, and what grows from it. The lists of new nodes run in parallel: entry i of each belongs to new node i."""
 
     leaf: int
     num_samples: int
     """0 for a revisited terminal, which asks for nothing."""
     prefix_ids: tuple[int, ...] = ()
-    new: list[NewNode] = field(default_factory=list)
+    first: int = 0
+    """Index of its first new node, once the nodes are numbered."""
+    steps: list[Step] = field(default_factory=list)
+    """The step that becomes each new node."""
+    parents: list[int] = field(default_factory=list)
+    """Index of the parent in the tree, or ~i for new node i of the same expansion."""
+    depths: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    """Samples that were merged into each."""
+    scores: list[float | None] = field(default_factory=list)
+    twins: dict[int, int] = field(default_factory=dict)
+    """Of a new node that repeats an equal step after the same prefix, the node whose score it shares, as ``parents`` counts."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """What values the new nodes beside their scores."""
     ends: list[int] = field(default_factory=list)
-    """Per sample its last node, as ``NewNode.parent`` counts."""
+    """Per sample of a sampling method its last node, as ``parents`` counts."""
 
 
 @dataclass(slots=True)
 class ScoreJob:
-    """Branches to score after one prefix, and the nodes that wait for the scores."""
+    """Branches to score after one prefix."""
 
+    owner: Expansion
+    """The expansion that has to wait for the scores."""
+    target: Expansion | Rollout
+    """What holds the steps and takes their scores."""
     prefix_ids: tuple[int, ...]
-    branches: list[list[NewNode]]
-
-
-@dataclass(slots=True)
-class Settled:
-    """A settled wave, ready to be written to the arrays. The lists hold one entry per new node; nodes from ``first`` on are new."""
-
-    first: int
-    slots: list[int] = field(default_factory=list)
-    """Child slot at the parent."""
-    priors: list[float] = field(default_factory=list)
-    worths: list[float] = field(default_factory=list)
-    """Raw value, NaN where unknown."""
-    is_open: list[bool] = field(default_factory=list)
-    """Whether the node can be expanded."""
-    is_terminal: list[bool] = field(default_factory=list)
-    backups: list[tuple[int, float, int]] = field(default_factory=list)
-    """(node, return or NaN, change of the number of open leaves), in wave order."""
+    branches: list[list[int]]
+    """Places of the steps in the target."""
 
 
 class SearchState:
@@ -83,6 +88,7 @@ class SearchState:
         *,
         problem: Problem,
         row: int,
+        number: int,
         renderer: Renderer,
         method: SearchMethod,
         budget: Budget,
@@ -93,6 +99,8 @@ class SearchState:
         """Start a search; nothing is asked yet."""
         self.problem = problem
         self.row = row
+        self.number = number
+        """How many searches were admitted before it."""
         self.method = method
         self.budget = budget
         self.prompt_ids = tuple(renderer.prompt_ids(problem))
@@ -100,8 +108,8 @@ class SearchState:
         self.wave: list[Expansion] = []
         self.pending = 0
         """Results that the wave still waits for."""
-        self.width = method.wave
-        """Beams still running."""
+        self.widths = [method.wave // method.groups] * method.groups
+        """Beams still running in each group."""
         self.num_expandable = 1
         """Leaves that can be expanded, those in flight included."""
         self.num_simulations = 0
@@ -114,16 +122,21 @@ class SearchState:
         self._max_steps = budget.max_depth if method.samples_solutions else 1
         self._label_mode = label_mode
         self._scored = scored
-        self._seed = derive_seed(provenance.seed, provenance.round, problem.id)
+        self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
+        """Derives every seed of the search from what it is for."""
+        self.base = Tree.ROOT
+        """Node from which the search goes on."""
         self._num_samples = 0
         self._policy_calls = 0
+        self._best_score = -1.0
+        """Best score of a solution with an answer."""
+        self._committed_at = 0
+        """Simulations made when the search last moved to a child."""
         self._scored_tokens = 0
-        self._masses = [1.0]
-        """Product of the priors from the root to each node; left at the root's by sampling methods, whose draws are counted."""
+        self.priors = [1.0]
+        """Prior of the edge into each node; kept for answers that are weighed by the mass of their paths only."""
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
-        self._num_settled = 1
-        """Nodes that were there before the wave that is being settled."""
         self._tally = AnswerTally(method.answer_rule)
         self._anytime: list[tuple[int, str | None]] = []
 
@@ -134,17 +147,42 @@ class SearchState:
         drawn = self._draws_solutions and self.method.temperature == 0 and self.num_simulations > 0
         if self.num_expandable == 0 or drawn:
             return StopReason.EXHAUSTED
+        if self.method.stop_value is not None and self._best_score >= self.method.stop_value:
+            return StopReason.VALUE
+        if self._agrees():
+            return StopReason.CONVERGED
+        if self.budget.max_calls is not None and self._policy_calls >= self.budget.max_calls:
+            return StopReason.CALLS
         if self.num_simulations >= self.budget.num_simulations:
             return StopReason.SIMULATIONS
         if self.budget.max_tokens is not None and self.generated_tokens >= self.budget.max_tokens:
             return StopReason.TOKENS
         return None
 
+    def _agrees(self) -> bool:
+        agreement = self.method.stop_agreement
+        if agreement is None or len(self._anytime) < agreement:
+            return False
+        recent = Counter(answer for _, answer in self._anytime[-self.method.stop_window :] if answer is not None)
+        return bool(recent) and max(recent.values()) >= agreement
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether enough simulations were made since the search last moved, or began."""
+        return self.method.commit is not None and self.num_simulations - self._committed_at >= self.method.commit
+
+    def commit(self, node: int) -> None:
+        """Go on from a node."""
+        self.base = node
+        self._committed_at = self.num_simulations
+
     def wave_size(self) -> int:
         """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""
         if self._draws_solutions and self.method.temperature == 0:
             return 1
         size = min(self.method.wave, self.budget.num_simulations - self.num_simulations)
+        if self.budget.max_calls is not None and not self._draws_solutions:
+            size = min(size, self.budget.max_calls - self._policy_calls)
         if self.budget.max_tokens is not None and self.generated_tokens:
             one_sample = self._draws_solutions or self.method.temperature == 0
             per_leaf = (1 if one_sample else self.method.num_children) * self.generated_tokens / self._num_samples
@@ -153,37 +191,40 @@ class SearchState:
 
     # ---------------------------------------------------------------------------------------------------------------------- wave
 
-    def ask(self, leaves: list[int], num_draws: int) -> list[tuple[Expansion, dict[str, Any]]]:
-        """Begin a wave; return its expansions, each with the fields of its request but the ticket. Revisits ask for nothing."""
+    def ask(self, leaves: list[int], num_draws: int) -> list[Expansion]:
+        """Begin a wave; return the expansions that need the policy. Revisits ask for nothing."""
         self.wave = [self._expansion(leaf, num_draws) for leaf in leaves]
-        asked = [(expansion, self._request(expansion)) for expansion in self.wave if expansion.num_samples]
+        asked = [expansion for expansion in self.wave if expansion.num_samples]
         self.num_simulations += num_draws if self._draws_solutions else len(leaves)
         self.pending = len(asked)
         self._policy_calls += len(asked)
         return asked
 
     def _expansion(self, leaf: int, num_draws: int) -> Expansion:
-        method, reason = self.method, self.table.stop_reasons[leaf]
-        if reason != StopReason.STEP:
-            return Expansion(leaf=leaf, num_samples=0)
+        method = self.method
+        if self.table.stop_reasons[leaf] != StopReason.STEP:
+            return Expansion(leaf, 0)
         if self._draws_solutions:
             num_samples = num_draws
         elif method.temperature == 0:
             num_samples = 1
         else:
             num_samples = method.root_samples if leaf == Tree.ROOT else method.num_children
-        return Expansion(leaf=leaf, num_samples=num_samples, prefix_ids=self.prompt_ids + self.table.path_ids(leaf))
+        return Expansion(leaf, num_samples, self.prompt_ids + self.table.path_ids(leaf))
 
-    def _request(self, expansion: Expansion) -> dict[str, Any]:
-        drawn = (self.num_simulations,) if self._draws_solutions else ()
-        return {
-            "prefix_ids": expansion.prefix_ids,
-            "num_samples": expansion.num_samples,
-            "seed": derive_seed(self._seed, expansion.leaf, *drawn),
-            "temperature": float(self.method.temperature),
-            "max_step_tokens": self.budget.max_step_tokens,
-            "max_steps": self._max_steps,
-        }
+    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
+        """Return what the policy is asked for an expansion."""
+        # The draws of later waves from the root differ by how many came before them.
+        drawn = (self.num_simulations - expansion.num_samples,) if self._draws_solutions else ()
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=expansion.prefix_ids,
+            num_samples=expansion.num_samples,
+            seed=self.seed_of(expansion.leaf, *drawn),
+            temperature=float(self.method.temperature),
+            max_step_tokens=self.budget.max_step_tokens,
+            max_steps=self._max_steps,
+        )
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
         """Take in the samples of an expansion and return what has to be scored: every new step once, nothing without a scorer.
@@ -191,34 +232,42 @@ class SearchState:
         Raises:
             BackendError: If the policy returned another number of samples than asked, or a sample that goes on where it ended.
         """
-        samples, max_steps = result.samples, self._max_steps
-        if len(samples) != expansion.num_samples or not all(_is_whole(steps, max_steps) for steps in samples):
-            raise BackendError(
-                f"policy: a request for {expansion.num_samples} samples of up to {max_steps} steps must return as many, of which only the "
-                f"last step may end otherwise than at a boundary: got {[[str(step.stop_reason) for step in steps] for steps in samples]} "
-                "-- run stepladder.testing.check_policy on the backend"
-            )
+        samples = result.samples
+        self._check_samples(result, expansion.num_samples, self._max_steps)
         self.pending -= 1
         self._num_samples += len(samples)
         if self._draws_solutions:
             self._graft_solutions(expansion, samples)
         else:
             self._graft_steps(expansion, samples)
+        expansion.scores = [None] * len(expansion.steps)
         return self._score_jobs(expansion) if self._scored else []
+
+    def _check_samples(self, result: StepResult, num_samples: int, max_steps: int) -> None:
+        if len(result.samples) == num_samples and _are_whole(result.samples, max_steps):
+            return
+        got = [[str(step.stop_reason) for step in steps] for steps in result.samples]
+        raise BackendError(
+            f"policy: a request for {num_samples} samples of up to {max_steps} steps must return as many, of which only the last step may "
+            f"end otherwise than at a boundary: got {got} -- run stepladder.testing.check_policy on the backend"
+        )
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
-        leaf, depth = expansion.leaf, self.table.depths[expansion.leaf] + 1
-        known: dict[tuple[tuple[int, ...], StopReason], NewNode] = {}
+        steps, counts, num_tokens = expansion.steps, expansion.counts, 0
+        known: dict[tuple[tuple[int, ...], StopReason], int] = {}
         for (sampled,) in samples:
-            step = _checked(sampled)
-            self.generated_tokens += len(step.token_ids)
-            node = known.get((step.token_ids, step.stop_reason))
-            if node is None:
-                known[step.token_ids, step.stop_reason] = NewNode(leaf, step, depth)
+            step = sampled if sampled.token_ids else _failed(sampled)
+            num_tokens += len(step.token_ids)
+            place = known.setdefault((step.token_ids, step.stop_reason), len(steps))
+            if place == len(steps):
+                steps.append(step)
+                counts.append(1)
             else:
-                node.count += 1
-        expansion.new = list(known.values())
+                counts[place] += 1
+        self.generated_tokens += num_tokens
+        expansion.parents = [expansion.leaf] * len(steps)
+        expansion.depths = [self.table.depths[expansion.leaf] + 1] * len(steps)
 
     def _graft_solutions(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn whole solutions into branches that share their first steps.
@@ -231,127 +280,186 @@ class SearchState:
         for steps in samples:
             at = expansion.leaf
             for i, sampled in enumerate(steps, start=1):
-                step = _checked(sampled)
+                step = sampled if sampled.token_ids else _failed(sampled)
                 self.generated_tokens += len(step.token_ids)
                 key = (at, step.token_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
                 if found is None or i == len(steps):
-                    twin = found if found is None or found >= 0 else expansion.new[~found]
-                    at = ~len(expansion.new)
+                    at = ~len(expansion.steps)
+                    if found is not None:
+                        expansion.twins[~at] = found
                     known.setdefault(key, at)
-                    expansion.new.append(NewNode(key[0], step, depth + i, twin=twin))
+                    expansion.parents.append(key[0])
+                    expansion.steps.append(step)
+                    expansion.depths.append(depth + i)
                 else:
                     at = found
                 if step.stop_reason == StopReason.ERROR:
                     break
             expansion.ends.append(at)
+        expansion.counts = [1] * len(expansion.steps)
 
     def _score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
-        new = [node for node in expansion.new if node.step.token_ids and node.twin is None]
-        self._scored_tokens += sum([len(node.step.token_ids) for node in new])
+        lengths = [len(step.token_ids) for step in expansion.steps]
+        for i in expansion.twins:
+            lengths[i] = 0
+        new = [i for i, length in enumerate(lengths) if length]
+        self._scored_tokens += sum(lengths)
         if self._draws_solutions:
-            jobs = self._solution_jobs(expansion)
+            jobs = self._solution_jobs(expansion, new)
         else:
-            jobs = [ScoreJob(expansion.prefix_ids, [[node] for node in new])] if new else []
+            jobs = [ScoreJob(expansion, expansion, expansion.prefix_ids, [[i] for i in new])] if new else []
         self.pending += len(jobs)
         return jobs
 
-    def _solution_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+    def _solution_jobs(self, expansion: Expansion, new: list[int]) -> list[ScoreJob]:
         """Cut the new nodes into branches, each as long as possible, so that every step is scored once."""
-        groups: dict[int, list[list[NewNode]]] = {}
-        branch_ending_at: dict[int, list[NewNode]] = {}
-        for i, node in enumerate(expansion.new):
-            if node.twin is not None or not node.step.token_ids:
-                continue
-            branch = branch_ending_at.pop(node.parent, None)
+        groups: dict[int, list[list[int]]] = {}
+        branch_ending_at: dict[int, list[int]] = {}
+        for i in new:
+            parent = expansion.parents[i]
+            branch = branch_ending_at.pop(parent, None)
             if branch is None:
                 branch = []
-                groups.setdefault(node.parent, []).append(branch)
-            branch.append(node)
+                groups.setdefault(parent, []).append(branch)
+            branch.append(i)
             branch_ending_at[~i] = branch
-        return [ScoreJob(self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
+        return [ScoreJob(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
 
     def _prefix_ids(self, expansion: Expansion, at: int) -> tuple[int, ...]:
         steps: tuple[int, ...] = ()
         while at < 0:
-            node = expansion.new[~at]
-            at, steps = node.parent, node.step.token_ids + steps
+            at, steps = expansion.parents[~at], expansion.steps[~at].token_ids + steps
         start = expansion.prefix_ids if at == expansion.leaf else self.prompt_ids + self.table.path_ids(at)
         return start + steps
+
+    # ------------------------------------------------------------------------------------------------------------------ rollouts
+
+    def ask_rollouts(self, expansion: Expansion) -> list[Rollout]:
+        """Return the rollouts of an expansion whose own scores are in."""
+        method = self.method
+        places = [i for i in range(len(expansion.steps)) if self._can_go_on(expansion, i)]
+        if method.rollout_of == "best" and places:
+            scores = [-1.0 if score is None else score for score in expansion.scores]
+            places = [max(places, key=scores.__getitem__)]
+        longest = self.budget.max_depth if method.rollout_steps is None else method.rollout_steps
+        for i in places:
+            max_steps = min(longest, self.budget.max_depth - expansion.depths[i])
+            expansion.rollouts.append(Rollout(i, expansion.prefix_ids + expansion.steps[i].token_ids, max_steps))
+        self.pending += len(places)
+        self._policy_calls += len(places)
+        return expansion.rollouts
+
+    def _can_go_on(self, expansion: Expansion, place: int) -> bool:
+        reason = expansion.steps[place].stop_reason
+        continues = reason == StopReason.STEP or (reason == StopReason.LENGTH and self.method.cut_steps == "continue")
+        return continues and expansion.depths[place] < self.budget.max_depth
+
+    def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
+        """Return what the policy is asked for a rollout."""
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=rollout.prefix_ids,
+            num_samples=self.method.rollouts,
+            seed=self.seed_of("rollout", expansion.leaf, rollout.place),
+            temperature=float(self.method.rollout_temperature),
+            max_step_tokens=self.budget.max_step_tokens,
+            max_steps=rollout.max_steps,
+        )
+
+    def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
+        """Take in the samples of a rollout and return what has to be scored.
+
+        Raises:
+            BackendError: As ``receive``.
+        """
+        self._check_samples(result, self.method.rollouts, rollout.max_steps)
+        self.pending -= 1
+        text = self.table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
+        for steps in result.samples:
+            rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
+            rollout.steps += [step if step.token_ids else _failed(step) for step in steps]
+            ended = steps[-1].stop_reason == StopReason.END and steps[-1].token_ids
+            solution = text + "".join([step.text for step in steps])
+            rollout.answers.append(self._renderer.extract_answer(solution) if ended else None)
+        rollout.scores = [None] * len(rollout.steps)
+        self.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])
+        branches = [[i for i in sample if rollout.steps[i].token_ids] for sample in rollout.samples]
+        branches = [branch for branch in branches if branch]
+        if not self._scored or not branches:
+            return []
+        self._scored_tokens += sum([len(rollout.steps[i].token_ids) for branch in branches for i in branch])
+        self.pending += 1
+        return [ScoreJob(expansion, rollout, rollout.prefix_ids, branches)]
+
+    def rollout_worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
+        """Return the mean over the samples that have a value; None where none has.
+
+        A sample is worth what a node at its end would be worth.
+        """
+        before = [self.table.scores[node] for node in self.table.path(expansion.leaf)] + [expansion.scores[rollout.place]]
+        worths = []
+        for sample, answer in zip(rollout.samples, rollout.answers, strict=True):
+            depth = expansion.depths[rollout.place] + len(sample)
+            reason = rollout.steps[sample[-1]].stop_reason
+            if reason == StopReason.LENGTH and self.method.cut_steps == "continue":
+                reason = StopReason.STEP
+            ended = reason != StopReason.STEP or depth >= self.budget.max_depth
+            score = rollout.scores[sample[-1]]
+            if self.method.estimate == "path":
+                score = aggregate_scores([*before, *[rollout.scores[i] for i in sample]], rule=self.method.aggregation)
+            if ended and self._label_mode:
+                score = self.verdicts[answer]
+            elif ended and answer is None:
+                score = 0.0
+            if score is not None:
+                worths.append(score)
+        return math.fsum(worths) / len(worths) if worths else None
 
     # -------------------------------------------------------------------------------------------------------------------- settle
 
     def enter_nodes(self) -> list[str]:
         """Number the wave's new nodes in wave order, read their answers, and return those that have to be graded."""
-        self._num_settled = len(self.table.steps)
+        first = len(self.table.steps)
         for expansion in self.wave:
-            if expansion.new:
+            if expansion.steps:
                 self._enter(expansion)
         if not self._label_mode:
             return []
-        answers = dict.fromkeys(self.table.answers[self._num_settled :])
+        rolled_out = [answer for expansion in self.wave for rollout in expansion.rollouts for answer in rollout.answers]
+        answers = dict.fromkeys(self.table.answers[first:] + rolled_out)
         return [answer for answer in answers if answer is not None and answer not in self.verdicts]
 
     def _enter(self, expansion: Expansion) -> None:
-        table, new, first = self.table, expansion.new, len(self.table.steps)
-        table.steps += [node.step for node in new]
-        table.parents += [node.parent if node.parent >= 0 else first + ~node.parent for node in new]
-        table.depths += [node.depth for node in new]
-        table.stop_reasons += [
-            StopReason.DEPTH if node.step.stop_reason == StopReason.STEP and node.depth >= self.budget.max_depth else node.step.stop_reason
-            for node in new
-        ]
-        table.scores += [node.score if node.twin is None else self._twin_score(node.twin) for node in new]
-        table.answers += [None] * len(new)
-        table.outcomes += [None] * len(new)
-        for index in range(first, len(table.steps)):
-            if table.stop_reasons[index] == StopReason.END:
-                table.answers[index] = self._renderer.extract_answer(table.path_text(index))
+        table, unknown = self.table, [None] * len(expansion.steps)
+        expansion.first = first = len(table.steps)
+        reasons = [step.stop_reason for step in expansion.steps]
+        if self.method.cut_steps == "continue":
+            reasons = [StopReason.STEP if reason == StopReason.LENGTH else reason for reason in reasons]
+        if max(expansion.depths) >= self.budget.max_depth:
+            at_limit = [depth >= self.budget.max_depth for depth in expansion.depths]
+            reasons = [
+                StopReason.DEPTH if cut and reason == StopReason.STEP else reason for reason, cut in zip(reasons, at_limit, strict=True)
+            ]
+        table.steps += expansion.steps
+        table.parents += [parent if parent >= 0 else first + ~parent for parent in expansion.parents]
+        table.depths += expansion.depths
+        table.stop_reasons += reasons
+        table.scores += expansion.scores
+        table.answers += unknown
+        table.outcomes += unknown
+        for i, twin in expansion.twins.items():
+            table.scores[first + i] = table.scores[twin if twin >= 0 else first + ~twin]
+        if StopReason.END in reasons:
+            for index, reason in enumerate(reasons, start=first):
+                if reason == StopReason.END:
+                    table.answers[index] = self._renderer.extract_answer(table.path_text(index))
         if self._draws_solutions:
             expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
-            for index, node in enumerate(new, start=first):
-                self._shared.setdefault((table.parents[index], node.step.token_ids, node.step.stop_reason), index)
+            for index, step in enumerate(expansion.steps, start=first):
+                self._shared.setdefault((table.parents[index], step.token_ids, step.stop_reason), index)
 
-    def _twin_score(self, twin: NewNode | int) -> float | None:
-        return self.table.scores[twin] if isinstance(twin, int) else twin.score
-
-    def settle(self, raw_value: Any) -> Settled:
-        """Value the wave's new nodes and return what is to be written to the arrays and backed up, in wave order.
-
-        Args:
-            raw_value: The row of ``Tree.raw_value``, for leaves that are worth their own estimate.
-
-        """
-        settled = Settled(first=self._num_settled)
-        for expansion in self.wave:
-            self._value_nodes(expansion, settled)
-            self._note_answers(expansion, settled)
-            self._back_up(expansion, settled, raw_value)
-        self._anytime.append((self.generated_tokens, self._tally.leader()))
-        self.wave = []
-        return settled
-
-    def _value_nodes(self, expansion: Expansion, settled: Settled) -> None:
-        table, at = self.table, settled.first + len(settled.worths)
-        reasons = table.stop_reasons[at : at + len(expansion.new)]
-        for index, reason in enumerate(reasons, start=at):
-            score = table.scores[index]
-            if reason != StopReason.STEP:
-                score = self._worth_of_end(index)
-            settled.worths.append(math.nan if score is None else score)
-        settled.is_open += [reason == StopReason.STEP for reason in reasons]
-        settled.is_terminal += [reason == StopReason.END for reason in reasons]
-        if self._draws_solutions:
-            # A root with thousands of draws would need as many slots at every node.
-            settled.slots += [Tree.NO_SLOT] * len(expansion.new)
-            settled.priors += [0.0] * len(expansion.new)
-        else:
-            settled.slots += range(len(expansion.new))
-            priors = self._priors(expansion.new)
-            settled.priors += priors
-            self._masses += [self._masses[expansion.leaf] * prior for prior in priors]
-
-    def _worth_of_end(self, index: int) -> float | None:
+    def worth_of_end(self, index: int) -> float | None:
         """Value a node at which the solution ended or was cut.
 
         In label mode it is worth its outcome. Else a terminal is worth its score, and what cannot give an answer any more (cut, failed, or
@@ -359,62 +467,39 @@ class SearchState:
         """
         table = self.table
         answer, score = table.answers[index], table.scores[index]
+        if self.method.estimate == "path":
+            score = self.path_score(index)
         if self._label_mode:
             outcome = table.outcomes[index] = self.verdicts[answer]
             return outcome
         return 0.0 if answer is None else score
 
-    def _priors(self, new: list[NewNode]) -> list[float]:
-        if not new:
-            return []
-        logps: list[float] = []
-        if self.method.prior == "mean-logp":
-            logps = [sum(node.step.logps) / len(node.step.logps) if node.step.logps else -math.inf for node in new]
-        return sibling_priors([node.count for node in new], logps, rule=self.method.prior)
-
-    def _note_answers(self, expansion: Expansion, settled: Settled) -> None:
-        """Count the answers of new terminals, and of a terminal that was visited again, which gives its path no further mass."""
-        at = len(settled.worths) - len(expansion.new)
-        if expansion.num_samples:
-            first = settled.first + at
-            reached = [(first + i, node.count) for i, node in enumerate(expansion.new) if settled.is_terminal[at + i]]
-        else:
-            reached = [(expansion.leaf, 1)]
-        for index, count in reached:
-            answer = self.table.answers[index]
+    def note_answers(self, expansion: Expansion) -> None:
+        """Count the answers of new terminals, or of a terminal that was visited again, which gives its path no further mass."""
+        table, again = self.table, expansion.num_samples == 0
+        first = expansion.leaf if again else expansion.first
+        by_mass = self.method.answer_rule == "path-vote" and not self._draws_solutions
+        for index, count in enumerate([1] if again else expansion.counts, start=first):
+            answer = table.answers[index]
             if answer is None:
                 continue
-            by_mass = self.method.answer_rule == "path-vote" and not self._draws_solutions
-            mass = (self._masses[index] if expansion.num_samples else 0.0) if by_mass else count
-            self._tally.add(index, answer, self._trajectory_score(index), count=mass)
+            if by_mass:
+                count = 0.0 if again else math.prod([self.priors[node] for node in table.path(index)])
+            score = self.path_score(index)
+            self._best_score = max(self._best_score, -1.0 if score is None else score)
+            self._tally.add(index, answer, score, count=count)
 
-    def _trajectory_score(self, index: int) -> float | None:
+    def path_score(self, index: int) -> float | None:
+        """Return the score of the path to a node by the method's aggregation; None without any score."""
         score, rule = self.table.scores[index], self.method.aggregation
         if rule == "last" and score is not None:
             return score
         return aggregate_scores([self.table.scores[on_path] for on_path in self.table.path(index)], rule=rule)
 
-    def _back_up(self, expansion: Expansion, settled: Settled, raw_value: Any) -> None:
-        leaf = expansion.leaf
-        if self._draws_solutions:
-            settled.backups += [(end, settled.worths[end - settled.first], 0) for end in expansion.ends]
-            return
-        if expansion.num_samples == 0:
-            settled.backups.append((leaf, float(raw_value[leaf]), 0))
-            return
-        at = len(settled.worths) - len(expansion.new)
-        num_open = sum(settled.is_open[at:])
-        self.num_expandable += num_open - 1
-        opened = num_open if self.method.terminals == "skip" else len(expansion.new)
-        if self.method.evaluation == "leaf":
-            settled.backups.append((leaf, float(raw_value[leaf]), opened))
-            return
-        total, weight = 0.0, 0
-        for node, worth in zip(expansion.new, settled.worths[at:], strict=True):
-            if not math.isnan(worth):
-                total += node.count * worth
-                weight += node.count
-        settled.backups.append((leaf, total / weight if weight else math.nan, opened))
+    def end_wave(self) -> None:
+        """Forget the wave, which was written to the tree, and note the answer that the search would give now."""
+        self._anytime.append((self.generated_tokens, self._tally.leader()))
+        self.wave = []
 
     # -------------------------------------------------------------------------------------------------------------------- result
 
@@ -458,7 +543,7 @@ class SearchState:
             scores=table.scores,
             visits=visits,
             values=[None if math.isnan(value) else value for value in tree.value[row, used].tolist()],
-            stop_reasons=[reason.value for reason in table.stop_reasons],
+            stop_reasons=[_NAMES[reason] for reason in table.stop_reasons],
             answers=table.answers,
             outcomes=table.outcomes,
             generated_tokens=self.generated_tokens,
@@ -469,18 +554,20 @@ class SearchState:
         )
 
 
-def _is_whole(steps: tuple[Step, ...], max_steps: int) -> bool:
-    """Say whether a sample ends by itself or after ``max_steps`` steps, and nowhere before."""
+def _are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
+    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
     if max_steps == 1:
-        return len(steps) == 1
-    if not 1 <= len(steps) <= max_steps:
-        return False
-    last = steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps
-    return last and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
+        return all([len(steps) == 1 for steps in samples])
+    return all(
+        1 <= len(steps) <= max_steps
+        and (steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps)
+        and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
+        for steps in samples
+    )
 
 
-def _checked(step: Step) -> Step:
-    """Return the step; one without tokens would never end a solution and becomes a failed one."""
-    if step.token_ids or step.stop_reason == StopReason.ERROR:
+def _failed(step: Step) -> Step:
+    """Return a step without tokens as a failed one: as anything else it would never end a solution."""
+    if step.stop_reason == StopReason.ERROR:
         return step
     return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=f"empty step with stop reason {step.stop_reason!s}")

@@ -152,6 +152,8 @@ class NewNodes:
     """The solution ended here by itself."""
     truncated: Bool[np.ndarray, "M"]
     """A limit or a failure cut the solution here."""
+    rewards: Float32[np.ndarray, "M"] | None = None
+    """Rewards of the edges; None is 0 everywhere."""
 
 
 def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
@@ -175,6 +177,8 @@ def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
     tree.depth[rows, nodes] = new.depths
     tree.prior[rows, nodes] = new.priors
     tree.raw_value[rows, nodes] = new.raw_values
+    if new.rewards is not None:
+        tree.reward[rows, nodes] = new.rewards
     tree.value[rows, nodes] = np.where(new.visited, new.raw_values, np.float32(np.nan))
     tree.visits[rows, nodes] = new.visited
     tree.returns[rows, nodes] = new.visited & ~np.isnan(new.raw_values)
@@ -201,12 +205,15 @@ def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]
     A terminal or truncated leaf stays open: nothing is asked for it, and whether it may be visited again is the method's rule.
     """
     closes = ~(tree.terminal[rows, leaves] | tree.truncated[rows, leaves])
+    in_flight, open_leaves, parent = (array.reshape(-1) for array in (tree.in_flight, tree.open_leaves, tree.parent))
     while rows.size:
-        tree.in_flight[rows, leaves] += 1
-        tree.open_leaves[rows, leaves] -= closes
-        leaves = tree.parent[rows, leaves]
+        at = rows * tree.parent.shape[1] + leaves
+        in_flight[at] += 1
+        open_leaves[at] -= closes
+        leaves = parent.take(at)
         on = leaves != Tree.NO_PARENT
-        rows, leaves, closes = rows[on], leaves[on], closes[on]
+        if not on.all():
+            rows, leaves, closes = rows[on], leaves[on], closes[on]
 
 
 def land_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stepladder.types import StopReason, derive_seed
 
-NAN = np.float32(math.nan)
+NAN, ZERO = np.float32(math.nan), np.float32(0.0)
 
 
 @dataclass(eq=False)
@@ -31,6 +31,8 @@ class Node:
     visits: int = 0
     returns: int = 0
     virtual: int = 0
+    gain: float = 0.0
+    reward: np.float32 = ZERO
     busy: bool = False
     answer: str | None = None
     outcome: float | None = None
@@ -61,7 +63,9 @@ class PointerSearch:
         self.seed = derive_seed(provenance.seed, provenance.round, problem.id)
         self.nodes = [Node(0, None, (), StopReason.STEP, 0)]
         self.simulations = self.tokens = self.draws = 0
-        self.width = method.wave
+        self.widths = [method.wave // method.groups] * method.groups
+        self.base, self.committed, self.calls, self.best, self.leaders = self.nodes[0], 0, 0, -1.0, []
+        self.tally, self.noise = {}, np.random.default_rng(derive_seed(self.seed, "gumbel")).gumbel(size=self.num_slots()).tolist()
         self.stop = None
 
     def run(self):
@@ -79,12 +83,60 @@ class PointerSearch:
             for node in self.nodes:
                 node.virtual, node.busy = 0, False
             for leaf, result in entered:
+                self.note(leaf, result)
+            self.leaders.append(self.leader())
+            for leaf, result in entered:
                 self.back_up(leaf, result)
+            if self.method.commit is not None and self.simulations - self.committed >= self.method.commit and self.base.children:
+                self.base = max(self.base.children, key=self.merit)
+                self.committed = self.simulations
+
+    def num_slots(self):
+        return max(self.method.num_children, self.method.root_samples)
+
+    def merit(self, child):
+        if self.method.commit_by == "visits":
+            return child.visits
+        return -math.inf if math.isnan(child.value) else float(self.q(child))
+
+    def note(self, leaf, result):
+        """Weigh the answers as ``weighted-vote`` does; the twin knows no other rule."""
+        reached = [(leaf, 1)] if result is None else [(node, node.count) for node in result[1]]
+        for node, count in reached:
+            if node.answer is not None:
+                score = self.path_score(node)
+                self.best = max(self.best, -1.0 if score is None else score)
+                total, times = self.tally.get(node.answer, (None, 0))
+                total = total if score is None else (total or 0.0) + count * score
+                self.tally[node.answer] = (total, times + count)
+
+    def leader(self):
+        scored = any(total is not None for total, _ in self.tally.values())
+        return max(self.tally, key=lambda answer: (self.tally[answer][0] or 0.0) if scored else self.tally[answer][1], default=None)
+
+    def path_score(self, node):
+        scores = [on_path.score for on_path in node.path() if on_path.score is not None]
+        if not scores:
+            return None
+        return {
+            "last": lambda: scores[-1],
+            "min": lambda: min(scores),
+            "product": lambda: math.prod(scores),
+            "mean": lambda: math.fsum(scores) / len(scores),
+        }[self.method.aggregation]()
 
     def why_stop(self):
         greedy_done = self.method.selection == "sample" and self.method.temperature == 0 and self.simulations
         if greedy_done or (self.method.selection != "sample" and not any(not n.ended and not n.children for n in self.nodes)):
             return StopReason.EXHAUSTED
+        if self.method.stop_value is not None and self.best >= self.method.stop_value:
+            return StopReason.VALUE
+        if self.method.stop_agreement is not None:
+            recent = [answer for answer in self.leaders[-self.method.stop_window :] if answer is not None]
+            if any(recent.count(answer) >= self.method.stop_agreement for answer in recent):
+                return StopReason.CONVERGED
+        if self.budget.max_calls is not None and self.calls >= self.budget.max_calls:
+            return StopReason.CALLS
         if self.simulations >= self.budget.num_simulations:
             return StopReason.SIMULATIONS
         if self.budget.max_tokens is not None and self.tokens >= self.budget.max_tokens:
@@ -95,6 +147,8 @@ class PointerSearch:
         if self.method.selection == "sample" and self.method.temperature == 0:
             return 1
         most = min(self.method.wave, self.budget.num_simulations - self.simulations)
+        if self.budget.max_calls is not None and self.method.selection != "sample":
+            most = min(most, self.budget.max_calls - self.calls)
         if self.budget.max_tokens is not None and self.tokens:
             per_draw = self.tokens / self.draws
             cost = per_draw * (1 if self.method.selection == "sample" or self.method.temperature == 0 else self.method.num_children)
@@ -109,9 +163,11 @@ class PointerSearch:
             return [self.nodes[0]]
         if self.method.selection == "beam":
             return self.select_beam(most)
+        if self.method.selection in ("best-first", "depth-first"):
+            return self.select_frontier(most)
         wave = []
-        while len(wave) < most and self.reachable(self.nodes[0]):
-            node = self.nodes[0]
+        while len(wave) < most and self.reachable(self.base):
+            node = self.base
             while node.children:
                 options = [child for child in node.children if self.reachable(child)]
                 node = max(options, key=partial(self.edge_score, node))
@@ -130,12 +186,26 @@ class PointerSearch:
         deepest = self.nodes[-1].depth
         level = [node for node in self.nodes if node.depth == deepest]
         level.sort(key=lambda node: (1.0 if math.isnan(node.raw) else -float(node.raw), -float(np.float32(node.prior)), node.index))
-        kept = level[: self.width]
-        self.width -= sum(node.ended for node in kept)
+        left, kept = list(self.widths), []
+        for node in level:
+            group = 0 if node.parent is None else self.nodes[0].children.index(node.path()[0]) % len(left)
+            if left[group]:
+                left[group] -= 1
+                kept.append(node)
+                self.widths[group] -= node.ended
         return [node for node in kept if not node.ended][:most]
+
+    def select_frontier(self, most):
+        revisit = self.method.terminals == "revisit"
+        leaves = [n for n in self.nodes if not n.children and (revisit or not n.ended) and not n.raw < self.method.min_value]
+        deep = self.method.selection == "depth-first"
+        leaves.sort(key=lambda n: (-n.depth if deep else 0, math.inf if math.isnan(n.raw) else -float(n.raw), n.index))
+        return leaves[:most]
 
     def edge_score(self, node, child):
         m = self.method
+        if m.selection == "gumbel":
+            return self.gumbel_score(node, child)
         visits, total = child.visits, sum(c.visits + c.virtual for c in node.children)
         node_visits = node.visits + node.virtual
         if m.normalise == "siblings":
@@ -151,18 +221,57 @@ class PointerSearch:
             return q + m.c * prior * math.sqrt(total) / (1 + n)
         if m.selection == "puct-mctx":
             return q + prior * math.sqrt(node_visits) / (1 + n) * (m.c + math.log((node_visits + m.c_base + 1) / m.c_base))
+        if m.selection == "puct-muzero":
+            return q + prior * math.sqrt(total) / (1 + n) * (m.c + math.log((total + m.c_base + 1) / m.c_base))
         return q + (m.c * math.sqrt(math.log(max(node_visits, 1)) / n) if n else 0.0)
 
+    def gumbel_score(self, node, child):
+        m, siblings = self.method, node.children
+        logits = [math.log(np.float32(c.prior)) if c.prior else -math.inf for c in siblings]
+        visits = [c.visits + c.virtual for c in siblings]
+        known = [bool(c.visits) and not math.isnan(c.value) for c in siblings]
+        own = node.raw if not math.isnan(node.raw) else 0.5 if math.isnan(node.value) else node.value
+        done = sum(c.visits for c, k in zip(siblings, known, strict=True) if k)
+        weights = [
+            max(float(np.float32(c.prior)), float(np.finfo(np.float32).tiny)) if k else 0.0 for c, k in zip(siblings, known, strict=True)
+        ]
+        mean = sum(w * float(self.q(c)) for c, w in zip(siblings, weights, strict=True) if w) / (sum(weights) or 1.0)
+        mixed = (float(own) + done * mean) / (1 + done)
+        values = [float(self.q(c)) if k else mixed for c, k in zip(siblings, known, strict=True)]
+        if m.rescale_values:
+            span = max(max(values) - min(values), 1e-8)
+            values = [(value - min(values)) / span for value in values]
+        values = [(m.maxvisit_init + max(visits)) * m.value_scale * value for value in values]
+        i = siblings.index(child)
+        if node is not self.nodes[0]:
+            improved = [logit + value for logit, value in zip(logits, values, strict=True)]
+            shares = [math.exp(x - max(improved)) for x in improved]
+            return shares[i] / sum(shares) - visits[i] / (1 + sum(visits))
+        schedule = self.halving_schedule(min(len(siblings), m.max_considered))
+        score = max(-1e9, m.gumbel_scale * self.noise[i] + logits[i] - max(logits) + values[i])
+        return score if visits[i] == schedule[min(sum(visits), len(schedule) - 1)] else score - 1e12
+
+    def halving_schedule(self, num_candidates):
+        total = min(max(self.budget.num_simulations - 1, 1), 4096)
+        visits, candidates, schedule = [0] * num_candidates, num_candidates, []
+        rounds = max(math.ceil(math.log2(num_candidates)), 1)
+        while len(schedule) < total:
+            for _ in range(max(1, total // (rounds * candidates)) if num_candidates > 1 else 1):
+                for i in range(candidates):
+                    schedule.append(visits[i])
+                    visits[i] += 1
+            candidates = max(2, candidates // 2) if num_candidates > 1 else 1
+        return schedule
+
     def q(self, child):
-        return np.float32(self.method.discount) * child.value
+        return child.reward + np.float32(self.method.discount) * child.value
 
     def completed(self, node, child):
         inherited = 0.5 if math.isnan(node.value) else float(node.value)
         if child.visits:
             return inherited if math.isnan(child.value) else float(self.q(child))
-        if self.method.unvisited == "raw":
-            return inherited if math.isnan(child.raw) else float(child.raw)
-        return {"inf": math.inf, "zero": 0.0, "parent": inherited}[self.method.unvisited]
+        raw = inherited if math.isnan(child.raw) else float(child.raw)
+        return {"inf": math.inf, "zero": 0.0, "parent": inherited, "raw": raw}[self.method.unvisited] + self.method.unvisited_bonus
 
     # ---- propose and score
 
@@ -170,6 +279,7 @@ class PointerSearch:
         m = self.method
         if leaf.ended:
             return 0, []
+        self.calls += 1
         sampling, greedy = m.selection == "sample", m.temperature == 0
         num = self.wanted if sampling else 1 if greedy else m.root_samples if leaf.depth == 0 else m.num_children
         seed = 0 if greedy else derive_seed(self.seed, leaf.index, self.simulations) if sampling else derive_seed(self.seed, leaf.index)
@@ -201,12 +311,17 @@ class PointerSearch:
             ends.append(at)
         if not sampling:
             self.set_priors(new)
+            self.roll_out(leaf, new)
         return ends, new
 
     def add(self, parent, step):
         node = Node(len(self.nodes), parent, step.token_ids, step.stop_reason, parent.depth + 1)
         node.step_reason = step.stop_reason
         node.logp = sum(step.logps) / len(step.logps) if step.logps else -math.inf
+        if self.method.prior in ("norm-logp", "exp-norm-logp") and step.logps:
+            node.logp = sum(step.logps) / len(step.logps) ** 1.25
+        if node.reason == StopReason.LENGTH and self.method.cut_steps == "continue":
+            node.reason = StopReason.STEP
         if node.reason == StopReason.STEP and node.depth >= self.budget.max_depth:
             node.reason = StopReason.DEPTH
         self.nodes.append(node)
@@ -216,8 +331,49 @@ class PointerSearch:
             node.score = self.score(self.prompt + ids)
         if node.reason == StopReason.END:
             node.answer = self.renderer.extract_answer("".join(map(chr, ids)))
-        node.raw = np.float32(self.worth(node))
+        node.estimate = self.worth(node)
+        node.raw = np.float32(node.estimate)
         return node
+
+    def roll_out(self, leaf, new):
+        """Value new nodes by rollouts; then rewards."""
+        able = [node for node in new if not node.ended]
+        if self.method.rollout_of == "best" and able:
+            able = [max(able, key=lambda node: -1.0 if node.score is None else node.score)]
+        for node in able if self.method.rollouts else []:
+            self.calls += 1
+            worths = []
+            seed = 0 if self.method.rollout_temperature == 0 else derive_seed(self.seed, "rollout", leaf.index, new.index(node))
+            for index in range(self.method.rollouts):
+                worths.append(self.roll_out_once(node, 0 if self.method.rollout_temperature == 0 else index, seed))
+            known = [worth for worth in worths if not math.isnan(worth)]
+            if known:
+                mean, mix = math.fsum(known) / len(known), self.method.rollout_mix
+                node.estimate = mean if math.isnan(node.estimate) else (1 - mix) * node.estimate + mix * mean
+                node.raw = np.float32(node.estimate)
+        for node in new:
+            self.set_gain(node)
+
+    def roll_out_once(self, node, index, seed):
+        """Grow a chain beside the tree, and value its end as a node is valued."""
+        ids = self.prompt + tuple(i for on_path in node.path() for i in on_path.ids)
+        end, before = node, len(self.nodes)
+        while not end.ended and end.depth - node.depth < (self.method.rollout_steps or 10**9):
+            step = self.propose(ids, index, seed)
+            self.tokens += len(step.token_ids)
+            ids += step.token_ids
+            end = self.add(end, step)
+            end.parent.children.pop()
+            if step.stop_reason == StopReason.LENGTH:
+                break
+        del self.nodes[before:]
+        return end.estimate
+
+    def set_gain(self, node):
+        parent = node.parent
+        if self.method.reward == "gain" and not math.isnan(node.raw):
+            node.gain = node.estimate - (0.5 if math.isnan(parent.raw) else float(parent.raw))
+            node.reward = np.float32(node.gain)
 
     def worth(self, node):
         if node.ended and self.right is not None:
@@ -225,16 +381,26 @@ class PointerSearch:
             return node.outcome
         if node.ended and node.answer is None:
             return 0.0
-        return math.nan if node.score is None else node.score
+        score = self.path_score(node) if self.method.estimate == "path" else node.score
+        return math.nan if score is None else score
 
     def set_priors(self, siblings):
         rule, weights = self.method.prior, [1.0] * len(siblings)
+        heat = self.method.prior_temperature
         if rule == "frequency":
-            weights = [node.count for node in siblings]
-        elif rule == "mean-logp" and max(node.logp for node in siblings) > -math.inf:
-            weights = [math.exp(node.logp - max(n.logp for n in siblings)) for node in siblings]
+            weights = [node.count ** (1 / heat) for node in siblings]
+        elif rule != "uniform" and max(node.logp for node in siblings) > -math.inf:
+            weights = [math.exp((node.logp - max(n.logp for n in siblings)) / heat) for node in siblings]
+            if rule.startswith("exp-"):
+                weights = [math.exp(node.logp / heat) for node in siblings]
+        total = sum(weights) if not rule.startswith("exp-") or max(node.logp for node in siblings) == -math.inf else 1.0
         for node, weight in zip(siblings, weights, strict=True):
-            node.prior = weight / sum(weights)
+            node.prior = weight / total
+        if siblings and siblings[0].parent is self.nodes[0] and self.method.root_noise:
+            seed, share = derive_seed(self.seed, "root noise"), self.method.root_noise
+            noise = np.random.default_rng(seed).dirichlet([self.method.root_noise_alpha] * len(siblings))
+            for node, extra in zip(siblings, noise, strict=True):
+                node.prior = (1 - share) * node.prior + share * float(extra)
 
     # ---- back up
 
@@ -250,19 +416,28 @@ class PointerSearch:
             return self.visit(leaf, leaf.raw)
         for node in new:
             node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
-        known = [(node.count, self.worth(node)) for node in new if not math.isnan(node.raw)]
+        known = [(node.count, node.estimate + node.gain) for node in new if not math.isnan(node.raw)]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)
 
     def visit(self, node, amount):
         while node is not None:
             node.visits += 1
+            if self.method.backup == "min" and self.method.selection != "sample" and not math.isnan(node.raw):
+                amount = min(amount, node.raw) if not math.isnan(amount) else amount
             if not math.isnan(amount):
                 node.returns += 1
                 node.value = amount if node.returns == 1 else node.value + (amount - node.value) / np.float32(node.returns)
-            if self.method.backup == "child-mean":
-                valued = [c for c in node.children if c.visits and not math.isnan(c.value)]
-                if valued:
-                    node.value = np.float32(sum(float(self.q(c)) * c.visits for c in valued) / sum(c.visits for c in valued))
-            amount = np.float32(self.method.discount) * amount
+            valued = [c for c in node.children if c.visits and not math.isnan(c.value)]
+            if valued and self.method.selection != "sample":
+                node.value = self.from_children(node, valued)
+            amount = node.reward + np.float32(self.method.discount) * amount
             node = node.parent
+
+    def from_children(self, node, valued):
+        values = [float(self.q(c)) for c in valued]
+        if self.method.backup == "child-mean":
+            return np.float32(sum(v * c.visits for v, c in zip(values, valued, strict=True)) / sum(c.visits for c in valued))
+        if self.method.backup == "uniform-child-mean":
+            return np.float32(sum(values) / len(values))
+        return np.float32(max(values)) if self.method.backup == "max" else node.value

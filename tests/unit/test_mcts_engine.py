@@ -1,6 +1,7 @@
 """The engine's relations (what may not change a tree) and its edge cases (what must not break a search)."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -15,7 +16,7 @@ from stepladder.interfaces import StepResult
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, error_step, make_step
-from stepladder.types import Budget, Problem, Provenance, Step, StopReason, TreeRecord, derive_seed
+from stepladder.types import Budget, Problem, Provenance, Step, StopReason, TreeRecord, derive_seed, seed_family
 
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=0, seed=3, config_hash="0" * 16, renderer_hash="r")
 PROBLEMS = [Problem(id=f"p{i}", question=f"q{i}") for i in range(50)]
@@ -573,3 +574,23 @@ def test_path_vote_by_hand():
     assert by_path.answer == "1"
     assert by_count.votes == pytest.approx({"2": 4 * 0.9, "1": 4 * 0.4})
     assert by_count.answer == "2"
+
+
+def test_a_family_of_seeds_is_derive_seed():
+    """Hashing the first parts once changes no seed, whatever the parts are, and no derivation disturbs the next one."""
+    family = seed_family(3, "p\x1f1")
+    for more in ((0,), (7, 2), ("x",)):
+        assert family(*more) == derive_seed(3, "p\x1f1", *more)
+    assert family(7) == derive_seed(3, "p\x1f1", 7)
+
+
+def test_the_garbage_collector_is_left_as_it_was():
+    """It rests while the engine works, runs while the consumer does, and stays off where it was off."""
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            for _ in engine(max_trees=1).search(PROBLEMS[:2]):
+                assert gc.isenabled() == enabled
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stepladder.mcts.backup import backup_paths
+from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
 from stepladder.mcts.qvalues import normalise_by_min_max, normalise_by_parent_and_siblings
 from stepladder.mcts.selection import puct_mctx_scores, select_descent
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, land_rows
@@ -42,6 +43,27 @@ def scores_of(stats, *, qtransform, options, c_init, c_base):
     return puct_mctx_scores(qvalues, stats.prior, stats.visits, parent_visits=stats.parent_visits, c_init=c_init, c_base=c_base)
 
 
+def gumbel_scores_of(stats, *, config, num_simulations):
+    """Score edges as the golden Gumbel search was configured to: no noise, mixed values."""
+    options = config["qtransform_kwargs"]
+    visited = stats.visits > 0
+    value = mixed_values(stats.qvalues, stats.prior, visited, stats.visits, raw_value=stats.parent_raw_value)
+    values = scaled_qvalues(
+        np.where(visited, stats.qvalues, value[:, None]),
+        np.ones_like(visited),
+        stats.visits,
+        value_scale=options["value_scale"],
+        maxvisit_init=options["maxvisit_init"],
+        rescale=options["rescale_values"],
+    )
+    logits = np.log(stats.prior)
+    schedule = np.array(considered_visits(min(config["max_num_considered_actions"], stats.visits.shape[1]), num_simulations))
+    at_root = halving_scores(
+        np.zeros_like(logits), logits, values, stats.visits, considered=schedule[stats.visits.sum(axis=-1).clip(max=num_simulations - 1)]
+    )
+    return np.where((stats.nodes == Tree.ROOT)[:, None], at_root, improved_policy_scores(logits, values, stats.visits))
+
+
 def expand(tree, leaves, golden_of):
     """Add all children of one leaf per row; what the golden search knows of them is looked up when they are selected."""
     rows = np.repeat(np.arange(NUM_ROWS), len(golden_of[0, 0]["child_stats"]))
@@ -69,13 +91,16 @@ def replay(golden):
     """Search the golden environment and return the tree with the golden node that each of our nodes stands for."""
     root, config, environment = golden["tree"], golden["algorithm_config"], golden["env_config"]
     num_slots, num_simulations = len(root["child_stats"]), root["visit"]
-    scores = functools.partial(
-        scores_of,
-        qtransform=config["qtransform"],
-        options=config["qtransform_kwargs"],
-        c_init=float(config["pb_c_init"]),
-        c_base=float(config["pb_c_base"]),
-    )
+    if golden["algorithm"] == "gumbel_muzero":
+        scores = functools.partial(gumbel_scores_of, config=config, num_simulations=num_simulations - 1)
+    else:
+        scores = functools.partial(
+            scores_of,
+            qtransform=config["qtransform"],
+            options=config["qtransform_kwargs"],
+            c_init=float(config["pb_c_init"]),
+            c_base=float(config["pb_c_base"]),
+        )
     tree = allocate(NUM_ROWS, num_nodes=1 + num_simulations * num_slots, num_slots=num_slots)
     rows, discount = np.arange(NUM_ROWS), environment["discount"]
     golden_of = {(row, Tree.ROOT): root for row in range(NUM_ROWS)}
@@ -91,9 +116,9 @@ def replay(golden):
     return tree, golden_of
 
 
-@pytest.mark.parametrize("name", ["muzero_tree", "muzero_qtransform_tree"])
+@pytest.mark.parametrize("name", ["muzero_tree", "muzero_qtransform_tree", "gumbel_muzero_tree", "gumbel_muzero_reward_tree"])
 def test_golden_trees_of_mctx_are_reproduced(name):
-    """Two settings (adversarial discount -1 with fixed bounds; rewards, discount 0.997 and bounds from the siblings), every node."""
+    """PUCT and Gumbel, each with discount -1 and without rewards, and with discount 0.997 and rewards; every node."""
     tree, golden_of = replay(load(name))
     for (row, node), golden in golden_of.items():
         assert tree.visits[row, node] == golden.get("visit", 0)
@@ -114,3 +139,21 @@ def test_replay_of_a_tree_with_one_figure_changed_fails():
     golden["algorithm_config"]["pb_c_init"] *= 1.2
     with pytest.raises((AssertionError, KeyError)):
         replay(golden)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("gumbel_muzero_tree", "value_scale"), ("gumbel_muzero_reward_tree", "maxvisit_init")])
+def test_replay_of_a_gumbel_tree_with_one_figure_changed_fails(name, setting):
+    """The replay is sensitive to how values are weighed against logits."""
+    golden = load(name)
+    golden["algorithm_config"]["qtransform_kwargs"][setting] *= 3
+    with pytest.raises((AssertionError, KeyError)):
+        replay(golden)
+
+
+@pytest.mark.parametrize("num_considered", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("num_simulations", [1, 2, 5, 16, 50, 200])
+def test_schedules_of_sequential_halving_are_those_of_mctx(num_considered, num_simulations):
+    """The schedule of mctx is the oracle."""
+    oracle = pytest.importorskip("mctx._src.seq_halving", reason="mctx is not installed")
+    expected = oracle.get_sequence_of_considered_visits(num_considered, num_simulations)
+    assert considered_visits(num_considered, num_simulations) == list(expected)

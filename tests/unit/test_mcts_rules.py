@@ -7,8 +7,10 @@ import pytest
 
 from stepladder.errors import ConfigError
 from stepladder.mcts.answer_rules import AnswerTally
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.methods import METHODS, SearchMethod, resolve_method
+from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
+from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
 from stepladder.mcts.qvalues import (
     AGGREGATIONS,
     aggregate_scores,
@@ -19,10 +21,12 @@ from stepladder.mcts.qvalues import (
 )
 from stepladder.mcts.selection import (
     NO_LEAF,
+    mix_root_noise,
     puct_mctx_scores,
     puct_scores,
     select_beam,
     select_descent,
+    select_frontier,
     sibling_priors,
     tree_scores,
     uct_scores,
@@ -121,6 +125,72 @@ def test_sibling_priors():
     assert sibling_priors([1, 2], [-math.inf, -math.inf], rule="mean-logp") == [0.5, 0.5]
 
 
+def test_length_normalised_priors_by_hand():
+    """16 tokens of mean -1: -16 / 16^1.25 = -1 / 2; one token of mean -0.5 is -0.5: equal; the bare exponentials are e^-0.5."""
+    assert sibling_priors([1, 1], [-1.0, -0.5], rule="norm-logp", lengths=[16, 1]) == pytest.approx([0.5, 0.5])
+    assert sibling_priors([1, 1], [-1.0, -0.5], rule="exp-norm-logp", lengths=[16, 1]) == pytest.approx([math.exp(-0.5)] * 2)
+    assert sibling_priors([1, 1], [-1.0, -0.5], rule="exp-mean-logp") == pytest.approx([math.exp(-1), math.exp(-0.5)])
+    assert sibling_priors([1, 1], [-1.0, -math.inf], rule="exp-norm-logp", lengths=[1, 0]) == pytest.approx([math.exp(-1), 0.0])
+
+
+def test_prior_temperature_by_hand():
+    """Temperature 2 takes square roots: 4 : 1 becomes 2 : 1; temperature 1 changes nothing."""
+    assert sibling_priors([4, 1], [], rule="frequency", temperature=2.0) == pytest.approx([2 / 3, 1 / 3])
+    assert sibling_priors([1, 1], [math.log(4), 0.0], rule="mean-logp", temperature=2.0) == pytest.approx([2 / 3, 1 / 3])
+    assert sibling_priors([4, 1], [], rule="uniform", temperature=2.0) == [0.5, 0.5]
+
+
+def test_root_noise_keeps_a_distribution():
+    """Fraction 0 is the prior, fraction 1 the noise alone; a mixture is between them and sums to 1; one seed, one noise."""
+    prior, noise = mix_root_noise([0.9, 0.1], fraction=0.0, alpha=0.3, seed=5), mix_root_noise([0.9, 0.1], fraction=1.0, alpha=0.3, seed=5)
+    assert prior == [0.9, 0.1] and noise != prior and sum(noise) == pytest.approx(1.0)
+    mixed = mix_root_noise([0.9, 0.1], fraction=0.25, alpha=0.3, seed=5)
+    assert mixed == pytest.approx([0.75 * 0.9 + 0.25 * noise[0], 0.75 * 0.1 + 0.25 * noise[1]])
+    assert mix_root_noise([0.9, 0.1], fraction=1.0, alpha=0.3, seed=6) != noise
+
+
+def test_an_unvisited_bonus_is_added_to_the_unvisited_only():
+    """0.4 visited stays; the estimate 0.9 becomes 1.4, and 0 becomes 0.5 (the middle of [-1, 1])."""
+    arguments = {"parent_value": np.array([0.6]), "raw_values": np.array([[0.1, 0.9]]), "bonus": 0.5}
+    visits = np.array([[1, 0]])
+    np.testing.assert_allclose(complete_qvalues(np.array([[0.4, NAN]]), visits, rule="raw", **arguments), [[0.4, 1.4]])
+    np.testing.assert_allclose(complete_qvalues(np.array([[0.4, NAN]]), visits, rule="zero", **arguments), [[0.4, 0.5]])
+
+
+def test_sequential_halving_by_hand():
+    """4 candidates, 8 simulations, 2 rounds: max(1, 8 / (2 * 4)) = 1 visit to each of 4, then 8 / (2 * 2) = 2 to each of 2."""
+    assert considered_visits(4, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert considered_visits(1, 3) == [0, 1, 2]
+    assert considered_visits(3, 2) == [0, 0]
+    with pytest.raises(ConfigError, match="at least 1"):
+        considered_visits(0, 3)
+
+
+def test_gumbel_values_by_hand():
+    """One visited child of two, P = 0.25, Q = 0.8, n = 3, raw 0.4: (0.4 + 3 * 0.8) / 4 = 0.7; scale (50 + 3) * 0.1, rescaled to 0 and 1."""
+    visits = np.array([[3, 0]])
+    mixed = mixed_values(np.array([[0.8, NAN]]), np.array([[0.25, 0.75]]), visits > 0, visits, raw_value=np.array([0.4]))
+    np.testing.assert_allclose(mixed, [0.7])
+    unvisited = mixed_values(np.array([[NAN, NAN]]), np.array([[0.25, 0.75]]), visits < 0, 0 * visits, raw_value=np.array([0.4]))
+    np.testing.assert_allclose(unvisited, [0.4])
+    completed, filled = np.array([[0.8, 0.7, 9.0]]), np.array([[True, True, False]])
+    visits = np.array([[3, 0, 0]])
+    plain = scaled_qvalues(completed, filled, visits, value_scale=0.1, maxvisit_init=50.0, rescale=False)
+    np.testing.assert_allclose(plain[:, :2], [[5.3 * 0.8, 5.3 * 0.7]])
+    rescaled = scaled_qvalues(completed, filled, visits, value_scale=0.1, maxvisit_init=50.0, rescale=True)
+    np.testing.assert_allclose(rescaled[:, :2], [[5.3, 0.0]], atol=1e-12)
+
+
+def test_gumbel_scores_by_hand():
+    """Candidates are the children with the considered visits; below the root the share of visits lags behind the improved policy."""
+    logits, values, visits = np.log([[0.5, 0.25, 0.25]]), np.array([[0.0, 2.0, 1.0]]), np.array([[1, 0, 0]])
+    scores = halving_scores(np.array([[9.0, 0.1, 0.2]]), logits, values, visits, considered=np.array([0]))
+    np.testing.assert_allclose(scores[0, 1:], [0.1 - math.log(2) + 2.0, 0.2 - math.log(2) + 1.0])
+    assert scores[0, 0] < -1e11
+    improved = improved_policy_scores(np.log([[0.5, 0.5]]), np.array([[math.log(3), 0.0]]), np.array([[1, 0]]))
+    np.testing.assert_allclose(improved, [[0.75 - 0.5, 0.25]])
+
+
 def chain_tree():
     """One row: root -> 1, 2; 1 -> 3, 4; the new nodes 1 to 4 hold one visit worth 0.2, 0.4, 0.6, 1.0."""
     tree = allocate(1, num_nodes=5, num_slots=2)
@@ -155,6 +225,27 @@ def test_backup_with_rewards_and_discount_by_hand():
     tree.reward[0, 3] = 0.1
     back_up(tree, 3, 0.6, discount=0.5)
     np.testing.assert_allclose(tree.value[0, [0, 1, 3]], [0.2, (0.2 + 0.4) / 2, 0.6], rtol=1e-6)
+
+
+def test_max_backup_by_hand():
+    """Node 1 becomes the best of 0.6 and 1.0 whatever comes back; the root the best of 1.0 and 0.4."""
+    tree = chain_tree()
+    back_up(tree, 1, 0.0, rule="max")
+    np.testing.assert_allclose(tree.value[0, :3], [1.0, 1.0, 0.4], rtol=1e-6)
+
+
+def test_uniform_child_mean_backup_by_hand():
+    """Node 1: (0.6 + 1.0) / 2 = 0.8; root: (0.8 + 0.4) / 2 = 0.6 although node 1 has two visits of three."""
+    tree = chain_tree()
+    back_up(tree, 1, 0.0, rule="uniform-child-mean")
+    np.testing.assert_allclose(tree.value[0, :3], [0.6, 0.8, 0.4], rtol=1e-6)
+
+
+def test_min_backup_by_hand():
+    """1.0 at node 4 passes node 1, whose own estimate is 0.2: it is 0.2 there and at the unscored root."""
+    tree = chain_tree()
+    back_up(tree, 4, 1.0, rule="min")
+    np.testing.assert_allclose(tree.value[0, [0, 1, 4]], [0.2, (0.2 + 0.2) / 2, 1.0], rtol=1e-6)
 
 
 def test_a_backup_without_a_return_is_a_visit_only():
@@ -206,12 +297,32 @@ def test_rows_select_for_themselves():
 def test_beam_keeps_the_best_and_ended_beams_leave():
     """Width 3 of 0.9 (ended), 0.8, 0.7, 0.1: two go on; the level's unscored nodes rank last; the budget can cut the wave."""
     raw = [0.1, 0.8, 0.9, 0.7, NAN]
-    waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([3]))
-    assert (waves.tolist(), widths.tolist()) == ([[NO_LEAF, 2, 4]], [2])
-    waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([3]))
+    waves, widths = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([3]), widths=np.array([[3]]))
+    assert (waves.tolist(), widths.tolist()) == ([[NO_LEAF, 2, 4]], [[2]])
+    waves, _ = select_beam(flat_tree(raw, ended=[2]), np.array([0]), np.array([1]), widths=np.array([[3]]))
     assert [leaf for leaf in waves[0].tolist() if leaf != NO_LEAF] == [2]
-    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([9]))
-    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([3, 2, 4, 1, 5], [9])
+    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([9]), widths=np.array([[9]]))
+    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([3, 2, 4, 1, 5], [[9]])
+
+
+def test_best_first_takes_the_best_leaf_and_depth_first_the_deepest():
+    """Leaves 2 (depth 1, worth 0.9), 3 and 4 (depth 2, worth 0.3 and 0.6); node 1 is no leaf; 0.3 is below the threshold."""
+    for deepest_first, expected in ((False, [2, 4]), (True, [4, 2])):
+        tree = allocate(1, num_nodes=5, num_slots=2)
+        add_nodes(tree, nodes([0] * 4, [0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 2, 2], raw=[0.5, 0.9, 0.3, 0.6]))
+        row, four = np.array([0]), np.array([4])
+        waves = select_frontier(tree, row, four, deepest_first=deepest_first, min_value=0.4)
+        assert [leaf for leaf in waves[0].tolist() if leaf != NO_LEAF] == expected
+        assert [leaf for leaf in select_frontier(tree, row, four, deepest_first=False, min_value=0.0)[0].tolist() if leaf != NO_LEAF] == [3]
+
+
+def test_groups_of_a_beam_keep_their_own_best():
+    """Slots 0 and 2 are group 0, slots 1 and 3 group 1: each keeps its best, although 0.9 and 0.8 are both in group 0."""
+    raw = [0.9, 0.1, 0.8, 0.2]
+    waves, widths = select_beam(flat_tree(raw), np.array([0]), np.array([4]), widths=np.array([[1, 1]]))
+    assert (waves.tolist(), widths.tolist()) == ([[1, 4]], [[1, 1]])
+    waves, widths = select_beam(flat_tree(raw, ended=[3]), np.array([0]), np.array([4]), widths=np.array([[1, 1]]))
+    assert ([leaf for leaf in waves[0].tolist() if leaf != NO_LEAF], widths.tolist()) == ([1], [[1, 0]])
 
 
 def test_reserved_leaves_come_back_only_through_a_backup():
@@ -275,12 +386,26 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("mcts", {"discount": 0}, "discount must be a number in"),
         ("mcts", {"c": "1"}, "c must be a number"),
         ("beam", {"root_num_children": 0}, "root_num_children"),
+        ("beam", {"groups": 3}, "groups must divide the wave of a beam"),
+        ("mcts", {"selection": "gumbel"}, "needs evaluation 'leaf'"),
+        ("beam", {"commit": 3}, "commit needs a selection that descends"),
+        ("majority", {"rollouts": 1}, "rollouts value the children of a tree"),
+        ("mcts", {"rollouts": -1}, "rollouts must be a whole number >= 0"),
+        ("mcts", {"stop_value": 2}, "stop_value must be a number in"),
+        ("mcts", {"rescale_values": 1}, "rescale_values must be true or false"),
     ],
 )
 def test_impossible_methods_are_refused_by_name(name, overrides, message):
     """One sentence: method, setting, rule, got, nearest name."""
     with pytest.raises(ConfigError, match=message):
         resolve_method(name, **overrides)
+
+
+def test_presets_say_where_they_come_from():
+    """Every preset names a source, and its settings are exactly what makes it from the defaults."""
+    assert list(PRESETS) == list(METHODS)
+    for name, preset in PRESETS.items():
+        assert preset.source and preset.method == SearchMethod(name=name, description=preset.method.description, **preset.method.settings())
 
 
 def test_presets_are_consistent():

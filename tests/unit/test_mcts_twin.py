@@ -138,3 +138,67 @@ def test_engine_equals_twin_with_one_child_with_discount_and_greedily():
             resolve_method("mcts", wave=2, **axes), budget=Budget(num_simulations=20, max_depth=6), labelled=True, problems=PROBLEMS[:4]
         ):
             assert_same(result, twin)
+
+
+AXES = {
+    "puct-muzero": {"selection": "puct-muzero", "c_base": 30.0, "evaluation": "leaf", "unvisited": "zero"},
+    "gumbel": {"selection": "gumbel", "evaluation": "leaf"},
+    "gumbel without noise or rescaling": {"selection": "gumbel", "evaluation": "leaf", "gumbel_scale": 0.0, "rescale_values": False},
+    "gumbel, two candidates, revisits": {"selection": "gumbel", "evaluation": "leaf", "max_considered": 2, "terminals": "revisit"},
+    "best-first": {"selection": "best-first"},
+    "best-first, paths, pruned": {"selection": "best-first", "estimate": "path", "aggregation": "product", "min_value": 0.2},
+    "depth-first": {"selection": "depth-first", "min_value": 0.3},
+    "beam of groups": {"selection": "beam", "wave": 4, "groups": 2},
+    "beam of lone groups": {"selection": "beam", "wave": 3, "groups": 3, "root_num_children": 3},
+    "beam ranked by paths": {"selection": "beam", "wave": 2, "estimate": "path", "aggregation": "min"},
+    "norm-logp": {"prior": "norm-logp", "prior_temperature": 0.7},
+    "exp-norm-logp": {"prior": "exp-norm-logp"},
+    "exp-mean-logp": {"prior": "exp-mean-logp", "prior_temperature": 2.0},
+    "flat frequencies": {"prior": "frequency", "prior_temperature": 3.0},
+    "root noise": {"root_noise": 0.25, "root_noise_alpha": 0.5},
+    "finite bonus": {"selection": "uct", "unvisited_bonus": 0.4, "evaluation": "leaf"},
+    "uniform child mean": {"backup": "uniform-child-mean"},
+    "max": {"backup": "max", "discount": 0.95},
+    "min": {"backup": "min"},
+    "min of leaves": {"backup": "min", "evaluation": "leaf"},
+    "gains": {"reward": "gain", "discount": 0.9},
+    "gains from children": {"reward": "gain", "backup": "child-mean", "discount": 0.9},
+    "gains, max": {"reward": "gain", "backup": "max", "evaluation": "leaf"},
+    "segments": {"cut_steps": "continue"},
+    "value gate": {"stop_value": 0.6},
+    "agreement": {"stop_agreement": 3, "stop_window": 5},
+    "rollouts": {"rollouts": 2, "rollout_mix": 0.5},
+    "rollouts of the best": {"rollouts": 2, "rollout_of": "best", "evaluation": "leaf", "reward": "gain"},
+    "lookahead": {"selection": "beam", "wave": 2, "rollouts": 1, "rollout_steps": 2, "rollout_temperature": 0.0},
+    "lookahead along paths": {"rollouts": 1, "rollout_steps": 1, "estimate": "path", "aggregation": "mean"},
+    "commit by visits": {"commit": 4},
+    "commit by value": {"commit": 3, "commit_by": "value", "backup": "child-mean"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(AXES))
+def test_engine_equals_twin_on_every_further_axis(name):
+    """Every member of every axis, one leaf and three in flight, with and without labels and scores, in shuffled arrival order."""
+    for i, (wave, labelled, scored) in enumerate(itertools.product((None, 3), (False, True), (True, False))):
+        axes = {
+            "num_children": 3,
+            "answer_rule": "weighted-vote",
+            **AXES[name],
+            **({"wave": wave} if wave and "wave" not in AXES[name] else {}),
+        }
+        method = resolve_method("mcts", **axes)
+        budget = Budget(num_simulations=20, max_depth=6)
+        for result, twin in both(
+            method, budget=budget, scored=scored, labelled=labelled, arrival_seed=i, max_trees=1 + i % 3, problems=PROBLEMS[:3]
+        ):
+            assert_same(result, twin)
+
+
+def test_engine_equals_twin_under_a_cap_on_calls():
+    """Expansions are counted, revisits are not."""
+    for name, cap in itertools.product(("mcts", "beam", "majority"), (1, 4, 7)):
+        for result, twin in both(
+            resolve_method(name, wave=2, terminals="revisit"), budget=Budget(num_simulations=50, max_calls=cap), problems=PROBLEMS[:4]
+        ):
+            assert_same(result, twin)
+            assert result.tree.policy_calls == twin.calls <= cap

@@ -97,6 +97,15 @@ def test_targets_stand_at_the_last_tokens_of_steps() -> None:
     assert ValueObjective().counts(batch).tolist() == [3]
 
 
+def test_every_token_of_a_step_can_learn_its_target() -> None:
+    """Prompt of 2, steps of 2, 1 and 3 tokens: positions 2-3 learn the first target, 5-7 the third, none the second step's."""
+    (made,) = target_rows(
+        [value_row([5, 6], [[7, 8], [9], [7, 7, 7]], [0.25, None, 0.75])], vocabulary=20, dropped={}, supervise="every-token"
+    )
+    assert made.positions == [2, 3, 5, 6, 7]
+    assert made.targets == [0.25, 0.25, 0.75, 0.75, 0.75]
+
+
 @pytest.mark.parametrize("loss", ["bce", "mse"])
 def test_steps_without_target_leave_no_trace(policy: Path, loss) -> None:
     """A step without target is context: joining it to the next step gives the same loss and the same gradient."""
@@ -195,7 +204,7 @@ def test_rows_that_cannot_be_used_are_counted(policy: Path, tmp_path: Path) -> N
         value_row([5], [[6]], [None]),
         value_row([5], [[6] * 64], [1.0]),
         value_row([5], [[6] * 63, [7] * 50], [1.0, None]),
-        value_row([5], [[6]], [0.0]),
+        value_row([8], [[6]], [0.0]),
     ]
     report = train_value(policy, rows, tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
     assert (report.rows, report.tokens) == (2, 66)
