@@ -262,8 +262,8 @@ class PRMConfig(Section):
     data: Literal["accumulate", "replace"] = "replace"
     """Learn from all rounds so far, or from this round only: what an early policy did wrong says little about a good one's mistakes."""
     target: Literal["monte-carlo", "tree-value", "hard-max", "distance"] = "monte-carlo"
-    """Value target of a step: mean outcome of the leaves below it, its backed-up value, whether any leaf below it is right, or how far along
-    the shortest way to a right leaf it is."""
+    """Value target of a step: mean outcome of the leaves below it, its backed-up value, whether any leaf below it is right, or how far
+    along the shortest way to a right leaf it is."""
     loss: Literal["bce", "mse"] = "bce"
     """Loss on the targets."""
     supervise: Literal["step-end", "every-token"] = "step-end"
