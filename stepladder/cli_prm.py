@@ -68,7 +68,12 @@ def train(  # noqa: PLR0913 - one option each
     init: Annotated[str, typer.Option(help="Policy or process reward model to start from: directory or hub id.")],
     output: Annotated[Path, typer.Option(help="Directory for the trained model.")],
     spec: SpecOption = None,
-    loss: Annotated[str, typer.Option(help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise` or `pairwise+mse`.")] = "bce",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`; for implicit specs `implicit-ce`, `implicit-dpo`."
+        ),
+    ] = "bce",
     scope: Annotated[str, typer.Option(help="`full`, `head` or `lora`.")] = "full",
     head_first: Annotated[float, typer.Option(min=0, help="Passes with the head alone before everything is trained.")] = 0.0,
     neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",

@@ -261,8 +261,9 @@ class PRMConfig(Section):
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
     data: Literal["accumulate", "replace"] = "replace"
     """Learn from all rounds so far, or from this round only: what an early policy did wrong says little about a good one's mistakes."""
-    target: Literal["monte-carlo", "tree-value"] = "monte-carlo"
-    """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
+    target: Literal["monte-carlo", "tree-value", "hard-max", "distance"] = "monte-carlo"
+    """Value target of a step: mean outcome of the leaves below it, its backed-up value, whether any leaf below it is right, or how far
+    along the shortest way to a right leaf it is."""
     loss: Literal["bce", "mse"] = "bce"
     """Loss on the targets."""
     supervise: Literal["step-end", "every-token"] = "step-end"
@@ -324,7 +325,7 @@ class EvaluateConfig(Section):
     """Independent full solutions per problem for majority, best-of-n and the PRM's AUC."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of those samples."""
-    aggregation: Literal["last", "min", "mean", "product"] = "last"
+    aggregation: Literal["last", "min", "mean", "product", "geometric-mean", "max", "min-form", "log-sigmoid"] = "last"
     """How the scores of a sample's steps become one score."""
 
 

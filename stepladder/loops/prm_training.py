@@ -62,7 +62,6 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         CheckpointError: If a model cannot be read or written.
     """
     from stepladder.lm.training import LoraSettings, TrainSettings
-    from stepladder.prm.stepwise import train_stepwise
 
     if not 0 <= job.held_out < 1:
         raise ConfigError(f"--held-out: must be in [0, 1): got {job.held_out}")
@@ -76,18 +75,7 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         dropped.update(file.dropped_by_reason)
     kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed)
     with ProgressDisplay().stages({"PRM": None}) as tell:
-        report = train_stepwise(
-            job.init,
-            [_labelled(solution) for solution in kept],
-            job.output,
-            settings,
-            spec=spec,
-            loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
-            scope="head" if job.scope == "head" else "full",
-            head_first=job.head_first,
-            trust_remote_code=job.trust_remote_code,
-            on_progress=lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total)),
-        )
+        report = _train(kept, job, settings, spec, lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total)))
     dropped.update(report.dropped_by_reason)
     figures = held_out_figures(held_out, job, settings.device) if held_out else None
     facts = {
@@ -99,6 +87,38 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
     }
     atomic_write_text(job.output / REPORT_FILE, json.dumps(facts, indent=2) + "\n")
     return _told(job, facts)
+
+
+def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: Any, spec: PRMSpec, on_progress: Any) -> Any:
+    if spec.family == "implicit":
+        if job.scope == "head" or job.head_first:
+            raise ConfigError("prm train: an implicit model has no head of its own to train alone -- use --scope full or lora")
+        from stepladder.prm.implicit import train_implicit
+
+        return train_implicit(
+            job.init,
+            [_graded(solution) for solution in solutions],
+            job.output,
+            settings,
+            spec=spec,
+            loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+            trust_remote_code=job.trust_remote_code,
+            on_progress=on_progress,
+        )
+    from stepladder.prm.stepwise import train_stepwise
+
+    return train_stepwise(
+        job.init,
+        [_labelled(solution) for solution in solutions],
+        job.output,
+        settings,
+        spec=spec,
+        loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+        scope="head" if job.scope == "head" else "full",
+        head_first=job.head_first,
+        trust_remote_code=job.trust_remote_code,
+        on_progress=on_progress,
+    )
 
 
 def training_spec(job: TrainingJob) -> PRMSpec:
@@ -138,9 +158,13 @@ def split_by_problem(
 
 
 def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
-    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
-    scorer = open_scorer(PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code))
-    scores = score_solutions(scorer, solutions)
+    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score.
+
+    An implicit model is read against the model that it was trained from.
+    """
+    reference = job.init if resolve_spec(job.output).family == "implicit" else None
+    source = PRMSource(model=str(job.output), reference=reference, device=device, trust_remote_code=job.trust_remote_code)
+    scores = score_solutions(open_scorer(source), solutions)
     pairs = [
         (score, label)
         for solution, steps in zip(solutions, scores, strict=True)
@@ -156,6 +180,18 @@ def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, de
         "mean_squared_error": sum((score - label) ** 2 for score, label in pairs) / len(pairs) if pairs else None,
         "mean_score": sum(given) / len(given) if given else None,
     }
+
+
+def _graded(solution: StepwiseSolution) -> Any:
+    from stepladder.prm.implicit import GradedSolution
+    from stepladder.prm.reader import Solution
+
+    outcome = None if solution.correct is None else float(solution.correct)
+    return GradedSolution(
+        solution=Solution(question=solution.question, steps=solution.steps, place=solution.place),
+        problem_id=solution.problem_id,
+        outcome=outcome,
+    )
 
 
 def _labelled(solution: StepwiseSolution) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
@@ -134,18 +134,36 @@ class StepReader:
         """Tokens that went through the model so far; through an implicit model's reference go as many."""
         return self._models[0].flat.forwarded_tokens
 
+    def reset(self) -> None:
+        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        for model in self._models:
+            model.cache.clear()
+
     @torch.inference_mode()
-    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
+    def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps, in order.
 
+        Args:
+            solutions: The solutions.
+            strict: Refuse a solution that does not fit the spec: it holds the marker, or the tokenizer merges it with a step. Otherwise
+                none of its steps has a score, as befits text that a policy made up.
+
         Raises:
-            DataFormatError: If a solution does not fit the spec: it holds the marker, or the tokenizer merges it with a step.
+            DataFormatError: If ``strict`` and a solution does not fit the spec.
         """
-        layouts = [self._fitting(self.layout.lay_out(each.question, each.steps, place=each.place)) for each in solutions]
+        layouts = [self._fitting(self._laid_out(each, strict)) for each in solutions]
         scores: list[Scores] = []
         for batch in _batches(layouts, self._max_batch_tokens):
             scores += self._implicit_scores(batch) if self.spec.family == "implicit" else self._read_scores(batch)
         return scores
+
+    def _laid_out(self, solution: Solution, strict: bool) -> Layout:
+        try:
+            return self.layout.lay_out(solution.question, solution.steps, place=solution.place)
+        except DataFormatError:
+            if strict:
+                raise
+            return Layout(token_ids=(), begin=0, reads=(None,) * len(solution.steps))
 
     def _fitting(self, layout: Layout) -> Layout:
         """Cut a layout after the last step that fits the model's context."""

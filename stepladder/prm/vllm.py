@@ -17,7 +17,7 @@ from stepladder.errors import BackendError, CheckpointError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.loading import load_model_settings
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
-from stepladder.prm.scorer import transform_outputs
+from stepladder.prm.outputs import transform_outputs
 from stepladder.prm.specs import PRMSpec
 
 

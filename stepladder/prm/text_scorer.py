@@ -1,0 +1,74 @@
+"""A public process reward model as the scorer of a search: tokens of the policy become text, and text the model's own tokens."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from stepladder.interfaces import ScoreRequest, ScoreResult
+from stepladder.prm.reader import Scores, Solution, StepReader
+
+Split = Callable[[tuple[int, ...]], tuple[str, tuple[str, ...]] | None]
+"""From the tokens of a prompt and the steps behind it to question and steps; None where they are not of any known problem."""
+
+
+class TextStepScorer:
+    """A ``StepScorer`` on a ``StepReader``.
+
+    Only new steps, with their markers, are forwarded: what solutions share is in the reader's cache. A step that the reader cannot score,
+    or that comes behind text which does not fit the spec, is None.
+    """
+
+    def __init__(self, reader: StepReader, *, split: Split, decode: Callable[[Sequence[int]], str], max_batch_branches: int = 64) -> None:
+        """Serve a reader.
+
+        Args:
+            reader: Scores written solutions.
+            split: Finds question and earlier steps of a prefix.
+            decode: Text of a step, as ``split`` gives it for earlier ones.
+            max_batch_branches: Branches scored in one call of ``collect``, >= 1; more where one request has more.
+        """
+        self._reader, self._split, self._decode = reader, split, decode
+        self._max_batch_branches = max_batch_branches
+        self._waiting: deque[ScoreRequest] = deque()
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._reader.forwarded_tokens
+
+    def reset(self) -> None:
+        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        self._reader.reset()
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._waiting.extend(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        """Return the results of the oldest requests; empty only when nothing is in flight."""
+        batch: list[ScoreRequest] = []
+        branches = 0
+        while self._waiting and branches < self._max_batch_branches:
+            batch.append(self._waiting.popleft())
+            branches += max(1, len(batch[-1].branches))
+        solutions = [self._solutions(request) for request in batch]
+        scores = iter(self._reader.score([solution for some in solutions for solution in some], strict=False))
+        return [
+            ScoreResult(
+                ticket=request.ticket,
+                scores=tuple(_tail(next(scores), branch) if some else (None,) * len(branch) for branch in request.branches),
+            )
+            for request, some in zip(batch, solutions, strict=True)
+        ]
+
+    def _solutions(self, request: ScoreRequest) -> list[Solution]:
+        known = self._split(request.prefix_ids)
+        if known is None:
+            return []
+        question, steps = known
+        return [Solution(question=question, steps=(*steps, *map(self._decode, branch))) for branch in request.branches]
+
+
+def _tail(scores: Scores, branch: Sequence[Sequence[int]]) -> Scores:
+    """Return the scores of the branch's own steps; a step without tokens has none."""
+    own = scores[len(scores) - len(branch) :]
+    return tuple(score if step else None for score, step in zip(own, branch, strict=True))
