@@ -146,17 +146,18 @@ def test_frequencies_are_the_models(policy):
     assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
 
 
-def test_samples_repeat_in_a_new_engine(engines, saved):
-    """Another engine on the same directory, with other company and batch size, gives the same tokens."""
-    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=20, max_steps=2) for i in range(6)]
+def test_samples_repeat_in_a_new_engine_that_is_short_of_memory(engines, saved):
+    """Another engine, in other company, gives the same tokens though its cache is small: sequences are put off and computed again."""
+    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=60, max_steps=3) for i in range(6)]
     tokenizer = tiny_policy()[1]
     first = _run(VLLMPolicy(engines.get(), tokenizer, FORMAT), requests)
     engines.close()
-    other = VLLMPolicy.from_pretrained(saved, settings=EngineSettings(max_batch=5))
-    got = _run(other, [*requests, *(_request(100 + i, (9,), 3, seed=50 + i) for i in range(5))])[: len(requests)]
+    other = VLLMPolicy.from_pretrained(saved, settings=EngineSettings(max_batch=32, options={"num_gpu_blocks_override": 20}))
+    got = _run(other, [*(_request(100 + i, (9,), 3, seed=50 + i) for i in range(5)), *requests])[5:]
     other.close()
     ids = [[[[step.token_ids for step in steps] for steps in samples] for samples in results] for results in (first, got)]
     assert ids[0] == ids[1]
+    assert sum(len(token_ids) for samples in ids[0] for steps in samples for token_ids in steps) > 2 * 20 * 32
 
 
 def test_the_prefix_cache_serves_samples_and_continuations(engines):
