@@ -249,6 +249,10 @@ class PreferencePair:
     depth: int
     """Depth of the two siblings, >= 1."""
     provenance: Provenance
+    chosen_visits: int = 0
+    """Simulations that passed through the preferred step; 0 where that is not known."""
+    rejected_visits: int = 0
+    """The same for the other step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -194,6 +194,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "chosen_value": ExportColumn(source="chosen_value", meaning="Value of the preferred step, in [0, 1]."),
             "rejected_value": ExportColumn(source="rejected_value", meaning="Value of the other step, in [0, 1]."),
             "depth": ExportColumn(source="depth", meaning="Depth of the two steps; 1 follows the question."),
+            "chosen_visits": ExportColumn(source="chosen_visits", meaning="Simulations that passed through the preferred step."),
+            "rejected_visits": ExportColumn(source="rejected_visits", meaning="Simulations that passed through the other step."),
         },
     ),
     "value": ExportFormat(

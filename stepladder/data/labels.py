@@ -447,6 +447,8 @@ def _pair(record: TreeRecord, values: list[float | None], chosen: int, rejected:
         rejected_value=rejected_value,
         depth=record.depths[chosen],
         provenance=record.provenance,
+        chosen_visits=record.visits[chosen],
+        rejected_visits=record.visits[rejected],
     )
 
 

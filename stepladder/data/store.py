@@ -109,7 +109,7 @@ TRACES = ShardKind(
 )
 PAIRS = ShardKind(
     name="pairs",
-    version=ROW_SCHEMA_VERSION,
+    version=ROW_SCHEMA_VERSION + 1,
     record=PreferencePair,
     columns={
         "problem_id": _TEXT,
@@ -122,6 +122,8 @@ PAIRS = ShardKind(
         "chosen_value": _FLOAT,
         "rejected_value": _FLOAT,
         "depth": _INT,
+        "chosen_visits": _INT,
+        "rejected_visits": _INT,
     },
 )
 VALUES = ShardKind(

@@ -13,7 +13,16 @@ from typing import Any
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.config import Config, EvaluateConfig, OpenAIConfig, PolicyConfig, ProblemsConfig, SearchConfig, TrainConfig
+from stepladder.loops.config import (
+    Config,
+    EvaluateConfig,
+    OpenAIConfig,
+    PolicyConfig,
+    PreferenceConfig,
+    ProblemsConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from stepladder.loops.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, LabelledProblem
@@ -286,6 +295,14 @@ def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
     plain = {name: getattr(section, name) for name in TrainConfig.model_fields if name != "lora"}
     lora = LoraSettings(**section.lora.model_dump()) if section.lora else None
     return TrainSettings(**plain, lora=lora, seed=seed, device=device)
+
+
+def build_preference_objective(section: PreferenceConfig) -> Any:
+    """Return the loss of preference training."""
+    from stepladder.policy.objectives import PreferenceObjective
+
+    names = ("beta", "label_smoothing", "target_margin", "cpl_bias", "sft_weight")
+    return PreferenceObjective(loss_name=section.loss, **{name: getattr(section, name) for name in names})
 
 
 def num_workers(config: Config) -> int:

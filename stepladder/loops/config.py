@@ -9,7 +9,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -226,12 +226,24 @@ class PreferenceConfig(TrainConfig):
 
     enabled: bool = True
     """Whether to train on sibling pairs after the SFT stage."""
+    loss: Literal["dpo", "ipo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl"] = "dpo"
+    """Loss of a pair. ``refuel`` and ``sppo`` learn how much better the chosen step is; ``simpo``, ``orpo``, ``cpl`` need no reference."""
     beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference model."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Conservative DPO: assumed share of flipped pairs."""
+    """Strength of the pull to the reference model, or scale of the log-probabilities where there is none."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["visits"] = 0.0
+    """Conservative DPO: assumed share of flipped pairs, or ``visits``: of each pair, what the visits of its steps say."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """Margin that ``simpo`` aims at."""
+    cpl_bias: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the rejected step's log-probability with ``cpl``."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen step's mean negative log-likelihood beside the preference loss."""
+
+    @model_validator(mode="after")
+    def _check_smoothing(self) -> Self:
+        if self.label_smoothing and self.loss != "dpo":
+            raise ValueError(f"label_smoothing is conservative DPO and needs loss 'dpo': got {self.loss!r}")
+        return self
 
 
 class WarmupConfig(Section):

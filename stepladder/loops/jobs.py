@@ -130,9 +130,10 @@ def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[
         start = str(sft_out)
     if pair_rows:
         settings = build.train_settings(config.preference, seed=seed, device=config.policy.device)
-        loss = {name: getattr(config.preference, name) for name in ("beta", "label_smoothing", "sft_weight")}
+        objective = build.build_preference_objective(config.preference)
         progress = _training_progress(f"{stage} preferences")
-        summaries["preference"] = _summary(train_preference(start, pair_rows, out, settings, **common, **loss, on_progress=progress))
+        report = train_preference(start, pair_rows, out, settings, **common, objective=objective, on_progress=progress)
+        summaries["preference"] = _summary(report)
     return summaries
 
 

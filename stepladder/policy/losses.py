@@ -65,20 +65,19 @@ def sft_loss(logps: Float[Tensor, " B"], num_tokens: Float[Tensor, ""] | float |
     return -logps.sum() / num_tokens
 
 
-def dpo_loss(
+def dpo_losses(
     chosen_logps: Float[Tensor, " B"],
     rejected_logps: Float[Tensor, " B"],
     *,
     ref_chosen_logps: Float[Tensor, " B"],
     ref_rejected_logps: Float[Tensor, " B"],
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    num_pairs: Float[Tensor, ""] | float | int | None = None,
-) -> Float[Tensor, ""]:
-    """Return the mean preference loss of direct preference optimisation.
+    label_smoothing: Float[Tensor, " B"] | float = 0.0,
+) -> Float[Tensor, " B"]:
+    """Return the loss of direct preference optimisation, conservative where labels are smoothed.
 
-        m_b = (chosen_b - ref_chosen_b) - (rejected_b - ref_rejected_b)
-        L = -sum_b [(1 - eps) log sigmoid(beta m_b) + eps log sigmoid(-beta m_b)] / num_pairs
+        m = (chosen - ref_chosen) - (rejected - ref_rejected)
+        L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m)
 
     Only the difference enters, so tokens that both completions begin with cancel: summing from the first differing token gives the same
     loss and gradient.
@@ -89,62 +88,251 @@ def dpo_loss(
         ref_chosen_logps: The same under the reference model, without gradient.
         ref_rejected_logps: The same under the reference model, without gradient.
         beta: Strength of the pull to the reference, > 0.
-        label_smoothing: eps, the assumed share of flipped pairs, in [0, 0.5); 0 is plain DPO, above it conservative DPO.
-        num_pairs: Pairs that the mean runs over; None is the B given.
+        label_smoothing: eps, the assumed probability that a pair is the wrong way round, in [0, 1], for each pair or for all; 0 is plain
+            DPO. ``visit_smoothing`` takes it from the search.
 
     Returns:
-        A scalar > 0; log 2 where model and reference agree.
+        Values > 0; log 2 where model and reference agree.
 
     Source: Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", equation 7; the
         smoothing is Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
     """
     margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
-    losses = -(1 - label_smoothing) * F.logsigmoid(beta * margins) - label_smoothing * F.logsigmoid(-beta * margins)
-    return losses.sum() / (len(losses) if num_pairs is None else num_pairs)
+    return -(1 - label_smoothing) * F.logsigmoid(beta * margins) - label_smoothing * F.logsigmoid(-beta * margins)
 
 
-def preference_loss(
+def visit_smoothing(chosen_visits: Float[Tensor, " B"], rejected_visits: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return how likely each pair is the wrong way round by the visits of its two steps.
+
+        eps = 1 / (1 + N_chosen / N_rejected)
+
+    Args:
+        chosen_visits: Simulations through the preferred step, >= 0.
+        rejected_visits: Simulations through the other step, >= 0; not both may be 0.
+
+    Returns:
+        Values in [0, 1]: 0.5 for equal visits, towards 0 the more the search preferred the chosen step.
+
+    Source: Xie et al. 2024, "Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning", section 2.2.
+    """
+    return rejected_visits / (chosen_visits + rejected_visits)
+
+
+def ipo_losses(
     chosen_logps: Float[Tensor, " B"],
     rejected_logps: Float[Tensor, " B"],
     *,
     ref_chosen_logps: Float[Tensor, " B"],
     ref_rejected_logps: Float[Tensor, " B"],
-    full_chosen_logps: Float[Tensor, " B"],
-    num_tokens: Float[Tensor, ""] | float | int,
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    sft_weight: float = 0.0,
-    num_pairs: Float[Tensor, ""] | float | int | None = None,
-) -> Float[Tensor, ""]:
-    """Return the preference loss with a likelihood term on the chosen completions, which keeps them from becoming less likely.
+) -> Float[Tensor, " B"]:
+    """Return the loss of identity preference optimisation, which stops at a margin instead of pushing a sure pair on.
 
-        L = dpo_loss + sft_weight * sft_loss(full_chosen_logps, num_tokens)
+        L = (m - 1 / (2 beta))^2, m as for ``dpo_losses``
 
     Args:
-        chosen_logps: Log-probability of each preferred completion from the first differing token on.
-        rejected_logps: Log-probability of each other completion from the first differing token on.
-        ref_chosen_logps: The same under the reference model.
-        ref_rejected_logps: The same under the reference model.
-        full_chosen_logps: Log-probability of each preferred completion, shared tokens included.
-        num_tokens: Tokens of the preferred completions that the likelihood mean runs over, > 0.
-        beta: As for ``dpo_loss``.
-        label_smoothing: As for ``dpo_loss``.
-        sft_weight: Weight of the likelihood term, >= 0; 0 is ``dpo_loss``.
-        num_pairs: As for ``dpo_loss``.
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        ref_chosen_logps: As for ``dpo_losses``.
+        ref_rejected_logps: As for ``dpo_losses``.
+        beta: The paper's tau, > 0; the margin aimed at is 1 / (2 beta) nats.
 
     Returns:
-        A scalar > 0.
+        Values >= 0.
 
-    Source: Pang et al. 2024, "Iterative Reasoning Preference Optimization", equation 1. They divide by the length of each sequence; we
-        take the mean over all tokens of the update, as ``sft_loss`` does.
+    Source: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human Preferences", equation 17. Sums of
+        log-probabilities as printed there; TRL divides both sides by their numbers of tokens.
     """
-    preference = dpo_loss(
-        chosen_logps,
-        rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-        beta=beta,
-        label_smoothing=label_smoothing,
-        num_pairs=num_pairs,
-    )
-    return preference + sft_weight * sft_loss(full_chosen_logps, num_tokens)
+    margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+    return (margins - 1 / (2 * beta)) ** 2
+
+
+def sppo_losses(
+    chosen_logps: Float[Tensor, " B"],
+    rejected_logps: Float[Tensor, " B"],
+    *,
+    ref_chosen_logps: Float[Tensor, " B"],
+    ref_rejected_logps: Float[Tensor, " B"],
+    value_margins: Float[Tensor, " B"],
+    beta: float = 0.1,
+) -> Float[Tensor, " B"]:
+    """Return the loss of self-play preference optimisation, with win probabilities from the values of the two steps.
+
+        p = (1 + V_chosen - V_rejected) / 2
+        L = (chosen - ref_chosen - (p - 1/2) / beta)^2 + (rejected - ref_rejected + (p - 1/2) / beta)^2
+
+    p is the probability that a solution through the chosen step beats one through the other, both drawn independently with success
+    probabilities V, a tie counting half.
+
+    Args:
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        ref_chosen_logps: As for ``dpo_losses``.
+        ref_rejected_logps: As for ``dpo_losses``.
+        value_margins: V_chosen - V_rejected, in [-1, 1].
+        beta: The inverse of the paper's eta, > 0.
+
+    Returns:
+        Values >= 0.
+
+    Source: Wu et al. 2024, "Self-Play Preference Optimization for Language Model Alignment", equation 4.7. They estimate p with a
+        preference model; a margin of 1 is TRL's ``sppo_hard``.
+    """
+    shift = value_margins / (2 * beta)
+    return (chosen_logps - ref_chosen_logps - shift) ** 2 + (rejected_logps - ref_rejected_logps + shift) ** 2
+
+
+def refuel_losses(
+    chosen_logps: Float[Tensor, " B"],
+    rejected_logps: Float[Tensor, " B"],
+    *,
+    ref_chosen_logps: Float[Tensor, " B"],
+    ref_rejected_logps: Float[Tensor, " B"],
+    value_margins: Float[Tensor, " B"],
+    beta: float = 0.1,
+) -> Float[Tensor, " B"]:
+    """Return the loss that regresses the log-ratio difference on the value difference, which keeps how much better a step is.
+
+        L = (beta m - (V_chosen - V_rejected))^2, m as for ``dpo_losses``
+
+    Args:
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        ref_chosen_logps: As for ``dpo_losses``.
+        ref_rejected_logps: As for ``dpo_losses``.
+        value_margins: V_chosen - V_rejected, in [-1, 1].
+        beta: The inverse of the paper's eta, > 0.
+
+    Returns:
+        Values >= 0; 0 where the log-ratios say what the values say.
+
+    Source: Gao et al. 2024, "Regressing the Relative Future: Efficient Policy Optimization for Multi-turn RLHF".
+    """
+    margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+    return (beta * margins - value_margins) ** 2
+
+
+def apo_zero_losses(
+    chosen_logps: Float[Tensor, " B"],
+    rejected_logps: Float[Tensor, " B"],
+    *,
+    ref_chosen_logps: Float[Tensor, " B"],
+    ref_rejected_logps: Float[Tensor, " B"],
+    beta: float = 0.1,
+) -> Float[Tensor, " B"]:
+    """Return the anchored loss that raises every chosen and lowers every rejected completion against the reference.
+
+        L = 1 - sigmoid(beta (chosen - ref_chosen)) + sigmoid(beta (rejected - ref_rejected))
+
+    Each side counts for itself: this is the loss of KTO with its reference point at 0.
+
+    Args:
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        ref_chosen_logps: As for ``dpo_losses``.
+        ref_rejected_logps: As for ``dpo_losses``.
+        beta: Strength of the pull to the reference, > 0.
+
+    Returns:
+        Values in (0, 2); 1 where model and reference agree.
+
+    Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions", equation 7; Ethayarajh et al. 2024,
+        "KTO: Model Alignment as Prospect Theoretic Optimization", equation 7.
+    """
+    chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
+    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def simpo_losses(
+    chosen_means: Float[Tensor, " B"], rejected_means: Float[Tensor, " B"], *, beta: float = 2.0, target_margin: float = 0.0
+) -> Float[Tensor, " B"]:
+    """Return the preference loss on mean log-probabilities, without a reference.
+
+        L = -log sigmoid(beta (chosen - rejected) - gamma)
+
+    Args:
+        chosen_means: Mean log-probability of the tokens of each preferred completion, those it shares with the other included.
+        rejected_means: The same for the other completion.
+        beta: Scale of the difference, > 0.
+        target_margin: gamma, the difference aimed at, >= 0.
+
+    Returns:
+        Values > 0.
+
+    Source: Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward", equation 6.
+    """
+    return -F.logsigmoid(beta * (chosen_means - rejected_means) - target_margin)
+
+
+def orpo_losses(chosen_means: Float[Tensor, " B"], rejected_means: Float[Tensor, " B"], *, beta: float = 0.1) -> Float[Tensor, " B"]:
+    """Return the odds-ratio loss, without a reference; the paper adds the likelihood term with weight 1.
+
+        odds(l) = exp(l) / (1 - exp(l))
+        L = -beta log sigmoid(log odds(chosen) - log odds(rejected))
+
+    Args:
+        chosen_means: As for ``simpo_losses``, < 0.
+        rejected_means: As for ``simpo_losses``, < 0.
+        beta: The paper's lambda, > 0.
+
+    Returns:
+        Values > 0.
+
+    Source: Hong et al. 2024, "ORPO: Monolithic Preference Optimization without Reference Model", equations 4 and 7.
+    """
+    return -beta * F.logsigmoid(_log_odds(chosen_means) - _log_odds(rejected_means))
+
+
+def _log_odds(logps: Tensor) -> Tensor:
+    # A completion of probability 1 has infinite odds; one float below it is as sure as float32 can say.
+    logps = logps.clamp(max=-torch.finfo(logps.dtype).eps)
+    return logps - torch.log(-torch.expm1(logps))
+
+
+def cpl_losses(
+    chosen_logps: Float[Tensor, " B"], rejected_logps: Float[Tensor, " B"], *, beta: float = 0.1, bias: float = 1.0
+) -> Float[Tensor, " B"]:
+    """Return the loss of contrastive preference learning, in which log-probabilities stand for advantages, without a reference.
+
+        L = -log sigmoid(beta (chosen - lambda rejected))
+
+    Args:
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        beta: The paper's alpha, > 0.
+        bias: lambda, in (0, 1]; below 1 unlikely steps of the data are preferred to steps outside it.
+
+    Returns:
+        Values > 0.
+
+    Source: Hejna et al. 2023, "Contrastive Preference Learning: Learning from Human Feedback without RL", equations 5 and 6.
+    """
+    return -F.logsigmoid(beta * (chosen_logps - bias * rejected_logps))
+
+
+def preference_loss(
+    pair_losses: Float[Tensor, " B"],
+    *,
+    full_chosen_logps: Float[Tensor, " B"],
+    num_tokens: Float[Tensor, ""] | float | int,
+    num_pairs: Float[Tensor, ""] | float | int,
+    sft_weight: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the mean of the pairs' losses with a likelihood term on the chosen completions, which keeps them from becoming less likely.
+
+        L = sum_b pair_losses_b / num_pairs + sft_weight * sft_loss(full_chosen_logps, num_tokens)
+
+    Args:
+        pair_losses: Loss of each pair.
+        full_chosen_logps: Log-probability of each preferred completion, shared tokens included.
+        num_tokens: Tokens of the preferred completions that the likelihood mean runs over, > 0.
+        num_pairs: Pairs that the mean runs over, > 0.
+        sft_weight: Weight of the likelihood term, >= 0.
+
+    Returns:
+        A scalar.
+
+    Source: Pang et al. 2024, "Iterative Reasoning Preference Optimization", equation 1 (DPO with this term, also called RPO). They divide
+        by the length of each sequence; we take the mean over all tokens of the update, as ``sft_loss`` does.
+    """
+    return pair_losses.sum() / num_pairs + sft_weight * sft_loss(full_chosen_logps, num_tokens)

@@ -7,7 +7,7 @@ Three layers, of which only the first two know how tokens lie in a batch:
 
 - ``CompletionRow`` and ``PreferenceRow`` are made from the stored records (``completion_rows``, ``preference_rows``);
 - ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets``, one line per completion;
-- ``CompletionObjective`` and ``PreferenceObjective`` turn logits and targets into the losses of ``losses.py``.
+- ``objectives.py`` turns logits and targets into the losses of ``losses.py``.
 
 By default the rows of a problem are merged into trees (``collate_packed_*``): the batch then says at which positions of the trees each
 completion token is predicted, and everything from the log-probabilities on is the same.
@@ -22,12 +22,11 @@ from typing import cast
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from stepladder.errors import ConfigError, DataFormatError
+from stepladder.errors import DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
 from stepladder.lm.packing import Layout, PackedPass, PackedRow, group_rows, lay_out, pack_rows
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
@@ -40,7 +39,6 @@ from stepladder.lm.training import (
     TrainSettings,
     autocast,
     identity_of,
-    last_logits,
     packed_collate,
     packed_layout,
     quiet,
@@ -48,8 +46,9 @@ from stepladder.lm.training import (
     save_model,
     training_dtype,
 )
-from stepladder.lm.tree_attention import logits_at, tree_attention, tree_inputs
-from stepladder.policy.losses import IGNORE, gathered_logps, preference_loss, sft_loss, token_logps
+from stepladder.lm.tree_attention import tree_attention, tree_inputs
+from stepladder.policy.losses import IGNORE
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, completion_logps, contrast_sums
 from stepladder.types import PreferencePair, Trace
 
 
@@ -94,6 +93,10 @@ class PreferenceRow:
     """Reference log-probability of the preferred completion from the first differing token on, in nats."""
     ref_rejected_logp: float = 0.0
     """The same for the other completion."""
+    value_margin: float = 0.0
+    """By how much the preferred step's value is higher."""
+    visits: tuple[int, int] = (0, 0)
+    """Simulations through the preferred and through the other step."""
 
     @property
     def group(self) -> str:
@@ -174,16 +177,14 @@ def train_preference(
     settings: TrainSettings,
     *,
     renderer_hash: str,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    sft_weight: float = 0.0,
+    objective: PreferenceObjective | None = None,
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
     """Train a policy to prefer the chosen sibling steps and save it to ``out_dir`` as a Hugging Face directory.
 
-    The reference is the start model; its log-probabilities are computed once, before the first update, so there is never a second model in
-    memory. To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
+    The reference is the start model; its log-probabilities are computed once, before the first update and on trees, so there is never a
+    second model in memory. To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
 
     Args:
         model_dir: Start and reference model, a directory or hub id.
@@ -191,9 +192,7 @@ def train_preference(
         out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
         settings: How to train; ``batch_size`` counts pairs.
         renderer_hash: Hash that every pair must carry.
-        beta: Strength of the pull to the reference, > 0.
-        label_smoothing: Assumed share of flipped pairs, in [0, 0.5).
-        sft_weight: Weight of the chosen steps' mean negative log-likelihood, >= 0.
+        objective: The loss; None is DPO with its defaults.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -203,21 +202,22 @@ def train_preference(
     Raises:
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
-        ConfigError: If the device cannot be had, or a loss setting is out of range.
+        ConfigError: If the device cannot be had.
         DataFormatError: If there are no pairs, one comes from another renderer or vocabulary, one has an empty prompt or step, or none
-            is left after dropping.
+            is left after dropping; or a pair lacks what the loss needs.
     """
-    objective = PreferenceObjective(beta=beta, label_smoothing=label_smoothing, sft_weight=sft_weight)
+    objective = objective or PreferenceObjective()
     check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="preference pairs")
     model = _load(model_dir, settings, trust_remote_code)
     dropped: dict[str, int] = {}
     rows = preference_rows(pairs, vocabulary=_vocabulary(model), dropped=dropped)
     rows = fit_context(rows, model, dropped, what="preference pairs")
+    _check_visits(objective, rows)
     identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
-        add_reference(model, rows, settings),
+        add_reference(model, rows, settings) if objective.needs_reference else rows,
         collate=collate_preferences,
         collate_packed=collate_packed_preferences,
         objective=objective,
@@ -257,7 +257,15 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
         if chosen == rejected:
             dropped["equal steps"] = dropped.get("equal steps", 0) + 1
         else:
-            rows.append(PreferenceRow(chosen=chosen, rejected=rejected, num_shared=num_shared(pair.chosen_ids, pair.rejected_ids)))
+            rows.append(
+                PreferenceRow(
+                    chosen=chosen,
+                    rejected=rejected,
+                    num_shared=num_shared(pair.chosen_ids, pair.rejected_ids),
+                    value_margin=pair.chosen_value - pair.rejected_value,
+                    visits=(pair.chosen_visits, pair.rejected_visits),
+                )
+            )
     return rows
 
 
@@ -280,10 +288,11 @@ def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
 
     Returns:
         What ``collate_completions`` returns, and ``contrast``, bool ``[2B, T']``: targets from the first differing token on; ``ref_logps``,
-        float32 ``[2B]``: the reference's sums over them.
+        float32 ``[2B]``: the reference's sums over them; ``value_margins``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``: what the
+        search says of the pairs.
     """
     batch = collate_completions([row.chosen for row in rows] + [row.rejected for row in rows])
-    return {**batch, **_references(rows, batch["targets"])}
+    return {**batch, **_pair_terms(rows, batch["targets"])}
 
 
 def collate_packed_completions(trees: Sequence[PackedRow[CompletionRow]], *, width: int = 0) -> Batch:
@@ -303,13 +312,13 @@ def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, wid
     """Lay trees of pairs out, as the B preferred completions, then the B others.
 
     Returns:
-        What ``collate_packed_completions`` returns, and the ``contrast`` and ``ref_logps`` of ``collate_preferences``.
+        What ``collate_packed_completions`` returns, and what ``collate_preferences`` adds.
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
     rows = [row for tree in trees for row in tree.rows]
     batch = _read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
-    return {**batch, **_references(rows, batch["targets"])}
+    return {**batch, **_pair_terms(rows, batch["targets"])}
 
 
 def _read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
@@ -326,75 +335,16 @@ def _read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[Completion
     }
 
 
-def _references(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
+def _pair_terms(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
     learned = targets != IGNORE
     num_shared = torch.tensor([row.num_shared for row in rows] * 2)
-    ref_logps = torch.tensor([row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows], dtype=torch.float32)
-    return {"contrast": learned & (learned.cumsum(1) > num_shared[:, None]), "ref_logps": ref_logps}
-
-
-def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
-    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
-    targets = batch["targets"]
-    if "sources" not in batch:
-        return token_logps(last_logits(model, batch["inputs"], positions=targets.shape[1]), targets)
-    return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
-
-
-class CompletionObjective:
-    """Mean negative log-likelihood of the completion tokens."""
-
-    def counts(self, batch: Batch) -> Tensor:
-        """Return the number of completion tokens."""
-        return (batch["targets"] != IGNORE).sum()[None]
-
-    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        """Return the batch's share of the token mean."""
-        return sft_loss(completion_logps(model, batch).sum(-1), counts[0].float())
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceObjective:
-    """Preference loss on sibling steps, with a likelihood term on the chosen ones."""
-
-    beta: float = 0.1
-    """Strength of the pull to the reference, > 0."""
-    label_smoothing: float = 0.0
-    """Assumed share of flipped pairs, in [0, 0.5)."""
-    sft_weight: float = 0.0
-    """Weight of the likelihood term, >= 0."""
-
-    def __post_init__(self) -> None:
-        rules = {"beta": self.beta > 0, "label_smoothing": 0 <= self.label_smoothing < 0.5, "sft_weight": self.sft_weight >= 0}
-        for name, holds in rules.items():
-            if not holds:
-                raise ConfigError(
-                    f"preference training: {name} is out of range: got {getattr(self, name)!r} -- see the range in the settings"
-                )
-
-    def counts(self, batch: Batch) -> Tensor:
-        """Return the number of pairs and of tokens in the preferred completions."""
-        targets = batch["targets"]
-        num_pairs = len(targets) // 2
-        return torch.stack([targets.new_tensor(num_pairs), (targets[:num_pairs] != IGNORE).sum()])
-
-    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        """Return the batch's share of the mean preference loss and of the likelihood term."""
-        logps = completion_logps(model, batch)
-        chosen, rejected = _contrast_sums(logps, batch).chunk(2)
-        ref_chosen, ref_rejected = batch["ref_logps"].chunk(2)
-        return preference_loss(
-            chosen,
-            rejected,
-            ref_chosen_logps=ref_chosen,
-            ref_rejected_logps=ref_rejected,
-            full_chosen_logps=logps[: len(chosen)].sum(-1),
-            num_tokens=counts[1].float(),
-            beta=self.beta,
-            label_smoothing=self.label_smoothing,
-            sft_weight=self.sft_weight,
-            num_pairs=counts[0].float(),
-        )
+    ref_logps = [row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows]
+    return {
+        "contrast": learned & (learned.cumsum(1) > num_shared[:, None]),
+        "ref_logps": torch.tensor(ref_logps, dtype=torch.float32),
+        "value_margins": torch.tensor([row.value_margin for row in rows], dtype=torch.float32),
+        "visits": torch.tensor([row.visits for row in rows], dtype=torch.float32),
+    }
 
 
 @torch.no_grad()
@@ -426,14 +376,18 @@ def _with_references(
         batch = collate([rows[i] for i in indices])
         with autocast(settings, model.device):
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
-        chosen, rejected = _contrast_sums(logps.cpu(), batch).chunk(2)
+        chosen, rejected = contrast_sums(logps.cpu(), batch).chunk(2)
         for i, ref_chosen, ref_rejected in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
             found[i] = replace(rows[i], ref_chosen_logp=ref_chosen, ref_rejected_logp=ref_rejected)
     return [found[i] for i in range(len(rows))]
 
 
-def _contrast_sums(logps: Tensor, batch: Batch) -> Tensor:
-    return torch.where(batch["contrast"], logps, 0.0).sum(-1)
+def _check_visits(objective: PreferenceObjective, rows: Sequence[PreferenceRow]) -> None:
+    if objective.label_smoothing == "visits" and (missing := sum(row.visits == (0, 0) for row in rows)):
+        raise DataFormatError(
+            f"preference training: label_smoothing 'visits' needs the visits of every pair: {missing} have none "
+            "-- label the trees again, or give a number"
+        )
 
 
 def _load(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:

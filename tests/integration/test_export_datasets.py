@@ -22,6 +22,8 @@ PAIR = PreferencePair(
     chosen_value=0.9,
     rejected_value=0.2,
     depth=2,
+    chosen_visits=9,
+    rejected_visits=3,
     provenance=FIRST,
 )
 ROWS = {
@@ -80,6 +82,8 @@ EXPECTED = {
         "chosen_value": 0.9,
         "rejected_value": 0.2,
         "depth": 2,
+        "chosen_visits": 9,
+        "rejected_visits": 3,
     },
     "value": {
         "prompt": "1+1\n",

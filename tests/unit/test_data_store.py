@@ -59,6 +59,8 @@ PAIR = PreferencePair(
     chosen_value=0.9,
     rejected_value=0.1,
     depth=1,
+    chosen_visits=9,
+    rejected_visits=3,
     provenance=PROVENANCE,
 )
 VALUE = ValueRow(
@@ -134,11 +136,11 @@ def test_foreign_files_are_refused(tmp_path):
     """Another kind, another version, no shard, no Parquet, nothing: one sentence that names the file."""
     pairs = tmp_path / "pairs"
     store.write_pairs(pairs, [PAIR])
-    with pytest.raises(DataFormatError, match="pairs: must be a shard of trees, schema version 1: got pairs, version 1"):
+    with pytest.raises(DataFormatError, match="pairs: must be a shard of trees, schema version 1: got pairs, version 2"):
         store.read_trees(pairs)
     newer = store.PAIRS.schema.with_metadata({b"stepladder.kind": b"pairs", b"stepladder.schema_version": b"9"})
     pq.write_table(pq.read_table(pairs).cast(newer), tmp_path / "newer")
-    with pytest.raises(DataFormatError, match="newer: must be a shard of pairs, schema version 1: got pairs, version 9"):
+    with pytest.raises(DataFormatError, match="newer: must be a shard of pairs, schema version 2: got pairs, version 9"):
         store.read_pairs(tmp_path / "newer")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "plain")
     (tmp_path / "text").write_text("no parquet")

@@ -7,7 +7,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepladder.policy.losses import IGNORE, dpo_loss, preference_loss, sft_loss, token_logps
+from stepladder.policy.losses import (
+    IGNORE,
+    apo_zero_losses,
+    cpl_losses,
+    dpo_losses,
+    gathered_logps,
+    ipo_losses,
+    orpo_losses,
+    preference_loss,
+    refuel_losses,
+    sft_loss,
+    simpo_losses,
+    sppo_losses,
+    token_logps,
+    visit_smoothing,
+)
 
 LOG2 = math.log(2)
 
@@ -19,12 +34,26 @@ def random_logps(seed: int, num_pairs: int = 5) -> dict[str, torch.Tensor]:
     return {name: draw() for name in ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")}
 
 
+def dpo_loss(*args: torch.Tensor, **settings) -> torch.Tensor:
+    """Return the mean over pairs."""
+    return dpo_losses(*args, **settings).mean()
+
+
 def test_token_logps_are_the_softmax_of_the_target() -> None:
     """With logits (0, log 3) the second token has probability 3/4; ignored positions give exactly 0."""
     logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [5.0, 5.0]]])
     logps = token_logps(logits, torch.tensor([[1, 0, IGNORE]]))
     torch.testing.assert_close(logps, torch.tensor([[math.log(0.75), math.log(0.25), 0.0]]))
     torch.testing.assert_close(logps.sum(-1), torch.tensor([math.log(3 / 16)]))
+
+
+def test_gathered_logps_are_read_where_they_are_told() -> None:
+    """Two targets are read at one position, where a tree branches, and their gradients add up; ignored ones give exactly 0."""
+    logits = torch.tensor([[0.0, math.log(3)], [5.0, 5.0]], requires_grad=True)
+    logps = gathered_logps(logits, torch.tensor([[0, 0], [1, 0]]), torch.tensor([[0, 1], [1, IGNORE]]))
+    torch.testing.assert_close(logps.detach(), torch.tensor([[math.log(0.25), math.log(0.75)], [math.log(0.5), 0.0]]))
+    logps.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5], [-0.5, 0.5]]))
 
 
 def test_ignored_positions_have_no_gradient() -> None:
@@ -113,23 +142,76 @@ def test_shared_leading_tokens_cancel(seed: int) -> None:
 @pytest.mark.parametrize("split", [1, 2, 4])
 def test_an_update_may_be_split(split: int) -> None:
     """Parts of an update, each divided by the counts of the whole, add up to the undivided loss."""
-    logps = random_logps(0)
-    full, common = logps["chosen_logps"] * 1.5, dict(beta=0.2, label_smoothing=0.1, sft_weight=0.7, num_tokens=23.0, num_pairs=5.0)
-    whole = preference_loss(**logps, full_chosen_logps=full, **common)
-    parts = [
-        preference_loss(**{name: value[part] for name, value in logps.items()}, full_chosen_logps=full[part], **common)
-        for part in (slice(0, split), slice(split, 5))
-    ]
+    losses, full = random_logps(0)["chosen_logps"] ** 2, random_logps(1)["chosen_logps"]
+    common = dict(sft_weight=0.7, num_tokens=23.0, num_pairs=5.0)
+    whole = preference_loss(losses, full_chosen_logps=full, **common)
+    parts = [preference_loss(losses[part], full_chosen_logps=full[part], **common) for part in (slice(0, split), slice(split, 5))]
     torch.testing.assert_close(parts[0] + parts[1], whole)
 
 
-def test_preference_loss_reduces_to_dpo() -> None:
-    """Without a likelihood term it is plain DPO; with one it adds exactly the weighted token mean."""
-    logps = random_logps(1)
-    plain = dpo_loss(**logps, beta=0.2)
-    full = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0], dtype=torch.float64)
-    torch.testing.assert_close(preference_loss(**logps, full_chosen_logps=full, num_tokens=30, beta=0.2), plain)
-    torch.testing.assert_close(preference_loss(**logps, full_chosen_logps=full, num_tokens=30, beta=0.2, sft_weight=2.0), plain + 1.0)
+def test_preference_loss_adds_a_token_mean() -> None:
+    """Without a likelihood term it is the mean over pairs; 15 nats over 30 tokens at weight 2 add 1."""
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    full = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
+    assert preference_loss(losses, full_chosen_logps=full, num_tokens=30, num_pairs=5).item() == pytest.approx(3.0)
+    assert preference_loss(losses, full_chosen_logps=full, num_tokens=30, num_pairs=5, sft_weight=2.0).item() == pytest.approx(4.0)
+
+
+PAIR = dict(
+    chosen_logps=torch.tensor([-1.0]),
+    rejected_logps=torch.tensor([-3.0]),
+    ref_chosen_logps=torch.tensor([-2.0]),
+    ref_rejected_logps=torch.tensor([-2.5]),
+)
+"""Log-ratios 1 and -0.5, margin 1.5."""
+
+
+def test_losses_by_hand() -> None:
+    """On log-ratios 1 and -0.5, margin 1.5, values 0.6 apart; and on mean log-probabilities log(3/4) and log(1/2)."""
+    apart = torch.tensor([0.6])
+    assert ipo_losses(**PAIR, beta=0.5).item() == pytest.approx(0.5**2)
+    # p = 0.8, so the log-ratios aim at 0.3 / 0.5 = 0.6 and -0.6.
+    assert sppo_losses(**PAIR, value_margins=apart, beta=0.5).item() == pytest.approx(0.4**2 + 0.1**2)
+    assert refuel_losses(**PAIR, value_margins=apart, beta=0.5).item() == pytest.approx(0.15**2)
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    assert apo_zero_losses(**PAIR, beta=2.0).item() == pytest.approx(1 - sigmoid(2) + sigmoid(-1))
+    means = torch.tensor([math.log(3 / 4)]), torch.tensor([math.log(1 / 2)])
+    assert simpo_losses(*means, beta=2.0, target_margin=0.5).item() == pytest.approx(-math.log(sigmoid(2 * math.log(1.5) - 0.5)))
+    # Odds of 3 against odds of 1.
+    assert orpo_losses(*means, beta=0.2).item() == pytest.approx(-0.2 * math.log(3 / 4))
+    chosen, rejected = PAIR["chosen_logps"], PAIR["rejected_logps"]
+    assert cpl_losses(chosen, rejected, beta=0.5, bias=0.5).item() == pytest.approx(-math.log(sigmoid(0.5 * (-1 + 1.5))))
+
+
+def test_visit_smoothing_by_hand() -> None:
+    """Visits of 30 to 10 are a quarter, equal ones a half, none on the rejected side nothing."""
+    assert visit_smoothing(torch.tensor([30.0, 5.0, 4.0]), torch.tensor([10.0, 5.0, 0.0])).tolist() == [0.25, 0.5, 0.0]
+    whole = dpo_losses(**{name: value.repeat(2) for name, value in PAIR.items()}, label_smoothing=torch.tensor([0.0, 0.3]))
+    for loss, smoothing in zip(whole, (0.0, 0.3), strict=True):
+        assert loss.item() == pytest.approx(dpo_losses(**PAIR, label_smoothing=smoothing).item())
+
+
+def test_odds_of_a_sure_completion_are_finite() -> None:
+    """A completion of probability 1 in float32 gives a finite loss and gradient."""
+    means = torch.tensor([0.0], requires_grad=True)
+    loss = orpo_losses(means, torch.tensor([-1.0]))
+    loss.sum().backward()
+    assert means.grad is not None and loss.isfinite().all() and means.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regressions_rest_where_they_aim(seed: int) -> None:
+    """IPO is least at a margin of 1 / (2 beta), REFUEL at the value difference over beta, SPPO at half of it on each side."""
+    logps = random_logps(seed)
+    ratios = {"ref_chosen_logps": logps["ref_chosen_logps"], "ref_rejected_logps": logps["ref_rejected_logps"]}
+    aims = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def at(margin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ratios["ref_chosen_logps"] + margin / 2, ratios["ref_rejected_logps"] - margin / 2
+
+    assert ipo_losses(*at(torch.full_like(aims, 1 / 0.4)), **ratios, beta=0.2).abs().max() < 1e-12
+    assert refuel_losses(*at(aims / 0.2), **ratios, value_margins=aims, beta=0.2).abs().max() < 1e-12
+    assert sppo_losses(*at(aims / 0.2), **ratios, value_margins=aims, beta=0.2).abs().max() < 1e-12
 
 
 def trl_loss(
@@ -184,8 +266,43 @@ def test_losses_agree_with_trl(seed: int) -> None:
     oracle = trl_loss(logps, mask, ref, loss_types=["sigmoid"], loss_weights=[1.0], beta=0.3, label_smoothing=0.0)
     assert dpo_loss(*sums, **arguments).item() == pytest.approx(oracle, rel=1e-6)
     oracle = trl_loss(logps, mask, ref, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 0.5], beta=0.3, label_smoothing=0.0)
-    combined = preference_loss(*sums, **arguments, full_chosen_logps=sums[0], num_tokens=mask[:3].sum().item(), sft_weight=0.5)
+    losses = dpo_losses(*sums, **arguments)
+    combined = preference_loss(losses, full_chosen_logps=sums[0], num_tokens=mask[:3].sum().item(), num_pairs=3, sft_weight=0.5)
     assert combined.item() == pytest.approx(oracle, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_other_losses_agree_with_trl(seed: int) -> None:
+    """APO-zero, SPPO at a value margin of 1, and, on completions of one token, IPO equal TRL's."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]
+    logps, ref = -3 * torch.rand(6, 7, generator=generator) * mask, -10 * torch.rand(6, generator=generator)
+    sums, refs = logps.sum(1).chunk(2), ref.chunk(2)
+    arguments = dict(ref_chosen_logps=refs[0], ref_rejected_logps=refs[1], beta=0.3)
+    oracle = lambda name, *case: trl_loss(*case, loss_types=[name], loss_weights=[1.0], beta=0.3, label_smoothing=0.0)  # noqa: E731
+    found = apo_zero_losses(*sums, **arguments).mean().item()
+    assert found == pytest.approx(oracle("apo_zero", logps, mask, ref), rel=1e-6)
+    found = sppo_losses(*sums, **arguments, value_margins=torch.ones(3)).mean().item()
+    assert found == pytest.approx(oracle("sppo_hard", logps, mask, ref), rel=1e-6)
+    single = mask & (torch.arange(7) == 0)
+    found = ipo_losses(*logps[:, 0].chunk(2), **arguments).mean().item()
+    assert found == pytest.approx(oracle("ipo", logps * single, single, ref), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_without_reference_agree_with_trl(seed: int) -> None:
+    """SimPO and CPL's unbiased form equal the losses of TRL's CPOTrainer, ORPO that of its ORPOTrainer."""
+    cpo = pytest.importorskip("trl.experimental.cpo").CPOTrainer
+    orpo = pytest.importorskip("trl.experimental.orpo").ORPOTrainer
+    generator = torch.Generator().manual_seed(seed)
+    chosen, rejected = (-3 * torch.rand(4, generator=generator) for _ in range(2))
+    settings = SimpleNamespace(
+        alpha=0.0, accelerator=SimpleNamespace(device="cpu"), beta=2.0, simpo_gamma=0.7, label_smoothing=0.0, loss_type="simpo"
+    )
+    torch.testing.assert_close(simpo_losses(chosen, rejected, beta=2.0, target_margin=0.7), cpo.cpo_loss(settings, chosen, rejected)[0])
+    settings.loss_type = "sigmoid"
+    torch.testing.assert_close(cpl_losses(chosen, rejected, beta=2.0), cpo.cpo_loss(settings, chosen, rejected)[0])
+    torch.testing.assert_close(orpo_losses(chosen, rejected, beta=2.0), -orpo.odds_ratio_loss(settings, chosen, rejected)[0])
 
 
 @pytest.mark.parametrize("seed", range(3))

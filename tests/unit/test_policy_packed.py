@@ -34,16 +34,14 @@ from stepladder.lm.packing import pack_rows
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.lm.tree_attention import check_tree_attention
 from stepladder.policy.losses import IGNORE
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, completion_logps
 from stepladder.policy.train import (
-    CompletionObjective,
-    PreferenceObjective,
     PreferenceRow,
     add_reference,
     collate_completions,
     collate_packed_completions,
     collate_packed_preferences,
     collate_preferences,
-    completion_logps,
     completion_rows,
     preference_rows,
     train_preference,

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,11 +15,10 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.policy.losses import IGNORE
+from stepladder.policy.objectives import CompletionObjective, PairLoss, PreferenceObjective
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.policy.train import (
-    CompletionObjective,
     CompletionRow,
-    PreferenceObjective,
     add_reference,
     collate_completions,
     collate_preferences,
@@ -176,7 +176,9 @@ def test_sft_teaches_the_completions(start: Path, tmp_path: Path) -> None:
 def test_preference_training_prefers_the_chosen(start: Path, tmp_path: Path, lora: LoraSettings | None) -> None:
     """It starts at log 2 (the reference is the start model), ends lower, and prefers chosen steps more, on unseen pairs too."""
     settings = replace(SETTINGS, lora=lora, learning_rate=1e-2 if lora else 3e-3)
-    report = train_preference(start, random_pairs(), tmp_path / "out", settings, renderer_hash=HASH, beta=0.5)
+    report = train_preference(
+        start, random_pairs(), tmp_path / "out", settings, renderer_hash=HASH, objective=PreferenceObjective(beta=0.5)
+    )
     assert report.first_loss == pytest.approx(math.log(2), abs=1e-5)
     assert report.last_loss < 0.3
     for pairs, gain in ((random_pairs(), 2.0), (random_pairs(seed=1), 0.5)):
@@ -189,7 +191,7 @@ def test_the_likelihood_term_keeps_chosen_steps_likely(start: Path, tmp_path: Pa
     found = {}
     for weight in (0.0, 1.0):
         out = tmp_path / str(weight)
-        train_preference(start, pairs, out, SETTINGS, renderer_hash=HASH, beta=0.5, sft_weight=weight)
+        train_preference(start, pairs, out, SETTINGS, renderer_hash=HASH, objective=PreferenceObjective(beta=0.5, sft_weight=weight))
         model = AutoModelForCausalLM.from_pretrained(out).eval()
         with torch.no_grad():
             found[weight] = sum(float(log_likelihood(model, row.prompt_ids, row.chosen_ids)) for row in pairs)
@@ -268,8 +270,47 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bad", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"sft_weight": -0.1}])
-def test_impossible_loss_settings_are_refused(start: Path, tmp_path: Path, bad: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"loss_name": "dqo"},
+        {"beta": 0.0},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": "often"},
+        {"label_smoothing": 0.1, "loss_name": "ipo"},
+        {"target_margin": -1.0},
+        {"cpl_bias": 0.0},
+        {"sft_weight": -0.1},
+    ],
+)
+def test_impossible_loss_settings_are_refused(bad: dict) -> None:
     """The message names the setting."""
     with pytest.raises(ConfigError, match=next(iter(bad))):
-        train_preference(start, random_pairs(), tmp_path / "out", SETTINGS, renderer_hash=HASH, **bad)
+        PreferenceObjective(**bad)
+
+
+@pytest.mark.parametrize("loss", get_args(PairLoss))
+def test_every_loss_prefers_the_chosen(start: Path, tmp_path: Path, loss: PairLoss) -> None:
+    """Training with any loss raises the margin of the chosen steps, packed, from the first differing token, references where needed."""
+    beta = {"ipo": 0.2, "refuel": 0.2, "simpo": 2.0, "orpo": 1.0}.get(loss, 0.5)
+    pairs = [replace(row, problem_id=f"p{i // 4}") for i, row in enumerate(random_pairs())]
+    objective = PreferenceObjective(loss_name=loss, beta=beta)
+    report = train_preference(start, pairs, tmp_path / "out", SETTINGS, renderer_hash=HASH, objective=objective)
+    assert report.layout == "trees"
+    assert report.last_loss < report.first_loss
+    assert margin(tmp_path / "out", pairs) > margin(start, pairs) + 1.0
+
+
+def test_labels_smoothed_by_visits(start: Path, tmp_path: Path) -> None:
+    """Visits of 3 to 1 are a smoothing of a quarter; pairs without visits are refused."""
+    rows = preference_rows([replace(random_pairs(1)[0], chosen_visits=3, rejected_visits=1)], vocabulary=100, dropped={})
+    batch, model = collate_preferences(rows), tiny_policy(hidden=32, layers=1)[0]
+    losses = [
+        PreferenceObjective(beta=0.5, label_smoothing=smoothing).loss(model, batch, torch.tensor([1, 3]))
+        for smoothing in ("visits", 0.25, 0.0)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[0] != losses[2]
+    objective = PreferenceObjective(label_smoothing="visits")
+    with pytest.raises(DataFormatError, match="16 have none"):
+        train_preference(start, random_pairs(), tmp_path / "out", SETTINGS, renderer_hash=HASH, objective=objective)

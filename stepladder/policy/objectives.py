@@ -1,0 +1,141 @@
+"""What policy training minimises: log-probabilities of completions, read off plain sequences or off trees, and losses on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stepladder.errors import ConfigError
+from stepladder.lm.training import Batch, last_logits
+from stepladder.lm.tree_attention import logits_at
+from stepladder.policy.losses import (
+    IGNORE,
+    apo_zero_losses,
+    cpl_losses,
+    dpo_losses,
+    gathered_logps,
+    ipo_losses,
+    orpo_losses,
+    preference_loss,
+    refuel_losses,
+    sft_loss,
+    simpo_losses,
+    sppo_losses,
+    token_logps,
+    visit_smoothing,
+)
+
+PairLoss = Literal["dpo", "ipo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl"]
+"""Losses of a pair of sibling steps."""
+_WITHOUT_REFERENCE = ("simpo", "orpo", "cpl")
+_ON_VALUES = ("sppo", "refuel")
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "ipo": ipo_losses,
+    "sppo": sppo_losses,
+    "refuel": refuel_losses,
+    "apo-zero": apo_zero_losses,
+}
+
+
+def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
+    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
+    targets = batch["targets"]
+    if "sources" not in batch:
+        return token_logps(last_logits(model, batch["inputs"], positions=targets.shape[1]), targets)
+    return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
+
+
+class CompletionObjective:
+    """Mean negative log-likelihood of the completion tokens."""
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return the number of completion tokens."""
+        return (batch["targets"] != IGNORE).sum()[None]
+
+    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        """Return the batch's share of the token mean."""
+        return sft_loss(completion_logps(model, batch).sum(-1), counts[0].float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceObjective:
+    """Preference loss on sibling steps, with a likelihood term on the chosen ones."""
+
+    loss_name: PairLoss = "dpo"
+    """Loss of a pair; each is a function of ``losses.py``."""
+    beta: float = 0.1
+    """Strength of the pull to the reference, or scale of the log-probabilities where there is none, > 0."""
+    label_smoothing: float | Literal["visits"] = 0.0
+    """With ``dpo``: assumed share of flipped pairs, in [0, 0.5), or for each pair what the visits of its steps say."""
+    target_margin: float = 0.0
+    """With ``simpo``: margin that is aimed at, >= 0."""
+    cpl_bias: float = 1.0
+    """With ``cpl``: factor on the rejected step's log-probability, in (0, 1]."""
+    sft_weight: float = 0.0
+    """Weight of the likelihood term, >= 0."""
+
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        rules = {
+            "loss_name": self.loss_name in get_args(PairLoss),
+            "beta": self.beta > 0,
+            "label_smoothing": smoothing == "visits" or (isinstance(smoothing, float | int) and 0 <= smoothing < 0.5),
+            "target_margin": self.target_margin >= 0,
+            "cpl_bias": 0 < self.cpl_bias <= 1,
+            "sft_weight": self.sft_weight >= 0,
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise ConfigError(
+                    f"preference training: {name} is out of range: got {getattr(self, name)!r} -- see the range in the settings"
+                )
+        if smoothing and self.loss_name != "dpo":
+            raise ConfigError(f"preference training: label_smoothing needs loss 'dpo': got {self.loss_name!r} -- set it to 0")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probabilities enter."""
+        return self.loss_name not in _WITHOUT_REFERENCE
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return the number of pairs and of tokens in the preferred completions."""
+        targets = batch["targets"]
+        num_pairs = len(targets) // 2
+        return torch.stack([targets.new_tensor(num_pairs), (targets[:num_pairs] != IGNORE).sum()])
+
+    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        """Return the batch's share of the mean preference loss and of the likelihood term."""
+        logps = completion_logps(model, batch)
+        return preference_loss(
+            self._pair_losses(logps, batch),
+            full_chosen_logps=logps[: len(logps) // 2].sum(-1),
+            num_tokens=counts[1].float(),
+            num_pairs=counts[0].float(),
+            sft_weight=self.sft_weight,
+        )
+
+    def _pair_losses(self, logps: Tensor, batch: Batch) -> Tensor:
+        chosen, rejected = contrast_sums(logps, batch).chunk(2)
+        if self.loss_name == "cpl":
+            return cpl_losses(chosen, rejected, beta=self.beta, bias=self.cpl_bias)
+        if self.loss_name in ("simpo", "orpo"):
+            means = logps.sum(-1) / (batch["targets"] != IGNORE).sum(-1)
+            if self.loss_name == "orpo":
+                return orpo_losses(*means.chunk(2), beta=self.beta)
+            return simpo_losses(*means.chunk(2), beta=self.beta, target_margin=self.target_margin)
+        ref_chosen, ref_rejected = batch["ref_logps"].chunk(2)
+        terms: dict[str, Any] = {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected, "beta": self.beta}
+        if self.loss_name == "dpo":
+            smoothing = visit_smoothing(*batch["visits"].unbind(1)) if self.label_smoothing == "visits" else self.label_smoothing
+            return dpo_losses(chosen, rejected, **terms, label_smoothing=smoothing)
+        if self.loss_name in _ON_VALUES:
+            terms["value_margins"] = batch["value_margins"]
+        return _LOSSES[self.loss_name](chosen, rejected, **terms)
+
+
+def contrast_sums(logps: Tensor, batch: Batch) -> Tensor:
+    """Return the log-probability of every completion from the first token on in which the two of its pair differ."""
+    return torch.where(batch["contrast"], logps, 0.0).sum(-1)
