@@ -17,12 +17,14 @@ TARGET = Path(__file__).with_name("cli.md")
 def render() -> str:
     """Return the page: one section per command, as ``--help`` prints it at a width of 110."""
     runner = CliRunner(env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
-    commands = [[], *([name] for name in typer.main.get_command(app).commands)]  # type: ignore[attr-defined]
+    commands = [[]]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        commands += [[name], *([name, below] for below in getattr(command, "commands", {}))]
     parts = ["# Commands\n\nGenerated from `--help` by `make docs`.\n"]
-    for command in commands:
-        result = runner.invoke(app, [*command, "--help"], prog_name="stepladder")
+    for words in commands:
+        result = runner.invoke(app, [*words, "--help"], prog_name="stepladder")
         text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
-        parts.append(f"## stepladder {' '.join(command)}".rstrip() + f"\n\n```\n{text}\n```\n")
+        parts.append(f"## stepladder {' '.join(words)}".rstrip() + f"\n\n```\n{text}\n```\n")
     return "\n".join(parts)
 
 

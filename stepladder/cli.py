@@ -3,18 +3,16 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
 """
 
-import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stepladder import __version__
-from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
+from stepladder.cli_errors import DebugOption
+from stepladder.cli_errors import errors_explained as _errors_explained
+from stepladder.cli_prm import app as prm_app
+from stepladder.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,13 +22,14 @@ app = typer.Typer(
     help="Train a language model to reason by letting it search.",
 )
 
+app.add_typer(prm_app, name="prm")
+
 _CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
 _SET_HELP = "Change one setting, e.g. `search.simulations=64`. May be repeated."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -59,24 +58,19 @@ def evolve(
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
+        from stepladder import embedded
         from stepladder.loops.config import load_config
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
         chosen = [*overrides, *shorthands]
-        base = _embedded_settings(root, chosen) if config is None else None
-        resolved = load_config(config, chosen, base=base)
+        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
         if dry_run:
             typer.echo(resolved.model_dump_json(indent=2))
             return
+        if config is None:
+            embedded.prepare(root / "start", seed=resolved.run.seed)
         _evolve(resolved, root)
-
-
-def _embedded_settings(root: Path, overrides: list[str]) -> dict[str, Any]:
-    """Prepare the embedded task under the run directory and return the settings that run on it."""
-    from stepladder.embedded import settings
-
-    return settings(root / "start", overrides)
 
 
 def _evolve(config: Any, root: Path) -> None:
@@ -110,6 +104,7 @@ def solve(
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
     tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -117,8 +112,9 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    - `stepladder solve "4719 GBAF" --run runs/demo`
+    - `stepladder solve "47193 GBAF" --run runs/demo`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
     """
     with _errors_explained(debug):
         from stepladder.loops.solve import SolveSettings, explain_methods, solve_file, solve_question
@@ -129,7 +125,15 @@ def solve(
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
         settings = SolveSettings.resolve(
-            run=run, policy=policy, prm=prm, method=method, tokens=tokens, simulations=simulations, options=options, seed=seed
+            run=run,
+            policy=policy,
+            prm=prm,
+            method=method,
+            tokens=tokens,
+            simulations=simulations,
+            options=options,
+            seed=seed,
+            overrides=overrides,
         )
         if question is not None:
             typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
@@ -171,26 +175,6 @@ def report(
         from stepladder.report.page import write_report
 
         typer.echo(f"report: {write_report(load_run(run), to)}")
-
-
-@contextmanager
-def _errors_explained(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one line and an exit code; with ``--debug`` show the traceback as well."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except StepladderError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
-        raise typer.Exit(2 if wrong_use else 1) from None
 
 
 def main() -> None:

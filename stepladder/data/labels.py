@@ -34,6 +34,10 @@ class ValueTarget(StrEnum):
     by visits: visits favour what the search already believed."""
     TREE_VALUE = "tree-value"
     """The node's mean backed-up return; none while unvisited."""
+    HARD_MAX = "hard-max"
+    """1 where a right leaf is at or below the node, 0 where only wrong ones are; none without a graded leaf."""
+    DISTANCE = "distance"
+    """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,13 +118,84 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     Raises:
         DataFormatError: If a stored value is outside [0, 1].
     """
-    if ValueTarget(target) is ValueTarget.MONTE_CARLO:
+    chosen = ValueTarget(target)
+    if chosen is ValueTarget.DISTANCE:
+        return distance_values(record)
+    if chosen is not ValueTarget.TREE_VALUE:
         evidence = gather_evidence(record)
-        return [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
+        shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
+        return shares if chosen is ValueTarget.MONTE_CARLO else [None if share is None else float(share > 0) for share in shares]
     for node, value in enumerate(record.values):
         if value is not None and not 0.0 <= value <= 1.0:
             raise DataFormatError(f"tree of {record.problem_id!r}: value of node {node} must be in [0, 1]: got {value!r}")
     return list(record.values)
+
+
+def distance_values(record: TreeRecord) -> list[float | None]:
+    """Return the ReST-MCTS* value of every node: how far along the shortest way to a right leaf it is.
+
+        v_k = max(0, v_{k-1} + (1 - v_{k-1}) (+-1) / (m_k + 1)),   v_0 = 0
+
+    m is the fewest steps from a node to a right leaf, 0 at one. The sign is minus for a wrong node, below which no graded leaf is right; it
+    takes m of its nearest ancestor that has one. A node without a graded leaf at or below it has no value, and in a tree without a right
+    leaf none has.
+
+    Source: Zhang et al. 2024, "ReST-MCTS*: LLM self-training via process reward guided tree search", equations 2 and 3. The paper leaves
+    m of a wrong node open; this is what the released code does, whose m is counted from 1.
+    """
+    evidence = gather_evidence(record)
+    count = len(record.parents)
+    distances: list[int | None] = [0 if outcome == 1.0 else None for outcome in record.outcomes]
+    for node in range(count - 1, 0, -1):
+        below, parent = distances[node], record.parents[node]
+        above = distances[parent]
+        if below is not None and (above is None or below + 1 < above):
+            distances[parent] = below + 1
+    values: list[float | None] = [None] * count
+    if distances[0] is None:
+        return values
+    values[0] = 0.0
+    for node in range(1, count):
+        before, inherited = values[record.parents[node]], distances[record.parents[node]]
+        if before is None or not evidence.right[node] + evidence.wrong[node]:
+            continue
+        own = distances[node]
+        if own is None:
+            # A parent with a value always has a distance: its own, or the one it inherited here.
+            assert inherited is not None
+            distances[node] = inherited
+            values[node] = max(0.0, before - (1.0 - before) / (inherited + 1))
+        else:
+            values[node] = before + (1.0 - before) / (own + 1)
+    return values
+
+
+def progress_values(
+    values: Sequence[float | None], prover_values: Sequence[float | None], parents: Sequence[int], *, alpha: float = 1.0
+) -> list[float | None]:
+    """Return the value of every node plus what its step achieves for another policy.
+
+        min(1, max(0, Q_base + alpha * (V_prover(node) - V_prover(parent))))
+
+    Args:
+        values: Values under the policy that is searched with, in [0, 1]; None where not known.
+        prover_values: Values under the prover, which is a different policy, in [0, 1]; None where not known.
+        parents: Parent of every node, -1 for the root.
+        alpha: Weight of the advantage, >= 0.
+
+    Returns:
+        None for the root and wherever one of the three numbers is.
+
+    Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning", equation 5. Clipped to [0, 1],
+    the range of our scores.
+    """
+    out: list[float | None] = []
+    for node, parent in enumerate(parents):
+        base, own = values[node], prover_values[node]
+        above = prover_values[parent] if parent >= 0 else None
+        known = base is not None and own is not None and above is not None
+        out.append(min(1.0, max(0.0, base + alpha * (own - above))) if known else None)
+    return out
 
 
 def value_rows(

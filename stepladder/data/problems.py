@@ -17,7 +17,7 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.types import LabelledProblem, Problem, derive_seed
 
 
-class _Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row of a source."""
 
     place: str
@@ -73,7 +73,7 @@ def load_problems(
     pattern = None if answer_pattern is None else _answer_regex(answer_pattern)
     problems: list[LabelledProblem] = []
     places: dict[str, str] = {}
-    for row in islice(_rows(str(source), subset=subset, split=split), limit):
+    for row in islice(source_rows(str(source), subset=subset, split=split), limit):
         problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
         _claim_id(problem.id, row.place, places)
         answer = _answer(row, answer_field, pattern=pattern, allow_unlabelled=allow_unlabelled)
@@ -162,7 +162,12 @@ def split_problems(problems: Sequence[LabelledProblem], *, held_out: int, seed: 
     )
 
 
-def _rows(source: str, *, subset: str | None, split: str) -> Iterator[_Row]:
+def source_rows(source: str, *, subset: str | None = None, split: str = "train") -> Iterator[SourceRow]:
+    """Yield the rows of a ``*.jsonl`` or ``*.parquet`` file, or of a Hugging Face data set.
+
+    Raises:
+        DataFormatError: If the source is missing or a row is malformed; the message names the row.
+    """
     path = Path(source)
     if path.suffix == ".jsonl":
         return _jsonl_rows(path)
@@ -173,7 +178,7 @@ def _rows(source: str, *, subset: str | None, split: str) -> Iterator[_Row]:
     return _dataset_rows(source, subset=subset, split=split)
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
+def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     try:
         file = path.open("rb")
     except OSError as error:
@@ -183,7 +188,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
             # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
-                yield _Row(f"{path}:{number}", f"{path.stem}-{number}", _json_object(line, f"{path}:{number}"))
+                yield SourceRow(f"{path}:{number}", f"{path.stem}-{number}", _json_object(line, f"{path}:{number}"))
 
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _json_object(line: bytes, place: str) -> dict[str, Any]:
     return fields
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row]:
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -209,10 +214,10 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataFormatError(f"{path}: must be a readable Parquet file: {reason} -- check the path") from None
     for number, fields in enumerate(table.to_pylist(), 1):
-        yield _Row(f"{path}:{number}", f"{path.stem}-{number}", fields)
+        yield SourceRow(f"{path}:{number}", f"{path.stem}-{number}", fields)
 
 
-def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[_Row]:
+def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[SourceRow]:
     import datasets
 
     try:
@@ -230,7 +235,7 @@ def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[_R
             "-- check the path, subset and split"
         ) from error
     for number, fields in enumerate(data, 1):
-        yield _Row(f"{source}[{split}]:{number}", f"{Path(source).name}-{split}-{number}", dict(fields))
+        yield SourceRow(f"{source}[{split}]:{number}", f"{Path(source).name}-{split}-{number}", dict(fields))
 
 
 def _answer_regex(pattern: str) -> re.Pattern[str]:
@@ -243,7 +248,7 @@ def _answer_regex(pattern: str) -> re.Pattern[str]:
     return regex
 
 
-def _row_id(row: _Row, id_field: str | None) -> str:
+def _row_id(row: SourceRow, id_field: str | None) -> str:
     if id_field is None:
         return row.default_id
     value = row.fields.get(id_field)
@@ -258,7 +263,7 @@ def _claim_id(id: str, place: str, places: dict[str, str]) -> None:
     places[id] = place
 
 
-def _text(row: _Row, field: str) -> str:
+def _text(row: SourceRow, field: str) -> str:
     """Return a field that must be a string with something in it, verbatim."""
     value = row.fields.get(field)
     if not isinstance(value, str) or not value.strip():
@@ -271,7 +276,7 @@ def _text(row: _Row, field: str) -> str:
     return value
 
 
-def _check_unicode(row: _Row, field: str, value: str) -> None:
+def _check_unicode(row: SourceRow, field: str, value: str) -> None:
     # JSON can spell half of a surrogate pair, which no file and no tokenizer can take; found here it has a line number.
     try:
         value.encode("utf-8")
@@ -281,7 +286,7 @@ def _check_unicode(row: _Row, field: str, value: str) -> None:
         ) from None
 
 
-def _answer(row: _Row, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:
+def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:
     value = row.fields.get(field)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

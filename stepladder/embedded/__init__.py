@@ -1,12 +1,10 @@
 """The embedded task: what ``stepladder evolve`` works on when it is given no configuration.
 
-``settings`` writes the task to disk, as any user could have done by hand, and returns the configuration that runs on it. The rest of the
-library reads those files and knows nothing of glyphs.
+``prepare`` writes the task to disk, as any user could have done by hand, and ``settings`` returns the configuration that runs on it. The
+rest of the library reads those files and knows nothing of glyphs.
 """
 
 import json
-import tomllib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from stepladder.errors import CheckpointError
 from stepladder.files import atomic_directory
 from stepladder.types import derive_seed
 
-__all__ = ["RECIPE", "PreparedTask", "prepare", "settings"]
+__all__ = ["RECIPE", "PreparedTask", "prepare", "settings", "task_files"]
 
 TASK_FILE = "task.json"
 _TASK_VERSION = 1
@@ -32,15 +30,17 @@ _TASK_VERSION = 1
 RECIPE: dict[str, Any] = {
     "run": {"rounds": 3, "shard_size": 100},
     "problems": {"rule": "exact"},
-    "warmup": {"train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 800, "weight_decay": 0.01}},
-    "search": {"simulations": 24, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
-    "sft": {"learning_rate": 5e-4, "batch_size": 64, "epochs": 6.0},
-    "preference": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 1.0, "sft_weight": 0.1},
+    "warmup": {"train": {"learning_rate": 3e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 900, "weight_decay": 0.01}},
+    "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
+    "sft": {"learning_rate": 1.5e-4, "batch_size": 64, "epochs": 3.0},
+    "labels": {"traces_per_problem": 1},
+    "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "sft_weight": 1.0},
     "prm": {
         "start": "last",
-        "rollouts": 16,
+        "rollouts": 12,
         "mixed_only": True,
-        "train": {"learning_rate": 2e-3, "batch_size": 64, "epochs": 5.0, "max_updates": 400, "weight_decay": 0.01},
+        "supervise": "every-token",
+        "train": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 700, "weight_decay": 0.01},
     },
     "evaluate": {"simulations": 8, "samples": 16},
 }
@@ -88,6 +88,23 @@ def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> Pre
         with atomic_directory(directory) as temporary:
             _write(temporary, task, seed)
             (temporary / TASK_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    return task_files(directory)
+
+
+def settings(directory: Path) -> dict[str, Any]:
+    """Return the settings that run on the task which ``prepare`` writes to a directory, as a configuration file would state them."""
+    files = task_files(directory)
+    paths = {
+        "problems": {split: str(getattr(files, split).resolve()) for split in ("train", "held_out", "test")},
+        "policy": {"model": str(files.base_model.resolve())},
+        "warmup": {"solutions": str(files.warmup.resolve())},
+        "format": {"prompt_template": files.prompt_template, "step_end": files.step_end, "answer_pattern": files.answer_pattern},
+    }
+    return {section: {**RECIPE.get(section, {}), **paths.get(section, {})} for section in (*paths, *RECIPE)}
+
+
+def task_files(directory: Path) -> PreparedTask:
+    """Return where the files of a task in a directory are, or will be."""
     problems = directory / "problems"
     return PreparedTask(
         train=problems / "train.jsonl",
@@ -96,44 +113,6 @@ def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> Pre
         warmup=directory / "warmup.jsonl",
         base_model=directory / "base-model",
     )
-
-
-def settings(directory: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Prepare the task in a directory and return the settings that run on it, as a configuration file would state them.
-
-    Args:
-        directory: Where the task's files are, or will be.
-        overrides: ``section.key=value`` settings of the command line; the last ``run.seed`` among them is the task's seed, too.
-
-    Raises:
-        CheckpointError: If the directory holds the task of another seed, or cannot be written.
-    """
-    prepared = prepare(directory, seed=_seed_of(overrides))
-    files = {
-        "problems": {split: str(getattr(prepared, split).resolve()) for split in ("train", "held_out", "test")},
-        "policy": {"model": str(prepared.base_model.resolve())},
-        "warmup": {"solutions": str(prepared.warmup.resolve())},
-        "format": {
-            "prompt_template": prepared.prompt_template,
-            "step_end": prepared.step_end,
-            "answer_pattern": prepared.answer_pattern,
-        },
-    }
-    return {section: {**RECIPE.get(section, {}), **files.get(section, {})} for section in (*files, *RECIPE)}
-
-
-def _seed_of(overrides: Sequence[str]) -> int:
-    """Return the seed among the overrides, or 0; a value that is no seed is left for the configuration's own check to refuse."""
-    seed = 0
-    for override in overrides:
-        key, _, text = override.partition("=")
-        if key.strip() == "run.seed":
-            try:
-                value = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                continue
-            seed = value if isinstance(value, int) and value >= 0 else 0
-    return seed
 
 
 def _check_identity(directory: Path, identity: dict[str, Any]) -> None:

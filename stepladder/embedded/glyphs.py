@@ -1,18 +1,19 @@
 r"""Glyph programs: a task whose rules a policy can only find out by searching.
 
-A question is a list of digits and a program, a chain of glyphs (capital letters): ``4719 GBAF``. Every glyph stands for one of a dozen
-list functions; which one is the hidden meaning, drawn from the world's seed and written nowhere. A solution has one step per glyph. A
-step names the glyph, the function taken for it, and the list that results; the last one marks its list as the answer::
+A question is a list of different digits and a program, a chain of glyphs (capital letters): ``47193 GBAF``. Every glyph stands for one
+of a dozen list functions; which one is the hidden meaning, drawn from the world's seed and written nowhere. A solution has one step per
+glyph. A step names the glyph, the function taken for it, and the list that results; the last one marks its list as the answer::
 
-    G reverse 9174
-    B up 0285
-    A left 2850
-    F flip = 7149
+    G reverse 39174
+    B up 40285
+    A left 02854
+    F flip = 97145
 
 A teacher that executes every function correctly, but holds wrong beliefs about some glyphs, writes the solved examples of the warm-up. A
 policy trained on them writes well-formed solutions and fails where the teacher is wrong; the final answers of the training problems are
 all that can tell it better. Judging is easier than proposing here, because the interpretation stands in the step, and a wrong path
-rarely ends in the right answer, because all functions are one-to-one and there are 10**4 answers.
+rarely ends in the right answer: no two functions agree on any list of different digits, so at least two steps have to be wrong, and
+wrong to the same effect, out of 30240 lists.
 
 Everything is derived from a seed. Standard library only.
 """
@@ -29,7 +30,7 @@ from stepladder.types import derive_seed
 
 Digits = tuple[int, ...]
 
-LIST_LENGTH = 4
+LIST_LENGTH = 5
 STEP_END = "\n"
 ANSWER_MARK = "= "
 PROMPT_TEMPLATE = "{question}\n"
@@ -39,17 +40,18 @@ FUNCTIONS: dict[str, Callable[[Digits], Digits]] = {
     "reverse": lambda x: x[::-1],
     "left": lambda x: x[1:] + x[:1],
     "right": lambda x: x[-1:] + x[:-1],
-    "halves": lambda x: x[2:] + x[:2],
     "ends": lambda x: x[-1:] + x[1:-1] + x[:1],
-    "middle": lambda x: (x[0], x[2], x[1], x[3]),
-    "pairs": lambda x: (x[1], x[0], x[3], x[2]),
+    "inner": lambda x: x[:1] + x[-2:0:-1] + x[-1:],
     "front": lambda x: (x[1], x[0], *x[2:]),
+    "back": lambda x: (*x[:-2], x[-1], x[-2]),
+    "middle": lambda x: (x[0], x[2], x[1], *x[3:]),
     "up": lambda x: tuple((digit + 1) % 10 for digit in x),
     "down": lambda x: tuple((digit - 1) % 10 for digit in x),
     "flip": lambda x: tuple(9 - digit for digit in x),
-    "ramp": lambda x: tuple((digit + place) % 10 for place, digit in enumerate(x, 1)),
+    "triple": lambda x: tuple(3 * digit % 10 for digit in x),
 }
-"""What a glyph can stand for. All are one-to-one on lists of ``LIST_LENGTH`` digits, so one wrong step rarely ends in the right answer."""
+"""What a glyph can stand for. All are one-to-one and turn different digits into different digits; no two of them agree on any list of
+different digits, so one wrong step never ends in the right answer."""
 
 SPLIT_SHARES = {"warmup": 6, "train": 2, "held_out": 1, "test": 1}
 """Tenths of all programs that belong to each split; a program belongs to one split only, whatever digits it is applied to."""
@@ -63,18 +65,18 @@ class GlyphTask:
         ConfigError: On construction, if a value is impossible.
     """
 
-    num_glyphs: int = 12
+    num_glyphs: int = 20
     """Glyphs of the world, the first capital letters; program_length to 26."""
     program_length: int = 4
     """Glyphs per program, all different, >= 1; one step each."""
-    right_shares: tuple[float, ...] = (0.3, 0.2, 0.1, 0.05)
+    right_shares: tuple[float, ...] = (0.3, 0.25, 0.2, 0.2, 0.15, 0.15, 0.1, 0.1)
     """One entry per misread glyph: how often the teacher takes the right function for it all the same. The smaller the share, the later
     a policy finds the meaning; shares of different size spread the discoveries over the rounds."""
     wrong_share: float = 0.6
     """How often the teacher takes one certain wrong function for a misread glyph; any other function shares the rest."""
     num_warmup: int = 12000
     """Solved examples of the teacher."""
-    num_train: int = 400
+    num_train: int = 800
     """Problems to search; only their final answers are known."""
     num_held_out: int = 200
     """Problems for the gate."""
@@ -186,7 +188,7 @@ def problem_stream(task: GlyphTask, *, seed: int, split: str) -> Iterator[GlyphP
     seen: set[GlyphProblem] = set()
     misses = 0
     while misses < 10_000:
-        digits = tuple(rng.randrange(10) for _ in range(LIST_LENGTH))
+        digits = tuple(rng.sample(range(10), LIST_LENGTH))
         problem = GlyphProblem(digits=digits, program="".join(rng.sample(task.glyphs, task.program_length)))
         misses += 1
         if problem not in seen and split_of(problem.program, seed=seed) == split:
@@ -241,7 +243,7 @@ def teacher_solution(world: GlyphWorld, problem: GlyphProblem, rng: random.Rando
 def write_solution(problem: GlyphProblem, functions: list[str]) -> str:
     r"""Return the solution that takes the given function for each glyph.
 
-    Example: ``4719 GB`` with ``reverse`` and ``up`` is ``"G reverse 9174\nB up = 0285\n"``.
+    Example: ``47193 GB`` with ``reverse`` and ``up`` is ``"G reverse 39174\nB up = 40285\n"``.
     """
     steps, current = [], problem.digits
     for place, (glyph, function) in enumerate(zip(problem.program, functions, strict=True), 1):

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -86,6 +88,19 @@ def _tokenizer_class(settings: Path) -> str | None:
         return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{settings}: must be a JSON object: {error} -- save the tokenizer again") from error
+
+
+def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Return the configuration of a model and its generation settings, None where it has none, without its weights.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    config = _loaded(source, "model configuration", AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
+    try:
+        return config, GenerationConfig.from_pretrained(source)
+    except OSError:
+        return config, None
 
 
 def load_causal_lm(source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:

@@ -4,7 +4,7 @@ Storage is one pool of token slots; a radix tree (``slots.py``) says which seque
 are not in the pool, for many sequences in one pass. Everything in the pool can be computed again, so when it is full the least recently
 used ends are dropped. What is cached changes results by rounding only.
 
-Axes: T tokens of a path, B groups of a pass, Q new tokens of a group, S keys of a group, N new tokens of a pass.
+Axes: T tokens of a path, F outputs of a token, B groups of a pass, Q new tokens of a group, S keys of a group, N new tokens of a pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,9 +75,9 @@ class _Work:
 
 
 class PrefixCache:
-    """Keys, values and, on request, one output number per token of all recently used sequences."""
+    """Keys, values and, on request, some output numbers per token of all recently used sequences."""
 
-    def __init__(self, model: FlatModel, *, max_tokens: int | None = None, pass_tokens: int = 4096, keep_outputs: bool = False) -> None:
+    def __init__(self, model: FlatModel, *, max_tokens: int | None = None, pass_tokens: int = 4096, num_outputs: int = 0) -> None:
         """Start with an empty pool, which grows as it is used.
 
         Args:
@@ -85,20 +85,20 @@ class PrefixCache:
             max_tokens: Slots to grow to; None takes 512 MB on a CPU and 15% of a GPU's memory. The sequences of one call always fit: a
                 call that needs more slots gets them.
             pass_tokens: New tokens forwarded in one pass, and the longest piece of one sequence.
-            keep_outputs: Keep the first output of the model's head for every token, readable with ``outputs``.
+            num_outputs: How many outputs of the model's head to keep for every token, readable with ``outputs``.
         """
         self._model = model
         self._tree = SlotTree()
         self._max_tokens = _default_max_tokens(model) if max_tokens is None else max_tokens
         self._pass_tokens = pass_tokens
-        self._keep_outputs = keep_outputs
+        self._num_outputs = num_outputs
         self.clear()
 
     def clear(self) -> None:
         """Forget everything and give the memory back."""
         self._tree.clear()
         self._keys, self._values = self._model.zeros(0), self._model.zeros(0)
-        self._outputs = np.zeros(0, dtype=np.float32)
+        self._outputs = np.zeros((0, self._num_outputs), dtype=np.float32)
 
     @property
     def num_tokens(self) -> int:
@@ -128,8 +128,8 @@ class PrefixCache:
         index = torch.from_numpy(slots).to(self._model.device)
         return self._keys.index_select(1, index), self._values.index_select(1, index)
 
-    def outputs(self, slots: Int[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
-        """Return the model's first output at the tokens in some slots; needs ``keep_outputs``."""
+    def outputs(self, slots: Int[np.ndarray, "T"]) -> Float[np.ndarray, "T F"]:
+        """Return the first ``num_outputs`` outputs of the model at the tokens in some slots."""
         return self._outputs[slots]
 
     @torch.inference_mode()
@@ -203,7 +203,7 @@ class PrefixCache:
         keys, values = self._model.zeros(capacity), self._model.zeros(capacity)
         keys[:, :old], values[:, :old] = self._keys, self._values
         self._keys, self._values = keys, values
-        self._outputs = np.concatenate([self._outputs, np.zeros(added if self._keep_outputs else 0, dtype=np.float32)])
+        self._outputs = np.concatenate([self._outputs, np.zeros((added, self._num_outputs), dtype=np.float32)])
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
         """Cut the work into passes, in order: a prefix is forwarded in the same pass as what needs it or in an earlier one."""
@@ -248,10 +248,10 @@ class PrefixCache:
 
         token_ids = torch.from_numpy(np.concatenate([work.token_ids for work in batch])).to(device)
         positions = torch.from_numpy(np.concatenate([work.positions for work in batch])).to(device)
-        options = {} if self._keep_outputs else {"logits_to_keep": 1}
+        options = {} if self._num_outputs else {"logits_to_keep": 1}
         logits = model.forward(token_ids, positions, attend, **options)
-        if self._keep_outputs:
-            self._outputs[slots] = logits[:, 0].float().cpu().numpy()
+        if self._num_outputs:
+            self._outputs[slots] = logits[:, : self._num_outputs].float().cpu().numpy()
 
 
 def _default_max_tokens(model: FlatModel) -> int:

@@ -36,12 +36,14 @@ def batch_schedule(
     micro_batch_size: int | None = None,
     max_updates: int | None = None,
     group_by_length: bool = True,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
 
-    Every update has ``min(batch_size, rows)`` rows; one may straddle two passes, and the last one is filled up from a further pass. With
-    ``group_by_length``, windows of at most ``GROUPED_UPDATES`` updates (and of at most one pass, so that a window does not repeat a small
-    data set) are sorted by length, cut into updates, and these shuffled.
+    Every update has ``min(batch_size, rows)`` rows, or with groups up to a quarter more or less where that keeps groups whole and an update
+    is one forward pass; one may straddle two passes, and the last one is filled up from a further pass. With ``group_by_length``, windows
+    of at most ``GROUPED_UPDATES`` updates (and of at most one pass, so that none repeats a small data set) are sorted by length,
+    cut into updates, and these shuffled.
 
     Args:
         lengths: Positions of each row; not empty.
@@ -51,9 +53,11 @@ def batch_schedule(
         micro_batch_size: Rows per forward pass, >= 1; None is the whole update.
         max_updates: Cap on the updates, >= 1; None is no cap.
         group_by_length: Whether rows of similar length share an update.
+        groups: A partition of the rows; those of a group follow one another, and share an update where they fit. Takes the place of
+            grouping by length.
 
     Returns:
-        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once.
+        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once; groups stay as they are.
     """
     num_rows = len(lengths)
     size = min(batch_size, num_rows)
@@ -62,15 +66,40 @@ def batch_schedule(
     updates = min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
     passes = math.ceil(updates * size / num_rows)
-    stream = np.concatenate([rng.permutation(num_rows) for _ in range(passes)])[: updates * size]
-    if group_by_length:
+    stream = np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[: updates * size]
+    if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
     micro = min(micro_batch_size or size, size)
+    cuts = np.arange(1, updates) * size
+    if groups and micro == size:
+        cuts = _nearest_ends(stream, groups, cuts, reach=size // 8)
     micro_batches: list[list[int]] = []
-    for update in stream.reshape(-1, size):
-        longest_first = sorted(update.tolist(), key=lambda row: -lengths[row])
-        micro_batches.extend(longest_first[i : i + micro] for i in range(0, size, micro))
+    for update in np.split(stream, cuts):
+        ordered = update.tolist() if groups else sorted(update.tolist(), key=lambda row: -lengths[row])
+        # Only an update of one pass may be larger than ``size``.
+        micro_batches += [ordered[i : i + micro] for i in range(0, size, micro)] if micro < size else [ordered]
     return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / micro))
+
+
+def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
+    """Return all rows in random order, or group by group in random order of the groups, each begun anywhere and read round.
+
+    So a group that does not fit an update is not cut at the same rows in every pass.
+    """
+    if groups is None:
+        return rng.permutation(num_rows)
+    return np.concatenate([np.roll(groups[group], rng.integers(len(groups[group]))) for group in rng.permutation(len(groups))])
+
+
+def _nearest_ends(stream: np.ndarray, groups: Sequence[Sequence[int]], cuts: np.ndarray, *, reach: int) -> np.ndarray:
+    """Move every cut to the nearest place between two groups, where one is within reach."""
+    owner = np.empty(sum(len(group) for group in groups), dtype=np.int64)
+    for number, group in enumerate(groups):
+        owner[list(group)] = number
+    ends = np.concatenate([[-np.inf], np.flatnonzero(np.diff(owner[stream])) + 1, [np.inf]])
+    after = np.searchsorted(ends, cuts)
+    nearest = np.where(cuts - ends[after - 1] <= ends[after] - cuts, ends[after - 1], ends[after])
+    return np.where(np.abs(nearest - cuts) <= reach, nearest, cuts).astype(np.int64)
 
 
 def _grouped(stream: np.ndarray, lengths: np.ndarray, *, size: int, window: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ No tensors here; ``prefix_cache.py`` owns the storage that the slots number.
 Invariants: a slot belongs to one node or is free; siblings differ in their first token; a parent was used no earlier than its children.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ class SlotTree:
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             length = len(child.tokens)
             if tokens[done : done + length] != child.tokens:
-                child = self._split(child, _shared(child.tokens, tokens[done : done + length]))
+                child = self._split(child, num_shared(child.tokens, tokens[done : done + length]))
                 length = len(child.tokens)
             child.used = self._clock
             runs.append(child.slots)
@@ -165,9 +166,9 @@ class SlotTree:
         self._num_free += count
 
 
-def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Return how many leading tokens two runs share."""
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
+def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with in common."""
+    for i, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
             return i
-    return min(len(left), len(right))
+    return min(len(first), len(second))

@@ -6,8 +6,8 @@ A training is three parts that do not know each other:
 - a collator: rows -> ``Batch``, nested tensors of which ``batch["inputs"]`` are the model's own arguments;
 - an ``Objective``: model and batch -> loss.
 
-Only row builder and collator know how tokens are laid out. A builder that packs a whole tree into one row adds ``position_ids`` and
-``attention_mask`` to ``batch["inputs"]`` and leaves objective and trainer as they are.
+Only rows and collators know how tokens are laid out. By default the rows of a problem are merged into trees, every shared token once
+(``packing.py``); where a model cannot attend along a tree, each sequence is forwarded by itself, with the same loss and gradient.
 
 The order of the rows is fixed before training starts (``schedule.py``), so a resumed training continues at the right row.
 """
@@ -19,7 +19,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -45,8 +45,10 @@ from transformers.utils import logging as hf_logging
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
+from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
+from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, run_rows, tree_attention
 from stepladder.types import derive_seed
 
 _FINISHED = "stepladder_checkpoint.json"
@@ -56,6 +58,14 @@ Batch = dict[str, Any]
 ProgressCallback = Callable[[int, int, float, int], None]
 """Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
 Collate = Callable[[list[Any]], Batch]
+
+
+class PackedCollate(Protocol):
+    """Lays out trees."""
+
+    def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
+        """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
+        ...
 
 
 @runtime_checkable
@@ -100,7 +110,13 @@ class TrainSettings:
     micro_batch_size: int | None = None
     """Rows per forward pass, >= 1; None is the whole batch. It changes memory, not gradients."""
     group_by_length: bool = True
-    """Put rows of similar length into the same update, which saves padding."""
+    """Put rows of similar length into the same update, which saves padding; trees are fitted to rows instead."""
+    packed: bool = True
+    """Merge the rows of a problem into trees, so that what they share is forwarded once; losses and gradients are those of separate rows.
+    The rows of a problem then come together, in the same update where they fit. Off, or where the model cannot do it, every sequence is
+    forwarded by itself."""
+    row_tokens: int = 1024
+    """Largest tree, >= 1; larger ones are cut. Attention on a CPU costs its square."""
     warmup_ratio: float = 0.03
     """Share of the updates over which the learning rate rises from 0, in [0, 1]."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -129,6 +145,7 @@ class TrainSettings:
             "max_updates": self.max_updates is None or self.max_updates >= 1,
             "batch_size": self.batch_size >= 1,
             "micro_batch_size": self.micro_batch_size is None or self.micro_batch_size >= 1,
+            "row_tokens": self.row_tokens >= 1,
             "warmup_ratio": 0 <= self.warmup_ratio <= 1,
             "weight_decay": self.weight_decay >= 0,
             "max_grad_norm": self.max_grad_norm > 0,
@@ -161,6 +178,8 @@ class TrainReport:
     """Wall time of this call."""
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     """Rows left out, by reason."""
+    layout: str = "paths"
+    """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -255,6 +274,7 @@ def run_training(
     rows: Sequence[Row],
     *,
     collate: Collate,
+    collate_packed: PackedCollate | None = None,
     objective: Objective,
     settings: TrainSettings,
     out_dir: Path,
@@ -272,6 +292,7 @@ def run_training(
         model: The model, on any device; it is moved and changed.
         rows: Rows to train on, not empty.
         collate: Turns rows into a batch.
+        collate_packed: Turns ``PackedRow``s into a batch; None forwards every sequence by itself, whatever the settings say.
         objective: The loss.
         settings: How to train.
         out_dir: Where the model goes; replaced if it exists.
@@ -288,6 +309,8 @@ def run_training(
     start = time.perf_counter()
     work = out_dir.with_name(f"{out_dir.name}.work")
     checkpoint = newest_checkpoint(work, identity)
+    num_rows = len(rows)
+    layout = packed_layout(model, rows, settings) if collate_packed else "paths"
     schedule = batch_schedule(
         [row.length for row in rows],
         epochs=settings.epochs,
@@ -295,11 +318,15 @@ def run_training(
         micro_batch_size=settings.micro_batch_size,
         max_updates=settings.max_updates,
         group_by_length=settings.group_by_length,
+        groups=group_rows(rows) if layout == "trees" else None,  # pyright: ignore[reportArgumentType]
         seed=settings.seed,
     )
+    if collate_packed and layout == "trees":
+        rows, schedule = _packed_passes(rows, schedule, row_tokens=settings.row_tokens)
+        collate = packed_collate(model, settings, collate_packed)
     tokens = _tokens_after_updates(rows, schedule)
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
-    with quiet():
+    with quiet(), tree_attention(model) if layout == "trees" else nullcontext():
         trained = _with_adapters(model, settings)
         arguments = _training_arguments(settings, schedule, work)
         trainer = ObjectiveTrainer(trained, arguments, rows=rows, schedule=schedule, objective=objective, collate=collate)
@@ -319,14 +346,38 @@ def run_training(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return TrainReport(
         updates=trainer.state.global_step,
-        rows=len(rows),
+        rows=num_rows,
         tokens=tokens[-1],
         first_loss=losses[0],
         last_loss=losses[-1],
         mean_loss=sum(losses) / len(losses),
         seconds=time.perf_counter() - start,
         dropped_by_reason=dict(dropped or {}),
+        layout=layout,
     )
+
+
+def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSettings) -> str:
+    """Return ``trees`` where rows are to be packed and the model can train on trees, else ``paths``, with the reason."""
+    if not settings.packed:
+        return "paths"
+    try:
+        check_tree_attention(model, longest=max(len(sequence) for row in rows for sequence in row.sequences))
+    except BackendError as error:
+        return f"paths: {error}"
+    return "trees"
+
+
+def packed_collate(model: PreTrainedModel, settings: TrainSettings, collate: PackedCollate) -> Collate:
+    """Return a collator of one ``PackedPass``: block-sparse attention gets wide rows, dense attention narrow ones."""
+    width = settings.row_tokens if can_flex(model) else 0
+    return lambda passes: collate(passes[0].trees, width=width)
+
+
+def _packed_passes(rows: Sequence[Any], schedule: Schedule, *, row_tokens: int) -> tuple[list[PackedPass], Schedule]:
+    """Merge the rows of every forward pass into trees; they are the new rows, each forwarded once."""
+    passes = [PackedPass(trees=pack_rows([rows[i] for i in batch], row_tokens=row_tokens)) for batch in schedule.micro_batches]
+    return passes, replace(schedule, micro_batches=[[i] for i in range(len(passes))])
 
 
 def newest_checkpoint(work: Path, identity: str) -> str | None:
@@ -456,7 +507,5 @@ def last_logits(model: nn.Module, inputs: dict[str, Tensor], *, positions: int) 
 
     With a large vocabulary the logits of the prompt would cost more than everything else.
     """
-    core = model.get_base_model() if isinstance(model, PeftModel) else model
-    can_skip = "logits_to_keep" in inspect.signature(type(core).forward).parameters
-    extra = {"logits_to_keep": positions} if can_skip else {}
-    return model(**inputs, **extra, use_cache=False).logits[:, -positions:]
+    can_skip = "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters
+    return run_rows(model, inputs, **({"logits_to_keep": positions} if can_skip else {}))[:, -positions:]

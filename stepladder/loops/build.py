@@ -4,14 +4,17 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.config import Config, EvaluateConfig, PolicyConfig, ProblemsConfig, SearchConfig, TrainConfig
+from stepladder.loops.config import Config, EvaluateConfig, OpenAIConfig, PolicyConfig, ProblemsConfig, SearchConfig, TrainConfig
+from stepladder.loops.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, LabelledProblem
 
@@ -117,7 +120,17 @@ def build_renderer(config: Config, policy_dir: str) -> Any:
 
 
 def build_policy(config: Config, policy_dir: str) -> Any:
-    """Return a transformers policy; weights are cached per process, caches of keys and values are new."""
+    """Return a policy on the configured backend; weights and engines are kept per process, caches of keys and values are new.
+
+    Raises:
+        ConfigError: If the backend is not installed or its settings are impossible.
+        CheckpointError: If the model cannot be loaded.
+        BackendError: If the server does not answer.
+    """
+    if config.policy.backend == "vllm":
+        return _vllm_policy(config, policy_dir)
+    if config.policy.backend == "openai":
+        return _openai_policy(config, policy_dir)
     from stepladder.policy.backends.transformers import TransformersPolicy
 
     model, tokenizer = _policy_weights(policy_dir, config.policy.device, config.policy.dtype, config.policy.trust_remote_code)
@@ -125,13 +138,119 @@ def build_policy(config: Config, policy_dir: str) -> Any:
 
 
 def build_scorer(config: Config, prm_dir: str | None) -> Any:
-    """Return a transformers step scorer, or None without a PRM."""
+    """Return a step scorer on the configured backend, or None without a PRM; raises as ``build_policy`` does."""
     if prm_dir is None:
         return None
+    if config.prm.backend == "vllm":
+        return _vllm_scorer(config, prm_dir)
     from stepladder.prm.scorer import TransformersStepScorer
 
     model, spec = _prm_weights(prm_dir, config.policy.device, config.policy.dtype)
     return TransformersStepScorer(model, spec)
+
+
+def check_backends(config: Config, *, trains: bool) -> None:
+    """Check that the configured backends can do the work, before any is done; nothing is loaded.
+
+    Args:
+        config: The configuration.
+        trains: Whether rounds change the policy's weights.
+
+    Raises:
+        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing.
+    """
+    if "vllm" in (config.policy.backend, config.prm.backend):
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "policy.backend: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
+                "GPU, or see docs/backends.md for the CPU"
+            )
+        wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
+        if trains and wanted > max(found, 1):
+            raise ConfigError(
+                f"policy.vllm: data_parallel * tensor_parallel must be at most the number of GPUs: got {wanted} > {found} -- lower one"
+            )
+    if trains and config.policy.backend == "openai":
+        raise ConfigError(
+            "policy.backend: evolve trains the policy, and a server keeps the weights it was started with: got 'openai' -- use 'vllm' or "
+            "'transformers'"
+        )
+
+
+def _vllm_policy(config: Config, policy_dir: str) -> Any:
+    from stepladder.lm.loading import load_model_settings, load_tokenizer
+    from stepladder.lm.vllm import VLLMEngine
+    from stepladder.policy.backends.vllm import VLLMPolicy
+
+    trust, settings = config.policy.trust_remote_code, _engine_settings(config, config.policy.vllm.memory_share)
+    engine = _held_engine("policy", (policy_dir, settings), lambda: VLLMEngine(policy_dir, task="generate", settings=settings))
+    tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
+    return VLLMPolicy(engine, tokenizer, step_format(config), *named)
+
+
+def _vllm_scorer(config: Config, prm_dir: str) -> Any:
+    from stepladder.prm.specs import PRMSpec
+    from stepladder.prm.vllm import VLLMStepScorer, start_scoring_engine
+
+    settings = _engine_settings(config, config.policy.vllm.prm_memory_share)
+    engine = _held_engine("prm", (prm_dir, settings), lambda: start_scoring_engine(prm_dir, settings=settings))
+    return VLLMStepScorer(engine, PRMSpec.load(prm_dir))
+
+
+def _engine_settings(config: Config, memory_share: float) -> Any:
+    from stepladder.lm.vllm import EngineSettings
+
+    section = config.policy.vllm
+    return EngineSettings(
+        dtype=config.policy.dtype,
+        memory_share=memory_share,
+        tensor_parallel=section.tensor_parallel,
+        block_size=section.block_size,
+        max_batch=config.policy.max_batch,
+        max_context=section.max_context,
+        trust_remote_code=config.policy.trust_remote_code,
+        options=section.options,
+    )
+
+
+@cache
+def _engines() -> dict[str, tuple[Any, Any]]:
+    """Return the vLLM engines of this process by role, each with what it was started from."""
+    return {}
+
+
+def _held_engine(role: str, made_from: Any, start: Callable[[], Any]) -> Any:
+    """Return the engine of a role with an empty cache; one of other weights or settings is ended first, to give its memory back."""
+    held = _engines()
+    if role in held and held[role][0] != made_from:
+        held.pop(role)[1].close()
+    if role not in held:
+        held[role] = (made_from, start())
+    engine = held[role][1]
+    engine.reset()
+    return engine
+
+
+def _openai_policy(config: Config, policy_dir: str) -> Any:
+    from stepladder.lm.loading import load_model_settings, load_tokenizer
+    from stepladder.policy.backends.openai import OpenAIPolicy
+
+    section, trust = config.policy.openai, config.policy.trust_remote_code
+    tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
+    text = named[0].get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    return OpenAIPolicy(_server(section), tokenizer, step_format(config), *named, vocab_size=text.vocab_size, context=context)
+
+
+@lru_cache(maxsize=1)
+def _server(section: OpenAIConfig) -> Any:
+    from stepladder.policy.backends.openai import CompletionServer, ServerSettings
+
+    plain = section.model_dump(exclude={"api_key_env"})
+    key = None if section.api_key_env is None else os.environ.get(section.api_key_env)
+    if section.api_key_env is not None and not key:
+        raise ConfigError(f"policy.openai.api_key_env: the variable must hold a key: {section.api_key_env!r} is not set -- export it")
+    return CompletionServer(ServerSettings(**plain, api_key=key))
 
 
 @lru_cache(maxsize=1)
@@ -152,7 +271,10 @@ def _prm_weights(prm_dir: str, device: str, dtype: str) -> Any:
 
 
 def release_weights() -> None:
-    """Forget cached weights; called before training, which needs the memory."""
+    """Forget cached weights and end engines; called before training, which needs the memory."""
+    for _, engine in _engines().values():
+        engine.close()
+    _engines().clear()
     _policy_weights.cache_clear()
     _prm_weights.cache_clear()
 
@@ -170,7 +292,15 @@ def num_workers(config: Config) -> int:
     """Return how many worker processes to start: as told, else one per core on a CPU and one where a GPU is used."""
     if config.run.workers:
         return config.run.workers
-    return 1 if uses_gpu(config.policy.device) else max(1, len(os.sched_getaffinity(0)) // config.run.threads)
+    if uses_gpu(config.policy.device):
+        return config.policy.vllm.data_parallel if config.policy.backend == "vllm" else 1
+    return max(1, len(os.sched_getaffinity(0)) // config.run.threads)
+
+
+def gpus_per_worker(config: Config) -> int | None:
+    """Return how many GPUs each worker has for itself; None where all workers see all."""
+    section = config.policy.vllm
+    return section.tensor_parallel if config.policy.backend == "vllm" and section.data_parallel > 1 else None
 
 
 def uses_gpu(device: str) -> bool:

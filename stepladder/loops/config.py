@@ -25,7 +25,13 @@ PATH_KEYS = (
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
 
-_SPEED_ONLY = (("run", "workers"), ("run", "rounds"), ("policy", "max_batch"))
+_SPEED_ONLY = (
+    ("run", "workers"),
+    ("run", "rounds"),
+    ("policy", "max_batch"),
+    *(("policy", "vllm", name) for name in ("memory_share", "prm_memory_share", "tensor_parallel", "data_parallel", "block_size")),
+    ("policy", "openai"),
+)
 """Settings that may change when a run is continued: they do not change what a given round produces."""
 
 
@@ -110,11 +116,57 @@ class FormatConfig(Section):
         return self
 
 
+class VLLMConfig(Section):
+    """Engines of vLLM inside the worker processes: of the policy (``policy.backend``) and of the PRM (``prm.backend``)."""
+
+    memory_share: float = Field(default=0.45, gt=0, le=1)
+    """Share of each GPU's memory for the policy's engine. Raise it to 0.9 where no PRM shares the GPU; it has no meaning on a CPU."""
+    prm_memory_share: float = Field(default=0.35, gt=0, le=1)
+    """Share of each GPU's memory for the PRM's engine."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that hold one copy of a model together."""
+    data_parallel: int = Field(default=1, ge=1)
+    """Workers that search side by side in ``evolve``, each with engines of its own on ``tensor_parallel`` GPUs of its own."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens of a cache block; None is 32 on a CPU and vLLM's choice on a GPU."""
+    max_context: int | None = Field(default=None, ge=2)
+    """Tokens of question and solution together; None is the model's limit. Lower it when the cache does not fit."""
+    options: dict[str, bool | int | float | str] = {}
+    """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"``."""
+
+
+class OpenAIConfig(Section):
+    """A server that speaks OpenAI's completions protocol and serves the policy's model."""
+
+    url: str = "http://127.0.0.1:8000/v1"
+    """Where the protocol begins."""
+    model: str | None = None
+    """Name of the model on the server; None takes the only one it serves."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None sends none."""
+    concurrency: int = Field(default=64, ge=1)
+    """Requests in flight at once."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds until a request that was not answered is tried again."""
+    retries: int = Field(default=6, ge=0)
+    """Further tries of a request that failed in a way that may pass."""
+    backoff_s: float = Field(default=0.5, ge=0)
+    """Mean delay before the first of them; it doubles with each, up to 30 s."""
+    stop: Literal["server", "client"] = "server"
+    """Who ends a step: a server that shows the token it stopped at (vLLM, SGLang), or stepladder, which wastes what comes behind it."""
+
+
 class PolicyConfig(Section):
     """The language model that proposes steps."""
 
     model: str
     """Directory or hub id of a causal language model."""
+    backend: Literal["transformers", "vllm", "openai"] = "transformers"
+    """What samples: the embedded engine, vLLM in process, or a server (``solve`` only; the tokenizer is still read from ``model``)."""
+    vllm: VLLMConfig = VLLMConfig()
+    """Settings of vLLM."""
+    openai: OpenAIConfig = OpenAIConfig()
+    """Settings of the server."""
     device: str = "auto"
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -149,6 +201,10 @@ class TrainConfig(Section):
     """Rows per update."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass; None is the whole batch. Lower it when memory runs out."""
+    packed: bool = True
+    """Merge the rows of a problem into trees, so that every shared token is forwarded once; gradients are those of separate rows."""
+    row_tokens: int = Field(default=1024, ge=1)
+    """Largest tree with ``packed``; larger ones are cut."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the updates over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -192,13 +248,15 @@ class PRMConfig(Section):
 
     enabled: bool = True
     """Without it the search is guided by outcomes alone and answers are chosen by majority."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What scores steps: the embedded engine, or vLLM in process with the settings under ``policy.vllm``."""
     model: str | None = None
     """Directory of a PRM to start from; None starts from the policy with a new value head."""
     start: Literal["policy", "last"] = "policy"
     """Each round trains from the round's new policy with a new head, or from the last PRM."""
     rollouts: int = Field(default=0, ge=0)
-    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, beside the searched trees. A PRM
-    that has only seen the steps of the policy before judges the new one's at chance where the policy changed much; 0 samples none."""
+    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees: those
+    show the steps of the policy before, and what they teach misjudges the new one's where it changed much. 0 learns from the trees."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
     data: Literal["accumulate", "replace"] = "replace"
@@ -207,6 +265,8 @@ class PRMConfig(Section):
     """Value target of a step: mean outcome of the leaves below it, or its backed-up value."""
     loss: Literal["bce", "mse"] = "bce"
     """Loss on the targets."""
+    supervise: Literal["step-end", "every-token"] = "step-end"
+    """Tokens of a step that learn its target: the last one, where scores are read, or all, from which a small model learns faster."""
     train: TrainConfig = TrainConfig()
     """How to train it."""
 
@@ -326,6 +386,15 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
         raise ConfigError(_explain(error, where=str(path) if path else "configuration")) from None
 
 
+def with_overrides(config: Config, overrides: list[str]) -> Config:
+    """Return a configuration with ``section.key=value`` overrides applied.
+
+    Raises:
+        ConfigError: If a setting is unknown or impossible.
+    """
+    return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -395,11 +464,13 @@ def valid_names(location: tuple[int | str, ...]) -> list[str]:
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _without(plain: dict[str, Any], keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    return {
-        section: {key: value for key, value in values.items() if (section, key) not in keys} if isinstance(values, dict) else values
-        for section, values in plain.items()
-    }
+def _without(plain: dict[str, Any], keys: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in plain.items():
+        inner = tuple(key[1:] for key in keys if key[0] == name)
+        if () not in inner:
+            kept[name] = _without(value, inner) if isinstance(value, dict) else value
+    return kept
 
 
 def _flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

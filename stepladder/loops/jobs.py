@@ -149,6 +149,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
         out,
         settings,
         loss=config.prm.loss,
+        supervise=config.prm.supervise,
         renderer_hash=build.build_renderer(config, start).hash,
         trust_remote_code=config.policy.trust_remote_code,
         on_progress=_training_progress(stage),

@@ -58,11 +58,6 @@ class RoundContext:
             ),
         )
 
-    def best_policy(self, number: int) -> int:
-        """Return the version of the best policy before a round."""
-        before = self.run.row(number - 1)
-        return before["best_policy"] if before else 0
-
     def shards(self, split: str) -> list[list[LabelledProblem]]:
         """Return a split cut into shards, in file order."""
         problems, size = self.problems[split], self.config.run.shard_size
@@ -96,7 +91,7 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     labels = _label(context, number)
     training = {"policy": _train(context, number, best_policy)}
     rollouts = _roll_out(context, number)
-    training["prm"] = _train_prm(context, number, best_prm)
+    training["prm"] = _train_prm(context, number, best_policy, best_prm)
     search["rollout_tokens"] = rollouts["generated_tokens"] if rollouts else 0
     return _judge(context, number, best_policy=best_policy, best_prm=best_prm, training=training, search=search, labels=labels)
 
@@ -206,15 +201,15 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
     return _trained(context, number, "policy", Task(function=jobs.train_policy, arguments=arguments), totals)
 
 
-def _train_prm(context: RoundContext, number: int, prm_version: int | None) -> Summary:
-    """Train the PRM on the value rows of the configured rounds; without any data there is none."""
+def _train_prm(context: RoundContext, number: int, policy_version: int, prm_version: int | None) -> Summary:
+    """Train the PRM on the value rows of the configured rounds, the rollouts' if there are any; without any data there is none."""
     config, run = context.config, context.run
     rounds = list(range(1, number + 1)) if config.prm.data == "accumulate" else [number]
-    values = [path for kind in ("values", "rollout-values") for path in run.shards(kind, rounds=rounds)]
+    values = run.shards("rollout-values" if config.prm.rollouts else "values", rounds=rounds)
     if not config.prm.enabled or not jobs.has_rows(values):
         return {}
     stage = f"round {number}: PRM"
-    policy = run.policy_source(number if run.policy(number).exists() else context.best_policy(number), config)
+    policy = run.policy_source(number if run.policy(number).exists() else policy_version, config)
     arguments = {
         "config": config,
         "seed": derive_seed(config.run.seed, "train", number),

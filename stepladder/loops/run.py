@@ -32,6 +32,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     """
     build.check_searches(config)
     build.check_model(config.policy)
+    build.check_backends(config, trains=True)
     problems = build.build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
     for row in run.rows():
@@ -39,7 +40,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     if len(run.rows()) > config.run.rounds:
         return run
     run.log_event("start", rounds=config.run.rounds, workers=build.num_workers(config))
-    with worker_pool(build.num_workers(config), threads=config.run.threads) as pool:
+    with worker_pool(build.num_workers(config), threads=config.run.threads, gpus_each=build.gpus_per_worker(config)) as pool:
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
         while (number := len(run.rows())) <= config.run.rounds:
             begin = time.monotonic()

@@ -3,7 +3,7 @@
 import json
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
-from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig
+from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
 from stepladder.loops.run import best_models
 from stepladder.loops.rundir import load_run
 from stepladder.mcts.axes import SearchMethod
@@ -54,10 +54,12 @@ class SolveSettings:
         simulations: int | None,
         options: list[str],
         seed: int,
+        overrides: Sequence[str] = (),
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does.
+        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does. ``overrides``
+        are ``section.key=value`` over the run's configuration.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -69,10 +71,12 @@ class SolveSettings:
             config, best_prm = _bare_config(policy), None
         else:
             config, policy, best_prm = _run_models(run or DEFAULT_RUN)
+        config = with_overrides(config, list(overrides))
+        build.check_backends(config, trains=False)
         chosen_prm = best_prm if prm is None else None if prm == "none" else prm
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
-        overrides = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
+        chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
         num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens else defaults.simulations)
         budget = Budget(
             num_simulations=num_simulations,
@@ -84,7 +88,7 @@ class SolveSettings:
             config=config,
             policy=policy,
             prm=chosen_prm,
-            method=resolve_method(method or defaults.method, **overrides),
+            method=resolve_method(method or defaults.method, **chosen_options),
             budget=budget,
             seed=seed,
         )

@@ -16,9 +16,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
-from stepladder.errors import BackendError
+from stepladder.errors import BackendError, ConfigError
 
 _PARENT_POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
@@ -63,17 +64,22 @@ class Task:
 class WorkerPool:
     """A fixed number of worker processes."""
 
-    def __init__(self, num_workers: int, *, threads: int) -> None:
+    def __init__(self, num_workers: int, *, threads: int, gpus_each: int | None = None) -> None:
         """Start no process yet; the first task does.
 
         Args:
             num_workers: Processes, >= 1.
             threads: CPU threads per process, >= 1.
+            gpus_each: GPUs that each process sees, none of them shared; None shows all of them to all.
         """
         context = get_context("spawn")
         self._queue = context.Queue()
+        shares = None if gpus_each is None else context.Queue()
+        for share in [] if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each):
+            assert shares is not None
+            shares.put(share)
         self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), threads, self._queue)
+            num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), threads, self._queue, shares)
         )
 
     def run(self, tasks: Sequence[Task], *, on_progress: Callable[[Progress], None]) -> list[Any]:
@@ -122,9 +128,9 @@ class WorkerPool:
 
 
 @contextmanager
-def worker_pool(num_workers: int, *, threads: int) -> Iterator[WorkerPool]:
+def worker_pool(num_workers: int, *, threads: int, gpus_each: int | None = None) -> Iterator[WorkerPool]:
     """Yield a pool that is shut down in order on success and killed on any exception, Ctrl-C included."""
-    pool = WorkerPool(num_workers, threads=threads)
+    pool = WorkerPool(num_workers, threads=threads, gpus_each=gpus_each)
     try:
         yield pool
     except BaseException:
@@ -133,9 +139,35 @@ def worker_pool(num_workers: int, *, threads: int) -> Iterator[WorkerPool]:
     pool.close()
 
 
-def _start_worker(parent_pid: int, threads: int, progress_queue: Any) -> None:
+def gpu_names() -> list[str]:
+    """Return the names of the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; nothing is initialised."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    devices = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number, _ in enumerate(devices.iterdir())] if devices.is_dir() else []
+
+
+def gpu_shares(names: Sequence[str], num_workers: int, gpus_each: int) -> list[str]:
+    """Return CUDA_VISIBLE_DEVICES for every worker.
+
+    Raises:
+        ConfigError: If there are too few.
+    """
+    if len(names) < num_workers * gpus_each:
+        raise ConfigError(
+            f"run.workers: {num_workers} workers of {gpus_each} GPUs each need {num_workers * gpus_each}: found {len(names)} -- lower "
+            "policy.vllm.data_parallel or run.workers"
+        )
+    return [",".join(names[number * gpus_each : (number + 1) * gpus_each]) for number in range(num_workers)]
+
+
+def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue: Any) -> None:
     global _progress_queue
     _progress_queue = progress_queue
+    if gpu_queue is not None:
+        # Before torch is imported, which looks only once.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_queue.get()
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

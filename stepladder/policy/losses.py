@@ -1,12 +1,13 @@
 """Losses of the policy, as pure functions over log-probabilities.
 
-``token_logps`` and ``sequence_logps`` turn logits into log-probabilities; every loss below takes one number per sequence and knows nothing
+``token_logps`` and ``gathered_logps`` turn logits into log-probabilities; every loss below takes one number per sequence and knows nothing
 of models, padding or packing. A mean runs over an explicit count, so that an update split into several forward passes has exactly the
 gradient of one undivided pass: pass the count of the whole update each time and add the results up.
 
 Axes: B sequences or pairs, T positions, V vocabulary. Log-probabilities are in nats.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,17 +32,21 @@ def token_logps(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> 
     return -flat.view(targets.shape)
 
 
-def sequence_logps(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
-    """Return the log-probability of every completion: the sum of ``token_logps`` over its tokens.
+def gathered_logps(logits: Float[Tensor, "P V"], sources: Int[Tensor, "S L"], targets: Int[Tensor, "S L"]) -> Float[Tensor, "S L"]:
+    """Return the log-probability of target tokens that are predicted at any positions, several at one position where a tree branches.
+
+        logp[s, l] = log softmax(logits[sources[s, l]])[targets[s, l]]
 
     Args:
-        logits: Unnormalised.
-        targets: The token that each position predicts, or ``IGNORE``.
+        logits: Unnormalised, any floating type, one line per position; the softmax is taken in float32.
+        sources: The position that predicts each target.
+        targets: The token predicted there, or ``IGNORE``.
 
     Returns:
-        Values <= 0; 0 for a sequence without targets.
+        Values <= 0; exactly 0, without gradient, where the target is ``IGNORE``.
     """
-    return token_logps(logits, targets).sum(-1)
+    chosen = logits[sources, targets.clamp(min=0)].float()
+    return torch.where(targets == IGNORE, 0.0, chosen - logits.float().logsumexp(-1)[sources])
 
 
 def sft_loss(logps: Float[Tensor, " B"], num_tokens: Float[Tensor, ""] | float | int) -> Float[Tensor, ""]:

@@ -6,38 +6,50 @@ tokens only.
 Three layers, of which only the first two know how tokens lie in a batch:
 
 - ``CompletionRow`` and ``PreferenceRow`` are made from the stored records (``completion_rows``, ``preference_rows``);
-- ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets`` aligned with its last logits;
+- ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets``, one line per completion;
 - ``CompletionObjective`` and ``PreferenceObjective`` turn logits and targets into the losses of ``losses.py``.
 
-Rows that pack a tree, every shared token once, are another row and another collator with the same batch keys.
+By default the rows of a problem are merged into trees (``collate_packed_*``): the batch then says at which positions of the trees each
+completion token is predicted, and everything from the log-probabilities on is the same.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
+from stepladder.lm.packing import Layout, PackedPass, PackedRow, group_rows, lay_out, pack_rows
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
+from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
     Batch,
+    Collate,
     ProgressCallback,
     TrainReport,
     TrainSettings,
     autocast,
     identity_of,
     last_logits,
+    packed_collate,
+    packed_layout,
     quiet,
     run_training,
     save_model,
     training_dtype,
 )
-from stepladder.policy.losses import IGNORE, preference_loss, sequence_logps, sft_loss, token_logps
+from stepladder.lm.tree_attention import logits_at, tree_attention, tree_inputs
+from stepladder.policy.losses import IGNORE, gathered_logps, preference_loss, sft_loss, token_logps
 from stepladder.types import PreferencePair, Trace
 
 
@@ -49,10 +61,17 @@ class CompletionRow:
     """Context, not empty; no loss on it."""
     completion_ids: list[int]
     """Learned tokens, not empty."""
+    group: str = ""
+    """Problem of the row."""
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded: all tokens but the last, which predicts nothing."""
+        return ([*self.prompt_ids, *self.completion_ids][:-1],)
 
     @property
     def length(self) -> int:
-        """Positions forwarded: all tokens but the last, which predicts nothing."""
+        """Positions forwarded."""
         return len(self.prompt_ids) + len(self.completion_ids) - 1
 
     @property
@@ -75,6 +94,16 @@ class PreferenceRow:
     """Reference log-probability of the preferred completion from the first differing token on, in nats."""
     ref_rejected_logp: float = 0.0
     """The same for the other completion."""
+
+    @property
+    def group(self) -> str:
+        """Problem of the pair."""
+        return self.chosen.group
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded: the preferred sequence, then the other."""
+        return (*self.chosen.sequences, *self.rejected.sequences)
 
     @property
     def length(self) -> int:
@@ -127,6 +156,7 @@ def train_sft(
         model,
         rows,
         collate=collate_completions,
+        collate_packed=collate_packed_completions,
         objective=CompletionObjective(),
         settings=settings,
         out_dir=Path(out_dir),
@@ -189,6 +219,7 @@ def train_preference(
         model,
         add_reference(model, rows, settings),
         collate=collate_preferences,
+        collate_packed=collate_packed_preferences,
         objective=objective,
         settings=settings,
         out_dir=Path(out_dir),
@@ -208,7 +239,7 @@ def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[Complet
     rows = []
     for i, trace in enumerate(traces):
         place = f"trace {i} (problem {trace.problem_id!r})"
-        rows.append(_completion_row(trace.prompt_ids, trace.completion_ids, vocabulary=vocabulary, place=place))
+        rows.append(_completion_row(trace, trace.completion_ids, vocabulary=vocabulary, place=place))
     return rows
 
 
@@ -221,12 +252,12 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
     rows = []
     for i, pair in enumerate(pairs):
         place = f"pair {i} (problem {pair.problem_id!r})"
-        chosen = _completion_row(pair.prompt_ids, pair.chosen_ids, vocabulary=vocabulary, place=place)
-        rejected = _completion_row(pair.prompt_ids, pair.rejected_ids, vocabulary=vocabulary, place=place)
+        chosen = _completion_row(pair, pair.chosen_ids, vocabulary=vocabulary, place=place)
+        rejected = _completion_row(pair, pair.rejected_ids, vocabulary=vocabulary, place=place)
         if chosen == rejected:
             dropped["equal steps"] = dropped.get("equal steps", 0) + 1
         else:
-            rows.append(PreferenceRow(chosen=chosen, rejected=rejected, num_shared=_num_shared(pair.chosen_ids, pair.rejected_ids)))
+            rows.append(PreferenceRow(chosen=chosen, rejected=rejected, num_shared=num_shared(pair.chosen_ids, pair.rejected_ids)))
     return rows
 
 
@@ -251,12 +282,63 @@ def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
         What ``collate_completions`` returns, and ``contrast``, bool ``[2B, T']``: targets from the first differing token on; ``ref_logps``,
         float32 ``[2B]``: the reference's sums over them.
     """
-    sides = [row.chosen for row in rows] + [row.rejected for row in rows]
-    batch = collate_completions(sides)
-    learned = batch["targets"] != IGNORE
+    batch = collate_completions([row.chosen for row in rows] + [row.rejected for row in rows])
+    return {**batch, **_references(rows, batch["targets"])}
+
+
+def collate_packed_completions(trees: Sequence[PackedRow[CompletionRow]], *, width: int = 0) -> Batch:
+    """Lay trees of completions out.
+
+    Returns:
+        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` behind
+        the last. ``columns``, ``[C]``: the columns whose logits predict one of them. ``sources``, ``[S, L]``: where each is predicted, as
+        an index into the B x C logits of these columns.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
+    return _read_at(layout, paths, [row for tree in trees for row in tree.rows])
+
+
+def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, width: int = 0) -> Batch:
+    """Lay trees of pairs out, as the B preferred completions, then the B others.
+
+    Returns:
+        What ``collate_packed_completions`` returns, and the ``contrast`` and ``ref_logps`` of ``collate_preferences``.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
+    rows = [row for tree in trees for row in tree.rows]
+    batch = _read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
+    return {**batch, **_references(rows, batch["targets"])}
+
+
+def _read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
+    """Return the batch that reads completions along paths; the last prompt token predicts the first completion token."""
+    sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
+    rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
+    columns, indices = places.unique(return_inverse=True)
+    flat = (rows * len(columns) + indices).split([len(source) for source in sources])
+    return {
+        "inputs": tree_inputs(layout),
+        "targets": pad([side.completion_ids for side in sides], value=IGNORE),
+        "columns": columns,
+        "sources": pad_sequence(list(flat), batch_first=True),
+    }
+
+
+def _references(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
+    learned = targets != IGNORE
     num_shared = torch.tensor([row.num_shared for row in rows] * 2)
     ref_logps = torch.tensor([row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows], dtype=torch.float32)
-    return {**batch, "contrast": learned & (learned.cumsum(1) > num_shared[:, None]), "ref_logps": ref_logps}
+    return {"contrast": learned & (learned.cumsum(1) > num_shared[:, None]), "ref_logps": ref_logps}
+
+
+def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
+    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
+    targets = batch["targets"]
+    if "sources" not in batch:
+        return token_logps(last_logits(model, batch["inputs"], positions=targets.shape[1]), targets)
+    return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
 
 
 class CompletionObjective:
@@ -268,8 +350,7 @@ class CompletionObjective:
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the token mean."""
-        logits = last_logits(model, batch["inputs"], positions=batch["targets"].shape[1])
-        return sft_loss(sequence_logps(logits, batch["targets"]), counts[0].float())
+        return sft_loss(completion_logps(model, batch).sum(-1), counts[0].float())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,8 +380,7 @@ class PreferenceObjective:
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean preference loss and of the likelihood term."""
-        logits = last_logits(model, batch["inputs"], positions=batch["targets"].shape[1])
-        logps = token_logps(logits, batch["targets"])
+        logps = completion_logps(model, batch)
         chosen, rejected = _contrast_sums(logps, batch).chunk(2)
         ref_chosen, ref_rejected = batch["ref_logps"].chunk(2)
         return preference_loss(
@@ -319,20 +399,34 @@ class PreferenceObjective:
 
 @torch.no_grad()
 def add_reference(model: PreTrainedModel, rows: Sequence[PreferenceRow], settings: TrainSettings) -> list[PreferenceRow]:
-    """Return the rows, in order, with the log-probabilities that the model gives them as it stands."""
+    """Return the rows with the log-probabilities that the model gives them as it stands: once per tree where rows are packed.
+
+    The order is that of the rows given.
+    """
     device = resolve_device(settings.device)
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval()
-    size = settings.micro_batch_size or settings.batch_size
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
+    if packed_layout(model, rows, settings) != "trees":
+        return _with_references(model, rows, order, settings, collate_preferences)
+    packed = packed_collate(model, settings, collate_packed_preferences)
+    collate = lambda part: packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])  # noqa: E731
+    with tree_attention(model):
+        return _with_references(model, rows, [i for group in group_rows(rows) for i in group], settings, collate)
+
+
+def _with_references(
+    model: PreTrainedModel, rows: Sequence[PreferenceRow], order: list[int], settings: TrainSettings, collate: Collate
+) -> list[PreferenceRow]:
+    """Forward the rows in the order given."""
+    size = settings.micro_batch_size or settings.batch_size
     found: dict[int, PreferenceRow] = {}
     for start in range(0, len(order), size):
         indices = order[start : start + size]
-        batch = collate_preferences([rows[i] for i in indices])
-        inputs, targets = {name: value.to(device) for name, value in batch["inputs"].items()}, batch["targets"].to(device)
-        with autocast(settings, device):
-            logits = last_logits(model, inputs, positions=targets.shape[1])
-        chosen, rejected = _contrast_sums(token_logps(logits, targets).cpu(), batch).chunk(2)
+        batch = collate([rows[i] for i in indices])
+        with autocast(settings, model.device):
+            logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
+        chosen, rejected = _contrast_sums(logps.cpu(), batch).chunk(2)
         for i, ref_chosen, ref_rejected in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
             found[i] = replace(rows[i], ref_chosen_logp=ref_chosen, ref_rejected_logp=ref_rejected)
     return [found[i] for i in range(len(rows))]
@@ -351,17 +445,9 @@ def _vocabulary(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().num_embeddings  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
 
-def _completion_row(prompt_ids: list[int], completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
-    for name, ids in (("prompt", prompt_ids), ("completion", completion_ids)):
+def _completion_row(record: Trace | PreferencePair, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
+    for name, ids in (("prompt", record.prompt_ids), ("completion", completion_ids)):
         if not ids:
             raise DataFormatError(f"{place}: the {name} must have at least one token: got none -- drop the row")
         check_ids(ids, vocabulary=vocabulary, place=place)
-    return CompletionRow(prompt_ids=prompt_ids, completion_ids=completion_ids)
-
-
-def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with in common."""
-    for i, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return i
-    return min(len(first), len(second))
+    return CompletionRow(prompt_ids=record.prompt_ids, completion_ids=completion_ids, group=record.problem_id)

@@ -1,6 +1,7 @@
 """Where a process reward model comes from: a policy with a new value head, or an earlier process reward model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +39,7 @@ def initialise_prm(
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     if not (Path(start) / SPEC_FILE).is_file():
-        model = load_token_classifier(start, **options, num_labels=1)
-        _draw_head(_head(model, start), derive_seed(seed, "value head"))
-        _remove_head_dropout(model)
-        return model, PRMSpec(renderer_hash=renderer_hash)
+        return new_head_model(start, num_outputs=1, seed=seed, **options), PRMSpec(renderer_hash=renderer_hash)
     spec = PRMSpec.load(start)
     if spec.renderer_hash != renderer_hash:
         raise DataFormatError(
@@ -53,6 +51,25 @@ def initialise_prm(
     return model, spec
 
 
+def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options: Any) -> PreTrainedModel:
+    """Return a policy's body with a new linear head on every token, drawn from the seed, without dropout.
+
+    Args:
+        start: Policy directory or hub id.
+        num_outputs: Outputs per token, >= 1.
+        seed: Seed of the head, >= 0.
+        options: Device, dtype and trust_remote_code, as for ``load_token_classifier``.
+
+    Raises:
+        CheckpointError: If the model cannot be read, or its head is not linear.
+        ConfigError: If device or dtype cannot be had.
+    """
+    model = load_token_classifier(start, **options, num_labels=num_outputs)
+    _draw_head(_head(model, start, num_outputs), derive_seed(seed, "value head"))
+    _remove_head_dropout(model)
+    return model
+
+
 def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
     """Return values of raw outputs, as ``PRMSpec`` defines them, but without clipping ``identity``: a clipped value has no gradient."""
     if transform == "sigmoid":
@@ -62,10 +79,13 @@ def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
     return logits
 
 
-def _head(model: PreTrainedModel, start: str | Path) -> torch.nn.Linear:
+def _head(model: PreTrainedModel, start: str | Path, num_outputs: int = 1) -> torch.nn.Linear:
     head = getattr(model, "score", getattr(model, "classifier", None))
-    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
-        raise CheckpointError(f"{start}: a value model must have one linear output per token: got {head} -- start from a policy instead")
+    if not isinstance(head, torch.nn.Linear) or head.out_features != num_outputs:
+        raise CheckpointError(
+            f"{start}: a reward model must have {num_outputs} linear output{'s' * (num_outputs > 1)} per token: got {head} "
+            "-- start from a policy instead"
+        )
     return head
 
 

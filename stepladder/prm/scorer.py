@@ -1,7 +1,4 @@
-"""Step scores from a transformers model with one output per token, each step forwarded once.
-
-Axes: T tokens of a path.
-"""
+"""Step scores from a transformers model that reads the policy's own tokens, each step forwarded once."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -10,36 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from transformers import PreTrainedModel
 
-from stepladder.errors import BackendError
+from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.lm.slots import Placement
-from stepladder.prm.specs import PRMSpec, Transform
-
-
-def transform_outputs(outputs: Float[np.ndarray, "*s"], transform: Transform) -> Float[np.ndarray, "*s"]:
-    """Return scores in [0, 1] of raw outputs, in float64; NaN stays NaN.
-
-    Args:
-        outputs: Outputs of the head, any real number.
-        transform: ``sigmoid``, ``tanh01`` or ``identity``, as ``PRMSpec`` defines them.
-    """
-    outputs = outputs.astype(np.float64)
-    if transform == "sigmoid":
-        # The half-angle form of the logistic function: it cannot overflow.
-        return 0.5 * (np.tanh(0.5 * outputs) + 1.0)
-    if transform == "tanh01":
-        return 0.5 * (np.tanh(outputs) + 1.0)
-    return np.clip(outputs, 0.0, 1.0)
+from stepladder.prm.outputs import scores_of
+from stepladder.prm.specs import PRMSpec
 
 
 class TransformersStepScorer:
-    """A ``StepScorer`` that reads a value head at the last token of each step.
+    """A ``StepScorer`` that reads a value head, or two classes, at the last token of each step.
 
     Siblings share the forward pass of their prefix, and a step that was scored before is read from the cache. A step without tokens
     scores as None, since it has no last token; so does a step that ends beyond the model's context, holds an id that the model does not
@@ -50,19 +31,22 @@ class TransformersStepScorer:
         """Serve a model.
 
         Args:
-            model: A causal body with one output per token, on its device.
+            model: A causal body with ``spec.num_outputs`` outputs per token, on its device.
             spec: How scores are read off.
             max_batch_tokens: New tokens forwarded in one pass, >= 1.
             cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
 
         Raises:
-            BackendError: If the model's attention cannot be cached or its head has more than one output.
+            BackendError: If the model's attention cannot be cached or its head has another number of outputs.
+            ConfigError: If the spec reads text instead of the policy's tokens.
         """
-        if model.config.num_labels != 1:
-            raise BackendError(f"value head: must have one output per token: got num_labels={model.config.num_labels}")
+        if spec.prompt != "tokens":
+            raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
+        if model.config.num_labels != spec.num_outputs:
+            raise BackendError(f"{spec.family}: must have {spec.num_outputs} outputs per token: got num_labels={model.config.num_labels}")
         self.spec = spec
         self._model = FlatModel(model)
-        self._cache = PrefixCache(self._model, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, keep_outputs=True)
+        self._cache = PrefixCache(self._model, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, num_outputs=spec.num_outputs)
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[ScoreRequest] = deque()
 
@@ -136,7 +120,7 @@ class TransformersStepScorer:
 
     def _branch_scores(self, begin: int, branch: Sequence[Sequence[int]], count: int, slots: np.ndarray) -> tuple[float | None, ...]:
         ends = begin + np.cumsum([len(step) for step in branch[:count]], dtype=np.int64)
-        scores = transform_outputs(self._cache.outputs(slots[ends - 1]), self.spec.transform).tolist()
+        scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec).tolist()
         read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
         return (*read, *(None,) * (len(branch) - count))
 

@@ -1,4 +1,9 @@
-"""What a process reward model is, as data: how its output becomes a score, and which prompts it was trained on."""
+"""What a process reward model is, as data: what it reads, where its output stands, how that becomes a score.
+
+A spec has three parts. *Prompt*: how a question and its steps become the model's input. *Read*: at which token of a step the output is
+taken. *Family* and *transform*: what the output is, and the score it stands for. One reader (``reader.py``) interprets all of them, so
+another public model is another entry of ``NAMED_SPECS``, not another class.
+"""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -11,30 +16,96 @@ from stepladder.files import atomic_write_text
 SPEC_FILE = "stepladder_prm.json"
 """Where a model directory keeps its ``PRMSpec``."""
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
+_VERSION_1 = {"family", "read", "transform", "renderer_hash"}
+"""What the first version held; the rest had the values that are the defaults now."""
 
-Family = Literal["value-head"]
-Read = Literal["step-end"]
+Family = Literal["value-head", "two-class", "vocabulary", "implicit", "judge"]
+Prompt = Literal["tokens", "plain", "chat", "turns"]
+Read = Literal["step-end", "piece-end", "marker", "before-marker"]
 Transform = Literal["sigmoid", "tanh01", "identity"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PRMSpec:
-    """How to read scores off a model; stored beside it, so that training and serving agree."""
+    """How to read scores off a model; stored beside it, so that training and serving agree.
+
+    Templates hold ``{question}``, ``{step}`` and ``{marker}``; nothing else in them is replaced, so braces need no escape.
+    """
 
     family: Family = "value-head"
-    """``value-head``: one linear output on every token of a causal transformer."""
+    """``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs on every token, the second for a
+    good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``. ``implicit``: log-ratio of two language
+    models. ``judge``: a language model writes verdicts."""
+    prompt: Prompt = "tokens"
+    """``tokens``: the policy's own prompt and step tokens, as sampled. ``plain``: text. ``chat``: user asks, assistant gives all steps.
+    ``turns``: the user gives the steps one by one, the assistant answers each with the marker."""
     read: Read = "step-end"
-    """``step-end``: the score of a step is read at its last token."""
+    """``step-end``: at the last token of the step. ``piece-end``: the same, question, steps and markers being encoded each by itself.
+    ``marker``: at the marker's token. ``before-marker``: at the token before it, which predicts it."""
     transform: Transform = "sigmoid"
-    """From output x to score: ``sigmoid`` 1 / (1 + exp(-x)); ``tanh01`` (tanh(x) + 1) / 2; ``identity`` x, clipped to [0, 1]."""
-    renderer_hash: str
-    """Hash of the renderer whose prompts it was trained on."""
+    """From output x to score: ``sigmoid`` 1 / (1 + exp(-x)); ``tanh01`` (tanh(x) + 1) / 2; ``identity`` x, clipped to [0, 1]. Of two
+    outputs, x is good minus bad, so that ``sigmoid`` is the softmax over both."""
+    renderer_hash: str | None = None
+    """Hash of the renderer whose prompts a ``tokens`` model was trained on; None for the others, whose prompt the spec says."""
+    system: str | None = None
+    """System message of a ``chat``; None leaves it to the chat template."""
+    question: str = "{question}"
+    """What stands before the first step; under ``turns`` the first turn, which holds ``{step}`` as well; the prompt of a ``judge``, which
+    may also hold ``{previous}``."""
+    step: str = "{step}{marker}"
+    """One step and its marker."""
+    joiner: str = ""
+    """What stands between two steps."""
+    marker: str = ""
+    """Text of the marker."""
+    marker_id: int | None = None
+    """Token id of the marker; None asks the tokenizer."""
+    good: str | None = None
+    """Vocabulary entry of the token for a good step, or a judge's word for it."""
+    good_id: int | None = None
+    """Its token id; None asks the tokenizer."""
+    bad: str | None = None
+    """The same for a bad step."""
+    bad_id: int | None = None
+    """Its token id; None asks the tokenizer."""
+    bos: bool = False
+    """Under ``piece-end``, begin with the tokenizer's beginning-of-sequence token where it has one."""
+    beta: float = 1.0
+    """Factor on the log-ratio of an ``implicit`` model, > 0."""
+    bins: int = 1
+    """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
+    split: str = "\n\n"
+    """What a solution in one piece is split at, to have its steps."""
+    num_verdicts: int = 1
+    """Verdicts that a ``judge`` samples per step, >= 1."""
+    verdict: str = ""
+    """Regular expression whose first group is a judge's word; the last match counts."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("family", Family), ("read", Read), ("transform", Transform)):
+        for name, allowed in (("family", Family), ("prompt", Prompt), ("read", Read), ("transform", Transform)):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigError(f"PRM spec: {name} must be one of {list(get_args(allowed))}: got {getattr(self, name)!r}")
+        rules = {
+            "a marker to read at": self.read not in ("marker", "before-marker") or self.marker,
+            "a good and a bad token": self.family not in ("vocabulary", "judge") or (self.good and self.bad),
+            "the read 'step-end' for the prompt 'tokens'": self.prompt != "tokens" or self.read == "step-end",
+            "the prompt 'plain' for the read 'piece-end'": self.read != "piece-end" or self.prompt == "plain",
+            "a value head or two classes for the prompt 'tokens'": self.prompt != "tokens" or self.family in ("value-head", "two-class"),
+            "the read 'step-end' for an implicit model": self.family != "implicit" or self.read == "step-end",
+            "a verdict pattern for a judge": self.family != "judge" or self.verdict,
+            "a positive beta, bins and num_verdicts": self.beta > 0 and self.bins >= 1 and self.num_verdicts >= 1,
+            "bins on a value head with the transform 'identity' only": self.bins == 1
+            or (self.family == "value-head" and self.transform == "identity"),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(f"PRM spec: needs {rule}: got {self!r} -- correct the spec")
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs per token that the score is made of."""
+        return self.bins if self.family == "value-head" else 2
 
     def save(self, directory: str | Path) -> None:
         """Write the spec into a model directory."""
@@ -42,12 +113,12 @@ class PRMSpec:
 
     @classmethod
     def load(cls, directory: str | Path) -> "PRMSpec":
-        """Read the spec of a model directory.
+        """Read the spec of a model directory, or a spec that is a ``.json`` file by itself.
 
         Raises:
             CheckpointError: If it is missing, malformed or of another version.
         """
-        path = Path(directory) / SPEC_FILE
+        path = Path(directory) if Path(directory).suffix == ".json" else Path(directory) / SPEC_FILE
         try:
             row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             version = row.pop("schema_version")
@@ -55,6 +126,152 @@ class PRMSpec:
             raise CheckpointError(f"{path}: must say how scores are read: not found -- use a directory that PRM training wrote") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the PRM again") from error
-        if version != SPEC_VERSION or set(row) != {field.name for field in fields(cls)}:
-            raise CheckpointError(f"{path}: must be of version {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)}")
+        known = {1: _VERSION_1, SPEC_VERSION: {field.name for field in fields(cls)}}
+        if set(row) != known.get(version):
+            raise CheckpointError(
+                f"{path}: must be of version 1 or {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
+                "-- use the stepladder that wrote it"
+            )
         return cls(**row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedSpec:
+    """A spec that public checkpoints share."""
+
+    spec: PRMSpec
+    """How they are read."""
+    summary: str
+    """What they are, in one line."""
+    checkpoints: tuple[str, ...] = ()
+    """Hub ids of public models that are read so."""
+
+
+NAMED_SPECS: dict[str, NamedSpec] = {
+    "qwen2.5-math-prm": NamedSpec(
+        summary="two classes at <extra_0> after every step of a chat",
+        checkpoints=("Qwen/Qwen2.5-Math-PRM-7B", "Qwen/Qwen2.5-Math-PRM-72B", "Qwen/Qwen2.5-Math-7B-PRM800K"),
+        spec=PRMSpec(
+            family="two-class",
+            prompt="chat",
+            read="marker",
+            system="Please reason step by step, and put your final answer within \\boxed{}.",
+            marker="<extra_0>",
+            marker_id=151651,
+        ),
+    ),
+    "math-shepherd": NamedSpec(
+        summary="logits of + and - at ки after every line",
+        checkpoints=("peiyi9979/math-shepherd-mistral-7b-prm",),
+        spec=PRMSpec(
+            family="vocabulary",
+            prompt="plain",
+            read="marker",
+            question="{question} ",
+            step="{step} {marker}",
+            joiner="\n",
+            marker="ки",
+            marker_id=12902,
+            good="▁+",
+            good_id=648,
+            bad="▁-",
+            bad_id=387,
+            split="\n",
+        ),
+    ),
+    "rlhflow-llama": NamedSpec(
+        summary="logits of + and - where the assistant answers each step's turn",
+        checkpoints=("RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", "RLHFlow/Llama3.1-8B-PRM-Mistral-Data"),
+        spec=PRMSpec(
+            family="vocabulary",
+            prompt="turns",
+            read="before-marker",
+            question="{question} {step}",
+            step="{step}",
+            marker="+",
+            good="+",
+            good_id=10,
+            bad="-",
+            bad_id=12,
+        ),
+    ),
+    "openr-math-psa": NamedSpec(
+        summary="logits of + and - at five line breaks after every step",
+        checkpoints=("openreasoner/Math-psa",),
+        spec=PRMSpec(
+            family="vocabulary",
+            prompt="plain",
+            read="marker",
+            question="{question} ",
+            step="{step} {marker}",
+            joiner=" ",
+            marker="\n\n\n\n\n",
+            marker_id=76325,
+            good="Ġ+",
+            good_id=488,
+            bad="Ġ-",
+            bad_id=481,
+        ),
+    ),
+    "skywork-o1-open-prm": NamedSpec(
+        summary="value head at the line break after every step, pieces encoded separately",
+        checkpoints=("Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B", "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B"),
+        spec=PRMSpec(family="value-head", prompt="plain", read="piece-end", question="{question}\n", marker="\n", bos=True, split="\n"),
+    ),
+    "trl": NamedSpec(
+        summary="two classes at the line break after every step, as TRL's PRMTrainer trained token classifiers",
+        spec=PRMSpec(family="two-class", prompt="plain", read="piece-end", marker="\n", bos=True, split="\n"),
+    ),
+    "ppm": NamedSpec(
+        summary="value head with tanh at the end of every step, trained on pairs (rStar-Math's preference model)",
+        spec=PRMSpec(family="value-head", prompt="plain", read="piece-end", transform="tanh01", question="{question}\n", bos=True),
+    ),
+    "implicit": NamedSpec(
+        summary="beta times the log-ratio of each step to a reference model, through a sigmoid; needs --reference",
+        checkpoints=("PRIME-RL/EurusPRM-Stage1", "PRIME-RL/EurusPRM-Stage2"),
+        spec=PRMSpec(family="implicit", prompt="chat", read="step-end", joiner="\n\n", beta=0.001),
+    ),
+    "judge": NamedSpec(
+        summary="a chat model says Yes or No to every step; the share of Yes among its verdicts",
+        spec=PRMSpec(
+            family="judge",
+            prompt="chat",
+            transform="identity",
+            question=(
+                "Problem:\n{question}\n\nSolution so far:\n{previous}\n\nNext step:\n{step}\n\n"
+                "Check the next step, given that the steps before it are right. Reason briefly, then write \\boxed{Yes} if the step is "
+                "right or \\boxed{No} if it is wrong."
+            ),
+            good="Yes",
+            bad="No",
+            verdict=r"\\boxed\{\s*(\w+)\s*\}",
+            num_verdicts=8,
+        ),
+    ),
+}
+"""Specs by name; ``prm specs`` lists them."""
+
+
+def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
+    """Return how a model is read: by a spec's name, by the spec in its directory, or by its hub id.
+
+    Args:
+        source: Model directory or hub id.
+        name: A name of ``NAMED_SPECS``, the path of a ``.json`` file with a spec, or None.
+
+    Raises:
+        CheckpointError: If the spec in the directory is malformed.
+        ConfigError: If the name is unknown, or nothing says how the model is read.
+    """
+    if name is not None and name.endswith(".json"):
+        return PRMSpec.load(name)
+    if name is not None:
+        if name not in NAMED_SPECS:
+            raise ConfigError(f"--spec: must be a .json file or one of {', '.join(sorted(NAMED_SPECS))}: got {name!r} -- see prm specs")
+        return NAMED_SPECS[name].spec
+    if (Path(source) / SPEC_FILE).is_file():
+        return PRMSpec.load(source)
+    for entry in NAMED_SPECS.values():
+        if str(source) in entry.checkpoints:
+            return entry.spec
+    raise ConfigError(f"{source}: how its scores are read must be known: there is no {SPEC_FILE} -- give --spec (see stepladder prm specs)")

@@ -1,7 +1,8 @@
-"""Training the process reward model: value regression at the last token of every step that has a target.
+"""Training the process reward model: value regression at the tokens of every step that has a target.
 
 ``value_rows`` makes rows from stored records, ``collate_values`` lays them out, ``ValueObjective`` turns outputs and targets into a loss of
-``losses.py``. Rows that pack a tree are another row and another collator with the same batch keys.
+``losses.py``. By default the paths of a problem are merged into trees (``collate_packed_values``): one forward pass scores every step of a
+tree.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
 from stepladder.lm.training import (
     Batch,
@@ -28,6 +32,7 @@ from stepladder.lm.training import (
     save_model,
     training_dtype,
 )
+from stepladder.lm.tree_attention import run_rows, tree_inputs
 from stepladder.prm.losses import bce_loss, mse_loss
 from stepladder.prm.model import initialise_prm, transform_logits
 from stepladder.prm.specs import Transform
@@ -37,6 +42,9 @@ NO_TARGET = float("nan")
 
 Loss = Literal["bce", "mse"]
 
+Supervise = Literal["step-end", "every-token"]
+"""Which tokens of a step learn its target: the last one, where scores are read, or all of them (Cobbe et al. 2021, section 4.2)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetRow:
@@ -45,9 +53,16 @@ class TargetRow:
     ids: list[int]
     """Prompt and steps, up to the last step with a target."""
     positions: list[int]
-    """Indices into ``ids`` of the last tokens of the steps with a target, ascending; not empty."""
+    """Indices into ``ids`` of the tokens that learn a target, ascending; not empty."""
     targets: list[float]
     """Their targets, in [0, 1]."""
+    group: str = ""
+    """Problem of the row."""
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded."""
+        return (self.ids,)
 
     @property
     def length(self) -> int:
@@ -68,6 +83,7 @@ def train_value(
     *,
     renderer_hash: str,
     loss: Loss = "bce",
+    supervise: Supervise = "step-end",
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
@@ -80,6 +96,7 @@ def train_value(
         settings: How to train; ``batch_size`` counts paths.
         renderer_hash: Hash that every row must carry.
         loss: ``bce`` on soft targets, or ``mse`` between value and target. The mean runs over the targets of an update.
+        supervise: Which tokens of a step learn its target.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -105,7 +122,7 @@ def train_value(
         )
     objective = ValueObjective(loss_name=loss, transform=spec.transform)
     dropped: dict[str, int] = {}
-    targets = target_rows(rows, vocabulary=model.get_input_embeddings().num_embeddings, dropped=dropped)  # pyright: ignore
+    targets = target_rows(rows, vocabulary=model.get_input_embeddings().num_embeddings, supervise=supervise, dropped=dropped)  # pyright: ignore
     targets = fit_context(targets, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
 
@@ -117,6 +134,7 @@ def train_value(
         model,
         targets,
         collate=collate_values,
+        collate_packed=collate_packed_values,
         objective=objective,
         settings=settings,
         out_dir=Path(out_dir),
@@ -127,7 +145,9 @@ def train_value(
     )
 
 
-def target_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int]) -> list[TargetRow]:
+def target_rows(
+    rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], supervise: Supervise = "step-end"
+) -> list[TargetRow]:
     """Return one row per path that has a target; the others are counted in ``dropped``.
 
     Raises:
@@ -140,13 +160,18 @@ def target_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str,
         _check(row, place)
         ids = [*row.prompt_ids, *(token for step in row.step_ids for token in step)]
         check_ids(ids, vocabulary=vocabulary, place=place)
-        ends = accumulate((len(step) for step in row.step_ids), initial=len(row.prompt_ids))
-        scored = [(end - 1, target) for end, target in zip(list(ends)[1:], row.targets, strict=True) if target is not None]
+        ends = list(accumulate((len(step) for step in row.step_ids), initial=len(row.prompt_ids)))
+        scored = [
+            (position, target)
+            for begin, end, target in zip(ends, ends[1:], row.targets, strict=False)
+            if target is not None
+            for position in range(begin if supervise == "every-token" else end - 1, end)
+        ]
         if not scored:
             dropped["no target"] = dropped.get("no target", 0) + 1
             continue
         positions, targets = zip(*scored, strict=True)
-        kept.append(TargetRow(ids=ids[: positions[-1] + 1], positions=list(positions), targets=list(targets)))
+        kept.append(TargetRow(ids=ids[: positions[-1] + 1], positions=list(positions), targets=list(targets), group=row.problem_id))
     return kept
 
 
@@ -154,13 +179,35 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
     """Lay rows out one below the other.
 
     Returns:
-        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target at the last token of a step, NaN elsewhere.
+        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target where a token learns one, NaN elsewhere.
     """
     input_ids = pad([row.ids for row in rows], value=0)
     targets = torch.full(input_ids.shape, NO_TARGET)
     for i, row in enumerate(rows):
         targets[i, row.positions] = torch.tensor(row.targets)
     return {"inputs": {"input_ids": input_ids}, "targets": targets}
+
+
+def collate_packed_values(trees: Sequence[PackedRow[TargetRow]], *, width: int = 0) -> Batch:
+    """Lay trees of paths out.
+
+    Returns:
+        ``inputs``: arguments of ``run_rows``. ``targets``, float32 ``[M]``: every target. ``sources``, ``[M]``: where its step ends, as an
+        index into the tokens of all rows; steps of equal tokens after equal tokens end at the same one.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    sources, targets = [], []
+    for tree, offset in zip(trees, layout.offsets, strict=True):
+        for row, path in zip(tree.rows, tree.tree.paths, strict=True):
+            sources.append(path[row.positions] + offset)
+            targets += row.targets
+    return {"inputs": tree_inputs(layout), "targets": torch.tensor(targets), "sources": torch.from_numpy(np.concatenate(sources))}
+
+
+def step_outputs(model: nn.Module, batch: Batch) -> Float[Tensor, "*shape"]:
+    """Return the raw outputs of a batch, packed or not, in the shape of its targets, float32."""
+    outputs = run_rows(model, batch["inputs"])[..., 0].float()
+    return outputs.flatten()[batch["sources"]] if "sources" in batch else outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +231,7 @@ class ValueObjective:
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean over the targets."""
-        logits = model(**batch["inputs"], use_cache=False).logits[..., 0].float()
+        logits = step_outputs(model, batch)
         num_targets = counts[0].float()
         if self.loss_name == "bce":
             return bce_loss(logits, batch["targets"], num_targets)

@@ -8,9 +8,11 @@ import pytest
 
 from stepladder.data.labels import (
     ValueTarget,
+    distance_values,
     gather_evidence,
     node_values,
     preference_pairs,
+    progress_values,
     select_traces,
     trace_from_solution,
     value_rows,
@@ -306,6 +308,73 @@ def test_values_agree_with_the_recursive_twin(seed):
     record = random_tree(seed)
     below = [leaves_below(record, node) for node in range(len(record.parents))]
     assert node_values(record, "monte-carlo") == [sum(outcomes) / len(outcomes) if outcomes else None for outcomes in below]
+
+
+def test_distance_values_rise_to_a_right_leaf_and_fall_with_wrong_steps():
+    """By hand on one tree.
+
+    Root - 1 - 2 - 3 (right) rises by thirds. From node 1 (1/3, two steps to go) the wrong child 4 loses a third of what is missing, and its
+    wrong child 5 again. Node 6 lies on a way of two steps, so it is half of it; node 8 has no graded leaf.
+    """
+    record = tree(
+        (-1, None, None),
+        (0, None, None),
+        (1, None, None),
+        (2, None, 1.0),
+        (1, None, None),
+        (4, None, 0.0),
+        (0, None, None),
+        (6, None, 1.0),
+        (0, None, None),
+        (0, None, 0.0),
+    )
+    fourth = 1 / 3 - (2 / 3) / 3
+    fifth = max(0.0, fourth - (1 - fourth) / 3)
+    expected = [0.0, 1 / 3, 2 / 3, 1.0, fourth, fifth, 0.5, 1.0, None, 0.0]
+    assert distance_values(record) == [None if value is None else pytest.approx(value) for value in expected]
+    assert node_values(record, "distance") == distance_values(record)
+    assert distance_values(tree((-1, None, None), (0, None, 0.0))) == [None, None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distance_values_equal_the_form_counted_from_one(seed):
+    """A slow twin as the released code has it: m from 1, wrong nodes take their nearest ancestor's m, values from the root down."""
+    rng = random.Random(seed)
+    nodes = [(-1, None, None)]
+    for node in range(1, 30):
+        nodes.append((rng.randrange(node), None, None))
+    inner = {parent for parent, _, _ in nodes}
+    nodes = [(p, v, None if i in inner else float(rng.random() < 0.4)) for i, (p, v, _) in enumerate(nodes)]
+    record = tree(*nodes)
+
+    def steps(node):
+        children = [child for child in range(1, 30) if record.parents[child] == node]
+        own = [1] if record.outcomes[node] == 1.0 else []
+        return min(own + [m + 1 for m in map(steps, children) if m], default=0)
+
+    def value(node):
+        if node == 0:
+            return 0.0
+        m, above, ancestor = steps(node), value(record.parents[node]), node
+        sign = 1 if m else -1
+        while not m:
+            ancestor = record.parents[ancestor]
+            m = steps(ancestor)
+        return max(0.0, above + (1 - above) * sign / m)
+
+    assert distance_values(record) == [pytest.approx(value(node)) for node in range(30)]
+
+
+def test_hard_max_asks_for_one_right_leaf():
+    """One of three right leaves is enough, none of them is 0, and no graded leaf is no target."""
+    record = tree((-1, None, None), (0, None, None), (1, None, 1.0), (1, None, 0.0), (0, None, 0.0), (0, None, None))
+    assert node_values(record, "hard-max") == [1.0, 1.0, 1.0, 0.0, 0.0, None]
+
+
+def test_progress_adds_the_provers_advantage():
+    """0.4 + 0.5 * (0.9 - 0.5) = 0.6; a large advantage is clipped; the root and what is not known have none."""
+    assert progress_values([0.5, 0.4, 0.9, None], [0.5, 0.9, 0.1, 0.3], [-1, 0, 1, 1], alpha=0.5) == [None, pytest.approx(0.6), 0.5, None]
+    assert progress_values([0.5, 0.9], [0.0, 1.0], [-1, 0]) == [None, 1.0]
 
 
 @pytest.mark.parametrize("target", list(ValueTarget))

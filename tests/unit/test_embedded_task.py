@@ -1,5 +1,6 @@
 """The embedded task: disjoint splits, reproducible bytes, a teacher that executes rightly and believes wrongly."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -10,6 +11,7 @@ from stepladder.embedded import prepare, settings
 from stepladder.embedded.glyphs import (
     ANSWER_PATTERN,
     FUNCTIONS,
+    LIST_LENGTH,
     PROMPT_TEMPLATE,
     STEP_END,
     GlyphProblem,
@@ -31,20 +33,22 @@ def rows(path: Path) -> list[dict]:
 
 
 def test_functions_by_hand() -> None:
-    """Every function does to 4719 what its name says, and none has an equal: on some list any two differ."""
+    """Every function does to 47193 what its name says."""
     expected = {
-        "reverse": "9174", "left": "7194", "right": "9471", "halves": "1947", "ends": "9714", "middle": "4179",
-        "pairs": "7491", "front": "7419", "up": "5820", "down": "3608", "flip": "5280", "ramp": "5943",
+        "reverse": "39174", "left": "71934", "right": "34719", "ends": "37194", "inner": "49173", "front": "74193",
+        "back": "47139", "middle": "41793", "up": "58204", "down": "36082", "flip": "52806", "triple": "21379",
     }  # fmt: skip
-    assert {name: "".join(map(str, function((4, 7, 1, 9)))) for name, function in FUNCTIONS.items()} == expected
-    assert len(set(expected.values())) == len(expected)
+    assert {name: "".join(map(str, function((4, 7, 1, 9, 3)))) for name, function in FUNCTIONS.items()} == expected
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_functions_are_one_to_one(name: str) -> None:
-    """No function maps two lists to one, so an early mistake does not vanish on the way."""
-    lists = {(a, b, c, d) for a in range(10) for b in range(10) for c in range(10) for d in range(10)}
-    assert len({FUNCTIONS[name](digits) for digits in lists}) == 10**4
+def test_one_wrong_step_never_ends_in_the_right_answer() -> None:
+    """On every list of different digits no two functions agree, none maps two lists to one, and the digits stay different."""
+    lists = list(itertools.permutations(range(10), LIST_LENGTH))
+    images = {name: [function(digits) for digits in lists] for name, function in FUNCTIONS.items()}
+    for found in images.values():
+        assert set(found) == set(lists)
+    for first, second in itertools.combinations(images, 2):
+        assert all(one != other for one, other in zip(images[first], images[second], strict=True)), (first, second)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -82,7 +86,7 @@ def test_teacher_executes_rightly_and_believes_wrongly() -> None:
     draws = 2000
     for glyph in world.misread:
         others = [other for other in task.glyphs if other not in world.misread][: task.program_length - 1]
-        problem = GlyphProblem(digits=(1, 2, 3, 4), program="".join([glyph, *others]))
+        problem = GlyphProblem(digits=(1, 2, 3, 4, 5), program="".join([glyph, *others]))
         for _ in range(draws):
             steps = teacher_solution(world, problem, rng).splitlines(keepends=True)
             digits = problem.digits
@@ -99,7 +103,7 @@ def test_teacher_executes_rightly_and_believes_wrongly() -> None:
 def test_checker_finds_the_wrong_step() -> None:
     """A solution with one wrong meaning is wrong in that step alone, and clean only when all are right."""
     world = make_world(GlyphTask(), seed=1)
-    problem = GlyphProblem.from_question("4719 ABCD")
+    problem = GlyphProblem.from_question("47193 ABCD")
     meanings = [world.meanings[glyph] for glyph in problem.program]
     good = write_solution(problem, meanings).splitlines(keepends=True)
     assert is_clean(world, problem.question, good)
@@ -131,7 +135,7 @@ def test_directory_of_another_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(CheckpointError, match=r"task\.json"):
         prepare(tmp_path / "mine", seed=0, task=SMALL)
-    for wrong in ({"num_glyphs": 3}, {"right_shares": (0.5,) * 13}, {"right_shares": (0.5,), "wrong_share": 0.6}):
+    for wrong in ({"num_glyphs": 3}, {"right_shares": (0.3,) * 17}, {"right_shares": (0.5,), "wrong_share": 0.6}):
         with pytest.raises(ConfigError):
             GlyphTask(**wrong)
 
@@ -146,21 +150,24 @@ def test_tokenizer_and_model(tmp_path: Path) -> None:
     renderer = PromptRenderer(tokenizer, StepFormat(prompt_template=PROMPT_TEMPLATE, step_end=STEP_END, answer_pattern=ANSWER_PATTERN))
     for row in rows(task.warmup):
         steps = renderer.encode_solution(row["solution"])
-        assert [len(step) for step in steps] == [7, 7, 7, 8]
+        assert [len(step) for step in steps] == [8, 8, 8, 9]
         assert "".join(renderer.decode(step) for step in steps) == row["solution"]
-        assert renderer.extract_answer(row["solution"]) == row["solution"].strip()[-4:]
+        assert renderer.extract_answer(row["solution"]) == row["solution"].strip()[-LIST_LENGTH:]
     model = load_causal_lm(task.base_model, device="cpu")
     assert model.config.hidden_size // model.config.num_attention_heads >= 32
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
 
 
 def test_settings_are_an_ordinary_configuration(tmp_path: Path) -> None:
-    """What evolve gets without a file passes the checks of a file, with the seed that the overrides name."""
+    """What evolve gets without a file passes the checks of a file, and names the files that were prepared."""
     from stepladder.loops.build import check_model, check_searches
     from stepladder.loops.config import load_config
 
-    base = settings(tmp_path / "start", ["run.seed=4"])
+    base = settings(tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+    prepare(tmp_path / "start", seed=4, task=SMALL)
     config = load_config(None, ["run.seed=4"], base=base)
     check_searches(config)
     check_model(config.policy)
-    assert json.loads((tmp_path / "start" / "task.json").read_text())["seed"] == 4
+    for path in (config.problems.train, config.problems.held_out, config.problems.test, config.warmup.solutions):
+        assert Path(str(path)).is_file()

@@ -26,19 +26,19 @@ GROUPS = [
 def test_outputs_of_every_token_equal_a_plain_forward(arch, kv_heads, pass_tokens):
     """Whatever is shared between branches and groups, and however the work is cut into passes, each token's output is the plain one."""
     model, _ = tiny_scorer(arch=arch, kv_heads=kv_heads)
-    cache = PrefixCache(FlatModel(model), keep_outputs=True, pass_tokens=pass_tokens)
+    cache = PrefixCache(FlatModel(model), num_outputs=1, pass_tokens=pass_tokens)
     placed = [placement for group in cache.extend(GROUPS) for placement in group]
     for path, placement in zip(_paths(GROUPS), placed, strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([path])).logits[0, :, 0]
-        np.testing.assert_allclose(cache.outputs(placement.slots), expected, atol=1e-5)
+        np.testing.assert_allclose(cache.outputs(placement.slots)[:, 0], expected, atol=1e-5)
 
 
 def test_each_distinct_token_is_forwarded_once():
     """The groups hold 4 + 2 + 2 new tokens, then 1 + 1, then 25: shared beginnings cost nothing, and a second call costs nothing."""
     model, _ = tiny_scorer()
     flat = FlatModel(model)
-    cache = PrefixCache(flat, keep_outputs=True)
+    cache = PrefixCache(flat, num_outputs=1)
     cache.extend(GROUPS)
     assert flat.forwarded_tokens == cache.num_tokens == (4 + 2 + 2) + (1 + 1) + 25
     cache.extend(GROUPS)
@@ -49,7 +49,7 @@ def test_each_distinct_token_is_forwarded_once():
 def test_a_full_pool_changes_the_work_but_not_the_outputs(max_tokens):
     """With room for next to nothing, sequences are dropped and computed again with equal outputs; what one call needs always fits."""
     model, _ = tiny_scorer()
-    small, large = PrefixCache(FlatModel(model), keep_outputs=True, max_tokens=max_tokens), PrefixCache(FlatModel(model), keep_outputs=True)
+    small, large = PrefixCache(FlatModel(model), num_outputs=1, max_tokens=max_tokens), PrefixCache(FlatModel(model), num_outputs=1)
     for turn in range(12):
         path = tuple((np.arange(20) * (turn % 5 + 1) % 50 + 4).tolist())
         got, expected = (cache.outputs(cache.extend([PathGroup(prefix_ids=path)])[0][0].slots) for cache in (small, large))

@@ -37,7 +37,7 @@ def random_traces(num_rows: int = 12, seed: int = 0) -> list[Trace]:
     """Return traces of random ids and different lengths."""
     rng = np.random.default_rng(seed)
     draw = lambda low, high: rng.integers(4, 50, int(rng.integers(low, high))).tolist()  # noqa: E731
-    return [trace(draw(2, 6), draw(2, 9)) for _ in range(num_rows)]
+    return [trace(draw(2, 6), draw(2, 9), problem_id=f"p{i}") for i in range(num_rows)]
 
 
 def weights_digest(directory: Path) -> str:

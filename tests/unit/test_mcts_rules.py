@@ -12,6 +12,7 @@ from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
 from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
 from stepladder.mcts.qvalues import (
+    AGGREGATIONS,
     aggregate_scores,
     apply_virtual_loss,
     complete_qvalues,
@@ -98,8 +99,21 @@ def test_aggregation_of_step_scores():
     assert [aggregate_scores(scores, rule=rule) for rule in ("last", "min", "mean", "product")] == [0.8, 0.5, 0.65, 0.4]
     assert aggregate_scores([None, 0.3, None], rule="last") == 0.3
     assert aggregate_scores([None], rule="product") is None
-    with pytest.raises(ConfigError, match="max"):
-        aggregate_scores([], rule="max")
+    with pytest.raises(ConfigError, match="median"):
+        aggregate_scores([], rule="median")
+
+
+def test_aggregation_by_means_that_lean_to_the_worst_step():
+    """Geometric mean of (1/2, 1/8) is 1/4; min-form of (0.5, 0.5 + ln(3) / 10) weighs 3 : 1; log-sigmoid of (1/2, 1/2) is sigmoid(0)^2."""
+    assert aggregate_scores([0.5, 0.125], rule="geometric-mean") == pytest.approx(0.25)
+    assert aggregate_scores([0.5, 0.0], rule="geometric-mean") == 0.0
+    assert aggregate_scores([0.5, None, 0.125], rule="max") == 0.5
+    step = np.log(3) / 10
+    assert aggregate_scores([0.5 + step, 0.5], rule="min-form") == pytest.approx(0.5 + step / 4)
+    assert aggregate_scores([0.0, 1.0], rule="min-form") == pytest.approx(0.0, abs=1e-4)
+    assert aggregate_scores([0.5, 0.5], rule="log-sigmoid") == pytest.approx(0.25)
+    assert aggregate_scores([0.5 + np.log(3)], rule="log-sigmoid") == pytest.approx(0.75)
+    assert [aggregate_scores([0.3], rule=rule) for rule in AGGREGATIONS if rule != "log-sigmoid"] == pytest.approx([0.3] * 7)
 
 
 def test_sibling_priors():

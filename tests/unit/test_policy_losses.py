@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepladder.policy.losses import IGNORE, dpo_loss, preference_loss, sequence_logps, sft_loss, token_logps
+from stepladder.policy.losses import IGNORE, dpo_loss, preference_loss, sft_loss, token_logps
 
 LOG2 = math.log(2)
 
@@ -24,13 +24,13 @@ def test_token_logps_are_the_softmax_of_the_target() -> None:
     logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [5.0, 5.0]]])
     logps = token_logps(logits, torch.tensor([[1, 0, IGNORE]]))
     torch.testing.assert_close(logps, torch.tensor([[math.log(0.75), math.log(0.25), 0.0]]))
-    torch.testing.assert_close(sequence_logps(logits, torch.tensor([[1, 0, IGNORE]])), torch.tensor([math.log(3 / 16)]))
+    torch.testing.assert_close(logps.sum(-1), torch.tensor([math.log(3 / 16)]))
 
 
 def test_ignored_positions_have_no_gradient() -> None:
     """The logits of prompt and padding receive a gradient of exactly zero, even where they are extreme."""
     logits = torch.tensor([[[0.0, 1.0], [1e30, -1e30]]], requires_grad=True)
-    sequence_logps(logits, torch.tensor([[0, IGNORE]])).sum().backward()
+    token_logps(logits, torch.tensor([[0, IGNORE]])).sum().backward()
     assert logits.grad is not None
     assert logits.grad[0, 1].tolist() == [0.0, 0.0]
     assert logits.grad[0, 0].abs().sum() > 0

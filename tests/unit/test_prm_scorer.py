@@ -4,7 +4,8 @@ import torch
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.interfaces import ScoreRequest
-from stepladder.prm.scorer import TransformersStepScorer, transform_outputs
+from stepladder.prm.outputs import transform_outputs
+from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import SPEC_FILE, PRMSpec
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_scorer, tiny_policy, tiny_scorer
@@ -99,7 +100,9 @@ def test_outputs_that_are_not_numbers_are_not_scores():
 
 
 def test_transforms_match_their_formulas():
-    """sigmoid(ln 3) = 3/4; (tanh(ln 2) + 1) / 2 = (3/5 + 1) / 2; identity clips; large outputs do not overflow."""
+    """sigmoid(ln 3) = 3/4; (tanh(ln 2) + 1) / 2 = (3/5 + 1) / 2; identity clips; nothing overflows, small scores keep digits."""
+    assert transform_outputs(np.array([-40.0]), "sigmoid")[0] == pytest.approx(np.exp(-40), rel=1e-12)
+    assert transform_outputs(np.array([-20.0]), "tanh01")[0] == pytest.approx(np.exp(-40), rel=1e-12)
     outputs = np.array([np.log(3), -1000.0, 1000.0], dtype=np.float64)
     np.testing.assert_allclose(transform_outputs(outputs, "sigmoid"), [0.75, 0, 1], atol=1e-12)
     np.testing.assert_allclose(transform_outputs(np.array([np.log(2), 0.0]), "tanh01"), [0.8, 0.5])
@@ -117,8 +120,8 @@ def test_specs_and_models_load_together_and_mistakes_are_named(tmp_path):
     request = ScoreRequest(ticket=0, prefix_ids=(5, 6), branches=(((7, 8),),))
     loaded = TransformersStepScorer.from_pretrained(tmp_path, device="cpu")
     assert _scores(loaded, [request]) == _scores(TransformersStepScorer(tiny_scorer()[0], spec), [request])
-    (tmp_path / SPEC_FILE).write_text('{"schema_version": 2}')
-    with pytest.raises(CheckpointError, match="version 1"):
+    (tmp_path / SPEC_FILE).write_text('{"schema_version": 3}')
+    with pytest.raises(CheckpointError, match="version 1 or 2"):
         PRMSpec.load(tmp_path)
     (tmp_path / SPEC_FILE).write_text("[]")
     with pytest.raises(CheckpointError, match="JSON object"):

@@ -12,7 +12,8 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.model import initialise_prm, transform_logits
-from stepladder.prm.scorer import TransformersStepScorer, transform_outputs
+from stepladder.prm.outputs import transform_outputs
+from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.train import ValueObjective, collate_values, target_rows, train_value
 from stepladder.types import Provenance, ValueRow
@@ -94,6 +95,15 @@ def test_targets_stand_at_the_last_tokens_of_steps() -> None:
     expected[0, 3], expected[0, 7], expected[1, 3] = 0.25, 0.75, 1.0
     torch.testing.assert_close(batch["targets"], expected, equal_nan=True)
     assert ValueObjective().counts(batch).tolist() == [3]
+
+
+def test_every_token_of_a_step_can_learn_its_target() -> None:
+    """Prompt of 2, steps of 2, 1 and 3 tokens: positions 2-3 learn the first target, 5-7 the third, none the second step's."""
+    (made,) = target_rows(
+        [value_row([5, 6], [[7, 8], [9], [7, 7, 7]], [0.25, None, 0.75])], vocabulary=20, dropped={}, supervise="every-token"
+    )
+    assert made.positions == [2, 3, 5, 6, 7]
+    assert made.targets == [0.25, 0.25, 0.75, 0.75, 0.75]
 
 
 @pytest.mark.parametrize("loss", ["bce", "mse"])
@@ -194,7 +204,7 @@ def test_rows_that_cannot_be_used_are_counted(policy: Path, tmp_path: Path) -> N
         value_row([5], [[6]], [None]),
         value_row([5], [[6] * 64], [1.0]),
         value_row([5], [[6] * 63, [7] * 50], [1.0, None]),
-        value_row([5], [[6]], [0.0]),
+        value_row([8], [[6]], [0.0]),
     ]
     report = train_value(policy, rows, tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
     assert (report.rows, report.tokens) == (2, 66)
@@ -236,7 +246,7 @@ def test_unfit_start_models_are_refused(policy: Path, trained: Path, tmp_path: P
     two = tmp_path / "two"
     AutoModelForTokenClassification.from_pretrained(policy, num_labels=2).save_pretrained(two)
     PRMSpec(renderer_hash=HASH).save(two)
-    with pytest.raises(CheckpointError, match="one linear output"):
+    with pytest.raises(CheckpointError, match="1 linear output per token"):
         train_value(two, rows, tmp_path / "out", SETTINGS, renderer_hash=HASH)
 
     bounded = tmp_path / "bounded"

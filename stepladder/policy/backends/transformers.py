@@ -26,6 +26,7 @@ from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
 from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
 from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.policy.backends.steps import end_tokens, refusal, sampled_tokens
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
 
@@ -133,8 +134,8 @@ class TransformersPolicy:
         self._format = step_format
         self._text = TokenText(tokenizer)
         self._boundary = StepBoundary(tokenizer, step_format.step_end, vocab_size=self._model.vocab_size)
-        self._ends = _end_tokens(model, tokenizer, self._model.vocab_size)
-        self._bias = _sampling_bias(tokenizer, self._boundary, self._ends, self._model.device)
+        self._ends = end_tokens(tokenizer, model.config, model.generation_config, vocab_size=self._model.vocab_size)
+        self._bias = _sampling_bias(sampled_tokens(tokenizer, self._boundary, self._ends), self._model.device)
         self._max_batch, self._refill = max_batch, refill_share * max_batch
         self._waiting: deque[_Row] = deque()
         self._running: dict[int, _Row] = {}
@@ -194,7 +195,7 @@ class TransformersPolicy:
             if request.ticket in self._open_tickets:
                 raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
             self._open_tickets.add(request.ticket)
-            message = self._refusal(request)
+            message = refusal(request, vocab_size=self._model.vocab_size, context=self._model.max_positions)
             if message is not None:
                 step = Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=message)
                 self._done.append(StepResult(ticket=request.ticket, samples=((step,),) * request.num_samples))
@@ -214,18 +215,6 @@ class TransformersPolicy:
         done, self._done = self._done, []
         self._open_tickets.difference_update(result.ticket for result in done)
         return done
-
-    def _refusal(self, request: StepRequest) -> str | None:
-        prefix, limit = request.prefix_ids, self._model.max_positions
-        if not prefix or min(prefix) < 0 or max(prefix) >= self._model.vocab_size:
-            return f"prefix must be one or more ids in [0, {self._model.vocab_size}): got {len(prefix)} ids"
-        if len(prefix) >= limit:
-            return f"prefix must leave room in the model's context of {limit} tokens: got {len(prefix)}"
-        if min(request.num_samples, request.max_step_tokens, request.max_steps) < 1:
-            return "num_samples, max_step_tokens and max_steps must be at least 1"
-        if not 0 <= request.temperature < float("inf"):
-            return f"temperature must be at least 0 and finite: got {request.temperature!r}"
-        return None
 
     def _enqueue(self, request: StepRequest) -> None:
         lanes = min(_STEP_LANES if request.max_steps == 1 else _SOLUTION_LANES, self._max_batch)
@@ -381,23 +370,8 @@ class TransformersPolicy:
             self._done.append(StepResult(ticket=row.job.request.ticket, samples=samples))
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> np.ndarray:
-    """Return which ids end a sequence, [V]: what the tokenizer and the model's generation settings name."""
-    named = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id]
-    ids = {i for entry in named for i in (entry if isinstance(entry, list) else [entry]) if i is not None and i < vocab_size}
-    ends = np.zeros(vocab_size, dtype=bool)
-    ends[list(ids)] = True
-    return ends
-
-
-def _sampling_bias(
-    tokenizer: PreTrainedTokenizerBase, boundary: StepBoundary, ends: np.ndarray, device: torch.device
-) -> torch.Tensor | None:
+def _sampling_bias(sampled: np.ndarray, device: torch.device) -> torch.Tensor | None:
     """Return -inf for the ids that are never sampled and 0 for the others, [V], or None when all may be."""
-    allowed = np.zeros(len(ends), dtype=bool)
-    allowed[[i for i in tokenizer.get_vocab().values() if i < len(ends)]] = True
-    allowed[[i for i in tokenizer.all_special_ids if i < len(ends)]] = False
-    allowed |= ends | boundary.closes | boundary.may_close
-    if allowed.all():
+    if sampled.all():
         return None
-    return torch.from_numpy(np.where(allowed, 0.0, -np.inf).astype(np.float32)).to(device)
+    return torch.from_numpy(np.where(sampled, 0.0, -np.inf).astype(np.float32)).to(device)

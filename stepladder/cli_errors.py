@@ -1,0 +1,34 @@
+"""What every command shares: errors as one line and an exit code, and the option that shows tracebacks."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
+
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@contextmanager
+def errors_explained(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one line and an exit code; with ``--debug`` show the traceback as well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except StepladderError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
+        raise typer.Exit(2 if wrong_use else 1) from None

@@ -1,0 +1,53 @@
+"""Whether a step's own arithmetic holds: the equations between plain numbers that it states."""
+
+import ast
+import operator
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_EQUATION = re.compile(
+    rf"(?<![\w.)\]}}%$^\\+\-*/])((?:\(|-\s?)*{_NUMBER}(?:[\s()]*[-+*/×÷][\s(]*(?:-\s?)?{_NUMBER}[\s)]*)+)=\s*(-?{_NUMBER})(?![.,]?\w|\s*[-+*/×÷^%(\\])"
+)
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_MAX_LENGTH = 200
+
+
+def arithmetic_holds(text: str) -> bool | None:
+    """Say whether every equation of plain numbers in a step is true, exactly; None where there is none that can be read.
+
+    Read are a sum, difference, product or quotient of decimal numbers, with brackets, followed by ``=`` and one number, also inside
+    ``<<...>>``. A decimal result may be rounded: it holds when the exact one rounds to it. Whatever has letters, units, powers or percent
+    signs next to it is left alone: a check that is not sure says nothing.
+    """
+    verdicts = [verdict for match in _EQUATION.finditer(text) if (verdict := _true(match[1], match[2])) is not None]
+    return all(verdicts) if verdicts else None
+
+
+def _true(left: str, right: str) -> bool | None:
+    expression = left.replace(",", "").replace("×", "*").replace("÷", "/").strip()
+    stated = Fraction(right.replace(",", ""))
+    if len(expression) > _MAX_LENGTH:
+        return None
+    try:
+        exact = _value(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+    decimals = len(right.partition(".")[2])
+    return exact == stated or (decimals > 0 and abs(exact - stated) <= Fraction(1, 2 * 10**decimals))
+
+
+def _value(node: ast.expr) -> Fraction:
+    if isinstance(node, ast.BinOp) and (operation := _OPERATIONS.get(type(node.op))):
+        return operation(_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return Fraction(str(node.value))
+    raise ValueError(f"not arithmetic: {ast.dump(node)}")

@@ -1,0 +1,148 @@
+"""Running a model on rows of token trees (``packing.py``).
+
+Attention follows the tree: sdpa with an additive mask anywhere, FlexAttention with a block mask on CUDA, where blocks that hold nothing are
+skipped and no mask is ever written out. Only models with plain causal attention and position ids can do that; ``check_tree_attention`` says
+why another cannot, and the trainers then train it on separate paths.
+
+Axes: B rows, T columns, C columns with logits, V outputs (vocabulary, or one score).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PreTrainedModel
+
+from stepladder.errors import BackendError
+from stepladder.lm.packing import Layout
+
+MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(batch, head, query, key) indices -> whether the query sees the key, as FlexAttention wants it."""
+
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_WINDOWED = "sliding_attention"
+_MIN_FLEX_HEAD_DIM = 16
+"""Smallest head that FlexAttention's kernels take."""
+
+
+def core_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside the wrappers of adapters and of distribution."""
+    inner = extract_model_from_parallel(model)
+    return cast(PreTrainedModel, inner.get_base_model() if isinstance(inner, PeftModel) else inner)
+
+
+def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
+    """Refuse models that cannot train on trees with the results of separate sequences.
+
+    A sliding window is no obstacle where it holds the longest sequence.
+
+    Args:
+        model: The model.
+        longest: Tokens of the longest sequence, >= 1.
+
+    Raises:
+        BackendError: If the model has layers other than plain causal attention, or takes no position ids.
+    """
+    config: Any = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ([_WINDOWED] if window else ["full_attention"]))
+    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention", _WINDOWED})]
+    if _WINDOWED in kinds and window is not None and window < longest:
+        problems.append(f"a sliding window of {window} tokens for sequences of {longest}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds_of_rope = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
+    problems += [f"{name!r} rotary scaling" for name in sorted(kinds_of_rope & _LENGTH_DEPENDENT_ROPE)]
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        problems.append("no position ids")
+    if not (model._supports_sdpa and model._supports_attention_backend):
+        problems.append("attention outside transformers' registry")
+    if problems:
+        raise BackendError(
+            f"{type(model).__name__}: training on trees needs plain causal attention with position ids: got {', '.join(problems)} "
+            "-- train on separate paths with packed = false"
+        )
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model the attention that its device runs trees with, for a while."""
+    before = cast(str, model.config._attn_implementation)
+    model.set_attn_implementation("flex_attention" if can_flex(model) else "sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def can_flex(model: PreTrainedModel) -> bool:
+    """Say whether FlexAttention can train this model: on CUDA, without dropout in attention, with heads that its kernels take."""
+    config: Any = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    plain = not getattr(config, "attention_dropout", 0.0) and head_dim >= _MIN_FLEX_HEAD_DIM
+    return model.device.type == "cuda" and model._supports_flex_attn and plain
+
+
+def sees(ends: Int[Tensor, "B T"]) -> MaskRule:
+    """Return the rule by which token q sees token k of its row: k <= q < ends[k]."""
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends[batch, key])
+
+    return rule
+
+
+def dense_mask(ends: Int[Tensor, "B T"], *, dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+    """Return 0 where a token sees another and the type's minimum elsewhere.
+
+    The mask is added to the scores and never boolean, which eager attention would silently misread.
+    """
+    return torch.zeros((), dtype=dtype, device=ends.device).masked_fill(~_seen(ends)[:, None], torch.finfo(dtype).min)
+
+
+def _seen(ends: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
+    index = torch.arange(ends.shape[1], device=ends.device)
+    return sees(ends)(torch.arange(len(ends), device=ends.device)[:, None, None], index[:0], index[:, None], index)
+
+
+def block_mask(ends: Int[Tensor, "B T"]) -> BlockMask:
+    """Return the same rule as blocks for FlexAttention; on CUDA they are found by a compiled kernel that never writes the whole mask."""
+    rows, columns = ends.shape
+    return create_block_mask(sees(ends), rows, None, columns, columns, device=ends.device, _compile=ends.is_cuda)
+
+
+def tree_inputs(layout: Layout) -> dict[str, Tensor]:
+    """Return the arguments of ``run_rows`` for a layout."""
+    return {name: torch.from_numpy(getattr(layout, name)) for name in ("input_ids", "position_ids", "ends")}
+
+
+def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Float[Tensor, "B _ V"]:
+    """Return the logits of a batch: of rows of trees where ``ends`` is among the inputs, of plain sequences otherwise.
+
+    Args:
+        model: A model in ``tree_attention``, possibly wrapped.
+        inputs: ``input_ids``, and for trees ``position_ids`` and ``ends``.
+        options: More arguments of the model.
+    """
+    arguments = dict(inputs)
+    if "ends" in arguments:
+        ends, core = arguments.pop("ends"), core_model(model)
+        flex = core.config._attn_implementation == "flex_attention"
+        arguments["attention_mask"] = cast(Tensor, block_mask(ends)) if flex else dense_mask(ends, dtype=core.dtype)
+    return model(**arguments, **options, use_cache=False).logits
+
+
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"]) -> Float[Tensor, "B C V"]:
+    """Return the logits of some columns; a model that can compute only those does so.
+
+    With a large vocabulary the logits of the prompt would cost more than everything else.
+    """
+    if "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters:
+        return run_rows(model, inputs, logits_to_keep=columns)
+    return run_rows(model, inputs)[:, columns]

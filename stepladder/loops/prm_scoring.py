@@ -1,0 +1,204 @@
+"""``stepladder prm score`` and ``prm specs``: any process reward model on written solutions."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stepladder.data.stepwise import StepwiseSolution, load_stepwise
+from stepladder.errors import ConfigError, DataFormatError
+from stepladder.files import atomic_write_text
+from stepladder.interfaces import ScoreRequest
+from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
+from stepladder.prm.specs import NAMED_SPECS, PRMSpec, resolve_spec
+from stepladder.types import Problem
+
+if TYPE_CHECKING:
+    from stepladder.policy.prompts import PromptRenderer
+    from stepladder.prm.reader import Solution
+    from stepladder.prm.scorer import TransformersStepScorer
+
+_CHUNK = 64
+"""Solutions scored between two lines of output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PRMSource:
+    """Which model scores, and how."""
+
+    model: str
+    """Model directory or hub id."""
+    spec: str | None = None
+    """Name of a spec; None takes the directory's own, or the hub id's."""
+    reference: str | None = None
+    """Reference of an implicit model."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    dtype: str = "auto"
+    """``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model; the public ones named in ``prm specs`` need none."""
+    seed: int = 0
+    """Seed of a judge's verdicts."""
+
+
+class SolutionScorer(Protocol):
+    """Scores written solutions: a ``StepReader``, a ``Judge``, or ``TokenScorer``."""
+
+    def score(self, solutions: "Sequence[Solution]") -> list[tuple[float | None, ...]]:
+        """Return one score in [0, 1] or None per step of every solution."""
+        ...
+
+
+class TokenScorer:
+    """Scores written solutions with a model that reads the policy's own tokens."""
+
+    def __init__(self, scorer: "TransformersStepScorer", renderer: "PromptRenderer") -> None:
+        """Combine a scorer with the renderer that its model was trained with.
+
+        Raises:
+            DataFormatError: If the renderer is another one.
+        """
+        if renderer.hash != scorer.spec.renderer_hash:
+            raise DataFormatError(
+                f"renderer: must be the one that the PRM was trained with: got {renderer.hash!r}, expected {scorer.spec.renderer_hash!r} "
+                "-- keep tokenizer and step format of the model directory as they were saved"
+            )
+        self._scorer, self._renderer = scorer, renderer
+
+    def score(self, solutions: "Sequence[Solution]") -> list[tuple[float | None, ...]]:
+        """Return one score in [0, 1] or None per step of every solution.
+
+        Raises:
+            DataFormatError: If a step holds a step boundary of the model's format.
+        """
+        self._scorer.submit([self._request(ticket, solution) for ticket, solution in enumerate(solutions)])
+        scores: dict[int, tuple[float | None, ...]] = {}
+        while results := self._scorer.collect():
+            scores |= {result.ticket: result.scores[0] for result in results}
+        return [scores[ticket] for ticket in range(len(solutions))]
+
+    def _request(self, ticket: int, solution: "Solution") -> ScoreRequest:
+        end = self._renderer.step_format.step_end
+        text = "".join(step if step.endswith(end) else step + end for step in solution.steps)
+        steps = self._renderer.encode_solution(text) if solution.steps else []
+        if len(steps) != len(solution.steps):
+            raise DataFormatError(
+                f"{solution.place}: a step must not hold the model's step boundary {end!r} inside: got {len(steps)} pieces of "
+                f"{len(solution.steps)} steps -- split the steps there"
+            )
+        prefix = self._renderer.prompt_ids(Problem(id=solution.place, question=solution.question))
+        return ScoreRequest(ticket=ticket, prefix_ids=prefix, branches=(tuple(steps),))
+
+
+def resolve_source(source: PRMSource) -> PRMSpec:
+    """Return how a source is read; errors as for ``resolve_spec``."""
+    return resolve_spec(source.model, source.spec)
+
+
+def open_scorer(source: PRMSource) -> SolutionScorer:
+    """Load a model and return what scores solutions with it.
+
+    Raises:
+        CheckpointError: If the model is missing or does not fit its spec.
+        ConfigError: If nothing says how it is read, or device, type or reference do not fit.
+        BackendError: If the model cannot be served.
+    """
+    spec = resolve_source(source)
+    places: dict[str, Any] = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+    if spec.family == "judge":
+        return _open_judge(source, spec, places)
+    if spec.prompt == "tokens":
+        from stepladder.lm.loading import load_tokenizer
+        from stepladder.policy.prompts import PromptRenderer, StepFormat
+        from stepladder.prm.scorer import TransformersStepScorer
+
+        renderer = PromptRenderer(load_tokenizer(source.model, trust_remote_code=source.trust_remote_code), StepFormat.load(source.model))
+        return TokenScorer(TransformersStepScorer.from_pretrained(source.model, **places), renderer)
+    from stepladder.prm.reader import StepReader
+
+    return StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
+
+
+def _open_judge(source: PRMSource, spec: PRMSpec, places: dict[str, Any]) -> SolutionScorer:
+    from stepladder.lm.loading import load_causal_lm, load_tokenizer
+    from stepladder.policy.backends.transformers import TransformersPolicy
+    from stepladder.policy.prompts import PromptRenderer, StepFormat
+    from stepladder.prm.judge import Judge
+
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
+    renderer = PromptRenderer(tokenizer, step_format)
+    policy = TransformersPolicy(load_causal_lm(source.model, **places), tokenizer, step_format)
+    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=source.seed)
+
+
+def score_solutions(
+    scorer: SolutionScorer, solutions: Sequence[StepwiseSolution], *, on_progress: Any = None
+) -> list[tuple[float | None, ...]]:
+    """Return the scores of the steps of every solution, some solutions at a time."""
+    from stepladder.prm.reader import Solution
+
+    scores: list[tuple[float | None, ...]] = []
+    for begin in range(0, len(solutions), _CHUNK):
+        chunk = solutions[begin : begin + _CHUNK]
+        scores += scorer.score([Solution(question=each.question, steps=each.steps, place=each.place) for each in chunk])
+        if on_progress:
+            on_progress(len(scores), len(solutions))
+    return scores
+
+
+def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str) -> str:
+    """Score every solution of a file, write one JSON row each, and return the line to print.
+
+    A row holds ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null where a step could not be scored) and ``score``, the
+    aggregate; a judge's also ``thoughts``, its runs of equal verdicts.
+
+    Raises:
+        ConfigError: If the aggregation is unknown; otherwise as for ``open_scorer`` and ``load_stepwise``.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {aggregation!r}")
+    spec = resolve_source(source)
+    file = load_stepwise(path, split=spec.split)
+    scores = score_solutions(open_scorer(source), file.solutions)
+    rows = []
+    for solution, steps in zip(file.solutions, scores, strict=True):
+        row = {
+            "place": solution.place,
+            "problem_id": solution.problem_id,
+            "question": solution.question,
+            "steps": list(solution.steps),
+            "scores": list(steps),
+            "score": aggregate_scores(steps, rule=aggregation),
+        }
+        if spec.family == "judge":
+            from stepladder.prm.judge import merge_runs
+
+            row["thoughts"] = [thought._asdict() for thought in merge_runs(steps)]
+        rows.append(json.dumps(row, ensure_ascii=False))
+    atomic_write_text(output, "".join(f"{row}\n" for row in rows))
+    counts = Counter(score is not None for steps in scores for score in steps)
+    return (
+        f"{output}: {counts[True]} steps of {len(rows)} solutions scored, {counts[False]} not scored (no tokens, beyond the context, or no "
+        f"readable verdict){_told(file.dropped_by_reason)}"
+    )
+
+
+def _told(dropped: dict[str, int]) -> str:
+    return f"; dropped {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}" if dropped else ""
+
+
+def explain_specs(*, as_json: bool = False) -> str:
+    """Return the named specs as text, or as JSON with every field."""
+    if as_json:
+        from dataclasses import asdict
+
+        return json.dumps({name: asdict(entry) for name, entry in NAMED_SPECS.items()}, indent=2, ensure_ascii=False)
+    lines = []
+    for name, entry in NAMED_SPECS.items():
+        lines.append(f"{name:<20} {entry.summary}")
+        lines += [f"{'':<20}   {hub_id}" for hub_id in entry.checkpoints]
+    return "\n".join(lines)

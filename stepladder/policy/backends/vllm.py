@@ -1,0 +1,210 @@
+"""Step sampling on a vLLM engine in this process: token ids in, token ids and log-probabilities out.
+
+Every sample is a sequence of its own with its own seed; samples of one prefix find its keys and values in vLLM's prefix cache, which also
+keeps the finished steps. Tokens are read as they come and judged by the same rules as in the transformers backend, so a step ends at the
+same token. A sequence whose solution goes on behind the wanted steps is aborted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from stepladder.errors import BackendError
+from stepladder.interfaces import StepRequest, StepResult
+from stepladder.lm.loading import load_model_settings, load_tokenizer
+from stepladder.lm.sampling import stream_keys
+from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.policy.backends.steps import OpenSample, StepRules, refusal, refused
+from stepladder.policy.prompts import StepFormat
+
+_MAX_BIAS = 1024
+"""Ids that vLLM can keep from being sampled; special tokens come first, and padding of the vocabulary behind."""
+_MAX_STOPS = 64
+"""Closing tokens that the engine itself stops at. It looks through them for every token, so a long list would cost more than it saves."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Job:
+    """An open request."""
+
+    request: StepRequest
+    samples: list[OpenSample] = field(default_factory=list)
+    open_samples: int = 0
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Sequence:
+    """A sample on the engine."""
+
+    job: _Job
+    sample: OpenSample
+    begun: bool = False
+    """Whether a first token has come."""
+
+
+class VLLMPolicy:
+    """A ``Policy`` on vLLM.
+
+    Log-probabilities are the model's at temperature 1. Special tokens other than end-of-sequence, and ids that the tokenizer does not
+    know, are never sampled (up to 1024 of them). Samples depend on their seeds; they are not those of the transformers backend, which
+    draws its numbers otherwise.
+    """
+
+    def __init__(self, engine: VLLMEngine, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, *settings: Any) -> None:
+        """Serve an engine of task ``generate``.
+
+        Args:
+            engine: The engine; nothing else may use it meanwhile.
+            tokenizer: The model's tokenizer.
+            step_format: Where steps and solutions end.
+            settings: Configurations that name end-of-sequence tokens, as for ``end_tokens``.
+        """
+        self._engine = engine
+        self._rules = StepRules(tokenizer, step_format, *settings, vocab_size=engine.vocab_size)
+        self._bias = dict.fromkeys(self._rules.never_sampled[:_MAX_BIAS], float("-inf")) or None
+        closing = self._rules.boundary.closes.nonzero()[0].tolist()
+        self._closing = closing if len(closing) <= _MAX_STOPS else []
+        self._jobs: dict[int, _Job] = {}
+        self._running: dict[str, _Sequence] = {}
+        self._done: list[StepResult] = []
+        self._num_begun = 0
+        self.generated_tokens = 0
+        """Tokens sampled so far."""
+        self.prefix_tokens = 0
+        """Tokens of the prefixes of all sequences that began so far; every sample counts its own."""
+        self.cached_tokens = 0
+        """Tokens of these that were found in the prefix cache."""
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, step_format: StepFormat | None = None, *, settings: EngineSettings | None = None
+    ) -> "VLLMPolicy":
+        """Start an engine on a directory; a hub id needs the format to be given.
+
+        Raises:
+            CheckpointError: If a part is missing, or vLLM cannot serve the model.
+            ConfigError: If vLLM is not installed or an option is unknown.
+        """
+        settings = EngineSettings() if settings is None else settings
+        step_format = StepFormat.load(source) if step_format is None else step_format
+        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+        ends = load_model_settings(source, trust_remote_code=settings.trust_remote_code)
+        return cls(VLLMEngine(source, task="generate", settings=settings), tokenizer, step_format, *ends)
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far: prefixes that were not cached, and all sampled tokens but each sequence's last."""
+        return self.prefix_tokens - self.cached_tokens + self.generated_tokens - self._num_begun
+
+    @property
+    def cached_share(self) -> float | None:
+        """Share of the prefix tokens that were found in the cache, in [0, 1]; None before the first."""
+        return self.cached_tokens / self.prefix_tokens if self.prefix_tokens else None
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+    def submit(self, requests: Sequence[StepRequest]) -> None:
+        """Queue requests; one that cannot be served becomes a result with ERROR steps.
+
+        Raises:
+            BackendError: If a ticket is open already.
+        """
+        for request in requests:
+            if request.ticket in self._jobs:
+                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            self._jobs[request.ticket] = job = _Job(request=request)
+            message = refusal(request, vocab_size=self._engine.vocab_size, context=self._engine.context)
+            if message is not None:
+                self._done.append(refused(request, message))
+            else:
+                self._begin(job)
+
+    def collect(self) -> list[StepResult]:
+        """Return finished results, at least one; empty only when nothing is in flight.
+
+        Raises:
+            BackendError: If the engine failed, or the model's output is not a number.
+        """
+        while not self._done and self._running:
+            self._advance()
+        done, self._done = self._done, []
+        for result in done:
+            del self._jobs[result.ticket]
+        return done
+
+    def _begin(self, job: _Job) -> None:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        request = job.request
+        # vLLM takes signed seeds; the lowest bit is given up.
+        seeds = (stream_keys(request.seed, request.num_samples) >> np.uint64(1)).tolist()
+        stops = self._rules.stop_ids + (self._closing if request.max_steps == 1 else [])
+        for number, seed in enumerate(seeds):
+            sample = OpenSample(self._rules, request, context=self._engine.context)
+            params = SamplingParams(
+                temperature=request.temperature,
+                seed=seed,
+                max_tokens=min(sample.room, request.max_step_tokens * request.max_steps),
+                logprobs=0,
+                logit_bias=self._bias,
+                ignore_eos=True,
+                stop_token_ids=stops,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                # These settings are this sequence's own; vLLM would copy them, which costs more than the rest of adding it.
+                skip_clone=True,
+            )
+            job.samples.append(sample)
+            key = f"{request.ticket}.{number}"
+            message = self._engine.add(key, request.prefix_ids, params)
+            if message is None:
+                self._running[key] = _Sequence(job=job, sample=sample)
+                job.open_samples += 1
+            else:
+                sample.fail(message)
+        if not job.open_samples:
+            self._finish(job)
+
+    def _advance(self) -> None:
+        """Run one step of the engine and judge what it sampled."""
+        ended = []
+        for output in self._engine.step():
+            sequence = self._running.get(output.request_id)
+            # An engine that runs ahead may still report on a sequence that was aborted.
+            if sequence is None:
+                continue
+            if self._take(sequence, output):
+                del self._running[output.request_id]
+                if not output.finished:
+                    ended.append(output.request_id)
+                sequence.job.open_samples -= 1
+                if not sequence.job.open_samples:
+                    self._finish(sequence.job)
+        if ended:
+            self._engine.abort(ended)
+
+    def _take(self, sequence: _Sequence, output: Any) -> bool:
+        """Feed new tokens to a sample and say whether its sequence is over."""
+        if not sequence.begun:
+            sequence.begun = True
+            self._num_begun += 1
+            self.prefix_tokens += len(sequence.job.request.prefix_ids)
+            self.cached_tokens += output.num_cached_tokens or 0
+        sample, (completion,) = sequence.sample, output.outputs
+        for token, logps in zip(completion.token_ids, completion.logprobs, strict=True):
+            self.generated_tokens += 1
+            if sample.feed(token, logps[token].logprob):
+                return True
+        if output.finished:
+            sample.fail(f"vLLM ended the sequence within a step: {completion.finish_reason}")
+        return output.finished
+
+    def _finish(self, job: _Job) -> None:
+        self._done.append(StepResult(ticket=job.request.ticket, samples=tuple(tuple(sample.steps) for sample in job.samples)))

@@ -1,0 +1,192 @@
+"""Scores made of scores: ensembles, bounds before training use, and mixes with a verifier or with checks of a step.
+
+Pure functions over arrays in which NaN is "not scored", and two ``StepScorer``s that apply them in a search.
+
+Axes: M models of an ensemble, F bins of a categorical head, *s any shape.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from stepladder.errors import BackendError, ConfigError
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
+
+Ensemble = Literal["mean", "min", "mean-variance"]
+ENSEMBLES: tuple[Ensemble, ...] = ("mean", "min", "mean-variance")
+
+
+def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean", penalty: float = 0.5) -> Float[np.ndarray, "*s"]:
+    """Return one score of several models' scores.
+
+        mean: mu;   min: the worst case;   mean-variance: max(0, mu - penalty * sigma^2), sigma^2 over the M models
+
+    Args:
+        scores: In [0, 1]; NaN where a model did not score.
+        rule: One of ``ENSEMBLES``.
+        penalty: Weight of the variance, >= 0.
+
+    Returns:
+        In [0, 1]; NaN wherever a model did not score: the others alone would be less careful than all of them.
+
+    Raises:
+        ConfigError: If the rule is unknown.
+
+    Source: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization" (worst-case and uncertainty-weighted optimisation).
+    """
+    if rule not in ENSEMBLES:
+        raise ConfigError(f"ensemble: rule must be one of {', '.join(ENSEMBLES)}: got {rule!r}")
+    if rule == "min":
+        return scores.min(axis=0)
+    mean = scores.mean(axis=0)
+    return mean if rule == "mean" else np.maximum(0.0, mean - penalty * scores.var(axis=0))
+
+
+def bin_entropy_penalty(probabilities: Float[np.ndarray, "*s F"]) -> Float[np.ndarray, "*s"]:
+    """Return how unsure a categorical head is: the entropy of its bins over log F, in [0, 1], to be subtracted with a weight.
+
+    Args:
+        probabilities: Bin probabilities; each row sums to 1. One bin is never unsure.
+    """
+    if probabilities.shape[-1] == 1:
+        return np.zeros(probabilities.shape[:-1])
+    logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
+    return -(probabilities * logs).sum(-1) / np.log(probabilities.shape[-1])
+
+
+def clip_bound(scores: Float[np.ndarray, "*s"], *, bound: float) -> Float[np.ndarray, "*s"]:
+    """Return min(r - bound, 0): a step earns nothing for being better than the bound, and pays for being worse.
+
+    Source: Gao et al. 2024, "On designing effective RL reward at training time for LLM reasoning" (the clip mechanism).
+    """
+    return np.minimum(scores - bound, 0.0)
+
+
+def delta_bound(scores: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
+    """Return r_k - r_{k+1} along a solution, the last step keeping its own: the rewards from any step on sum to its score.
+
+    More steps can then not earn more. Source: Gao et al. 2024 (the delta mechanism).
+    """
+    return scores - np.append(scores[1:], 0.0) if len(scores) else scores
+
+
+def par_bound(scores: Float[np.ndarray, "*s"], *, reference: float) -> Float[np.ndarray, "*s"]:
+    """Return sigmoid(r - reference), in (0, 1).
+
+    Source: Fu et al. 2025, "Reward shaping to mitigate reward hacking in RLHF" (preference as reward, with one reference).
+    """
+    return np.exp(-np.logaddexp(0.0, reference - scores))
+
+
+def mix_with_verdict(score: float, correct: bool, *, alpha: float = 0.5) -> float:
+    """Return a reward in which no wrong solution outranks a right one.
+
+        sigmoid(alpha * r) + (v - 1),   v = 1 for a right solution, 0 for a wrong one
+
+    Args:
+        score: Reward r of the model, any real number.
+        correct: The verifier's verdict.
+        alpha: Scale of the model's reward, > 0.
+
+    Returns:
+        In (0, 1) for a right solution, in (-1, 0) for a wrong one.
+
+    Source: Yang et al. 2024, "Qwen2.5-Math technical report: toward mathematical expert model via self-improvement", section 3.3.
+    """
+    return float(np.exp(-np.logaddexp(0.0, -alpha * score))) + (float(correct) - 1.0)
+
+
+class EnsembleScorer:
+    """A ``StepScorer`` that gives the combined scores of several."""
+
+    def __init__(self, scorers: Sequence[StepScorer], *, rule: Ensemble = "mean", penalty: float = 0.5) -> None:
+        """Combine scorers; they may be of any kind, as long as each has the contract.
+
+        Raises:
+            ConfigError: If there are no scorers, or the rule is unknown.
+        """
+        if not scorers:
+            raise ConfigError("ensemble: needs at least one scorer: got none")
+        ensemble_scores(np.zeros((1, 1)), rule=rule)
+        self._scorers, self._rule, self._penalty = list(scorers), rule, penalty
+        self._arrived: dict[int, list[ScoreResult | None]] = {}
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests with every scorer."""
+        for scorer in self._scorers:
+            scorer.submit(requests)
+        self._arrived |= {request.ticket: [None] * len(self._scorers) for request in requests}
+
+    def collect(self) -> list[ScoreResult]:
+        """Return results that every scorer has given, at least one; empty only when nothing is in flight."""
+        done: list[ScoreResult] = []
+        while self._arrived and not done:
+            news = 0
+            for number, scorer in enumerate(self._scorers):
+                # One that has given all of its results is not waited for.
+                results = scorer.collect() if any(given[number] is None for given in self._arrived.values()) else []
+                news += len(results)
+                for result in results:
+                    self._arrived[result.ticket][number] = result
+            if not news:
+                raise BackendError(f"ensemble: every request must be answered by every scorer: {len(self._arrived)} are not -- check them")
+            for ticket in [ticket for ticket, given in self._arrived.items() if None not in given]:
+                done.append(self._combined(ticket, [result for result in self._arrived.pop(ticket) if result is not None]))
+        return done
+
+    def _combined(self, ticket: int, results: Sequence[ScoreResult]) -> ScoreResult:
+        return ScoreResult(
+            ticket=ticket,
+            scores=tuple(
+                tuple(self._one([result.scores[b][i] for result in results]) for i in range(len(branch)))
+                for b, branch in enumerate(results[0].scores)
+            ),
+        )
+
+    def _one(self, scores: Sequence[float | None]) -> float | None:
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
+            return None
+        return float(ensemble_scores(np.asarray(known, dtype=np.float64)[:, None], rule=self._rule, penalty=self._penalty)[0])
+
+
+class CheckedScorer:
+    """A ``StepScorer`` that caps the score of a step which fails a check of its own, such as its arithmetic."""
+
+    def __init__(self, scorer: StepScorer, check: Callable[[tuple[int, ...]], bool | None], *, cap: float = 0.0) -> None:
+        """Wrap a scorer.
+
+        Args:
+            scorer: The scorer.
+            check: Says of a step's token ids whether it holds; None where there is nothing to check.
+            cap: Highest score of a step that fails, in [0, 1].
+
+        Raises:
+            ConfigError: If the cap is out of range.
+        """
+        if not 0.0 <= cap <= 1.0:
+            raise ConfigError(f"checks: cap must be in [0, 1]: got {cap}")
+        self._scorer, self._check, self._cap = scorer, check, cap
+        self._branches: dict[int, tuple[tuple[tuple[int, ...], ...], ...]] = {}
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._branches |= {request.ticket: request.branches for request in requests}
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        """Return results of the scorer with failing steps capped."""
+        return [self._checked(result) for result in self._scorer.collect()]
+
+    def _checked(self, result: ScoreResult) -> ScoreResult:
+        branches = self._branches.pop(result.ticket)
+        scores = tuple(
+            tuple(
+                min(score, self._cap) if score is not None and self._check(step) is False else score
+                for score, step in zip(given, branch, strict=True)
+            )
+            for given, branch in zip(result.scores, branches, strict=True)
+        )
+        return ScoreResult(ticket=result.ticket, scores=scores)

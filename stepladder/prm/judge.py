@@ -1,0 +1,122 @@
+"""A generative judge: a language model writes a verdict on every step, several times, and the verdicts vote."""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from stepladder.errors import ConfigError
+from stepladder.interfaces import Policy, StepRequest
+from stepladder.prm.layout import filled
+from stepladder.prm.reader import Scores, Solution
+from stepladder.prm.specs import PRMSpec
+from stepladder.types import derive_seed
+
+Vote = Literal["mean", "majority"]
+
+
+class Thought(NamedTuple):
+    """A run of neighbouring steps with the same verdict."""
+
+    begin: int
+    """Index of its first step."""
+    end: int
+    """Index after its last step."""
+    good: bool | None
+    """The verdict; None where there was none."""
+
+
+def read_verdict(text: str, spec: PRMSpec) -> bool | None:
+    """Return what a judge's text says: True for the spec's good word, False for the bad one, None for neither; the last match counts."""
+    words = re.findall(spec.verdict, text)
+    word = words[-1] if words else None
+    return True if word == spec.good else False if word == spec.bad else None
+
+
+def vote(verdicts: Sequence[bool | None], *, rule: Vote = "mean") -> float | None:
+    """Return the score that verdicts on one step give, in [0, 1]; unreadable ones do not vote, and without any other there is none.
+
+    Args:
+        verdicts: The verdicts.
+        rule: ``mean`` is the share of good ones, ``majority`` 1 or 0 for most of them and 0.5 for a tie.
+    """
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if not known:
+        return None
+    share = sum(known) / len(known)
+    return share if rule == "mean" else 0.5 if share == 0.5 else float(share > 0.5)
+
+
+def merge_runs(scores: Sequence[float | None], *, threshold: float = 0.5) -> list[Thought]:
+    """Return the steps of a solution as thoughts: neighbours with the same verdict are one.
+
+    Args:
+        scores: Scores of the steps.
+        threshold: A step is good from this score on.
+    """
+    thoughts, at = [], 0
+    for good, run in groupby(None if score is None else score >= threshold for score in scores):
+        length = sum(1 for _ in run)
+        thoughts.append(Thought(at, at + length, good))
+        at += length
+    return thoughts
+
+
+class Judge:
+    """Scores the steps of written solutions by verdicts; ``score`` has the form of ``StepReader.score``."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        spec: PRMSpec,
+        prompt_ids: Callable[[str], tuple[int, ...]],
+        *,
+        seed: int = 0,
+        rule: Vote = "mean",
+        max_tokens: int = 1024,
+        temperature: float = 1.0,
+    ) -> None:
+        """Serve a judge.
+
+        Args:
+            policy: Writes the verdicts; its solution ends where the spec's verdict pattern matches.
+            spec: A judge's spec.
+            prompt_ids: Returns the tokens of a prompt, chat template included.
+            seed: Seed of the samples; each verdict's depends on it, the solution's text and the step alone.
+            rule: How verdicts vote.
+            max_tokens: Cap on the tokens of one line of a verdict, >= 1.
+            temperature: Of the samples, >= 0.
+
+        Raises:
+            ConfigError: If the spec is no judge's.
+        """
+        if spec.family != "judge":
+            raise ConfigError(f"judge: needs a judge's spec: got {spec.family!r} -- use stepladder.prm.reader")
+        self.spec = spec
+        self._policy, self._prompt_ids = policy, prompt_ids
+        self._seed, self._rule, self._max_tokens, self._temperature = seed, rule, max_tokens, temperature
+
+    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
+        """Return the scores of every solution's steps, in order; None where no verdict could be read."""
+        asked = [(i, step) for i, solution in enumerate(solutions) for step in range(len(solution.steps))]
+        self._policy.submit([self._request(ticket, solutions[i], step) for ticket, (i, step) in enumerate(asked)])
+        verdicts: dict[int, list[bool | None]] = {}
+        while results := self._policy.collect():
+            for result in results:
+                texts = ["".join(step.text for step in sample) for sample in result.samples]
+                verdicts[result.ticket] = [read_verdict(text, self.spec) for text in texts]
+        scores = iter(vote(verdicts[ticket], rule=self._rule) for ticket in range(len(asked)))
+        return [tuple(next(scores) for _ in solution.steps) for solution in solutions]
+
+    def _request(self, ticket: int, solution: Solution, step: int) -> StepRequest:
+        places = {"question": solution.question, "previous": "\n\n".join(solution.steps[:step]), "step": solution.steps[step]}
+        prompt = filled(self.spec.question, **places)
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=self._prompt_ids(prompt),
+            num_samples=1 if self._temperature == 0 else self.spec.num_verdicts,
+            seed=derive_seed(self._seed, "judge", prompt),
+            temperature=self._temperature,
+            max_step_tokens=self._max_tokens,
+            max_steps=self._max_tokens,
+        )

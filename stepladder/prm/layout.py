@@ -1,0 +1,188 @@
+"""From a question and its steps to the tokens that a model reads, and the token of every step at which its output is taken.
+
+Nothing is guessed. Where the marker of every step ends is known as a position in the text before the text is tokenised, the tokenizer says
+which token that is, and the reader refuses a solution in which that token is not the marker or the marker stands anywhere else.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.prm.specs import PRMSpec
+
+_SENTINEL = "\ue000"
+"""Stands for every marker until the text is complete: a private character, which no text may hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The tokens of one solution."""
+
+    token_ids: tuple[int, ...]
+    """What the model reads, up to the last token that matters."""
+    begin: int
+    """Index of the first token of the first step; 0 where the spec reads at markers."""
+    reads: tuple[int | None, ...]
+    """Per step, the index at which its output is taken; None for a step without tokens."""
+
+
+class SolutionLayout:
+    """Lays solutions out as a spec says."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> None:
+        """Check that the tokenizer is the one that the spec means.
+
+        Raises:
+            CheckpointError: If a token of the spec has another id here, or the tokenizer lacks what the spec needs.
+            ConfigError: If the spec reads the policy's tokens, which are no text.
+        """
+        if spec.prompt == "tokens":
+            raise ConfigError("PRM spec: must say how text is read: got the prompt 'tokens', the policy's own tokens -- give --spec")
+        if spec.read != "piece-end" and not tokenizer.is_fast:
+            raise CheckpointError("tokenizer: must tell where in the text its tokens stand: it is a slow one -- save a tokenizer.json")
+        if spec.prompt in ("chat", "turns") and not tokenizer.chat_template:
+            raise CheckpointError("tokenizer: must have a chat template for this spec: it has none -- use the model's own tokenizer")
+        self.spec = spec
+        self._tokenizer = tokenizer
+        self._marker_id = self._checked_marker() if spec.read == "marker" else None
+
+    def lay_out(self, question: str, steps: Sequence[str], *, place: str = "solution") -> Layout:
+        """Return the tokens of a solution.
+
+        Args:
+            question: The question.
+            steps: Its steps.
+            place: Where the solution stands, for messages.
+
+        Raises:
+            DataFormatError: If the question or a step contains the marker, or the tokenizer merges it with what stands around it.
+            CheckpointError: If the chat template does not render every step.
+        """
+        if self.spec.read == "piece-end":
+            return self._pieces(question, steps)
+        return self._whole(question, steps, place)
+
+    def _pieces(self, question: str, steps: Sequence[str]) -> Layout:
+        bos = self._tokenizer.bos_token_id if self.spec.bos else None
+        ids = [] if bos is None else [int(bos)]  # type: ignore[arg-type]
+        ids += self._encode(filled(self.spec.question, question=question))
+        begin, reads = len(ids), []
+        marker = self._encode(self.spec.marker) if self.spec.marker else []
+        for step in steps:
+            piece = [*self._encode(step), *marker]
+            ids += piece
+            reads.append(len(ids) - 1 if piece else None)
+        return Layout(token_ids=tuple(ids), begin=begin, reads=tuple(reads))
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _whole(self, question: str, steps: Sequence[str], place: str) -> Layout:
+        for name, text in [("the question", question), *((f"step {i}", step) for i, step in enumerate(steps, 1))]:
+            if _SENTINEL in text:
+                raise DataFormatError(f"{place}: {name} must not hold the private character U+E000: got {text[:80]!r} -- remove it")
+        parts = self._text(question, steps).split(_SENTINEL)
+        if len(parts) != len(steps) + 1:
+            raise CheckpointError(
+                f"{place}: the chat template must render every step once: got {len(parts) - 1} of {len(steps)} "
+                "-- use the model's own tokenizer"
+            )
+        marker = self.spec.marker
+        ends = np.cumsum([len(part) + len(marker) for part in parts[:-1]], dtype=np.int64)
+        encoded = self._tokenizer(
+            marker.join(parts), return_offsets_mapping=True, add_special_tokens=self.spec.prompt == "plain", verbose=False
+        )
+        ids: list[int] = list(encoded["input_ids"])  # type: ignore[arg-type]
+        offsets = np.asarray(encoded["offset_mapping"]).reshape(-1, 2)  # type: ignore[arg-type]
+        # Special tokens that the tokenizer adds by itself stand nowhere in the text.
+        real = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+        last = real[np.searchsorted(offsets[real, 0], ends, side="left") - 1] if len(real) else np.zeros(0, dtype=np.int64)
+        at = [int(index) for index in last]
+        begin, reads = 0, list[int | None](at)
+        if self.spec.read == "step-end":
+            reads = [read if step else None for read, step in zip(at, steps, strict=True)]
+            start = len(parts[0]) - len(filled(self.spec.step, step=steps[0], marker="")) if steps else 0
+            begin = int(real[np.searchsorted(offsets[real, 0], start, side="right") - 1]) if len(real) else 0
+        else:
+            self._check_markers(ids, offsets, at=at, ends=ends.tolist(), place=place)
+            if self.spec.read == "before-marker":
+                reads = [index - 1 for index in at]
+        stop = max((read for read in reads if read is not None), default=-1) + 1
+        return Layout(token_ids=tuple(ids[:stop]), begin=begin, reads=tuple(reads))
+
+    def _text(self, question: str, steps: Sequence[str]) -> str:
+        """Return the whole input, with a sentinel in place of every marker."""
+        spec = self.spec
+        if spec.prompt == "turns":
+            messages = []
+            for i, step in enumerate(steps):
+                content = filled(spec.question, question=question, step=step) if i == 0 else filled(spec.step, step=step)
+                messages += [{"role": "user", "content": content}, {"role": "assistant", "content": _SENTINEL}]
+            return self._chat(messages) if messages else ""
+        body = spec.joiner.join(filled(spec.step, step=step, marker=_SENTINEL) for step in steps)
+        ask = filled(spec.question, question=question)
+        if spec.prompt == "plain":
+            return ask + body
+        system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
+        return self._chat([*system, {"role": "user", "content": ask}, {"role": "assistant", "content": body}])
+
+    def _chat(self, messages: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+
+    def _checked_marker(self) -> int:
+        spec = self.spec
+        # The marker as it closes a step; that it does so after a given text as well is checked for every solution.
+        ids = self._encode(filled(spec.step, step="", marker=spec.marker))
+        wanted = spec.marker_id if spec.marker_id is not None else (ids[-1] if ids else None)
+        if wanted is None or ids[-1] != wanted:
+            raise CheckpointError(
+                f"tokenizer: the marker {spec.marker!r} must be the token {wanted}: got {ids} "
+                "-- use the model's own tokenizer, or another --spec"
+            )
+        return wanted
+
+    def _check_markers(self, ids: Sequence[int], offsets: np.ndarray, *, at: Sequence[int], ends: Sequence[int], place: str) -> None:
+        for number, (index, end) in enumerate(zip(at, ends, strict=True), 1):
+            begin = end - len(self.spec.marker)
+            # A space before the marker may belong to its token.
+            alone = offsets[index, 1] == end and offsets[index, 0] >= begin - 1
+            if not alone or (self._marker_id is not None and ids[index] != self._marker_id):
+                raise DataFormatError(
+                    f"{place}: the marker {self.spec.marker!r} of step {number} must be a token of its own: the tokenizer made token "
+                    f"{ids[index]} of characters {offsets[index].tolist()}, expected {[begin, end]} -- change what the step ends with"
+                )
+        if self._marker_id is None:
+            return
+        found = [i for i, token in enumerate(ids) if token == self._marker_id]
+        if len(found) != len(at):
+            stray = next(i for i in found if i not in set(at))
+            number = sum(index < stray for index in at) + 1
+            where = "the question or step 1" if number == 1 else f"step {number}"
+            raise DataFormatError(
+                f"{place}: the marker {self.spec.marker!r} must stand once after every step: got {len(found)} for {len(at)} steps, one of "
+                f"them in {where} -- remove it from the text"
+            )
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, entry: str, expected: int | None) -> int:
+    """Return the id of a vocabulary entry.
+
+    Raises:
+        CheckpointError: If the tokenizer does not have it, or has it under another id than expected.
+    """
+    found = tokenizer.get_vocab().get(entry)
+    if found is None or (expected is not None and found != expected):
+        raise CheckpointError(
+            f"tokenizer: the token {entry!r} must have id {expected if expected is not None else 'of its own'}: got {found} "
+            "-- use the model's own tokenizer, or another --spec"
+        )
+    return found
+
+
+def filled(template: str, **values: str) -> str:
+    """Fill a template's places in one pass, so that what is filled in is never taken for a place."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)

@@ -1,0 +1,157 @@
+"""Loading public process reward models into one shape: a causal transformer whose logits are the few outputs that a spec asks for.
+
+No code of a checkpoint is run for this: heads that transformers does not know (two layers, TRL's value head) are read from the weights
+themselves, and of a language model's head only the rows that matter are kept.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stepladder.errors import CheckpointError
+from stepladder.lm.loading import load_causal_lm, load_token_classifier
+from stepladder.lm.training import quiet
+from stepladder.prm.layout import token_id
+from stepladder.prm.specs import PRMSpec
+
+_HEADS = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
+"""Names of heads in public checkpoints, the first that is found counts."""
+
+
+def load_reward_model(
+    source: str | Path,
+    spec: PRMSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Return a model whose logits are ``spec.num_outputs`` numbers per token; of two, the second stands for a good step.
+
+    Raises:
+        CheckpointError: If there is no such model, its head has another number of outputs, or the tokenizer is another model's.
+        ConfigError: If device or dtype cannot be had.
+    """
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    with quiet():
+        if spec.family == "vocabulary":
+            assert spec.good is not None and spec.bad is not None, "a vocabulary spec has both"
+            rows = [token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)]
+            model = load_causal_lm(source, **options)
+            model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
+            return model
+        head = _read_head(_local_directory(source), source)
+        outputs = _out_features(head)
+        if outputs != spec.num_outputs:
+            raise CheckpointError(
+                f"{source}: the head of a {spec.family} model must have {spec.num_outputs} outputs per token: got {outputs} "
+                "-- use another --spec"
+            )
+        model: Any = load_token_classifier(source, **options, num_labels=outputs)
+    name = "score" if hasattr(model, "score") else "classifier"
+    setattr(model, name, head.to(device=model.device, dtype=model.dtype))
+    return model
+
+
+def load_bare_lm(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, nn.Module]:
+    """Return a language model whose logits are its last hidden states, and its head.
+
+    Raises:
+        CheckpointError: If there is no such model, or it bends its logits after the head.
+        ConfigError: If device or dtype cannot be had.
+    """
+    model = load_causal_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise CheckpointError(f"{source}: logits must be linear in the hidden states: the model caps them -- use another model")
+    head = model.get_output_embeddings()
+    model.set_output_embeddings(nn.Identity())
+    return model, head
+
+
+def has_head(source: str | Path) -> bool:
+    """Say whether a checkpoint has a head on its tokens.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    return bool(_head_tensors(_local_directory(source)))
+
+
+def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:
+    kept = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device=head.weight.device, dtype=head.weight.dtype)
+    with torch.no_grad():
+        kept.weight.copy_(head.weight[rows])
+        if head.bias is not None:
+            kept.bias.copy_(head.bias[rows])
+    return kept
+
+
+def _out_features(head: nn.Module) -> int:
+    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
+
+
+def _local_directory(source: str | Path) -> Path:
+    """Return where a model's files lie; a hub model is downloaded, or found in the cache of earlier downloads."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{source}: must be a model directory or a hub id: {first_line} -- check the path or the connection"
+        ) from error
+
+
+def _read_head(directory: Path, source: str | Path) -> nn.Module:
+    """Return the head of a checkpoint: one linear layer, or two with a rectifier between them."""
+    tensors = _head_tensors(directory)
+    prefix = next((name for name in _HEADS if any(key.startswith(f"{name}.") for key in tensors)), None)
+    if prefix is None:
+        raise CheckpointError(
+            f"{source}: must have a head on its tokens, called one of {', '.join(_HEADS)}: found none "
+            "-- use a process reward model, or --spec of a model that reads the vocabulary"
+        )
+    own = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+    if "weight" in own:
+        return _linear(own, "")
+    if set(own) <= {"0.weight", "0.bias", "2.weight", "2.bias"} and {"0.weight", "2.weight"} <= set(own):
+        return nn.Sequential(_linear(own, "0."), nn.ReLU(), _linear(own, "2."))
+    raise CheckpointError(
+        f"{source}: the head must be one linear layer, or two with a ReLU between: got {sorted(own)} -- use another model"
+    )
+
+
+def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:
+    weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def _head_tensors(directory: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint whose names begin like a head's; the others are not read."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {key: file.get_tensor(key) for key in _head_keys(file.keys())}
+    for path in sorted(directory.glob("pytorch_model*.bin")) if not found else []:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found |= {key: state[key] for key in _head_keys(state)}
+    return found
+
+
+def _head_keys(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key.startswith(tuple(f"{name}." for name in _HEADS))]

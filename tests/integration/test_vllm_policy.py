@@ -1,0 +1,209 @@
+"""The vLLM policy on a real engine, on models saved to disk; the transformers model is the oracle."""
+
+import numpy as np
+import pytest
+import torch
+
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.interfaces import StepRequest
+from stepladder.lm.text import TokenText
+from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.policy.backends.transformers import TransformersPolicy
+from stepladder.policy.backends.vllm import VLLMPolicy
+from stepladder.policy.prompts import StepFormat
+from stepladder.testing import check_policy
+from stepladder.types import StopReason
+from tests.models import save_tiny_policy, tiny_policy
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+FORMAT = StepFormat(answer_pattern=r"=(\d)")
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Save a model and its format."""
+    folder = save_tiny_policy(tmp_path_factory.mktemp("policy"), max_positions=CONTEXT)
+    FORMAT.save(folder)
+    return folder
+
+
+class _Engines:
+    """One engine at a time: closing one ends all engines of a process."""
+
+    def __init__(self, folder):
+        self._folder, self._engine = folder, None
+
+    def get(self):
+        if self._engine is None:
+            self._engine = VLLMEngine(self._folder, task="generate", settings=EngineSettings(max_batch=64))
+        self._engine.reset()
+        return self._engine
+
+    def close(self):
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+
+@pytest.fixture(scope="module")
+def engines(saved):
+    """Hold one engine for all tests."""
+    engines = _Engines(saved)
+    yield engines
+    engines.close()
+
+
+@pytest.fixture
+def policy(engines):
+    """Return a policy on an engine with an empty cache."""
+    return VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
+
+
+def _run(policy, requests):
+    policy.submit(requests)
+    results = {}
+    while batch := policy.collect():
+        results.update({result.ticket: result.samples for result in batch})
+    return [results[request.ticket] for request in requests]
+
+
+def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
+    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
+
+
+def test_the_policy_keeps_the_contract(policy):
+    """The shipped contract suite passes."""
+    _, tokenizer = tiny_policy()
+    prefixes = [(5, 6, 7), (9,), (8,) * 40, (5, 6, 10, 11)]
+    check_policy(lambda: policy, prefix_ids=prefixes, decode=TokenText(tokenizer).decode, over_long_prefix_ids=(5,) * CONTEXT)
+
+
+def test_logps_are_those_of_transformers(policy):
+    """A plain forward of prefix and sample gives every log-probability within 1e-4, at any temperature and however much was cached."""
+    model, _ = tiny_policy(max_positions=CONTEXT)
+    requests = [
+        _request(i, (*range(5, 5 + 11 * i), 9), 3, seed=i, temperature=temperature, max_step_tokens=30, max_steps=3)
+        for i, temperature in enumerate([1.0, 0.0, 0.3, 2.0])
+    ]
+    for _ in range(2):
+        for request, samples in zip(requests, _run(policy, requests), strict=True):
+            for steps in samples:
+                ids = [*request.prefix_ids, *(token for step in steps for token in step.token_ids)]
+                with torch.no_grad():
+                    logps = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+                begin = len(request.prefix_ids)
+                expected = [logps[at - 1, ids[at]].item() for at in range(begin, len(ids))]
+                np.testing.assert_allclose([logp for step in steps for logp in step.logps], expected, atol=1e-4)
+
+
+def test_greedy_steps_are_those_of_the_transformers_backend(policy, saved):
+    """Same ids, same boundaries, same reasons, for one step and for whole solutions that a cap cuts."""
+    other = TransformersPolicy.from_pretrained(saved, device="cpu")
+    requests = [
+        _request(i, (5 + i, 6), temperature=0.0, max_step_tokens=cap, max_steps=steps)
+        for i, (cap, steps) in enumerate([(8, 1), (64, 1), (5, 9), (64, 99), (1, 4), (3, 2)])
+    ]
+    for got, expected in zip(_run(policy, requests), _run(other, requests), strict=True):
+        assert [(s.token_ids, s.text, s.stop_reason) for s in got[0]] == [(s.token_ids, s.text, s.stop_reason) for s in expected[0]]
+
+
+def test_steps_follow_the_text_of_their_tokens(policy):
+    """Whatever was sampled, a step is final where the answer pattern matches, ends at a newline, and was else cut or ended by the model."""
+    _, tokenizer = tiny_policy()
+    newline = tokenizer.encode("\n")[0]
+    samples = _run(policy, [_request(0, (5, 6), 64, max_step_tokens=40, max_steps=3)])[0]
+    seen = set()
+    for steps in samples:
+        for step in steps:
+            seen.add(step.stop_reason)
+            assert newline not in step.token_ids[:-1] and tokenizer.eos_token_id not in step.token_ids[:-1]
+            last = step.token_ids[-1]
+            final = last == newline and FORMAT.is_final(step.text)
+            if last == tokenizer.eos_token_id or final:
+                assert step.stop_reason == StopReason.END
+            elif last == newline:
+                assert step.stop_reason == StopReason.STEP
+            else:
+                assert step.stop_reason == StopReason.LENGTH and len(step.token_ids) == 40
+    assert seen == {StopReason.STEP, StopReason.END, StopReason.LENGTH}
+
+
+def test_frequencies_are_the_models(policy):
+    """One-token samples at temperature 1 are distributed as the model says: chi-square over 3,000 draws within five sigmas."""
+    model, tokenizer = tiny_policy(max_positions=CONTEXT)
+    samples = [step.token_ids[0] for (step,) in _run(policy, [_request(0, (7, 8), 3000, max_step_tokens=1)])[0]]
+    with torch.no_grad():
+        logits = model(torch.tensor([[7, 8]])).logits[0, -1].double()
+    logits[[i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]] = -torch.inf
+    expected = logits.softmax(-1).numpy() * 3000
+    counts = np.bincount(samples, minlength=len(expected))
+    assert not counts[expected == 0].any()
+    cells = expected > 0
+    statistic = ((counts - expected)[cells] ** 2 / expected[cells]).sum()
+    freedom = cells.sum() - 1
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_samples_repeat_in_a_new_engine(engines, saved):
+    """Another engine on the same directory, with other company and batch size, gives the same tokens."""
+    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=20, max_steps=2) for i in range(6)]
+    tokenizer = tiny_policy()[1]
+    first = _run(VLLMPolicy(engines.get(), tokenizer, FORMAT), requests)
+    engines.close()
+    other = VLLMPolicy.from_pretrained(saved, settings=EngineSettings(max_batch=5))
+    got = _run(other, [*requests, *(_request(100 + i, (9,), 3, seed=50 + i) for i in range(5))])[: len(requests)]
+    other.close()
+    ids = [[[[step.token_ids for step in steps] for steps in samples] for samples in results] for results in (first, got)]
+    assert ids[0] == ids[1]
+
+
+def test_the_prefix_cache_serves_samples_and_continuations(engines):
+    """Of a prefix of 100, the three whole blocks of 32 are forwarded once: 7 of 8 samples find them, and a continuation finds more."""
+    policy = VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
+    assert policy.cached_share is None
+    prefix = tuple(range(5, 55)) * 2
+    samples = _run(policy, [_request(0, prefix, 8, max_step_tokens=30)])[0]
+    assert (policy.prefix_tokens, policy.cached_tokens) == (800, 7 * 96)
+    assert policy.cached_share == pytest.approx(0.84)
+    assert policy.generated_tokens == sum(len(step.token_ids) for (step,) in samples)
+    assert policy.forwarded_tokens == 128 + policy.generated_tokens - 8
+    longest = max((step for (step,) in samples), key=lambda step: len(step.token_ids))
+    before = policy.cached_tokens
+    _run(policy, [_request(1, prefix + longest.token_ids, 1, max_step_tokens=1)])
+    assert policy.cached_tokens - before == (100 + len(longest.token_ids) - 1) // 32 * 32
+    engines.get()
+    before = policy.cached_tokens
+    _run(policy, [_request(2, prefix, 1, max_step_tokens=1)])
+    assert policy.cached_tokens == before
+
+
+def test_more_prefixes_than_one_step_takes(policy):
+    """Sixty different prefixes of 200 tokens, several times what vLLM forwards at once, are sampled as each is alone."""
+    requests = [_request(i, (5 + i % 50, 6 + i // 50) * 100, 1, seed=i, max_step_tokens=8) for i in range(60)]
+    together = _run(policy, requests)
+    for request in requests[::12]:
+        [alone] = _run(policy, [request])
+        assert alone[0][0].token_ids == together[request.ticket][0][0].token_ids
+
+
+def test_a_reset_drops_what_is_in_flight(engines):
+    """Requests that were never collected are gone after a reset, and a policy on the same engine begins afresh."""
+    tokenizer = tiny_policy()[1]
+    VLLMPolicy(engines.get(), tokenizer, FORMAT).submit([_request(i, (5, 6), 4, max_steps=9) for i in range(9)])
+    fresh = VLLMPolicy(engines.get(), tokenizer, FORMAT)
+    assert fresh.collect() == []
+    assert len(_run(fresh, [_request(0, (5, 6), 2)])[0]) == 2
+
+
+def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):
+    """A context beyond the model's, unknown options, options that are not free, and an absent model."""
+    with pytest.raises(CheckpointError, match=r"vLLM could not start on this model.*max_model_len"):
+        VLLMEngine(saved, task="generate", settings=EngineSettings(max_context=100 * CONTEXT))
+    with pytest.raises(ConfigError, match="EngineArgs"):
+        VLLMEngine(saved, task="generate", settings=EngineSettings(options={"no_such_option": 1}))
+    with pytest.raises(ConfigError, match="'seed'"):
+        VLLMEngine(saved, task="generate", settings=EngineSettings(options={"seed": 1}))
+    with pytest.raises(CheckpointError, match="absent"):
+        VLLMPolicy.from_pretrained(tmp_path / "absent", FORMAT)

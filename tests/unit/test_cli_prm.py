@@ -1,0 +1,240 @@
+"""``stepladder prm`` on files and saved tiny models."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stepladder.cli import app
+from stepladder.data.stepwise import StepwiseSolution
+from stepladder.interfaces import ScoreRequest
+from stepladder.loops.prm_evaluation import evaluate_scores
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.prm.specs import NAMED_SPECS, PRMSpec
+from stepladder.types import Problem
+from tests.models import save_tiny_scorer, tiny_scorer
+from tests.prm_models import qwen_tokenizer, save_head_model, save_language_model
+
+
+def run(*words, code=0):
+    """Call the command line, check its exit code, and return what it printed."""
+    result = CliRunner().invoke(app, ["prm", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_specs_lists_every_checkpoint():
+    """As text for people and as JSON with every field."""
+    text, listed = run("specs"), json.loads(run("specs", "--json"))
+    assert set(listed) == set(NAMED_SPECS)
+    assert all(hub_id in text for entry in NAMED_SPECS.values() for hub_id in entry.checkpoints)
+    assert listed["qwen2.5-math-prm"]["spec"]["marker_id"] == 151651
+
+
+def test_score_writes_the_readers_scores(tmp_path):
+    """Lists of steps and solutions in one piece, in file order, with counts; what does not fit the context is null and counted."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="mlp", num_outputs=2, max_positions=200)
+    file = write(
+        tmp_path / "in.jsonl",
+        {"question": "1 + 1?", "steps": ["It is", "2"]},
+        {"problem": "2 + 2?", "solution": "Hm\n\nIt is 4"},
+        {"question": "x" * 200, "steps": ["y"]},
+    )
+    out = tmp_path / "out.jsonl"
+    said = run("score", file, "--model", model, "--spec", "qwen2.5-math-prm", "--output", out, "--device", "cpu", "--aggregation", "min")
+    assert "4 steps of 3 solutions scored, 1 not scored" in said
+    reader = StepReader.from_pretrained(model, NAMED_SPECS["qwen2.5-math-prm"].spec, device="cpu")
+    solutions = [Solution(question="1 + 1?", steps=("It is", "2")), Solution(question="2 + 2?", steps=("Hm", "It is 4"))]
+    rows = rows_of(out)
+    assert [row["scores"] for row in rows] == [[*scores] for scores in reader.score(solutions)] + [[None]]
+    assert [row["score"] for row in rows] == [min(rows[0]["scores"]), min(rows[1]["scores"]), None]
+    assert rows[1]["place"] == f"{file}:2"
+
+
+def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path):
+    """A directory with step format and spec needs no --spec; the scores are those of the search's scorer on the rendered tokens."""
+    model = save_tiny_scorer(tmp_path / "model")
+    step_format = StepFormat()
+    step_format.save(model)
+    renderer = PromptRenderer(tiny_scorer()[1], step_format)
+    PRMSpec(renderer_hash=renderer.hash).save(model)
+    out = tmp_path / "out.jsonl"
+    run("score", write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["is", "2\n"]}), "--model", model, "--output", out)
+    scorer = TransformersStepScorer.from_pretrained(model, device="cpu")
+    steps = tuple(renderer.encode_solution("is\n2\n"))
+    scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
+    assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]
+    inside = write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["i\ns"]})
+    assert "in.jsonl:1: a step must not hold the model's step boundary" in run("score", inside, "--model", model, "--output", out, code=2)
+    PRMSpec(renderer_hash="f" * 16).save(model)
+    assert "must be the one that the PRM was trained with" in run("score", inside, "--model", model, "--output", out, code=2)
+
+
+def test_score_asks_a_judge(tmp_path):
+    """A judge that knows no English gives no readable verdict, which is null and no crash; its thoughts are written."""
+    model = save_language_model(tmp_path / "model", qwen_tokenizer(), max_positions=700)
+    torch.manual_seed(0)
+    out = tmp_path / "out.jsonl"
+    file = write(tmp_path / "in.jsonl", {"question": "1 + 1?", "steps": ["2"]})
+    assert "1 not scored" in run("score", file, "--model", model, "--spec", "judge", "--output", out, "--device", "cpu")
+    assert rows_of(out)[0]["thoughts"] == [{"begin": 0, "end": 1, "good": None}]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (
+            {"question": "Q", "steps": ["a <extra_0>"]},
+            ["--spec", "qwen2.5-math-prm"],
+            r"in.jsonl:1: the marker '<extra_0>' must stand once",
+        ),
+        ({"question": "Q", "steps": ["a"]}, [], "give --spec"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "math-shepherd"], "must have id 387"),
+        ({"question": "Q"}, ["--spec", "trl"], "in.jsonl:1: field 'solution'"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "trl", "--aggregation", "median"], "--aggregation: must be one of"),
+    ],
+)
+def test_score_says_in_one_line_what_is_wrong(tmp_path, row, options, message):
+    """Exit code 2, the place, no traceback, and no output file."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="linear", num_outputs=2)
+    out = tmp_path / "out.jsonl"
+    said = run("score", write(tmp_path / "in.jsonl", row), "--model", model, "--output", out, "--device", "cpu", *options, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def toy_rows(num_rows):
+    """Return TRL rows whose steps with an exclamation mark are bad."""
+    return [
+        {"prompt": f"P{i}", "completions": [f"{i}{'!' if bad else '.'}" for bad in (i % 2, i % 3 == 0)], "labels": [not i % 2, i % 3 > 0]}
+        for i in range(num_rows)
+    ]
+
+
+TRAIN = ("--epochs", 6, "--learning-rate", 0.01, "--batch-size", 16, "--device", "cpu", "--held-out", 0.2)
+
+
+def test_train_splits_by_problem_and_says_how_good_the_model_is(tmp_path):
+    """The held-out AUC is near one on a rule that can be learned; the directory is scored and trained on without --spec."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(120)), tmp_path / "prm"
+    said = run("train", file, "--init", policy, "--spec", "qwen2.5-math-prm", "--output", out, *TRAIN)
+    facts = json.loads((out / "stepladder_prm_training.json").read_text())
+    assert f"held out: {facts['held_out']['steps']} steps" in said
+    assert "dropped: nothing" in said
+    assert facts["held_out"]["auc"] > 0.95
+    assert facts["solutions"] + facts["held_out_solutions"] == 120
+    assert 10 <= facts["held_out_solutions"] <= 40
+    run("score", file, "--model", out, "--output", tmp_path / "scores.jsonl", "--device", "cpu")
+    scores = rows_of(tmp_path / "scores.jsonl")
+    assert all((score > 0.5) == ("!" not in step) for row in scores[:20] for step, score in zip(row["steps"], row["scores"], strict=True))
+    run("train", file, "--init", out, "--output", tmp_path / "more", "--max-updates", 1, *TRAIN)
+    assert PRMSpec.load(tmp_path / "more") == NAMED_SPECS["qwen2.5-math-prm"].spec
+
+
+def test_train_with_a_categorical_loss_gives_the_head_its_bins(tmp_path):
+    """The spec that is saved reads the bins back."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    file, out = write(tmp_path / "train.jsonl", *toy_rows(20)), tmp_path / "prm"
+    run("train", file, "--init", policy, "--spec", "ppm", "--loss", "hl-gauss", "--output", out, "--max-updates", 2, *TRAIN)
+    assert (PRMSpec.load(out).bins, PRMSpec.load(out).transform) == (32, "identity")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "labels": [True]}],
+            [],
+            "train.jsonl:1: every step must have one label: got 1 labels for 2",
+        ),
+        ([{"prompt": f"P{i}", "completions": ["a"], "labels": [True]} for i in range(9)], [], "labels must differ: got 1.0 only"),
+        (toy_rows(9), ["--scope", "tail"], "--scope: must be full, head or lora"),
+        (toy_rows(9), ["--neutral", "maybe"], "neutral: must be one of"),
+        (toy_rows(1), [], "both sides of a split need a problem"),
+        (toy_rows(9), ["--learning-rate", "0"], "learning_rate is out of range"),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(tmp_path, rows, options, message):
+    """Exit code 2, no traceback, no model."""
+    policy = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    out = tmp_path / "prm"
+    words = ("train", write(tmp_path / "train.jsonl", *rows), "--init", policy, "--spec", "trl", "--output", out, *TRAIN, *options)
+    said = run(*words, code=2)
+    assert message in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def solution(question, *steps, **fields):
+    return StepwiseSolution(
+        place="", problem_id=question, question=question, steps=steps, labels=fields.pop("labels", (None,) * len(steps)), **fields
+    )
+
+
+def test_evaluate_scores_gives_every_figure_that_the_solutions_allow():
+    """By hand on scores that need no model: one wrong solution found, one right one accused, a tie lost, calibration of four steps."""
+    scored = [
+        (solution("A", "a", "b", first_error=1, labels=(1.0, 0.0)), (0.9, 0.2)),
+        (solution("B", "a", "b", first_error=-1, labels=(1.0, 1.0)), (0.3, 0.8)),
+        (solution("C", "a", correct=True), (0.7,)),
+        (solution("C", "b", correct=False), (0.7,)),
+        (solution("D", "a", correct=True), (0.6,)),
+        (solution("D", "b", correct=False), (0.1,)),
+        (solution("D", "c", correct=False), (None,)),
+    ]
+    figures = evaluate_scores(scored)
+    assert figures["first_error"]["f1"] == 0.0
+    assert (figures["first_error"]["wrong_accuracy"], figures["first_error"]["right_accuracy"]) == (1.0, 0.0)
+    assert (figures["ranking"]["accuracy"], figures["ranking"]["mrr"]) == (0.5, 0.75)
+    assert figures["ranking"]["num_wrong"] == (1, 2)
+    assert [point["accuracy"] for point in figures["best_of_n"]] == pytest.approx([0.5, 0.75])
+    assert figures["outcomes"]["within_problem_auc"] == 0.75
+    assert figures["steps"]["brier"] == pytest.approx((0.01 + 0.04 + 0.49 + 0.04) / 4)
+    assert figures["steps"]["auc"] == 1.0
+    assert figures["steps"]["auc_by_depth"] == [{"depth": 1, "auc": None, "count": 2}, {"depth": 2, "auc": 1.0, "count": 2}]
+    assert figures["unscored_steps"] == 1
+    nothing = evaluate_scores([(solution("A", "a"), (0.5,))])
+    assert all(nothing[name] is None for name in ("first_error", "ranking", "best_of_n", "outcomes", "steps"))
+
+
+def test_eval_prints_a_table_and_writes_json_and_plots(tmp_path):
+    """ProcessBench, RewardMATH and labelled rows in one go; plots drawn again are equal; the threshold is from elsewhere."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="linear", num_outputs=2)
+    rows = [
+        {"problem": "P", "steps": ["a", "b"], "label": 1, "final_answer_correct": False},
+        {"problem": "P", "steps": ["c", "d"], "label": -1, "final_answer_correct": True},
+        {"problem": "R", "chosen": "x", "rejected": [f"y{i}" for i in range(9)]},
+        {"prompt": "S", "completions": ["a", "b"], "labels": [True, False]},
+    ]
+    file = write(tmp_path / "eval.jsonl", *rows)
+    tune = write(tmp_path / "tune.jsonl", {"problem": "T", "steps": ["e", "f"], "label": 0}, {"problem": "T", "steps": ["g"], "label": -1})
+    words = ("eval", file, "--model", model, "--spec", "trl", "--device", "cpu", "--tune-on", tune)
+    said = run(*words, "--json", tmp_path / "a.json", "--plots", tmp_path / "plots")
+    figures = json.loads((tmp_path / "a.json").read_text())
+    lines = dict(line.rsplit("  ", 1) for line in said.splitlines() if "first error: F1" in line)
+    assert [float(value) for value in lines.values()] == [pytest.approx(figures["first_error"]["f1"], abs=1e-4)]
+    assert figures["ranking"]["num_problems"] == 2
+    assert figures["ranking"]["num_wrong"] == [1, 9]
+    assert figures["first_error"]["threshold"] != 0.5
+    assert figures["steps"]["count"] == 6
+    names = ["auc-by-depth.svg", "best-of-n.svg", "reliability.svg"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == names
+    run(*words, "--plots", tmp_path / "again")
+    assert all((tmp_path / "plots" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    assert "1 are in both" in run("eval", tune, "--model", model, "--spec", "trl", "--tune-on", tune, code=2)
+    plain = write(tmp_path / "plain.jsonl", {"question": "Q", "steps": ["a"]})
+    assert "must hold something to measure" in run("eval", plain, "--model", model, "--spec", "trl", code=2)

@@ -1,0 +1,263 @@
+"""The completions backend against a server on loopback whose model is a table."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from stepladder.errors import BackendError
+from stepladder.interfaces import StepRequest
+from stepladder.lm.text import TokenText
+from stepladder.policy.backends.openai import CompletionServer, OpenAIPolicy, ServerSettings
+from stepladder.policy.prompts import StepFormat
+from stepladder.testing import check_policy
+from stepladder.types import StopReason
+from tests.servers import FakeServer, serving
+
+FORMAT = StepFormat(answer_pattern=r"=(\d)")
+NEWLINE, EOS = 4, 2
+
+
+class _Connected:
+    """A policy on a fake server; closed with the context."""
+
+    def __init__(self, fake, **settings):
+        self._fake = fake
+        self._settings = {"retries": 3, "backoff_s": 0.001, "timeout_s": 10.0, **settings}
+
+    def __enter__(self):
+        self._serving = serving(self._fake)
+        url = self._serving.__enter__()
+        self.server = CompletionServer(ServerSettings(url=url, **self._settings))
+        tokenizer = self._fake.model.tokenizer
+        return OpenAIPolicy(self.server, tokenizer, FORMAT, vocab_size=len(tokenizer))
+
+    def __exit__(self, *error):
+        self.server.close()
+        self._serving.__exit__(*error)
+
+
+def _run(policy, requests):
+    policy.submit(requests)
+    results = {}
+    while batch := policy.collect():
+        results.update({result.ticket: result.samples for result in batch})
+    return [results[request.ticket] for request in requests]
+
+
+def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
+    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
+
+
+@pytest.mark.parametrize("form", ["vllm", "token_id", "text"])
+def test_the_policy_keeps_the_contract(form):
+    """The shipped suite passes however the server tells the ids."""
+    with _Connected(FakeServer(form=form)) as policy:
+        decode = TokenText(policy._tokenizer).decode
+        check_policy(lambda: policy, prefix_ids=[(5, 6, 7), (9,), (8,) * 40], decode=decode, over_long_prefix_ids=(5,) * 256)
+
+
+@pytest.mark.parametrize("stop", ["server", "client"])
+@pytest.mark.parametrize("form", ["vllm", "token_id", "llama.cpp", "text"])
+def test_steps_are_the_same_in_every_dialect(form, stop):
+    """Ids, log-probabilities of the table, boundaries and reasons, whoever cuts the step."""
+    fake = FakeServer(form=form)
+    with _Connected(fake, stop=stop) as policy:
+        [samples] = _run(policy, [_request(0, (5, 6), 40, max_step_tokens=12)])
+    reasons = {step.stop_reason for (step,) in samples}
+    assert reasons == {StopReason.STEP, StopReason.END, StopReason.LENGTH}
+    for (step,) in samples:
+        pairs = zip((6, *step.token_ids), step.token_ids, strict=False)
+        assert step.logps == pytest.approx([fake.model.logps[pair] for pair in pairs])
+        ends_at = {StopReason.STEP: [NEWLINE], StopReason.END: [NEWLINE, EOS]}.get(step.stop_reason)
+        assert (step.token_ids[-1] in ends_at) if ends_at else len(step.token_ids) == 12
+        assert not {NEWLINE, EOS} & set(step.token_ids[:-1])
+
+
+def test_solutions_continue_behind_their_own_tokens():
+    """Each step of a sample is one request whose prompt is the prefix and the steps before, with a seed of its own."""
+    fake = FakeServer()
+    with _Connected(fake) as policy:
+        [[steps]] = _run(policy, [_request(0, (5, 6), 1, max_step_tokens=30, max_steps=50)])
+        assert policy.generated_tokens == sum(len(step.token_ids) for step in steps)
+    assert len(steps) > 1 and len(fake.requests) == len(steps)
+    prompt = [5, 6]
+    for step, request in zip(steps, fake.requests, strict=True):
+        assert request["prompt"] == prompt
+        prompt += step.token_ids
+    assert len({request["seed"] for request in fake.requests}) == len(steps)
+
+
+def test_special_tokens_are_never_sampled_and_the_cache_is_counted():
+    """Padding, begin and unknown tokens are biased away; cached prefix tokens are those the server reports."""
+    with _Connected(FakeServer()) as policy:
+        [samples] = _run(policy, [_request(0, (5,) * 40, 50, max_step_tokens=30)])
+        assert (policy.prefix_tokens, policy.cached_tokens) == (2000, 1600)
+    assert not {0, 1, 3} & {token for (step,) in samples for token in step.token_ids}
+
+
+def test_a_server_that_hides_where_it_stopped_is_cut_here():
+    """With stop=client, an end-of-sequence token that is not shown ends the solution; with stop=server it cannot be told from a step."""
+    request = _request(0, (5, 6), 40, max_step_tokens=12)
+    with _Connected(FakeServer(form="llama.cpp", show_end=False), stop="client") as policy:
+        [cut] = _run(policy, [request])
+    with _Connected(FakeServer(form="llama.cpp", show_end=False), stop="server") as policy:
+        [hidden] = _run(policy, [request])
+    with _Connected(FakeServer()) as policy:
+        [shown] = _run(policy, [request])
+    for (step,), (other,), (full,) in zip(cut, hidden, shown, strict=True):
+        if full.token_ids == (EOS,):
+            assert step.stop_reason == StopReason.ERROR and "stopped at" in step.message
+        elif full.token_ids[-1] == EOS:
+            assert (step.token_ids, step.stop_reason) == (full.token_ids[:-1], StopReason.END)
+        else:
+            assert step == full
+        assert other.stop_reason == (StopReason.LENGTH if full.stop_reason == StopReason.LENGTH else StopReason.ERROR)
+
+
+def test_passing_failures_are_tried_again():
+    """Two failures before each answer, by status or by a hung-up line, change nothing but the number of requests."""
+    requests = [_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=8) for i in range(4)]
+    with _Connected(FakeServer()) as policy:
+        expected = _run(policy, requests)
+    fake, seen = FakeServer(), {}
+
+    def fail_twice(number, request):
+        with fake.lock:
+            tries = seen[request["seed"]] = seen.get(request["seed"], 0) + 1
+        return {1: 503, 2: 0}.get(tries)
+
+    fake.before = fail_twice
+    with _Connected(fake) as policy:
+        assert _run(policy, requests) == expected
+    assert len(fake.requests) == 3 * 12
+
+
+def test_a_request_that_fails_for_good_is_data():
+    """A refused request, one that always fails, one too slow and one with a nonsense answer are ERROR steps; the others go on."""
+    fake = FakeServer()
+    slow = threading.Event()
+
+    def trouble(number, request):
+        if request["prompt"][0] == 12:
+            slow.wait(5)
+        return {10: 400, 11: 500}.get(request["prompt"][0])
+
+    fake.before = trouble
+    with _Connected(fake, timeout_s=0.3, retries=1) as policy:
+        requests = [_request(i, (10 + i, 6), 2, max_step_tokens=8) for i in range(4)]
+        bad, broken, late, good = _run(policy, requests)
+        slow.set()
+    for samples, message in ((bad, "refused the request: status 400"), (broken, "2 tries: status 500"), (late, "within 0.3 s")):
+        assert [step.stop_reason for (step,) in samples] == [StopReason.ERROR] * 2
+        assert all(step.token_ids == () and message in step.message for (step,) in samples)
+    assert all(step.stop_reason != StopReason.ERROR for (step,) in good)
+
+
+def test_answers_that_cannot_be_read_are_data(monkeypatch):
+    """No log-probabilities, ids beyond the vocabulary, and text that the tokenizer does not give back each say so."""
+    answers = {
+        10: {"choices": [{"text": "a", "finish_reason": "length"}]},
+        11: {"choices": [{"text": "a", "token_ids": [999], "logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}}]},
+        12: {"choices": [{"text": "a~", "logprobs": {"tokens": ["a", "~"], "token_logprobs": [-1.0, -1.0]}}]},
+        13: {"choices": [{"text": "", "token_ids": [], "finish_reason": "length", "logprobs": {"tokens": [], "token_logprobs": []}}]},
+    }
+    fake = FakeServer()
+    monkeypatch.setattr(fake, "complete", lambda request: (200, answers[request["prompt"][0]]))
+    with _Connected(fake) as policy:
+        results = _run(policy, [_request(i, (10 + i,)) for i in range(4)])
+    messages = [step.message for ((step,),) in results]
+    for message, part in zip(messages, ["cannot be read", "below", "must come back", "stopped at"], strict=True):
+        assert message is not None and part in message
+
+
+def test_no_more_requests_than_allowed_are_in_flight():
+    """The limit on concurrency holds, and is used."""
+    fake = FakeServer()
+    fake.before = lambda number, request: time.sleep(0.01)
+    with _Connected(fake, concurrency=5) as policy:
+        _run(policy, [_request(i, (5,), 4, seed=i, max_step_tokens=2) for i in range(10)])
+    assert fake.most_in_flight == 5
+
+
+def test_a_server_that_dies_and_returns_loses_nothing():
+    """Requests in flight when the server is killed are asked again at its successor, with the same seeds and thus the same answers."""
+    requests = [_request(i, (5, 6), 4, seed=i, max_step_tokens=10, max_steps=6) for i in range(6)]
+    with _Connected(FakeServer()) as policy:
+        expected = _run(policy, requests)
+    fake, died = FakeServer(), threading.Event()
+    fake.before = lambda number, request: died.set() if number == 20 else None
+    first = serving(fake)
+    url = first.__enter__()
+    server = CompletionServer(ServerSettings(url=url, retries=8, backoff_s=0.05))
+    try:
+        tokenizer = fake.model.tokenizer
+        policy = OpenAIPolicy(server, tokenizer, FORMAT, vocab_size=len(tokenizer))
+        policy.submit(requests)
+        assert died.wait(10)
+        first.__exit__(None, None, None)
+        with serving(FakeServer(), port=int(url.split(":")[2].split("/")[0])):
+            results = {}
+            while batch := policy.collect():
+                results.update({result.ticket: result.samples for result in batch})
+    finally:
+        server.close()
+    assert [results[request.ticket] for request in requests] == expected
+
+
+def test_a_server_that_stays_away_is_an_error_of_the_backend():
+    """Once the tries are spent, collect raises and says what to do; nothing hangs."""
+    fake, started = FakeServer(), threading.Event()
+    fake.before = lambda number, request: started.set() or time.sleep(0.05)
+    context = serving(fake)
+    server = CompletionServer(ServerSettings(url=context.__enter__(), retries=2, backoff_s=0.001))
+    try:
+        policy = OpenAIPolicy(server, fake.model.tokenizer, FORMAT, vocab_size=len(fake.model.tokenizer))
+        policy.submit([_request(i, (5,), 4, seed=i, max_steps=200) for i in range(20)])
+        assert started.wait(10)
+        context.__exit__(None, None, None)
+        with pytest.raises(BackendError, match="the last of 3 tries -- start it again"):
+            while policy.collect():
+                pass
+    finally:
+        server.close()
+
+
+def test_what_every_request_would_get_is_an_error_at_once():
+    """No server, a wrong model and a wrong address are named before any work."""
+    with serving(FakeServer()) as url:
+        with pytest.raises(BackendError, match=r"must serve the model 'other': it serves \['table'\]"):
+            CompletionServer(ServerSettings(url=url, model="other"))
+        fake = FakeServer()
+        fake.before = lambda number, request: 404
+        with _Connected(fake) as policy, pytest.raises(BackendError, match="check address, key and model"):
+            _run(policy, [_request()])
+    with pytest.raises(BackendError, match="the server must be there"):
+        CompletionServer(ServerSettings(url=url, retries=0))
+
+
+def test_delays_double_and_differ_by_seed():
+    """The delay before try k is backoff * 2^k times a jitter in [0.5, 1.5) that the seed fixes, and at most 30 s."""
+    with serving(FakeServer()) as url:
+        server = CompletionServer(ServerSettings(url=url, backoff_s=0.5))
+        delays = [[server._delay(attempt, seed) for seed in range(200)] for attempt in (0, 3, 20)]
+        again = [server._delay(3, seed) for seed in range(200)]
+        server.close()
+    assert 0.25 <= min(delays[0]) < 0.26 and 0.74 < max(delays[0]) < 0.75
+    assert min(delays[1]) >= 2.0 and max(delays[1]) < 6.0 and set(delays[2]) == {30.0}
+    assert again == delays[1]
+
+
+def test_the_policy_refuses_what_the_others_refuse():
+    """Bad requests are data, and a ticket is open once."""
+    with _Connected(FakeServer(context=32)) as policy:
+        bad = [_request(0, ()), _request(1, (10**6,)), _request(2, (5,) * 32), _request(3, max_step_tokens=0)]
+        for ((step,),) in _run(policy, bad):
+            assert step.stop_reason == StopReason.ERROR and step.message
+        policy.submit([_request(9)])
+        with pytest.raises(BackendError, match="unique"):
+            policy.submit([_request(9)])
+        assert len(policy.collect()) == 1
+        cut = _run(policy, [replace(_request(0, (5,) * 31), seed=seed) for seed in range(1)])[0][0][0]
+        assert len(cut.token_ids) == 1
