@@ -131,7 +131,8 @@ class SearchMethod:
     answer_rule: str = "weighted-vote"
     """``best``, ``majority``, ``weighted-vote`` or ``path-vote``; see ``AnswerTally``."""
     aggregation: str = "last"
-    """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean`` or ``product``."""
+    """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean``, ``product``, ``geometric-mean`` or another of
+    ``aggregate_scores``. Estimates are kept in single precision: with ``estimate`` = ``path``, products below 1e-38 are all alike."""
 
     def __post_init__(self) -> None:
         for name, members in _FAMILIES.items():
