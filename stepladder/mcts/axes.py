@@ -131,7 +131,8 @@ class SearchMethod:
     answer_rule: str = "weighted-vote"
     """``best``, ``majority``, ``weighted-vote`` or ``path-vote``; see ``AnswerTally``."""
     aggregation: str = "last"
-    """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean`` or ``product``."""
+    """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean``, ``product``, ``geometric-mean`` or another of
+    ``aggregate_scores``. Estimates are kept in single precision: with ``estimate`` = ``path``, products below 1e-38 are all alike."""
 
     def __post_init__(self) -> None:
         for name, members in _FAMILIES.items():
@@ -163,6 +164,12 @@ class SearchMethod:
             )
         if self.rollouts and self.samples_solutions:
             raise ConfigError(f"method {self.name!r}: rollouts value the children of a tree: got {self.rollouts} with selection 'sample'")
+        if self.rollouts > 1 and self.rollout_temperature == 0:
+            raise ConfigError(f"method {self.name!r}: rollouts at temperature 0 are all equal: got {self.rollouts} -- set rollouts = 1")
+        if self.stop_agreement is not None and self.stop_agreement > self.stop_window:
+            raise ConfigError(
+                f"method {self.name!r}: stop_agreement must be at most stop_window: got {self.stop_agreement} of {self.stop_window}"
+            )
         if self.commit is not None and not self.descends:
             raise ConfigError(f"method {self.name!r}: commit needs a selection that descends from the root: got {self.selection!r}")
 

@@ -390,6 +390,8 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("mcts", {"selection": "gumbel"}, "needs evaluation 'leaf'"),
         ("beam", {"commit": 3}, "commit needs a selection that descends"),
         ("majority", {"rollouts": 1}, "rollouts value the children of a tree"),
+        ("mcts", {"rollouts": 2, "rollout_temperature": 0.0}, "are all equal: got 2"),
+        ("mcts", {"stop_agreement": 11}, "at most stop_window: got 11 of 10"),
         ("mcts", {"rollouts": -1}, "rollouts must be a whole number >= 0"),
         ("mcts", {"stop_value": 2}, "stop_value must be a number in"),
         ("mcts", {"rescale_values": 1}, "rescale_values must be true or false"),
