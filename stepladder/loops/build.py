@@ -4,7 +4,7 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ from stepladder.loops.config import (
 )
 from stepladder.loops.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
-from stepladder.types import Budget, LabelledProblem
+from stepladder.types import Budget, LabelledProblem, Problem
 
 
 def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:
@@ -146,10 +146,19 @@ def build_policy(config: Config, policy_dir: str) -> Any:
     return TransformersPolicy(model, tokenizer, step_format(config), max_batch=config.policy.max_batch)
 
 
-def build_scorer(config: Config, prm_dir: str | None) -> Any:
-    """Return a step scorer on the configured backend, or None without a PRM; raises as ``build_policy`` does."""
+def build_scorer(config: Config, prm_dir: str | None, *, renderer: Any = None, problems: Iterable[Problem] = ()) -> Any:
+    """Return a step scorer on the configured backend, or None without a PRM; raises as ``build_policy`` does.
+
+    Args:
+        config: The configuration.
+        prm_dir: Directory of the PRM, or the hub id of a public one.
+        renderer: The policy's renderer; a PRM that reads text needs it to know the steps.
+        problems: What will be searched; a PRM that reads text needs the questions.
+    """
     if prm_dir is None:
         return None
+    if _reads_text(prm_dir):
+        return _text_scorer(config, prm_dir, renderer, problems)
     if config.prm.backend == "vllm":
         return _vllm_scorer(config, prm_dir)
     from stepladder.prm.scorer import TransformersStepScorer
@@ -262,6 +271,53 @@ def _server(section: OpenAIConfig) -> Any:
     return CompletionServer(ServerSettings(**plain, api_key=key))
 
 
+def _reads_text(prm_dir: str) -> bool:
+    """Say whether a PRM reads text; one of which nothing is known is left to the error of whoever loads it."""
+    from stepladder.prm.specs import resolve_spec
+
+    try:
+        return resolve_spec(prm_dir).prompt != "tokens"
+    except ConfigError:
+        return False
+
+
+def _text_scorer(config: Config, prm_dir: str, renderer: Any, problems: Iterable[Problem]) -> Any:
+    """Return a public PRM as a scorer of what the policy writes; it runs on the embedded engine whatever the backend."""
+    from stepladder.prm.reader import StepReader
+    from stepladder.prm.text_scorer import TextStepScorer
+
+    reader = StepReader(*_text_prm(prm_dir, config.policy.device, config.policy.dtype, config.policy.trust_remote_code))
+    end = renderer.step_format.step_end
+    questions = {renderer.prompt_ids(problem): problem.question for problem in problems}
+    lengths = sorted({len(prompt) for prompt in questions}, reverse=True)
+
+    def split(prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+        # The longest prompt that fits: a shorter one could only fit a question that begins like another.
+        length = next((length for length in lengths if prefix_ids[:length] in questions), None)
+        if length is None:
+            return None
+        steps = renderer.step_format.split_steps(renderer.decode(prefix_ids[length:]))
+        return questions[prefix_ids[:length]], tuple(step.removesuffix(end) for step in steps)
+
+    return TextStepScorer(reader, split=split, decode=lambda step_ids: renderer.decode(step_ids).removesuffix(end))
+
+
+@lru_cache(maxsize=1)
+def _text_prm(prm_dir: str, device: str, dtype: str, trust_remote_code: bool) -> Any:
+    from stepladder.lm.loading import load_tokenizer
+    from stepladder.prm.loading import load_reward_model
+    from stepladder.prm.specs import resolve_spec
+
+    spec = resolve_spec(prm_dir)
+    if spec.family in ("implicit", "judge"):
+        raise ConfigError(
+            f"{prm_dir}: a search must be guided by a PRM with a head or vocabulary tokens: got the family {spec.family!r} -- use another"
+        )
+    tokenizer = load_tokenizer(prm_dir, trust_remote_code=trust_remote_code)
+    model = load_reward_model(prm_dir, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model, tokenizer, spec
+
+
 @lru_cache(maxsize=1)
 def _policy_weights(policy_dir: str, device: str, dtype: str, trust_remote_code: bool) -> Any:
     from stepladder.lm.loading import load_causal_lm, load_tokenizer, silence_bars
@@ -286,6 +342,7 @@ def release_weights() -> None:
     _engines().clear()
     _policy_weights.cache_clear()
     _prm_weights.cache_clear()
+    _text_prm.cache_clear()
 
 
 def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:

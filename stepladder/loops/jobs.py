@@ -215,7 +215,7 @@ def _search(
     renderer = build.build_renderer(config, models.policy)
     engine = SearchEngine(
         policy=build.build_policy(config, models.policy),
-        scorer=build.build_scorer(config, models.prm),
+        scorer=build.build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems]),
         renderer=renderer,
         method=method,
         budget=budget,

@@ -201,7 +201,7 @@ def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[Search
     renderer = build.build_renderer(config, settings.policy)
     engine = SearchEngine(
         policy=build.build_policy(config, settings.policy),
-        scorer=build.build_scorer(config, settings.prm),
+        scorer=build.build_scorer(config, settings.prm, renderer=renderer, problems=problems),
         renderer=renderer,
         method=settings.method,
         budget=settings.budget,
