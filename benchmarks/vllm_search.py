@@ -5,13 +5,15 @@
 
 Two tasks: the embedded one (steps of about ten tokens) and a model with random weights whose steps have geometric lengths (mean near 60,
 most between 6 and 180) behind prompts of 200 tokens. vLLM shares whole blocks, so short steps share little. Searching and sampling use the
-same engine, problems, batch and limits; nothing is scored, so that the policy alone is measured. Unique tokens are the prompts and all
-steps of the trees, each once.
+same engine, problems, batch and limits; nothing is scored, so that the policy alone is measured. Its seconds are those of the processor, so
+that other work on the machine does not count; use ``--clock wall`` on a GPU. Unique tokens are the prompts and all steps of the trees, each
+once.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from rich.table import Table
 from benchmarks.engine import Bench
 from stepladder.embedded.glyphs import GlyphTask
 from stepladder.embedded.model import build_tokenizer
+from stepladder.interfaces import StepRequest, StepResult
 from stepladder.lm.loading import load_model_settings, load_tokenizer
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.mcts.methods import resolve_method
@@ -32,20 +35,43 @@ SETUPS = (("majority", 4), ("mcts", 1), ("mcts", 4), ("mcts", 8), ("beam", 4))
 LONG_PROMPT_TOKENS = 200
 
 
+class ClockedPolicy:
+    """A policy whose seconds are counted."""
+
+    def __init__(self, policy: VLLMPolicy, clock: Callable[[], float]) -> None:
+        """Count with a clock."""
+        self.policy, self._clock, self.seconds = policy, clock, 0.0
+
+    def submit(self, requests: Sequence[StepRequest]) -> None:
+        """Pass requests on."""
+        begin = self._clock()
+        self.policy.submit(requests)
+        self.seconds += self._clock() - begin
+
+    def collect(self) -> list[StepResult]:
+        """Pass results on."""
+        begin = self._clock()
+        results = self.policy.collect()
+        self.seconds += self._clock() - begin
+        return results
+
+
 class VLLMBench(Bench):
     """The embedded task on one vLLM engine, whose cache is emptied before every method."""
 
     max_step_tokens = 12
+    clock: Callable[[], float] = staticmethod(time.process_time)
 
     def serve(self) -> None:
         """Start the engine; it compiles nothing, but its first requests are slower than the later ones, so some are thrown away."""
         self.engine = VLLMEngine(self.policy_dir, task="generate", settings=EngineSettings(max_batch=self.max_batch))
         self.search(resolve_method("majority"), Budget(num_simulations=2, max_depth=2, max_step_tokens=8), scored=False)
 
-    def policy(self) -> VLLMPolicy:
+    def policy(self) -> ClockedPolicy:
         """Return a policy with an empty cache."""
         self.engine.reset()
-        self.used = VLLMPolicy(self.engine, self.tokenizer, self.step_format, *load_model_settings(self.policy_dir))
+        settings = load_model_settings(self.policy_dir)
+        self.used = ClockedPolicy(VLLMPolicy(self.engine, self.tokenizer, self.step_format, *settings), self.clock)
         return self.used
 
 
@@ -99,8 +125,8 @@ def measure(bench: VLLMBench, console: Console, *, simulations: int, title: str)
         begin = time.perf_counter()
         results, stats = bench.search(resolve_method(name, wave=wave), budget, scored=False)
         console.log(f"{name}, W={wave}: {time.perf_counter() - begin:.1f} s, {stats.engine_s / stats.total_s:.1%} of it bookkeeping")
-        policy = bench.used
-        rate = policy.generated_tokens / stats.policy_s
+        policy = bench.used.policy
+        rate = policy.generated_tokens / bench.used.seconds
         sampling = sampling or rate
         table.add_row(
             "independent sampling" if name == "majority" else f"{name}, W={wave}",
@@ -119,6 +145,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--simulations", type=int, default=16)
     parser.add_argument("--max-batch", type=int, default=256)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     arguments = parser.parse_args()
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,6 +154,7 @@ def main() -> None:
             (VLLMBench(Path(folder), **common, device="auto"), "embedded task"),
             (LongSteps(Path(folder), **common), "long steps of uneven length"),
         ):
+            bench.clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
             bench.serve()
             measure(bench, console, simulations=arguments.simulations, title=title)
             bench.engine.close()

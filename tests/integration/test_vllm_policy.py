@@ -148,7 +148,7 @@ def test_frequencies_are_the_models(policy):
 
 def test_samples_repeat_in_a_new_engine_that_is_short_of_memory(engines, saved):
     """Another engine, in other company, gives the same tokens though its cache is small: sequences are put off and computed again."""
-    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=60, max_steps=3) for i in range(6)]
+    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=60, max_steps=3) for i in range(8)]
     tokenizer = tiny_policy()[1]
     first = _run(VLLMPolicy(engines.get(), tokenizer, FORMAT), requests)
     engines.close()
@@ -157,7 +157,8 @@ def test_samples_repeat_in_a_new_engine_that_is_short_of_memory(engines, saved):
     other.close()
     ids = [[[[step.token_ids for step in steps] for steps in samples] for samples in results] for results in (first, got)]
     assert ids[0] == ids[1]
-    assert sum(len(token_ids) for samples in ids[0] for steps in samples for token_ids in steps) > 2 * 20 * 32
+    # The cache has a block of 32 tokens for 19 sequences: a sequence that outgrows its block displaces another one.
+    assert sum(sum(map(len, steps)) > 32 for samples in ids[0] for steps in samples) >= 4
 
 
 def test_the_prefix_cache_serves_samples_and_continuations(engines):
