@@ -137,7 +137,10 @@ def save_head_model(
         state |= {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
     if head == "mlp":
         model.config.architectures = ["Qwen2ForProcessRewardModel"]
-        model.config.auto_map = {"AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel"}
+        model.config.auto_map = {
+            "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
+            "AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel",
+        }
     model.save_pretrained(directory, state_dict=state)
     tokenizer.save_pretrained(directory)
     return Path(directory)
