@@ -21,7 +21,9 @@ from stepladder.types import TREE_SCHEMA_VERSION, PreferencePair, Provenance, Tr
 RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, ValueRow)
 
 ROW_SCHEMA_VERSION = 1
-"""Version of the stored form of traces, pairs and value rows."""
+"""Version of the stored form of traces and value rows."""
+PAIR_SCHEMA_VERSION = 2
+"""Version of the stored form of pairs."""
 
 _KIND_KEY, _VERSION_KEY = b"stepladder.kind", b"stepladder.schema_version"
 
@@ -109,7 +111,7 @@ TRACES = ShardKind(
 )
 PAIRS = ShardKind(
     name="pairs",
-    version=ROW_SCHEMA_VERSION + 1,
+    version=PAIR_SCHEMA_VERSION,
     record=PreferencePair,
     columns={
         "problem_id": _TEXT,
