@@ -465,7 +465,8 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         gradient_accumulation_steps=schedule.passes_per_update,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=math.ceil(settings.warmup_ratio * schedule.updates),
+        # The learning rate of warm-up begins at 0: a training of one update must not be all warm-up.
+        warmup_steps=min(math.ceil(settings.warmup_ratio * schedule.updates), schedule.updates - 1),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
@@ -175,6 +176,14 @@ def test_an_existing_output_is_replaced(start: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "stale.bin").write_text("old")
     train_sft(start, random_traces(4), tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
     assert not (tmp_path / "out" / "stale.bin").exists()
+
+
+def test_a_training_of_one_update_changes_the_weights(start: Path, tmp_path: Path) -> None:
+    """A warm-up share never makes the only update one at learning rate 0."""
+    settings = replace(SETTINGS, max_updates=1, warmup_ratio=0.03)
+    train_sft(start, random_traces(4), tmp_path / "out", settings, renderer_hash=HASH)
+    before, after = (load_file(path / "model.safetensors") for path in (start, tmp_path / "out"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_low_precision_start_is_trained_in_float32_and_stored_as_it_was(start: Path, tmp_path: Path) -> None:
