@@ -84,7 +84,7 @@ def _evolve(config: Any, root: Path) -> None:
     try:
         run = run_rounds(config, root, display=display, on_round=table.add)
     except KeyboardInterrupt:
-        display.console.print(f"\nstopped; everything finished is in {root} -- the same command continues", highlight=False)
+        display.console.print(f"\nstopped; everything finished is in {root} -- the same command continues", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     typer.echo(table.render())
     typer.echo(f"report: {write_report(run)}")

@@ -31,7 +31,13 @@ def start(*arguments: object) -> subprocess.Popen:
     """Start the command line in a process group of its own."""
     command = [sys.executable, "-m", "stepladder.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A test run started in the background ignores Ctrl-C, and what it starts would, too.
+    return subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stepladder(*arguments: object) -> subprocess.CompletedProcess:

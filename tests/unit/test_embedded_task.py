@@ -135,7 +135,7 @@ def test_directory_of_another_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(CheckpointError, match=r"task\.json"):
         prepare(tmp_path / "mine", seed=0, task=SMALL)
-    for wrong in ({"num_glyphs": 3}, {"right_shares": (0.3,) * 17}, {"right_shares": (0.5,), "wrong_share": 0.6}):
+    for wrong in ({"num_glyphs": 3}, {"right_shares": (0.3,) * 21}, {"right_shares": (0.5,), "wrong_share": 0.6}):
         with pytest.raises(ConfigError):
             GlyphTask(**wrong)
 
