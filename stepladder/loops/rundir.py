@@ -7,7 +7,7 @@
       start/                         what the embedded task generated, if it did
       rounds/000/ ... 00N/
         models/policy, models/prm    Hugging Face directories
-        trees|traces|pairs|values/shard-0000.parquet
+        trees|traces|pairs|graded|values/shard-0000.parquet
         labels.json                  what was kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
@@ -60,7 +60,7 @@ class RunDir:
         return self.round(number) / "models" / "prm"
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs or values."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded or values."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
