@@ -161,7 +161,7 @@ def _label(context: RoundContext, number: int, policy_version: int, prm_version:
                         trees=run.shard(number, "trees", index),
                         earlier=tuple(run.shard(earlier, "trees", index) for earlier in range(1, number)),
                         policy=run.policy_source(policy_version, config),
-                        earlier_prm=_earlier_prm(context, number, prm_version),
+                        earlier_prm=earlier_prm(run, config, number, prm_version),
                     ),
                     "out": {kind: run.shard(number, kind, index) for kind in ("traces", "pairs", "graded", "values")},
                 },
@@ -174,13 +174,13 @@ def _label(context: RoundContext, number: int, policy_version: int, prm_version:
     return _read_json(path)
 
 
-def _earlier_prm(context: RoundContext, number: int, prm_version: int | None) -> str | None:
-    """Return the best PRM before the one that guided the round's search, where its opinion is asked for."""
-    if context.config.preference.label_smoothing != "agreement":
+def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
+    """Return the best PRM before the one that guided a round's search; None without one, or where nothing asks for its opinion."""
+    if config.preference.label_smoothing != "agreement":
         return None
-    best = [row["best_prm"] for row in context.run.rows()[:number]]
+    best = [row["best_prm"] for row in run.rows()[:number]]
     earlier = [version for version in best if version not in (None, prm_version)]
-    return str(context.run.prm(earlier[-1])) if earlier else None
+    return str(run.prm(earlier[-1])) if earlier else None
 
 
 def _sum_counts(shards: list[dict[str, Any]]) -> dict[str, Any]:
