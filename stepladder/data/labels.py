@@ -229,7 +229,7 @@ def value_rows(
             evidence = gather_evidence(record)
             judged = [right + wrong > 0 for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
             targets = [value if known else None for value, known in zip(targets, judged, strict=True)]
-        for leaf, path in _untaken_paths(record, targets):
+        for leaf, path in untaken_paths(record, targets):
             considered += 1
             if record.problem_id in one_sided:
                 dropped["one-sided problem"] += 1
@@ -376,7 +376,7 @@ def _one_sided_problems(records: Sequence[TreeRecord]) -> set[str]:
     return {problem_id for problem_id, outcomes in sides.items() if len(outcomes) < 2}
 
 
-def _untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
+def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
     """Yield every leaf with its path as (node, target) pairs; the target is None where an earlier path has it, and the tail is cut."""
     taken: set[int] = set()
     for leaf, children in enumerate(_children(record)):
