@@ -93,14 +93,6 @@ def normalise_by_parent_and_siblings(
     return np.where(np.isnan(known), 0.0, (known - low[:, None]) / scale[:, None])
 
 
-def normalise_by_min_max(
-    qvalues: Float[np.ndarray, "b K"], visited: Bool[np.ndarray, "b K"], *, min_value: float, max_value: float
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values rescaled from [min_value, max_value] to [0, 1]; unvisited slots and those without a return become 0."""
-    known = visited & ~np.isnan(qvalues)
-    return (np.where(known, qvalues, min_value) - min_value) / (max_value - min_value)
-
-
 def aggregate_scores(scores: Sequence[float | None], *, rule: str) -> float | None:
     """Return one score for a trajectory from the scores of its steps, in order.
 
