@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, normalise_by_parent_and_siblings
+from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, mix_critic, normalise_by_parent_and_siblings
 from stepladder.mcts.tree import Tree, reserve
 
 NO_LEAF = -1
@@ -152,7 +152,9 @@ def uct_scores(
     return qvalues + c * np.sqrt(np.where(visits > 0, logs / np.maximum(visits, 1), 0.0))
 
 
-def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, normalise: str, unvisited_bonus: float = 0.0) -> Scores:
+def tree_scores(
+    *, selection: str, c: float, c_base: float, unvisited: str, normalise: str, unvisited_bonus: float = 0.0, critic_mix: float = 0.0
+) -> Scores:
     """Return the score function that a method's axes describe: complete or normalise, apply virtual loss, add exploration.
 
     Args:
@@ -162,6 +164,7 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
         unvisited: Completion rule, see ``complete_qvalues``; not used when values are normalised.
         normalise: ``none`` or ``siblings`` (``normalise_by_parent_and_siblings``).
         unvisited_bonus: Added to the completed value of unvisited slots.
+        critic_mix: Share of the children's own estimates in their values, see ``mix_critic``.
 
     """
 
@@ -179,6 +182,8 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
                 rule=unvisited,
                 bonus=unvisited_bonus,
             )
+        if critic_mix:
+            qvalues = mix_critic(qvalues, stats.raw_values, share=critic_mix)
         if stats.in_flight.any():
             in_flight = np.where(empty, 0, stats.in_flight)
             qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
@@ -279,7 +284,7 @@ def select_beam(
     # The kept ones first, in their order.
     first = np.argsort(~kept, axis=-1, kind="stable")[:, : max(int(kept.sum(axis=-1).max()), 1)]
     waves = np.take_along_axis(np.where(expand, order, NO_LEAF), first, axis=-1)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves, widths
 
 
@@ -322,11 +327,12 @@ def select_frontier(
     order = order[:, : max(int(num_leaves.max()), 1)]
     taken = np.take_along_axis(leaf, order, axis=-1) & (np.arange(order.shape[1]) < num_leaves[:, None])
     waves = np.where(taken, order, NO_LEAF)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves
 
 
-def _reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+def reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+    """Reserve the leaves of waves that were selected otherwise than by a descent."""
     for place in range(waves.shape[1]):
         chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
         reserve(tree, rows[chosen], waves[chosen, place])

@@ -16,7 +16,6 @@ from stepladder.mcts.qvalues import (
     aggregate_scores,
     apply_virtual_loss,
     complete_qvalues,
-    normalise_by_min_max,
     normalise_by_parent_and_siblings,
 )
 from stepladder.mcts.selection import (
@@ -90,7 +89,6 @@ def test_normalisation_between_parent_and_siblings():
     visited = np.array([[True, True, False], [True, False, False], [True, True, True]])
     out = normalise_by_parent_and_siblings(qvalues, visited, parent_value=np.array([0.2, NAN, 0.3]))
     np.testing.assert_allclose(out, [[0.5, 1.0, 0.0], [0, 0, 0], [0, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(normalise_by_min_max(qvalues[:1], visited[:1], min_value=-1.0, max_value=1.0), [[0.7, 0.8, 0.0]])
 
 
 def test_aggregation_of_step_scores():
