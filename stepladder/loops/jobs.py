@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.answers import answer_key
-from stepladder.data.labels import Selection, preference_pairs, select_traces, value_rows
+from stepladder.data.labels import Selection, value_rows
+from stepladder.data.pairs import preference_pairs
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
+from stepladder.data.traces import select_traces
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
