@@ -5,7 +5,7 @@ alternatives of one step), a shared step carries its label in one of them only, 
 
 Known forms, told apart by their fields: PRM800K (``question``, ``label.steps``), Math-Shepherd (``input``, ``label``), OmegaPRM flat and
 tree (``reasoning_steps``), TRL (``prompt``, ``completions``, ``labels``), ProcessBench (``problem``, ``steps``, ``label``), RewardMATH
-(``problem``, ``eval_solution``, ``solution_type``: one solution a row), rows with right and wrong solutions (``chosen`` and ``rejected``, in
+(``problem``, ``eval_solution``, ``solution_type``: one solution a row), right and wrong solutions (``chosen`` and ``rejected``, in
 one piece, as in RewardBench 2), and plain rows (``question`` or ``problem`` or ``prompt``, with ``steps`` or ``solution``, and ``labels``
 and ``correct`` where there are any).
 """
