@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import check_ids, fit_context, pad
+from stepladder.lm.rows import fit_context, pad
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
@@ -31,6 +31,7 @@ from stepladder.lm.training import (
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.prm.reader import Solution
+from stepladder.prm.rows import PathsRow, check_path_ids
 from stepladder.prm.specs import PRMSpec
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
@@ -51,27 +52,15 @@ class GradedSolution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutcomeRow:
+class OutcomeRow(PathsRow):
     """The graded solutions of one problem."""
 
-    paths: list[list[int]]
-    """Tokens of every solution."""
     begins: list[int]
     """Index of each one's first token that belongs to a step, >= 1."""
     outcomes: list[float]
     """How right each is, in [0, 1]."""
     reference_logps: list[float]
     """Log-probability of each one's step tokens under the start model, in nats; empty until it was computed."""
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest solution."""
-        return max(map(len, self.paths))
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens forwarded."""
-        return sum(map(len, self.paths))
 
 
 def train_implicit(
@@ -114,9 +103,7 @@ def train_implicit(
     with quiet():
         model = load_causal_lm(init, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="graded solutions")
-    for row in rows:
-        for path in row.paths:
-            check_ids(path, vocabulary=model.get_input_embeddings().num_embeddings, place="graded solutions")  # type: ignore[arg-type]
+    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
     identity = identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective)
 
