@@ -103,7 +103,11 @@ def solve(
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Cap on seconds per question; such a search cannot be replayed.")] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    discriminator: Annotated[
+        str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -134,6 +138,8 @@ def solve(
             options=options,
             seed=seed,
             overrides=overrides,
+            seconds=seconds,
+            discriminator=discriminator,
         )
         if question is not None:
             typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))

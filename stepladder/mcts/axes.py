@@ -78,9 +78,9 @@ class SearchMethod:
     unvisited_bonus: float = 0.0
     """Added to the value of a child without visits, >= 0."""
     prior: str = "frequency"
-    """Prior of a child among its siblings: ``uniform``, ``frequency`` (share of the merged samples), ``mean-logp`` or ``norm-logp``
-    (softmax of the step's mean log-probability, of its sum / L^1.25), ``exp-mean-logp`` or ``exp-norm-logp`` (their exponentials, which do
-    not sum to 1). In sampling methods always the share of the draws."""
+    """Prior of a child among its siblings: ``uniform``, ``ones`` (1 for each), ``frequency`` (share of merged samples), ``mean-logp`` or
+    ``norm-logp`` (softmax of the step's mean log-probability, of its sum / L^1.25), ``exp-mean-logp`` or ``exp-norm-logp`` (their
+    exponentials, which do not sum to 1). In sampling methods always the share of the draws."""
     prior_temperature: float = 1.0
     """Divides the logarithms of the priors, > 0: higher is flatter."""
     root_noise: float = 0.0

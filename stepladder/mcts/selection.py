@@ -17,7 +17,7 @@ from stepladder.mcts.tree import Tree, reserve
 
 NO_LEAF = -1
 """Fills the places of a wave for which a tree has no leaf."""
-PRIORS = ("uniform", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
+PRIORS = ("uniform", "ones", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
 NORMALISATIONS = ("none", "siblings")
 LENGTH_POWER = 1.25
 """Power of a step's length in ``norm-logp``."""
@@ -352,9 +352,10 @@ def sibling_priors(
         counts: Samples that were merged into each sibling, >= 1.
         mean_logps: Mean log-probability of each sibling's tokens, in nats, -inf for a failed one. Not read by ``uniform`` and
             ``frequency``.
-        rule: ``uniform``; ``frequency`` (share of the samples); ``mean-logp`` (softmax of the mean log-probabilities over the siblings);
-            ``norm-logp`` (the same of sum / L^1.25); ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not
-            sum to 1). Uniform when all log-probabilities are -inf.
+        rule: ``uniform``; ``ones`` (1 for each, which does not sum to 1: exploration without priors); ``frequency`` (share of the samples);
+            ``mean-logp`` (softmax of the mean log-probabilities over the siblings); ``norm-logp`` (the same of sum / L^1.25);
+            ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not sum to 1). Uniform when all
+            log-probabilities are -inf.
         lengths: Tokens of each sibling; read by the two ``norm`` rules only.
         temperature: Divides the log-probabilities (``frequency``: the logarithms of the shares), > 0; 1 changes nothing.
 
@@ -364,6 +365,8 @@ def sibling_priors(
     if rule == "frequency" and temperature == 1.0:
         total = sum(counts)
         return [count / total for count in counts]
+    if rule == "ones":
+        return [1.0] * len(counts)
     logps = _sibling_logps(counts, mean_logps, lengths, rule)
     top = max(logps)
     if top == -math.inf:

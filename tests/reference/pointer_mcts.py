@@ -474,11 +474,12 @@ class PointerSearch:
         heat = self.method.prior_temperature
         if rule == "frequency":
             weights = [node.count ** (1 / heat) for node in siblings]
-        elif rule != "uniform" and max(node.logp for node in siblings) > -math.inf:
+        elif rule not in ("uniform", "ones") and max(node.logp for node in siblings) > -math.inf:
             weights = [math.exp((node.logp - max(n.logp for n in siblings)) / heat) for node in siblings]
             if rule.startswith("exp-"):
                 weights = [math.exp(node.logp / heat) for node in siblings]
         total = sum(weights) if not rule.startswith("exp-") or max(node.logp for node in siblings) == -math.inf else 1.0
+        total = 1.0 if rule == "ones" else total
         for node, weight in zip(siblings, weights, strict=True):
             node.prior = weight / total
         if siblings and siblings[0].parent is self.nodes[0] and self.method.root_noise:

@@ -157,6 +157,8 @@ AXES = {
     "exp-norm-logp": {"prior": "exp-norm-logp"},
     "exp-mean-logp": {"prior": "exp-mean-logp", "prior_temperature": 2.0},
     "flat frequencies": {"prior": "frequency", "prior_temperature": 3.0},
+    "ones": {"prior": "ones"},
+    "ones with root noise": {"prior": "ones", "root_noise": 0.25},
     "root noise": {"root_noise": 0.25, "root_noise_alpha": 0.5},
     "finite bonus": {"selection": "uct", "unvisited_bonus": 0.4, "evaluation": "leaf"},
     "uniform child mean": {"backup": "uniform-child-mean"},
