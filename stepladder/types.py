@@ -268,7 +268,7 @@ class PreferencePair:
     agreement: float | None = None
     """Share of the pairs of siblings at this place that two process reward models rank alike, in [0, 1]; None where that is not known."""
     uncertainty: float | None = None
-    """How little the graded leaves say about which of the two is better, in bits: 0 is sure, 1 is open; None without graded leaves."""
+    """How little the graded leaves say about which of the two is better, in bits: 0 is sure, 1 is open; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -196,7 +196,7 @@ def ranking_agreement(first: Sequence[float | None], second: Sequence[float | No
     return sum(0.5 if sign == 0 else float(sign > 0) for sign in signs) / len(signs) if signs else None
 
 
-def order_uncertainty(chosen: tuple[int, int], rejected: tuple[int, int]) -> float | None:
+def order_uncertainty(chosen: tuple[int, int], rejected: tuple[int, int]) -> float:
     """Return how little the graded leaves say about which of two continuations is better, in bits.
 
         H(p) = -p log2 p - (1 - p) log2 (1 - p),   p = P(V_chosen > V_rejected)
@@ -209,14 +209,12 @@ def order_uncertainty(chosen: tuple[int, int], rejected: tuple[int, int]) -> flo
         rejected: The same for the other one.
 
     Returns:
-        0 (sure) to 1 (open); None where one of them has no graded leaf.
+        0 (sure) to 1 (open, as it is without any graded leaf).
 
     Source: Wang et al. 2025, "Self-Evolutionary Large Language Models through Uncertainty-Enhanced Preference Optimization", section
         "Reliable Preference Learning": information gain of an estimator, whose posterior they sample by dropout; ours is exact and needs
         no estimator.
     """
-    if not sum(chosen) or not sum(rejected):
-        return None
     probability = _beats(*chosen, *rejected)
     return sum(-p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
 

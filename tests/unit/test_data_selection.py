@@ -103,7 +103,7 @@ def test_rstar_takes_four_against_a_single_one() -> None:
 
 
 def test_rstar_asks_for_a_better_continuation_and_other_words() -> None:
-    """Step 1 is worth more than step 2, but its right end (mean 0.5) is below the wrong end of 2 (mean 0.6); then, words 3 letters apart."""
+    """Step 1 is worth more than step 2, but its right end (mean 0.5) is below the wrong end of 2 (mean 0.6); then words 3 letters apart."""
     record = tree((-1, None, None), (0, 0.9, None), (0, 0.4, None), (1, 0.1, 1.0), (2, 0.8, 0.0))
     selection = rstar_pairs([record], min_margin=0.0, min_edit_distance=0)
     assert selection.rows == [] and selection.dropped_by_reason["no better continuation"] == 1
@@ -268,15 +268,16 @@ def test_ranking_agreement_is_kendalls_tau(seed: int) -> None:
 
 
 def test_order_uncertainty_by_hand() -> None:
-    """Equal evidence is 1 bit; 3 right against 3 wrong leaves is P = 1 - 1/70 by hand; without leaves there is none.
+    """Equal evidence, or none, is 1 bit; 3 right against 3 wrong leaves is P = 1 - 1/70 by hand.
 
     For Beta(4, 1) and Beta(1, 4), P(X <= Y) is the integral of x^4 times 4 (1 - x)^3, which is 4 B(5, 4) = 4 * 4! 3! / 8! = 1/70.
     """
-    assert order_uncertainty((2, 3), (2, 3)) == pytest.approx(1.0)
+    assert order_uncertainty((2, 3), (2, 3)) == order_uncertainty((0, 0), (0, 0)) == pytest.approx(1.0)
     wrong = 1 / 70
     assert order_uncertainty((3, 0), (0, 3)) == pytest.approx(-(1 - wrong) * math.log2(1 - wrong) - wrong * math.log2(wrong))
-    assert order_uncertainty((0, 0), (0, 3)) is None
-    assert 0 <= (order_uncertainty((500, 0), (0, 500)) or 0) < 1e-9
+    # One side without leaves: P(X > Y) of Beta(1, 1) and Beta(1, 4) is 1 minus the mean of Y, which is 1/5.
+    assert order_uncertainty((0, 0), (0, 3)) == pytest.approx(-0.8 * math.log2(0.8) - 0.2 * math.log2(0.2))
+    assert 0 <= order_uncertainty((500, 0), (0, 500)) < 1e-9
 
 
 @pytest.mark.parametrize("seed", range(5))
