@@ -124,9 +124,9 @@ def _chosen_rounds(run: RunDir, rounds: str | None, *, latest: bool) -> list[int
 
 
 def _parse_rounds(text: str, finished: list[int]) -> list[int]:
-    first, _, last = text.partition("-")
+    first, dash, last = text.partition("-")
     try:
-        wanted = list(range(int(first), int(last or first) + 1))
+        wanted = list(range(int(first), int(last if dash else first) + 1))
     except ValueError:
         wanted = []
     if not wanted or not set(wanted) <= set(finished):
