@@ -89,6 +89,7 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     best_policy, best_prm = before["best_policy"], before["best_prm"]
     search = _search(context, number, best_policy, best_prm)
     labels = _label(context, number)
+    _label_imported(context)
     training = {"policy": _train(context, number, best_policy)}
     rollouts = _roll_out(context, number)
     training["prm"] = _train_prm(context, number, best_policy, best_prm)
@@ -170,6 +171,26 @@ def _label(context: RoundContext, number: int) -> dict[str, Any]:
     return _read_json(path)
 
 
+def _label_imported(context: RoundContext) -> None:
+    """Turn imported trees into training rows, which lie beside them, with the counts of each data set."""
+    for folder in sorted({path.parent.parent for path in context.run.imported("trees")}):
+        if (folder / "labels.json").exists():
+            continue
+        tasks = [
+            Task(
+                function=jobs.label_shard,
+                arguments={
+                    "config": context.config,
+                    "trees": trees,
+                    **{kind: folder / kind / trees.name for kind in ("traces", "pairs", "values")},
+                },
+            )
+            for trees in sorted((folder / "trees").glob("shard-*.parquet"))
+        ]
+        counts = context.work(tasks, {})
+        atomic_write_text(folder / "labels.json", json.dumps(_sum_counts(counts), indent=2) + "\n")
+
+
 def _sum_counts(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         kind: {
@@ -184,7 +205,7 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
     config, run = context.config, context.run
     rounds = _data_rounds(config, number)
-    traces, pairs = (run.shards(kind, rounds=rounds) for kind in ("traces", "pairs"))
+    traces, pairs = (run.shards(kind, rounds=rounds) + run.imported(kind) for kind in ("traces", "pairs"))
     if not jobs.has_rows(traces + pairs):
         return {}
     stage = f"round {number}: policy"
@@ -205,7 +226,7 @@ def _train_prm(context: RoundContext, number: int, policy_version: int, prm_vers
     """Train the PRM on the value rows of the configured rounds, the rollouts' if there are any; without any data there is none."""
     config, run = context.config, context.run
     rounds = list(range(1, number + 1)) if config.prm.data == "accumulate" else [number]
-    values = run.shards("rollout-values" if config.prm.rollouts else "values", rounds=rounds)
+    values = run.shards("rollout-values" if config.prm.rollouts else "values", rounds=rounds) + run.imported("values")
     if not config.prm.enabled or not jobs.has_rows(values):
         return {}
     stage = f"round {number}: PRM"

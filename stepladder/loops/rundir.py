@@ -5,6 +5,7 @@
       metrics.jsonl                  one object per finished round
       events.jsonl                   when each stage began and ended; the only place for wall-clock times
       start/                         what the embedded task generated, if it did
+      imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/
         models/policy, models/prm    Hugging Face directories
         trees|traces|pairs|values/shard-0000.parquet
@@ -68,6 +69,23 @@ class RunDir:
         folders = [self.round(number) for number in rounds] if rounds is not None else sorted((self.root / "rounds").glob("[0-9]*"))
         return [path for folder in folders for path in sorted((folder / kind).glob("shard-*.parquet"))]
 
+    def imported_folder(self, name: str) -> Path:
+        """Return where the rows of an imported data set lie, one folder per kind."""
+        return self.root / "imported" / name
+
+    def imported(self, kind: str) -> list[Path]:
+        """Return the imported shards of a kind, in the order of their data sets' names."""
+        return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
+
+    def check_new(self) -> None:
+        """Check that a run can be started here.
+
+        Raises:
+            CheckpointError: If the directory holds anything but what is put there before a run.
+        """
+        if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
+            raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
+
     def row(self, number: int) -> dict[str, Any] | None:
         """Return a finished round's figures, or None."""
         path = self.round(number) / "round.json"
@@ -114,8 +132,7 @@ def open_run(root: Path, config: Config) -> RunDir:
         _check_same(run, config)
         run.write_metrics()
         return run
-    if root.exists() and any(path.name != "start" for path in root.iterdir()):
-        raise CheckpointError(f"{root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
+    run.check_new()
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
