@@ -35,8 +35,8 @@ class SolveSettings:
     """Format, limits and device; a run's own configuration, or defaults for bare model directories."""
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | None
-    """Directory of the PRM; None searches without one."""
+    prm: str | tuple[str, ...] | None
+    """Directory or hub id of the PRM; several make an ensemble; None searches without one."""
     method: SearchMethod
     """Search method."""
     budget: Budget
@@ -52,7 +52,7 @@ class SolveSettings:
         *,
         run: Path | None,
         policy: str | None,
-        prm: str | None,
+        prm: Sequence[str],
         method: str | None,
         tokens: int | None,
         simulations: int | None,
@@ -65,7 +65,8 @@ class SolveSettings:
         """Find the models and check the settings.
 
         With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
-        ``overrides`` are ``section.key=value`` over the run's configuration.
+        ``overrides`` are ``section.key=value`` over the run's configuration. ``prm`` names PRMs instead of the run's, ``none`` being no PRM
+        and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as the spec ``judge`` says.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -79,7 +80,11 @@ class SolveSettings:
             config, policy, best_prm = _run_models(run or DEFAULT_RUN)
         config = with_overrides(config, list(overrides))
         build.check_backends(config, trains=False)
-        chosen_prm = best_prm if prm is None else None if prm == "none" else prm
+        if "none" in prm and len(prm) > 1:
+            raise ConfigError(f"solve: --prm none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+        if "self" in prm and config.prm.spec is None:
+            config = with_overrides(config, ["prm.spec=judge"])
+        chosen_prm = best_prm if not prm else None if "none" in prm else tuple(policy if name == "self" else name for name in prm)
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
         chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)

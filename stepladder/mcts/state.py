@@ -502,8 +502,9 @@ class SearchState:
         """Return the share of an answer among those that the samples of an expansion and their rollouts reached."""
         reached = Counter(answer for rollout in expansion.rollouts for answer in rollout.answers if answer is not None)
         for index, count in enumerate(expansion.counts, start=expansion.first):
-            if self.table.answers[index] is not None:
-                reached[self.table.answers[index]] += count
+            known = self.table.answers[index]
+            if known is not None:
+                reached[known] += count
         return reached[answer] / reached.total()
 
     def note_answers(self, expansion: Expansion) -> None:

@@ -270,7 +270,9 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = Non
         return None
     named = spec.reference
     if given is None and named is None:
-        raise ConfigError(f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference")
+        raise ConfigError(
+            f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference, or set prm.reference"
+        )
     return given or (str(Path(source, named).resolve()) if named and named.startswith(".") else named)
 
 
