@@ -13,7 +13,7 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
-from stepladder.loops.run import best_models
+from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
@@ -22,7 +22,6 @@ from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
 _DEFAULT_METHOD = "mcts"
-_UNBOUNDED_SIMULATIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,19 +64,11 @@ class SolveSettings:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
             CheckpointError: If there is no such run or it has no finished round.
         """
-        if run is not None and policy is not None:
-            raise ConfigError("solve: --run and --policy both name a policy: got both -- give one")
-        if policy is not None:
-            config, best_prm = _bare_config(policy), None
-        else:
-            config, policy, best_prm = _run_models(run or DEFAULT_RUN)
-        config = with_overrides(config, list(overrides))
-        build.check_backends(config, trains=False)
-        chosen_prm = best_prm if prm is None else None if prm == "none" else prm
+        config, policy, prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
-        chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
-        num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens else defaults.simulations)
+        chosen_options = (defaults.options if same_method else {}) | dict(read_option(text) for text in options)
+        num_simulations = simulations or (token_simulations(tokens) if tokens else defaults.simulations)
         budget = Budget(
             num_simulations=num_simulations,
             max_tokens=tokens or (None if simulations else defaults.max_tokens),
@@ -87,11 +78,47 @@ class SolveSettings:
         return cls(
             config=config,
             policy=policy,
-            prm=chosen_prm,
+            prm=prm,
             method=resolve_method(method or defaults.method, **chosen_options),
             budget=budget,
             seed=seed,
         )
+
+
+def token_simulations(max_tokens: int) -> int:
+    """Return the cap on simulations of a search that its tokens are to end.
+
+    An expansion takes a token at least. A second visit to a terminal takes none, and methods that allow it could go on visiting for ever:
+    so many simulations as tokens are enough for the former and an end to the latter.
+    """
+    return max_tokens
+
+
+def choose_models(
+    *, run: Path | None, policy: str | None, prm: str | None, overrides: Sequence[str] = (), number: int | None = None
+) -> tuple[Config, str, str | None]:
+    """Find the models to search with and return configuration, policy and PRM.
+
+    Args:
+        run: Run whose models are taken; None is the default run, unless a policy is named.
+        policy: Directory or hub id of a policy, instead of a run's.
+        prm: Directory of a PRM; ``none`` is no PRM, None the run's.
+        overrides: ``section.key=value`` over the run's configuration.
+        number: Round whose models are taken; None takes the best ones.
+
+    Raises:
+        ConfigError: If settings contradict each other or are unknown.
+        CheckpointError: If there is no such run or round, or none is finished.
+    """
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if policy is not None:
+        config, run_prm = _bare_config(policy), None
+    else:
+        config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
+    config = with_overrides(config, list(overrides))
+    build.check_backends(config, trains=False)
+    return config, policy, run_prm if prm is None else None if prm == "none" else prm
 
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
@@ -168,12 +195,12 @@ def _explained(preset: Preset) -> str:
     return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
-def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
+def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | None]:
     try:
         run = load_run(run_path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name a model with --policy DIR") from None
-    policy, prm = best_models(run)
+    policy, prm = best_models(run) if number is None else round_models(run, number)
     return run.config(), policy, prm
 
 
@@ -186,10 +213,15 @@ def _bare_config(policy: str) -> Config:
     return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
 
 
-def _option(text: str) -> tuple[str, Any]:
+def read_option(text: str) -> tuple[str, Any]:
+    """Return name and value of a method's setting written as ``key=value``.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
     key, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"--option {text!r}: must have the form key=value, for example --option num_children=8")
+        raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
