@@ -6,16 +6,18 @@ of one that was never killed.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, preference_pairs, select_traces, value_rows
+from stepladder.data.metrics import known_within
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.files import atomic_write_text
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.loops.workers import Progress, report_progress
@@ -185,6 +187,86 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 
+def compare_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    method: SearchMethod,
+    budget: Budget,
+    facts: dict[str, Any],
+    out: Path,
+    stage: str,
+) -> None:
+    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with what they cost.
+
+    What counts is the answer that was known when the generated tokens had not yet gone beyond ``budget.max_tokens``.
+
+    Args:
+        config: Format, limits, device.
+        models: Models and seed.
+        problems: The shard.
+        method: How to search.
+        budget: Caps per problem.
+        facts: What the file says of itself, so that a later call can tell whether it holds what it looks for.
+        out: JSON file to write.
+        stage: Name of the stage, as shown.
+    """
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=None)
+    calls = None
+    if engine.scorer is not None:
+        engine.scorer = calls = _CountedScorer(engine.scorer)
+    results = _run(engine, problems, stage=stage)
+    with build.build_verifier(config.problems, problems) as verifier:
+        answers = [(result.problem_id, answer_within(result, budget.max_tokens)) for result in results]
+        verdicts = verifier.grade(answers)
+    rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+    costs = {
+        "seconds": engine.stats.total_s,
+        "policy_seconds": engine.stats.policy_s,
+        "prm_seconds": engine.stats.scorer_s,
+        "prm_calls": calls.count if calls else 0,
+    }
+    atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
+
+
+def answer_within(result: SearchResult, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet."""
+    if max_tokens is None or result.tree.generated_tokens <= max_tokens:
+        return result.answer
+    return known_within(result.anytime, max_tokens)
+
+
+def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
+    tree = result.tree
+    return {
+        "problem_id": result.problem_id,
+        "answer": answer,
+        "correct": correct,
+        "generated_tokens": tree.generated_tokens,
+        "steps": len(tree.parents) - 1,
+        "simulations": tree.num_simulations,
+        "policy_calls": tree.policy_calls,
+        "scored_tokens": tree.scored_tokens,
+        "stop_reason": str(result.stop_reason),
+    }
+
+
+class _CountedScorer:
+    """A scorer that counts its requests."""
+
+    def __init__(self, scorer: StepScorer) -> None:
+        self._scorer = scorer
+        self.count = 0
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        self.count += len(requests)
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        return self._scorer.collect()
+
+
 def label_rollouts(*, config: Config, rollouts: Path, values: Path) -> None:
     """Turn a shard of rollouts into value rows."""
     write_values(values, _value_rows(config, read_trees(rollouts)).rows)
@@ -212,8 +294,20 @@ def _search(
     stage: str,
 ) -> list[SearchResult]:
     """Search problems and return the results in the order of the problems."""
+    return _run(_engine(config, models, problems, method=method, budget=budget, verifier=verifier), problems, stage=stage)
+
+
+def _engine(
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    *,
+    method: SearchMethod,
+    budget: Budget,
+    verifier: AnswerVerifier | None,
+) -> SearchEngine:
     renderer = build.build_renderer(config, models.policy)
-    engine = SearchEngine(
+    return SearchEngine(
         policy=build.build_policy(config, models.policy),
         scorer=build.build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems]),
         renderer=renderer,
@@ -223,6 +317,9 @@ def _search(
         provenance=replace(models.provenance, renderer_hash=renderer.hash),
         max_trees=config.search.max_trees,
     )
+
+
+def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -> list[SearchResult]:
     found = engine.search([labelled.problem for labelled in problems], on_progress=_search_progress(stage))
     by_id = {result.problem_id: result for result in found}
     return [by_id[labelled.problem.id] for labelled in problems]
