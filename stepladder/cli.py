@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from stepladder import __version__
-from stepladder.cli_errors import DebugOption
+from stepladder.cli_errors import DebugOption, SetOption
 from stepladder.cli_errors import errors_explained as _errors_explained
+from stepladder.cli_eval import evaluate
 from stepladder.cli_prm import app as prm_app
 from stepladder.errors import ConfigError
 
@@ -26,11 +27,9 @@ app = typer.Typer(
 app.add_typer(prm_app, name="prm")
 
 _CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
-_SET_HELP = "Change one setting, e.g. `search.simulations=64`. May be repeated."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
 
 
 @app.callback(invoke_without_command=True)
@@ -160,6 +159,9 @@ def solve(
             if output is None:
                 raise ConfigError("solve: --input needs --output -- say where the answers go")
             typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
+
+
+app.command(name="eval")(evaluate)
 
 
 @app.command()

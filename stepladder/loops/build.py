@@ -36,10 +36,10 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     Raises:
         DataFormatError: If a file breaks its format or a problem stands in two splits.
     """
-    train = _load(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
-    test = _load(config, config.test, limit=config.test_limit, split=config.test_split)
+    train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
+    test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)
     if config.held_out is not None:
-        held_out = _load(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
+        held_out = load_split(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
     else:
         train, held_out = split_problems(train, held_out=config.held_out_size, seed=seed)
         train, held_out = train[: config.train_limit], held_out[: config.held_out_limit]
@@ -47,7 +47,12 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     return {"train": train, "held_out": held_out, "test": test}
 
 
-def _load(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+    """Load the labelled problems of one source with the configured fields.
+
+    Raises:
+        DataFormatError: If the source breaks its format.
+    """
     return load_problems(
         source,
         id_field=config.id_field or None,
@@ -160,12 +165,12 @@ def build_scorer(
 
     Args:
         config: The configuration.
-        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble.
+        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble, and None or none at all is no scorer.
         renderer: The policy's renderer.
         problems: What will be searched; a PRM that reads text, or is implicit, needs the questions.
         scores: What becomes of the scores; None is what ``evaluate`` says.
     """
-    if prm is None:
+    if not prm:
         return None
     scores = config.evaluate.scores if scores is None else scores
     members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]

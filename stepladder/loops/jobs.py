@@ -17,6 +17,7 @@ import numpy as np
 from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, value_rows
+from stepladder.data.metrics import known_within
 from stepladder.data.pairs import preference_pairs
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
@@ -24,6 +25,7 @@ from stepladder.data.traces import select_traces
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
 from stepladder.loops.workers import Progress, report_progress
@@ -52,8 +54,8 @@ class Models:
 
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | None
-    """Directory or hub id of the PRM, or directory of an ensemble; None searches without one."""
+    prm: str | Sequence[str] | None
+    """Directory or hub id of the PRM, or directory of an ensemble, or several of either; none searches without one."""
     provenance: Provenance
     """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
 
@@ -242,6 +244,86 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 
+def compare_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    method: SearchMethod,
+    budget: Budget,
+    facts: dict[str, Any],
+    out: Path,
+    stage: str,
+) -> None:
+    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with what they cost.
+
+    What counts is the answer that was known when the generated tokens had not yet gone beyond ``budget.max_tokens``.
+
+    Args:
+        config: Format, limits, device.
+        models: Models and seed.
+        problems: The shard.
+        method: How to search.
+        budget: Caps per problem.
+        facts: What the file says of itself, so that a later call can tell whether it holds what it looks for.
+        out: JSON file to write.
+        stage: Name of the stage, as shown.
+    """
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=None)
+    calls = None
+    if engine.scorer is not None:
+        engine.scorer = calls = _CountedScorer(engine.scorer)
+    results = _run(engine, problems, stage=stage)
+    with build.build_verifier(config.problems, problems) as verifier:
+        answers = [(result.problem_id, answer_within(result, budget.max_tokens)) for result in results]
+        verdicts = verifier.grade(answers)
+    rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+    costs = {
+        "seconds": engine.stats.total_s,
+        "policy_seconds": engine.stats.policy_s,
+        "prm_seconds": engine.stats.scorer_s,
+        "prm_calls": calls.count if calls else 0,
+    }
+    atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
+
+
+def answer_within(result: SearchResult, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet."""
+    if max_tokens is None or result.tree.generated_tokens <= max_tokens:
+        return result.answer
+    return known_within(result.anytime, max_tokens)
+
+
+def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
+    tree = result.tree
+    return {
+        "problem_id": result.problem_id,
+        "answer": answer,
+        "correct": correct,
+        "generated_tokens": tree.generated_tokens,
+        "steps": len(tree.parents) - 1,
+        "simulations": tree.num_simulations,
+        "policy_calls": tree.policy_calls,
+        "scored_tokens": tree.scored_tokens,
+        "stop_reason": str(result.stop_reason),
+    }
+
+
+class _CountedScorer:
+    """A scorer that counts its requests."""
+
+    def __init__(self, scorer: StepScorer) -> None:
+        self._scorer = scorer
+        self.count = 0
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        self.count += len(requests)
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        return self._scorer.collect()
+
+
 def label_rollouts(*, config: Config, rollouts: Path, values: Path, step_pairs: Path) -> None:
     """Turn a shard of rollouts into what the PRM learns from."""
     records = read_trees(rollouts)
@@ -279,8 +361,20 @@ def _search(
     stage: str,
 ) -> list[SearchResult]:
     """Search problems and return the results in the order of the problems."""
+    return _run(_engine(config, models, problems, method=method, budget=budget, verifier=verifier), problems, stage=stage)
+
+
+def _engine(
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    *,
+    method: SearchMethod,
+    budget: Budget,
+    verifier: AnswerVerifier | None,
+) -> SearchEngine:
     renderer = build.build_renderer(config, models.policy)
-    engine = SearchEngine(
+    return SearchEngine(
         policy=build.build_policy(config, models.policy),
         scorer=build.build_scorer(
             config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores
@@ -292,6 +386,9 @@ def _search(
         provenance=replace(models.provenance, renderer_hash=renderer.hash),
         max_trees=config.search.max_trees,
     )
+
+
+def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -> list[SearchResult]:
     found = engine.search([labelled.problem for labelled in problems], on_progress=_search_progress(stage))
     by_id = {result.problem_id: result for result in found}
     return [by_id[labelled.problem.id] for labelled in problems]

@@ -140,10 +140,7 @@ def open_run(root: Path, config: Config) -> RunDir:
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
-        "stepladder": __version__,
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "git_revision": _git_revision(),
+        **software(),
         "config_hash": config.hash(),
         "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
     }
@@ -159,6 +156,16 @@ def load_run(root: Path) -> RunDir:
     """
     _read_run_json(root)
     return RunDir(root=root)
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of what computes: stepladder, Python, the packages that matter, and the checkout if it is one."""
+    return {
+        "stepladder": __version__,
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "git_revision": _git_revision(),
+    }
 
 
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
