@@ -165,7 +165,7 @@ def build_scorer(
 
     Args:
         config: The configuration.
-        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble, and None or none at all is no scorer.
+        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble, none is no scorer.
         renderer: The policy's renderer.
         problems: What will be searched; a PRM that reads text, or is implicit, needs the questions.
         scores: What becomes of the scores; None is what ``evaluate`` says.

@@ -269,7 +269,7 @@ def compare_shard(
         out: JSON file to write.
         stage: Name of the stage, as shown.
     """
-    engine = _engine(config, models, problems, method=method, budget=budget, verifier=None)
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=None, scores=config.evaluate.scores)
     calls = None
     if engine.scorer is not None:
         engine.scorer = calls = _CountedScorer(engine.scorer)
@@ -361,7 +361,8 @@ def _search(
     stage: str,
 ) -> list[SearchResult]:
     """Search problems and return the results in the order of the problems."""
-    return _run(_engine(config, models, problems, method=method, budget=budget, verifier=verifier), problems, stage=stage)
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=verifier, scores=scores)
+    return _run(engine, problems, stage=stage)
 
 
 def _engine(
@@ -372,6 +373,7 @@ def _engine(
     method: SearchMethod,
     budget: Budget,
     verifier: AnswerVerifier | None,
+    scores: ScoresConfig,
 ) -> SearchEngine:
     renderer = build.build_renderer(config, models.policy)
     return SearchEngine(

@@ -59,10 +59,10 @@ class InlinePool:
 def world(monkeypatch):
     monkeypatch.setattr(build, "build_renderer", lambda config, policy: CharRenderer())
     monkeypatch.setattr(build, "build_policy", lambda config, policy: ScriptedPolicy(propose))
-    monkeypatch.setattr(build, "build_scorer", lambda config, prm, **_: None if prm is None else TableScorer(score))
+    monkeypatch.setattr(build, "build_scorer", lambda config, prm, **_: TableScorer(score) if prm else None)
 
 
-def comparison(out, methods=("mcts", "beam", "majority"), *, given=None, budgets=(30, 90), num_seeds=2, prm="scripted", **sections):
+def comparison(out, methods=("mcts", "beam", "majority"), *, given=None, budgets=(30, 90), num_seeds=2, prm=("scripted",), **sections):
     config = {"problems": {"train": "", "test": "", "rule": "exact"}, "policy": {"model": "scripted"}, "run": {"shard_size": 4}}
     return Comparison(
         config=Config.model_validate({**config, **sections}),
@@ -203,7 +203,7 @@ def test_methods_budgets_and_seeds_can_be_added(world, tmp_path):
     ("change", "words"),
     [
         ({"given": problems(5)}, "differs in problems"),
-        ({"prm": None}, "differs in prm"),
+        ({"prm": ()}, "differs in prm"),
         ({"search": {"max_depth": 5}}, "search.max_depth: 5 != 16"),
     ],
 )
