@@ -78,7 +78,7 @@ def _record(kind: str, problem_id: str, encode: Callable[[str], list[int]], eos:
         return Trace(
             problem_id=problem_id,
             prompt_ids=prompt,
-            completion_ids=encode(first + right) + [eos],
+            completion_ids=[*encode(first + right), eos],
             prompt=question,
             completion=first + right,
             mean_value=0.75,
@@ -91,7 +91,7 @@ def _record(kind: str, problem_id: str, encode: Callable[[str], list[int]], eos:
         method="mcts",
         parents=[-1, 0, 1, 1],
         depths=[0, 1, 2, 2],
-        token_ids=[[], encode(first), encode(right) + [eos], encode(wrong) + [eos]],
+        token_ids=[[], encode(first), [*encode(right), eos], [*encode(wrong), eos]],
         logps=[[], [-0.5] * len(first), [-0.5] * (len(right) + 1), [-0.5] * (len(wrong) + 1)],
         texts=["", first, right, wrong],
         priors=[1.0, 1.0, 0.5, 0.5],
@@ -227,7 +227,9 @@ def test_rows_of_several_rounds_train_together(exported: Callable[[str], Dataset
     paths = [tmp_path / "first", tmp_path / "second"]
     write_records(paths[0], records, EXPORT_FORMATS["tree-json"].kind)
     later = replace(PROVENANCE, round=2, scorer_version=1)
-    write_records(paths[1], [replace(record, scores=[None, 0.5, 0.5, 0.5], provenance=later) for record in records], EXPORT_FORMATS["tree"].kind)
+    write_records(
+        paths[1], [replace(record, scores=[None, 0.5, 0.5, 0.5], provenance=later) for record in records], EXPORT_FORMATS["tree"].kind
+    )
     export_dataset(paths, ExportJob(format="tree-json", source=ExportSource(questions=QUESTIONS)), tmp_path / "out")
     data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert data["scorer_version"] == [None] * 4 + [1] * 4

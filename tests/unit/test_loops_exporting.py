@@ -279,6 +279,23 @@ def test_import_into_the_wrong_place_is_refused(run: RunDir, tmp_path: Path) -> 
     assert not (tmp_path / "newer").exists()
 
 
+def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evolve looks at the imported rows before it searches anything."""
+    from stepladder.loops import run as run_module
+
+    class Renderer:
+        hash = "s" * 16
+
+    export(run, tmp_path / "out", format="preference")
+    import_rows(tmp_path / "out", tmp_path / "new")
+    monkeypatch.setattr(run_module.build, "check_model", lambda policy: None)
+    monkeypatch.setattr(run_module.build, "build_renderer", lambda config, model: Renderer())
+    with pytest.raises(DataFormatError, match=f"every row must come from renderer '{'s' * 16}': got '{'r' * 16}'"):
+        run_module.evolve(run.config(), tmp_path / "new", display=display(), on_round=lambda row: None)
+    Renderer.hash = "r" * 16
+    run_module._check_imported(RunDir(root=tmp_path / "new"), run.config())
+
+
 class InlinePool:
     """Runs labelling here and keeps every other task, as if it had been done."""
 
