@@ -66,7 +66,7 @@ Generated from the table of formats in `stepladder.data.export_formats` by `make
 stepladder export --format list
 stepladder export RUN --format preference --to DIR --split test=0.1
 stepladder export RUN --format tree --round 2-3 --advantage treepo --license mit --to hub:OWNER/NAME
-stepladder import DIR --run-dir NEW_RUN
+stepladder import DIR|hub:OWNER/NAME --run-dir NEW_RUN
 ```
 
 An export is a directory that `datasets.load_dataset(DIR)` opens: Parquet files (`tree-json`: JSON lines), and a data card `README.md`

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import fields, replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from stepladder.data.advantages import AdvantageForm
@@ -281,11 +282,12 @@ def test_rows_by_hand(tmp_path, load, format):
     provenance = {field.name: getattr(FIRST, field.name) for field in fields(FIRST)}
     expected = [{"problem_id": "a", **row, **provenance} for row in EXPECTED[format]]
     if EXPORT_FORMATS[format].suffix == "jsonl":
-        assert json.loads((tmp_path / "out" / "data" / "train-00000.jsonl").read_text()) == expected[0]
+        written = json.loads((tmp_path / "out" / "data" / "train-00000.jsonl").read_text())
+        assert [{name: written[name] for name in expected[0]}] == expected
         # The library reads a JSON file's numbers to within their last bit.
-        assert rounded([data[index] for index in range(once)]) == rounded(expected)
+        assert rounded([{name: data[0][name] for name in expected[0]}]) == rounded(expected)
     else:
-        assert [data[index] for index in range(once)] == expected
+        assert [{name: data[index][name] for name in expected[index]} for index in range(once)] == expected
     assert [(row["problem_id"], row["round"], row["scorer_version"]) for row in data] == [("a", 1, None)] * once + [("ü", 2, 1)] * once
     assert data.column_names == EXPORT_FORMATS[format].schema.names
 
@@ -334,6 +336,9 @@ def test_judged_steps_train_a_prm(tmp_path, format):
     export_dataset(shards(tmp_path, format, [TREE]), job(format), tmp_path / "out")
     (path,) = (tmp_path / "out" / "data").iterdir()
     solutions = load_stepwise(path).solutions
+    if format == "math-shepherd":
+        # OpenRLHF's process reward data set puts the n-th value at the n-th marker, and wants as many.
+        assert all(row["input"].count("ки") == len(row["value"]) for row in pq.read_table(path).to_pylist())
     numbered = "Step {}: " if format == "math-shepherd" else ""
     assert [(row.question, list(row.steps), list(row.labels)) for row in solutions] == [
         (
