@@ -218,6 +218,7 @@ EXPECTED = {
             "uid": "a",
             "response": text,
             "outcome": outcome,
+            "stop_reason": reason,
             "prompts": [4],
             "responses": ids,
             "old_log_probs": logps,
@@ -225,10 +226,10 @@ EXPECTED = {
             "token_level_rewards": rewards,
             "step_ends": ends,
         }
-        for text, outcome, ids, logps, advantages, rewards, ends in (
-            (SOLUTION, 1.0, [5, 7, 8], [-0.5, -1e-300, -0.1], [0.25, 0.5, 0.5], [0.0, 0.0, 1.0], [0, 2]),
-            ("1+1=2\n2+1=4\n", 0.0, [5, 9], [-0.5, -0.2], [0.25, -0.5], [0.0, 0.0], [0, 1]),
-            ("1+1=3\n3+1", 0.0, [6, 10], [-0.25, -0.3], [-0.25, 0.0], [0.0, 0.0], [0, 1]),
+        for text, outcome, reason, ids, logps, advantages, rewards, ends in (
+            (SOLUTION, 1.0, "end", [5, 7, 8], [-0.5, -1e-300, -0.1], [0.25, 0.5, 0.5], [0.0, 0.0, 1.0], [0, 2]),
+            ("1+1=2\n2+1=4\n", 0.0, "end", [5, 9], [-0.5, -0.2], [0.25, -0.5], [0.0, 0.0], [0, 1]),
+            ("1+1=3\n3+1", 0.0, "length", [6, 10], [-0.25, -0.3], [-0.25, 0.0], [0.0, 0.0], [0, 1]),
         )
     ],
     "prompts": [{**PROBLEM, "share_right": 1 / 3, "num_solutions": 3}],
