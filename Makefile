@@ -42,9 +42,10 @@ check: $(VENV)/.installed-dev  ## what keeps the code in shape: style, types, im
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py
 
-docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help and docs/methods.md from the methods
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md and docs/exports.md from their tables
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_methods.py
+	$(BIN)/python docs/generate_exports.py
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py

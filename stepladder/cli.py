@@ -212,7 +212,7 @@ def export(
 
 @app.command(name="import")
 def import_(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Data set that `stepladder export` wrote.")],
+    place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
     run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
     debug: DebugOption = False,
 ) -> None:
@@ -224,7 +224,7 @@ def import_(
     with _errors_explained(debug):
         from stepladder.loops.exporting import import_rows
 
-        typer.echo(import_rows(directory, run_dir))
+        typer.echo(import_rows(place, run_dir))
 
 
 @app.command()

@@ -326,7 +326,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Right and wrong solutions",
         about=(
-            "Each row is a solution that ended by itself, with its verdict. A problem's equal solutions are one row.\n\n"
+            "Each row is a solution that ended by itself, with its verdict. Equal solutions of one search are one row.\n\n"
             "TRL's `KTOTrainer` trains on the text columns as they stand."
         ),
         columns={
@@ -466,6 +466,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "uid": _column(_TEXT, "The problem's id, by which solutions are grouped."),
             "response": _column(_TEXT, "The solution as text."),
             "outcome": _column(_FLOAT, "1 where its final answer is right, else 0."),
+            "stop_reason": _column(_TEXT, "Why it ended: `end` by itself; `length` or `depth` where a limit cut it."),
             "prompts": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
             "responses": _column(_IDS, "Token ids of the solution, as sampled."),
             "old_log_probs": _column(_NUMBERS, "Log-probability of each of its tokens under the policy at temperature 1, in nats."),

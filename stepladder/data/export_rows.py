@@ -287,8 +287,9 @@ def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped
                 "token_level_rewards": [0.0] * (len(ids) - 1) + [record.outcomes[leaf]],
                 "step_ends": [end - 1 for end in _running_sum(len(record.token_ids[node]) for node in path)],
             }
-            texts = {"response": "".join(record.texts[node] for node in path), "outcome": record.outcomes[leaf]}
-            yield record, {**_problem_columns(record, source), "uid": record.problem_id, **texts, **tokens}
+            ends = {"outcome": record.outcomes[leaf], "stop_reason": record.stop_reasons[leaf]}
+            text = "".join(record.texts[node] for node in path)
+            yield record, {**_problem_columns(record, source), "uid": record.problem_id, "response": text, **ends, **tokens}
 
 
 def _running_sum(numbers: Iterator[int]) -> list[int]:

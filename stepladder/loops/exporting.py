@@ -11,12 +11,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from stepladder import __version__
 from stepladder.data.advantages import AdvantageForm
 from stepladder.data.export import ExportJob, ExportSummary, export_dataset, find_format, import_dataset, restored_kind
 from stepladder.data.export_card import CARD_MARK, CardFacts
 from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.export_rows import ExportSource
 from stepladder.data.labels import ValueTarget
+from stepladder.data.store import VALUES
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.loops.build import build_problems
 from stepladder.loops.config import Config
@@ -66,8 +68,8 @@ def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: P
     """
     run, chosen = load_run(run_path), find_format(options.format)
     rounds = _chosen_rounds(run, options.rounds, latest=chosen.per_problem)
+    shards = run.shards(_rows_of(chosen, run.config()), rounds=rounds)
     job = _job(run, rounds, chosen, options)
-    shards = run.shards(chosen.kind.name, rounds=rounds)
     stage = f"export: {options.format}"
 
     def write(folder: Path) -> ExportSummary:
@@ -94,14 +96,20 @@ def explain_formats() -> str:
     )
 
 
-def import_rows(directory: Path, run_path: Path) -> str:
+def import_rows(place: str, run_path: Path) -> str:
     """Add the rows of an exported data set to a run that has not begun its first round, and return the line to print.
 
+    Args:
+        place: Directory, or ``hub:OWNER/NAME``.
+        run_path: Run directory; it need not exist.
+
     Raises:
+        BackendError: If the hub cannot be reached.
         DataFormatError: If the directory is no export that can be imported.
         CheckpointError: If the run has begun, already holds a data set of that name, or the directory is neither new nor a run.
     """
-    run, name = RunDir(root=run_path), directory.resolve().name
+    directory = _fetched(place)
+    run, name = RunDir(root=run_path), place.rpartition("/")[2] if place.startswith(f"{_HUB}:") else directory.resolve().name
     if run.round(1).exists():
         raise CheckpointError(f"{run_path}: rows must be imported before round 1 begins: it has begun -- import into another --run-dir")
     if run_path.exists() and not (run_path / "run.json").exists():
@@ -136,8 +144,15 @@ def _parse_rounds(text: str, finished: list[int]) -> list[int]:
     return wanted
 
 
+def _rows_of(chosen: ExportFormat, config: Config) -> str:
+    """Return the run's name for the rows of a format; where the PRM learns from rollouts, its rows are made of them."""
+    return "rollout-values" if chosen.kind is VALUES and config.prm.rollouts else chosen.kind.name
+
+
 def _job(run: RunDir, rounds: list[int], chosen: ExportFormat, options: ExportOptions) -> ExportJob:
-    config, trees = run.config(), run.shards("trees", rounds=rounds)
+    config = run.config()
+    kind = _rows_of(chosen, config)
+    trees = run.shards("rollouts" if kind == "rollout-values" else "trees", rounds=rounds)
     problems = _shown_source(config.problems.train)
     source = ExportSource(
         questions=_questions(trees),
@@ -150,9 +165,7 @@ def _job(run: RunDir, rounds: list[int], chosen: ExportFormat, options: ExportOp
         name=problems,
         ability="reasoning" if config.problems.rule == "exact" else "math",
     )
-    facts = CardFacts(
-        settings=_settings(config), selected=_selected(run, rounds, chosen.kind.name), licence=options.licence, problems=problems
-    )
+    facts = CardFacts(settings=_settings(config), selected=_selected(run, rounds, kind), licence=options.licence, problems=problems)
     return ExportJob(
         format=options.format, source=source, trees=trees, facts=facts, splits=_splits(options.splits), overwrite=options.overwrite
     )
@@ -204,6 +217,7 @@ def _selected(run: RunDir, rounds: list[int], kind: str) -> Mapping[str, Any] | 
 def _settings(config: Config) -> dict[str, str]:
     prm = config.prm
     return {
+        "exported by": f"stepladder {__version__}",
         "problems": f"`{_shown_source(config.problems.train)}`, graded by rule `{config.problems.rule}`",
         "policy of version 0 is made from": f"`{_shown_source(config.policy.model)}`",
         "process reward model": f"target `{prm.target}`, loss `{prm.loss}`" if prm.enabled else "none",
@@ -244,6 +258,17 @@ def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSu
     return f"https://huggingface.co/datasets/{repository}", summary
 
 
+def _fetched(place: str) -> Path:
+    """Return the directory of a data set, which is fetched first if it is on the hub."""
+    from huggingface_hub import snapshot_download
+
+    target, _, repository = place.partition(":")
+    if target != _HUB:
+        return Path(place)
+    with _hub_explained(repository):
+        return Path(snapshot_download(repository, repo_type="dataset"))
+
+
 def _check_replaceable(api: Any, repository: str, *, overwrite: bool) -> None:
     ours = False
     if api.file_exists(repository, "README.md", repo_type="dataset"):
@@ -269,4 +294,4 @@ def _hub_explained(name: str) -> Iterator[None]:
         raise ConfigError(f"--to hub:{name}: must be OWNER/NAME: {str(error).splitlines()[0]}") from None
     except httpx2.HTTPError as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BackendError(f"hub:{name}: the hub must take the data set: {first_line} -- check name, token and network") from error
+        raise BackendError(f"hub:{name}: the hub must answer: {first_line} -- check name, token and network") from error

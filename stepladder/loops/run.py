@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stepladder.errors import CheckpointError
+import pyarrow.parquet as pq
+
+from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.loops.progress import ProgressDisplay
@@ -35,6 +37,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     build.check_backends(config, trains=True)
     problems = build.build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
+    _check_imported(run, config)
     for row in run.rows():
         on_round(row)
     if len(run.rows()) > config.run.rounds:
@@ -48,6 +51,21 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
             run.finish_round({**row, "seconds": round(time.monotonic() - begin, 1)})
             on_round(run.row(number) or {})
     return run
+
+
+def _check_imported(run: RunDir, config: Config) -> None:
+    """Refuse imported rows of another renderer now, not after a search: training would refuse them then."""
+    paths = [path for kind in ("pairs", "traces", "values", "trees") for path in run.imported(kind)]
+    if not paths:
+        return
+    expected = build.build_renderer(config, config.policy.model).hash
+    for path in paths:
+        foreign = set(pq.ParquetFile(path).read(columns=["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
+        if foreign:
+            raise DataFormatError(
+                f"{path}: every row must come from renderer {expected!r}: got {', '.join(map(repr, sorted(foreign)))} "
+                "-- import rows that were made with the same prompt format and tokenizer"
+            )
 
 
 def best_models(run: RunDir) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import fields, replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from stepladder.data.advantages import AdvantageForm
@@ -217,6 +218,7 @@ EXPECTED = {
             "uid": "a",
             "response": text,
             "outcome": outcome,
+            "stop_reason": reason,
             "prompts": [4],
             "responses": ids,
             "old_log_probs": logps,
@@ -224,10 +226,10 @@ EXPECTED = {
             "token_level_rewards": rewards,
             "step_ends": ends,
         }
-        for text, outcome, ids, logps, advantages, rewards, ends in (
-            (SOLUTION, 1.0, [5, 7, 8], [-0.5, -1e-300, -0.1], [0.25, 0.5, 0.5], [0.0, 0.0, 1.0], [0, 2]),
-            ("1+1=2\n2+1=4\n", 0.0, [5, 9], [-0.5, -0.2], [0.25, -0.5], [0.0, 0.0], [0, 1]),
-            ("1+1=3\n3+1", 0.0, [6, 10], [-0.25, -0.3], [-0.25, 0.0], [0.0, 0.0], [0, 1]),
+        for text, outcome, reason, ids, logps, advantages, rewards, ends in (
+            (SOLUTION, 1.0, "end", [5, 7, 8], [-0.5, -1e-300, -0.1], [0.25, 0.5, 0.5], [0.0, 0.0, 1.0], [0, 2]),
+            ("1+1=2\n2+1=4\n", 0.0, "end", [5, 9], [-0.5, -0.2], [0.25, -0.5], [0.0, 0.0], [0, 1]),
+            ("1+1=3\n3+1", 0.0, "length", [6, 10], [-0.25, -0.3], [-0.25, 0.0], [0.0, 0.0], [0, 1]),
         )
     ],
     "prompts": [{**PROBLEM, "share_right": 1 / 3, "num_solutions": 3}],
@@ -281,11 +283,12 @@ def test_rows_by_hand(tmp_path, load, format):
     provenance = {field.name: getattr(FIRST, field.name) for field in fields(FIRST)}
     expected = [{"problem_id": "a", **row, **provenance} for row in EXPECTED[format]]
     if EXPORT_FORMATS[format].suffix == "jsonl":
-        assert json.loads((tmp_path / "out" / "data" / "train-00000.jsonl").read_text()) == expected[0]
+        written = json.loads((tmp_path / "out" / "data" / "train-00000.jsonl").read_text())
+        assert [{name: written[name] for name in expected[0]}] == expected
         # The library reads a JSON file's numbers to within their last bit.
-        assert rounded([data[index] for index in range(once)]) == rounded(expected)
+        assert rounded([{name: data[0][name] for name in expected[0]}]) == rounded(expected)
     else:
-        assert [data[index] for index in range(once)] == expected
+        assert [{name: data[index][name] for name in expected[index]} for index in range(once)] == expected
     assert [(row["problem_id"], row["round"], row["scorer_version"]) for row in data] == [("a", 1, None)] * once + [("ü", 2, 1)] * once
     assert data.column_names == EXPORT_FORMATS[format].schema.names
 
@@ -334,6 +337,9 @@ def test_judged_steps_train_a_prm(tmp_path, format):
     export_dataset(shards(tmp_path, format, [TREE]), job(format), tmp_path / "out")
     (path,) = (tmp_path / "out" / "data").iterdir()
     solutions = load_stepwise(path).solutions
+    if format == "math-shepherd":
+        # OpenRLHF's process reward data set puts the n-th value at the n-th marker, and wants as many.
+        assert all(row["input"].count("ки") == len(row["value"]) for row in pq.read_table(path).to_pylist())
     numbered = "Step {}: " if format == "math-shepherd" else ""
     assert [(row.question, list(row.steps), list(row.labels)) for row in solutions] == [
         (

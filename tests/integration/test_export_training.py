@@ -12,13 +12,15 @@ from stepladder.data.export_formats import EXPORT_FORMATS
 from stepladder.data.export_rows import ExportSource
 from stepladder.data.store import write_records
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.types import PreferencePair, Provenance, Trace, TreeRecord
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.types import PreferencePair, Problem, Provenance, Trace, TreeRecord
 from tests.models import save_tiny_policy
 
 pytestmark = pytest.mark.slow
 
 PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=5, config_hash="c" * 16, renderer_hash="r" * 16)
 QUESTIONS = {f"p{number}": f"{number}+1+1" for number in range(4)}
+SOURCE = ExportSource(questions=QUESTIONS)
 CHAT_TEMPLATE = (
     "{% for message in messages %}|{{ message.role }}:{{ message.content }}{% if message.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}|assistant:{% endif %}"
@@ -37,7 +39,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def exported(tmp_path: Path, model_dir: Path) -> Callable[[str], Dataset]:
+def exported(tmp_path: Path, model_dir: Path) -> Callable[..., Dataset]:
     """Export four problems in a format and load the data set."""
     import datasets
 
@@ -46,10 +48,10 @@ def exported(tmp_path: Path, model_dir: Path) -> Callable[[str], Dataset]:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def run(format: str) -> Dataset:
+    def run(format: str, source: ExportSource = SOURCE) -> Dataset:
         records = [_record(EXPORT_FORMATS[format].kind.name, problem_id, encode, tokenizer.eos_token_id) for problem_id in QUESTIONS]
         write_records(tmp_path / "shard", records, EXPORT_FORMATS[format].kind)
-        export_dataset([tmp_path / "shard"], ExportJob(format=format, source=ExportSource(questions=QUESTIONS)), tmp_path / format)
+        export_dataset([tmp_path / "shard"], ExportJob(format=format, source=source), tmp_path / format)
         return datasets.load_dataset(str(tmp_path / format), split="train", cache_dir=str(tmp_path / "cache"))
 
     return run
@@ -78,7 +80,7 @@ def _record(kind: str, problem_id: str, encode: Callable[[str], list[int]], eos:
         return Trace(
             problem_id=problem_id,
             prompt_ids=prompt,
-            completion_ids=encode(first + right) + [eos],
+            completion_ids=[*encode(first + right), eos],
             prompt=question,
             completion=first + right,
             mean_value=0.75,
@@ -91,7 +93,7 @@ def _record(kind: str, problem_id: str, encode: Callable[[str], list[int]], eos:
         method="mcts",
         parents=[-1, 0, 1, 1],
         depths=[0, 1, 2, 2],
-        token_ids=[[], encode(first), encode(right) + [eos], encode(wrong) + [eos]],
+        token_ids=[[], encode(first), [*encode(right), eos], [*encode(wrong), eos]],
         logps=[[], [-0.5] * len(first), [-0.5] * (len(right) + 1), [-0.5] * (len(wrong) + 1)],
         texts=["", first, right, wrong],
         priors=[1.0, 1.0, 0.5, 0.5],
@@ -149,7 +151,7 @@ def on_token_ids(trainer: type, names: dict[str, str], *kept: str) -> type:
 PAIR_NAMES = {"prompt_token_ids": "prompt_ids", "chosen_token_ids": "chosen_ids", "rejected_token_ids": "rejected_ids"}
 
 
-def test_dpo_on_text_and_on_ids(exported: Callable[[str], Dataset], model_dir: Path, tmp_path: Path) -> None:
+def test_dpo_on_text_and_on_ids(exported: Callable[..., Dataset], model_dir: Path, tmp_path: Path) -> None:
     """DPOTrainer makes of the text our token ids and an end-of-sequence token; with that token the ids train to the same losses."""
     from trl import DPOConfig, DPOTrainer
 
@@ -165,7 +167,7 @@ def test_dpo_on_text_and_on_ids(exported: Callable[[str], Dataset], model_dir: P
     assert losses(train(trainer, DPOConfig, data, model_dir, tmp_path / "ids"))[0] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_dpo_on_chats(exported: Callable[[str], Dataset], model_dir: Path, tmp_path: Path) -> None:
+def test_dpo_on_chats(exported: Callable[..., Dataset], model_dir: Path, tmp_path: Path) -> None:
     """DPOTrainer takes the chats; that the shared steps stand in the replies does not change its losses."""
     from trl import DPOConfig, DPOTrainer
 
@@ -188,7 +190,7 @@ def test_dpo_on_chats(exported: Callable[[str], Dataset], model_dir: Path, tmp_p
     assert losses(chats) == pytest.approx(losses(moved), rel=1e-4)
 
 
-def test_sft_on_text_chats_and_ids(exported: Callable[[str], Dataset], model_dir: Path, tmp_path: Path) -> None:
+def test_sft_on_text_chats_and_ids(exported: Callable[..., Dataset], model_dir: Path, tmp_path: Path) -> None:
     """SFTTrainer takes all three as they stand; text and ids have the same tokens, the same masks and the same losses."""
     from trl import SFTConfig, SFTTrainer
 
@@ -204,7 +206,7 @@ def test_sft_on_text_chats_and_ids(exported: Callable[[str], Dataset], model_dir
     assert tokenizer.decode([label for label in row["labels"] if label != -100]) == "1+1=2\n2+2=7\n<eos>"
 
 
-def test_kto_on_text_and_on_ids(exported: Callable[[str], Dataset], model_dir: Path, tmp_path: Path) -> None:
+def test_kto_on_text_and_on_ids(exported: Callable[..., Dataset], model_dir: Path, tmp_path: Path) -> None:
     """KTOTrainer takes the text, and the token ids train to the same losses."""
     from trl import KTOConfig, KTOTrainer
 
@@ -218,7 +220,25 @@ def test_kto_on_text_and_on_ids(exported: Callable[[str], Dataset], model_dir: P
     assert all(0 < loss < 10 for loss in losses(train(KTOTrainer, KTOConfig, data, model_dir, tmp_path / "kto")))
 
 
-def test_rows_of_several_rounds_train_together(exported: Callable[[str], Dataset], tmp_path: Path, model_dir: Path) -> None:
+def test_problems_render_as_the_policy_saw_them(exported: Callable[..., Dataset], model_dir: Path, tmp_path: Path) -> None:
+    """Verl and OpenRLHF put the messages through the chat template; the ids are those of a run with a chat template."""
+    tokenizer = load_tokenizer(model_dir)
+    step_format = StepFormat(chat=True, system="be brief", prompt_template="add: {question}")
+    renderer = PromptRenderer(tokenizer, step_format)
+    answers = dict.fromkeys(QUESTIONS, "7")
+    source = ExportSource(
+        questions=QUESTIONS, answers=answers, prompt_template=step_format.prompt_template, system=step_format.system, name="owner/sums"
+    )
+    for format in ("prompts", "trajectories", "sft-chat"):
+        for row in exported(format, source):
+            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False)
+            question = QUESTIONS[row["problem_id"]]
+            assert tuple(ids) == renderer.prompt_ids(Problem(id="-", question=question))
+            if format != "sft-chat":
+                assert (row["reward_model"], row["extra_info"]["question"]) == ({"style": "rule", "ground_truth": "7"}, question)
+
+
+def test_rows_of_several_rounds_train_together(exported: Callable[..., Dataset], tmp_path: Path, model_dir: Path) -> None:
     """Rows with and without a PRM's version are one table with one type, in JSON as well."""
     import datasets
 
@@ -227,8 +247,10 @@ def test_rows_of_several_rounds_train_together(exported: Callable[[str], Dataset
     paths = [tmp_path / "first", tmp_path / "second"]
     write_records(paths[0], records, EXPORT_FORMATS["tree-json"].kind)
     later = replace(PROVENANCE, round=2, scorer_version=1)
-    write_records(paths[1], [replace(record, scores=[None, 0.5, 0.5, 0.5], provenance=later) for record in records], EXPORT_FORMATS["tree"].kind)
-    export_dataset(paths, ExportJob(format="tree-json", source=ExportSource(questions=QUESTIONS)), tmp_path / "out")
+    write_records(
+        paths[1], [replace(record, scores=[None, 0.5, 0.5, 0.5], provenance=later) for record in records], EXPORT_FORMATS["tree"].kind
+    )
+    export_dataset(paths, ExportJob(format="tree-json", source=SOURCE), tmp_path / "out")
     data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert data["scorer_version"] == [None] * 4 + [1] * 4
     assert data["scores"][4] == [None, 0.5, 0.5, 0.5]

@@ -234,13 +234,50 @@ def test_hub_failures_are_one_sentence(run: RunDir, hub: FakeHub) -> None:
 
     cases: tuple[tuple[Exception, type[Exception], str], ...] = (
         (LocalTokenNotFoundError("x"), BackendError, "no token was found -- run hf auth login"),
-        (httpx2.ConnectError("no route"), BackendError, "the hub must take the data set: no route -- check name, token and network"),
+        (httpx2.ConnectError("no route"), BackendError, "the hub must answer: no route -- check name, token and network"),
         (HFValidationError("bad name"), ConfigError, "must be OWNER/NAME: bad name"),
     )
     for hub.failure, kind, message in cases:
         with pytest.raises(kind, match=message):
             export(run, "hub", format="tree")
     assert hub.data_sets == {}
+
+
+def test_import_from_the_hub(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hub:OWNER/NAME` is fetched and imported under its name; a hub that does not answer is one sentence."""
+    import httpx2
+
+    export(run, tmp_path / "local", format="preference")
+
+    def fetch(repository: str, *, repo_type: str) -> str:
+        if repository == "owner/absent":
+            raise httpx2.ConnectError("no route")
+        assert (repository, repo_type) == ("owner/pairs", "dataset")
+        return str(tmp_path / "local")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    import_rows("hub:owner/pairs", tmp_path / "other")
+    assert len(RunDir(root=tmp_path / "other").imported("pairs")) == 4
+    assert (tmp_path / "other" / "imported" / "pairs" / "pairs").is_dir()
+    with pytest.raises(BackendError, match="hub:owner/absent: the hub must answer: no route"):
+        import_rows("hub:owner/absent", tmp_path / "other")
+
+
+def test_values_are_what_the_prm_learns_from(run: RunDir, tmp_path: Path) -> None:
+    """Where a PRM learns from rollouts, its value rows are exported, not those of the searched trees."""
+    config = Config.model_validate({**run.config().model_dump(mode="json"), "prm": {"rollouts": 2}})
+    other = open_run(tmp_path / "other", config)
+    for number in (0, 1):
+        other.finish_round({"round": number})
+    rows = value_rows(trees_of(1)[:1]).rows
+    write_trees(other.shard(1, "trees", 0), trees_of(1))
+    write_values(other.shard(1, "values", 0), value_rows(trees_of(1)).rows)
+    write_trees(other.shard(1, "rollouts", 0), trees_of(1)[:1])
+    write_values(other.shard(1, "rollout-values", 0), rows)
+    assert f" {len(rows)} rows of value-paths" in export(other, tmp_path / "out", format="value-paths")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| searched trees | 1 |" in card
+    assert "run's labelling" not in card
 
 
 @pytest.mark.parametrize(
@@ -256,7 +293,7 @@ def test_imported_rows_are_those_of_the_run(run: RunDir, tmp_path: Path, format:
     """Out of one run and into another, every record is the same."""
     export(run, tmp_path / "out", format=format)
     other = RunDir(root=tmp_path / "other")
-    line = import_rows(tmp_path / "out", other.root)
+    line = import_rows(str(tmp_path / "out"), other.root)
     expected = [row for path in run.shards(kind) for row in read(path)]
     assert [row for path in other.imported(kind) for row in read(path)] == expected
     assert line.startswith(f"{tmp_path / 'other' / 'imported' / 'out'}: {len(expected)} rows of {kind}")
@@ -267,16 +304,33 @@ def test_import_into_the_wrong_place_is_refused(run: RunDir, tmp_path: Path) -> 
     """A run that has begun, a name that is taken, a directory with other files, and what is no export: nothing is written."""
     export(run, tmp_path / "out", format="sft")
     with pytest.raises(CheckpointError, match="rows must be imported before round 1 begins"):
-        import_rows(tmp_path / "out", run.root)
+        import_rows(str(tmp_path / "out"), run.root)
     assert not (run.root / "imported").exists()
-    import_rows(tmp_path / "out", tmp_path / "new")
+    import_rows(str(tmp_path / "out"), tmp_path / "new")
     with pytest.raises(CheckpointError, match="a data set of this name was imported before -- rename the new one"):
-        import_rows(tmp_path / "out", tmp_path / "new")
+        import_rows(str(tmp_path / "out"), tmp_path / "new")
     with pytest.raises(CheckpointError, match="must be empty or a stepladder run"):
-        import_rows(tmp_path / "out", tmp_path)
+        import_rows(str(tmp_path / "out"), tmp_path)
     with pytest.raises(DataFormatError, match="must be a data set that stepladder export wrote"):
-        import_rows(tmp_path / "absent", tmp_path / "newer")
+        import_rows(str(tmp_path / "absent"), tmp_path / "newer")
     assert not (tmp_path / "newer").exists()
+
+
+def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evolve looks at the imported rows before it searches anything."""
+    from stepladder.loops import run as run_module
+
+    class Renderer:
+        hash = "s" * 16
+
+    export(run, tmp_path / "out", format="preference")
+    import_rows(str(tmp_path / "out"), tmp_path / "new")
+    monkeypatch.setattr(run_module.build, "check_model", lambda policy: None)
+    monkeypatch.setattr(run_module.build, "build_renderer", lambda config, model: Renderer())
+    with pytest.raises(DataFormatError, match=f"every row must come from renderer '{'s' * 16}': got '{'r' * 16}'"):
+        run_module.evolve(run.config(), tmp_path / "new", display=display(), on_round=lambda row: None)
+    Renderer.hash = "r" * 16
+    run_module._check_imported(RunDir(root=tmp_path / "new"), run.config())
 
 
 class InlinePool:
@@ -302,7 +356,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     """Policy and PRM train on the round's shards and on the imported ones; imported trees are labelled with the run's settings, once."""
     for format in ("preference", "sft", "stepwise", "tree"):
         export(run, tmp_path / format, format=format, rounds="1")
-        import_rows(tmp_path / format, tmp_path / "other")
+        import_rows(str(tmp_path / format), tmp_path / "other")
     config = Config.model_validate({**run.config().model_dump(mode="json"), "labels": {"min_margin": 0.0}})
     other, pool = open_run(tmp_path / "other", config), InlinePool()
     context: Any = rounds.RoundContext(config=config, run=other, problems={}, pool=pool, display=display())  # type: ignore[arg-type]
