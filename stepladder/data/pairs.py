@@ -278,19 +278,20 @@ def contrast_pairs(
 def anchored_pairs(
     records: Sequence[TreeRecord],
     *,
+    anchors: Sequence[TreeRecord] = (),
     min_margin: float = 0.0,
     pairs_per_problem: int = 8,
     best_and_worst: int = 2,
     target: ValueTarget | str = ValueTarget.TREE_VALUE,
 ) -> Selection[PreferencePair]:
-    """Return whole solutions: the best right ones of the newest policy against the worst wrong ones of the oldest.
+    """Return whole solutions: the best right ones of the trees against the worst wrong ones of other trees, those of the first policy.
 
-    What is rejected stays what the first policy did wrong, round after round. Candidates are the right solutions of a problem in the trees
-    of the newest policy version times its wrong ones in those of the oldest, as far as they have values; with one version both are of the
-    same policy.
+    What is rejected stays what the first policy did wrong, round after round. Candidates are the right solutions of a problem in
+    ``records`` times its wrong ones in ``anchors``, as far as they have values.
 
     Args:
-        records: Searched trees with outcomes, of one or more policy versions; a problem needs trees of both.
+        records: Searched trees with outcomes.
+        anchors: Trees with outcomes of the same problems by the first policy; ``records`` where there are none, as in the first round.
         min_margin: Smallest difference of mean values, in [0, 1]; it must also be above zero.
         pairs_per_problem: Cap per problem, larger margins first, >= 1.
         best_and_worst: How many solutions of each side may take part, >= 1.
@@ -302,19 +303,12 @@ def anchored_pairs(
         rejected answers stay those of the initial model. We leave out their other half, answers of a model one step ahead.
     """
     dropped: Counter[str] = Counter()
-    versions = {record.provenance.policy_version for record in records}
-    right: dict[str, list[Solution]] = {}
-    wrong: dict[str, list[Solution]] = {}
-    for tree in judge_trees(records, target=target):
-        version, problem = tree.record.provenance.policy_version, tree.record.problem_id
-        if version == max(versions):
-            right.setdefault(problem, []).extend(find_solutions(tree, right=True, dropped=Counter()))
-        if version == min(versions):
-            wrong.setdefault(problem, []).extend(find_solutions(tree, right=False, dropped=Counter()))
+    right = _solutions_by_problem(records, right=True, target=target)
+    wrong = _solutions_by_problem(anchors or records, right=False, target=target)
     offers: _Offers = []
     considered = 0
     for problem, solutions in right.items():
-        prompt = solutions[0].tree.record.prompt_ids if solutions else []
+        prompt = solutions[0].tree.record.prompt_ids
         others = [other for other in wrong.get(problem, []) if other.tree.record.prompt_ids == prompt]
         foreign = len(solutions) * (len(wrong.get(problem, [])) - len(others))
         dropped["other prompt"] += foreign
@@ -322,6 +316,14 @@ def anchored_pairs(
         considered += count + foreign
         offers += [_solution_offer(*pair) for pair in found]
     return _capped(offers, considered, dropped, pairs_per_problem)
+
+
+def _solutions_by_problem(records: Sequence[TreeRecord], *, right: bool, target: ValueTarget | str) -> dict[str, list[Solution]]:
+    found: dict[str, list[Solution]] = {}
+    for tree in judge_trees(records, target=target):
+        if solutions := find_solutions(tree, right=right, dropped=Counter()):
+            found.setdefault(tree.record.problem_id, []).extend(solutions)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -378,8 +380,8 @@ PAIR_RULES: dict[str, PairRule] = {
     ),
     "anchored": PairRule(
         select=anchored_pairs,
-        settings=("min_margin", "pairs_per_problem"),
-        about="whole solutions: right ones of the newest policy against wrong ones of the first",
+        settings=("anchors", "min_margin", "pairs_per_problem"),
+        about="whole solutions: right ones of the round against wrong ones of the first policy",
         source="Wang et al. 2025, Temporal Self-Rewarding",
     ),
 }

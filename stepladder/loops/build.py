@@ -103,6 +103,17 @@ def check_searches(config: Config) -> None:
             )
 
 
+def check_labels(config: Config) -> None:
+    """Check what the label settings must share with the format of steps.
+
+    Raises:
+        ConfigError: If a revision would not end a step.
+    """
+    text, end = config.labels.revision_text, config.format.step_end
+    if text and not text.endswith(end):
+        raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
+
+
 def check_model(config: PolicyConfig) -> None:
     """Check that a policy that is named by a path is a model directory with a tokenizer; a hub id is left to the loader.
 
@@ -440,11 +451,12 @@ def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
 
 
 def build_preference_objective(section: PreferenceConfig) -> Any:
-    """Return the loss of preference training."""
-    from stepladder.policy.objectives import PreferenceObjective
+    """Return the loss of preference training: a ``PreferenceObjective``, or an ``UnpairedObjective`` where the loss takes no pairs."""
+    from stepladder.policy.objectives import PreferenceObjective, UnpairedObjective
 
-    names = ("beta", "label_smoothing", "target_margin", "cpl_bias", "sft_weight")
-    return PreferenceObjective(loss_name=section.loss, **{name: getattr(section, name) for name in names})
+    paired = ("label_smoothing", "target_margin", "cpl_bias", "sft_weight", "reference_share")
+    kind, names = (UnpairedObjective, ("good_weight", "bad_weight")) if section.unpaired else (PreferenceObjective, paired)
+    return kind(loss_name=section.loss, beta=section.beta, **{name: getattr(section, name) for name in names})  # pyright: ignore
 
 
 def new_prm_spec(section: PRMConfig) -> Any:

@@ -227,12 +227,23 @@ class PreferenceConfig(TrainConfig):
 
     enabled: bool = True
     """Whether to train on sibling pairs after the SFT stage."""
-    loss: Literal["dpo", "ipo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl"] = "dpo"
-    """Loss of a pair. ``refuel`` and ``sppo`` learn how much better the chosen step is; ``simpo``, ``orpo``, ``cpl`` need no reference."""
+    loss: Literal["dpo", "ipo", "inpo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl", "kto", "oreal"] = "dpo"
+    """Loss of a pair, or with ``kto`` and ``oreal`` of a good or bad continuation by itself (``labels.graded``). ``refuel`` and ``sppo``
+    learn how much better the chosen step is; ``simpo``, ``orpo``, ``cpl`` need no reference."""
+    reference: Literal["start", "base", "sampler"] = "start"
+    """The model before this stage, the warmed-up base model, or the policy that sampled each row (off-policy: its stored
+    log-probabilities)."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference model, or scale of the log-probabilities where there is none."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["visits"] = 0.0
-    """Conservative DPO: assumed share of flipped pairs, or ``visits``: of each pair, what the visits of its steps say."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["visits", "agreement", "uncertainty"] = 0.0
+    """Conservative DPO: assumed share of flipped pairs, or of each pair what the visits of its steps say, how far this round's PRM and the
+    one before agree on the siblings (CREAM), or how much the leaves leave open (UPO)."""
+    reference_share: float = Field(default=1 / 3, ge=0, le=1)
+    """Weight of the reference with ``inpo``; the rest is that of the policy that sampled the pairs."""
+    good_weight: float = Field(default=1.0, ge=0)
+    """Weight of good continuations with ``kto`` and ``oreal``."""
+    bad_weight: float = Field(default=1.0, ge=0)
+    """Weight of bad continuations with ``kto`` and ``oreal``."""
     target_margin: float = Field(default=0.0, ge=0)
     """Margin that ``simpo`` aims at."""
     cpl_bias: float = Field(default=1.0, gt=0, le=1)
@@ -244,7 +255,16 @@ class PreferenceConfig(TrainConfig):
     def _check_smoothing(self) -> Self:
         if self.label_smoothing and self.loss != "dpo":
             raise ValueError(f"label_smoothing is conservative DPO and needs loss 'dpo': got {self.loss!r}")
+        if self.unpaired and self.sft_weight:
+            raise ValueError(f"sft_weight needs a loss of pairs: got {self.loss!r}; raise good_weight instead")
+        if self.loss == "kto" and self.reference == "sampler":
+            raise ValueError("reference 'sampler' is not for loss 'kto', which also reads continuations that nobody sampled: use 'start'")
         return self
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the loss takes continuations one by one."""
+        return self.loss in ("kto", "oreal")
 
 
 class WarmupConfig(Section):
@@ -383,18 +403,35 @@ class LabelsConfig(Section):
 
     traces_per_problem: int = Field(default=2, ge=1)
     """Correct solutions kept per problem for SFT, best mean value first."""
-    min_margin: float = Field(default=0.2, ge=0, le=1)
-    """Smallest value difference of a preference pair."""
+    min_trace_value: float = Field(default=0.0, ge=0, le=1)
+    """Smallest value that every step of such a solution must have."""
+    revisions: int = Field(default=0, ge=0)
+    """Revision traces per problem for SFT: a mistake as context, then the right way on."""
+    revision_of: Literal["step", "solution"] = "step"
+    """What is revised: the way to a first wrong step (Agent-R), or a whole wrong solution (RISE)."""
+    revision_text: str = ""
+    """Steps between the mistake and the right way on, which say that something was wrong; closed by ``format.step_end``."""
+    pairs: Literal["evidence", "rstar-math", "mcts-dpo", "agent-q", "value-margin", "minimal-contrast", "anchored"] = "evidence"
+    """Rule that chooses preference pairs."""
+    min_margin: float | None = Field(default=None, ge=0, le=1)
+    """Smallest value difference of a preference pair, or change of value of a graded step; None is what the rule's source has."""
+    min_edit_distance: int | None = Field(default=None, ge=0)
+    """Fewest characters in which the texts of a pair differ (``rstar-math``); None is 20."""
+    critic_weight: float | None = Field(default=None, ge=0, le=1)
+    """Share of the PRM's score in the value of a step (``agent-q``); None is 0.5."""
     pairs_per_node: int = Field(default=2, ge=1)
     """Preference pairs per node."""
     pairs_per_problem: int = Field(default=8, ge=1)
-    """Preference pairs per problem."""
+    """Preference pairs, or graded steps of each kind, per problem."""
     rejected_must_fail: bool = True
-    """Keep a pair only if nothing below the rejected step is right."""
-    data: Literal["accumulate", "replace", "window"] = "accumulate"
-    """Train on all rounds so far, on this round only, or on the last ``window`` rounds."""
+    """Keep a pair only if nothing below the rejected step is right (``evidence``, ``minimal-contrast``)."""
+    graded: Literal["steps", "solutions"] = "steps"
+    """What losses without pairs learn from: steps that change the value, or right and wrong solutions."""
+    data: Literal["accumulate", "replace", "window", "on-policy"] = "accumulate"
+    """Train on all rounds so far, on this round only, on the last ``window`` rounds, or on what the trees of the last ``window`` policy
+    versions give together: a round that the gate turned down starts no new version."""
     window: int = Field(default=2, ge=1)
-    """Rounds kept with ``data = "window"``."""
+    """Rounds, or policy versions, kept with ``data = "window"`` or ``"on-policy"``."""
 
 
 class EvaluateConfig(Section):

@@ -18,16 +18,26 @@ from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, value_rows
 from stepladder.data.metrics import known_within
-from stepladder.data.pairs import preference_pairs
 from stepladder.data.step_pairs import step_pairs
-from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
-from stepladder.data.traces import select_traces
+from stepladder.data.store import (
+    read_graded,
+    read_pairs,
+    read_traces,
+    read_trees,
+    read_values,
+    write_graded,
+    write_pairs,
+    write_traces,
+    write_trees,
+    write_values,
+)
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
+from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.loops.workers import Progress, report_progress
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
@@ -35,7 +45,6 @@ from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.types import (
     Budget,
     LabelledProblem,
-    PreferencePair,
     Provenance,
     SearchResult,
     StopReason,
@@ -84,24 +93,24 @@ def _write_labelled(
     write_trees(out, [result.tree for result in results])
 
 
-def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path, step_pairs: Path) -> dict[str, Any]:
-    """Turn a shard of trees into traces, preference pairs and value rows; return the counts of what was kept and dropped."""
-    records, labels = read_trees(trees), config.labels
-    selections = {
-        "traces": select_traces(records, per_problem=labels.traces_per_problem),
-        "pairs": preference_pairs(
-            records,
-            min_margin=labels.min_margin,
-            pairs_per_node=labels.pairs_per_node,
-            pairs_per_problem=labels.pairs_per_problem,
-            rejected_must_fail=labels.rejected_must_fail,
-        ),
-        "values": _value_rows(config, records),
-    }
-    write_traces(traces, selections["traces"].rows)
-    write_pairs(pairs, selections["pairs"].rows)
-    write_values(values, selections["values"].rows)
-    _write_step_pairs(config, records, step_pairs)
+def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) -> dict[str, Any]:
+    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of what was kept and dropped.
+
+    Args:
+        config: The configuration.
+        sources: What the rows are made from.
+        out: Where each kind of rows goes: traces, pairs, graded, values and step-pairs.
+    """
+    selections = policy_selections(config, sources)
+    # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
+    records = read_trees(sources.trees)
+    selections["values"] = _value_rows(config, records)
+    write_traces(out["traces"], trace_rows(selections))
+    write_pairs(out["pairs"], selections["pairs"].rows)
+    write_values(out["values"], selections["values"].rows)
+    if "graded" in selections:
+        write_graded(out["graded"], selections["graded"].rows)
+    _write_step_pairs(config, records, out["step-pairs"])
     return {name: {"kept": chosen.kept, "dropped_by_reason": dict(chosen.dropped_by_reason)} for name, chosen in selections.items()}
 
 
@@ -123,32 +132,63 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
     return _summary(report)
 
 
-def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[Path], out: Path, seed: int, stage: str) -> dict[str, Any]:
-    """Fine-tune the policy on correct traces, then on preference pairs; return a summary of each stage that ran."""
-    from stepladder.policy.train import train_preference, train_sft
+def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[Path]], out: Path, seed: int, stage: str) -> dict[str, Any]:
+    """Fine-tune the policy on correct traces, then on preferences; return a summary of each stage that ran.
+
+    Args:
+        config: The configuration.
+        start: The policy to train.
+        base: The policy of round 0.
+        rows: Shards of each kind: traces, pairs and graded.
+        out: Where the trained policy goes.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.policy.train import train_sft
 
     build.release_weights()
-    trace_rows: list[Trace] = [row for path in traces for row in read_traces(path)]
-    pair_rows: list[PreferencePair] = [row for path in pairs for row in read_pairs(path)] if config.preference.enabled else []
+    traces: list[Trace] = [row for path in rows["traces"] for row in read_traces(path)]
+    preferences = _preference_rows(config, rows)
     common: dict[str, Any] = {
         "renderer_hash": build.build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
     }
     summaries: dict[str, Any] = {}
-    if trace_rows:
-        sft_out = out.with_name("sft") if pair_rows else out
+    if traces:
+        sft_out = out.with_name("sft") if preferences else out
         if not sft_out.exists():
             settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
-            report = train_sft(start, trace_rows, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
+            report = train_sft(start, traces, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
-    if pair_rows:
-        settings = build.train_settings(config.preference, seed=seed, device=config.policy.device)
-        objective = build.build_preference_objective(config.preference)
-        progress = _training_progress(f"{stage} preferences")
-        report = train_preference(start, pair_rows, out, settings, **common, objective=objective, on_progress=progress)
-        summaries["preference"] = _summary(report)
+    if preferences:
+        common["on_progress"] = _training_progress(f"{stage} preferences")
+        summaries["preference"] = _summary(_train_preferences(config, preferences, start, base, out, seed, common))
     return summaries
+
+
+def _preference_rows(config: Config, rows: dict[str, list[Path]]) -> list[Any]:
+    if not config.preference.enabled:
+        return []
+    if config.preference.unpaired:
+        return [row for path in rows["graded"] for row in read_graded(path)]
+    return [row for path in rows["pairs"] for row in read_pairs(path)]
+
+
+def _train_preferences(config: Config, rows: list[Any], start: str, base: str, out: Path, seed: int, common: dict[str, Any]) -> Any:
+    from stepladder.policy.train import SAMPLER, train_preference
+    from stepladder.policy.unpaired import train_unpaired
+
+    section = config.preference
+    return (train_unpaired if section.unpaired else train_preference)(
+        start,
+        rows,
+        out,
+        build.train_settings(section, seed=seed, device=config.policy.device),
+        **common,
+        objective=build.build_preference_objective(section),
+        reference={"start": None, "base": base, "sampler": SAMPLER}[section.reference],
+    )
 
 
 def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed: int, stage: str, reference: str) -> Summary:
@@ -339,7 +379,8 @@ def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow
 
 def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
     if config.prm.target == "step-pairs":
-        write_pairs(out, step_pairs(records, min_margin=config.labels.min_margin).rows)
+        margin = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
+        write_pairs(out, step_pairs(records, **margin).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:

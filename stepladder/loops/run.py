@@ -33,6 +33,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         BackendError: If a model engine or a worker fails.
     """
     build.check_searches(config)
+    build.check_labels(config)
     build.check_model(config.policy)
     build.check_backends(config, trains=True)
     problems = build.build_problems(config.problems, seed=config.run.seed)

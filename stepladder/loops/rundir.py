@@ -8,7 +8,7 @@
       imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/
         models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
-        trees|traces|pairs|values/shard-0000.parquet
+        trees|traces|pairs|graded|values/shard-0000.parquet
         labels.json                  what was kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
@@ -65,7 +65,7 @@ class RunDir:
         return str(self.prm(version)) if version else str(config.prm.model)
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs, values, step-pairs, or one of the last two of rollouts."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or one of the last two of rollouts."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:

@@ -158,20 +158,18 @@ def test_contrast_pairs_are_the_most_alike() -> None:
 
 
 def test_anchored_pairs_reject_what_the_first_policy_did() -> None:
-    """Right solutions of version 2 against wrong ones of version 0; version 1 takes no part, and the pair is of the newer tree."""
+    """Right solutions of the new trees against wrong ones of the old; the pair is of the newer tree."""
     old = of_version(tree((-1, None, None), (0, 0.3, 0.0), (0, 0.9, 1.0)), 0)
-    middle = of_version(tree((-1, None, None), (0, 0.1, 0.0), (0, 0.99, 1.0)), 1)
     new = of_version(tree((-1, None, None), (0, 0.2, 0.0), (0, 0.8, 1.0), (0, 0.7, 1.0)), 2)
-    selection = anchored_pairs([old, middle, new])
+    selection = anchored_pairs([new], anchors=[old])
     assert [(pair.chosen_value, pair.rejected_value) for pair in selection.rows] == [(0.8, 0.3), (0.7, 0.3)]
     assert {pair.provenance.policy_version for pair in selection.rows} == {2}
     assert (selection.considered, selection.dropped_by_reason) == (2, {})
-    other = replace(old, prompt_ids=[8])
-    assert anchored_pairs([other, new]).dropped_by_reason == {"other prompt": 2}
+    assert anchored_pairs([new], anchors=[replace(old, prompt_ids=[8])]).dropped_by_reason == {"other prompt": 2}
     # In the first round both policies are one.
     assert [pair.rejected_ids for pair in anchored_pairs([old]).rows] == [[101]]
     # A problem without a tree of the first policy has no pair.
-    assert anchored_pairs([replace(old, problem_id="q"), new]).rows == []
+    assert anchored_pairs([new], anchors=[replace(old, problem_id="q")]).rows == []
 
 
 def test_pairs_carry_what_the_objectives_need() -> None:
