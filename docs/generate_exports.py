@@ -15,8 +15,10 @@ from stepladder.data.advantages import AdvantageForm
 from stepladder.data.export import ExportJob, export_dataset
 from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.export_rows import ExportSource
-from stepladder.data.labels import preference_pairs, select_traces, value_rows
+from stepladder.data.labels import value_rows
+from stepladder.data.pairs import preference_pairs
 from stepladder.data.store import PROVENANCE_COLUMNS, write_records
+from stepladder.data.traces import select_traces
 from stepladder.types import Provenance, TreeRecord
 
 TARGET = Path(__file__).with_name("exports.md")

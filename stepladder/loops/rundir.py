@@ -65,7 +65,7 @@ class RunDir:
         return str(self.prm(version)) if version else str(config.prm.model)
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or one of the last two of rollouts."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:

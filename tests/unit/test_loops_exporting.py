@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stepladder.data.labels import preference_pairs, select_traces, value_rows
+from stepladder.data.labels import value_rows
+from stepladder.data.pairs import preference_pairs
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
+from stepladder.data.traces import select_traces
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.loops import round as rounds
 from stepladder.loops.config import Config
