@@ -20,10 +20,10 @@ from rich.table import Table
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepRequest, StepResult
 from stepladder.mcts.backup import backup_paths
+from stepladder.mcts.descent import descent_rule, select_descent
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
-from stepladder.mcts.selection import select_descent, tree_scores
-from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land_rows
+from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land
 from stepladder.testing import CharRenderer
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason
 
@@ -87,17 +87,18 @@ def search(num_problems: int, num_simulations: int) -> int:
 def grow_arrays(num_trees: int) -> None:
     """Select, insert and back up as mctx does with its defaults: MuZero's PUCT over rescaled values, leaves worth their own estimate."""
     tree = allocate(num_trees, num_nodes=1 + NUM_SIMULATIONS * NUM_CHILDREN, num_slots=NUM_CHILDREN)
-    scores = tree_scores(selection="puct-mctx", c=1.25, c_base=19652.0, unvisited="raw", normalise="siblings")
+    rule = descent_rule(selection="puct-mctx", c=1.25, c_base=19652.0, normalise="siblings")
     rows, size = np.arange(num_trees), num_trees * NUM_CHILDREN
     yes, no = np.ones(size, bool), np.zeros(size, bool)
     for _ in range(NUM_SIMULATIONS):
-        leaves = select_descent(tree, rows, np.ones(num_trees, np.int64), scores=scores)[:, 0]
+        leaves = select_descent(tree, rows, np.ones(num_trees, np.int64), rule=rule)[:, 0].copy()
         new = NewNodes(
             rows=np.repeat(rows, NUM_CHILDREN),
             parents=np.repeat(leaves, NUM_CHILDREN),
             slots=np.tile(np.arange(NUM_CHILDREN), num_trees),
-            depths=np.repeat(tree.depth[rows, leaves] + 1, NUM_CHILDREN),
+            depths=np.repeat(tree.depth[rows, leaves].astype(np.int64) + 1, NUM_CHILDREN),
             priors=np.full(size, 1 / NUM_CHILDREN, np.float32),
+            rewards=np.zeros(size, np.float32),
             raw_values=np.tile(np.array(SCORES, np.float32).ravel(), num_trees),
             visited=no,
             selectable=yes,
@@ -105,7 +106,7 @@ def grow_arrays(num_trees: int) -> None:
             truncated=no,
         )
         add_nodes(tree, new)
-        land_rows(tree, rows)
+        land(tree, rows, leaves)
         backup_paths(tree, rows, leaves, np.nan_to_num(tree.raw_value[rows, leaves]), opened=np.full(num_trees, NUM_CHILDREN))
 
 

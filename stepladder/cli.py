@@ -99,8 +99,8 @@ def solve(
     prm: Annotated[
         list[str],
         typer.Option(
-            help="Directory or hub id of a PRM; given several times: an ensemble. 'none' searches without one, with 'self' the policy judges "
-            "its own steps."
+            help="Directory or hub id of a PRM; given several times: an ensemble. 'none' searches without one, with 'self' the policy "
+            "judges its own steps."
         ),
     ] = [],  # noqa: B006 - typer copies it
     prm_spec: Annotated[str | None, typer.Option(help="How a PRM is read whose directory does not say it; see `prm specs`.")] = None,
