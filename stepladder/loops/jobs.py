@@ -6,18 +6,24 @@ of one that was never killed.
 """
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
-from stepladder.data.labels import Selection, preference_pairs, select_traces, value_rows
+from stepladder.data.labels import Selection, ValueTarget, preference_pairs, select_traces, value_rows
+from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.data.verifier import AnswerVerifier
+from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
-from stepladder.loops.config import Config
+from stepladder.loops.config import Config, ScoresConfig
 from stepladder.loops.workers import Progress, report_progress
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
@@ -32,6 +38,7 @@ from stepladder.types import (
     Trace,
     TreeRecord,
     ValueRow,
+    derive_seed,
 )
 
 Summary = dict[str, Any]
@@ -44,7 +51,7 @@ class Models:
     policy: str
     """Directory or hub id of the policy."""
     prm: str | None
-    """Directory of the PRM; None searches without one."""
+    """Directory or hub id of the PRM, or directory of an ensemble; None searches without one."""
     provenance: Provenance
     """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
 
@@ -67,11 +74,13 @@ def _write_labelled(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
     with build.build_verifier(config.problems, problems) as verifier:
-        results = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
+        results = _search(
+            config, models, problems, method=method, budget=budget, verifier=verifier, scores=config.search.scores, stage=stage
+        )
     write_trees(out, [result.tree for result in results])
 
 
-def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path) -> dict[str, Any]:
+def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path, step_pairs: Path) -> dict[str, Any]:
     """Turn a shard of trees into traces, preference pairs and value rows; return the counts of what was kept and dropped."""
     records, labels = read_trees(trees), config.labels
     selections = {
@@ -88,6 +97,7 @@ def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, value
     write_traces(traces, selections["traces"].rows)
     write_pairs(pairs, selections["pairs"].rows)
     write_values(values, selections["values"].rows)
+    _write_step_pairs(config, records, step_pairs)
     return {name: {"kept": chosen.kept, "dropped_by_reason": dict(chosen.dropped_by_reason)} for name, chosen in selections.items()}
 
 
@@ -137,25 +147,70 @@ def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[
     return summaries
 
 
-def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed: int, stage: str) -> dict[str, Any]:
-    """Train the PRM on value rows."""
+def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed: int, stage: str, reference: str) -> Summary:
+    """Train a PRM on value rows or step pairs.
+
+    A training that cannot succeed (nothing to compare, a loss that is not finite) does not fail the run: the summary says ``failed``, and
+    earlier PRMs stay.
+    """
+    from stepladder.prm.implicit import train_implicit_on_tokens
     from stepladder.prm.train import train_value
 
     build.release_weights()
-    rows: list[ValueRow] = [row for path in values for row in read_values(path)]
-    settings = build.train_settings(config.prm.train, seed=seed, device=config.policy.device)
-    report = train_value(
-        start,
-        rows,
-        out,
-        settings,
-        loss=config.prm.loss,
-        supervise=config.prm.supervise,
-        renderer_hash=build.build_renderer(config, start).hash,
-        trust_remote_code=config.policy.trust_remote_code,
-        on_progress=_training_progress(stage),
-    )
-    return _summary(report)
+    section = config.prm
+    read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
+    rows = [row for path in values for row in read(path)]
+    if section.ensemble > 1 and section.bootstrap:
+        rows = resample_problems(rows, seed=seed)
+    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, device=config.policy.device)
+    common: dict[str, Any] = {
+        "renderer_hash": build.build_renderer(config, start).hash,
+        "trust_remote_code": config.policy.trust_remote_code,
+        "loss": section.loss,
+        "on_progress": _training_progress(stage),
+    }
+    try:
+        if spec.family == "implicit":
+            return _summary(train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference)))
+        # A model to go on from says itself what it is; what is asked of a new head must fit the loss.
+        kept = None if section.model is not None else spec
+        return _summary(train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise))
+    except (BackendError, DataFormatError) as error:
+        return {"failed": str(error)}
+
+
+def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
+    """Return the rows of as many problems as there are, drawn with replacement; those of a problem drawn twice are there twice."""
+    problems = sorted({row.problem_id for row in rows})
+    drawn = np.random.default_rng(derive_seed(seed, "bootstrap")).integers(0, len(problems), len(problems)) if problems else []
+    counts = Counter(problems[number] for number in drawn)
+    return [row for row in rows for _ in range(counts[row.problem_id])]
+
+
+def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
+    """Ask the policy from the prefixes of a shard of trees how they may end, and write value rows."""
+    records = read_trees(trees)
+    renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
+    with build.build_verifier(config.problems, problems) as verifier:
+
+        def ask(prefixes: Sequence[rollouts.Prefix]) -> list[rollouts.Estimate]:
+            return rollouts.estimate_prefixes(
+                policy,
+                renderer,
+                verifier,
+                prefixes,
+                num_rollouts=config.prm.prefix_rollouts,
+                seed=derive_seed(config.run.seed, "estimates", models.provenance.round),
+                max_steps=config.search.max_depth,
+                max_step_tokens=config.search.max_step_tokens,
+            )
+
+        if config.prm.target == "first-error":
+            given = rollouts.first_error_values(records, ask)
+        else:
+            given = rollouts.rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+    write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
+    report_progress(Progress(stage=stage, items=len(problems)))
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -177,7 +232,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     else:
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
-    results = _search(config, models, problems, method=method, budget=budget, verifier=None, stage=stage)
+    results = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
         rows = [_graded(result, kind, verifier, config) for result in results]
     if kind == "search":
@@ -185,13 +240,22 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 
-def label_rollouts(*, config: Config, rollouts: Path, values: Path) -> None:
-    """Turn a shard of rollouts into value rows."""
-    write_values(values, _value_rows(config, read_trees(rollouts)).rows)
+def label_rollouts(*, config: Config, rollouts: Path, values: Path, step_pairs: Path) -> None:
+    """Turn a shard of rollouts into what the PRM learns from."""
+    records = read_trees(rollouts)
+    write_values(values, _value_rows(config, records).rows)
+    _write_step_pairs(config, records, step_pairs)
 
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
-    return value_rows(records, target=config.prm.target, drop_one_sided=config.prm.mixed_only)
+    # Estimated targets and pairs are made elsewhere; the rows beside them, for export, then hold mean outcomes.
+    target = config.prm.target if config.prm.target in tuple(ValueTarget) else ValueTarget.MONTE_CARLO
+    return value_rows(records, target=target, drop_one_sided=config.prm.mixed_only)
+
+
+def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
+    if config.prm.target == "step-pairs":
+        write_pairs(out, step_pairs(records, min_margin=config.labels.min_margin).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:
@@ -209,13 +273,16 @@ def _search(
     method: SearchMethod,
     budget: Budget,
     verifier: AnswerVerifier | None,
+    scores: ScoresConfig,
     stage: str,
 ) -> list[SearchResult]:
     """Search problems and return the results in the order of the problems."""
     renderer = build.build_renderer(config, models.policy)
     engine = SearchEngine(
         policy=build.build_policy(config, models.policy),
-        scorer=build.build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems]),
+        scorer=build.build_scorer(
+            config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores
+        ),
         renderer=renderer,
         method=method,
         budget=budget,

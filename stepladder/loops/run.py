@@ -60,4 +60,4 @@ def best_models(run: RunDir) -> tuple[str, str | None]:
     if not rows:
         raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
     policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
-    return run.policy_source(policy, run.config()), None if prm is None else str(run.prm(prm))
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())

@@ -6,7 +6,7 @@
       events.jsonl                   when each stage began and ended; the only place for wall-clock times
       start/                         what the embedded task generated, if it did
       rounds/000/ ... 00N/
-        models/policy, models/prm    Hugging Face directories
+        models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
         trees|traces|pairs|values/shard-0000.parquet
         labels.json                  what was kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
@@ -59,8 +59,12 @@ class RunDir:
         """Return the PRM that a round trained."""
         return self.round(number) / "models" / "prm"
 
+    def prm_source(self, version: int, config: Config) -> str:
+        """Return where a PRM version is: its round's directory, or the given model for version 0."""
+        return str(self.prm(version)) if version else str(config.prm.model)
+
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs or values."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, values, step-pairs, or one of the last two of rollouts."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:

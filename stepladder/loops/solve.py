@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.answers import answer_key
 from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
+from stepladder.loops.consistency import Discriminator
 from stepladder.loops.run import best_models
 from stepladder.loops.rundir import load_run
 from stepladder.mcts.axes import SearchMethod
@@ -33,14 +35,16 @@ class SolveSettings:
     """Format, limits and device; a run's own configuration, or defaults for bare model directories."""
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | None
-    """Directory of the PRM; None searches without one."""
+    prm: str | tuple[str, ...] | None
+    """Directory or hub id of the PRM; several make an ensemble; None searches without one."""
     method: SearchMethod
     """Search method."""
     budget: Budget
     """Spending caps per question."""
     seed: int
     """Seed of the search."""
+    discriminator: str | None = None
+    """Directory of a second model by whose consistency the answer is chosen; None leaves it to the method's answer rule."""
 
     @classmethod
     def resolve(
@@ -48,18 +52,21 @@ class SolveSettings:
         *,
         run: Path | None,
         policy: str | None,
-        prm: str | None,
+        prm: Sequence[str],
         method: str | None,
         tokens: int | None,
         simulations: int | None,
         options: list[str],
         seed: int,
         overrides: Sequence[str] = (),
+        seconds: float | None = None,
+        discriminator: str | None = None,
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does. ``overrides``
-        are ``section.key=value`` over the run's configuration.
+        With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
+        ``overrides`` are ``section.key=value`` over the run's configuration. ``prm`` names PRMs instead of the run's, ``none`` being no PRM
+        and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as the spec ``judge`` says.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -73,14 +80,19 @@ class SolveSettings:
             config, policy, best_prm = _run_models(run or DEFAULT_RUN)
         config = with_overrides(config, list(overrides))
         build.check_backends(config, trains=False)
-        chosen_prm = best_prm if prm is None else None if prm == "none" else prm
+        if "none" in prm and len(prm) > 1:
+            raise ConfigError(f"solve: --prm none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+        if "self" in prm and config.prm.spec is None:
+            config = with_overrides(config, ["prm.spec=judge"])
+        chosen_prm = best_prm if not prm else None if "none" in prm else tuple(policy if name == "self" else name for name in prm)
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
         chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
-        num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens else defaults.simulations)
+        num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens or seconds else defaults.simulations)
         budget = Budget(
             num_simulations=num_simulations,
-            max_tokens=tokens or (None if simulations else defaults.max_tokens),
+            max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+            max_seconds=seconds,
             max_depth=config.search.max_depth,
             max_step_tokens=config.search.max_step_tokens,
         )
@@ -91,17 +103,18 @@ class SolveSettings:
             method=resolve_method(method or defaults.method, **chosen_options),
             budget=budget,
             seed=seed,
+            discriminator=discriminator,
         )
 
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
     """Search one question and return the text to print."""
     begin = time.monotonic()
-    (result,) = _search(settings, [Problem(id="question", question=question)])
+    ((result, reviewing),) = _search(settings, [Problem(id="question", question=question)])
     seconds = time.monotonic() - begin
     if tree_path is not None:
         _write_trees(tree_path, [result])
-    row = _row(result, question)
+    row = _row(result, question, reviewing)
     return json.dumps({**row, "seconds": round(seconds, 3)}) if as_json else _readable(row, result, seconds)
 
 
@@ -133,8 +146,8 @@ def solve_file(
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
     with part.open("a", encoding="utf-8") as file:
-        for result in _search(settings, missing):
-            rows[result.problem_id] = _row(result, questions[result.problem_id])
+        for result, reviewing in _search(settings, missing):
+            rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
             file.write(json.dumps(rows[result.problem_id]) + "\n")
             file.flush()
             if tree_path is not None:
@@ -179,11 +192,16 @@ def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
 
 def _bare_config(policy: str) -> Config:
     """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.lm.loading import FORMAT_FILE
     from stepladder.policy.prompts import StepFormat
 
-    saved = asdict(StepFormat.load(policy)) if (Path(policy) / FORMAT_FILE).is_file() else {}
+    saved = asdict(StepFormat.load(policy)) if _has_format(policy) else {}
     return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
+
+
+def _has_format(directory: str) -> bool:
+    from stepladder.lm.loading import FORMAT_FILE
+
+    return (Path(directory) / FORMAT_FILE).is_file()
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -196,7 +214,8 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[SearchResult]:
+def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[tuple[SearchResult, int | None]]:
+    """Yield results, and the tokens that a discriminator generated to review them."""
     config = settings.config
     renderer = build.build_renderer(config, settings.policy)
     engine = SearchEngine(
@@ -210,7 +229,32 @@ def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[Search
         ),
         max_trees=config.search.max_trees,
     )
-    yield from engine.search(problems)
+    discriminator = _discriminator(settings)
+    by_id = {problem.id: problem for problem in problems}
+    for result in engine.search(problems):
+        if discriminator is None:
+            yield result, None
+            continue
+        before = discriminator.generated_tokens
+        reviewed = discriminator.review(by_id[result.problem_id], result)
+        yield reviewed, discriminator.generated_tokens - before
+
+
+def _discriminator(settings: SolveSettings) -> Discriminator | None:
+    """Return the second model, on the embedded engine whatever the backend: that may hold one model only."""
+    directory = settings.discriminator
+    if directory is None:
+        return None
+    base = settings.config
+    own = _bare_config(directory).format if _has_format(directory) else base.format
+    config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
+    return Discriminator(
+        build.build_policy(config, directory),
+        build.build_renderer(config, directory),
+        key_of=lambda answer: answer_key(answer, base.problems.rule),
+        budget=settings.budget,
+        seed=settings.seed,
+    )
 
 
 def _path(result: SearchResult) -> list[int]:
@@ -222,7 +266,7 @@ def _path(result: SearchResult) -> list[int]:
     return path[::-1]
 
 
-def _row(result: SearchResult, question: str) -> dict[str, Any]:
+def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
     tree = result.tree
     steps = [
         {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
@@ -236,6 +280,7 @@ def _row(result: SearchResult, question: str) -> dict[str, Any]:
         "votes": result.votes,
         "method": tree.method,
         "generated_tokens": tree.generated_tokens,
+        **({} if reviewing is None else {"discriminator_tokens": reviewing}),
         "policy_calls": tree.policy_calls,
         "simulations": tree.num_simulations,
         "stop_reason": str(result.stop_reason),

@@ -46,6 +46,8 @@ class DescentRule(NamedTuple):
     """Place in ``UNVISITED_RULES``: the value of a child without visits; not read where values are normalised."""
     unvisited_bonus: float
     """Added to that value."""
+    critic_mix: float
+    """Share of a child's own estimate in its value, see ``with_critic``; not in gumbel."""
     normalises: bool
     """Whether values are rescaled between the parent's and the siblings' (``normalised``)."""
     c: float
@@ -66,11 +68,12 @@ class DescentRule(NamedTuple):
     """gumbel: entry m - 1 is ``considered_visits`` of a root with m children."""
 
 
-def descent_rule(
+def descent_rule(  # noqa: PLR0913 - one per axis
     *,
     selection: str,
     unvisited: str = "raw",
     unvisited_bonus: float = 0.0,
+    critic_mix: float = 0.0,
     normalise: str = "none",
     c: float = 0.0,
     c_base: float = 1.0,
@@ -86,6 +89,7 @@ def descent_rule(
         selection=DESCENTS.index(selection),
         unvisited=UNVISITED_RULES.index(unvisited),
         unvisited_bonus=float(unvisited_bonus),
+        critic_mix=float(critic_mix),
         normalises=normalise == "siblings",
         c=float(c),
         c_base=float(c_base),
@@ -196,6 +200,18 @@ def normalised(qvalue: float, low: float, high: float) -> float:
     with the parent's value among the bounds.
     """
     return _WORST if math.isnan(qvalue) else (qvalue - low) / max(high - low, _LEAST_RANGE)
+
+
+@compiled
+def with_critic(qvalue: float, raw_value: float, share: float) -> float:
+    """Return the tree's value of an edge mixed with a critic's own estimate of the child: (1 - share) * Q + share * raw.
+
+    Where the critic is silent (NaN) the edge value stands alone.
+
+    Source: Putta et al. 2024, "Agent Q: Advanced reasoning and learning for autonomous AI agents", whose values mix what the tree says with
+    what a critic says; there the critic ranks the siblings, here it scores each of them.
+    """
+    return qvalue if math.isnan(raw_value) or share == 0 else (1 - share) * qvalue + share * raw_value
 
 
 @compiled
@@ -327,6 +343,7 @@ def _score_by_bounds(nodes: Nodes, at: int, children: Int[np.ndarray, "K"], rule
             value = float(normalised(qvalue, low, high))
         else:
             value = completed(qvalue, child.visits, child.raw_value, parent_value, unvisited=rule.unvisited, bonus=rule.unvisited_bonus)
+        value = with_critic(value, child.raw_value, share=rule.critic_mix)
         value, visits = with_virtual_loss(value, child.visits, child.in_flight), child.visits + child.in_flight
         if rule.selection == _PUCT:
             scores[k] = puct(value, child.prior, visits, sum_visits=sum_visits, c=rule.c)

@@ -22,7 +22,7 @@ from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, S
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.descent import NO_LEAF, DescentRule, descent_rule, select_descent
 from stepladder.mcts.gumbel import halving_schedules
-from stepladder.mcts.selection import select_beam, select_frontier, select_root
+from stepladder.mcts.selection import reserve_waves, select_beam, select_frontier, select_root
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
@@ -142,6 +142,9 @@ class SearchEngine:
 
 
 def _check_caps(budget: Budget, max_trees: int) -> None:
+    seconds = budget.max_seconds
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ConfigError(f"search: max_seconds must be a number > 0: got {seconds!r}")
     caps = {name: getattr(budget, name) for name in ("num_simulations", "max_tokens", "max_calls", "max_depth", "max_step_tokens")}
     for name, value in (caps | {"max_trees": max_trees}).items():
         if value is None and name in ("max_tokens", "max_calls"):
@@ -226,6 +229,7 @@ class _Run:
             unvisited=method.unvisited,
             unvisited_bonus=method.unvisited_bonus,
             normalise=method.normalise,
+            critic_mix=method.critic_mix,
             c=method.c,
             c_base=method.c_base,
             discount=method.discount,
@@ -309,6 +313,9 @@ class _Run:
             if not leaves:
                 finished.append(self._finish(state, StopReason.EXHAUSTED))
                 continue
+            if self.engine.method.stop_at_goal and state.has_reached(self._tree.raw_value[state.row, leaves[0]]):
+                finished.append(self._finish(state, StopReason.GOAL))
+                continue
             jobs += [(state, expansion, None) for expansion in state.ask(leaves, size)]
             if state.pending == 0:
                 self._complete.append(state)
@@ -326,9 +333,19 @@ class _Run:
         if method.descends:
             starts = np.array([state.base for state in states])
             return select_descent(self._tree, rows, sizes, rule=self._rule, starts=starts)
+        if method.selection == "resample":
+            return self._resample(states, sizes)
         waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.widths for state in states]))
         for state, left in zip(states, widths.tolist(), strict=True):
             state.widths = left
+        return waves
+
+    def _resample(self, states: list[SearchState], sizes: np.ndarray) -> np.ndarray:
+        drawn = [state.resample(self._tree.raw_value[state.row], size) for state, size in zip(states, sizes.tolist(), strict=True)]
+        waves = np.full((len(states), max(1, *map(len, drawn))), NO_LEAF, np.int64)
+        for wave, leaves in zip(waves, drawn, strict=True):
+            wave[: len(leaves)] = leaves
+        reserve_waves(self._tree, _rows(states), waves)
         return waves
 
     # ------------------------------------------------------------------------------------------------------------------ exchange

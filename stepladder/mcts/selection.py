@@ -12,7 +12,7 @@ from jaxtyping import Int
 from stepladder.mcts.descent import NO_LEAF
 from stepladder.mcts.tree import Tree, reserve
 
-PRIORS = ("uniform", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
+PRIORS = ("uniform", "ones", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
 LENGTH_POWER = 1.25
 """Power of a step's length in ``norm-logp``."""
 
@@ -61,7 +61,7 @@ def select_beam(
     # The kept ones first, in their order.
     first = np.argsort(~kept, axis=-1, kind="stable")[:, : max(int(kept.sum(axis=-1).max()), 1)]
     waves = np.take_along_axis(np.where(expand, order, NO_LEAF), first, axis=-1)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves, widths
 
 
@@ -104,11 +104,12 @@ def select_frontier(
     order = order[:, : max(int(num_leaves.max()), 1)]
     taken = np.take_along_axis(leaf, order, axis=-1) & (np.arange(order.shape[1]) < num_leaves[:, None])
     waves = np.where(taken, order, NO_LEAF)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves
 
 
-def _reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+def reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+    """Reserve the leaves of waves that were selected otherwise than by a descent."""
     for place in range(waves.shape[1]):
         chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
         reserve(tree, rows[chosen], waves[chosen, place])
@@ -128,9 +129,10 @@ def sibling_priors(
         counts: Samples that were merged into each sibling, >= 1.
         mean_logps: Mean log-probability of each sibling's tokens, in nats, -inf for a failed one. Not read by ``uniform`` and
             ``frequency``.
-        rule: ``uniform``; ``frequency`` (share of the samples); ``mean-logp`` (softmax of the mean log-probabilities over the siblings);
-            ``norm-logp`` (the same of sum / L^1.25); ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not
-            sum to 1). Uniform when all log-probabilities are -inf.
+        rule: ``uniform``; ``ones`` (1 for each, which does not sum to 1: exploration without priors); ``frequency`` (share of the samples);
+            ``mean-logp`` (softmax of the mean log-probabilities over the siblings); ``norm-logp`` (the same of sum / L^1.25);
+            ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not sum to 1). Uniform when all
+            log-probabilities are -inf.
         lengths: Tokens of each sibling; read by the two ``norm`` rules only.
         temperature: Divides the log-probabilities (``frequency``: the logarithms of the shares), > 0; 1 changes nothing.
 
@@ -140,6 +142,8 @@ def sibling_priors(
     if rule == "frequency" and temperature == 1.0:
         total = sum(counts)
         return [count / total for count in counts]
+    if rule == "ones":
+        return [1.0] * len(counts)
     logps = _sibling_logps(counts, mean_logps, lengths, rule)
     top = max(logps)
     if top == -math.inf:
