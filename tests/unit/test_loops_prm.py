@@ -115,7 +115,7 @@ def test_solve_is_guided_by_an_implicit_model_and_by_a_judge(tmp_path, policy):
 def test_a_policy_judges_its_own_steps(tmp_path, policy):
     """`--prm self` is the policy under a judge's spec: the named one wants a chat template, another can be told."""
     assert "chat template" in solve(tmp_path, policy, "--prm", "self", code=2)[0]
-    judge = replace(NAMED_SPECS["judge"].spec, prompt="plain", good="a", bad="b", verdict="([ab])", num_verdicts=4)
+    judge = replace(NAMED_SPECS["judge"].spec, prompt="plain", good="a", bad="b", verdict="([ab])", num_verdicts=2)
     judge.save(tmp_path)
     (tmp_path / "stepladder_prm.json").rename(tmp_path / "judge.json")
     short = ("--prm-spec", tmp_path / "judge.json", "--set", "search.max_step_tokens=5", "--set", "search.max_depth=2")
