@@ -4,12 +4,13 @@ import json
 import random
 import xml.dom.minidom
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops import build
-from stepladder.loops.comparison import Comparison, read_budgets, read_contenders, run_comparison
+from stepladder.loops.comparison import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.loops.config import Config
 from stepladder.loops.jobs import answer_within
 from stepladder.loops.progress import ProgressDisplay
@@ -19,6 +20,7 @@ from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.report.comparison import render_csv, render_markdown, render_page, render_table, write_comparison
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
 from stepladder.types import Budget, LabelledProblem, Problem, Provenance, StopReason, derive_seed
+from tests import report_run
 
 STEP_TOKENS, NUM_STEPS = 3, 2
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
@@ -258,6 +260,32 @@ def test_foreign_and_damaged_files_are_refused(world, tmp_path):
     (tmp_path / "ours" / "eval.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"eval.json: must be what an evaluation"):
         compare(tmp_path / "ours")
+
+
+def test_a_run_gives_models_and_problems(tmp_path):
+    """Best models or those of a round, adopted or not; a split of the run's problems, cut to the limit; or a file of one's own."""
+    files = {}
+    for name in ("train", "held_out", "test"):
+        rows = [{"id": f"{name}-{i}", "question": f"{name} {i}", "answer": "1"} for i in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    run = report_run.write_run(tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}))
+    for number in range(4):
+        run.policy(number).mkdir(parents=True)
+    asked = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": None}
+    asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
+    best = resolve_comparison(**asked)
+    assert (best.policy, best.prm, best.budgets) == (str(run.policy(2)), str(run.prm(3)), [8, 64])
+    assert [labelled.problem.id for labelled in best.problems] == [f"test-{i}" for i in range(9)]
+    third = resolve_comparison(**asked | {"number": 3, "split": "held_out", "limit": 2, "prm": "none"})
+    assert (third.policy, third.prm) == (str(run.policy(3)), None)
+    assert [labelled.problem.id for labelled in third.problems] == ["held_out-0", "held_out-1"]
+    own = resolve_comparison(**asked | {"problems": Path(files["train"]), "number": 0})
+    assert (own.policy, own.prm, len(own.problems)) == (str(run.policy(0)), None, 9)
+    with pytest.raises(CheckpointError, match="round 9 must be finished: 4 rounds are, from 0 on"):
+        resolve_comparison(**asked | {"number": 9})
+    with pytest.raises(ConfigError, match="--split: must be one of train, held_out, test: got 'dev'"):
+        resolve_comparison(**asked | {"split": "dev"})
 
 
 def test_contenders_are_read(tmp_path):
