@@ -39,6 +39,7 @@ from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
 from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.loops.workers import Progress, report_progress
+from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.qvalues import aggregate_scores
@@ -315,7 +316,7 @@ def compare_shard(
         engine.scorer = calls = _CountedScorer(engine.scorer)
     results = _run(engine, problems, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
-        answers = [(result.problem_id, answer_within(result, budget.max_tokens)) for result in results]
+        answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
         verdicts = verifier.grade(answers)
     rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
     costs = {
@@ -327,11 +328,25 @@ def compare_shard(
     atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
 
 
-def answer_within(result: SearchResult, max_tokens: int | None) -> str | None:
-    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet."""
-    if max_tokens is None or result.tree.generated_tokens <= max_tokens:
+def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
+
+    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
+    """
+    tree = result.tree
+    if max_tokens is None or tree.generated_tokens <= max_tokens:
         return result.answer
-    return known_within(result.anytime, max_tokens)
+    if not method.samples_solutions:
+        return known_within(result.anytime, max_tokens)
+    tally, spent = AnswerTally(method.answer_rule), 0
+    for path in _draws(tree):
+        spent += sum(len(tree.token_ids[step]) for step in path)
+        if spent > max_tokens:
+            break
+        answer = tree.answers[path[-1]]
+        if answer is not None:
+            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
+    return tally.leader()
 
 
 def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
@@ -450,22 +465,30 @@ def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: C
 
 
 def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn.
+    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
+    tree = result.tree
+    draws = _draws(tree)
+    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
+    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
+
+
+def _draws(tree: TreeRecord) -> list[list[int]]:
+    """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
 
     Every draw has a last node of its own, and nodes are numbered in the order of the draws.
     """
-    tree = result.tree
-    last_nodes = [node for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
-    verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last_nodes])
-    return [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
+    draws = []
+    for node, reason in enumerate(tree.stop_reasons):
+        if reason != StopReason.STEP:
+            path = []
+            while node > 0:
+                path.append(node)
+                node = tree.parents[node]
+            draws.append(path[::-1])
+    return draws
 
 
-def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[str, Any]:
-    path = []
-    while node > 0:
-        path.append(node)
-        node = tree.parents[node]
-    path.reverse()
+def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
     answer = tree.answers[path[-1]]
     return {
         "num_tokens": sum(len(tree.token_ids[step]) for step in path),
