@@ -33,7 +33,7 @@ def render() -> str:
         [
             "# Search methods",
             "",
-            "Generated from `stepladder.mcts.methods` by `make docs`. Every method is a point on the axes below, and",
+            "Generated from `stepladder.mcts.presets` by `make docs`. Every method is a point on the axes below, and",
             "`--option KEY=VALUE` changes any of them. Settings not named in a row have their defaults.",
             "",
             "| method | what it does | settings | source | published budget | where it differs |",

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from stepladder.errors import DataFormatError
 from stepladder.files import atomic_file
-from stepladder.types import TREE_SCHEMA_VERSION, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 
-RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, ValueRow)
+RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, GradedRow, ValueRow)
 
 ROW_SCHEMA_VERSION = 1
-"""Version of the stored form of traces and value rows."""
-PAIR_SCHEMA_VERSION = 2
+"""Version of the stored form of traces, graded rows and value rows."""
+PAIR_SCHEMA_VERSION = 3
 """Version of the stored form of pairs."""
 
 _KIND_KEY, _VERSION_KEY = b"stepladder.kind", b"stepladder.schema_version"
@@ -127,6 +127,26 @@ PAIRS = ShardKind(
         "depth": _INT,
         "chosen_visits": _INT,
         "rejected_visits": _INT,
+        "chosen_logps": pa.list_(_FLOAT),
+        "rejected_logps": pa.list_(_FLOAT),
+        "agreement": _FLOAT,
+        "uncertainty": _FLOAT,
+    },
+)
+GRADED = ShardKind(
+    name="graded",
+    version=ROW_SCHEMA_VERSION,
+    record=GradedRow,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "completion_ids": pa.list_(_INT),
+        "good": pa.bool_(),
+        "value": _FLOAT,
+        "prompt_value": _FLOAT,
+        "prompt": _TEXT,
+        "completion": _TEXT,
+        "logps": pa.list_(_FLOAT),
     },
 )
 VALUES = ShardKind(
@@ -205,6 +225,16 @@ def write_pairs(path: Path, rows: Sequence[PreferencePair]) -> None:
 def read_pairs(path: Path) -> list[PreferencePair]:
     """Read a shard of preference pairs; errors as for ``read_table``."""
     return read_records(path, PAIRS)
+
+
+def write_graded(path: Path, rows: Sequence[GradedRow]) -> None:
+    """Write graded continuations as one shard; errors as for ``write_table``."""
+    _write(path, rows, GRADED)
+
+
+def read_graded(path: Path) -> list[GradedRow]:
+    """Read a shard of graded continuations; errors as for ``read_table``."""
+    return _read(path, GRADED)
 
 
 def write_values(path: Path, rows: Sequence[ValueRow]) -> None:

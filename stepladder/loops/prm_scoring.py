@@ -17,6 +17,8 @@ from stepladder.types import Problem
 
 if TYPE_CHECKING:
     from stepladder.policy.prompts import PromptRenderer
+    from stepladder.prm.implicit_scorer import ImplicitStepScorer
+    from stepladder.prm.judge import Judge
     from stepladder.prm.reader import Solution
     from stepladder.prm.scorer import TransformersStepScorer
 
@@ -55,7 +57,7 @@ class SolutionScorer(Protocol):
 class TokenScorer:
     """Scores written solutions with a model that reads the policy's own tokens."""
 
-    def __init__(self, scorer: "TransformersStepScorer", renderer: "PromptRenderer") -> None:
+    def __init__(self, scorer: "TransformersStepScorer | ImplicitStepScorer", renderer: "PromptRenderer") -> None:
         """Combine a scorer with the renderer that its model was trained with.
 
         Raises:
@@ -106,33 +108,45 @@ def open_scorer(source: PRMSource) -> SolutionScorer:
         ConfigError: If nothing says how it is read, or device, type or reference do not fit.
         BackendError: If the model cannot be served.
     """
+    from stepladder.prm.reader import StepReader
+
     spec = resolve_source(source)
     places: dict[str, Any] = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
     if spec.family == "judge":
-        return _open_judge(source, spec, places)
+        return build_judge(*load_judge(source.model, places), spec, seed=source.seed)
     if spec.prompt == "tokens":
         from stepladder.lm.loading import load_tokenizer
         from stepladder.policy.prompts import PromptRenderer, StepFormat
         from stepladder.prm.scorer import TransformersStepScorer
 
         renderer = PromptRenderer(load_tokenizer(source.model, trust_remote_code=source.trust_remote_code), StepFormat.load(source.model))
-        return TokenScorer(TransformersStepScorer.from_pretrained(source.model, **places), renderer)
-    from stepladder.prm.reader import StepReader
+        if spec.family != "implicit":
+            return TokenScorer(TransformersStepScorer.from_pretrained(source.model, **places), renderer)
+        from stepladder.prm.implicit_scorer import ImplicitStepScorer
 
+        reader = StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
+        # Whole solutions are scored, so that a request's prefix is the prompt alone.
+        return TokenScorer(ImplicitStepScorer(reader, prompt_length=len), renderer)
     return StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
 
 
-def _open_judge(source: PRMSource, spec: PRMSpec, places: dict[str, Any]) -> SolutionScorer:
+def load_judge(model: str, places: dict[str, Any]) -> tuple[Any, Any]:
+    """Load the language model and the tokenizer of a judge."""
     from stepladder.lm.loading import load_causal_lm, load_tokenizer
+
+    return load_causal_lm(model, **places), load_tokenizer(model, trust_remote_code=places["trust_remote_code"])
+
+
+def build_judge(model: Any, tokenizer: Any, spec: PRMSpec, *, seed: int) -> "Judge":
+    """Return a judge on the embedded engine."""
     from stepladder.policy.backends.transformers import TransformersPolicy
     from stepladder.policy.prompts import PromptRenderer, StepFormat
     from stepladder.prm.judge import Judge
 
-    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
     renderer = PromptRenderer(tokenizer, step_format)
-    policy = TransformersPolicy(load_causal_lm(source.model, **places), tokenizer, step_format)
-    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=source.seed)
+    policy = TransformersPolicy(model, tokenizer, step_format)
+    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=seed)
 
 
 def score_solutions(

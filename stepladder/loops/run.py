@@ -33,6 +33,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         BackendError: If a model engine or a worker fails.
     """
     build.check_searches(config)
+    build.check_labels(config)
     build.check_model(config.policy)
     build.check_backends(config, trains=True)
     problems = build.build_problems(config.problems, seed=config.run.seed)
@@ -78,4 +79,17 @@ def best_models(run: RunDir) -> tuple[str, str | None]:
     if not rows:
         raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
     policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
-    return run.policy_source(policy, run.config()), None if prm is None else str(run.prm(prm))
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())
+
+
+def round_models(run: RunDir, number: int) -> tuple[str, str | None]:
+    """Return the policy and the PRM that a finished round measured, adopted or not.
+
+    Raises:
+        CheckpointError: If the round is not finished.
+    """
+    row = run.row(number)
+    if row is None:
+        raise CheckpointError(f"{run.root}: round {number} must be finished: {len(run.rows())} rounds are, from 0 on -- choose one of them")
+    policy, prm = row["policy_version"], row["scorer_version"]
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())

@@ -7,8 +7,8 @@
       start/                         what the embedded task generated, if it did
       imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/
-        models/policy, models/prm    Hugging Face directories
-        trees|traces|pairs|values/shard-0000.parquet
+        models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
+        trees|traces|pairs|graded|values/shard-0000.parquet
         labels.json                  what was kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
@@ -60,8 +60,12 @@ class RunDir:
         """Return the PRM that a round trained."""
         return self.round(number) / "models" / "prm"
 
+    def prm_source(self, version: int, config: Config) -> str:
+        """Return where a PRM version is: its round's directory, or the given model for version 0."""
+        return str(self.prm(version)) if version else str(config.prm.model)
+
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs or values."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or one of the last two of rollouts."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
@@ -136,10 +140,7 @@ def open_run(root: Path, config: Config) -> RunDir:
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
-        "stepladder": __version__,
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "git_revision": _git_revision(),
+        **software(),
         "config_hash": config.hash(),
         "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
     }
@@ -155,6 +156,16 @@ def load_run(root: Path) -> RunDir:
     """
     _read_run_json(root)
     return RunDir(root=root)
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of what computes: stepladder, Python, the packages that matter, and the checkout if it is one."""
+    return {
+        "stepladder": __version__,
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "git_revision": _git_revision(),
+    }
 
 
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.gumbel import gumbel_scores
-from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
+from stepladder.mcts.selection import NO_LEAF, Scores, reserve_waves, select_beam, select_descent, select_frontier, select_root, tree_scores
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
@@ -141,6 +141,9 @@ class SearchEngine:
 
 
 def _check_caps(budget: Budget, max_trees: int) -> None:
+    seconds = budget.max_seconds
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ConfigError(f"search: max_seconds must be a number > 0: got {seconds!r}")
     caps = {name: getattr(budget, name) for name in ("num_simulations", "max_tokens", "max_calls", "max_depth", "max_step_tokens")}
     for name, value in (caps | {"max_trees": max_trees}).items():
         if value is None and name in ("max_tokens", "max_calls"):
@@ -236,6 +239,7 @@ class _Run:
             unvisited=method.unvisited,
             unvisited_bonus=float(method.unvisited_bonus),
             normalise=method.normalise,
+            critic_mix=float(method.critic_mix),
         )
 
     def event(self) -> SearchEvent:
@@ -311,6 +315,9 @@ class _Run:
             if not leaves:
                 finished.append(self._finish(state, StopReason.EXHAUSTED))
                 continue
+            if self.engine.method.stop_at_goal and state.has_reached(self._tree.raw_value[state.row, leaves[0]]):
+                finished.append(self._finish(state, StopReason.GOAL))
+                continue
             jobs += [(state, expansion, None) for expansion in state.ask(leaves, size)]
             if state.pending == 0:
                 self._complete.append(state)
@@ -328,9 +335,19 @@ class _Run:
         if method.descends:
             starts = np.array([state.base for state in states])
             return select_descent(self._tree, rows, sizes, scores=self._scores, discount=method.discount, starts=starts)
+        if method.selection == "resample":
+            return self._resample(states, sizes)
         waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.widths for state in states]))
         for state, left in zip(states, widths.tolist(), strict=True):
             state.widths = left
+        return waves
+
+    def _resample(self, states: list[SearchState], sizes: np.ndarray) -> np.ndarray:
+        drawn = [state.resample(self._tree.raw_value[state.row], size) for state, size in zip(states, sizes.tolist(), strict=True)]
+        waves = np.full((len(states), max(1, *map(len, drawn))), NO_LEAF, np.int64)
+        for wave, leaves in zip(waves, drawn, strict=True):
+            wave[: len(leaves)] = leaves
+        reserve_waves(self._tree, _rows(states), waves)
         return waves
 
     # ------------------------------------------------------------------------------------------------------------------ exchange

@@ -51,6 +51,22 @@ def complete_qvalues(
     return np.where(visits > 0, completed, unvisited + bonus)
 
 
+def mix_critic(qvalues: Float[np.ndarray, "b K"], raw_values: Float[np.ndarray, "b K"], *, share: float) -> Float[np.ndarray, "b K"]:
+    """Return (1 - share) * Q + share * raw: the tree's value of an edge mixed with a critic's own estimate of the child.
+
+    Where the critic is silent (NaN) the edge value stands alone.
+
+    Args:
+        qvalues: Completed edge values.
+        raw_values: Estimates of the children, NaN when unscored.
+        share: Of the estimates, in [0, 1].
+
+    Source: Putta et al. 2024, "Agent Q: Advanced reasoning and learning for autonomous AI agents", whose values mix what the tree says with
+    what a critic says; there the critic ranks the siblings, here it scores each of them.
+    """
+    return np.where(np.isnan(raw_values), qvalues, (1 - share) * qvalues + share * raw_values)
+
+
 def apply_virtual_loss(
     qvalues: Float[np.ndarray, "b K"], visits: Int[np.ndarray, "b K"], in_flight: Int[np.ndarray, "b K"]
 ) -> Float[np.ndarray, "b K"]:
@@ -91,14 +107,6 @@ def normalise_by_parent_and_siblings(
     high = np.fmax(np.fmax.reduce(known, axis=-1), parent_value)
     scale = np.maximum(high - low, epsilon)
     return np.where(np.isnan(known), 0.0, (known - low[:, None]) / scale[:, None])
-
-
-def normalise_by_min_max(
-    qvalues: Float[np.ndarray, "b K"], visited: Bool[np.ndarray, "b K"], *, min_value: float, max_value: float
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values rescaled from [min_value, max_value] to [0, 1]; unvisited slots and those without a return become 0."""
-    known = visited & ~np.isnan(qvalues)
-    return (np.where(known, qvalues, min_value) - min_value) / (max_value - min_value)
 
 
 def aggregate_scores(scores: Sequence[float | None], *, rule: str) -> float | None:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, normalise_by_parent_and_siblings
+from stepladder.mcts.qvalues import apply_virtual_loss, complete_qvalues, mix_critic, normalise_by_parent_and_siblings
 from stepladder.mcts.tree import Tree, reserve
 
 NO_LEAF = -1
 """Fills the places of a wave for which a tree has no leaf."""
-PRIORS = ("uniform", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
+PRIORS = ("uniform", "ones", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
 NORMALISATIONS = ("none", "siblings")
 LENGTH_POWER = 1.25
 """Power of a step's length in ``norm-logp``."""
@@ -152,7 +152,9 @@ def uct_scores(
     return qvalues + c * np.sqrt(np.where(visits > 0, logs / np.maximum(visits, 1), 0.0))
 
 
-def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, normalise: str, unvisited_bonus: float = 0.0) -> Scores:
+def tree_scores(
+    *, selection: str, c: float, c_base: float, unvisited: str, normalise: str, unvisited_bonus: float = 0.0, critic_mix: float = 0.0
+) -> Scores:
     """Return the score function that a method's axes describe: complete or normalise, apply virtual loss, add exploration.
 
     Args:
@@ -162,6 +164,7 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
         unvisited: Completion rule, see ``complete_qvalues``; not used when values are normalised.
         normalise: ``none`` or ``siblings`` (``normalise_by_parent_and_siblings``).
         unvisited_bonus: Added to the completed value of unvisited slots.
+        critic_mix: Share of the children's own estimates in their values, see ``mix_critic``.
 
     """
 
@@ -179,6 +182,8 @@ def tree_scores(*, selection: str, c: float, c_base: float, unvisited: str, norm
                 rule=unvisited,
                 bonus=unvisited_bonus,
             )
+        if critic_mix:
+            qvalues = mix_critic(qvalues, stats.raw_values, share=critic_mix)
         if stats.in_flight.any():
             in_flight = np.where(empty, 0, stats.in_flight)
             qvalues, visits = apply_virtual_loss(qvalues, visits, in_flight), visits + in_flight
@@ -279,7 +284,7 @@ def select_beam(
     # The kept ones first, in their order.
     first = np.argsort(~kept, axis=-1, kind="stable")[:, : max(int(kept.sum(axis=-1).max()), 1)]
     waves = np.take_along_axis(np.where(expand, order, NO_LEAF), first, axis=-1)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves, widths
 
 
@@ -322,11 +327,12 @@ def select_frontier(
     order = order[:, : max(int(num_leaves.max()), 1)]
     taken = np.take_along_axis(leaf, order, axis=-1) & (np.arange(order.shape[1]) < num_leaves[:, None])
     waves = np.where(taken, order, NO_LEAF)
-    _reserve_waves(tree, rows, waves)
+    reserve_waves(tree, rows, waves)
     return waves
 
 
-def _reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+def reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+    """Reserve the leaves of waves that were selected otherwise than by a descent."""
     for place in range(waves.shape[1]):
         chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
         reserve(tree, rows[chosen], waves[chosen, place])
@@ -346,9 +352,10 @@ def sibling_priors(
         counts: Samples that were merged into each sibling, >= 1.
         mean_logps: Mean log-probability of each sibling's tokens, in nats, -inf for a failed one. Not read by ``uniform`` and
             ``frequency``.
-        rule: ``uniform``; ``frequency`` (share of the samples); ``mean-logp`` (softmax of the mean log-probabilities over the siblings);
-            ``norm-logp`` (the same of sum / L^1.25); ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not
-            sum to 1). Uniform when all log-probabilities are -inf.
+        rule: ``uniform``; ``ones`` (1 for each, which does not sum to 1: exploration without priors); ``frequency`` (share of the samples);
+            ``mean-logp`` (softmax of the mean log-probabilities over the siblings); ``norm-logp`` (the same of sum / L^1.25);
+            ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not sum to 1). Uniform when all
+            log-probabilities are -inf.
         lengths: Tokens of each sibling; read by the two ``norm`` rules only.
         temperature: Divides the log-probabilities (``frequency``: the logarithms of the shares), > 0; 1 changes nothing.
 
@@ -358,6 +365,8 @@ def sibling_priors(
     if rule == "frequency" and temperature == 1.0:
         total = sum(counts)
         return [count / total for count in counts]
+    if rule == "ones":
+        return [1.0] * len(counts)
     logps = _sibling_logps(counts, mean_logps, lengths, rule)
     top = max(logps)
     if top == -math.inf:

@@ -73,14 +73,14 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
     # A root with thousands of draws would need as many slots at every node.
     num_slots = 1 if method.samples_solutions else int(waves.sizes.max())
     tree = grow(tree, num_nodes=max(len(state.table.steps) for state in states), num_slots=num_slots)
-    _write_nodes(tree, waves, worths, priors, method)
+    _write_nodes(tree, waves, worths, priors, _born_visited(waves, worths, method), method)
     land_rows(tree, np.array([state.row for state in states]))
     if method.samples_solutions:
         _back_up(tree, _sampled_paths(waves, worths), rule="mean", discount=method.discount)
     else:
         _back_up(tree, _paths(tree, waves, worths, method), rule=method.backup, discount=method.discount)
     for state in states:
-        state.end_wave()
+        state.end_wave(tree)
         if method.commit is not None and state.may_commit:
             _commit(tree, state, method)
     return tree
@@ -132,7 +132,7 @@ def _worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
         _mix_rollouts(waves, worths, float(method.rollout_mix))
     for new in np.flatnonzero(~waves.goes_on).tolist():
         state, expansion = waves.expansions[waves.owners[new]]
-        worth = state.worth_of_end(expansion.first + int(waves.slots[new]))
+        worth = state.worth_of_end(expansion, expansion.first + int(waves.slots[new]))
         worths[new] = math.nan if worth is None else worth
     return worths
 
@@ -183,7 +183,34 @@ def _note_answers(waves: Waves, priors: Float[np.ndarray, "M"], method: SearchMe
         state.note_answers(expansion)
 
 
-def _write_nodes(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], priors: Float[np.ndarray, "M"], method: SearchMethod) -> None:
+def _born_visited(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Bool[np.ndarray, "M"]:
+    """Return which new nodes start with a visit, worth their own value."""
+    born = np.full(len(worths), method.evaluation == "children" and not method.samples_solutions)
+    if method.evaluation == "best" and not method.samples_solutions:
+        born[[new for new in _best_nodes(waves, worths, method) if new >= 0]] = True
+    return born
+
+
+def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> list[int]:
+    """Return the best new node of each expansion, -1 where it has none: the one rolled out as the best, or of highest worth, the first."""
+    best = []
+    starts = (np.cumsum(waves.sizes) - waves.sizes).tolist()
+    for (_, expansion), start, size in zip(waves.expansions, starts, waves.sizes.tolist(), strict=True):
+        if method.rollout_of == "best" and expansion.rollouts:
+            best.append(start + expansion.rollouts[0].place)
+        else:
+            best.append(start + int(np.nan_to_num(worths[start : start + size], nan=-1.0).argmax()) if size else -1)
+    return best
+
+
+def _write_nodes(
+    tree: Tree,
+    waves: Waves,
+    worths: Float[np.ndarray, "M"],
+    priors: Float[np.ndarray, "M"],
+    visited: Bool[np.ndarray, "M"],
+    method: SearchMethod,
+) -> None:
     tables = [(state.table, slice(expansion.first, expansion.first + len(expansion.steps))) for state, expansion in waves.expansions]
     new = len(worths)
     add_nodes(
@@ -195,7 +222,7 @@ def _write_nodes(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], prior
             depths=np.array(_flat(table.depths[used] for table, used in tables), np.int64),
             priors=priors.astype(np.float32),
             raw_values=worths.astype(np.float32),
-            visited=np.full(new, method.evaluation == "children" and not method.samples_solutions),
+            visited=visited,
             selectable=waves.goes_on | (method.terminals == "revisit"),
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
@@ -211,8 +238,13 @@ def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np
 
 
 def _paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Paths:
-    """Return one path per expansion, with the mean over its samples or with what the leaf itself is worth."""
+    """Return one path per expansion, with the mean over its samples, with its best one or with what the leaf itself is worth."""
     returns = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
+    if method.evaluation == "best":
+        gains = np.zeros(len(worths)) if method.reward == "none" else _gains(tree, waves, worths)
+        best = np.array(_best_nodes(waves, worths, method))
+        # An entry behind the last node for expansions without any.
+        returns = np.where(waves.asked, np.append(worths + gains, math.nan)[best], returns)
     if method.evaluation == "children":
         known = np.where(np.isnan(worths), 0, waves.counts)
         gains = 0.0 if method.reward == "none" else _gains(tree, waves, worths)

@@ -221,14 +221,6 @@ def land_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
     tree.in_flight[rows] = 0
 
 
-def path_to_root(tree: Tree, row: int, node: int) -> list[int]:
-    """Return the nodes from the root to a node, both included."""
-    path = [node]
-    while path[-1] != Tree.ROOT:
-        path.append(int(tree.parent[row, path[-1]]))
-    return path[::-1]
-
-
 @dataclass(slots=True)
 class StepTable:
     """The steps of one row: entry i of every list belongs to node i; the root's are empty."""

@@ -14,7 +14,7 @@ import pytest
 
 from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
-from stepladder.mcts.qvalues import normalise_by_min_max, normalise_by_parent_and_siblings
+from stepladder.mcts.qvalues import normalise_by_parent_and_siblings
 from stepladder.mcts.selection import puct_mctx_scores, select_descent
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, land_rows
 
@@ -37,7 +37,8 @@ def scores_of(stats, *, qtransform, options, c_init, c_base):
     """Score edges as the golden search was configured to."""
     visited = stats.visits > 0
     if qtransform == "qtransform_by_min_max":
-        qvalues = normalise_by_min_max(stats.qvalues, visited, **options)
+        low, high = options["min_value"], options["max_value"]
+        qvalues = np.where(visited, (stats.qvalues - low) / (high - low), 0.0)
     else:
         qvalues = normalise_by_parent_and_siblings(stats.qvalues, visited, parent_value=stats.parent_value, **options)
     return puct_mctx_scores(qvalues, stats.prior, stats.visits, parent_visits=stats.parent_visits, c_init=c_init, c_base=c_base)

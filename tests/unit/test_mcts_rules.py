@@ -16,9 +16,10 @@ from stepladder.mcts.qvalues import (
     aggregate_scores,
     apply_virtual_loss,
     complete_qvalues,
-    normalise_by_min_max,
+    mix_critic,
     normalise_by_parent_and_siblings,
 )
+from stepladder.mcts.resample import draw_copies, particle_weights
 from stepladder.mcts.selection import (
     NO_LEAF,
     mix_root_noise,
@@ -90,7 +91,6 @@ def test_normalisation_between_parent_and_siblings():
     visited = np.array([[True, True, False], [True, False, False], [True, True, True]])
     out = normalise_by_parent_and_siblings(qvalues, visited, parent_value=np.array([0.2, NAN, 0.3]))
     np.testing.assert_allclose(out, [[0.5, 1.0, 0.0], [0, 0, 0], [0, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(normalise_by_min_max(qvalues[:1], visited[:1], min_value=-1.0, max_value=1.0), [[0.7, 0.8, 0.0]])
 
 
 def test_aggregation_of_step_scores():
@@ -353,6 +353,57 @@ def test_answer_rules_by_hand():
     assert list(vote.votes) == ["7", "8"]
 
 
+def test_the_robust_path_by_hand():
+    """Step 2 has more visits than step 1, so its answer wins over the better-scored one; equal visits go by value, then by order."""
+    rule = AnswerTally("robust-path")
+    rule.follow([1], [NAN])
+    assert rule.leader() is None and rule.choice().votes == {}
+    for node, answer, score, path in ((3, "7", 0.9, [1, 3]), (4, "8", 0.2, [2, 4]), (5, "9", 0.3, [2, 5])):
+        rule.add(node, answer, score, path=path)
+    rule.follow([5, 1, 3, 1, 1, 1], [0.5, 0.9, 0.3, 0.9, 0.2, 0.3])
+    assert (rule.leader(), rule.choice().node, rule.choice().votes) == ("9", 5, {"9": 1.0, "7": 0.0, "8": 0.0})
+    rule.follow([5, 3, 3, 1, 1, 1], [0.5, 0.9, 0.3, 0.9, 0.2, 0.3])
+    assert rule.leader() == "7"
+    rule.follow([5, 3, 3, 1, 1, 1], [0.5, NAN, 0.3, 0.9, NAN, NAN])
+    assert rule.leader() == "8"
+
+
+def test_particle_weights_by_hand():
+    """Odds of 0.8, 0.5, 0.2 are 4, 1, 1/4; the last counts twice: 4 / 5.5, 1 / 5.5, 0.5 / 5.5. At T = 0.5 they are squared."""
+    values, copies = np.array([0.8, NAN, 0.2]), np.array([1, 1, 2])
+    weights = particle_weights(values, copies, rule="odds", temperature=1.0)
+    np.testing.assert_allclose(weights, [4 / 5.5, 1 / 5.5, 0.5 / 5.5])
+    sharper = particle_weights(values, copies, rule="odds", temperature=0.5)
+    np.testing.assert_allclose(sharper, np.array([16, 1, 0.125]) / 17.125)
+    by_value = particle_weights(values, copies, rule="value", temperature=1 / 3)
+    np.testing.assert_allclose(by_value, np.exp([2.4, 1.5, 0.6]) * copies / (np.exp([2.4, 1.5, 0.6]) * copies).sum())
+    # Certain values stay finite, and among equals only the copies count.
+    np.testing.assert_allclose(particle_weights(np.array([1.0, 0.0]), np.array([1, 1]), rule="odds", temperature=1.0), [1, 0], atol=1e-12)
+    np.testing.assert_allclose(particle_weights(np.zeros(2), np.array([1, 3]), rule="odds", temperature=1.0), [0.25, 0.75])
+
+
+def test_drawing_copies_by_hand():
+    """Cumulative weights 0.5, 0.75, 1: a number draws the first that exceeds it; no number means no draw."""
+    weights = np.array([0.5, 0.25, 0.25])
+    assert draw_copies(weights, np.array([0.0, 0.49, 0.5, 0.74, 0.75, 0.999])).tolist() == [2, 2, 2]
+    assert draw_copies(weights, np.array([])).tolist() == [0, 0, 0]
+    assert draw_copies(np.array([0.3, 0.7 - 1e-9]), np.array([1 - 1e-12])).tolist() == [0, 1]
+
+
+def test_drawing_copies_is_unbiased():
+    """Over many draws each particle comes as often as its weight says, within five standard deviations."""
+    weights, num_draws = np.array([0.1, 0.2, 0.7]), 20_000
+    counts = draw_copies(weights, np.random.default_rng(5).random(num_draws))
+    assert (np.abs(counts - num_draws * weights) < 5 * np.sqrt(num_draws * weights * (1 - weights))).all()
+
+
+def test_a_critic_has_its_share_by_hand():
+    """0.75 * 0.4 + 0.25 * 0.8 = 0.5; a silent critic changes nothing, a share of 1 is the critic alone."""
+    qvalues, raw = np.array([[0.4, 0.6]]), np.array([[0.8, NAN]])
+    np.testing.assert_allclose(mix_critic(qvalues, raw, share=0.25), [[0.5, 0.6]])
+    np.testing.assert_allclose(mix_critic(qvalues, raw, share=1.0), [[0.8, 0.6]])
+
+
 def test_answer_rules_break_ties_by_first_found():
     """Equal weights: the answer found first, and of its supporters the first."""
     for rule in ("best", "majority", "weighted-vote"):
@@ -395,6 +446,14 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("mcts", {"rollouts": -1}, "rollouts must be a whole number >= 0"),
         ("mcts", {"stop_value": 2}, "stop_value must be a number in"),
         ("mcts", {"rescale_values": 1}, "rescale_values must be true or false"),
+        ("beam", {"share": 1}, "share must be true or false"),
+        ("mcts", {"share": True}, "share needs a beam: got 'puct'"),
+        ("gumbel", {"critic_mix": 0.5}, "critic_mix needs puct or uct: got 'gumbel'"),
+        ("mcts", {"stop_at_goal": True}, "stop_at_goal needs best-first or depth-first"),
+        ("majority", {"branch_entropy": 0.5}, "branch_entropy needs steps, not whole solutions"),
+        ("mcts", {"branch_entropy": -1}, "branch_entropy must be a number >= 0"),
+        ("particle-filter", {"temperature": 0}, "temperature 0"),
+        ("vas", {"resample_temperature": 0}, "resample_temperature must be a number > 0"),
     ],
 )
 def test_impossible_methods_are_refused_by_name(name, overrides, message):

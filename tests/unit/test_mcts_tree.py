@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepladder.errors import ShapeError
-from stepladder.mcts.tree import NewNodes, StepTable, Tree, add_nodes, allocate, grow, land_rows, path_to_root, reserve, reset_rows
+from stepladder.mcts.tree import NewNodes, StepTable, Tree, add_nodes, allocate, grow, land_rows, reserve, reset_rows
 from stepladder.testing import make_step
 
 
@@ -54,8 +54,6 @@ def test_nodes_are_numbered_within_their_rows_in_the_order_given():
     assert tree.depth[0, :4].tolist() == [0, 1, 1, 2]
     assert tree.children_index[0, :2].tolist() == [[1, 2], [3, -1]]
     assert tree.children_index[1, 0].tolist() == [1, -1]
-    assert path_to_root(tree, 0, 3) == [0, 1, 3]
-    assert path_to_root(tree, 1, 0) == [0]
 
 
 def test_new_nodes_start_with_one_visit_worth_their_own_value():
