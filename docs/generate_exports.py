@@ -73,9 +73,9 @@ stepladder import DIR|hub:OWNER/NAME --run-dir NEW_RUN
 
 An export is a directory that `datasets.load_dataset(DIR)` opens: Parquet files (`tree-json`: JSON lines), and a data card `README.md`
 with every column's meaning, provenance (rounds, model versions, seed, hashes), the settings that matter, rows kept and dropped by
-reason, how widely the trees were searched, sizes and margins, and the licence of the source problems if `--license` names it. It is
-written whole or not at all. A place that holds anything else is never touched, and an earlier export only with `--overwrite`. Equal
-runs give equal bytes.
+reason, how widely the trees were searched, sizes and margins, and the licence of the source problems, if `--license` or the card of a
+local data set states it. It is written whole or not at all. A place that holds anything else is never touched, and an earlier export
+only with `--overwrite`. Equal runs give equal bytes.
 
 - **Splits** (`--split test=0.1`, repeatable) are by problem: by a hash of its id in which no seed enters, so that a problem is in the
   same split in every export. Problems that ask the same question stay together. Shares are met as nearly as chance allows.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 
-from stepladder.data.labels import ValueTarget, gather_evidence, node_values
+from stepladder.data.labels import ValueTarget, node_values
 from stepladder.types import TreeRecord
 
 _EPSILON = 1e-6
@@ -21,7 +21,7 @@ class AdvantageForm(StrEnum):
     PARENT = "parent"
     """Its own value minus that of the node it starts from; see ``parent_advantages``."""
     TREEPO = "treepo"
-    """Mean difference to all nodes above it, whitened over the tree; see ``treepo_advantages``."""
+    """The outcome against those of all groups that share a beginning, whitened over the tree; see ``treepo_advantages``."""
     GROUP = "group"
     """The outcome against those of all solutions of the tree, as GRPO does without a tree; see ``group_advantages``."""
 
@@ -34,8 +34,9 @@ class AdvantageForm(StrEnum):
 _DEFINITIONS = {
     AdvantageForm.PARENT: "V(node) - V(parent): how much more often a right answer follows after the step than before it",
     AdvantageForm.TREEPO: (
-        "mean over all ancestors a, the root included, of V(node) - V(a), V the share of right solutions below; "
-        "then whitened over the steps of the tree (mean 0, standard deviation 1)"
+        "mean over the nodes a above a solution's end (the root, and those with at least two solutions below) of R - mean R below a, "
+        "then whitened over the solutions of the tree; the same for all tokens of a solution; a step that several solutions share has "
+        "their mean"
     ),
     AdvantageForm.GROUP: (
         "(R - mean R) / (standard deviation of R + 1e-6) over the graded solutions of the tree, the same for all tokens of a solution; "
@@ -56,7 +57,7 @@ def parent_advantages(values: Sequence[float | None], parents: Sequence[int]) ->
     Returns:
         None for the root, which no step leads into, and where a value is missing. In [-1, 1] for values in [0, 1].
 
-    Source: Kazemnejad et al. 2024, "VinePPO: unlocking RL potential for LLM reasoning through refined credit assignment", section 4, with
+    Source: Kazemnejad et al. 2024, "VinePPO: unlocking RL potential for LLM reasoning through refined credit assignment", with
     reward 0 before the end and no discount. The values come from the searched tree instead of fresh rollouts.
     """
     advantages: list[float | None] = []
@@ -66,31 +67,31 @@ def parent_advantages(values: Sequence[float | None], parents: Sequence[int]) ->
     return advantages
 
 
-def treepo_advantages(values: Sequence[float | None], parents: Sequence[int]) -> list[float | None]:
-    """Return the advantage of every step over all nodes above it, whitened over the tree.
+def treepo_advantages(rewards: Sequence[float | None], parents: Sequence[int]) -> list[float | None]:
+    """Return the advantage of every solution over the groups of solutions that share a beginning with it, whitened over the tree.
 
-        A'(node) = mean over ancestors a of (V(node) - V(a)),   A = (A' - mean A') / (std A' + 1e-6)
+        A'_i = mean over ancestors a of (R_i - mean R below a),   A = (A' - mean A') / (std A' + 1e-6)
+
+    The root is always an ancestor; others count where at least two solutions lie below them, since one alone compares with nothing.
 
     Args:
-        values: Mean reward of the solutions at and below every node; None where there are none.
+        rewards: Outcome of every node at which a solution ends; None elsewhere.
         parents: Parent of every node, -1 for the root.
 
     Returns:
-        None for the root and where a value is missing; all 0 where every A' is the same.
+        One number where there is a reward, None elsewhere; all 0 where every A' is the same.
 
     Source: Li et al. 2025, "TreePO: bridging the gap of policy optimization and efficacy and inference efficiency with heuristic tree-based
-    modeling", section 3.3. At a leaf, V is its reward, and A' is the paper's mean over subgroups. Inner steps, which the paper reads off
-    trajectories, get the same formula with V the mean reward below them. Whitening counts every step once.
+    modeling", and its released code (``verl/trainer/ppo/core_algos.py``), which weighs groups equally or by size, as one chooses; equally
+    here. It whitens over the tokens of a batch of problems, which an export does not have; here it is over the solutions of the tree.
     """
+    sums, counts = _sums_below(rewards, parents)
     raw: list[float | None] = [None] * len(parents)
-    for node in range(1, len(parents)):
-        own, above = values[node], parents[node]
-        gaps: list[float] = []
-        while own is not None and above >= 0:
-            value = values[above]
-            # Whoever has a graded leaf below has ancestors that have one.
-            assert value is not None
-            gaps.append(own - value)
+    for node, reward in enumerate(rewards):
+        gaps, above = [], parents[node]
+        while reward is not None and above >= 0:
+            if above == 0 or counts[above] > 1:
+                gaps.append(reward - sums[above] / counts[above])
             above = parents[above]
         raw[node] = sum(gaps) / len(gaps) if gaps else None
     mean, spread = _mean_and_spread([value for value in raw if value is not None])
@@ -123,19 +124,20 @@ def node_advantages(
     Args:
         record: Searched tree with outcomes.
         form: What it is compared with.
-        target: With ``parent``, what the value of a node is; the other forms are defined on the share of right solutions.
+        target: With ``parent``, what the value of a node is; the other forms compare outcomes. A step that several solutions share has
+            the mean of their advantages: the same gradient as each of them with its own.
     """
     chosen = AdvantageForm(form)
     if chosen is AdvantageForm.PARENT:
         return parent_advantages(node_values(record, target), record.parents)
-    shares = node_values(record, ValueTarget.MONTE_CARLO)
     if chosen is AdvantageForm.TREEPO:
-        return treepo_advantages(shares, record.parents)
-    evidence = gather_evidence(record)
-    mean, spread = _mean_and_spread([1.0] * evidence.right[0] + [0.0] * evidence.wrong[0])
-    # The mean of an affine function over the solutions below is the function of their mean.
-    advantages = [None if share is None else (share - mean) / (spread + _EPSILON) for share in shares]
-    return [None, *advantages[1:]]
+        of_solutions = treepo_advantages(record.outcomes, record.parents)
+    else:
+        found = iter(group_advantages([outcome for outcome in record.outcomes if outcome is not None]))
+        of_solutions = [None if outcome is None else next(found) for outcome in record.outcomes]
+    sums, counts = _sums_below(of_solutions, record.parents)
+    means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+    return [None, *means[1:]]
 
 
 def path_advantages(advantages: Sequence[float | None], path: Sequence[int], form: AdvantageForm | str) -> list[float | None]:
@@ -144,11 +146,20 @@ def path_advantages(advantages: Sequence[float | None], path: Sequence[int], for
     Args:
         advantages: What ``node_advantages`` returns.
         path: Nodes of the solution, from the root's child to its leaf.
-        form: The same form; with ``group``, all steps have the advantage of the solution.
+        form: The same form; but for ``parent``, all steps have the advantage of the solution.
     """
-    if AdvantageForm(form) is AdvantageForm.GROUP:
-        return [advantages[path[-1]]] * len(path)
-    return [advantages[node] for node in path]
+    if AdvantageForm(form) is AdvantageForm.PARENT:
+        return [advantages[node] for node in path]
+    return [advantages[path[-1]]] * len(path)
+
+
+def _sums_below(values: Sequence[float | None], parents: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Return, for every node, sum and number of the values at and below it."""
+    sums, counts = [value or 0.0 for value in values], [int(value is not None) for value in values]
+    for node in range(len(parents) - 1, 0, -1):
+        sums[parents[node]] += sums[node]
+        counts[parents[node]] += counts[node]
+    return sums, counts
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

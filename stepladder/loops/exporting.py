@@ -165,7 +165,12 @@ def _job(run: RunDir, rounds: list[int], chosen: ExportFormat, options: ExportOp
         name=problems,
         ability="reasoning" if config.problems.rule == "exact" else "math",
     )
-    facts = CardFacts(settings=_settings(config), selected=_selected(run, rounds, kind), licence=options.licence, problems=problems)
+    facts = CardFacts(
+        settings=_settings(config),
+        selected=_selected(run, rounds, kind),
+        licence=options.licence or _stated_licence(config.problems.train),
+        problems=problems,
+    )
     return ExportJob(
         format=options.format, source=source, trees=trees, facts=facts, splits=_splits(options.splits), overwrite=options.overwrite
     )
@@ -227,6 +232,15 @@ def _settings(config: Config) -> dict[str, str]:
         "prompt template": f"`{json.dumps(config.format.prompt_template, ensure_ascii=False)}`",
         "chat template": "yes: the policy saw the prompt inside its tokenizer's chat template" if config.format.chat else "no",
     }
+
+
+def _stated_licence(source: str) -> str | None:
+    """Return the licence that a local data set's own card states."""
+    from huggingface_hub import metadata_load
+
+    card = Path(source) / "README.md"
+    licence: Any = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return licence if isinstance(licence, str) else None
 
 
 def _shown_source(name: str) -> str:

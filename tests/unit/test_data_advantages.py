@@ -76,15 +76,22 @@ def test_parent_form_takes_other_values():
 
 
 def test_treepo_form_by_hand():
-    """Means over all ancestors, worked by hand, then whitened with the sample standard deviation."""
-    # Node 1: 1/2 - 1/3 = 1/6. Node 2: -1/3. Leaf 3: (1 - 1/2 + 1 - 1/3) / 2 = 7/12. Leaf 4: (-1/2 - 1/3) / 2 = -5/12.
-    # Leaf 5: (0 - 0 + 0 - 1/3) / 2 = -1/6. Mean: (2 - 4 + 7 - 5 - 2) / 12 / 5 = -2/60 = -1/30.
-    raw = [1 / 6, -1 / 3, 7 / 12, -5 / 12, -1 / 6]
-    mean = -1 / 30
-    # In sixtieths the deviations are 12, -18, 37, -23, -8: squares 144 + 324 + 1369 + 529 + 64 = 2430; 2430 / 3600 / 4 = 0.16875.
-    spread = math.sqrt(0.16875)
-    expected = [(value - mean) / (spread + 1e-6) for value in raw]
-    assert node_advantages(TREE, "treepo") == [None, *(pytest.approx(value, abs=1e-12) for value in expected), None]
+    """Each solution against the groups above it, worked by hand, then whitened; a shared step has the mean of its solutions."""
+    # Leaf 3: (1 - 1/2 + 1 - 1/3) / 2 = 7/12. Leaf 4: (-1/2 - 1/3) / 2 = -5/12. Leaf 5 is alone below node 2: only -1/3 = -4/12 counts.
+    # Their mean is -2/36; in thirty-sixths the deviations are 23, -13, -10, with squares 529 + 169 + 100 = 798.
+    spread = math.sqrt(798 / 36**2 / 2) + 1e-6
+    right, wrong, alone = (deviation / 36 / spread for deviation in (23, -13, -10))
+    by_hand = [None, None, None, *(pytest.approx(value, abs=1e-12) for value in (right, wrong, alone)), None]
+    assert treepo_advantages(TREE.outcomes, PARENTS) == by_hand
+    means = [None, *(pytest.approx(value, abs=1e-12) for value in ((right + wrong) / 2, alone, right, wrong, alone)), None]
+    assert node_advantages(TREE, "treepo") == means
+
+
+def test_treepo_without_branches_is_the_group_form():
+    """Where all solutions part at the root, the root is the only group, and whitening it twice changes nothing but the epsilon."""
+    parents, outcomes = [-1, 0, 0, 0, 1, 2, 3], {4: 1.0, 5: 0.0, 6: 0.0}
+    record = tree(parents, outcomes)
+    assert node_advantages(record, "treepo") == [None, *(pytest.approx(value, rel=1e-5) for value in node_advantages(record, "group")[1:])]
 
 
 def test_group_form_by_hand():
@@ -96,29 +103,31 @@ def test_group_form_by_hand():
     assert advantages == [None, *(pytest.approx(value, abs=1e-12) for value in ((right + wrong) / 2, wrong, right, wrong, wrong)), None]
 
 
-def test_group_form_gives_a_solution_one_number():
-    """All steps of a solution have the advantage of its leaf; the other forms give each step its own."""
-    advantages = node_advantages(TREE, "group")
-    assert path_advantages(advantages, [1, 3], "group") == [advantages[3], advantages[3]]
+@pytest.mark.parametrize("form", ["group", "treepo"])
+def test_a_solution_has_one_number(form):
+    """All steps of a solution have the advantage of its leaf; over the parent, each step has its own."""
+    advantages = node_advantages(TREE, form)
+    assert path_advantages(advantages, [1, 3], form) == [advantages[3], advantages[3]]
     parent = node_advantages(TREE, "parent")
     assert path_advantages(parent, [1, 3], "parent") == [parent[1], parent[3]]
 
 
+@pytest.mark.parametrize("form", ["group", "treepo"])
 @pytest.mark.parametrize("seed", range(5))
-def test_shared_steps_weigh_as_their_solutions(seed):
-    """Summed over solutions, the group advantage of a shared step is its node's times the number of solutions through it."""
+def test_shared_steps_weigh_as_their_solutions(seed, form):
+    """Summed over solutions, the advantage of a shared step is its node's times the number of solutions through it."""
     rng = random.Random(seed)
     parents = [-1] + [rng.randrange(node) for node in range(1, 30)]
     leaves = sorted(set(range(30)) - set(parents))
     record = tree(parents, {leaf: float(rng.random() < 0.4) for leaf in leaves})
-    advantages = node_advantages(record, "group")
+    advantages = node_advantages(record, form)
     sums, counts = [0.0] * 30, [0] * 30
     for leaf in leaves:
         path, node = [], leaf
         while node:
             path.append(node)
             node = parents[node]
-        for node, advantage in zip(path, path_advantages(advantages, path[::-1], "group"), strict=True):
+        for node, advantage in zip(path, path_advantages(advantages, path[::-1], form), strict=True):
             sums[node] += advantage
             counts[node] += 1
     for node in range(1, 30):
@@ -132,8 +141,3 @@ def test_edge_cases(form):
     assert node_advantages(tree([-1, 0, 0], {1: 1.0, 2: 1.0}), form) == [None, 0.0, 0.0]
     assert node_advantages(tree([-1, 0, 0], {}), form) == [None, None, None]
     assert node_advantages(tree([-1], {}), form) == [None]
-
-
-def test_treepo_of_a_chain():
-    """Steps that nothing branches off are all alike, so none has an advantage."""
-    assert treepo_advantages([1.0, 1.0, 1.0], [-1, 0, 1]) == [None, 0.0, 0.0]

@@ -101,6 +101,19 @@ def test_rounds_are_chosen_and_shown(run: RunDir, tmp_path: Path) -> None:
             export(run, tmp_path / "bad", format="sft", rounds=text)
 
 
+def test_licence_is_said_or_read(run: RunDir, tmp_path: Path) -> None:
+    """What the user says goes first, then what the card of a local data set of problems says."""
+    config = run.config()
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Sums\n")
+    (run.root / "run.json").write_text((run.root / "run.json").read_text().replace(config.problems.train, str(folder)))
+    export(run, tmp_path / "read", format="sft")
+    assert "Licence of the source problems (sums): `cc-by-4.0`." in (tmp_path / "read" / "README.md").read_text()
+    export(run, tmp_path / "said", format="sft", licence="mit")
+    assert "Licence of the source problems (sums): `mit`." in (tmp_path / "said" / "README.md").read_text()
+
+
 def test_left_out_candidates_are_said(run: RunDir, tmp_path: Path) -> None:
     """What an export leaves out stands in the line that it prints and in the card, by reason."""
     for path in run.shards("trees"):
