@@ -116,6 +116,7 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
+    build.step_format(config).save(out)
     return _summary(report)
 
 
@@ -144,6 +145,7 @@ def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[
         progress = _training_progress(f"{stage} preferences")
         report = train_preference(start, pair_rows, out, settings, **common, objective=objective, on_progress=progress)
         summaries["preference"] = _summary(report)
+    build.step_format(config).save(out)
     return summaries
 
 
@@ -171,12 +173,16 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     }
     try:
         if spec.family == "implicit":
-            return _summary(train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference)))
-        # A model to go on from says itself what it is; what is asked of a new head must fit the loss.
-        kept = None if section.model is not None else spec
-        return _summary(train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise))
+            report = train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference))
+        else:
+            # A model to go on from says itself what it is; a new head is what the configuration says.
+            kept = None if section.model is not None else spec
+            report = train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise)
     except (BackendError, DataFormatError) as error:
         return {"failed": str(error)}
+    # With its format a model can be scored with and evaluated outside the run.
+    build.step_format(config).save(out)
+    return _summary(report)
 
 
 def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
