@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, preference_pairs, select_traces, value_rows
+from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.data.verifier import AnswerVerifier
@@ -80,7 +80,7 @@ def _write_labelled(
     write_trees(out, [result.tree for result in results])
 
 
-def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path, step_pairs: Path) -> dict[str, Any]:
+def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path, compared: Path) -> dict[str, Any]:
     """Turn a shard of trees into traces, preference pairs and value rows; return the counts of what was kept and dropped."""
     records, labels = read_trees(trees), config.labels
     selections = {
@@ -97,7 +97,7 @@ def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, value
     write_traces(traces, selections["traces"].rows)
     write_pairs(pairs, selections["pairs"].rows)
     write_values(values, selections["values"].rows)
-    _write_step_pairs(config, records, step_pairs)
+    _write_step_pairs(config, records, compared)
     return {name: {"kept": chosen.kept, "dropped_by_reason": dict(chosen.dropped_by_reason)} for name, chosen in selections.items()}
 
 
@@ -194,13 +194,15 @@ def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
-    """Ask the policy from the prefixes of a shard of trees how they may end, and write value rows."""
+    """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
+    tokens = 0
     records = read_trees(trees)
     renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
     with build.build_verifier(config.problems, problems) as verifier:
 
-        def ask(prefixes: Sequence[rollouts.Prefix]) -> list[rollouts.Estimate]:
-            return rollouts.estimate_prefixes(
+        def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
+            nonlocal tokens
+            estimates = estimate_prefixes(
                 policy,
                 renderer,
                 verifier,
@@ -210,13 +212,16 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
                 max_steps=config.search.max_depth,
                 max_step_tokens=config.search.max_step_tokens,
             )
+            tokens += sum(estimate.tokens for estimate in estimates)
+            return estimates
 
         if config.prm.target == "first-error":
-            given = rollouts.first_error_values(records, ask)
+            given = first_error_values(records, ask)
         else:
-            given = rollouts.rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+            given = rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+    atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": tokens}) + "\n")
     write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
-    report_progress(Progress(stage=stage, items=len(problems)))
+    report_progress(Progress(stage=stage, items=len(problems), tokens=tokens))
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -246,11 +251,12 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 
-def label_rollouts(*, config: Config, rollouts: Path, values: Path, step_pairs: Path) -> None:
+def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Path) -> None:
     """Turn a shard of rollouts into what the PRM learns from."""
     records = read_trees(rollouts)
+    _write_step_pairs(config, records, compared)
+    # Last, since the job is done when they are there.
     write_values(values, _value_rows(config, records).rows)
-    _write_step_pairs(config, records, step_pairs)
 
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
