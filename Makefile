@@ -8,7 +8,7 @@ RUN_DIR ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm check bench bench-vllm bench-packing evidence eval-methods docs clean
+.PHONY: demo test test-vllm check bench bench-vllm bench-packing prm-study evidence eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -56,6 +56,9 @@ bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
 	$(BIN)/python benchmarks/packing.py
+
+prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
+	$(BIN)/python benchmarks/prm_study.py
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, value_rows
 from stepladder.data.metrics import known_within
+from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import (
     read_graded,
@@ -130,6 +130,7 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
+    build.step_format(config).save(out)
     return _summary(report)
 
 
@@ -165,6 +166,7 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     if preferences:
         common["on_progress"] = _training_progress(f"{stage} preferences")
         summaries["preference"] = _summary(_train_preferences(config, preferences, start, base, out, seed, common))
+    build.step_format(config).save(out)
     return summaries
 
 
@@ -216,12 +218,16 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     }
     try:
         if spec.family == "implicit":
-            return _summary(train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference)))
-        # A model to go on from says itself what it is; what is asked of a new head must fit the loss.
-        kept = None if section.model is not None else spec
-        return _summary(train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise))
+            report = train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference))
+        else:
+            # A model to go on from says itself what it is; a new head is what the configuration says.
+            kept = None if section.model is not None else spec
+            report = train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise)
     except (BackendError, DataFormatError) as error:
         return {"failed": str(error)}
+    # With its format a model can be scored with and evaluated outside the run.
+    build.step_format(config).save(out)
+    return _summary(report)
 
 
 def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
@@ -233,13 +239,15 @@ def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
-    """Ask the policy from the prefixes of a shard of trees how they may end, and write value rows."""
+    """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
+    tokens = 0
     records = read_trees(trees)
     renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
     with build.build_verifier(config.problems, problems) as verifier:
 
-        def ask(prefixes: Sequence[rollouts.Prefix]) -> list[rollouts.Estimate]:
-            return rollouts.estimate_prefixes(
+        def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
+            nonlocal tokens
+            estimates = estimate_prefixes(
                 policy,
                 renderer,
                 verifier,
@@ -249,13 +257,16 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
                 max_steps=config.search.max_depth,
                 max_step_tokens=config.search.max_step_tokens,
             )
+            tokens += sum(estimate.tokens for estimate in estimates)
+            return estimates
 
         if config.prm.target == "first-error":
-            given = rollouts.first_error_values(records, ask)
+            given = first_error_values(records, ask)
         else:
-            given = rollouts.rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+            given = rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+    atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": tokens}) + "\n")
     write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
-    report_progress(Progress(stage=stage, items=len(problems)))
+    report_progress(Progress(stage=stage, items=len(problems), tokens=tokens))
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -379,11 +390,12 @@ class _CountedScorer:
         return self._scorer.collect()
 
 
-def label_rollouts(*, config: Config, rollouts: Path, values: Path, step_pairs: Path) -> None:
+def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Path) -> None:
     """Turn a shard of rollouts into what the PRM learns from."""
     records = read_trees(rollouts)
+    _write_step_pairs(config, records, compared)
+    # Last, since the job is done when they are there.
     write_values(values, _value_rows(config, records).rows)
-    _write_step_pairs(config, records, step_pairs)
 
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:

@@ -101,9 +101,9 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     _label_imported(context, best_policy)
     training = {"policy": _train(context, number, best_policy)}
     rollouts = _roll_out(context, number)
-    _estimate(context, number, best_policy)
+    estimated_tokens = _estimate(context, number, best_policy)
     training["prm"] = _train_prm(context, number, best_policy, best_prm)
-    search["rollout_tokens"] = rollouts["generated_tokens"] if rollouts else 0
+    search["rollout_tokens"] = (rollouts["generated_tokens"] if rollouts else 0) + estimated_tokens
     return _judge(context, number, best_policy=best_policy, best_prm=best_prm, training=training, search=search, labels=labels)
 
 
@@ -136,7 +136,7 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
                 "config": config,
                 "rollouts": run.shard(number, "rollouts", index),
                 "values": run.shard(number, "rollout-values", index),
-                "step_pairs": run.shard(number, "rollout-step-pairs", index),
+                "compared": run.shard(number, "rollout-step-pairs", index),
             },
         )
         for index in range(len(context.shards("train")))
@@ -146,14 +146,15 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
     return evaluate.search_figures(run.shards("rollouts", rounds=[number]))
 
 
-def _estimate(context: RoundContext, number: int, policy_version: int) -> None:
-    """Ask the newest policy from every prefix of the round's trees, or of its rollouts where there are any, how it may end."""
+def _estimate(context: RoundContext, number: int, policy_version: int) -> int:
+    """Ask the newest policy from every prefix of the round's trees, or of its rollouts, how it may end; return the tokens that took."""
     run, config = context.run, context.config
     if not (_trains_prm(config) and config.prm.target in _ESTIMATED):
-        return
+        return 0
     kind = "rollouts" if run.shards("rollouts", rounds=[number]) else "trees"
     models = context.models(number, number if run.policy(number).exists() else policy_version, None)
     _over_shards(context, number, jobs.estimate_shard, "estimated-values", models, stage="estimates", source=("trees", kind))
+    return sum(_read_json(path.with_suffix(".json"))["generated_tokens"] for path in run.shards("estimated-values", rounds=[number]))
 
 
 def _trains_prm(config: Config) -> bool:
