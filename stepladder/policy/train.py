@@ -28,7 +28,9 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
+from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import Layout, PackedPass, PackedRow, group_rows, lay_out, pack_rows
+from stepladder.lm.processes import gathered, this_process
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
@@ -39,12 +41,12 @@ from stepladder.lm.training import (
     TrainSettings,
     autocast,
     identity_of,
+    load_options,
     packed_collate,
     packed_layout,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.lm.tree_attention import tree_attention, tree_inputs
 from stepladder.policy.losses import IGNORE
@@ -368,18 +370,20 @@ def add_reference(model: PreTrainedModel, rows: Sequence[PreferenceRow], setting
 def _with_references(
     model: PreTrainedModel, rows: Sequence[PreferenceRow], order: list[int], settings: TrainSettings, collate: Collate
 ) -> list[PreferenceRow]:
-    """Forward the rows in the order given."""
-    size = settings.micro_batch_size or settings.batch_size
-    found: dict[int, PreferenceRow] = {}
-    for start in range(0, len(order), size):
-        indices = order[start : start + size]
+    """Forward the rows in the order given, in parts that processes take in turn."""
+    size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[tuple[int, PreferenceRow]] = []
+    for indices in parts[here.process_index :: here.num_processes]:
         batch = collate([rows[i] for i in indices])
-        with autocast(settings, model.device):
+        explained = memory_explained(settings, where=lambda: "the reference pass")
+        with autocast(settings, model.device), explained:
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
         chosen, rejected = contrast_sums(logps.cpu(), batch).chunk(2)
         for i, ref_chosen, ref_rejected in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
-            found[i] = replace(rows[i], ref_chosen_logp=ref_chosen, ref_rejected_logp=ref_rejected)
-    return [found[i] for i in range(len(rows))]
+            found.append((i, replace(rows[i], ref_chosen_logp=ref_chosen, ref_rejected_logp=ref_rejected)))
+    by_index = dict(gathered(found, here))
+    return [by_index[i] for i in range(len(rows))]
 
 
 def _check_visits(objective: PreferenceObjective, rows: Sequence[PreferenceRow]) -> None:
@@ -392,7 +396,7 @@ def _check_visits(objective: PreferenceObjective, rows: Sequence[PreferenceRow])
 
 def _load(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
     with quiet():
-        return load_causal_lm(model_dir, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
+        return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

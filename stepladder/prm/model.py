@@ -17,7 +17,14 @@ HEAD_STD = 0.01
 
 
 def initialise_prm(
-    start: str | Path, *, renderer_hash: str, seed: int, device: str = "auto", dtype: str = "float32", trust_remote_code: bool = False
+    start: str | Path,
+    *,
+    renderer_hash: str,
+    seed: int,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> tuple[PreTrainedModel, PRMSpec]:
     """Return a process reward model to train, and how its scores are read.
 
@@ -30,6 +37,7 @@ def initialise_prm(
         seed: Seed of a new head, >= 0.
         device: As for ``load_token_classifier``.
         dtype: As for ``load_token_classifier``.
+        quantization: As for ``load_token_classifier``.
         trust_remote_code: Run code that ships with a hub model.
 
     Raises:
@@ -37,7 +45,7 @@ def initialise_prm(
         ConfigError: If device or dtype cannot be had.
         DataFormatError: If the earlier model was trained on rows of another renderer.
     """
-    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     if not (Path(start) / SPEC_FILE).is_file():
         return new_head_model(start, num_outputs=1, seed=seed, **options), PRMSpec(renderer_hash=renderer_hash)
     spec = PRMSpec.load(start)
@@ -58,7 +66,7 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
         start: Policy directory or hub id.
         num_outputs: Outputs per token, >= 1.
         seed: Seed of the head, >= 0.
-        options: Device, dtype and trust_remote_code, as for ``load_token_classifier``.
+        options: Device, dtype, trust_remote_code and quantization, as for ``load_token_classifier``.
 
     Raises:
         CheckpointError: If the model cannot be read, or its head is not linear.

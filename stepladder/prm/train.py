@@ -27,10 +27,10 @@ from stepladder.lm.training import (
     TrainReport,
     TrainSettings,
     identity_of,
+    load_options,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.lm.tree_attention import run_rows, tree_inputs
 from stepladder.prm.losses import bce_loss, mse_loss
@@ -116,8 +116,7 @@ def train_value(
             init_dir,
             renderer_hash=renderer_hash,
             seed=settings.seed,
-            device=settings.device,
-            dtype=training_dtype(settings),
+            **load_options(settings),
             trust_remote_code=trust_remote_code,
         )
     objective = ValueObjective(loss_name=loss, transform=spec.transform)
