@@ -102,7 +102,9 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(config.warmup.train, seed=config.run.seed, device=config.policy.device)
+    settings = build.train_settings(
+        config.warmup.train, seed=config.run.seed, device=config.policy.device, report_to=config.training.report_to
+    )
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
@@ -124,12 +126,12 @@ def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[
     if trace_rows:
         sft_out = out.with_name("sft") if pair_rows else out
         if not sft_out.exists():
-            settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
+            settings = build.train_settings(config.sft, seed=seed, config=config)
             report = train_sft(start, trace_rows, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
     if pair_rows:
-        settings = build.train_settings(config.preference, seed=seed, device=config.policy.device)
+        settings = build.train_settings(config.preference, seed=seed, config=config)
         objective = build.build_preference_objective(config.preference)
         progress = _training_progress(f"{stage} preferences")
         report = train_preference(start, pair_rows, out, settings, **common, objective=objective, on_progress=progress)
@@ -143,7 +145,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
 
     build.release_weights()
     rows: list[ValueRow] = [row for path in values for row in read_values(path)]
-    settings = build.train_settings(config.prm.train, seed=seed, device=config.policy.device)
+    settings = build.train_settings(config.prm.train, seed=seed, config=config)
     report = train_value(
         start,
         rows,

@@ -17,6 +17,7 @@ from stepladder.files import atomic_write_text
 from stepladder.loops import evaluate, jobs
 from stepladder.loops.config import Config
 from stepladder.loops.gate import GateDecision, gate_policy, gate_prm
+from stepladder.loops.launch import run_launched
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import RunDir
 from stepladder.loops.workers import Task, WorkerPool
@@ -77,6 +78,14 @@ class RoundContext:
             return []
         with self.display.stages(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
+
+    def train(self, task: Task, totals: Mapping[str, int | None]) -> Any:
+        """Run a training: in a worker, or in processes of its own, to which the workers leave the machine."""
+        if not self.config.training.launched:
+            return self.work([task], totals)[0]
+        self.pool.rest()
+        with self.display.stages(totals) as on_progress:
+            return run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress)
 
 
 def run_round(context: RoundContext, number: int) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def _trained(context: RoundContext, number: int, name: str, task: Task, totals: 
         # A model without its summary is trained again: it comes out the same, and the round's figures stay complete.
         shutil.rmtree(folder / name, ignore_errors=True)
         with context.stage(number, f"train {name}"):
-            (done,) = context.work([task], totals)
+            done = context.train(task, totals)
         atomic_write_text(summary, json.dumps(done, indent=2) + "\n")
         shutil.rmtree(folder / "sft", ignore_errors=True)
     return _read_json(summary)
