@@ -102,9 +102,7 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(
-        config.warmup.train, seed=config.run.seed, device=config.policy.device, report_to=config.training.report_to
-    )
+    settings = build.train_settings(config.warmup.train, seed=config.run.seed, config=config)
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)

@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
-from stepladder import errors
-from stepladder.errors import BackendError, StepladderError
+from stepladder.errors import BackendError
 from stepladder.loops import workers
 from stepladder.loops.config import TrainingConfig
 from stepladder.loops.workers import Progress, Task
 
-_JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.json", "progress.jsonl", "log.txt"
+_JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.pickle", "progress.jsonl", "log.txt"
 _POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
 _LOG_LINES = 8
@@ -41,7 +41,7 @@ def run_launched(task: Task, section: TrainingConfig, *, threads: int, on_progre
         on_progress: Told what the first process reports.
 
     Raises:
-        StepladderError: What the call raised.
+        Exception: What the call raised.
         BackendError: If a process died otherwise; the message ends with its last lines.
     """
     with tempfile.TemporaryDirectory(prefix="stepladder-") as name:
@@ -97,8 +97,10 @@ def _end(process: subprocess.Popen) -> None:
 
 def _result(folder: Path, code: int) -> Any:
     if (folder / _FAILURE).exists():
-        failure = json.loads((folder / _FAILURE).read_text(encoding="utf-8"))
-        raise getattr(errors, failure["kind"])(failure["message"])
+        error, traceback = pickle.loads((folder / _FAILURE).read_bytes())
+        # What a debugger wants to see is where it happened, in the other process.
+        error.add_note(traceback)
+        raise error
     if code or not (folder / _RESULT).exists():
         lines = [line.strip() for line in (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise BackendError(
@@ -128,10 +130,11 @@ def main(folder: Path) -> None:
         workers.connect(_Lines(folder / _PROGRESS))
     try:
         result = function(**arguments)
-    except StepladderError as error:
-        # All processes may fail alike, at the same time; any one's word will do.
+    except Exception as error:
+        # The end of a process, as in the workers: whatever was raised is raised again where the call was made. All processes may fail
+        # alike, at the same time; any one's word will do.
         temporary = folder / f"{_FAILURE}.{os.getpid()}"
-        temporary.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
+        temporary.write_bytes(pickle.dumps((error, format_exc())))
         os.replace(temporary, folder / _FAILURE)
         sys.exit(1)
     if first:
