@@ -54,7 +54,7 @@ bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
-	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python -m benchmarks.packing
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py
