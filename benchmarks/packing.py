@@ -201,11 +201,13 @@ def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Pat
 
 def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
     """Train one epoch with TRL; return seconds, tokenising and loading left out, and tokens."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     from stepladder.lm.loading import load_causal_lm, load_tokenizer
 
+    disable_progress_bars()
     pairs = make_pairs(case, setup)
     rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
     settings = DPOConfig(
@@ -225,6 +227,7 @@ def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[flo
     )
     model, tokenizer = load_causal_lm(model_dir, device=setup.device, dtype="float32"), load_tokenizer(model_dir)
     trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
     tokens = 2 * sum(len(pair.prompt_ids) for pair in pairs) + sum(len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs)
     start = _clock(setup)
     trainer.train()

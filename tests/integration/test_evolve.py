@@ -229,3 +229,16 @@ def test_foreign_directories_are_refused(finished: tuple[Path, Path], tmp_path: 
     done = stepladder("report", tmp_path / "old")
     assert done.returncode == 2
     assert "schema_version" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_in_two_processes_is_part_of_a_run(tmp_path: Path) -> None:
+    """The warm-up of a run trains in two launched processes, shows its progress, and the evaluation goes on with what they wrote."""
+    config = write_tiny_config(tmp_path, rounds=0)
+    run = tmp_path / "run"
+    done = stepladder("evolve", config, "--run-dir", run, "--set", "training.num_processes=2", "--set", "warmup.train.max_updates=4")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "rounds/000/models/policy.json").read_text())
+    assert summary["updates"] == 4 and summary["layout"] == "trees"
+    assert "warm-up: 4/4" in done.stderr + done.stdout
+    assert json.loads((run / "metrics.jsonl").read_text())["policy_pass_at_1"] is not None
