@@ -55,7 +55,7 @@ bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
-	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python -m benchmarks.packing
 
 prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
 	$(BIN)/python benchmarks/prm_study.py

@@ -126,7 +126,7 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(config.warmup.train, seed=config.run.seed, device=config.policy.device)
+    settings = build.train_settings(config.warmup.train, seed=config.run.seed, config=config)
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
@@ -159,7 +159,7 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     if traces:
         sft_out = out.with_name("sft") if preferences else out
         if not sft_out.exists():
-            settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
+            settings = build.train_settings(config.sft, seed=seed, config=config)
             report = train_sft(start, traces, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
@@ -187,7 +187,7 @@ def _train_preferences(config: Config, rows: list[Any], start: str, base: str, o
         start,
         rows,
         out,
-        build.train_settings(section, seed=seed, device=config.policy.device),
+        build.train_settings(section, seed=seed, config=config),
         **common,
         objective=build.build_preference_objective(section),
         reference={"start": None, "base": base, "sampler": SAMPLER}[section.reference],
@@ -209,7 +209,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     rows = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
-    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, device=config.policy.device)
+    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)
     common: dict[str, Any] = {
         "renderer_hash": build.build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,

@@ -19,6 +19,7 @@ from stepladder.loops import evaluate, jobs
 from stepladder.loops.config import Config
 from stepladder.loops.gate import GateDecision, fails, fall_back, gate_policy, gate_prm
 from stepladder.loops.labelling import LabelSources
+from stepladder.loops.launch import run_launched
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import RunDir
 from stepladder.loops.workers import Task, WorkerPool
@@ -85,6 +86,14 @@ class RoundContext:
             return []
         with self.display.stages(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
+
+    def train(self, tasks: list[Task], totals: Mapping[str, int | None]) -> list[Any]:
+        """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
+        if not self.config.training.launched:
+            return self.work(tasks, totals)
+        self.pool.rest()
+        with self.display.stages(totals) as on_progress:
+            return [run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress) for task in tasks]
 
 
 def run_round(context: RoundContext, number: int) -> dict[str, Any]:
@@ -328,7 +337,7 @@ def _trained(context: RoundContext, number: int, name: str, tasks: list[Task], t
         # A model without its summary is trained again: it comes out the same, and the round's figures stay complete.
         shutil.rmtree(folder / name, ignore_errors=True)
         with context.stage(number, f"train {name}"):
-            done = _ensemble_summary(context.work(tasks, totals))
+            done = _ensemble_summary(context.train(tasks, totals))
         if "failed" in done:
             shutil.rmtree(folder / name, ignore_errors=True)
         atomic_write_text(summary, json.dumps(done, indent=2) + "\n")

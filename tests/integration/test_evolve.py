@@ -282,3 +282,16 @@ def test_a_given_prm_guides_every_round(finished: tuple[Path, Path], tmp_path: P
     assert rows[1]["search"]["scored_tokens"] > 0
     assert rows[1]["prm_accepted_reason"] == "the PRM is given"
     assert not (tmp_path / "run" / "rounds/001/models/prm").exists()
+
+
+@pytest.mark.slow
+def test_a_training_in_two_processes_is_part_of_a_run(tmp_path: Path) -> None:
+    """The warm-up of a run trains in two launched processes, shows its progress, and the evaluation goes on with what they wrote."""
+    config = write_tiny_config(tmp_path, rounds=0)
+    run = tmp_path / "run"
+    done = stepladder("evolve", config, "--run-dir", run, "--set", "training.num_processes=2", "--set", "warmup.train.max_updates=4")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "rounds/000/models/policy.json").read_text())
+    assert summary["updates"] == 4 and summary["layout"] == "trees"
+    assert "warm-up: 4/4" in done.stderr + done.stdout
+    assert json.loads((run / "metrics.jsonl").read_text())["policy_pass_at_1"] is not None
