@@ -33,8 +33,12 @@ class StopReason(StrEnum):
     """The search spent its generated tokens."""
     CALLS = "calls"
     """The search spent its policy calls."""
+    SECONDS = "seconds"
+    """The search spent its time."""
     VALUE = "value"
     """A solution scored at least what the method asks for."""
+    GOAL = "goal"
+    """The best leaf to go on with is worth no more than the best solution."""
     CONVERGED = "converged"
     """The answer has stayed the same for as long as the method asks for."""
     EXHAUSTED = "exhausted"
@@ -92,6 +96,9 @@ class Budget:
     max_calls: int | None = None
     """Requests to the policy; None is no cap. Once it is reached nothing more is requested; rollouts, which follow the requests of their
     own wave, may go beyond it."""
+    max_seconds: float | None = None
+    """Seconds since the search of the problem began, checked before each wave but the first, > 0; None is no cap. What fits depends on the
+    machine and its load: a search that ends so cannot be replayed."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256

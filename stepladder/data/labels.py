@@ -34,6 +34,10 @@ class ValueTarget(StrEnum):
     """1 where a right leaf is at or below the node, 0 where only wrong ones are; none without a graded leaf."""
     DISTANCE = "distance"
     """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
+    OUTCOME = "outcome"
+    """Of a graded leaf, whether it is right; none elsewhere. Whole solutions are judged, as an outcome reward model does."""
+    PROGRESS = "progress"
+    """Monte Carlo value plus what the step achieves for the best of several attempts from there; see ``progress_values``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +111,12 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     chosen = ValueTarget(target)
     if chosen is ValueTarget.DISTANCE:
         return distance_values(record)
+    if chosen is ValueTarget.OUTCOME:
+        gather_evidence(record)
+        return list(record.outcomes)
+    if chosen is ValueTarget.PROGRESS:
+        values = node_values(record, ValueTarget.MONTE_CARLO)
+        return progress_values(values, best_of_values(values), record.parents)
     if chosen is not ValueTarget.TREE_VALUE:
         evidence = gather_evidence(record)
         shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
@@ -156,6 +166,19 @@ def distance_values(record: TreeRecord) -> list[float | None]:
     return values
 
 
+def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list[float | None]:
+    """Return the values under the policy that tries several times and keeps the best: 1 - (1 - V)^attempts.
+
+    Args:
+        values: Values under one attempt, in [0, 1]; None where not known.
+        attempts: Tries, >= 1. Of 1 it is the policy itself, of many everything that can succeed is worth 1.
+
+    Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning": best-of-4 of the base policy is
+    a good prover, since it is better than the base and still tells steps apart.
+    """
+    return [None if value is None else 1.0 - (1.0 - value) ** attempts for value in values]
+
+
 def progress_values(
     values: Sequence[float | None], prover_values: Sequence[float | None], parents: Sequence[int], *, alpha: float = 1.0
 ) -> list[float | None]:
@@ -188,6 +211,7 @@ def value_rows(
     records: Sequence[TreeRecord],
     *,
     target: ValueTarget | str = ValueTarget.MONTE_CARLO,
+    given: Sequence[Sequence[float | None]] | None = None,
     require_evidence: bool = False,
     drop_one_sided: bool = False,
 ) -> Selection[ValueRow]:
@@ -199,6 +223,7 @@ def value_rows(
     Args:
         records: Searched trees; without outcomes only ``tree-value`` gives targets.
         target: What the targets are.
+        given: The targets themselves, one list per record, instead of ``target``: where they were estimated elsewhere.
         require_evidence: Under ``tree-value``, give a target only to nodes with a graded leaf at or below them.
         drop_one_sided: Leave out problems whose graded leaves are all right or all wrong: they teach which problems are hard, not
             which steps are good.
@@ -209,13 +234,13 @@ def value_rows(
     dropped: Counter[str] = Counter()
     considered = 0
     one_sided = _one_sided_problems(records) if drop_one_sided else set()
-    for record in records:
-        targets = node_values(record, target)
+    for number, record in enumerate(records):
+        targets = node_values(record, target) if given is None else list(given[number])
         if require_evidence:
             evidence = gather_evidence(record)
             judged = [right + wrong > 0 for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
             targets = [value if known else None for value, known in zip(targets, judged, strict=True)]
-        for leaf, path in _untaken_paths(record, targets):
+        for leaf, path in untaken_paths(record, targets):
             considered += 1
             if record.problem_id in one_sided:
                 dropped["one-sided problem"] += 1
@@ -271,7 +296,7 @@ def _one_sided_problems(records: Sequence[TreeRecord]) -> set[str]:
     return {problem_id for problem_id, outcomes in sides.items() if len(outcomes) < 2}
 
 
-def _untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
+def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
     """Yield every leaf with its path as (node, target) pairs; the target is None where an earlier path has it, and the tail is cut."""
     taken: set[int] = set()
     for leaf, children in enumerate(children_of(record)):

@@ -7,6 +7,7 @@ forwards that step and its marker. What cannot be scored is None and is counted 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.prm.layout import Layout, SolutionLayout
 from stepladder.prm.loading import load_bare_lm, load_reward_model
-from stepladder.prm.outputs import scores_of, transform_outputs
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
+from stepladder.prm.specs import PRMSpec, resolve_reference
 
 Scores = tuple[float | None, ...]
 """One score in [0, 1] per step; None where the step could not be scored."""
@@ -66,6 +67,7 @@ class StepReader:
         *,
         head: nn.Module | None = None,
         reference: tuple[PreTrainedModel, nn.Module] | None = None,
+        entropy_penalty: float = 0.0,
         max_batch_tokens: int = 4096,
         cache_tokens: int | None = None,
     ) -> None:
@@ -77,20 +79,25 @@ class StepReader:
             spec: How scores are read.
             head: The language head of an implicit model.
             reference: The reference of an implicit model, in the same form, with its head.
+            entropy_penalty: As for ``scores_of``.
             max_batch_tokens: Tokens of the solutions scored together, >= 1; more where one is longer.
             cache_tokens: Tokens that each prefix cache keeps; None takes a share of the memory.
 
         Raises:
             BackendError: If the model's attention cannot be served from a cache.
             CheckpointError: If the tokenizer is not the one that the spec means.
-            ConfigError: If the spec reads the policy's tokens, is a judge's, or is implicit without a reference.
+            ConfigError: If the spec reads the policy's tokens at a head, is a judge's, or is implicit without a reference; or there are
+                no bins whose entropy could count.
         """
         if spec.family == "judge":
             raise ConfigError("PRM spec: a judge writes its verdicts and has no output to read -- use stepladder.prm.judge")
         if (spec.family == "implicit") != (reference is not None and head is not None):
             raise ConfigError("PRM spec: an implicit model, and no other, is read against a reference model -- give --reference")
+        check_entropy_penalty(entropy_penalty, spec)
         self.spec = spec
-        self.layout = SolutionLayout(tokenizer, spec)
+        # The policy's own tokens need no layout: ``read`` takes them as they are.
+        self.layout = None if (spec.family, spec.prompt) == ("implicit", "tokens") else SolutionLayout(tokenizer, spec)
+        self._entropy_penalty = entropy_penalty
         self._max_batch_tokens = max_batch_tokens
         self._heads = [head, None if reference is None else reference[1]]
         models = [model] if reference is None else [model, reference[0]]
@@ -115,31 +122,26 @@ class StepReader:
         """Load a model, its tokenizer and, for an implicit spec, its reference.
 
         Raises:
-            CheckpointError: If a part is missing or does not fit the spec.
-            ConfigError: If device, dtype or reference do not fit.
-            BackendError: If the model cannot be served.
+            BackendError: If the model cannot be served; otherwise as for ``load_parts``.
         """
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        if spec.family != "implicit":
-            model = load_reward_model(source, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            return cls(model, tokenizer, spec)
-        if reference is None:
-            raise ConfigError("PRM spec: an implicit model is read against a reference model -- give --reference")
-        model, head = load_bare_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        other = load_bare_lm(reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, spec, head=head, reference=other)
+        parts = load_parts(source, spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return cls(spec=spec, **parts)
 
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far; through an implicit model's reference go as many."""
         return self._models[0].flat.forwarded_tokens
 
+    def knows(self, token_ids: Sequence[int]) -> bool:
+        """Say whether the model, and its reference, have an embedding for every id."""
+        size = min(each.flat.vocab_size for each in self._models)
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < size)
+
     def reset(self) -> None:
         """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
         for model in self._models:
             model.cache.clear()
 
-    @torch.inference_mode()
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps, in order.
 
@@ -151,13 +153,20 @@ class StepReader:
         Raises:
             DataFormatError: If ``strict`` and a solution does not fit the spec.
         """
-        layouts = [self._fitting(self._laid_out(each, strict)) for each in solutions]
+        return self.read([self._laid_out(each, strict) for each in solutions])
+
+    @torch.inference_mode()
+    def read(self, layouts: Sequence[Layout]) -> list[Scores]:
+        """Return the scores of the steps of solutions that are laid out, in order; one that ends beyond the context has none."""
+        layouts = [self._fitting(layout) for layout in layouts]
         scores: list[Scores] = []
         for batch in _batches(layouts, self._max_batch_tokens):
             scores += self._implicit_scores(batch) if self.spec.family == "implicit" else self._read_scores(batch)
         return scores
 
     def _laid_out(self, solution: Solution, strict: bool) -> Layout:
+        if self.layout is None:
+            raise ConfigError("PRM spec: the model reads the policy's tokens and no text -- use ImplicitStepScorer")
         try:
             return self.layout.lay_out(solution.question, solution.steps, place=solution.place)
         except DataFormatError:
@@ -178,7 +187,10 @@ class StepReader:
         readable = [layout for layout in layouts if layout.token_ids]
         indices = [np.array([read for read in layout.reads if read is not None], dtype=np.int64) for layout in readable]
         outputs = iter(self._models[0].outputs([layout.token_ids for layout in readable], indices))
-        return [_spread(layout, scores_of(next(outputs), self.spec) if layout.token_ids else np.zeros(0)) for layout in layouts]
+        return [
+            _spread(layout, scores_of(next(outputs), self.spec, entropy_penalty=self._entropy_penalty) if layout.token_ids else np.zeros(0))
+            for layout in layouts
+        ]
 
     def _implicit_scores(self, layouts: Sequence[Layout]) -> list[Scores]:
         readable = [layout for layout in layouts if layout.token_ids]
@@ -210,7 +222,29 @@ class StepReader:
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"]) -> Float[np.ndarray, "S"]:
         ends = np.array([read for read in layout.reads if read is not None], dtype=np.int64) + 1 - max(1, layout.begin)
         sums = np.concatenate([[0.0], np.cumsum(ratios)])[np.concatenate([[0], ends])]
-        return transform_outputs(self.spec.beta * np.diff(sums), self.spec.transform)
+        ratios = sums[1:] if self.spec.accumulate else np.diff(sums)
+        return transform_outputs(self.spec.beta * ratios, self.spec.transform)
+
+
+def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Load what a ``StepReader`` is made of, by the names of its arguments: everything that costs memory, and no caches.
+
+    Args:
+        source: Model directory or hub id.
+        spec: How it is read.
+        reference: Reference of an implicit model; None takes the one that the spec names.
+        options: Device, dtype and trust_remote_code, as for ``load_causal_lm``.
+
+    Raises:
+        CheckpointError: If a part is missing or does not fit the spec.
+        ConfigError: If device, dtype or reference do not fit.
+    """
+    tokenizer = load_tokenizer(source, trust_remote_code=options.get("trust_remote_code", False))
+    other = resolve_reference(source, spec, None if reference is None else str(reference))
+    if other is None:
+        return {"model": load_reward_model(source, spec, tokenizer, **options), "tokenizer": tokenizer}
+    model, head = load_bare_lm(source, **options)
+    return {"model": model, "head": head, "tokenizer": tokenizer, "reference": load_bare_lm(other, **options)}
 
 
 def _spread(layout: Layout, scores: Float[np.ndarray, "S"]) -> Scores:

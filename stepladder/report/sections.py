@@ -124,7 +124,7 @@ def _decision(row: Row, *, is_best: bool) -> Markup:
     parts = [f'<span class="badge {word}">{word}</span>', escape(row["accepted_reason"])]
     if is_best:
         parts.append("<em>current best</em>")
-    if row.get("scorer_version") is not None:
+    if row.get("scorer_version") is not None or ((row.get("training") or {}).get("prm") or {}).get("failed"):
         word = _gate_word(row, version="scorer_version", accepted=row["prm_accepted"])
         parts.append(f"<small>PRM {word}: {escape(row['prm_accepted_reason'])}</small>")
     return Markup(" ".join(parts))
@@ -370,7 +370,7 @@ def _training_table(rows: Sequence[Row]) -> list[Markup]:
             ("PRM", training.get("prm")),
         )
         for name, summary in stages:
-            if summary:
+            if summary and "failed" not in summary:
                 loss = f"{decimals(summary['first_loss'])} → {decimals(summary['last_loss'])}"
                 dropped = _reasons(summary.get("dropped_by_reason") or {})
                 cells.append(

@@ -8,6 +8,7 @@ import pytest
 
 from stepladder.data.labels import (
     ValueTarget,
+    best_of_values,
     distance_values,
     gather_evidence,
     node_values,
@@ -316,6 +317,35 @@ def test_progress_adds_the_provers_advantage():
     """0.4 + 0.5 * (0.9 - 0.5) = 0.6; a large advantage is clipped; the root and what is not known have none."""
     assert progress_values([0.5, 0.4, 0.9, None], [0.5, 0.9, 0.1, 0.3], [-1, 0, 1, 1], alpha=0.5) == [None, pytest.approx(0.6), 0.5, None]
     assert progress_values([0.5, 0.9], [0.0, 1.0], [-1, 0]) == [None, 1.0]
+
+
+def test_progress_of_a_tree_is_that_under_the_best_of_four_attempts():
+    """Shares 1/2 at the root, 2/3 and 0 below: 2/3 + (1 - (1/3)^4) - (1 - (1/2)^4) is above 1, 0 + 0 - 15/16 below 0; leaves likewise."""
+    record = tree((-1, None, None), (0, None, None), (0, None, 0.0), (1, None, 1.0), (1, None, 1.0), (1, None, 0.0))
+    best = [15 / 16, 80 / 81, 0.0, 1.0, 1.0, 0.0]
+    assert best_of_values([1 / 2, 2 / 3, 0.0, 1.0, 1.0, None]) == [pytest.approx(each) for each in best[:5]] + [None]
+    values = node_values(record, "progress")
+    assert values[0] is None
+    assert values[1:] == [pytest.approx(2 / 3 + 80 / 81 - 15 / 16), 0.0, 1.0, 1.0, 0.0]
+
+
+def test_outcomes_are_targets_of_graded_leaves_alone():
+    """One target at the end of every graded solution, none on the way; what was never graded gives no row."""
+    selection = value_rows([HAND], target="outcome")
+    assert [(row.step_ids[-1], row.targets) for row in selection.rows] == [
+        ([105], [None, 0.0]),
+        ([106], [None, 0.0]),
+        ([107], [None, None, 1.0]),
+        ([108], [None, None, 1.0]),
+        ([109], [None, 0.0]),
+    ]
+    assert selection.dropped_by_reason == {"no target": 1}
+
+
+def test_targets_may_be_given():
+    """Estimates from elsewhere take the place of a definition, node by node."""
+    record = tree((-1, None, None), (0, 0.3, None), (1, 0.4, None))
+    assert [row.targets for row in value_rows([record], given=[[0.1, 0.75, None]]).rows] == [[0.75]]
 
 
 @pytest.mark.parametrize("target", list(ValueTarget))
