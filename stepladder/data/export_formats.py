@@ -150,11 +150,14 @@ _PAIR_COLUMNS = {
     "depth": _column(_INT, "Depth of the two steps; 1 follows the question.", "depth"),
     "chosen_visits": _column(_INT, "Simulations that passed through the preferred step.", "chosen_visits"),
     "rejected_visits": _column(_INT, "Simulations that passed through the other step.", "rejected_visits"),
+    "chosen_logps": _column(_NUMBERS, "Log-probability of each token of the preferred step when it was sampled, in nats.", "chosen_logps"),
+    "rejected_logps": _column(_NUMBERS, "The same for the other step.", "rejected_logps"),
+    "agreement": _column(_FLOAT, "Share of sibling pairs that two PRMs rank alike; null where not known.", "agreement"),
+    "uncertainty": _column(_FLOAT, "What the leaves leave open about the order of the two, in bits; null where not known.", "uncertainty"),
 }
 _PAIRS_ABOUT = (
-    "Each row holds two steps of a search tree that follow the same prefix. The chosen step's value is higher: below it a right final "
-    "answer "
-    "was found, below the rejected one a wrong one."
+    "Each row holds two continuations of the same prefix from search trees, steps or whole solutions. The chosen one's value is higher; by "
+    "the default rule, a right final answer was found below it and a wrong one below the other."
 )
 _TRACES_ABOUT = (
     "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the value of their "

@@ -120,15 +120,26 @@ def restore_pair(row: Row) -> Row:
 
 
 def trace_rows(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
-    """Yield every trace as text."""
+    """Yield every trace as text; the prompt of a revision goes on with the mistake."""
     for trace in records:
-        yield trace, {"prompt": source.prompt(trace.prompt), "question": trace.prompt}
+        question, mistake = _split_mistake(trace, source)
+        yield trace, {"prompt": source.prompt(question) + mistake, "question": trace.prompt}
 
 
 def trace_chats(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
-    """Yield every trace as a chat."""
+    """Yield every trace as a chat; a revision, whose reply would teach its mistake too, is left out."""
     for trace in records:
+        if _split_mistake(trace, source)[1]:
+            dropped["revision"] += 1
+            continue
         yield trace, {"prompt": source.messages(trace.prompt), "completion": _reply(trace.completion), "question": trace.prompt}
+
+
+def _split_mistake(trace: Trace, source: ExportSource) -> tuple[str, str]:
+    """Return the question of a trace and the text of the steps that it revises, none of which an ordinary trace has."""
+    question = source.questions.get(trace.problem_id, trace.prompt)
+    head = join_prompt(question, [])
+    return (question, trace.prompt[len(head) :]) if trace.prompt.startswith(head) else (trace.prompt, "")
 
 
 def trace_ids(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:

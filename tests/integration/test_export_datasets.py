@@ -43,6 +43,10 @@ PAIR = PreferencePair(
     depth=2,
     chosen_visits=9,
     rejected_visits=3,
+    chosen_logps=[-0.5],
+    rejected_logps=[-0.25, -1e-300],
+    agreement=2 / 3,
+    uncertainty=None,
     provenance=FIRST,
 )
 TRACE = Trace(
@@ -129,6 +133,10 @@ PAIR_COLUMNS = {
     "depth": 2,
     "chosen_visits": 9,
     "rejected_visits": 3,
+    "chosen_logps": [-0.5],
+    "rejected_logps": [-0.25, -1e-300],
+    "agreement": 2 / 3,
+    "uncertainty": None,
 }
 TRACE_COLUMNS = {"question": QUESTION, "prompt_token_ids": [4], "completion_token_ids": [5, 6], "mean_value": 1 / 3}
 SOLUTION = "1+1=2\n2+1=3\n"

@@ -65,7 +65,7 @@ class World:
     def label(self, config: Config, folder: Path, sources: LabelSources | None = None) -> tuple[dict[str, Path], dict[str, Any]]:
         """Label the trees; return the files and the counts."""
         sources = sources or LabelSources(trees=self.trees, policy=str(self.policy))
-        out = {kind: folder / f"{kind}.parquet" for kind in ("traces", "pairs", "graded", "values")}
+        out = {kind: folder / f"{kind}.parquet" for kind in ("traces", "pairs", "graded", "values", "step-pairs")}
         return out, jobs.label_shard(config=config, sources=sources, out=out)
 
     def train(self, config: Config, files: dict[str, Path], out: Path) -> dict[str, Any]:
