@@ -272,7 +272,7 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
     config, run = context.config, context.run
     rounds = _data_rounds(config, number)
-    rows = {kind: run.shards(kind, rounds=rounds) + run.imported(kind) for kind in ("traces", "pairs", "graded")}
+    rows = {kind: run.shards(kind, rounds=rounds) + run.imported(kind) for kind in jobs.policy_kinds(config)}
     if not jobs.has_rows([path for paths in rows.values() for path in paths]):
         return {}
     stage = f"round {number}: policy"

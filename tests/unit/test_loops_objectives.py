@@ -190,6 +190,15 @@ def test_revisions_train_in_the_loop(world: World, tmp_path: Path, of: str) -> N
     assert summary["sft"]["last_loss"] < summary["sft"]["first_loss"]
 
 
+def test_a_round_trains_only_on_what_its_loss_takes(world: World) -> None:
+    """Pairs do not make a policy train that learns from graded rows, and the other way round; without preferences only traces count."""
+    kinds = {
+        settings: jobs.policy_kinds(with_overrides(world.config, [settings]))
+        for settings in ("preference.loss=dpo", "preference.loss=oreal", "preference.enabled=false")
+    }
+    assert [*kinds.values()] == [("traces", "pairs"), ("traces", "graded"), ("traces",)]
+
+
 def test_values_filter_traces(world: World, tmp_path: Path) -> None:
     """A threshold drops traces, and says so."""
     _, counts = world.label(world.configured({"labels.min_trace_value": 0.9}), tmp_path)
