@@ -13,7 +13,7 @@ DESCENT_ROWS = (
         "uct",
         "Monte-Carlo tree search without priors: UCT over steps, answer by score-weighted vote.",
         source="Kocsis & Szepesvari 2006, Bandit based Monte-Carlo planning",
-        differs="bonus 0 for a child without visits; values are scores",
+        differs="bonus 0 for a child without visits; values are scores; c = 0.7 is ours",
         selection="uct",
         c=0.7,
         prior="uniform",
