@@ -5,10 +5,11 @@ matched by ticket and may come in any order. Each request carries its own seed, 
 flight. A request that fails comes back as data (``StopReason.ERROR`` and a message); an exception means that the backend itself is gone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from stepladder.errors import BackendError
 from stepladder.types import Problem, Step, Verdict
 
 
@@ -114,3 +115,13 @@ class Verifier(Protocol):
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order."""
         ...
+
+
+def check_ticket(ticket: int, open_tickets: Container[int]) -> None:
+    """Check that the ticket of a request that comes in is not open already.
+
+    Raises:
+        BackendError: If it is.
+    """
+    if ticket in open_tickets:
+        raise BackendError(f"submit: ticket must be unique among open requests: got {ticket} again")

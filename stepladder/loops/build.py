@@ -13,6 +13,7 @@ from typing import Any
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.lm.trackers import check_trackers
 from stepladder.loops.config import (
     Config,
     EvaluateConfig,
@@ -36,10 +37,10 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     Raises:
         DataFormatError: If a file breaks its format or a problem stands in two splits.
     """
-    train = _load(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
-    test = _load(config, config.test, limit=config.test_limit, split=config.test_split)
+    train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
+    test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)
     if config.held_out is not None:
-        held_out = _load(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
+        held_out = load_split(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
     else:
         train, held_out = split_problems(train, held_out=config.held_out_size, seed=seed)
         train, held_out = train[: config.train_limit], held_out[: config.held_out_limit]
@@ -47,7 +48,12 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     return {"train": train, "held_out": held_out, "test": test}
 
 
-def _load(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+    """Load the labelled problems of one source with the configured fields.
+
+    Raises:
+        DataFormatError: If the source breaks its format.
+    """
     return load_problems(
         source,
         id_field=config.id_field or None,
@@ -96,6 +102,17 @@ def check_searches(config: Config) -> None:
             raise ConfigError(
                 f"{name}.options.wave: must be at most {name}.simulations: got {method.wave} > {section.simulations} -- lower the wave"
             )
+
+
+def check_labels(config: Config) -> None:
+    """Check what the label settings must share with the format of steps.
+
+    Raises:
+        ConfigError: If a revision would not end a step.
+    """
+    text, end = config.labels.revision_text, config.format.step_end
+    if text and not text.endswith(end):
+        raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
 
 
 def check_model(config: PolicyConfig) -> None:
@@ -160,12 +177,12 @@ def build_scorer(
 
     Args:
         config: The configuration.
-        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble.
+        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble, none is no scorer.
         renderer: The policy's renderer.
         problems: What will be searched; a PRM that reads text, or is implicit, needs the questions.
         scores: What becomes of the scores; None is what ``evaluate`` says.
     """
-    if prm is None:
+    if not prm:
         return None
     scores = config.evaluate.scores if scores is None else scores
     members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]
@@ -245,6 +262,26 @@ def check_backends(config: Config, *, trains: bool) -> None:
             "policy.backend: evolve trains the policy, and a server keeps the weights it was started with: got 'openai' -- use 'vllm' or "
             "'transformers'"
         )
+
+
+def check_training(config: Config) -> None:
+    """Check that the trainings can run as configured, before any work is done; nothing is loaded.
+
+    Raises:
+        ConfigError: If a package, a file or GPUs are missing.
+    """
+    section = config.training
+    check_trackers(section.report_to)
+    if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
+        raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
+    if section.num_processes > 1 and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
+        raise ConfigError(
+            f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
+        )
+    stages = {"warmup.train": config.warmup.train, "sft": config.sft, "preference": config.preference, "prm.train": config.prm.train}
+    quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")
 
 
 def _vllm_policy(config: Config, policy_dir: str) -> Any:
@@ -425,21 +462,22 @@ def release_weights() -> None:
     _prms().clear()
 
 
-def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
+def train_settings(section: TrainConfig, *, seed: int, config: Config) -> Any:
     """Return the plain training settings of a section."""
     from stepladder.lm.training import LoraSettings, TrainSettings
 
     plain = {name: getattr(section, name) for name in TrainConfig.model_fields if name != "lora"}
     lora = LoraSettings(**section.lora.model_dump()) if section.lora else None
-    return TrainSettings(**plain, lora=lora, seed=seed, device=device)
+    return TrainSettings(**plain, lora=lora, seed=seed, device=config.policy.device, report_to=config.training.report_to)
 
 
 def build_preference_objective(section: PreferenceConfig) -> Any:
-    """Return the loss of preference training."""
-    from stepladder.policy.objectives import PreferenceObjective
+    """Return the loss of preference training: a ``PreferenceObjective``, or an ``UnpairedObjective`` where the loss takes no pairs."""
+    from stepladder.policy.objectives import PreferenceObjective, UnpairedObjective
 
-    names = ("beta", "label_smoothing", "target_margin", "cpl_bias", "sft_weight")
-    return PreferenceObjective(loss_name=section.loss, **{name: getattr(section, name) for name in names})
+    paired = ("label_smoothing", "target_margin", "cpl_bias", "sft_weight", "reference_share")
+    kind, names = (UnpairedObjective, ("good_weight", "bad_weight")) if section.unpaired else (PreferenceObjective, paired)
+    return kind(loss_name=section.loss, beta=section.beta, **{name: getattr(section, name) for name in names})  # pyright: ignore
 
 
 def new_prm_spec(section: PRMConfig) -> Any:

@@ -222,5 +222,4 @@ def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]
 
 def _anytime(row: Row, budget: int) -> bool:
     """Whether the search's answer was right when it had spent the budget; before the first wave there is none."""
-    reached = [correct for tokens, correct in row["anytime"] if tokens <= budget]
-    return bool(reached) and reached[-1]
+    return metrics.known_within(row["anytime"], budget) is True

@@ -18,6 +18,8 @@ from stepladder.files import atomic_write_text
 from stepladder.loops import evaluate, jobs
 from stepladder.loops.config import Config
 from stepladder.loops.gate import GateDecision, fails, fall_back, gate_policy, gate_prm
+from stepladder.loops.labelling import LabelSources
+from stepladder.loops.launch import run_launched
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import RunDir
 from stepladder.loops.workers import Task, WorkerPool
@@ -29,6 +31,8 @@ _EVALUATIONS = (("held_out", "greedy"), ("held_out", "samples"), ("test", "greed
 """Split and kind of what is measured after each round: everything on test, what the gates need on held-out."""
 
 
+_LABELLED = ("traces", "pairs", "graded", "values", "step-pairs")
+"""Kinds of training rows that trees may give."""
 _ESTIMATED = ("rollouts", "rollouts-hard", "first-error")
 """Targets of the PRM that rollouts from prefixes give."""
 
@@ -83,6 +87,14 @@ class RoundContext:
         with self.display.stages(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
 
+    def train(self, tasks: list[Task], totals: Mapping[str, int | None]) -> list[Any]:
+        """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
+        if not self.config.training.launched:
+            return self.work(tasks, totals)
+        self.pool.rest()
+        with self.display.stages(totals) as on_progress:
+            return [run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress) for task in tasks]
+
 
 def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     """Run what is missing of a round and return its figures, ``seconds`` excepted."""
@@ -94,12 +106,13 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     assert before is not None, "rounds run in order"
     best_policy, best_prm = before["best_policy"], before["best_prm"]
     search = _search(context, number, best_policy, best_prm)
-    labels = _label(context, number)
+    labels = _label(context, number, best_policy, best_prm)
+    _label_imported(context, best_policy)
     training = {"policy": _train(context, number, best_policy)}
     rollouts = _roll_out(context, number)
-    _estimate(context, number, best_policy)
+    estimated_tokens = _estimate(context, number, best_policy)
     training["prm"] = _train_prm(context, number, best_policy, best_prm)
-    search["rollout_tokens"] = rollouts["generated_tokens"] if rollouts else 0
+    search["rollout_tokens"] = (rollouts["generated_tokens"] if rollouts else 0) + estimated_tokens
     return _judge(context, number, best_policy=best_policy, best_prm=best_prm, training=training, search=search, labels=labels)
 
 
@@ -132,7 +145,7 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
                 "config": config,
                 "rollouts": run.shard(number, "rollouts", index),
                 "values": run.shard(number, "rollout-values", index),
-                "step_pairs": run.shard(number, "rollout-step-pairs", index),
+                "compared": run.shard(number, "rollout-step-pairs", index),
             },
         )
         for index in range(len(context.shards("train")))
@@ -142,14 +155,15 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
     return evaluate.search_figures(run.shards("rollouts", rounds=[number]))
 
 
-def _estimate(context: RoundContext, number: int, policy_version: int) -> None:
-    """Ask the newest policy from every prefix of the round's trees, or of its rollouts where there are any, how it may end."""
+def _estimate(context: RoundContext, number: int, policy_version: int) -> int:
+    """Ask the newest policy from every prefix of the round's trees, or of its rollouts, how it may end; return the tokens that took."""
     run, config = context.run, context.config
     if not (_trains_prm(config) and config.prm.target in _ESTIMATED):
-        return
+        return 0
     kind = "rollouts" if run.shards("rollouts", rounds=[number]) else "trees"
     models = context.models(number, number if run.policy(number).exists() else policy_version, None)
     _over_shards(context, number, jobs.estimate_shard, "estimated-values", models, stage="estimates", source=("trees", kind))
+    return sum(_read_json(path.with_suffix(".json"))["generated_tokens"] for path in run.shards("estimated-values", rounds=[number]))
 
 
 def _trains_prm(config: Config) -> bool:
@@ -189,20 +203,22 @@ def _over_shards(
         context.work(tasks, {label: total})
 
 
-def _label(context: RoundContext, number: int) -> dict[str, Any]:
+def _label(context: RoundContext, number: int, policy_version: int, prm_version: int | None) -> dict[str, Any]:
     """Turn the round's trees into training rows; return the counts, summed over shards."""
-    path, run = context.run.round(number) / "labels.json", context.run
+    path, run, config = context.run.round(number) / "labels.json", context.run, context.config
     if not path.exists():
         tasks = [
             Task(
                 function=jobs.label_shard,
                 arguments={
-                    "config": context.config,
-                    "trees": run.shard(number, "trees", index),
-                    "traces": run.shard(number, "traces", index),
-                    "pairs": run.shard(number, "pairs", index),
-                    "values": run.shard(number, "values", index),
-                    "step_pairs": run.shard(number, "step-pairs", index),
+                    "config": config,
+                    "sources": LabelSources(
+                        trees=run.shard(number, "trees", index),
+                        earlier=tuple(run.shard(earlier, "trees", index) for earlier in range(1, number)),
+                        policy=run.policy_source(policy_version, config),
+                        earlier_prm=earlier_prm(run, config, number, prm_version),
+                    ),
+                    "out": {kind: run.shard(number, kind, index) for kind in _LABELLED},
                 },
             )
             for index in range(len(context.shards("train")))
@@ -213,13 +229,42 @@ def _label(context: RoundContext, number: int) -> dict[str, Any]:
     return _read_json(path)
 
 
+def _label_imported(context: RoundContext, policy_version: int) -> None:
+    """Turn imported trees into training rows, which lie beside them, with the counts of each data set."""
+    for folder in sorted({path.parent.parent for path in context.run.imported("trees")}):
+        if (folder / "labels.json").exists():
+            continue
+        tasks = [
+            Task(
+                function=jobs.label_shard,
+                arguments={
+                    "config": context.config,
+                    "sources": LabelSources(trees=trees, policy=context.run.policy_source(policy_version, context.config)),
+                    "out": {kind: folder / kind / trees.name for kind in _LABELLED},
+                },
+            )
+            for trees in sorted((folder / "trees").glob("shard-*.parquet"))
+        ]
+        counts = context.work(tasks, {})
+        atomic_write_text(folder / "labels.json", json.dumps(_sum_counts(counts), indent=2) + "\n")
+
+
+def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
+    """Return the best PRM before the one that guided a round's search; None without one, or where nothing asks for its opinion."""
+    if config.preference.label_smoothing != "agreement":
+        return None
+    best = [row["best_prm"] for row in run.rows()[:number]]
+    earlier = [version for version in best if version not in (None, prm_version)]
+    return run.prm_source(earlier[-1], config) if earlier else None
+
+
 def _sum_counts(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         kind: {
             "kept": sum(shard[kind]["kept"] for shard in shards),
             "dropped_by_reason": dict(sum((Counter(shard[kind]["dropped_by_reason"]) for shard in shards), Counter())),
         }
-        for kind in ("traces", "pairs", "values")
+        for kind in (shards[0] if shards else ())
     }
 
 
@@ -227,16 +272,16 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
     config, run = context.config, context.run
     rounds = _data_rounds(config, number)
-    traces, pairs = (run.shards(kind, rounds=rounds) for kind in ("traces", "pairs"))
-    if not jobs.has_rows(traces + pairs):
+    rows = {kind: run.shards(kind, rounds=rounds) + run.imported(kind) for kind in ("traces", "pairs", "graded")}
+    if not jobs.has_rows([path for paths in rows.values() for path in paths]):
         return {}
     stage = f"round {number}: policy"
     arguments = {
         "config": config,
         "seed": derive_seed(config.run.seed, "train", number),
         "start": run.policy_source(policy_version if config.start_from == "best" else 0, config),
-        "traces": traces,
-        "pairs": pairs,
+        "base": run.policy_source(0, config),
+        "rows": rows,
         "out": run.policy(number),
         "stage": stage,
     }
@@ -248,7 +293,8 @@ def _train_prm(context: RoundContext, number: int, policy_version: int, prm_vers
     """Train the PRM on the value rows of the configured rounds, the rollouts' if there are any; without any data there is none."""
     config, run = context.config, context.run
     rounds = list(range(1, number + 1)) if config.prm.data == "accumulate" else [number]
-    values = run.shards(_learned_kind(config), rounds=rounds)
+    kind = _learned_kind(config)
+    values = run.shards(kind, rounds=rounds) + (run.imported("values") if kind.endswith("values") else [])
     if not _trains_prm(config) or not jobs.has_rows(values):
         return {}
     stage = f"round {number}: PRM"
@@ -291,7 +337,7 @@ def _trained(context: RoundContext, number: int, name: str, tasks: list[Task], t
         # A model without its summary is trained again: it comes out the same, and the round's figures stay complete.
         shutil.rmtree(folder / name, ignore_errors=True)
         with context.stage(number, f"train {name}"):
-            done = _ensemble_summary(context.work(tasks, totals))
+            done = _ensemble_summary(context.train(tasks, totals))
         if "failed" in done:
             shutil.rmtree(folder / name, ignore_errors=True)
         atomic_write_text(summary, json.dumps(done, indent=2) + "\n")
@@ -312,7 +358,8 @@ def _ensemble_summary(members: list[Summary]) -> Summary:
 
 def _data_rounds(config: Config, number: int) -> list[int]:
     """Rounds whose data a round trains on."""
-    first = {"accumulate": 1, "replace": number, "window": max(1, number - config.labels.window + 1)}[config.labels.data]
+    # On-policy rows of a round are already made from the trees of all rounds that count.
+    first = {"accumulate": 1, "window": max(1, number - config.labels.window + 1)}.get(config.labels.data, number)
     return list(range(first, number + 1))
 
 

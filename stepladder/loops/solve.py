@@ -15,7 +15,7 @@ from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
 from stepladder.loops.consistency import Discriminator
-from stepladder.loops.run import best_models
+from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
@@ -23,7 +23,6 @@ from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
-_DEFAULT_METHOD = "mcts"
 _UNBOUNDED_SIMULATIONS = 1_000_000
 
 
@@ -35,8 +34,8 @@ class SolveSettings:
     """Format, limits and device; a run's own configuration, or defaults for bare model directories."""
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | tuple[str, ...] | None
-    """Directory or hub id of the PRM; several make an ensemble; None searches without one."""
+    prm: tuple[str, ...]
+    """Directories or hub ids of the PRMs, of which several make an ensemble; empty searches without one."""
     method: SearchMethod
     """Search method."""
     budget: Budget
@@ -65,30 +64,18 @@ class SolveSettings:
         """Find the models and check the settings.
 
         With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
-        ``overrides`` are ``section.key=value`` over the run's configuration. ``prm`` names PRMs instead of the run's, ``none`` being no PRM
-        and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as the spec ``judge`` says.
+        Models and ``overrides`` are chosen as ``choose_models`` says.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
             CheckpointError: If there is no such run or it has no finished round.
         """
-        if run is not None and policy is not None:
-            raise ConfigError("solve: --run and --policy both name a policy: got both -- give one")
-        if policy is not None:
-            config, best_prm = _bare_config(policy), None
-        else:
-            config, policy, best_prm = _run_models(run or DEFAULT_RUN)
-        config = with_overrides(config, list(overrides))
-        build.check_backends(config, trains=False)
-        if "none" in prm and len(prm) > 1:
-            raise ConfigError(f"solve: --prm none stands for no PRM: got {', '.join(prm)} -- leave the others out")
-        if "self" in prm and config.prm.spec is None:
-            config = with_overrides(config, ["prm.spec=judge"])
-        chosen_prm = best_prm if not prm else None if "none" in prm else tuple(policy if name == "self" else name for name in prm)
+        config, policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
-        chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
-        num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens or seconds else defaults.simulations)
+        chosen_options = (defaults.options if same_method else {}) | dict(read_option(text) for text in options)
+        unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
+        num_simulations = simulations or unbounded or defaults.simulations
         budget = Budget(
             num_simulations=num_simulations,
             max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
@@ -105,6 +92,49 @@ class SolveSettings:
             seed=seed,
             discriminator=discriminator,
         )
+
+
+def token_simulations(max_tokens: int) -> int:
+    """Return the cap on simulations of a search that its tokens are to end.
+
+    An expansion takes a token at least. A second visit to a terminal takes none, and methods that allow it could go on visiting for ever:
+    so many simulations as tokens are enough for the former and an end to the latter.
+    """
+    return max_tokens
+
+
+def choose_models(
+    *, run: Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
+) -> tuple[Config, str, tuple[str, ...]]:
+    """Find the models to search with and return configuration, policy and PRMs: none, one, or an ensemble.
+
+    Args:
+        run: Run whose models are taken; None is the default run, unless a policy is named.
+        policy: Directory or hub id of a policy, instead of a run's.
+        prm: PRMs instead of the run's; ``none`` is no PRM, and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as
+            the spec ``judge`` says. Empty takes the run's.
+        overrides: ``section.key=value`` over the run's configuration.
+        number: Round whose models are taken; None takes the best ones.
+
+    Raises:
+        ConfigError: If settings contradict each other or are unknown.
+        CheckpointError: If there is no such run or round, or none is finished.
+    """
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if "none" in prm and len(prm) > 1:
+        raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+    if policy is not None:
+        config, run_prm = _bare_config(policy), None
+    else:
+        config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
+    config = with_overrides(config, list(overrides))
+    build.check_backends(config, trains=False)
+    if "self" in prm and config.prm.spec is None:
+        config = with_overrides(config, ["prm.spec=judge"])
+    if not prm:
+        return config, policy, () if run_prm is None else (run_prm,)
+    return config, policy, () if "none" in prm else tuple(policy if name == "self" else name for name in prm)
 
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
@@ -181,12 +211,12 @@ def _explained(preset: Preset) -> str:
     return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
-def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
+def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | None]:
     try:
         run = load_run(run_path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name a model with --policy DIR") from None
-    policy, prm = best_models(run)
+    policy, prm = best_models(run) if number is None else round_models(run, number)
     return run.config(), policy, prm
 
 
@@ -204,10 +234,15 @@ def _has_format(directory: str) -> bool:
     return (Path(directory) / FORMAT_FILE).is_file()
 
 
-def _option(text: str) -> tuple[str, Any]:
+def read_option(text: str) -> tuple[str, Any]:
+    """Return name and value of a method's setting written as ``key=value``.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
     key, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"--option {text!r}: must have the form key=value, for example --option num_children=8")
+        raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepladder.errors import BackendError, CheckpointError
-from stepladder.interfaces import ScoreRequest, ScoreResult
+from stepladder.interfaces import ScoreRequest, ScoreResult, check_ticket
 from stepladder.lm.loading import load_model_settings
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.prm.outputs import transform_outputs
@@ -77,8 +77,7 @@ class VLLMStepScorer:
             BackendError: If a ticket is open already.
         """
         for request in requests:
-            if request.ticket in self._jobs:
-                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            check_ticket(request.ticket, self._jobs)
             job = _Job(request=request, scores=[[None] * len(branch) for branch in request.branches])
             self._jobs[request.ticket] = job
             if _known(request.prefix_ids, self._engine.vocab_size) and request.prefix_ids:

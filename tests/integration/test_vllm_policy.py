@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.interfaces import StepRequest
 from stepladder.lm.text import TokenText
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.policy.backends.transformers import TransformersPolicy
@@ -13,6 +12,7 @@ from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
 from stepladder.types import StopReason
+from tests.backends import samples_of, step_request
 from tests.models import save_tiny_policy, tiny_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -61,18 +61,6 @@ def policy(engines):
     return VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
 
 
-def _run(policy, requests):
-    policy.submit(requests)
-    results = {}
-    while batch := policy.collect():
-        results.update({result.ticket: result.samples for result in batch})
-    return [results[request.ticket] for request in requests]
-
-
-def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
-    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
-
-
 def test_the_policy_keeps_the_contract(policy):
     """The shipped contract suite passes."""
     _, tokenizer = tiny_policy()
@@ -84,11 +72,11 @@ def test_logps_are_those_of_transformers(policy):
     """A plain forward of prefix and sample gives every log-probability within 1e-4, at any temperature and however much was cached."""
     model, _ = tiny_policy(max_positions=CONTEXT)
     requests = [
-        _request(i, (*range(5, 5 + 11 * i), 9), 3, seed=i, temperature=temperature, max_step_tokens=30, max_steps=3)
+        step_request(i, (*range(5, 5 + 11 * i), 9), 3, seed=i, temperature=temperature, max_step_tokens=30, max_steps=3)
         for i, temperature in enumerate([1.0, 0.0, 0.3, 2.0])
     ]
     for _ in range(2):
-        for request, samples in zip(requests, _run(policy, requests), strict=True):
+        for request, samples in zip(requests, samples_of(policy, requests), strict=True):
             for steps in samples:
                 ids = [*request.prefix_ids, *(token for step in steps for token in step.token_ids)]
                 with torch.no_grad():
@@ -102,10 +90,10 @@ def test_greedy_steps_are_those_of_the_transformers_backend(policy, saved):
     """Same ids, same boundaries, same reasons, for one step and for whole solutions that a cap cuts."""
     other = TransformersPolicy.from_pretrained(saved, device="cpu")
     requests = [
-        _request(i, (5 + i, 6), temperature=0.0, max_step_tokens=cap, max_steps=steps)
+        step_request(i, (5 + i, 6), temperature=0.0, max_step_tokens=cap, max_steps=steps)
         for i, (cap, steps) in enumerate([(8, 1), (64, 1), (5, 9), (64, 99), (1, 4), (3, 2)])
     ]
-    for got, expected in zip(_run(policy, requests), _run(other, requests), strict=True):
+    for got, expected in zip(samples_of(policy, requests), samples_of(other, requests), strict=True):
         assert [(s.token_ids, s.text, s.stop_reason) for s in got[0]] == [(s.token_ids, s.text, s.stop_reason) for s in expected[0]]
 
 
@@ -113,7 +101,7 @@ def test_steps_follow_the_text_of_their_tokens(policy):
     """Whatever was sampled, a step is final where the answer pattern matches, ends at a newline, and was else cut or ended by the model."""
     _, tokenizer = tiny_policy()
     newline = tokenizer.encode("\n")[0]
-    samples = _run(policy, [_request(0, (5, 6), 64, max_step_tokens=40, max_steps=3)])[0]
+    samples = samples_of(policy, [step_request(0, (5, 6), 64, max_step_tokens=40, max_steps=3)])[0]
     seen = set()
     for steps in samples:
         for step in steps:
@@ -133,7 +121,7 @@ def test_steps_follow_the_text_of_their_tokens(policy):
 def test_frequencies_are_the_models(policy):
     """One-token samples at temperature 1 are distributed as the model says: chi-square over 3,000 draws within five sigmas."""
     model, tokenizer = tiny_policy(max_positions=CONTEXT)
-    samples = [step.token_ids[0] for (step,) in _run(policy, [_request(0, (7, 8), 3000, max_step_tokens=1)])[0]]
+    samples = [step.token_ids[0] for (step,) in samples_of(policy, [step_request(0, (7, 8), 3000, max_step_tokens=1)])[0]]
     with torch.no_grad():
         logits = model(torch.tensor([[7, 8]])).logits[0, -1].double()
     logits[[i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]] = -torch.inf
@@ -148,12 +136,12 @@ def test_frequencies_are_the_models(policy):
 
 def test_samples_repeat_in_a_new_engine_that_is_short_of_memory(engines, saved):
     """Another engine, in other company, gives the same tokens though its cache is small: sequences are put off and computed again."""
-    requests = [_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=60, max_steps=3) for i in range(8)]
+    requests = [step_request(i, (5, 6 + i), 4, seed=i, max_step_tokens=60, max_steps=3) for i in range(8)]
     tokenizer = tiny_policy()[1]
-    first = _run(VLLMPolicy(engines.get(), tokenizer, FORMAT), requests)
+    first = samples_of(VLLMPolicy(engines.get(), tokenizer, FORMAT), requests)
     engines.close()
     other = VLLMPolicy.from_pretrained(saved, settings=EngineSettings(max_batch=32, options={"num_gpu_blocks_override": 20}))
-    got = _run(other, [*(_request(100 + i, (9,), 3, seed=50 + i) for i in range(5)), *requests])[5:]
+    got = samples_of(other, [*(step_request(100 + i, (9,), 3, seed=50 + i) for i in range(5)), *requests])[5:]
     other.close()
     ids = [[[[step.token_ids for step in steps] for steps in samples] for samples in results] for results in (first, got)]
     assert ids[0] == ids[1]
@@ -166,37 +154,37 @@ def test_the_prefix_cache_serves_samples_and_continuations(engines):
     policy = VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
     assert policy.cached_share is None
     prefix = tuple(range(5, 55)) * 2
-    samples = _run(policy, [_request(0, prefix, 8, max_step_tokens=30)])[0]
+    samples = samples_of(policy, [step_request(0, prefix, 8, max_step_tokens=30)])[0]
     assert (policy.prefix_tokens, policy.cached_tokens) == (800, 7 * 96)
     assert policy.cached_share == pytest.approx(0.84)
     assert policy.generated_tokens == sum(len(step.token_ids) for (step,) in samples)
     assert policy.forwarded_tokens == 128 + policy.generated_tokens - 8
     longest = max((step for (step,) in samples), key=lambda step: len(step.token_ids))
     before = policy.cached_tokens
-    _run(policy, [_request(1, prefix + longest.token_ids, 1, max_step_tokens=1)])
+    samples_of(policy, [step_request(1, prefix + longest.token_ids, 1, max_step_tokens=1)])
     assert policy.cached_tokens - before == (100 + len(longest.token_ids) - 1) // 32 * 32
     engines.get()
     before = policy.cached_tokens
-    _run(policy, [_request(2, prefix, 1, max_step_tokens=1)])
+    samples_of(policy, [step_request(2, prefix, 1, max_step_tokens=1)])
     assert policy.cached_tokens == before
 
 
 def test_more_prefixes_than_one_step_takes(policy):
     """Sixty different prefixes of 200 tokens, several times what vLLM forwards at once, are sampled as each is alone."""
-    requests = [_request(i, (5 + i % 50, 6 + i // 50) * 100, 1, seed=i, max_step_tokens=8) for i in range(60)]
-    together = _run(policy, requests)
+    requests = [step_request(i, (5 + i % 50, 6 + i // 50) * 100, 1, seed=i, max_step_tokens=8) for i in range(60)]
+    together = samples_of(policy, requests)
     for request in requests[::12]:
-        [alone] = _run(policy, [request])
+        [alone] = samples_of(policy, [request])
         assert alone[0][0].token_ids == together[request.ticket][0][0].token_ids
 
 
 def test_a_reset_drops_what_is_in_flight(engines):
     """Requests that were never collected are gone after a reset, and a policy on the same engine begins afresh."""
     tokenizer = tiny_policy()[1]
-    VLLMPolicy(engines.get(), tokenizer, FORMAT).submit([_request(i, (5, 6), 4, max_steps=9) for i in range(9)])
+    VLLMPolicy(engines.get(), tokenizer, FORMAT).submit([step_request(i, (5, 6), 4, max_steps=9) for i in range(9)])
     fresh = VLLMPolicy(engines.get(), tokenizer, FORMAT)
     assert fresh.collect() == []
-    assert len(_run(fresh, [_request(0, (5, 6), 2)])[0]) == 2
+    assert len(samples_of(fresh, [step_request(0, (5, 6), 2)])[0]) == 2
 
 
 def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):

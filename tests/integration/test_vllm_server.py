@@ -16,12 +16,12 @@ import torch
 from typer.testing import CliRunner
 
 from stepladder.cli import app
-from stepladder.interfaces import StepRequest
 from stepladder.lm.text import TokenText
 from stepladder.policy.backends.openai import CompletionServer, OpenAIPolicy, ServerSettings
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
+from tests.backends import samples_of, step_request
 from tests.models import save_tiny_policy, tiny_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -93,18 +93,6 @@ def policy(served):
     server.close()
 
 
-def _run(policy, requests):
-    policy.submit(requests)
-    results = {}
-    while batch := policy.collect():
-        results.update({result.ticket: result.samples for result in batch})
-    return [results[request.ticket] for request in requests]
-
-
-def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
-    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
-
-
 def test_the_policy_keeps_the_contract(policy):
     """The shipped contract suite passes against a real server."""
     prefixes = [(5, 6, 7), (9,), (8,) * 40]
@@ -114,8 +102,8 @@ def test_the_policy_keeps_the_contract(policy):
 def test_logps_and_steps_are_those_of_transformers(policy, saved):
     """Greedy steps are those of the transformers backend; log-probabilities of any sample are a plain forward's within 1e-4."""
     model, tokenizer = tiny_policy(max_positions=CONTEXT)
-    requests = [_request(i, (*range(5, 40), 5 + i), 4, seed=i, temperature=i / 2, max_step_tokens=20, max_steps=3) for i in range(4)]
-    results = _run(policy, requests)
+    requests = [step_request(i, (*range(5, 40), 5 + i), 4, seed=i, temperature=i / 2, max_step_tokens=20, max_steps=3) for i in range(4)]
+    results = samples_of(policy, requests)
     for request, samples in zip(requests, results, strict=True):
         for steps in samples:
             ids = [*request.prefix_ids, *(token for step in steps for token in step.token_ids)]
@@ -124,7 +112,7 @@ def test_logps_and_steps_are_those_of_transformers(policy, saved):
                 logps = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
             expected = [logps[at - 1, ids[at]].item() for at in range(len(request.prefix_ids), len(ids))]
             np.testing.assert_allclose([logp for step in steps for logp in step.logps], expected, atol=1e-4)
-    [other] = _run(TransformersPolicy.from_pretrained(saved, device="cpu"), requests[:1])
+    [other] = samples_of(TransformersPolicy.from_pretrained(saved, device="cpu"), requests[:1])
     assert [[(s.token_ids, s.text, s.stop_reason) for s in steps] for steps in results[0]] == [
         [(s.token_ids, s.text, s.stop_reason) for s in steps] for steps in other
     ]

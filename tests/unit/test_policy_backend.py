@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from stepladder.errors import BackendError, CheckpointError
-from stepladder.interfaces import StepRequest
 from stepladder.lm.sampling import stream_keys, uniforms
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.testing import check_policy
 from stepladder.types import Problem, StopReason
+from tests.backends import samples_of, step_request
 from tests.models import save_tiny_policy, tiny_policy
 
 FORMAT = StepFormat(answer_pattern=r"=(\d)")
@@ -23,18 +23,6 @@ def _favour(model, ids, strength=6.0):
     bonus[list(ids)] = strength
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + bonus)
     return model
-
-
-def _run(policy, requests):
-    policy.submit(requests)
-    results = {}
-    while batch := policy.collect():
-        results.update({result.ticket: result.samples for result in batch})
-    return [results[request.ticket] for request in requests]
-
-
-def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
-    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
 
 
 def _twin_sample(model, tokenizer, step_format, request, sample):
@@ -92,16 +80,16 @@ def test_samples_equal_those_of_a_slow_twin(arch, case):
     step_format = replace(FORMAT, step_end=step_end)
     prefix = tokenizer.encode("1+2\n")
     requests = [
-        _request(0, prefix, 3, seed=1, max_step_tokens=12),
-        _request(1, prefix, 10, seed=2, max_steps=4, max_step_tokens=9, temperature=0.7),
-        _request(2, prefix[:1], 2, seed=3, max_steps=50),
-        _request(5, prefix, 12, seed=6, max_step_tokens=5),
-        _request(3, [*prefix, *prefix], 1, seed=4, max_steps=3, temperature=0.0),
-        _request(4, prefix * 8, 2, seed=5, max_steps=5),
+        step_request(0, prefix, 3, seed=1, max_step_tokens=12),
+        step_request(1, prefix, 10, seed=2, max_steps=4, max_step_tokens=9, temperature=0.7),
+        step_request(2, prefix[:1], 2, seed=3, max_steps=50),
+        step_request(5, prefix, 12, seed=6, max_step_tokens=5),
+        step_request(3, [*prefix, *prefix], 1, seed=4, max_steps=3, temperature=0.0),
+        step_request(4, prefix * 8, 2, seed=5, max_steps=5),
     ]
     policy = TransformersPolicy(model, tokenizer, step_format, max_batch=7)
     reasons = set()
-    for request, samples in zip(requests, _run(policy, requests), strict=True):
+    for request, samples in zip(requests, samples_of(policy, requests), strict=True):
         for index, sample in enumerate(samples):
             steps, logps = _twin_sample(model, tokenizer, step_format, request, index)
             assert [(step.token_ids, step.text, step.stop_reason) for step in sample] == steps
@@ -132,8 +120,8 @@ def test_chains_of_steps_do_not_depend_on_the_cache(cache_tokens):
     cached = TransformersPolicy(model, tokenizer, FORMAT, cache_tokens=cache_tokens)
     prefixes = [(5, 6, 7), (9, 9)]
     for depth in range(4):
-        requests = [_request(i, prefix, 3, seed=10 * depth + i) for i, prefix in enumerate(prefixes)]
-        got, expected = _run(cached, requests), _run(TransformersPolicy(model, tokenizer, FORMAT), requests)
+        requests = [step_request(i, prefix, 3, seed=10 * depth + i) for i, prefix in enumerate(prefixes)]
+        got, expected = samples_of(cached, requests), samples_of(TransformersPolicy(model, tokenizer, FORMAT), requests)
         for one, other in zip(got, expected, strict=True):
             assert [sample[0].token_ids for sample in one] == [sample[0].token_ids for sample in other]
             for a, b in zip(one, other, strict=True):
@@ -146,10 +134,10 @@ def test_a_sampled_step_is_continued_for_one_forwarded_token():
     model, tokenizer = tiny_policy()
     policy = TransformersPolicy(model, tokenizer, FORMAT)
     _favour(model, tokenizer.encode("\n"), 3.0)
-    step = _run(policy, [_request(0, (5, 6, 7), 4, max_step_tokens=64)])[0][2][0]
+    step = samples_of(policy, [step_request(0, (5, 6, 7), 4, max_step_tokens=64)])[0][2][0]
     assert step.stop_reason == StopReason.STEP
     before = policy.forwarded_tokens
-    samples = _run(policy, [_request(1, (5, 6, 7, *step.token_ids), 4, max_step_tokens=64)])[0]
+    samples = samples_of(policy, [step_request(1, (5, 6, 7, *step.token_ids), 4, max_step_tokens=64)])[0]
     # A token that ends its sample is never forwarded.
     assert policy.forwarded_tokens - before == 1 + sum(len(sample[0].token_ids) - 1 for sample in samples)
 
@@ -158,7 +146,7 @@ def test_the_prefix_is_forwarded_once_for_its_samples_and_for_equal_requests():
     """Three requests of five samples behind one prefix of 20: 19 tokens once, the last one once per row of a request."""
     model, tokenizer = tiny_policy()
     policy = TransformersPolicy(model, tokenizer, FORMAT)
-    _run(policy, [_request(i, range(5, 25), 5, seed=i, max_step_tokens=1) for i in range(3)])
+    samples_of(policy, [step_request(i, range(5, 25), 5, seed=i, max_step_tokens=1) for i in range(3)])
     assert policy.forwarded_tokens == 19 + 3
     assert policy.generated_tokens == 15
 
@@ -169,7 +157,7 @@ def test_a_token_that_closes_a_step_and_goes_on_ends_it():
     tokenizer.add_tokens(["\nx"])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     _favour(model, [len(tokenizer) - 1], 50.0)
-    [[step]] = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request()])[0]
+    [[step]] = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request()])[0]
     assert (step.token_ids, step.text, step.stop_reason) == ((len(tokenizer) - 1,), "\nx", StopReason.STEP)
 
 
@@ -179,8 +167,8 @@ def test_special_and_unknown_ids_are_never_sampled():
     model.resize_token_embeddings(len(tokenizer) + 5, mean_resizing=False)
     unwanted = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, *range(len(tokenizer), len(tokenizer) + 5)}
     _favour(model, unwanted, 8.0)
-    samples = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(num_samples=40, max_step_tokens=10)])[0]
-    greedy = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(temperature=0.0, max_step_tokens=10)])[0]
+    samples = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request(num_samples=40, max_step_tokens=10)])[0]
+    greedy = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request(temperature=0.0, max_step_tokens=10)])[0]
     assert not unwanted & {token for sample in (*samples, *greedy) for step in sample for token in step.token_ids}
 
 
@@ -192,7 +180,7 @@ def test_greedy_decoding_equals_transformers_generate(arch):
     banned = [i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id]
     expected = model.generate(torch.tensor([prefix]), do_sample=False, max_new_tokens=40, suppress_tokens=banned)[0, len(prefix) :]
     policy = TransformersPolicy(model, tokenizer, FORMAT)
-    [steps] = _run(policy, [_request(prefix_ids=prefix, temperature=0.0, max_steps=99, max_step_tokens=40)])[0]
+    [steps] = samples_of(policy, [step_request(prefix_ids=prefix, temperature=0.0, max_steps=99, max_step_tokens=40)])[0]
     assert [i for step in steps for i in step.token_ids][:40] == expected.tolist()
 
 
@@ -200,11 +188,11 @@ def test_a_reset_policy_repeats_itself_bit_for_bit():
     """After ``reset`` the same requests give the same log-probabilities exactly; with requests in flight it is refused."""
     model, tokenizer = tiny_policy()
     policy = TransformersPolicy(model, tokenizer, FORMAT, max_batch=8)
-    requests = [_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=20, max_steps=2) for i in range(8)]
-    first = _run(policy, requests)
-    _run(policy, [_request(0, (20,) * 100, 6, max_step_tokens=50)])
+    requests = [step_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=20, max_steps=2) for i in range(8)]
+    first = samples_of(policy, requests)
+    samples_of(policy, [step_request(0, (20,) * 100, 6, max_step_tokens=50)])
     policy.reset()
-    assert _run(policy, requests) == first
+    assert samples_of(policy, requests) == first
     policy.submit(requests[:1])
     with pytest.raises(BackendError, match="in flight"):
         policy.reset()
@@ -217,13 +205,13 @@ def test_requests_that_cannot_be_served_come_back_as_data():
     model, tokenizer = tiny_policy(max_positions=32)
     policy = TransformersPolicy(model, tokenizer, FORMAT)
     bad = [
-        (_request(0, (), 2), "one or more ids"),
-        (_request(1, (10**6,)), "one or more ids"),
-        (_request(2, (5,) * 32), "room in the model's context of 32"),
-        (_request(3, max_step_tokens=0), "at least 1"),
-        (_request(4, temperature=float("nan")), "temperature"),
+        (step_request(0, (), 2), "one or more ids"),
+        (step_request(1, (10**6,)), "one or more ids"),
+        (step_request(2, (5,) * 32), "room in the model's context of 32"),
+        (step_request(3, max_step_tokens=0), "at least 1"),
+        (step_request(4, temperature=float("nan")), "temperature"),
     ]
-    *refused, served = _run(policy, [*(request for request, _ in bad), _request(5, max_step_tokens=3)])
+    *refused, served = samples_of(policy, [*(request for request, _ in bad), step_request(5, max_step_tokens=3)])
     for (request, message), samples in zip(bad, refused, strict=True):
         assert len(samples) == request.num_samples
         for (step,) in samples:
@@ -234,7 +222,7 @@ def test_requests_that_cannot_be_served_come_back_as_data():
 def test_the_last_token_of_the_context_is_used():
     """A prefix of 31 in a context of 32 leaves one token, and the step is cut there."""
     model, tokenizer = tiny_policy(max_positions=32)
-    [[step]] = _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(prefix_ids=(5,) * 31, seed=1)])[0]
+    [[step]] = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request(prefix_ids=(5,) * 31, seed=1)])[0]
     assert len(step.token_ids) == 1 and step.stop_reason == StopReason.LENGTH
 
 
@@ -244,15 +232,15 @@ def test_broken_weights_raise():
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(BackendError, match="finite"):
-        _run(TransformersPolicy(model, tokenizer, FORMAT), [_request()])
+        samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request()])
 
 
 def test_low_precision_models_decode():
     """bfloat16 weights give finite log-probabilities near those of float32."""
     model, tokenizer = tiny_policy()
-    request = _request(num_samples=4, max_step_tokens=8, temperature=0.0)
-    full = _run(TransformersPolicy(model, tokenizer, FORMAT), [request])[0]
-    half = _run(TransformersPolicy(model.to(torch.bfloat16), tokenizer, FORMAT), [request])[0]
+    request = step_request(num_samples=4, max_step_tokens=8, temperature=0.0)
+    full = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [request])[0]
+    half = samples_of(TransformersPolicy(model.to(torch.bfloat16), tokenizer, FORMAT), [request])[0]
     assert half[0][0].logps[0] == pytest.approx(full[0][0].logps[0], abs=0.1)
 
 
@@ -262,12 +250,14 @@ def test_many_rows_come_and_go():
     _favour(model, tokenizer.encode("\n"), 2.0)
     rng = np.random.default_rng(0)
     requests = [
-        _request(i, rng.integers(4, 60, rng.integers(1, 120)).tolist(), int(rng.integers(1, 4)), seed=i, max_steps=int(rng.integers(1, 12)))
+        step_request(
+            i, rng.integers(4, 60, rng.integers(1, 120)).tolist(), int(rng.integers(1, 4)), seed=i, max_steps=int(rng.integers(1, 12))
+        )
         for i in range(90)
     ]
-    together = _run(TransformersPolicy(model, tokenizer, FORMAT, max_batch=150), requests)
+    together = samples_of(TransformersPolicy(model, tokenizer, FORMAT, max_batch=150), requests)
     for i in range(0, 90, 9):
-        alone = _run(TransformersPolicy(model, tokenizer, FORMAT), [requests[i]])[0]
+        alone = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [requests[i]])[0]
         assert [[s.token_ids for s in sample] for sample in alone] == [[s.token_ids for s in sample] for sample in together[i]]
 
 
@@ -280,15 +270,17 @@ def test_a_saved_directory_samples_like_the_objects(tmp_path):
     model, tokenizer = tiny_policy(arch="qwen2")
     prefix = PromptRenderer(tokenizer, FORMAT).prompt_ids(Problem(id="p", question="1+2"))
     loaded = TransformersPolicy.from_pretrained(tmp_path, device="cpu")
-    assert _run(loaded, [_request(prefix_ids=prefix)]) == _run(TransformersPolicy(model, tokenizer, FORMAT), [_request(prefix_ids=prefix)])
+    assert samples_of(loaded, [step_request(prefix_ids=prefix)]) == samples_of(
+        TransformersPolicy(model, tokenizer, FORMAT), [step_request(prefix_ids=prefix)]
+    )
 
 
 @pytest.mark.gpu
 def test_a_gpu_samples_what_the_cpu_samples(tmp_path):
     """Greedy decoding in float32 gives the same tokens on both, with log-probabilities within 1e-3."""
     FORMAT.save(save_tiny_policy(tmp_path))
-    requests = [_request(i, (5 + i, 6), 2, seed=i, max_steps=3, temperature=0.0) for i in range(20)]
-    cpu, gpu = (_run(TransformersPolicy.from_pretrained(tmp_path, device=d, dtype="float32"), requests) for d in ("cpu", "cuda"))
+    requests = [step_request(i, (5 + i, 6), 2, seed=i, max_steps=3, temperature=0.0) for i in range(20)]
+    cpu, gpu = (samples_of(TransformersPolicy.from_pretrained(tmp_path, device=d, dtype="float32"), requests) for d in ("cpu", "cuda"))
     for one, other in zip(cpu, gpu, strict=True):
         for a, b in zip(one, other, strict=True):
             assert [step.token_ids for step in a] == [step.token_ids for step in b]

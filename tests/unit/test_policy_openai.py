@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest
 from stepladder.lm.text import TokenText
 from stepladder.policy.backends.openai import CompletionServer, OpenAIPolicy, ServerSettings
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
 from stepladder.types import StopReason
+from tests.backends import samples_of, step_request
 from tests.servers import FakeServer, serving
 
 FORMAT = StepFormat(answer_pattern=r"=(\d)")
@@ -38,18 +38,6 @@ class _Connected:
         self._serving.__exit__(*error)
 
 
-def _run(policy, requests):
-    policy.submit(requests)
-    results = {}
-    while batch := policy.collect():
-        results.update({result.ticket: result.samples for result in batch})
-    return [results[request.ticket] for request in requests]
-
-
-def _request(ticket=0, prefix_ids=(5, 6, 7), num_samples=1, seed=0, **options):
-    return StepRequest(ticket=ticket, prefix_ids=tuple(prefix_ids), num_samples=num_samples, seed=seed, **options)
-
-
 @pytest.mark.parametrize("form", ["vllm", "token_id", "text"])
 def test_the_policy_keeps_the_contract(form):
     """The shipped suite passes however the server tells the ids."""
@@ -64,7 +52,7 @@ def test_steps_are_the_same_in_every_dialect(form, stop):
     """Ids, log-probabilities of the table, boundaries and reasons, whoever cuts the step."""
     fake = FakeServer(form=form)
     with _Connected(fake, stop=stop) as policy:
-        [samples] = _run(policy, [_request(0, (5, 6), 40, max_step_tokens=12)])
+        [samples] = samples_of(policy, [step_request(0, (5, 6), 40, max_step_tokens=12)])
     reasons = {step.stop_reason for (step,) in samples}
     assert reasons == {StopReason.STEP, StopReason.END, StopReason.LENGTH}
     for (step,) in samples:
@@ -79,7 +67,7 @@ def test_solutions_continue_behind_their_own_tokens():
     """Each step of a sample is one request whose prompt is the prefix and the steps before, with a seed of its own."""
     fake = FakeServer()
     with _Connected(fake) as policy:
-        [[steps]] = _run(policy, [_request(0, (5, 6), 1, max_step_tokens=30, max_steps=50)])
+        [[steps]] = samples_of(policy, [step_request(0, (5, 6), 1, max_step_tokens=30, max_steps=50)])
         assert policy.generated_tokens == sum(len(step.token_ids) for step in steps)
     assert len(steps) > 1 and len(fake.requests) == len(steps)
     prompt = [5, 6]
@@ -92,20 +80,20 @@ def test_solutions_continue_behind_their_own_tokens():
 def test_special_tokens_are_never_sampled_and_the_cache_is_counted():
     """Padding, begin and unknown tokens are biased away; cached prefix tokens are those the server reports."""
     with _Connected(FakeServer()) as policy:
-        [samples] = _run(policy, [_request(0, (5,) * 40, 50, max_step_tokens=30)])
+        [samples] = samples_of(policy, [step_request(0, (5,) * 40, 50, max_step_tokens=30)])
         assert (policy.prefix_tokens, policy.cached_tokens) == (2000, 1600)
     assert not {0, 1, 3} & {token for (step,) in samples for token in step.token_ids}
 
 
 def test_a_server_that_hides_where_it_stopped_is_cut_here():
     """With stop=client, an end-of-sequence token that is not shown ends the solution; with stop=server it cannot be told from a step."""
-    request = _request(0, (5, 6), 40, max_step_tokens=12)
+    request = step_request(0, (5, 6), 40, max_step_tokens=12)
     with _Connected(FakeServer(form="llama.cpp", show_end=False), stop="client") as policy:
-        [cut] = _run(policy, [request])
+        [cut] = samples_of(policy, [request])
     with _Connected(FakeServer(form="llama.cpp", show_end=False), stop="server") as policy:
-        [hidden] = _run(policy, [request])
+        [hidden] = samples_of(policy, [request])
     with _Connected(FakeServer()) as policy:
-        [shown] = _run(policy, [request])
+        [shown] = samples_of(policy, [request])
     for (step,), (other,), (full,) in zip(cut, hidden, shown, strict=True):
         if full.token_ids == (EOS,):
             assert step.stop_reason == StopReason.ERROR and "stopped at" in step.message
@@ -118,9 +106,9 @@ def test_a_server_that_hides_where_it_stopped_is_cut_here():
 
 def test_passing_failures_are_tried_again():
     """Two failures before each answer, by status or by a hung-up line, change nothing but the number of requests."""
-    requests = [_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=8) for i in range(4)]
+    requests = [step_request(i, (5, 6 + i), 3, seed=i, max_step_tokens=8) for i in range(4)]
     with _Connected(FakeServer()) as policy:
-        expected = _run(policy, requests)
+        expected = samples_of(policy, requests)
     fake, seen = FakeServer(), {}
 
     def fail_twice(number, request):
@@ -130,7 +118,7 @@ def test_passing_failures_are_tried_again():
 
     fake.before = fail_twice
     with _Connected(fake) as policy:
-        assert _run(policy, requests) == expected
+        assert samples_of(policy, requests) == expected
     assert len(fake.requests) == 3 * 12
 
 
@@ -146,8 +134,8 @@ def test_a_request_that_fails_for_good_is_data():
 
     fake.before = trouble
     with _Connected(fake, timeout_s=0.3, retries=1) as policy:
-        requests = [_request(i, (10 + i, 6), 2, max_step_tokens=8) for i in range(4)]
-        bad, broken, late, good = _run(policy, requests)
+        requests = [step_request(i, (10 + i, 6), 2, max_step_tokens=8) for i in range(4)]
+        bad, broken, late, good = samples_of(policy, requests)
         slow.set()
     for samples, message in ((bad, "refused the request: status 400"), (broken, "2 tries: status 500"), (late, "within 0.3 s")):
         assert [step.stop_reason for (step,) in samples] == [StopReason.ERROR] * 2
@@ -166,7 +154,7 @@ def test_answers_that_cannot_be_read_are_data(monkeypatch):
     fake = FakeServer()
     monkeypatch.setattr(fake, "complete", lambda request: (200, answers[request["prompt"][0]]))
     with _Connected(fake) as policy:
-        results = _run(policy, [_request(i, (10 + i,)) for i in range(4)])
+        results = samples_of(policy, [step_request(i, (10 + i,)) for i in range(4)])
     messages = [step.message for ((step,),) in results]
     for message, part in zip(messages, ["cannot be read", "below", "must come back", "stopped at"], strict=True):
         assert message is not None and part in message
@@ -177,15 +165,15 @@ def test_no_more_requests_than_allowed_are_in_flight():
     fake = FakeServer()
     fake.before = lambda number, request: time.sleep(0.01)
     with _Connected(fake, concurrency=5) as policy:
-        _run(policy, [_request(i, (5,), 4, seed=i, max_step_tokens=2) for i in range(10)])
+        samples_of(policy, [step_request(i, (5,), 4, seed=i, max_step_tokens=2) for i in range(10)])
     assert fake.most_in_flight == 5
 
 
 def test_a_server_that_dies_and_returns_loses_nothing():
     """Requests in flight when the server is killed are asked again at its successor, with the same seeds and thus the same answers."""
-    requests = [_request(i, (5, 6), 4, seed=i, max_step_tokens=10, max_steps=6) for i in range(6)]
+    requests = [step_request(i, (5, 6), 4, seed=i, max_step_tokens=10, max_steps=6) for i in range(6)]
     with _Connected(FakeServer()) as policy:
-        expected = _run(policy, requests)
+        expected = samples_of(policy, requests)
     fake, died = FakeServer(), threading.Event()
     fake.before = lambda number, request: died.set() if number == 20 else None
     first = serving(fake)
@@ -214,7 +202,7 @@ def test_a_server_that_stays_away_is_an_error_of_the_backend():
     server = CompletionServer(ServerSettings(url=context.__enter__(), retries=2, backoff_s=0.001))
     try:
         policy = OpenAIPolicy(server, fake.model.tokenizer, FORMAT, vocab_size=len(fake.model.tokenizer))
-        policy.submit([_request(i, (5,), 4, seed=i, max_steps=200) for i in range(20)])
+        policy.submit([step_request(i, (5,), 4, seed=i, max_steps=200) for i in range(20)])
         assert started.wait(10)
         context.__exit__(None, None, None)
         with pytest.raises(BackendError, match="the last of 3 tries -- start it again"):
@@ -232,7 +220,7 @@ def test_what_every_request_would_get_is_an_error_at_once():
         fake = FakeServer()
         fake.before = lambda number, request: 404
         with _Connected(fake) as policy, pytest.raises(BackendError, match="check address, key and model"):
-            _run(policy, [_request()])
+            samples_of(policy, [step_request()])
     with pytest.raises(BackendError, match="the server must be there"):
         CompletionServer(ServerSettings(url=url, retries=0))
 
@@ -252,12 +240,12 @@ def test_delays_double_and_differ_by_seed():
 def test_the_policy_refuses_what_the_others_refuse():
     """Bad requests are data, and a ticket is open once."""
     with _Connected(FakeServer(context=32)) as policy:
-        bad = [_request(0, ()), _request(1, (10**6,)), _request(2, (5,) * 32), _request(3, max_step_tokens=0)]
-        for ((step,),) in _run(policy, bad):
+        bad = [step_request(0, ()), step_request(1, (10**6,)), step_request(2, (5,) * 32), step_request(3, max_step_tokens=0)]
+        for ((step,),) in samples_of(policy, bad):
             assert step.stop_reason == StopReason.ERROR and step.message
-        policy.submit([_request(9)])
+        policy.submit([step_request(9)])
         with pytest.raises(BackendError, match="unique"):
-            policy.submit([_request(9)])
+            policy.submit([step_request(9)])
         assert len(policy.collect()) == 1
-        cut = _run(policy, [replace(_request(0, (5,) * 31), seed=seed) for seed in range(1)])[0][0][0]
+        cut = samples_of(policy, [replace(step_request(0, (5,) * 31), seed=seed) for seed in range(1)])[0][0][0]
         assert len(cut.token_ids) == 1

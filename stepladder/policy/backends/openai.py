@@ -18,7 +18,7 @@ import httpx2
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest, StepResult
+from stepladder.interfaces import StepRequest, StepResult, check_ticket
 from stepladder.policy.backends.steps import OpenSample, StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import derive_seed
@@ -248,8 +248,7 @@ class OpenAIPolicy:
             BackendError: If a ticket is open already.
         """
         for request in requests:
-            if request.ticket in self._jobs:
-                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            check_ticket(request.ticket, self._jobs)
             message = refusal(request, vocab_size=self._rules.vocab_size, context=self._context)
             samples = [] if message else [OpenSample(self._rules, request, context=self._context) for _ in range(request.num_samples)]
             self._jobs[request.ticket] = job = _Job(request=request, samples=samples, open_samples=len(samples))

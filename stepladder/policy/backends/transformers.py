@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest, StepResult
+from stepladder.interfaces import StepRequest, StepResult, check_ticket
 from stepladder.lm.decoding import DecodeRows
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
@@ -26,7 +26,7 @@ from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
 from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
 from stepladder.lm.text import StepBoundary, TokenText
-from stepladder.policy.backends.steps import end_tokens, refusal, sampled_tokens
+from stepladder.policy.backends.steps import end_tokens, refusal, refused, sampled_tokens
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
 
@@ -192,13 +192,11 @@ class TransformersPolicy:
             BackendError: If a ticket is open already.
         """
         for request in requests:
-            if request.ticket in self._open_tickets:
-                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            check_ticket(request.ticket, self._open_tickets)
             self._open_tickets.add(request.ticket)
             message = refusal(request, vocab_size=self._model.vocab_size, context=self._model.max_positions)
             if message is not None:
-                step = Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=message)
-                self._done.append(StepResult(ticket=request.ticket, samples=((step,),) * request.num_samples))
+                self._done.append(refused(request, message))
             else:
                 self._enqueue(request)
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest, StepResult
+from stepladder.interfaces import StepRequest, StepResult, check_ticket
 from stepladder.lm.loading import load_model_settings, load_tokenizer
 from stepladder.lm.sampling import stream_keys
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
@@ -116,8 +115,7 @@ class VLLMPolicy:
             BackendError: If a ticket is open already.
         """
         for request in requests:
-            if request.ticket in self._jobs:
-                raise BackendError(f"submit: ticket must be unique among open requests: got {request.ticket} again")
+            check_ticket(request.ticket, self._jobs)
             self._jobs[request.ticket] = job = _Job(request=request)
             message = refusal(request, vocab_size=self._engine.vocab_size, context=self._engine.context)
             if message is not None:
