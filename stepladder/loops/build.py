@@ -25,6 +25,7 @@ from stepladder.loops.config import (
     SearchConfig,
     TrainConfig,
 )
+from stepladder.loops.prm_scoring import prm_members
 from stepladder.loops.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, LabelledProblem, Problem
@@ -192,11 +193,6 @@ def composed_scorer(scorers: Sequence[Any], scores: ScoresConfig, *, decode: Cal
     if scores.check == "arithmetic":
         scorer = CheckedScorer(scorer, lambda step: arithmetic_holds(decode(step)), cap=scores.check_cap)
     return scorer
-
-
-def prm_members(directory: str) -> list[str]:
-    """Return the directories of an ensemble's models, in order; of a single model its own."""
-    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
 
 
 def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: ScoresConfig, number: int, count: int) -> Any:
