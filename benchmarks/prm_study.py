@@ -62,7 +62,7 @@ class Variant:
     spec: PRMSpec = field(default_factory=PRMSpec)
 
 
-EVERY = {"supervise": "every-token"}
+EVERY: dict[str, Any] = {"supervise": "every-token"}
 VARIANTS = {
     "bce": Variant(**EVERY),
     "mse": Variant(loss="mse", **EVERY),

@@ -210,7 +210,7 @@ def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: Sc
     from stepladder.prm.scorer import TransformersStepScorer
     from stepladder.prm.specs import PRMSpec
 
-    options = {"device": config.policy.device, "dtype": config.policy.dtype}
+    options: dict[str, Any] = {"device": config.policy.device, "dtype": config.policy.dtype}
     model = _held_prm((prm_dir, spec), lambda: load_token_classifier(prm_dir, **options))
     return TransformersStepScorer(model, PRMSpec.load(prm_dir), entropy_penalty=scores.entropy_penalty)
 
