@@ -481,7 +481,8 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
 def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:
     if _in_parts(trainer) and settings.lora and settings.lora.four_bit:
         raise ConfigError("training: weights in 4 bits cannot be spread over processes: got lora.four_bit with FSDP or DeepSpeed")
-    with memory_explained(settings, where=lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"):
+    where = lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"  # noqa: E731
+    with memory_explained(settings, where=where, num_processes=trainer.accelerator.num_processes):
         trainer.train(resume_from_checkpoint=checkpoint)
 
 

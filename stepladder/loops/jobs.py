@@ -210,7 +210,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     build.release_weights()
     section = config.prm
     read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
-    rows = [row for path in values for row in read(path)]
+    rows: list[Any] = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
     spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)

@@ -161,7 +161,8 @@ def _two_stages(
     alone = replace(settings, epochs=epochs, lora=None)
     train_stepwise(init, solutions, first, alone, scope="head", **options)
     report = train_stepwise(first, solutions, out_dir, settings, **options)
-    shutil.rmtree(first)
+    # Other processes of the same training may be faster.
+    shutil.rmtree(first, ignore_errors=True)
     return report
 
 

@@ -415,4 +415,4 @@ def test_revisions_are_exported_behind_their_mistake() -> None:
     prompts = [row["prompt"] for _, row in trace_rows([revision, plain], source, dropped)]
     assert prompts == ["<Q?>\ns2\n", "<Q?>\n"] and not dropped
     assert [record for record, _ in trace_chats([revision, plain], source, dropped)] == [plain]
-    assert dropped == {"revision": 1}
+    assert dropped == {"revision, which needs text or token ids": 1}
