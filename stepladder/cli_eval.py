@@ -35,8 +35,8 @@ def evaluate(  # noqa: PLR0913 - one option each
     """Compare search methods at equal budgets of generated tokens.
 
     Every method searches the same problems with the same models; answers are graded afterwards. What a search learns beyond its budget
-    does not count. `greedy` is always run, as a point of reference. DIR holds `comparison.html`, `results.json`, `results.csv`,
-    `results.md` and two charts; stopped with Ctrl-C, the same command continues.
+    does not count. `greedy` is always run, as a point of reference. The directory then holds `comparison.html`,
+    `results.json`, `results.csv`, `results.md` and two charts. Stopped with Ctrl-C, the same command continues.
 
     - `stepladder eval --run runs/demo --out runs/demo-eval`
     - `stepladder eval --run runs/demo --round 1 --method all --tokens 64,256 --seeds 3 --limit 100 --out runs/methods`

@@ -28,6 +28,8 @@ class Estimate(NamedTuple):
     """Rollouts that ended right."""
     total: int
     """Rollouts."""
+    tokens: int = 0
+    """Tokens that they generated."""
 
     @property
     def soft(self) -> float:
@@ -91,12 +93,14 @@ def estimate_prefixes(
         ]
     )
     answers: list[list[str | None]] = [[] for _ in prefixes]
+    tokens = [0] * len(prefixes)
     while results := policy.collect():
         for result in results:
+            tokens[result.ticket] = sum(len(step.token_ids) for sample in result.samples for step in sample)
             answers[result.ticket] = [renderer.extract_answer(sample[-1].text) if sample else None for sample in result.samples]
     asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
     verdicts = iter(verifier.grade(asked))
-    return [Estimate(sum(next(verdicts).correct for _ in given), len(given)) for given in answers]
+    return [Estimate(sum(next(verdicts).correct for _ in given), len(given), count) for given, count in zip(answers, tokens, strict=True)]
 
 
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:

@@ -13,6 +13,7 @@ from typing import Any
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.lm.trackers import check_trackers
 from stepladder.loops.config import (
     Config,
     EvaluateConfig,
@@ -263,6 +264,26 @@ def check_backends(config: Config, *, trains: bool) -> None:
         )
 
 
+def check_training(config: Config) -> None:
+    """Check that the trainings can run as configured, before any work is done; nothing is loaded.
+
+    Raises:
+        ConfigError: If a package, a file or GPUs are missing.
+    """
+    section = config.training
+    check_trackers(section.report_to)
+    if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
+        raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
+    if section.num_processes > 1 and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
+        raise ConfigError(
+            f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
+        )
+    stages = {"warmup.train": config.warmup.train, "sft": config.sft, "preference": config.preference, "prm.train": config.prm.train}
+    quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")
+
+
 def _vllm_policy(config: Config, policy_dir: str) -> Any:
     from stepladder.lm.loading import load_model_settings, load_tokenizer
     from stepladder.lm.vllm import VLLMEngine
@@ -441,13 +462,13 @@ def release_weights() -> None:
     _prms().clear()
 
 
-def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
+def train_settings(section: TrainConfig, *, seed: int, config: Config) -> Any:
     """Return the plain training settings of a section."""
     from stepladder.lm.training import LoraSettings, TrainSettings
 
     plain = {name: getattr(section, name) for name in TrainConfig.model_fields if name != "lora"}
     lora = LoraSettings(**section.lora.model_dump()) if section.lora else None
-    return TrainSettings(**plain, lora=lora, seed=seed, device=device)
+    return TrainSettings(**plain, lora=lora, seed=seed, device=config.policy.device, report_to=config.training.report_to)
 
 
 def build_preference_objective(section: PreferenceConfig) -> Any:

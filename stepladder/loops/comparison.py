@@ -9,16 +9,16 @@ A cell is one method at one budget with one seed. Its search sees no answers and
 of a step, so it may go beyond its budget, by its first wave or by the last expansion. What it learns there does not count: its answer is
 the one it would have given when the budget was spent. Budgets are therefore equal to the token, whatever a method asks for at once.
 
-A method that draws whole solutions draws one at a time here, which changes nothing but where it can be stopped. One whose schedule is made
-for a number of simulations (gumbel) is run at each budget once before, as a pilot, and gets the mean number that the budget paid for. A
-greedy method takes what it takes, whatever the budget, and is a point.
+Of a method that draws whole solutions, the draws count that fit. One whose schedule is made for a number of simulations (gumbel) is run at
+each budget once before, as a pilot, and gets the mean number that the budget paid for. A greedy method takes what it takes, whatever the
+budget, and is a point.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,7 @@ def read_contenders(texts: Sequence[str]) -> list[Contender]:
 
 def _contender(text: str) -> Contender:
     name, *options = text.split(",")
-    method = resolve_method(name, **dict(map(read_option, options)))
-    # Draws know nothing of each other, so how many are asked for at once is a matter of speed alone.
-    return Contender(label=text, method=replace(method, wave=1) if method.samples_solutions else method)
+    return Contender(label=text, method=resolve_method(name, **dict(map(read_option, options))))
 
 
 def read_budgets(text: str) -> list[int]:

@@ -23,6 +23,7 @@ PATH_KEYS = (
     ("prm", "model"),
     ("prm", "reference"),
     ("warmup", "solutions"),
+    ("training", "accelerate_config"),
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
 
@@ -32,6 +33,7 @@ _SPEED_ONLY = (
     ("policy", "max_batch"),
     *(("policy", "vllm", name) for name in ("memory_share", "prm_memory_share", "tensor_parallel", "data_parallel", "block_size")),
     ("policy", "openai"),
+    ("training",),
 )
 """Settings that may change when a run is continued: they do not change what a given round produces."""
 
@@ -187,6 +189,8 @@ class LoraConfig(Section):
     """Scale numerator: updates are scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter input."""
+    four_bit: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA); needs the package bitsandbytes."""
 
 
 class TrainConfig(Section):
@@ -201,7 +205,7 @@ class TrainConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Rows per update."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass; None is the whole batch. Lower it when memory runs out."""
+    """Rows per forward pass of a process; None is its whole share of the batch. Lower it when memory runs out."""
     packed: bool = True
     """Merge the rows of a problem into trees, so that every shared token is forwarded once; gradients are those of separate rows."""
     row_tokens: int = Field(default=1024, ge=1)
@@ -218,8 +222,34 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Updates between checkpoints from which a killed training continues; 0 starts it over."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept while training; with ``held_out`` the best one is kept besides."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the problems not trained on: the weights of the checkpoint with the lowest loss on them are saved. 0 saves the last ones."""
     lora: LoraConfig | None = None
     """Train adapters only."""
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> Self:
+        if self.held_out and not self.checkpoint_every:
+            raise ValueError("held_out chooses among checkpoints and needs checkpoint_every > 0")
+        return self
+
+
+class TrainingConfig(Section):
+    """How trainings run, whatever they train."""
+
+    num_processes: int = Field(default=1, ge=1)
+    """Processes that train one model together, one per GPU of this machine. They share every update; results differ by rounding."""
+    accelerate_config: str | None = None
+    """Configuration file of accelerate, for a model that one GPU cannot hold with its optimiser (FSDP, DeepSpeed); None is a copy each."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Trackers that are told every update's loss, learning rate and gradient norm."""
+
+    @property
+    def launched(self) -> bool:
+        """Whether trainings are started by accelerate, in processes of their own."""
+        return self.num_processes > 1 or self.accelerate_config is not None
 
 
 class PreferenceConfig(TrainConfig):
@@ -473,6 +503,7 @@ class Config(Section):
     prm: PRMConfig = PRMConfig()
     search: SearchConfig = SearchConfig()
     labels: LabelsConfig = LabelsConfig()
+    training: TrainingConfig = TrainingConfig()
     sft: TrainConfig = TrainConfig()
     preference: PreferenceConfig = PreferenceConfig()
     start_from: Literal["best", "base"] = "best"

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data import rollouts
 from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, value_rows
 from stepladder.data.metrics import known_within
+from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import (
     read_graded,
@@ -39,6 +39,7 @@ from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
 from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.loops.workers import Progress, report_progress
+from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.qvalues import aggregate_scores
@@ -125,10 +126,11 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(config.warmup.train, seed=config.run.seed, device=config.policy.device)
+    settings = build.train_settings(config.warmup.train, seed=config.run.seed, config=config)
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
+    build.step_format(config).save(out)
     return _summary(report)
 
 
@@ -157,13 +159,14 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     if traces:
         sft_out = out.with_name("sft") if preferences else out
         if not sft_out.exists():
-            settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
+            settings = build.train_settings(config.sft, seed=seed, config=config)
             report = train_sft(start, traces, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
     if preferences:
         common["on_progress"] = _training_progress(f"{stage} preferences")
         summaries["preference"] = _summary(_train_preferences(config, preferences, start, base, out, seed, common))
+    build.step_format(config).save(out)
     return summaries
 
 
@@ -184,7 +187,7 @@ def _train_preferences(config: Config, rows: list[Any], start: str, base: str, o
         start,
         rows,
         out,
-        build.train_settings(section, seed=seed, device=config.policy.device),
+        build.train_settings(section, seed=seed, config=config),
         **common,
         objective=build.build_preference_objective(section),
         reference={"start": None, "base": base, "sampler": SAMPLER}[section.reference],
@@ -206,7 +209,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     rows = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
-    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, device=config.policy.device)
+    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)
     common: dict[str, Any] = {
         "renderer_hash": build.build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
@@ -215,12 +218,16 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     }
     try:
         if spec.family == "implicit":
-            return _summary(train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference)))
-        # A model to go on from says itself what it is; what is asked of a new head must fit the loss.
-        kept = None if section.model is not None else spec
-        return _summary(train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise))
+            report = train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference))
+        else:
+            # A model to go on from says itself what it is; a new head is what the configuration says.
+            kept = None if section.model is not None else spec
+            report = train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise)
     except (BackendError, DataFormatError) as error:
         return {"failed": str(error)}
+    # With its format a model can be scored with and evaluated outside the run.
+    build.step_format(config).save(out)
+    return _summary(report)
 
 
 def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
@@ -232,13 +239,15 @@ def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
-    """Ask the policy from the prefixes of a shard of trees how they may end, and write value rows."""
+    """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
+    tokens = 0
     records = read_trees(trees)
     renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
     with build.build_verifier(config.problems, problems) as verifier:
 
-        def ask(prefixes: Sequence[rollouts.Prefix]) -> list[rollouts.Estimate]:
-            return rollouts.estimate_prefixes(
+        def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
+            nonlocal tokens
+            estimates = estimate_prefixes(
                 policy,
                 renderer,
                 verifier,
@@ -248,13 +257,16 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
                 max_steps=config.search.max_depth,
                 max_step_tokens=config.search.max_step_tokens,
             )
+            tokens += sum(estimate.tokens for estimate in estimates)
+            return estimates
 
         if config.prm.target == "first-error":
-            given = rollouts.first_error_values(records, ask)
+            given = first_error_values(records, ask)
         else:
-            given = rollouts.rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+            given = rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+    atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": tokens}) + "\n")
     write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
-    report_progress(Progress(stage=stage, items=len(problems)))
+    report_progress(Progress(stage=stage, items=len(problems), tokens=tokens))
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -315,7 +327,7 @@ def compare_shard(
         engine.scorer = calls = _CountedScorer(engine.scorer)
     results = _run(engine, problems, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
-        answers = [(result.problem_id, answer_within(result, budget.max_tokens)) for result in results]
+        answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
         verdicts = verifier.grade(answers)
     rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
     costs = {
@@ -327,11 +339,25 @@ def compare_shard(
     atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
 
 
-def answer_within(result: SearchResult, max_tokens: int | None) -> str | None:
-    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet."""
-    if max_tokens is None or result.tree.generated_tokens <= max_tokens:
+def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
+
+    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
+    """
+    tree = result.tree
+    if max_tokens is None or tree.generated_tokens <= max_tokens:
         return result.answer
-    return known_within(result.anytime, max_tokens)
+    if not method.samples_solutions:
+        return known_within(result.anytime, max_tokens)
+    tally, spent = AnswerTally(method.answer_rule), 0
+    for path in _draws(tree):
+        spent += sum(len(tree.token_ids[step]) for step in path)
+        if spent > max_tokens:
+            break
+        answer = tree.answers[path[-1]]
+        if answer is not None:
+            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
+    return tally.leader()
 
 
 def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
@@ -364,11 +390,12 @@ class _CountedScorer:
         return self._scorer.collect()
 
 
-def label_rollouts(*, config: Config, rollouts: Path, values: Path, step_pairs: Path) -> None:
+def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Path) -> None:
     """Turn a shard of rollouts into what the PRM learns from."""
     records = read_trees(rollouts)
+    _write_step_pairs(config, records, compared)
+    # Last, since the job is done when they are there.
     write_values(values, _value_rows(config, records).rows)
-    _write_step_pairs(config, records, step_pairs)
 
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
@@ -450,22 +477,30 @@ def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: C
 
 
 def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn.
+    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
+    tree = result.tree
+    draws = _draws(tree)
+    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
+    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
+
+
+def _draws(tree: TreeRecord) -> list[list[int]]:
+    """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
 
     Every draw has a last node of its own, and nodes are numbered in the order of the draws.
     """
-    tree = result.tree
-    last_nodes = [node for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
-    verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last_nodes])
-    return [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
+    draws = []
+    for node, reason in enumerate(tree.stop_reasons):
+        if reason != StopReason.STEP:
+            path = []
+            while node > 0:
+                path.append(node)
+                node = tree.parents[node]
+            draws.append(path[::-1])
+    return draws
 
 
-def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[str, Any]:
-    path = []
-    while node > 0:
-        path.append(node)
-        node = tree.parents[node]
-    path.reverse()
+def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
     answer = tree.answers[path[-1]]
     return {
         "num_tokens": sum(len(tree.token_ids[step]) for step in path),

@@ -19,6 +19,7 @@ from stepladder.loops import evaluate, jobs
 from stepladder.loops.config import Config
 from stepladder.loops.gate import GateDecision, fails, fall_back, gate_policy, gate_prm
 from stepladder.loops.labelling import LabelSources
+from stepladder.loops.launch import run_launched
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import RunDir
 from stepladder.loops.workers import Task, WorkerPool
@@ -86,6 +87,14 @@ class RoundContext:
         with self.display.stages(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
 
+    def train(self, tasks: list[Task], totals: Mapping[str, int | None]) -> list[Any]:
+        """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
+        if not self.config.training.launched:
+            return self.work(tasks, totals)
+        self.pool.rest()
+        with self.display.stages(totals) as on_progress:
+            return [run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress) for task in tasks]
+
 
 def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     """Run what is missing of a round and return its figures, ``seconds`` excepted."""
@@ -101,9 +110,9 @@ def run_round(context: RoundContext, number: int) -> dict[str, Any]:
     _label_imported(context, best_policy)
     training = {"policy": _train(context, number, best_policy)}
     rollouts = _roll_out(context, number)
-    _estimate(context, number, best_policy)
+    estimated_tokens = _estimate(context, number, best_policy)
     training["prm"] = _train_prm(context, number, best_policy, best_prm)
-    search["rollout_tokens"] = rollouts["generated_tokens"] if rollouts else 0
+    search["rollout_tokens"] = (rollouts["generated_tokens"] if rollouts else 0) + estimated_tokens
     return _judge(context, number, best_policy=best_policy, best_prm=best_prm, training=training, search=search, labels=labels)
 
 
@@ -136,7 +145,7 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
                 "config": config,
                 "rollouts": run.shard(number, "rollouts", index),
                 "values": run.shard(number, "rollout-values", index),
-                "step_pairs": run.shard(number, "rollout-step-pairs", index),
+                "compared": run.shard(number, "rollout-step-pairs", index),
             },
         )
         for index in range(len(context.shards("train")))
@@ -146,14 +155,15 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
     return evaluate.search_figures(run.shards("rollouts", rounds=[number]))
 
 
-def _estimate(context: RoundContext, number: int, policy_version: int) -> None:
-    """Ask the newest policy from every prefix of the round's trees, or of its rollouts where there are any, how it may end."""
+def _estimate(context: RoundContext, number: int, policy_version: int) -> int:
+    """Ask the newest policy from every prefix of the round's trees, or of its rollouts, how it may end; return the tokens that took."""
     run, config = context.run, context.config
     if not (_trains_prm(config) and config.prm.target in _ESTIMATED):
-        return
+        return 0
     kind = "rollouts" if run.shards("rollouts", rounds=[number]) else "trees"
     models = context.models(number, number if run.policy(number).exists() else policy_version, None)
     _over_shards(context, number, jobs.estimate_shard, "estimated-values", models, stage="estimates", source=("trees", kind))
+    return sum(_read_json(path.with_suffix(".json"))["generated_tokens"] for path in run.shards("estimated-values", rounds=[number]))
 
 
 def _trains_prm(config: Config) -> bool:
@@ -327,7 +337,7 @@ def _trained(context: RoundContext, number: int, name: str, tasks: list[Task], t
         # A model without its summary is trained again: it comes out the same, and the round's figures stay complete.
         shutil.rmtree(folder / name, ignore_errors=True)
         with context.stage(number, f"train {name}"):
-            done = _ensemble_summary(context.work(tasks, totals))
+            done = _ensemble_summary(context.train(tasks, totals))
         if "failed" in done:
             shutil.rmtree(folder / name, ignore_errors=True)
         atomic_write_text(summary, json.dumps(done, indent=2) + "\n")

@@ -36,6 +36,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     build.check_labels(config)
     build.check_model(config.policy)
     build.check_backends(config, trains=True)
+    build.check_training(config)
     problems = build.build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
     _check_imported(run, config)

@@ -65,7 +65,7 @@ class RunDir:
         return str(self.prm(version)) if version else str(config.prm.model)
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or one of the last two of rollouts."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
@@ -171,7 +171,8 @@ def software() -> dict[str, Any]:
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
     for section, key in PATH_KEYS:
-        value = plain[section][key]
+        # A run of an earlier version does not have every setting.
+        value = plain[section].get(key)
         if isinstance(value, str) and value.startswith(old):
             plain[section][key] = new + value[len(old) :]
     return plain

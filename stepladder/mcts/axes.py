@@ -12,11 +12,12 @@ from typing import Any
 from stepladder.errors import ConfigError
 from stepladder.mcts.answer_rules import ANSWER_RULES
 from stepladder.mcts.backup import BACKUP_RULES
+from stepladder.mcts.descent import DESCENTS, NORMALISATIONS
 from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES
 from stepladder.mcts.resample import RESAMPLE_WEIGHTS
-from stepladder.mcts.selection import NORMALISATIONS, PRIORS
+from stepladder.mcts.selection import PRIORS
 
-SELECTIONS = ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel", "best-first", "depth-first", "beam", "resample", "sample")
+SELECTIONS = (*DESCENTS, "best-first", "depth-first", "beam", "resample", "sample")
 EVALUATIONS = ("children", "leaf", "best")
 TERMINAL_RULES = ("skip", "revisit")
 ESTIMATES = ("step", "path")
@@ -220,7 +221,7 @@ class SearchMethod:
     @property
     def descends(self) -> bool:
         """Whether selection follows edges from the root (or the committed node) down."""
-        return self.selection in ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel")
+        return self.selection in DESCENTS
 
     def settings(self) -> dict[str, Any]:
         """Return the axes that are not at their defaults."""

@@ -20,8 +20,9 @@ import numpy as np
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
 from stepladder.mcts.axes import SearchMethod
-from stepladder.mcts.gumbel import gumbel_scores
-from stepladder.mcts.selection import NO_LEAF, Scores, reserve_waves, select_beam, select_descent, select_frontier, select_root, tree_scores
+from stepladder.mcts.descent import NO_LEAF, DescentRule, descent_rule, select_descent
+from stepladder.mcts.gumbel import halving_schedules
+from stepladder.mcts.selection import reserve_waves, select_beam, select_frontier, select_root
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
@@ -219,27 +220,24 @@ class _Run:
         self._noise = np.zeros((num_trees, num_slots))
         """Gumbel noise of the root's slots."""
         if method.descends:
-            self._scores = self._edge_scores()
+            self._rule = self._descent_rule()
 
-    def _edge_scores(self) -> Scores:
-        method = self.engine.method
-        if method.selection == "gumbel":
-            return gumbel_scores(
-                noise=self._noise,
-                num_simulations=self.engine.budget.num_simulations - 1,
-                max_considered=method.max_considered,
-                value_scale=float(method.value_scale),
-                maxvisit_init=float(method.maxvisit_init),
-                rescale=method.rescale_values,
-            )
-        return tree_scores(
+    def _descent_rule(self) -> DescentRule:
+        method, num_simulations = self.engine.method, self.engine.budget.num_simulations
+        return descent_rule(
             selection=method.selection,
-            c=float(method.c),
-            c_base=float(method.c_base),
             unvisited=method.unvisited,
-            unvisited_bonus=float(method.unvisited_bonus),
+            unvisited_bonus=method.unvisited_bonus,
             normalise=method.normalise,
-            critic_mix=float(method.critic_mix),
+            critic_mix=method.critic_mix,
+            c=method.c,
+            c_base=method.c_base,
+            discount=method.discount,
+            value_scale=method.value_scale,
+            maxvisit_init=method.maxvisit_init,
+            rescale=method.rescale_values,
+            noise=self._noise,
+            schedules=halving_schedules(self._noise.shape[1], num_simulations - 1, max_considered=method.max_considered),
         )
 
     def event(self) -> SearchEvent:
@@ -334,7 +332,7 @@ class _Run:
             return select_frontier(self._tree, rows, sizes, deepest_first=deepest_first, min_value=float(method.min_value))
         if method.descends:
             starts = np.array([state.base for state in states])
-            return select_descent(self._tree, rows, sizes, scores=self._scores, discount=method.discount, starts=starts)
+            return select_descent(self._tree, rows, sizes, rule=self._rule, starts=starts)
         if method.selection == "resample":
             return self._resample(states, sizes)
         waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.widths for state in states]))

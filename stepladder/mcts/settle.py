@@ -18,7 +18,7 @@ from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.selection import mix_root_noise, sibling_priors
 from stepladder.mcts.state import SearchState
-from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land_rows
+from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land
 from stepladder.mcts.wave import Expansion
 from stepladder.types import StopReason
 
@@ -51,7 +51,7 @@ class Waves:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Where returns enter the trees, in wave order within each row."""
+    """Where returns enter the trees, in wave order."""
 
     rows: Int[np.ndarray, "P"]
     nodes: Int[np.ndarray, "P"]
@@ -74,11 +74,10 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
     num_slots = 1 if method.samples_solutions else int(waves.sizes.max())
     tree = grow(tree, num_nodes=max(len(state.table.steps) for state in states), num_slots=num_slots)
     _write_nodes(tree, waves, worths, priors, _born_visited(waves, worths, method), method)
-    land_rows(tree, np.array([state.row for state in states]))
-    if method.samples_solutions:
-        _back_up(tree, _sampled_paths(waves, worths), rule="mean", discount=method.discount)
-    else:
-        _back_up(tree, _paths(tree, waves, worths, method), rule=method.backup, discount=method.discount)
+    land(tree, waves.rows, waves.leaves)
+    paths = _sampled_paths(waves, worths) if method.samples_solutions else _paths(tree, waves, worths, method)
+    rule = "mean" if method.samples_solutions else method.backup
+    backup_paths(tree, paths.rows, paths.nodes, paths.returns, opened=paths.opened, rule=rule, discount=method.discount)
     for state in states:
         state.end_wave(tree)
         if method.commit is not None and state.may_commit:
@@ -221,12 +220,12 @@ def _write_nodes(
             slots=np.full(new, Tree.NO_SLOT) if method.samples_solutions else waves.slots,
             depths=np.array(_flat(table.depths[used] for table, used in tables), np.int64),
             priors=priors.astype(np.float32),
+            rewards=(np.zeros(new) if method.reward == "none" else _gains(tree, waves, worths)).astype(np.float32),
             raw_values=worths.astype(np.float32),
             visited=visited,
             selectable=waves.goes_on | (method.terminals == "revisit"),
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
-            rewards=None if method.reward == "none" else _gains(tree, waves, worths).astype(np.float32),
         ),
     )
 
@@ -267,16 +266,6 @@ def _sampled_paths(waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
     return Paths(
         rows=waves.rows[owners], nodes=ends, returns=worths[starts[owners] + ends - firsts[owners]], opened=np.zeros(len(ends), np.int64)
     )
-
-
-def _back_up(tree: Tree, paths: Paths, *, rule: str, discount: float) -> None:
-    # Rows come in blocks; the n-th paths of all rows go up together.
-    first_of_row = np.flatnonzero(np.append(True, paths.rows[1:] != paths.rows[:-1]))
-    lengths = np.diff(np.append(first_of_row, len(paths.rows)))
-    places = np.arange(len(paths.rows)) - np.repeat(first_of_row, lengths)
-    for place in range(int(lengths.max())):
-        at = np.flatnonzero(places == place)
-        backup_paths(tree, paths.rows[at], paths.nodes[at], paths.returns[at], opened=paths.opened[at], rule=rule, discount=discount)
 
 
 def _sums(values: np.ndarray, waves: Waves) -> Float[np.ndarray, "E"]:

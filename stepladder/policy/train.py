@@ -29,7 +29,9 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
+from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import Layout, PackableRow, PackedPass, PackedRow, group_rows, lay_out, pack_rows
+from stepladder.lm.processes import gathered, this_process
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
@@ -41,12 +43,12 @@ from stepladder.lm.training import (
     TrainSettings,
     autocast,
     identity_of,
+    load_options,
     packed_collate,
     packed_layout,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.lm.tree_attention import tree_attention, tree_inputs
 from stepladder.policy.losses import IGNORE
@@ -447,18 +449,20 @@ def add_reference(
 def _with_references(
     model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
 ) -> list[RowT]:
-    """Forward the rows in the order given."""
-    size = settings.micro_batch_size or settings.batch_size
-    found: dict[int, RowT] = {}
-    for start in range(0, len(order), size):
-        indices = order[start : start + size]
+    """Forward the rows in the order given, in parts that processes take in turn."""
+    size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[tuple[int, RowT]] = []
+    for indices in parts[here.process_index :: here.num_processes]:
         batch = collate([rows[i] for i in indices])
-        with autocast(settings, model.device):
+        explained = memory_explained(settings, where=lambda: "the reference pass")
+        with autocast(settings, model.device), explained:
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
         # Completions of one kind stand together, in the order of the rows.
         for i, values in zip(indices, contrast_sums(logps.cpu(), batch).view(-1, len(indices)).T.tolist(), strict=True):
-            found[i] = rows[i].with_reference(values)
-    return [found[i] for i in range(len(rows))]
+            found.append((i, rows[i].with_reference(values)))
+    by_index = dict(gathered(found, here))
+    return [by_index[i] for i in range(len(rows))]
 
 
 def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:
@@ -486,7 +490,7 @@ def _check_known(objective: PreferenceObjective, rows: Sequence[PreferenceRow], 
 def load_policy(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
     """Load a policy as the settings train it."""
     with quiet():
-        return load_causal_lm(model_dir, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
+        return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

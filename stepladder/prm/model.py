@@ -26,6 +26,7 @@ def initialise_prm(
     device: str = "auto",
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> tuple[PreTrainedModel, PRMSpec]:
     """Return a process reward model to train, and how its scores are read.
 
@@ -39,6 +40,7 @@ def initialise_prm(
         spec: What the model is to be, ``renderer_hash`` aside; None is a value head with a sigmoid, or whatever an earlier model is.
         device: As for ``load_token_classifier``.
         dtype: As for ``load_token_classifier``.
+        quantization: As for ``load_token_classifier``.
         trust_remote_code: Run code that ships with a hub model.
 
     Raises:
@@ -46,7 +48,7 @@ def initialise_prm(
         ConfigError: If device or dtype cannot be had, or the earlier model is not what ``spec`` asks for.
         DataFormatError: If the earlier model was trained on rows of another renderer.
     """
-    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     wanted = replace(spec or PRMSpec(), renderer_hash=renderer_hash)
     if not (Path(start) / SPEC_FILE).is_file():
         return new_head_model(start, num_outputs=wanted.num_outputs, seed=seed, **options), wanted
@@ -70,7 +72,7 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
         start: Policy directory or hub id.
         num_outputs: Outputs per token, >= 1.
         seed: Seed of the head, >= 0.
-        options: Device, dtype and trust_remote_code, as for ``load_token_classifier``.
+        options: Device, dtype, trust_remote_code and quantization, as for ``load_token_classifier``.
 
     Raises:
         CheckpointError: If the model cannot be read, or its head is not linear.

@@ -18,10 +18,10 @@ from stepladder.lm.training import (
     TrainReport,
     TrainSettings,
     identity_of,
+    load_options,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.prm.model import initialise_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
@@ -89,8 +89,7 @@ def train_value(
             spec=spec,
             renderer_hash=renderer_hash,
             seed=settings.seed,
-            device=settings.device,
-            dtype=training_dtype(settings),
+            **load_options(settings),
             trust_remote_code=trust_remote_code,
         )
     objective = StepObjective(loss_name=loss, spec=spec)

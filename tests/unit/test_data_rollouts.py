@@ -46,9 +46,9 @@ def scripted(prefix_ids, sample, seed):
 
 
 def test_rollouts_from_every_prefix_are_counted():
-    """Half of four rollouts are right without token 9 and none with it, whatever order the results arrive in."""
+    """Half of four rollouts, of two tokens each, are right without token 9 and none with it, whatever order the results arrive in."""
     prefixes = [Prefix(PROBLEM, ids) for ids in ((), (3,), (3, 9), (3, 9, 4))]
-    expected = [Estimate(2, 4), Estimate(2, 4), Estimate(0, 4), Estimate(0, 4)]
+    expected = [Estimate(2, 4, 8), Estimate(2, 4, 8), Estimate(0, 4, 8), Estimate(0, 4, 8)]
     for shuffle in (None, 5):
         policy = ScriptedPolicy(scripted, shuffle_seed=shuffle)
         got = estimate_prefixes(policy, Renderer(), IsFive(), prefixes, num_rollouts=4, seed=0)

@@ -4,12 +4,13 @@ import json
 import random
 import xml.dom.minidom
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops import build
-from stepladder.loops.comparison import Comparison, read_budgets, read_contenders, run_comparison
+from stepladder.loops.comparison import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.loops.config import Config
 from stepladder.loops.jobs import answer_within
 from stepladder.loops.progress import ProgressDisplay
@@ -19,6 +20,7 @@ from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.report.comparison import render_csv, render_markdown, render_page, render_table, write_comparison
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
 from stepladder.types import Budget, LabelledProblem, Problem, Provenance, StopReason, derive_seed
+from tests import report_run
 
 STEP_TOKENS, NUM_STEPS = 3, 2
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
@@ -98,7 +100,7 @@ def test_every_method_comes_to_a_result_within_its_budget(world, tmp_path, name)
     assert 0 <= figure["interval"][0] <= figure["accuracy"] <= figure["interval"][1] <= 1
     rollouts = method.rollouts * SOLUTION_TOKENS * method.num_children
     expansion = SOLUTION_TOKENS if method.samples_solutions else method.num_children * STEP_TOKENS + rollouts
-    first = expansion if method.samples_solutions else method.root_samples * STEP_TOKENS + rollouts
+    first = method.wave * SOLUTION_TOKENS if method.samples_solutions else method.root_samples * STEP_TOKENS + rollouts
     for row in results["outcomes"]:
         assert row["generated_tokens"] < max(first + 1, budget + expansion), row
 
@@ -119,11 +121,35 @@ def test_an_answer_counts_from_the_token_at_which_it_was_known():
 
     budgets = (5, 10, 20, 29, 30, 99, None)
     expected = [None, None, "early", "early", "final", "final", "final"]
-    assert [answer_within(result(30), budget) for budget in budgets] == expected
+    assert [answer_within(result(30), resolve_method("mcts"), budget) for budget in budgets] == expected
+
+
+@pytest.mark.parametrize("name", ["majority", "best-of-n", "weighted-vote"])
+def test_draws_that_fit_give_the_answer_that_they_would_give_alone(name):
+    """Of seven draws, asked for two at a time, 41 tokens pay for six: the answer is that of a search that drew six."""
+    method = resolve_method(name, wave=2)
+    asked = [Problem(id=f"p{i}", question=f"q{i}") for i in range(12)]
+    seven, six = (
+        list(
+            SearchEngine(
+                policy=ScriptedPolicy(propose),
+                scorer=TableScorer(score),
+                renderer=CharRenderer(),
+                method=method,
+                budget=Budget(num_simulations=number),
+                provenance=PROVENANCE,
+            ).search(asked)
+        )
+        for number in (7, 6)
+    )
+    for longer, exact in zip(seven, six, strict=True):
+        assert (longer.tree.generated_tokens, exact.tree.generated_tokens) == (7 * SOLUTION_TOKENS, 6 * SOLUTION_TOKENS)
+        assert answer_within(longer, method, 7 * SOLUTION_TOKENS - 1) == exact.answer
+        assert answer_within(longer, method, SOLUTION_TOKENS - 1) is None
 
 
 def test_figures_by_hand(world, tmp_path):
-    """Majority at 20 tokens is what three draws of six tokens say; the fourth draw, which it asks for, does not count."""
+    """Majority at 20 tokens is what three draws of six tokens say; the fourth, which is asked for with them, does not count."""
     results = compare(tmp_path, ["majority"], budgets=[20], num_seeds=1)
     (figure, point) = results["figures"]
     for row in results["outcomes"][:6]:
@@ -131,17 +157,18 @@ def test_figures_by_hand(world, tmp_path):
             policy=ScriptedPolicy(propose),
             scorer=TableScorer(score),
             renderer=CharRenderer(),
-            method=resolve_method("majority", wave=1),
-            budget=Budget(num_simulations=3),
+            method=resolve_method("majority"),
+            budget=Budget(num_simulations=4),
             provenance=PROVENANCE,
         )
-        (three,) = engine.search([Problem(id=row["problem_id"], question="q" + row["problem_id"][1:])])
-        assert three.tree.generated_tokens == 18
-        assert (row["answer"], row["correct"], row["generated_tokens"]) == (three.answer, three.answer == "1", 24)
+        (four,) = engine.search([Problem(id=row["problem_id"], question="q" + row["problem_id"][1:])])
+        first_three = [answer for answer in four.tree.answers if answer is not None][:3]
+        winner = max("12", key=first_three.count)
+        assert (row["answer"], row["correct"], row["generated_tokens"]) == (winner, winner == "1", 24)
     assert figure["accuracy"] == pytest.approx(sum(row["correct"] for row in results["outcomes"][:6]) / 6)
-    assert (figure["tokens"], figure["tokens_beyond"], figure["policy_calls"], figure["simulations"]) == (20.0, 4.0, 4.0, 4.0)
+    assert (figure["tokens"], figure["tokens_beyond"], figure["policy_calls"], figure["simulations"]) == (20.0, 4.0, 1.0, 4.0)
     assert figure["answered"] == 1.0
-    # A draw's request holds its new steps, which a draw that repeats another does not have.
+    # One request holds the four draws; those that repeat another's first step are in a second one.
     assert 1 <= figure["prm_calls"] <= 4
     assert (point["method"], point["budget"], point["tokens"], point["seeds"]) == ("greedy", None, 6.0, 1)
     assert figure["difference"] is None, "the baseline is not set against itself"
@@ -235,11 +262,37 @@ def test_foreign_and_damaged_files_are_refused(world, tmp_path):
         compare(tmp_path / "ours")
 
 
+def test_a_run_gives_models_and_problems(tmp_path):
+    """Best models or those of a round, adopted or not; a split of the run's problems, cut to the limit; or a file of one's own."""
+    files = {}
+    for name in ("train", "held_out", "test"):
+        rows = [{"id": f"{name}-{i}", "question": f"{name} {i}", "answer": "1"} for i in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    run = report_run.write_run(tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}))
+    for number in range(4):
+        run.policy(number).mkdir(parents=True)
+    asked = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": None}
+    asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
+    best = resolve_comparison(**asked)
+    assert (best.policy, best.prm, best.budgets) == (str(run.policy(2)), str(run.prm(3)), [8, 64])
+    assert [labelled.problem.id for labelled in best.problems] == [f"test-{i}" for i in range(9)]
+    third = resolve_comparison(**asked | {"number": 3, "split": "held_out", "limit": 2, "prm": "none"})
+    assert (third.policy, third.prm) == (str(run.policy(3)), None)
+    assert [labelled.problem.id for labelled in third.problems] == ["held_out-0", "held_out-1"]
+    own = resolve_comparison(**asked | {"problems": Path(files["train"]), "number": 0})
+    assert (own.policy, own.prm, len(own.problems)) == (str(run.policy(0)), None, 9)
+    with pytest.raises(CheckpointError, match="round 9 must be finished: 4 rounds are, from 0 on"):
+        resolve_comparison(**asked | {"number": 9})
+    with pytest.raises(ConfigError, match="--split: must be one of train, held_out, test: got 'dev'"):
+        resolve_comparison(**asked | {"split": "dev"})
+
+
 def test_contenders_are_read(tmp_path):
-    """Settings follow a comma, ``all`` is every method, the reference comes last, and draws are made one at a time."""
+    """Settings follow a comma, ``all`` is every method, and the reference comes last."""
     named = read_contenders(["beam,wave=2,num_children=3", "majority", "majority"])
     assert [each.label for each in named] == ["beam,wave=2,num_children=3", "majority", "greedy"]
-    assert (named[0].method.wave, named[0].method.num_children, named[1].method.wave) == (2, 3, 1)
+    assert (named[0].method.wave, named[0].method.num_children) == (2, 3)
     assert {each.label for each in read_contenders(["all"])} == set(METHODS)
     assert [each.label for each in read_contenders([])][-1] == "greedy"
     assert [each.is_point for each in read_contenders(["best-of-n,temperature=0", "mcts"])] == [True, False, True]

@@ -112,6 +112,18 @@ def test_solve_is_guided_by_an_implicit_model_and_by_a_judge(tmp_path, policy):
     assert all(score is None or 0.0 <= score <= 1.0 for score in scores)
 
 
+def test_a_policy_judges_its_own_steps(tmp_path, policy):
+    """`--prm self` is the policy under a judge's spec: the named one wants a chat template, another can be told."""
+    assert "chat template" in solve(tmp_path, policy, "--prm", "self", code=2)[0]
+    judge = replace(NAMED_SPECS["judge"].spec, prompt="plain", good="a", bad="b", verdict="([ab])", num_verdicts=2)
+    judge.save(tmp_path)
+    (tmp_path / "stepladder_prm.json").rename(tmp_path / "judge.json")
+    short = ("--prm-spec", tmp_path / "judge.json", "--set", "search.max_step_tokens=5", "--set", "search.max_depth=2")
+    _, scores = solve(tmp_path, policy, "--prm", "self", *short)
+    _, named = solve(tmp_path, policy, "--prm", policy, *short)
+    assert scores == named and any(score is not None for score in scores)
+
+
 def test_several_prms_are_one_scorer_as_the_settings_say(tmp_path, policy):
     """The worst of two and their mean are those of the members' own scores; bounds and checks come behind; settings are validated."""
     renderer = PromptRenderer(load_tokenizer(policy), StepFormat())
