@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
@@ -301,11 +301,11 @@ class ObjectiveTrainer(Trainer):
         mine = plan.schedule.micro_batches[here.process_index :: here.num_processes]
         rows = plan.batches()
         batches = [plan.batch([rows[i] for i in batch]) for batch in mine]
-        counts, total = self._counts(batches), torch.zeros((), device=self.args.device)
-        self.model_wrapped.eval()
+        counts, total, model = self._counts(batches), torch.zeros((), device=self.args.device), cast(nn.Module, self.model_wrapped)
+        model.eval()
         for batch in batches:
             with self.compute_loss_context_manager():
-                total += self._objective.loss(self.model_wrapped, self._prepare_inputs(batch), counts) * batch["counted"]
+                total += self._objective.loss(model, self._prepare_inputs(batch), counts) * batch["counted"]
         metrics = {"eval_loss": float(here.reduce(total, reduction="sum"))}  # pyright: ignore[reportArgumentType]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -493,7 +493,7 @@ def _in_parts(trainer: Trainer) -> bool:
 
 def _gathered(trainer: ObjectiveTrainer, settings: TrainSettings, kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """Return the trained model without adapters where its weights lie in parts; only in the first process it has them."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = cast(dict[str, Tensor], trainer.accelerator.get_state_dict(trainer.model_wrapped))
     whole = with_adapters(whole_model(kind, config), settings.lora, seed=settings.seed)
     if not trainer.accelerator.is_main_process:
         return core_model(whole)
