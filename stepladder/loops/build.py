@@ -207,12 +207,19 @@ def _vllm_policy(config: Config, policy_dir: str) -> Any:
 
 
 def _vllm_scorer(config: Config, prm_dir: str) -> Any:
+    from stepladder.prm.loading import load_head
     from stepladder.prm.specs import PRMSpec
-    from stepladder.prm.vllm import VLLMStepScorer, start_scoring_engine
+    from stepladder.prm.vllm import VLLMOutputs, VLLMStepScorer
+
+    spec = PRMSpec.load(prm_dir)
+    return VLLMStepScorer(VLLMOutputs(_prm_engine(config, prm_dir), load_head(prm_dir, spec)), spec)
+
+
+def _prm_engine(config: Config, prm_dir: str) -> Any:
+    from stepladder.lm.vllm import VLLMEngine
 
     settings = _engine_settings(config, config.policy.vllm.prm_memory_share)
-    engine = _held_engine("prm", (prm_dir, settings), lambda: start_scoring_engine(prm_dir, settings=settings))
-    return VLLMStepScorer(engine, PRMSpec.load(prm_dir))
+    return _held_engine("prm", (prm_dir, settings), lambda: VLLMEngine(prm_dir, task="embed", settings=settings))
 
 
 def _engine_settings(config: Config, memory_share: float) -> Any:
@@ -282,11 +289,10 @@ def _reads_text(prm_dir: str) -> bool:
 
 
 def _text_scorer(config: Config, prm_dir: str, renderer: Any, problems: Iterable[Problem]) -> Any:
-    """Return a public PRM as a scorer of what the policy writes; it runs on the embedded engine whatever the backend."""
-    from stepladder.prm.reader import StepReader
+    """Return a public PRM as a scorer of what the policy writes."""
     from stepladder.prm.text_scorer import TextStepScorer
 
-    reader = StepReader(*_text_prm(prm_dir, config.policy.device, config.policy.dtype, config.policy.trust_remote_code))
+    reader = _text_reader(config, prm_dir)
     end = renderer.step_format.step_end
     questions = {renderer.prompt_ids(problem): problem.question for problem in problems}
     lengths = sorted({len(prompt) for prompt in questions}, reverse=True)
@@ -302,10 +308,10 @@ def _text_scorer(config: Config, prm_dir: str, renderer: Any, problems: Iterable
     return TextStepScorer(reader, split=split, decode=lambda step_ids: renderer.decode(step_ids).removesuffix(end))
 
 
-@lru_cache(maxsize=1)
-def _text_prm(prm_dir: str, device: str, dtype: str, trust_remote_code: bool) -> Any:
+def _text_reader(config: Config, prm_dir: str) -> Any:
     from stepladder.lm.loading import load_tokenizer
-    from stepladder.prm.loading import load_reward_model
+    from stepladder.prm.loading import load_head
+    from stepladder.prm.reader import CachedModel, StepReader
     from stepladder.prm.specs import resolve_spec
 
     spec = resolve_spec(prm_dir)
@@ -313,9 +319,22 @@ def _text_prm(prm_dir: str, device: str, dtype: str, trust_remote_code: bool) ->
         raise ConfigError(
             f"{prm_dir}: a search must be guided by a PRM with a head or vocabulary tokens: got the family {spec.family!r} -- use another"
         )
+    tokenizer = load_tokenizer(prm_dir, trust_remote_code=config.policy.trust_remote_code)
+    if config.prm.backend == "vllm":
+        from stepladder.prm.vllm import VLLMOutputs
+
+        return StepReader([VLLMOutputs(_prm_engine(config, prm_dir), load_head(prm_dir, spec, tokenizer))], tokenizer, spec)
+    model = _text_weights(prm_dir, spec, config.policy.device, config.policy.dtype, config.policy.trust_remote_code)
+    return StepReader([CachedModel(model, num_outputs=spec.num_outputs)], tokenizer, spec)
+
+
+@lru_cache(maxsize=1)
+def _text_weights(prm_dir: str, spec: Any, device: str, dtype: str, trust_remote_code: bool) -> Any:
+    from stepladder.lm.loading import load_tokenizer
+    from stepladder.prm.loading import load_reward_model
+
     tokenizer = load_tokenizer(prm_dir, trust_remote_code=trust_remote_code)
-    model = load_reward_model(prm_dir, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model, tokenizer, spec
+    return load_reward_model(prm_dir, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 @lru_cache(maxsize=1)
@@ -342,7 +361,7 @@ def release_weights() -> None:
     _engines().clear()
     _policy_weights.cache_clear()
     _prm_weights.cache_clear()
-    _text_prm.cache_clear()
+    _text_weights.cache_clear()
 
 
 def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:

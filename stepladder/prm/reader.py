@@ -7,6 +7,7 @@ forwards that step and its marker. What cannot be scored is None and is counted 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,17 +40,116 @@ class Solution:
     """Where it comes from, such as file and line, for messages."""
 
 
-class _CachedModel:
-    """A model and the outputs that it gave so far."""
+class ServedModel(Protocol):
+    """A model that reads sequences of tokens."""
 
-    def __init__(self, model: PreTrainedModel, *, num_outputs: int, pass_tokens: int, cache_tokens: int | None) -> None:
-        self.flat = FlatModel(model)
-        self.cache = PrefixCache(self.flat, max_tokens=cache_tokens, pass_tokens=pass_tokens, num_outputs=num_outputs)
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        ...
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything cached and give its memory back."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back that was started for the model, if anything was."""
+        ...
+
+
+class TokenOutputs(ServedModel, Protocol):
+    """A model with outputs at every token."""
 
     def outputs(self, paths: Sequence[tuple[int, ...]], indices: Sequence[np.ndarray]) -> list[Float[np.ndarray, "T F"]]:
         """Return the outputs of every path at some of its tokens."""
-        placed = self.cache.extend([PathGroup(prefix_ids=(), branches=(path,)) for path in paths])
-        return [self.cache.outputs(group[0].slots[index]) for group, index in zip(placed, indices, strict=True)]
+        ...
+
+
+class TokenLogps(ServedModel, Protocol):
+    """A language model."""
+
+    def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        ...
+
+
+class CachedModel:
+    """``TokenOutputs`` and ``TokenLogps`` of a transformers model; what paths share, now or later, is forwarded once."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_outputs: int,
+        head: nn.Module | None = None,
+        max_batch_tokens: int = 4096,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """Serve a model.
+
+        Args:
+            model: A model with ``num_outputs`` logits per token; with ``head``, one whose logits are its hidden states.
+            num_outputs: Numbers that are kept for every token.
+            head: The language head, where log-probabilities are asked for.
+            max_batch_tokens: New tokens forwarded in one pass, >= 1.
+            cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
+
+        Raises:
+            BackendError: If the model's attention cannot be served from a cache.
+        """
+        self._flat, self._head = FlatModel(model), head
+        self._cache = PrefixCache(self._flat, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, num_outputs=num_outputs)
+
+    @classmethod
+    def of_language_model(cls, bare: PreTrainedModel, head: nn.Module) -> "CachedModel":
+        """Serve a language model whose logits are its hidden states: these are kept, as whatever comes next is made from them."""
+        return cls(bare, num_outputs=int(head.in_features), head=head)  # type: ignore[arg-type]
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        return self._flat.max_positions
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._flat.forwarded_tokens
+
+    @torch.inference_mode()
+    def outputs(self, paths: Sequence[tuple[int, ...]], indices: Sequence[np.ndarray]) -> list[Float[np.ndarray, "T F"]]:
+        """Return the outputs of every path at some of its tokens."""
+        placed = self._cache.extend([PathGroup(prefix_ids=(), branches=(path,)) for path in paths])
+        return [self._cache.outputs(group[0].slots[index]) for group, index in zip(placed, indices, strict=True)]
+
+    @torch.inference_mode()
+    def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
+        hidden = self.outputs(paths, indices)
+        return [self._next_logps(states, path[start:]) for states, path, start in zip(hidden, paths, starts, strict=True)]
+
+    def clear(self) -> None:
+        """Forget everything cached and give its memory back."""
+        self._cache.clear()
+
+    def close(self) -> None:
+        """Do nothing: the model is the caller's."""
+
+    def _next_logps(self, hidden: Float[np.ndarray, "T F"], targets: Sequence[int]) -> Float[np.ndarray, "T"]:
+        assert self._head is not None, "log-probabilities are asked of language models"
+        weight = next(self._head.parameters())
+        wanted = torch.tensor(targets, device=weight.device)
+        logps = []
+        # The logits of a whole batch of solutions over a large vocabulary would outweigh the model.
+        for states, ids in zip(torch.from_numpy(hidden).split(256), wanted.split(256), strict=True):
+            logits = self._head(states.to(device=weight.device, dtype=weight.dtype)).float()
+            logps.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].double().cpu().numpy())
+        return np.concatenate([np.zeros(0), *logps])
 
 
 class StepReader:
@@ -60,46 +160,32 @@ class StepReader:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        models: Sequence[TokenOutputs] | Sequence[TokenLogps],
         tokenizer: PreTrainedTokenizerBase,
         spec: PRMSpec,
         *,
-        head: nn.Module | None = None,
-        reference: tuple[PreTrainedModel, nn.Module] | None = None,
         max_batch_tokens: int = 4096,
-        cache_tokens: int | None = None,
     ) -> None:
-        """Serve a model.
+        """Read scores off models that are served already.
 
         Args:
-            model: A model with ``spec.num_outputs`` logits per token; for an implicit spec, one whose logits are its hidden states.
-            tokenizer: Its tokenizer.
+            models: The model, with ``spec.num_outputs`` outputs per token; for an implicit spec, language model and reference.
+            tokenizer: The model's tokenizer.
             spec: How scores are read.
-            head: The language head of an implicit model.
-            reference: The reference of an implicit model, in the same form, with its head.
             max_batch_tokens: Tokens of the solutions scored together, >= 1; more where one is longer.
-            cache_tokens: Tokens that each prefix cache keeps; None takes a share of the memory.
 
         Raises:
-            BackendError: If the model's attention cannot be served from a cache.
             CheckpointError: If the tokenizer is not the one that the spec means.
             ConfigError: If the spec reads the policy's tokens, is a judge's, or is implicit without a reference.
         """
         if spec.family == "judge":
             raise ConfigError("PRM spec: a judge writes its verdicts and has no output to read -- use stepladder.prm.judge")
-        if (spec.family == "implicit") != (reference is not None and head is not None):
+        if (spec.family == "implicit") != (len(models) == 2):
             raise ConfigError("PRM spec: an implicit model, and no other, is read against a reference model -- give --reference")
         self.spec = spec
         self.layout = SolutionLayout(tokenizer, spec)
         self._max_batch_tokens = max_batch_tokens
-        self._heads = [head, None if reference is None else reference[1]]
-        models = [model] if reference is None else [model, reference[0]]
-        # Log-probabilities of whatever comes next are made from the hidden states, which are kept like keys and values.
-        widths = [spec.num_outputs if layer is None else int(layer.in_features) for layer in self._heads[: len(models)]]  # type: ignore[arg-type]
-        self._models = [
-            _CachedModel(each, num_outputs=width, pass_tokens=max_batch_tokens, cache_tokens=cache_tokens)
-            for each, width in zip(models, widths, strict=True)
-        ]
+        self._models: list[Any] = list(models)
 
     @classmethod
     def from_pretrained(
@@ -122,24 +208,28 @@ class StepReader:
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         if spec.family != "implicit":
             model = load_reward_model(source, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            return cls(model, tokenizer, spec)
+            return cls([CachedModel(model, num_outputs=spec.num_outputs)], tokenizer, spec)
         if reference is None:
             raise ConfigError("PRM spec: an implicit model is read against a reference model -- give --reference")
-        model, head = load_bare_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        other = load_bare_lm(reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, spec, head=head, reference=other)
+        options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        bare = [load_bare_lm(each, **options) for each in (source, reference)]
+        return cls([CachedModel.of_language_model(*each) for each in bare], tokenizer, spec)
 
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far; through an implicit model's reference go as many."""
-        return self._models[0].flat.forwarded_tokens
+        return self._models[0].forwarded_tokens
 
     def reset(self) -> None:
         """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
         for model in self._models:
-            model.cache.clear()
+            model.clear()
 
-    @torch.inference_mode()
+    def close(self) -> None:
+        """Stop engines, where the models run on some."""
+        for model in self._models:
+            model.close()
+
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps, in order.
 
@@ -167,7 +257,7 @@ class StepReader:
 
     def _fitting(self, layout: Layout) -> Layout:
         """Cut a layout after the last step that fits the model's context."""
-        room = min(each.flat.max_positions for each in self._models)
+        room = min(each.max_positions for each in self._models)
         if len(layout.token_ids) <= room:
             return layout
         reads = tuple(read if read is not None and read < room else None for read in layout.reads)
@@ -185,27 +275,9 @@ class StepReader:
         paths = [layout.token_ids for layout in readable]
         # The first token of a sequence has no probability.
         starts = [max(1, layout.begin) for layout in readable]
-        indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
-        logps = [
-            [
-                self._logps(hidden, head, path, start)
-                for hidden, path, start in zip(model.outputs(paths, indices), paths, starts, strict=True)
-            ]
-            for model, head in zip(self._models, self._heads, strict=True)
-        ]
+        logps = [model.logps(paths, starts) for model in self._models]
         ratios = iter(own - other for own, other in zip(*logps, strict=True))
         return [_spread(layout, self._step_scores(layout, next(ratios)) if layout.token_ids else np.zeros(0)) for layout in layouts]
-
-    def _logps(self, hidden: Float[np.ndarray, "T F"], head: nn.Module | None, path: tuple[int, ...], start: int) -> Float[np.ndarray, "T"]:
-        assert head is not None, "an implicit spec has two heads"
-        weight = next(head.parameters())
-        targets = torch.tensor(path[start:], device=weight.device)
-        logps = []
-        # The logits of a whole batch of solutions over a large vocabulary would outweigh the model.
-        for states, ids in zip(torch.from_numpy(hidden).split(256), targets.split(256), strict=True):
-            logits = head(states.to(device=weight.device, dtype=weight.dtype)).float()
-            logps.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].double().cpu().numpy())
-        return np.concatenate([np.zeros(0), *logps])
 
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"]) -> Float[np.ndarray, "S"]:
         ends = np.array([read for read in layout.reads if read is not None], dtype=np.int64) + 1 - max(1, layout.begin)
