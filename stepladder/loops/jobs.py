@@ -18,6 +18,7 @@ from stepladder.data.verifier import AnswerVerifier
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config
+from stepladder.loops.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.workers import Progress, report_progress
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
@@ -67,7 +68,9 @@ def _write_labelled(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
     with build.build_verifier(config.problems, problems) as verifier:
-        results = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
+        results, use = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
+    # The shard comes last: a job is done when its shard is there.
+    atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")
     write_trees(out, [result.tree for result in results])
 
 
@@ -177,7 +180,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     else:
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
-    results = _search(config, models, problems, method=method, budget=budget, verifier=None, stage=stage)
+    results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
         rows = [_graded(result, kind, verifier, config) for result in results]
     if kind == "search":
@@ -210,8 +213,8 @@ def _search(
     budget: Budget,
     verifier: AnswerVerifier | None,
     stage: str,
-) -> list[SearchResult]:
-    """Search problems and return the results in the order of the problems."""
+) -> tuple[list[SearchResult], TokenUse]:
+    """Search problems and return the results in the order of the problems, and what the backends forwarded for them."""
     renderer = build.build_renderer(config, models.policy)
     engine = SearchEngine(
         policy=build.build_policy(config, models.policy),
@@ -225,7 +228,8 @@ def _search(
     )
     found = engine.search([labelled.problem for labelled in problems], on_progress=_search_progress(stage))
     by_id = {result.problem_id: result for result in found}
-    return [by_id[labelled.problem.id] for labelled in problems]
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(unique_tokens(result.tree) for result in by_id.values()))
+    return [by_id[labelled.problem.id] for labelled in problems], use
 
 
 def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
 from stepladder.loops.run import best_models
 from stepladder.loops.rundir import load_run
+from stepladder.loops.token_use import TokenUse, unique_tokens
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
@@ -97,12 +98,17 @@ class SolveSettings:
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
     """Search one question and return the text to print."""
     begin = time.monotonic()
-    (result,) = _search(settings, [Problem(id="question", question=question)])
+    problems = [Problem(id="question", question=question)]
+    engine = _engine(settings, problems)
+    (result,) = engine.search(problems)
     seconds = time.monotonic() - begin
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
         _write_trees(tree_path, [result])
     row = _row(result, question)
-    return json.dumps({**row, "seconds": round(seconds, 3)}) if as_json else _readable(row, result, seconds)
+    return (
+        json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()}) if as_json else _readable(row, result, seconds, use)
+    )
 
 
 def solve_file(
@@ -132,8 +138,10 @@ def solve_file(
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
+    engine, num_unique = _engine(settings, missing), 0
     with part.open("a", encoding="utf-8") as file:
-        for result in _search(settings, missing):
+        for result in engine.search(missing):
+            num_unique += unique_tokens(result.tree)
             rows[result.problem_id] = _row(result, questions[result.problem_id])
             file.write(json.dumps(rows[result.problem_id]) + "\n")
             file.flush()
@@ -145,7 +153,9 @@ def solve_file(
     part.unlink()
     tokens = sum(row["generated_tokens"] for row in rows.values())
     answered = sum(row["answer"] is not None for row in rows.values())
-    return f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {time.monotonic() - begin:.1f} s"
+    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {time.monotonic() - begin:.1f} s"
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique).sentence()
+    return done if use is None else f"{done}\n{use}"
 
 
 def explain_methods() -> str:
@@ -196,10 +206,10 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[SearchResult]:
+def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     config = settings.config
     renderer = build.build_renderer(config, settings.policy)
-    engine = SearchEngine(
+    return SearchEngine(
         policy=build.build_policy(config, settings.policy),
         scorer=build.build_scorer(config, settings.prm, renderer=renderer, problems=problems),
         renderer=renderer,
@@ -210,7 +220,6 @@ def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[Search
         ),
         max_trees=config.search.max_trees,
     )
-    yield from engine.search(problems)
 
 
 def _path(result: SearchResult) -> list[int]:
@@ -242,7 +251,7 @@ def _row(result: SearchResult, question: str) -> dict[str, Any]:
     }
 
 
-def _readable(row: dict[str, Any], result: SearchResult, seconds: float) -> str:
+def _readable(row: dict[str, Any], result: SearchResult, seconds: float, use: TokenUse) -> str:
     lines = [f"answer: {row['answer'] if row['answer'] is not None else 'none found -- raise --tokens or try another --method'}", ""]
     for number, step in enumerate(row["steps"], start=1):
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
@@ -251,8 +260,9 @@ def _readable(row: dict[str, Any], result: SearchResult, seconds: float) -> str:
     lines += [
         "",
         f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, {seconds:.2f} s",
+        use.sentence() or "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip("\n")
 
 
 def _write_trees(path: Path, results: list[SearchResult]) -> None:
