@@ -77,7 +77,8 @@ class VLLMEngine:
             ConfigError: If vLLM is not installed, or an option is unknown or not free to choose.
             CheckpointError: If vLLM cannot serve the model on this machine.
         """
-        self._source, self._task, self._settings = source, task, settings
+        self._source, self._settings = source, settings
+        self._task: Task = task
         self._open: set[str] = set()
         self._live: Any = None
         self._in_groups = False

@@ -183,6 +183,12 @@ def check_backends(config: Config, *, trains: bool) -> None:
                 "policy.backend: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
                 "GPU, or see docs/backends.md for the CPU"
             )
+        shares = (config.policy.vllm.memory_share, config.policy.vllm.prm_memory_share)
+        if config.policy.backend == config.prm.backend and sum(shares) > 1:
+            raise ConfigError(
+                f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
+                f"{shares[1]} -- lower one"
+            )
         wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
         if trains and wanted > max(found, 1):
             raise ConfigError(

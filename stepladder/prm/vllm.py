@@ -45,7 +45,7 @@ class VLLMOutputs:
             head: Makes outputs of hidden states, in float32 on the CPU.
         """
         self._engine, self._head = engine, head
-        self._kept: dict[str, Float[np.ndarray, F]] = {}
+        self._kept: dict[str, np.ndarray] = {}
         self.num_open = 0
         """Sequences whose outputs have not come yet."""
         self.read_tokens = 0
@@ -127,7 +127,7 @@ class VLLMOutputs:
         shape = (-1, out_features(self._head))
         return [np.array([found[name] for name in part]).reshape(shape) for part in names]
 
-    def _keep(self, outputs: dict[str, Float[np.ndarray, "F"]]) -> None:
+    def _keep(self, outputs: dict[str, np.ndarray]) -> None:
         """Remember outputs: reading the end of an earlier step again would forward the tokens behind its last whole block."""
         for name, output in outputs.items():
             self._kept.pop(name, None)
@@ -174,7 +174,7 @@ class VLLMLogps:
             )
             if message is not None:
                 raise BackendError(f"vLLM reader: a path of {len(path)} tokens must be readable: {message}")
-        found: dict[int, Float[np.ndarray, T]] = {}
+        found: dict[int, np.ndarray] = {}
         while len(found) < len(paths):
             for output in self._engine.step():
                 if output.finished:
