@@ -8,7 +8,7 @@ RUN_DIR ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm check bench bench-vllm bench-packing evidence docs clean
+.PHONY: demo test test-vllm check bench bench-vllm bench-packing prm-study evidence eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -43,9 +43,10 @@ check: $(VENV)/.installed-dev  ## what keeps the code in shape: style, types, im
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py
 
-docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help and docs/methods.md from the methods
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md and docs/exports.md from their tables
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_methods.py
+	$(BIN)/python docs/generate_exports.py
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py
@@ -55,10 +56,17 @@ bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
-	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python -m benchmarks.packing
+
+prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
+	$(BIN)/python benchmarks/prm_study.py
 
 evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
 	$(BIN)/python benchmarks/evidence.py
+
+eval-methods: $(VENV)/.installed  ## every search method at equal budgets, with the models of the demo's first round
+	@test -f $(RUN_DIR)/rounds/001/round.json || { echo "$(RUN_DIR): no run with a finished first round -- make demo makes one" >&2; exit 1; }
+	$(BIN)/stepladder eval --run $(RUN_DIR) --round 1 --method all --tokens 128,256,512,1024 --limit 200 --out $(RUN_DIR)-methods
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info

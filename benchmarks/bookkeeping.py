@@ -20,21 +20,32 @@ from rich.table import Table
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepRequest, StepResult
 from stepladder.mcts.backup import backup_paths
+from stepladder.mcts.descent import descent_rule, select_descent
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
-from stepladder.mcts.selection import select_descent, tree_scores
-from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land_rows
+from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land
 from stepladder.testing import CharRenderer
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason
 
 NUM_CHILDREN = 4
 NUM_SIMULATIONS = 64
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
-STEPS = tuple(
-    (Step(token_ids=tuple(range(8 * i, 8 * i + 8)), logps=(-0.5,) * 8, text="a step.\n", stop_reason=StopReason.STEP),)
-    for i in range(NUM_CHILDREN)
-)
-SCORES = ((0.3,), (0.7,), (0.5,), (0.6,))
+SCORES = (0.3, 0.7, 0.5, 0.6)
+
+
+@functools.cache
+def steps_of(num_samples: int) -> tuple[tuple[Step, ...], ...]:
+    """Return so many different steps of eight tokens."""
+    return tuple(
+        (Step(token_ids=tuple(range(8 * i, 8 * i + 8)), logps=(-0.5,) * 8, text="a step.\n", stop_reason=StopReason.STEP),)
+        for i in range(num_samples)
+    )
+
+
+@functools.cache
+def scores_of(num_branches: int) -> tuple[tuple[float], ...]:
+    """Return the scores of so many branches of one step."""
+    return tuple((SCORES[i % len(SCORES)],) for i in range(num_branches))
 
 
 class InstantPolicy:
@@ -50,7 +61,7 @@ class InstantPolicy:
     def collect(self) -> list[StepResult]:
         """Return all results."""
         ready, self._open = self._open, []
-        return [StepResult(ticket=request.ticket, samples=STEPS) for request in ready]
+        return [StepResult(ticket=request.ticket, samples=steps_of(request.num_samples)) for request in ready]
 
 
 class InstantScorer:
@@ -66,16 +77,16 @@ class InstantScorer:
     def collect(self) -> list[ScoreResult]:
         """Return all results."""
         ready, self._open = self._open, []
-        return [ScoreResult(ticket=request.ticket, scores=SCORES) for request in ready]
+        return [ScoreResult(ticket=request.ticket, scores=scores_of(len(request.branches))) for request in ready]
 
 
-def search(num_problems: int, num_simulations: int) -> int:
-    """Search problems with the default method and return the number of nodes."""
+def search(num_problems: int, num_simulations: int, **axes: object) -> int:
+    """Search problems with the default method, or with other axes, and return the number of nodes."""
     engine = SearchEngine(
         policy=InstantPolicy(),
         scorer=InstantScorer(),
         renderer=CharRenderer(),
-        method=resolve_method("mcts", num_children=NUM_CHILDREN),
+        method=resolve_method("mcts", **{"num_children": NUM_CHILDREN, **axes}),
         budget=Budget(num_simulations=num_simulations, max_depth=10**6),
         provenance=PROVENANCE,
         max_trees=num_problems,
@@ -87,25 +98,26 @@ def search(num_problems: int, num_simulations: int) -> int:
 def grow_arrays(num_trees: int) -> None:
     """Select, insert and back up as mctx does with its defaults: MuZero's PUCT over rescaled values, leaves worth their own estimate."""
     tree = allocate(num_trees, num_nodes=1 + NUM_SIMULATIONS * NUM_CHILDREN, num_slots=NUM_CHILDREN)
-    scores = tree_scores(selection="puct-mctx", c=1.25, c_base=19652.0, unvisited="raw", normalise="siblings")
+    rule = descent_rule(selection="puct-mctx", c=1.25, c_base=19652.0, normalise="siblings")
     rows, size = np.arange(num_trees), num_trees * NUM_CHILDREN
     yes, no = np.ones(size, bool), np.zeros(size, bool)
     for _ in range(NUM_SIMULATIONS):
-        leaves = select_descent(tree, rows, np.ones(num_trees, np.int64), scores=scores)[:, 0]
+        leaves = select_descent(tree, rows, np.ones(num_trees, np.int64), rule=rule)[:, 0].copy()
         new = NewNodes(
             rows=np.repeat(rows, NUM_CHILDREN),
             parents=np.repeat(leaves, NUM_CHILDREN),
             slots=np.tile(np.arange(NUM_CHILDREN), num_trees),
-            depths=np.repeat(tree.depth[rows, leaves] + 1, NUM_CHILDREN),
+            depths=np.repeat(tree.depth[rows, leaves].astype(np.int64) + 1, NUM_CHILDREN),
             priors=np.full(size, 1 / NUM_CHILDREN, np.float32),
-            raw_values=np.tile(np.array(SCORES, np.float32).ravel(), num_trees),
+            rewards=np.zeros(size, np.float32),
+            raw_values=np.tile(np.array(SCORES, np.float32), num_trees),
             visited=no,
             selectable=yes,
             terminal=no,
             truncated=no,
         )
         add_nodes(tree, new)
-        land_rows(tree, rows)
+        land(tree, rows, leaves)
         backup_paths(tree, rows, leaves, np.nan_to_num(tree.raw_value[rows, leaves]), opened=np.full(num_trees, NUM_CHILDREN))
 
 
@@ -119,7 +131,7 @@ def mctx_search(num_trees: int) -> Callable[[], None] | None:
 
     def step(params: None, key: "jax.Array", action: "jax.Array", state: "jax.Array") -> tuple["mctx.RecurrentFnOutput", "jax.Array"]:
         ones = jnp.ones(num_trees)
-        value = jnp.array([score for (score,) in SCORES])[action]
+        value = jnp.array(SCORES)[action]
         logits = jnp.zeros((num_trees, NUM_CHILDREN))
         return mctx.RecurrentFnOutput(reward=0 * ones, discount=ones, prior_logits=logits, value=value), state
 
@@ -169,26 +181,52 @@ def growth() -> str:
     return f"a node costs {cost[64]:.1f} us with 64 problems at once, {cost[4096]:.1f} us with 4,096: ratio {cost[4096] / cost[64]:.2f}"
 
 
-def large_tree() -> str:
-    """Return what a tree of 100,000 nodes costs; memory is measured in a second run, which it slows down."""
-    num_simulations = 25_000
-    begin = time.process_time()
-    nodes = search(1, num_simulations)
-    seconds = time.process_time() - begin
+def peak_bytes(work: Callable[[], int]) -> float:
+    """Return the memory at the peak of a search, per node."""
     tracemalloc.start()
-    search(1, num_simulations)
+    nodes = work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return f"one tree of {nodes:,} nodes: {seconds:.1f} s, {seconds / nodes * 1e6:.1f} us and {peak / nodes:.0f} bytes a node at the peak"
+    return peak / nodes
+
+
+def memory() -> str:
+    """Return the memory per node of one tree and of many."""
+    extents = ((1, 2_500), (1, 25_000), (32, 64), (256, 64))
+    figures = [(n * (1 + NUM_CHILDREN * m), peak_bytes(lambda n=n, m=m: search(n, m))) for n, m in extents]
+    return "bytes a node at the peak: " + ", ".join(
+        f"{peak:.0f} ({nodes:,} nodes in {n} tree{'s'[: n > 1]})" for (nodes, peak), (n, _) in zip(figures, extents, strict=True)
+    )
+
+
+def large_trees() -> list[str]:
+    """Return what single trees of unusual shape cost."""
+    shapes: list[tuple[str, int, dict[str, object]]] = [
+        ("a tree", 25_000, {}),
+        ("a root of 1,000 children", 2_000, {"root_num_children": 1000}),
+        ("a chain", 2_000, {"num_children": 1}),
+    ]
+    lines = []
+    for name, num_simulations, axes in shapes:
+        begin = time.process_time()
+        nodes = search(1, num_simulations, **axes)
+        seconds = time.process_time() - begin
+        lines.append(f"{name} of {nodes:,} nodes: {seconds:.1f} s, {seconds / nodes * 1e6:.1f} us a node")
+    return lines
 
 
 def main() -> None:
     """Run the benchmark and print its figures."""
     console = Console(width=120)
+    # Compile first.
+    search(1, 2)
+    grow_arrays(1)
     console.print(f"{NUM_SIMULATIONS} simulations, {NUM_CHILDREN} children")
     console.print(beside_mctx())
     console.print(growth())
-    console.print(large_tree())
+    console.print(memory())
+    for line in large_trees():
+        console.print(line)
 
 
 if __name__ == "__main__":

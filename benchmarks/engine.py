@@ -1,6 +1,6 @@
 """Speed of the search, as ratios within one run: the engine's own share, searching against sampling, memory per node.
 
-    python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 32 simulations
+    python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 64 simulations
     python benchmarks/engine.py --device cuda      the same on a GPU
 
 Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
@@ -10,10 +10,8 @@ The ratio compares tokens per second inside the policy. The last column is the s
 import argparse
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -84,21 +82,11 @@ class Bench:
         return list(engine.search(self.problems)), engine.stats
 
 
-def memory_per_node(num_children: int) -> float:
-    """Bytes that the tree's arrays take per node, tokens and text not counted."""
-
-    def nbytes(num_nodes: int) -> int:
-        tree = allocate(1, num_nodes=num_nodes, num_slots=num_children)
-        return sum(array.nbytes for array in (getattr(tree, field.name) for field in fields(tree)) if isinstance(array, np.ndarray))
-
-    return (nbytes(2048) - nbytes(1024)) / 1024
-
-
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=256)
-    parser.add_argument("--simulations", type=int, default=32)
+    parser.add_argument("--simulations", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=1024)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -129,7 +117,7 @@ def main() -> None:
     console = Console(width=120)
     console.print(f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}, {arguments.device}")
     console.print(table)
-    console.print(f"tree arrays: {memory_per_node(4):.0f} bytes per node at K = 4")
+    console.print(f"tree arrays: {allocate(1, num_nodes=1, num_slots=4).bytes_per_node} bytes per node at K = 4")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ For every seed, with the settings of ``stepladder evolve`` and nothing else:
     random scorer    every round's search on test with an untrained value head in place of the PRM; same policy, seeds and budget
     clean traces     share of the right-answer solutions in the training data of which every step is right
 
-Settings were chosen on other seeds; test problems are only reported. ``make evidence`` runs it; a stopped call continues.
+How the settings were chosen is said at ``stepladder.embedded.RECIPE``; test problems are only reported. ``make evidence`` runs it; a
+stopped call continues.
 """
 
 import argparse

@@ -1,11 +1,17 @@
-"""Speed of preference training on trees, against TRL's DPOTrainer and against separate sequences, on the same pairs.
+"""Speed of training on trees, against TRL's DPOTrainer and against separate sequences, on the same rows.
 
-    python benchmarks/packing.py                        embedded model, depth 8, branching 4
-    python benchmarks/packing.py --plot packing.svg     and a sweep over depth and branching, as a plot
+    python -m benchmarks.packing                        embedded model, depth 8, branching 4
+    python -m benchmarks.packing --plot packing.svg     and a sweep over depth and branching, as a plot (.svg or .png)
+    python -m benchmarks.packing --row-sizes            and the time of an epoch by the largest tree allowed (row_tokens)
+    python -m benchmarks.packing --gpu                  the same on a GPU: a model of Qwen2.5-0.5B's shape with random weights, bfloat16
 
 A tree is a line of steps expanded at every depth: at each, one chosen step and branching - 1 rejected siblings, so depth x (branching - 1)
-pairs. All three trainers make one epoch over the same pairs in updates of the same number of pairs, reference log-probabilities included.
-Each runs in a process of its own on one thread; times are CPU seconds of the training call, peak memory is what it adds to the process.
+pairs. Preferences: all make one epoch over the same pairs in updates of the same number of pairs, reference log-probabilities included;
+ours include loading and saving the model as well, TRL's do not. PRM: one epoch over the values of all nodes, as trees or one row per
+prefix.
+
+Each contestant has a process of its own on one thread; they run in turn, and the fastest of several turns counts. Times are CPU seconds,
+on a GPU wall seconds; peak memory is what the training adds to the process, on a GPU what it allocates.
 """
 
 import argparse
@@ -14,7 +20,7 @@ import os
 import resource
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +30,50 @@ from rich.table import Table
 
 from stepladder.embedded.glyphs import GlyphTask
 from stepladder.embedded.model import build_tokenizer, write_base_model
-from stepladder.types import PreferencePair, Provenance
+from stepladder.types import PreferencePair, Provenance, ValueRow
 
-PROMPT_TOKENS, STEP_TOKENS = 24, 9
-"""About those of the embedded task."""
-BATCH_SIZE = 64
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
-TRAINERS = ("trees", "paths", "TRL")
+PREFERENCES = ("trees", "paths", "TRL")
+PRM = ("PRM, trees", "PRM, one row per prefix")
+ROW_SIZES = (64, 128, 256, 512, 1024, 2048)
+QWEN_HALF_BILLION = {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+"""Shape of Qwen2.5-0.5B."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What is trained, and how."""
+
+    prompt_tokens: int = 24
+    """Tokens of a question; about those of the embedded task."""
+    step_tokens: int = 9
+    """Tokens of a step."""
+    batch_size: int = 64
+    """Pairs per update; for the PRM ``branching / (branching - 1)`` times as many rows, so that updates hold as many trees."""
+    pairs_per_pass: int = 64
+    """Pairs per forward pass of the trainers that do not pack."""
+    row_tokens: int = 1024
+    """Largest tree."""
+    device: str = "cpu"
+    """Where to train."""
+    bf16: bool = False
+    """Whether to compute in bfloat16."""
+    model: dict[str, Any] | None = None
+    """Fields of a Qwen2 configuration; None is the embedded task's model."""
+
+
+GPU = Setup(
+    prompt_tokens=128, step_tokens=32, batch_size=48, pairs_per_pass=8, row_tokens=2048, device="cuda", bf16=True, model=QWEN_HALF_BILLION
+)
+"""A model and sequences for which a GPU is worth having; what the trainers without packing forward at once fits into 80 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,29 +98,45 @@ class Run:
     """What a training took."""
 
     seconds: float
-    """CPU seconds."""
+    """CPU seconds, on a GPU wall seconds."""
     tokens: int
     """Tokens forwarded in the epoch, padding and the reference pass not counted."""
     peak_mb: float
-    """Growth of the process's peak memory, in MB."""
+    """Memory that it added, in MB."""
 
 
-def make_pairs(case: Case) -> list[PreferencePair]:
+def make_pairs(case: Case, setup: Setup) -> list[PreferencePair]:
     """Return the pairs of random trees over single-symbol tokens, so that their text and their tokens say the same."""
-    tokenizer = build_tokenizer(GlyphTask())
-    symbols = tokenizer.convert_tokens_to_ids([*"0123456789"])
-    line_break = tokenizer.convert_tokens_to_ids("\n")
-    rng = np.random.default_rng(0)
-    pairs = []
-    for tree in range(case.num_trees):
-        prefix = [*rng.choice(symbols, PROMPT_TOKENS - 1).tolist(), line_break]
-        for depth in range(1, case.depth + 1):
-            steps = [[*rng.choice(symbols, STEP_TOKENS - 1).tolist(), line_break] for _ in range(case.branching)]
-            for rejected in steps[1:]:
-                text = [tokenizer.decode(ids) for ids in (prefix, steps[0], rejected)]
-                pairs.append(_pair(tree, prefix, steps[0], rejected, text, depth))
-            prefix = prefix + steps[0]
+    tokenizer, pairs = build_tokenizer(GlyphTask()), []
+    for tree, prefix, steps, depth in _expansions(case, setup):
+        for rejected in steps[1:]:
+            text = [tokenizer.decode(ids) for ids in (prefix, steps[0], rejected)]
+            pairs.append(_pair(tree, prefix, steps[0], rejected, text, depth))
     return pairs
+
+
+def make_values(case: Case, setup: Setup) -> list[ValueRow]:
+    """Return a row for every node of the same trees: the way to it, with a value of its own."""
+    rows = []
+    for tree, prefix, steps, depth in _expansions(case, setup):
+        for number, step in enumerate(steps):
+            common = {"problem_id": str(tree), "prompt": "", "provenance": PROVENANCE}
+            rows.append(ValueRow(**common, prompt_ids=prefix, steps=[""], step_ids=[step], targets=[(depth + number) % 5 / 4]))
+    return rows
+
+
+def _expansions(case: Case, setup: Setup) -> list[tuple[int, list[int], list[list[int]], int]]:
+    """Return tree, prefix, steps and depth of every expansion; the first step is the one that is expanded next."""
+    tokenizer = build_tokenizer(GlyphTask())
+    symbols, line_break = tokenizer.convert_tokens_to_ids([*"0123456789"]), tokenizer.convert_tokens_to_ids("\n")
+    rng, found = np.random.default_rng(0), []
+    for tree in range(case.num_trees):
+        prefix = [*rng.choice(symbols, setup.prompt_tokens - 1).tolist(), line_break]
+        for depth in range(1, case.depth + 1):
+            steps = [[*rng.choice(symbols, setup.step_tokens - 1).tolist(), line_break] for _ in range(case.branching)]
+            found.append((tree, prefix, steps, depth))
+            prefix = prefix + steps[0]
+    return found
 
 
 def _pair(tree: int, prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int], text: list[str], depth: int) -> PreferencePair:
@@ -96,99 +155,166 @@ def _pair(tree: int, prompt_ids: list[int], chosen_ids: list[int], rejected_ids:
     )
 
 
-def num_unique_tokens(pairs: list[PreferencePair]) -> int:
+def num_unique_tokens(case: Case, setup: Setup, *, trainer: str) -> int:
     """Return the distinct prefixes of all sequences that predict something: what any exact training must forward."""
     found: set[tuple[Any, ...]] = set()
-    for pair in pairs:
-        for step in (pair.chosen_ids, pair.rejected_ids):
-            ids = [*pair.prompt_ids, *step]
-            found.update((pair.problem_id, *ids[:end]) for end in range(1, len(ids)))
+    for tree, prefix, steps, _ in _expansions(case, setup):
+        for step in steps:
+            # The last token of a completion predicts nothing; a value is read at it.
+            ids = [*prefix, *step][: None if trainer in PRM else -1]
+            found.update((tree, *ids[:end]) for end in range(1, len(ids) + 1))
     return len(found)
 
 
-def train_ours(model_dir: Path, pairs: list[PreferencePair], out: Path, *, packed: bool) -> tuple[float, int]:
-    """Train one epoch with stepladder; return CPU seconds and tokens."""
+def _clock(setup: Setup) -> float:
+    if setup.device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
+    """Train one epoch with stepladder; return seconds and tokens."""
     from stepladder.lm.training import TrainSettings
     from stepladder.policy.train import train_preference
+    from stepladder.prm.train import train_value
 
-    settings = TrainSettings(learning_rate=1e-4, epochs=1.0, batch_size=BATCH_SIZE, packed=packed, device="cpu")
-    start = time.process_time()
-    report = train_preference(model_dir, pairs, out, settings, renderer_hash="benchmark")
-    return time.process_time() - start, report.tokens
+    packed, settings = trainer in ("trees", PRM[0]), {"learning_rate": 1e-4, "epochs": 1.0, "device": setup.device, "bf16": setup.bf16}
+    if trainer in PRM:
+        size = setup.batch_size * case.branching // (case.branching - 1)
+        rows, train = make_values(case, setup), train_value
+    else:
+        size, rows, train = setup.batch_size, make_pairs(case, setup), train_preference
+    micro = None if packed else min(size, setup.pairs_per_pass)
+    start = _clock(setup)
+    report = train(
+        model_dir,
+        rows,  # pyright: ignore[reportArgumentType]
+        out,
+        TrainSettings(**settings, batch_size=size, micro_batch_size=micro, packed=packed, row_tokens=setup.row_tokens),
+        renderer_hash="benchmark",
+    )
+    return _clock(setup) - start, report.tokens
 
 
-def train_trl(model_dir: Path, pairs: list[PreferencePair], out: Path) -> tuple[float, int]:
-    """Train one epoch with TRL; return CPU seconds, tokenising left out, and tokens."""
-    from datasets import Dataset
+def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
+    """Train one epoch with TRL; return seconds, tokenising and loading left out, and tokens."""
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     from stepladder.lm.loading import load_causal_lm, load_tokenizer
 
+    disable_progress_bars()
+    pairs = make_pairs(case, setup)
     rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
     settings = DPOConfig(
         output_dir=str(out),
-        per_device_train_batch_size=BATCH_SIZE,
+        per_device_train_batch_size=min(setup.pairs_per_pass, setup.batch_size),
+        gradient_accumulation_steps=max(1, setup.batch_size // setup.pairs_per_pass),
         num_train_epochs=1,
         learning_rate=1e-4,
         gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
+        bf16=setup.bf16,
+        max_length=None,
+        use_cpu=setup.device == "cpu",
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
     )
-    model, tokenizer = load_causal_lm(model_dir, device="cpu"), load_tokenizer(model_dir)
+    model, tokenizer = load_causal_lm(model_dir, device=setup.device, dtype="float32"), load_tokenizer(model_dir)
     trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
     tokens = 2 * sum(len(pair.prompt_ids) for pair in pairs) + sum(len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs)
-    start = time.process_time()
+    start = _clock(setup)
     trainer.train()
-    return time.process_time() - start, tokens
+    return _clock(setup) - start, tokens
 
 
-def _measure(trainer: str, case: Case, folder: Path) -> Run:
-    """Train in this process; a first, small training pays for imports and one-time set-up."""
+def write_model(directory: Path, setup: Setup) -> None:
+    """Write the untrained model."""
+    write_base_model(directory, GlyphTask(), seed=0)
+    if setup.model is not None:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        torch.manual_seed(0)
+        Qwen2ForCausalLM(Qwen2Config(**setup.model)).save_pretrained(directory)
+
+
+def run_once(trainer: str, case: Case, setup: Setup, folder: Path) -> Run:
+    """Train in this process."""
+    import torch
+
+    on_gpu = setup.device != "cpu"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 1024 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    train = train_trl if trainer == "TRL" else lambda *arguments: train_ours(trainer, *arguments)
+    seconds, tokens = train(case, setup, folder / "model", folder / "out")
+    after = torch.cuda.max_memory_allocated() / 1024 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Run(seconds=seconds, tokens=tokens, peak_mb=(after - before) / 1024)
+
+
+def _prepare(trainer: str, setup: Setup, folder: Path) -> None:
+    """Pay for imports and one-time set-up: write the model and make a small training."""
     import torch
 
     torch.set_num_threads(1)
-    model_dir = folder / "model"
-    if not model_dir.exists():
-        write_base_model(model_dir, GlyphTask(), seed=0)
-
-    def train(pairs: list[PreferencePair]) -> tuple[float, int]:
-        return (
-            train_trl(model_dir, pairs, folder / "out")
-            if trainer == "TRL"
-            else train_ours(model_dir, pairs, folder / "out", packed=trainer == "trees")
-        )
-
-    train(make_pairs(Case(num_trees=1, depth=1, branching=3)))
-    pairs = make_pairs(case)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, tokens = train(pairs)
-    return Run(seconds=seconds, tokens=tokens, peak_mb=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    write_model(folder / "model", setup)
+    run_once(trainer, Case(num_trees=1, depth=1, branching=3), setup, folder)
 
 
-def measure(trainer: str, case: Case) -> Run:
-    """Train in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (trainer, case, Path(folder)))
+class Contestant:
+    """A trainer in a process of its own."""
+
+    def __init__(self, trainer: str, setup: Setup, root: Path) -> None:
+        self.trainer = trainer
+        self._setup, self._folder = setup, root / trainer.replace(" ", "-")
+        self._folder.mkdir()
+        self._pool = multiprocessing.get_context("spawn").Pool(1)
+        self._pool.apply(_prepare, (trainer, setup, self._folder))
+
+    def run(self, case: Case, setup: Setup | None = None) -> Run:
+        """Train there."""
+        return self._pool.apply(run_once, (self.trainer, case, setup or self._setup, self._folder))
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.terminate()
 
 
-def compare(case: Case, console: Console) -> None:
-    """Print the three trainers side by side."""
-    unique = num_unique_tokens(make_pairs(case))
-    runs = {trainer: measure(trainer, case) for trainer in TRAINERS}
+def in_turn(contestants: list[Contestant], case: Case, repeats: int) -> dict[str, Run]:
+    """Let contestants run one after the other, several times; return the least time of each, and the memory its first run added."""
+    best: dict[str, Run] = {}
+    for _ in range(repeats):
+        for contestant in contestants:
+            run, before = contestant.run(case), best.get(contestant.trainer)
+            # A process's peak only grows, so later runs add nothing to it.
+            best[contestant.trainer] = (
+                replace(run, seconds=min(run.seconds, before.seconds), peak_mb=max(run.peak_mb, before.peak_mb)) if before else run
+            )
+    return best
+
+
+def compare(contestants: list[Contestant], case: Case, setup: Setup, *, repeats: int, console: Console) -> None:
+    """Print the trainers side by side; the last one is what the others are compared with."""
+    runs = in_turn(contestants, case, repeats)
+    slowest = contestants[-1].trainer
     table = Table(title=f"depth {case.depth}, branching {case.branching}: {case.num_pairs} pairs of {case.num_trees} trees, one epoch")
-    for column in ("trainer", "CPU seconds", "tokens forwarded", "of unique", "faster than TRL", "peak memory added"):
+    for column in ("trainer", "seconds", "tokens forwarded", "of unique", f"faster than {slowest}", "memory added"):
         table.add_column(column)
     for name, run in runs.items():
-        ratio = runs["TRL"].seconds / run.seconds
-        table.add_row(name, f"{run.seconds:.2f}", f"{run.tokens:,}", f"{run.tokens / unique:.2f}", f"{ratio:.2f}", f"{run.peak_mb:.0f} MB")
+        unique = num_unique_tokens(case, setup, trainer=name)
+        ratio = f"{runs[slowest].seconds / run.seconds:.2f}"
+        table.add_row(name, f"{run.seconds:.2f}", f"{run.tokens:,}", f"{run.tokens / unique:.2f}", ratio, f"{run.peak_mb:.0f} MB")
     console.print(table)
 
 
-def sweep(path: Path, num_pairs: int, console: Console) -> None:
+def sweep(trees: Contestant, trl: Contestant, path: Path, *, num_pairs: int, repeats: int, console: Console) -> None:
     """Plot how many times faster than TRL an epoch is, over depth and branching, at about the same number of pairs."""
     import matplotlib
 
@@ -201,7 +327,8 @@ def sweep(path: Path, num_pairs: int, console: Console) -> None:
         ratios = []
         for depth in depths:
             case = Case(num_trees=max(1, round(num_pairs / depth / (branching - 1))), depth=depth, branching=branching)
-            ratios.append(measure("TRL", case).seconds / measure("trees", case).seconds)
+            runs = in_turn([trees, trl], case, repeats)
+            ratios.append(runs["TRL"].seconds / runs["trees"].seconds)
             console.print(f"depth {depth}, branching {branching}: {ratios[-1]:.2f} times faster than TRL")
         axes.plot(depths, ratios, marker="o", label=f"branching {branching}")
     axes.set(
@@ -218,20 +345,52 @@ def sweep(path: Path, num_pairs: int, console: Console) -> None:
     figure.savefig(path)
 
 
+def row_sizes(trees: Contestant, setup: Setup, *, repeats: int, console: Console) -> None:
+    """Print the time of an epoch by the largest tree allowed, on trees of about 300 and of about 1,200 tokens."""
+    for case in (Case(num_trees=8, depth=8, branching=4), Case(num_trees=2, depth=8, branching=16)):
+        unique = num_unique_tokens(case, setup, trainer="trees")
+        table = Table(title=f"{case.num_trees} trees of {unique // case.num_trees} tokens")
+        for column in ("row_tokens", "seconds", "forwarded of unique"):
+            table.add_column(column)
+        best: dict[int, Run] = {}
+        for _ in range(repeats):
+            for size in ROW_SIZES:
+                run = trees.run(case, replace(setup, row_tokens=size, batch_size=case.num_pairs))
+                best[size] = min(run, best.get(size, run), key=lambda each: each.seconds)
+        for size, run in best.items():
+            table.add_row(str(size), f"{run.seconds:.2f}", f"{run.tokens / unique:.2f}")
+        console.print(table)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trees", type=int, default=16, help="problems")
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--branching", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="turns, of which the fastest counts")
     parser.add_argument("--plot", type=Path, help="sweep over depth and branching and write this figure")
+    parser.add_argument("--row-sizes", action="store_true", help="time an epoch by row_tokens")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, with a model of half a billion parameters")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    console = Console()
+    console, setup = Console(), GPU if arguments.gpu else Setup()
     case = Case(num_trees=arguments.trees, depth=arguments.depth, branching=arguments.branching)
-    compare(case, console)
-    if arguments.plot:
-        sweep(arguments.plot, case.num_pairs, console)
+    with tempfile.TemporaryDirectory() as folder:
+        preferences = [Contestant(trainer, setup, Path(folder)) for trainer in PREFERENCES]
+        compare(preferences, case, setup, repeats=arguments.repeats, console=console)
+        trees, paths, trl = preferences
+        paths.close()
+        if arguments.plot:
+            sweep(trees, trl, arguments.plot, num_pairs=case.num_pairs, repeats=1, console=console)
+        if arguments.row_sizes:
+            row_sizes(trees, setup, repeats=arguments.repeats, console=console)
+        trees.close()
+        trl.close()
+        values = [Contestant(trainer, setup, Path(folder)) for trainer in PRM]
+        compare(values, case, setup, repeats=arguments.repeats, console=console)
+        for contestant in values:
+            contestant.close()
 
 
 if __name__ == "__main__":

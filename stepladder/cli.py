@@ -3,14 +3,16 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stepladder import __version__
-from stepladder.cli_errors import DebugOption
+from stepladder.cli_errors import DebugOption, SetOption
 from stepladder.cli_errors import errors_explained as _errors_explained
+from stepladder.cli_eval import evaluate
 from stepladder.cli_prm import app as prm_app
 from stepladder.errors import ConfigError
 
@@ -25,11 +27,9 @@ app = typer.Typer(
 app.add_typer(prm_app, name="prm")
 
 _CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
-_SET_HELP = "Change one setting, e.g. `search.simulations=64`. May be repeated."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +95,16 @@ def solve(
     question: Annotated[str | None, typer.Argument(help="The question.")] = None,
     run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: runs/embedded.")] = None,
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
-    prm: Annotated[str | None, typer.Option(help="Directory of a PRM; 'none' searches without one.")] = None,
+    prm: Annotated[
+        list[str],
+        typer.Option(
+            help="Directory or hub id of a PRM; given several times: an ensemble. 'none' searches without one, with 'self' the policy "
+            "judges its own steps."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    prm_spec: Annotated[str | None, typer.Option(help="How a PRM is read whose directory does not say it; see `prm specs`.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference model of an implicit PRM that names none.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="One score of several PRMs': `mean`, `min` or `mean-variance`.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL file for the answers; a stopped command continues it.")] = None,
     id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
@@ -103,7 +112,11 @@ def solve(
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Cap on seconds per question; such a search cannot be replayed.")] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    discriminator: Annotated[
+        str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -115,6 +128,7 @@ def solve(
     - `stepladder solve "47193 GBAF" --run runs/demo`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
+    - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
     """
     with _errors_explained(debug):
         from stepladder.loops.solve import SolveSettings, explain_methods, solve_file, solve_question
@@ -124,6 +138,7 @@ def solve(
             return
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+        named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
         settings = SolveSettings.resolve(
             run=run,
             policy=policy,
@@ -133,7 +148,9 @@ def solve(
             simulations=simulations,
             options=options,
             seed=seed,
-            overrides=overrides,
+            overrides=[*overrides, *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)],
+            seconds=seconds,
+            discriminator=discriminator,
         )
         if question is not None:
             typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
@@ -144,23 +161,70 @@ def solve(
             typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
 
 
+app.command(name="eval")(evaluate)
+
+
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    to: Annotated[Path, typer.Option("--to", help="Directory for the data set; it must be new or empty.")],
-    format: Annotated[str, typer.Option("--format", help="preference, value, sft or tree.")] = "preference",
-    rounds: Annotated[str | None, typer.Option(help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands in the directory.")] = False,
+    run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="New or empty directory, `hub:OWNER/NAME`, or `hub` for a name made here.")] = None,
+    format: Annotated[str, typer.Option("--format", help="Kind of data set; `list` explains them.")] = "preference",
+    rounds: Annotated[str | None, typer.Option("--round", help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
+    splits: Annotated[
+        list[str], typer.Option("--split", metavar="NAME=SHARE", help="Set problems aside, e.g. `test=0.1`. Repeatable.")
+    ] = [],  # noqa: B006
+    advantage: Annotated[str, typer.Option(help="Advantages of trees and trajectories: `parent`, `treepo` or `group`.")] = "parent",
+    target: Annotated[str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `hard-max` or `distance`.")] = "monte-carlo",
+    license: Annotated[str | None, typer.Option("--license", help="Licence of the source problems (SPDX), for the data card.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new data set on the hub public. Default: private.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export in the same place; nothing else is ever replaced.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Export a run's trees and training rows as a data set with a data card.
 
-    The result loads with `datasets.load_dataset(DIR)`; `preference` trains with TRL's DPOTrainer as it stands.
+    The result loads with `datasets.load_dataset(DIR)`, other trainers take it as it stands, and `stepladder import` reads it back.
+
+    - `stepladder export --format list`
+    - `stepladder export runs/demo --format preference --to data/pairs --split test=0.1`
+    - `stepladder export runs/demo --format tree --round 3 --advantage treepo --to hub:me/trees`
     """
     with _errors_explained(debug):
-        from stepladder.loops.exporting import export_rounds
+        from stepladder.loops.exporting import ExportOptions, explain_formats, export_rounds
+        from stepladder.loops.progress import ProgressDisplay
 
-        typer.echo(export_rounds(run, to, format=format, rounds=rounds, overwrite=overwrite))
+        if format == "list":
+            typer.echo(explain_formats())
+            return
+        if run is None or to is None:
+            raise ConfigError("export: give a RUN directory and --to DIR, hub or hub:OWNER/NAME -- see stepladder export --help")
+        options = ExportOptions(
+            format=format,
+            rounds=rounds,
+            splits=splits,
+            advantage=advantage,
+            target=target,
+            licence=license,
+            overwrite=overwrite,
+            public=public,
+        )
+        typer.echo(export_rounds(run, to, options, display=ProgressDisplay()))
+
+
+@app.command(name="import")
+def import_(
+    place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
+    run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
+    debug: DebugOption = False,
+) -> None:
+    """Give an exported data set to a run: every round of `evolve` trains on its rows beside its own.
+
+    Pairs and solutions train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt format and
+    tokenizer must be those of the export.
+    """
+    with _errors_explained(debug):
+        from stepladder.loops.exporting import import_rows
+
+        typer.echo(import_rows(place, run_dir))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What every command shares: errors as one line and an exit code, and the option that shows tracebacks."""
+"""What the commands share: errors as one line and an exit code, the option that shows tracebacks, and the one that changes a setting."""
 
 import os
 import sys
@@ -12,6 +12,9 @@ import typer
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. `search.simulations=64`. May be repeated.")
+]
 
 
 @contextmanager

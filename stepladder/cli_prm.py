@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from stepladder.cli_errors import DebugOption, errors_explained
+from stepladder.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Process reward models: score, train, evaluate.")
 
@@ -33,13 +34,18 @@ def specs(
 
 
 @app.command()
-def score(
+def score(  # noqa: PLR0913 - one option each
     file: FileArgument,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="JSONL file for the scores.")],
     spec: SpecOption = None,
     reference: ReferenceOption = None,
     aggregation: Annotated[str, typer.Option(help="How step scores become one.")] = "last",
+    rewards: Annotated[
+        str | None,
+        typer.Option(help="Also write rewards for training: of steps by `clip`, `delta` or `par`, of the solution by `verdict`."),
+    ] = None,
+    bound_at: Annotated[float, typer.Option(help="Bound of `clip`, reference of `par`.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -59,20 +65,30 @@ def score(
         source = PRMSource(
             model=model, spec=spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed
         )
-        typer.echo(score_file(file, source, output, aggregation=aggregation))
+        typer.echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
 
 
 @app.command()
 def train(  # noqa: PLR0913 - one option each
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files of solutions with labelled steps.")],
     init: Annotated[str, typer.Option(help="Policy or process reward model to start from: directory or hub id.")],
     output: Annotated[Path, typer.Option(help="Directory for the trained model.")],
+    files: Annotated[list[Path], typer.Argument(metavar="[FILE...]", help="Files of solutions with labelled steps.")] = [],  # noqa: B006
+    trees: Annotated[  # - typer copies both
+        list[Path], typer.Option(help="Searched trees to learn from instead: a run, one of its rounds, or shards; may be repeated.")
+    ] = [],  # noqa: B006
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What a step of a tree learns: `monte-carlo`, `tree-value`, `hard-max`, `distance`, `outcome`, `progress` or `step-pairs`."
+        ),
+    ] = "monte-carlo",
+    supervise: Annotated[
+        str, typer.Option(help="Tokens of a tree's step that learn its target: `step-end` or `every-token`.")
+    ] = "step-end",
     spec: SpecOption = None,
     loss: Annotated[
         str,
-        typer.Option(
-            help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`; for implicit specs `implicit-ce`, `implicit-dpo`."
-        ),
+        typer.Option(help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`, `listwise`, `implicit-ce` or `implicit-dpo`."),
     ] = "bce",
     scope: Annotated[str, typer.Option(help="`full`, `head` or `lora`.")] = "full",
     head_first: Annotated[float, typer.Option(min=0, help="Passes with the head alone before everything is trained.")] = 0.0,
@@ -90,17 +106,20 @@ def train(  # noqa: PLR0913 - one option each
     trust_remote_code: TrustOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train a process reward model on labelled steps.
+    """Train a process reward model on labelled steps, or on searched trees.
 
     Reads PRM800K, Math-Shepherd, OmegaPRM (flat and tree), ProcessBench, and `prompt`/`completions`/`labels` rows; problems are split, not
     solutions. A model that `prm train` wrote is scored, evaluated and trained on without `--spec`.
 
     - `stepladder prm train phase2_train.jsonl --init ./policy --spec trl --output ./my-prm`
     - `stepladder prm train math-aps.jsonl --init ./policy --spec ppm --loss pairwise --output ./my-ppm`
+    - `stepladder prm train --trees runs/demo --init runs/demo/rounds/001/models/policy --loss two-hot --output ./my-prm`
     """
     with errors_explained(debug):
-        from stepladder.loops.prm_training import TrainingJob, train_files
+        from stepladder.loops.prm_training import TrainingJob, train_files, train_trees
 
+        if bool(files) == bool(trees):
+            raise ConfigError("prm train: needs files of labelled solutions or --trees: got both or neither -- give one of them")
         settings = dict(
             learning_rate=learning_rate,
             epochs=epochs,
@@ -122,8 +141,10 @@ def train(  # noqa: PLR0913 - one option each
             neutral=neutral,
             held_out=held_out,
             trust_remote_code=trust_remote_code,
+            target=target,
+            supervise=supervise,
         )
-        typer.echo(train_files(files, job, settings))
+        typer.echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
 
 
 @app.command(name="eval")

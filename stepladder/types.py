@@ -6,7 +6,7 @@ scored, stored and trained on; text stands beside them for people. "Not scored" 
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -33,8 +33,12 @@ class StopReason(StrEnum):
     """The search spent its generated tokens."""
     CALLS = "calls"
     """The search spent its policy calls."""
+    SECONDS = "seconds"
+    """The search spent its time."""
     VALUE = "value"
     """A solution scored at least what the method asks for."""
+    GOAL = "goal"
+    """The best leaf to go on with is worth no more than the best solution."""
     CONVERGED = "converged"
     """The answer has stayed the same for as long as the method asks for."""
     EXHAUSTED = "exhausted"
@@ -92,6 +96,9 @@ class Budget:
     max_calls: int | None = None
     """Requests to the policy; None is no cap. Once it is reached nothing more is requested; rollouts, which follow the requests of their
     own wave, may go beyond it."""
+    max_seconds: float | None = None
+    """Seconds since the search of the problem began, checked before each wave but the first, > 0; None is no cap. What fits depends on the
+    machine and its load: a search that ends so cannot be replayed."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256
@@ -211,33 +218,33 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trace:
-    """One full solution for supervised fine-tuning."""
+    """One full solution for supervised fine-tuning, or the revision of a wrong one."""
 
     problem_id: str
     prompt_ids: list[int]
-    """The rendered prompt; no loss on it."""
+    """The rendered prompt, and for a revision the wrong steps after it; no loss on it."""
     completion_ids: list[int]
     """All steps, concatenated; the loss is on these."""
     prompt: str
-    """The question."""
+    """The question, and for a revision the wrong steps after it."""
     completion: str
     """The steps as text."""
     mean_value: float
-    """Mean node value along the path, in [0, 1]."""
+    """Mean node value along the right path, in [0, 1]."""
     provenance: Provenance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
-    """Two sibling steps after the same prefix, one preferred."""
+    """Two continuations of one prefix, one preferred: sibling steps, or whole solutions."""
 
     problem_id: str
     prompt_ids: list[int]
-    """The rendered prompt and the steps both siblings share; no loss on it."""
+    """The rendered prompt and the steps that both share; no loss on it."""
     chosen_ids: list[int]
-    """The preferred step."""
+    """The preferred step, or solution."""
     rejected_ids: list[int]
-    """The other step."""
+    """The other one."""
     prompt: str
     """The question and the shared steps as text."""
     chosen: str
@@ -247,12 +254,46 @@ class PreferencePair:
     rejected_value: float
     """Node value of the other step; chosen_value - rejected_value is the margin."""
     depth: int
-    """Depth of the two siblings, >= 1."""
+    """Depth of the two siblings, >= 1; 1 for whole solutions."""
     provenance: Provenance
+    """Of the tree of the preferred one."""
     chosen_visits: int = 0
-    """Simulations that passed through the preferred step; 0 where that is not known."""
+    """Simulations that passed through the preferred step, of a solution through its last one; 0 where that is not known."""
     rejected_visits: int = 0
     """The same for the other step."""
+    chosen_logps: list[float] = field(default_factory=list)
+    """Log-probability of each token of ``chosen_ids`` under the policy that sampled it; empty where that is not known."""
+    rejected_logps: list[float] = field(default_factory=list)
+    """The same for ``rejected_ids``."""
+    agreement: float | None = None
+    """Share of the pairs of siblings at this place that two process reward models rank alike, in [0, 1]; None where that is not known."""
+    uncertainty: float | None = None
+    """How little the graded leaves say about which of the two is better, in bits: 0 is sure, 1 is open; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradedRow:
+    """A continuation that was found good or bad by itself: a step, or a whole solution."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt and the steps before; no loss on it."""
+    completion_ids: list[int]
+    """The step, or the solution."""
+    good: bool
+    """The verdict."""
+    value: float
+    """Value of the continuation, in [0, 1]."""
+    prompt_value: float
+    """Value of the place that it continues, in [0, 1]: for a whole solution the share of right ones among those of its problem."""
+    prompt: str
+    """The question and the steps before as text."""
+    completion: str
+    """The step, or the solution, as text."""
+    logps: list[float]
+    """Log-probability of each token of ``completion_ids`` under the policy that sampled it."""
+    provenance: Provenance
+    """Of its tree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

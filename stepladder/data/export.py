@@ -1,96 +1,149 @@
-"""Data sets made of shards: a directory that ``datasets.load_dataset`` reads, with a data card.
+"""Data sets made of shards: a directory that ``datasets.load_dataset`` reads, with a data card; and shards made of such a directory.
 
-A format is a table of columns. To add one, add an ``ExportFormat`` to ``EXPORT_FORMATS``: the kind of shard it is made of, its columns as
-functions of the shard's table, and what the card says about each. Text columns carry the names that TRL trains on. Token ids stand beside
-them under names that TRL leaves alone: its DPOTrainer writes ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` of its own.
+``export_formats.EXPORT_FORMATS`` lists the formats.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from stepladder.data.labels import join_prompt
-from stepladder.data.store import PAIRS, PROVENANCE_COLUMNS, TRACES, TREES, VALUES, ShardKind, read_table, write_table
+from stepladder.data.export_card import CARD_MARK, EXPORT_VERSION, CardFacts, Exploration, ExportSummary, data_card
+from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat, record_from
+from stepladder.data.export_rows import ExportSource, Row
+from stepladder.data.problems import normalise_question
+from stepladder.data.store import PROVENANCE_TYPES, ShardKind, read_records, read_trees, write_records, write_table
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
+from stepladder.types import derive_seed
 
-_MARK = "<!-- made by stepladder export -->"
-"""Stands in every data card; only a directory with it is ever replaced."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportColumn:
-    """One column of an exported data set."""
-
-    source: str
-    """Column of the shard that it is made of."""
-    meaning: str
-    """What the data card says."""
-    change: Callable[[pa.ChunkedArray], pa.ChunkedArray | pa.Array] = lambda values: values
-    """From the shard's values to the exported ones."""
+REST = "train"
+"""The split of the problems that no other split takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportFormat:
-    """One kind of data set."""
+class ExportJob:
+    """What to export, and how."""
 
-    kind: ShardKind[Any]
-    """Shards that it is made of."""
-    title: str
-    """Heading of the data card."""
-    about: str
-    """How the rows were made and how to train on them."""
-    columns: dict[str, ExportColumn]
-    """Columns by name, in order; problem id and provenance are added to all formats."""
+    format: str
+    """A name in ``EXPORT_FORMATS``."""
+    source: ExportSource
+    """What the rows need beyond themselves."""
+    trees: Sequence[Path] = ()
+    """Shards of the searched trees behind the rows, for the data card."""
+    facts: CardFacts = field(default_factory=CardFacts)
+    """What the data card says about the run."""
+    splits: Mapping[str, float] = field(default_factory=dict)
+    """Share of the problems in each split besides ``train``, in (0, 1)."""
+    overwrite: bool = False
+    """Replace an earlier export; anything else is never removed."""
 
 
-def export_dataset(paths: Sequence[Path], *, format: str, out_dir: Path, overwrite: bool = False) -> int:
-    """Write shards as a data set directory, whole or not at all, and return its number of rows.
+def export_dataset(
+    paths: Sequence[Path], job: ExportJob, out_dir: Path, *, on_shard: Callable[[int], None] = lambda num_tokens: None
+) -> ExportSummary:
+    """Write shards as a data set directory, whole or not at all.
 
-    The directory holds ``data/train-*.parquet``, one file per shard that holds rows, and ``README.md``, the data card. Equal shards
-    give equal bytes.
+    The directory holds ``data/SPLIT-*.parquet`` (or ``.jsonl``), one file per shard and split that holds rows, and ``README.md``, the data
+    card. Equal shards give equal bytes.
 
     Args:
         paths: Shards of the kind that the format is made of, in order.
-        format: A name in ``EXPORT_FORMATS``.
+        job: What to export.
         out_dir: New or empty directory.
-        overwrite: Replace an earlier export in ``out_dir``; anything else is never removed.
+        on_shard: Called after every shard with the tokens of its rows.
 
     Raises:
-        ConfigError: If the format is unknown.
-        DataFormatError: If there is no row to export, or a file is no shard of the right kind and version.
+        ConfigError: If the format is unknown, or a split is impossible.
+        DataFormatError: If there is no row to export, a split gets none, or a file is no shard of the right kind and version.
         CheckpointError: If ``out_dir`` holds something, or cannot be written.
     """
-    if format not in EXPORT_FORMATS:
-        raise ConfigError(f"format: must be one of {', '.join(EXPORT_FORMATS)}: got {format!r} -- choose one of these")
+    chosen = find_format(job.format)
+    _check_splits(job.splits)
     if not paths:
         raise DataFormatError(f"{out_dir}: an export needs at least one shard: got none -- run a round first")
-    _check_free(out_dir, overwrite=overwrite)
-    chosen, summary = EXPORT_FORMATS[format], _Summary()
+    check_free(out_dir, overwrite=job.overwrite)
+    keys = _split_keys(job.source.questions)
+    summary, dropped = ExportSummary(rows=dict.fromkeys((REST, *job.splits), 0)), Counter[str]()
     with atomic_directory(out_dir) as temporary:
         (temporary / "data").mkdir()
         for index, path in enumerate(paths):
-            shard = read_table(path, chosen.kind)
-            # The data set library refuses a Parquet file without rows, even beside others.
-            if shard.num_rows:
-                write_table(temporary / "data" / f"train-{index:05d}.parquet", _exported(shard, chosen))
-                summary.add(shard)
-        if not summary.num_rows:
-            raise DataFormatError(f"{out_dir}: an export needs at least one row: the {len(paths)} shards hold none -- export other rounds")
-        (temporary / "README.md").write_text(_data_card(format, chosen, summary), encoding="utf-8")
-    return summary.num_rows
+            num_tokens = 0
+            rows = list(_rows(read_records(path, chosen.kind), chosen, job.source, dropped))
+            for split, part in _by_split(rows, job.splits, keys).items():
+                _write_rows(temporary / "data" / f"{split}-{index:05d}.{chosen.suffix}", part, chosen)
+                num_tokens += summary.add(split, part, chosen)
+            on_shard(num_tokens)
+        summary.dropped = dict(sorted(dropped.items()))
+        _check_rows(summary, out_dir, num_shards=len(paths))
+        card = data_card(job.format, chosen, summary, _explore(job.trees), job.facts, job.source)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return summary
 
 
-def _check_free(out_dir: Path, *, overwrite: bool) -> None:
+def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]:
+    """Write an exported data set as shards, whole or not at all, and return their kind and the number of rows.
+
+    Every field of every record is what it was before the export, bit for bit. Splits follow one another as the data card lists them, with
+    a shard per file.
+
+    Args:
+        directory: What an export wrote.
+        out_dir: New or empty directory, for ``shard-*.parquet``.
+
+    Raises:
+        DataFormatError: If the directory is no export that can be imported, or a file of it lacks columns.
+        CheckpointError: If ``out_dir`` holds something, or cannot be written.
+    """
+    chosen, files = _exported_files(directory)
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise CheckpointError(f"{out_dir}: must be new or empty: it holds files -- remove them or import into another place")
+    kind = chosen.restored
+    assert kind is not None, "formats without it were refused"
+    num_rows = 0
+    with atomic_directory(out_dir) as temporary:
+        for index, path in enumerate(files):
+            records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
+            write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            num_rows += len(records)
+    return kind, num_rows
+
+
+def restored_kind(directory: Path) -> ShardKind[Any]:
+    """Return the kind of shard that an exported data set becomes; errors as for ``import_dataset``."""
+    kind = _exported_files(directory)[0].restored
+    assert kind is not None, "formats without it were refused"
+    return kind
+
+
+def find_format(name: str) -> ExportFormat:
+    """Return a format by name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in EXPORT_FORMATS:
+        raise ConfigError(f"format: must be one of {', '.join(EXPORT_FORMATS)}: got {name!r} -- choose one of these")
+    return EXPORT_FORMATS[name]
+
+
+def check_free(out_dir: Path, *, overwrite: bool) -> None:
+    """Check that an export may write a directory: it must be new, empty, or with ``overwrite`` an earlier export.
+
+    Raises:
+        CheckpointError: If it may not.
+    """
     if not out_dir.exists():
         return
     if not out_dir.is_dir():
         raise CheckpointError(f"{out_dir}: must be a directory or not exist: it is a file -- choose another place")
     card = out_dir / "README.md"
-    ours = card.is_file() and _MARK in card.read_text(encoding="utf-8", errors="replace")
+    ours = card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
     if not any(out_dir.iterdir()) or (overwrite and ours):
         return
     remedy = "choose another directory" if not ours else "choose another directory or pass --overwrite"
@@ -98,166 +151,112 @@ def _check_free(out_dir: Path, *, overwrite: bool) -> None:
     raise CheckpointError(f"{out_dir}: must be new or empty: it holds {what} -- {remedy}")
 
 
-def _exported(shard: pa.Table, chosen: ExportFormat) -> pa.Table:
-    columns = {name: column.change(shard[column.source]) for name, column in chosen.columns.items()}
-    return pa.table({"problem_id": shard["problem_id"], **columns, **{name: shard[name] for name in PROVENANCE_COLUMNS}})
+def _check_splits(splits: Mapping[str, float]) -> None:
+    for name, share in splits.items():
+        if name == REST or not name.isidentifier() or not 0 < share < 1:
+            raise ConfigError(
+                f"split {name!r}: must be a word other than {REST!r} with a share in (0, 1): got {share!r} -- for example test=0.1"
+            )
+    if sum(splits.values()) >= 1:
+        raise ConfigError(f"splits: shares must leave something to {REST!r}: got {sum(splits.values()):.4g} in all -- lower them")
 
 
-class _Summary:
-    """What the data card says about the rows, gathered shard by shard."""
-
-    def __init__(self) -> None:
-        self.num_rows = 0
-        self.problems: set[str] = set()
-        self.provenance: dict[str, set[Any]] = {name: set() for name in PROVENANCE_COLUMNS}
-
-    def add(self, shard: pa.Table) -> None:
-        """Count the rows of one shard."""
-        self.num_rows += shard.num_rows
-        self.problems.update(shard["problem_id"].to_pylist())
-        for name, values in self.provenance.items():
-            values.update(shard[name].unique().to_pylist())
+def _split_keys(questions: Mapping[str, str]) -> dict[str, str]:
+    """Return what decides the split of every problem: the smallest id of those that ask the same."""
+    first: dict[str, str] = {}
+    for problem_id in sorted(questions):
+        first.setdefault(normalise_question(questions[problem_id]), problem_id)
+    return {problem_id: first[normalise_question(question)] for problem_id, question in questions.items()}
 
 
-def _data_card(name: str, chosen: ExportFormat, summary: _Summary) -> str:
-    provenance = {
-        column: ", ".join(f"`{value}`" for value in sorted(values, key=lambda value: (value is None, value))) or "none"
-        for column, values in summary.provenance.items()
-    }
-    meanings = {column: spec.meaning for column, spec in chosen.columns.items()}
-    meanings = {"problem_id": "Key of the problem.", **meanings, **PROVENANCE_COLUMNS}
-    lines = [
-        "---",
-        f"pretty_name: {chosen.title}",
-        "tags:",
-        "- stepladder",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: data/train-*.parquet",
-        "---",
-        _MARK,
-        "",
-        f"# {chosen.title}",
-        "",
-        chosen.about,
-        "",
-        f"Format `{name}` of `stepladder export`: {summary.num_rows} rows from {len(summary.problems)} problems.",
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        'rows = load_dataset("path/to/this/directory", split="train")',
-        "```",
-        "",
-        "## Columns",
-        "",
-        "| column | meaning |",
-        "|---|---|",
-        *(f"| `{column}` | {meaning} |" for column, meaning in meanings.items()),
-        "",
-        "## Provenance",
-        "",
-        "| what | values in this data set |",
-        "|---|---|",
-        *(f"| `{column}` | {values} |" for column, values in provenance.items()),
-        "",
-    ]
-    return "\n".join(lines)
+def _by_split(rows: Sequence[Row], splits: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(_split_of(keys.get(row["problem_id"], row["problem_id"]), splits), []).append(row)
+    return parts
 
 
-def _as_prompt(questions: pa.ChunkedArray) -> pa.Array:
-    return pa.array([join_prompt(question, []) for question in questions.to_pylist()], type=pa.string())
+def _split_of(key: str, splits: Mapping[str, float]) -> str:
+    # No seed of a run enters: a problem is in the same split in every export, so data sets can be joined without a leak.
+    place, bound = derive_seed("export split", key) / 2**63, 0.0
+    for name, share in splits.items():
+        bound += share
+        if place < bound:
+            return name
+    return REST
 
 
-_PROMPT_IDS = "Token ids of the rendered prompt and the shared steps: exactly what the policy saw."
-_QUESTION_PROMPT = ExportColumn(source="prompt", meaning="The question and a line break.", change=_as_prompt)
+def _rows(records: Sequence[Any], chosen: ExportFormat, source: ExportSource, dropped: Counter[str]) -> Iterator[Row]:
+    columns = chosen.all_columns()
+    for record, made in chosen.rows(records, source, dropped):
+        row = {name: made[name] if column.field is None else getattr(record, column.field) for name, column in columns.items()}
+        yield row | {name: getattr(record.provenance, name) for name in PROVENANCE_TYPES}
 
-EXPORT_FORMATS: dict[str, ExportFormat] = {
-    "preference": ExportFormat(
-        kind=PAIRS,
-        title="Step-level preference pairs",
-        about=(
-            "Each row holds two sibling steps of a search tree after the same prefix. Below the chosen step a right final answer was "
-            "found, below the rejected one a wrong one, and the chosen step's value is higher by a margin.\n\n"
-            "TRL's `DPOTrainer` trains on the text columns as they stand. It ends every completion with the end-of-sequence token, which "
-            "these steps do not have unless they are last steps; a trainer that takes token ids avoids that."
-        ),
-        columns={
-            "prompt": ExportColumn(source="prompt", meaning="The question, a line break, and the steps that both share."),
-            "chosen": ExportColumn(source="chosen", meaning="The preferred step."),
-            "rejected": ExportColumn(source="rejected", meaning="The other step."),
-            "prompt_token_ids": ExportColumn(source="prompt_ids", meaning=_PROMPT_IDS),
-            "chosen_token_ids": ExportColumn(source="chosen_ids", meaning="Token ids of the preferred step, as sampled."),
-            "rejected_token_ids": ExportColumn(source="rejected_ids", meaning="Token ids of the other step, as sampled."),
-            "chosen_value": ExportColumn(source="chosen_value", meaning="Value of the preferred step, in [0, 1]."),
-            "rejected_value": ExportColumn(source="rejected_value", meaning="Value of the other step, in [0, 1]."),
-            "depth": ExportColumn(source="depth", meaning="Depth of the two steps; 1 follows the question."),
-            "chosen_visits": ExportColumn(source="chosen_visits", meaning="Simulations that passed through the preferred step."),
-            "rejected_visits": ExportColumn(source="rejected_visits", meaning="Simulations that passed through the other step."),
-        },
-    ),
-    "value": ExportFormat(
-        kind=VALUES,
-        title="Value targets of reasoning steps",
-        about=(
-            "Each row is a path through a search tree with a value target in [0, 1] at the end of its steps. A step that several paths "
-            "share has its target in one of them only and null in the others, so that every step counts once: null is context, not zero."
-        ),
-        columns={
-            "prompt": _QUESTION_PROMPT,
-            "completions": ExportColumn(source="steps", meaning="The steps, in order."),
-            "labels": ExportColumn(source="targets", meaning="Value target of each step, in [0, 1]; null where the step is context only."),
-            "prompt_token_ids": ExportColumn(source="prompt_ids", meaning="Token ids of the rendered prompt."),
-            "completion_token_ids": ExportColumn(source="step_ids", meaning="Token ids of each step, as sampled."),
-        },
-    ),
-    "sft": ExportFormat(
-        kind=TRACES,
-        title="Solutions with right final answers",
-        about=(
-            "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the mean "
-            "value of their steps, then by the smallest. A right final answer does not prove that every step is right."
-        ),
-        columns={
-            "prompt": _QUESTION_PROMPT,
-            "completion": ExportColumn(source="completion", meaning="The whole solution."),
-            "prompt_token_ids": ExportColumn(source="prompt_ids", meaning="Token ids of the rendered prompt."),
-            "completion_token_ids": ExportColumn(source="completion_ids", meaning="Token ids of the solution, as sampled."),
-            "mean_value": ExportColumn(source="mean_value", meaning="Mean value of its steps, in [0, 1]."),
-        },
-    ),
-    "tree": ExportFormat(
-        kind=TREES,
-        title="Search trees",
-        about=(
-            "Each row is the search tree of one problem, flat: node i is entry i of every list, the root is node 0, and parents come "
-            "before their children. `prompt_ids` and the `token_ids` along a path are exactly what the models saw."
-        ),
-        columns={
-            name: ExportColumn(source=name, meaning=meaning)
-            for name, meaning in {
-                "question": "The question.",
-                "prompt_ids": "Token ids of the rendered prompt.",
-                "method": "Search method.",
-                "parents": "Parent of each node; -1 for the root.",
-                "depths": "Steps from the root.",
-                "token_ids": "Token ids of the step that leads into each node; none for the root.",
-                "logps": "Log-probability of each of these tokens under the policy at temperature 1, in nats.",
-                "texts": "The step as text.",
-                "priors": "Prior probability of the node among its siblings.",
-                "scores": "Score of the step by the process reward model, in [0, 1]; null if not scored.",
-                "visits": "Simulations that passed through the node.",
-                "values": "Mean backed-up return; null while unvisited.",
-                "stop_reasons": "Why the step ended.",
-                "answers": "Final answer of a terminal; null elsewhere.",
-                "outcomes": "1 right, 0 wrong, null where not graded.",
-                "generated_tokens": "Tokens sampled for the whole tree.",
-                "policy_calls": "Expansion requests.",
-                "scored_tokens": "Tokens sent to the process reward model.",
-                "num_simulations": "Simulations done.",
-            }.items()
-        },
-    ),
-}
+
+def _write_rows(path: Path, rows: Sequence[Row], chosen: ExportFormat) -> None:
+    if chosen.suffix == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        return
+    write_table(path, pa.Table.from_pylist(list(rows), schema=chosen.schema))
+
+
+def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> None:
+    if not summary.num_rows:
+        left_out = f", {sum(summary.dropped.values())} candidates were left out" if summary.dropped else ""
+        raise DataFormatError(
+            f"{out_dir}: an export needs at least one row: the {num_shards} shards hold none{left_out} -- export other rounds"
+        )
+    if empty := [split for split, count in summary.rows.items() if not count]:
+        raise DataFormatError(f"{out_dir}: every split needs a row: got none in {', '.join(map(repr, empty))} -- change its share")
+
+
+def _explore(trees: Sequence[Path]) -> Exploration:
+    exploration = Exploration()
+    for path in trees:
+        for record in read_trees(path):
+            exploration.add(record)
+    return exploration
+
+
+def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
+    """Return the format of an export and its files, split by split."""
+    from huggingface_hub import metadata_load
+
+    card = directory / "README.md"
+    facts: Any = (metadata_load(card) or {}) if card.is_file() else {}
+    ours, configs = facts.get("stepladder"), facts.get("configs")
+    if not isinstance(ours, dict) or not configs:
+        raise DataFormatError(
+            f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
+        )
+    name, version = ours.get("format"), ours.get("version")
+    if version != EXPORT_VERSION or name not in EXPORT_FORMATS:
+        raise DataFormatError(
+            f"{card}: must be a known format of version {EXPORT_VERSION}: got {name!r} of version {version!r} "
+            "-- use the stepladder that wrote it"
+        )
+    chosen = EXPORT_FORMATS[name]
+    if chosen.restore is None:
+        able = ", ".join(known for known, format in EXPORT_FORMATS.items() if format.restore is not None)
+        raise DataFormatError(
+            f"{directory}: must be of a format that can be imported ({able}): got {name!r} -- export the run's trees instead"
+        )
+    files = [path for entry in configs[0]["data_files"] for path in sorted(directory.glob(entry["path"]))]
+    if not files:
+        raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
+    return chosen, files
+
+
+def _read_rows(path: Path, chosen: ExportFormat) -> list[Row]:
+    try:
+        if chosen.suffix == "jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        else:
+            rows = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataFormatError(f"{path}: must be a {chosen.suffix} file: {str(error).splitlines()[0]} -- fetch it again") from None
+    expected = set(chosen.schema.names)
+    for number, row in enumerate(rows, 1):
+        if missing := sorted(expected - set(row)):
+            raise DataFormatError(f"{path}:{number}: must have the columns of the format: {', '.join(missing)} missing -- export it again")
+    return rows

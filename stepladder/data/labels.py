@@ -1,11 +1,12 @@
-"""From searched trees to training rows: value targets, preference pairs and traces.
+"""From searched trees to labels: the evidence of graded leaves, the values of nodes, and value targets.
 
 All rows are made of the token ids that the tree stores; nothing is tokenised again. Evidence is the outcome of leaves: terminal and
 truncated nodes carry 1.0 (right) or 0.0 (wrong), and a node is judged by the leaves at and below it. Every tree counts each of its leaves
 once, however often it was visited.
 
-Each function returns a ``Selection``: the rows it kept and how many it dropped, by reason. Caps are per problem, over all trees of that
-problem that are given. All ties are broken by node index, so the rows depend on the trees alone.
+``pairs.py`` and ``traces.py`` choose what the policy learns from. Each choice is a ``Selection``: the rows that were kept and how many were
+dropped, by reason. Caps are per problem, over all trees of that problem that are given. All ties are broken by node index, so the rows
+depend on the trees alone.
 """
 
 from collections import Counter
@@ -16,14 +17,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from stepladder.data.problems import SeedSolution
 from stepladder.errors import DataFormatError
-from stepladder.types import PreferencePair, Problem, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import Problem, Provenance, Trace, TreeRecord, ValueRow
 
 RowT = TypeVar("RowT")
-LabelT = TypeVar("LabelT", Trace, PreferencePair)
-
-# Differences and means of floats are rounded to so many decimals before they are compared: 0.7 - 0.5 must reach a margin of 0.2, and what
-# is equal but for the last bit must tie.
-_DECIMALS = 12
 
 
 class ValueTarget(StrEnum):
@@ -38,6 +34,10 @@ class ValueTarget(StrEnum):
     """1 where a right leaf is at or below the node, 0 where only wrong ones are; none without a graded leaf."""
     DISTANCE = "distance"
     """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
+    OUTCOME = "outcome"
+    """Of a graded leaf, whether it is right; none elsewhere. Whole solutions are judged, as an outcome reward model does."""
+    PROGRESS = "progress"
+    """Monte Carlo value plus what the step achieves for the best of several attempts from there; see ``progress_values``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +68,6 @@ class SolutionRenderer(Protocol):
     def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
         """Return the steps of a written solution as token ids, ending as a sampled solution would."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ranked(Generic[LabelT]):
-    """A row that competes with the others of its problem."""
-
-    rank: tuple[float, ...]
-    """Higher is better."""
-    row: LabelT
-    """The row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +111,12 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     chosen = ValueTarget(target)
     if chosen is ValueTarget.DISTANCE:
         return distance_values(record)
+    if chosen is ValueTarget.OUTCOME:
+        gather_evidence(record)
+        return list(record.outcomes)
+    if chosen is ValueTarget.PROGRESS:
+        values = node_values(record, ValueTarget.MONTE_CARLO)
+        return progress_values(values, best_of_values(values), record.parents)
     if chosen is not ValueTarget.TREE_VALUE:
         evidence = gather_evidence(record)
         shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
@@ -170,6 +166,19 @@ def distance_values(record: TreeRecord) -> list[float | None]:
     return values
 
 
+def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list[float | None]:
+    """Return the values under the policy that tries several times and keeps the best: 1 - (1 - V)^attempts.
+
+    Args:
+        values: Values under one attempt, in [0, 1]; None where not known.
+        attempts: Tries, >= 1. Of 1 it is the policy itself, of many everything that can succeed is worth 1.
+
+    Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning": best-of-4 of the base policy is
+    a good prover, since it is better than the base and still tells steps apart.
+    """
+    return [None if value is None else 1.0 - (1.0 - value) ** attempts for value in values]
+
+
 def progress_values(
     values: Sequence[float | None], prover_values: Sequence[float | None], parents: Sequence[int], *, alpha: float = 1.0
 ) -> list[float | None]:
@@ -202,6 +211,7 @@ def value_rows(
     records: Sequence[TreeRecord],
     *,
     target: ValueTarget | str = ValueTarget.MONTE_CARLO,
+    given: Sequence[Sequence[float | None]] | None = None,
     require_evidence: bool = False,
     drop_one_sided: bool = False,
 ) -> Selection[ValueRow]:
@@ -213,6 +223,7 @@ def value_rows(
     Args:
         records: Searched trees; without outcomes only ``tree-value`` gives targets.
         target: What the targets are.
+        given: The targets themselves, one list per record, instead of ``target``: where they were estimated elsewhere.
         require_evidence: Under ``tree-value``, give a target only to nodes with a graded leaf at or below them.
         drop_one_sided: Leave out problems whose graded leaves are all right or all wrong: they teach which problems are hard, not
             which steps are good.
@@ -223,13 +234,13 @@ def value_rows(
     dropped: Counter[str] = Counter()
     considered = 0
     one_sided = _one_sided_problems(records) if drop_one_sided else set()
-    for record in records:
-        targets = node_values(record, target)
+    for number, record in enumerate(records):
+        targets = node_values(record, target) if given is None else list(given[number])
         if require_evidence:
             evidence = gather_evidence(record)
             judged = [right + wrong > 0 for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
             targets = [value if known else None for value, known in zip(targets, judged, strict=True)]
-        for leaf, path in _untaken_paths(record, targets):
+        for leaf, path in untaken_paths(record, targets):
             considered += 1
             if record.problem_id in one_sided:
                 dropped["one-sided problem"] += 1
@@ -238,98 +249,6 @@ def value_rows(
             else:
                 dropped["no target" if record.token_ids[leaf] or leaf == 0 else "failed step"] += 1
     return Selection(rows=rows, considered=considered, dropped_by_reason=dict(dropped))
-
-
-def preference_pairs(
-    records: Sequence[TreeRecord],
-    *,
-    min_margin: float = 0.2,
-    pairs_per_node: int = 2,
-    pairs_per_problem: int = 8,
-    best_and_worst: int = 2,
-    rejected_must_fail: bool = True,
-    target: ValueTarget | str = ValueTarget.TREE_VALUE,
-) -> Selection[PreferencePair]:
-    """Return pairs of sibling steps of which one is clearly better, with outcomes as evidence on both sides.
-
-    Candidates are all ordered pairs of children of one node in which the first has a right leaf at or below it and the second a wrong one
-    (and no right one, if ``rejected_must_fail``). The chosen ones come from the children with the highest values among the first, the
-    rejected ones from those with the lowest among the second. Within a cap, larger margins go first.
-
-    Args:
-        records: Searched trees with outcomes.
-        min_margin: Smallest value difference, in [0, 1]; it must also be above zero.
-        pairs_per_node: Cap per node, >= 1.
-        pairs_per_problem: Cap per problem, >= 1.
-        best_and_worst: How many children of each side may take part, >= 1.
-        rejected_must_fail: Accept a rejected step only if nothing below it is right.
-        target: What the value of a step is.
-
-    Dropped by reason: ``no value``, ``failed step``, ``same tokens``, ``not among best and worst``, ``below margin``, ``over node cap``,
-    ``over problem cap``.
-
-    Source: Guan et al. 2025, "rStar-Math", section 3.3 and appendix: evidence on both sides, best 2 against worst 2 by value. We use the
-    nodes' own values for the margin, keep several pairs per node under a cap, and by default ask that the rejected step fails.
-    """
-    dropped: Counter[str] = Counter()
-    considered = 0
-    candidates: list[_Ranked[PreferencePair]] = []
-    for record in records:
-        values, evidence = node_values(record, target), gather_evidence(record)
-        for children in _children(record):
-            chosen = [child for child in children if evidence.right[child]]
-            rejected = [child for child in children if evidence.wrong[child] and not (rejected_must_fail and evidence.right[child])]
-            pairs = [(first, second) for first in chosen for second in rejected if first != second]
-            considered += len(pairs)
-            margins = _margins(record, values, pairs, best_and_worst=best_and_worst, dropped=dropped)
-            wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin]
-            wide.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-            dropped["below margin"] += len(margins) - len(wide)
-            dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            candidates += [
-                _Ranked(rank=(margin,), row=_pair(record, values, first, second)) for margin, first, second in wide[:pairs_per_node]
-            ]
-    rows = _best_per_problem(candidates, pairs_per_problem)
-    dropped["over problem cap"] += len(candidates) - len(rows)
-    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
-
-
-def select_traces(
-    records: Sequence[TreeRecord], *, per_problem: int = 2, target: ValueTarget | str = ValueTarget.TREE_VALUE
-) -> Selection[Trace]:
-    """Return the best right solutions of every problem: by mean value along the path, then by its smallest value.
-
-    Candidates are the terminals with outcome 1.0. The values of a path are those of its steps; a step without one is left out of both
-    figures, and a path without any is dropped.
-
-    Args:
-        records: Searched trees with outcomes.
-        per_problem: Solutions kept per problem, >= 1; they differ in their tokens.
-        target: What the value of a step is.
-
-    Dropped by reason: ``no value``, ``same tokens``, ``over problem cap``.
-
-    Source: Guan et al. 2025, "rStar-Math": the two right trajectories of highest mean value, then of highest smallest value.
-    """
-    dropped: Counter[str] = Counter()
-    considered = 0
-    candidates: list[_Ranked[Trace]] = []
-    for record in records:
-        values = node_values(record, target)
-        for leaf in (node for node, outcome in enumerate(record.outcomes) if outcome == 1.0):
-            considered += 1
-            path = _path(record, leaf)
-            known = [value for node in path if (value := values[node]) is not None]
-            if known:
-                mean = round(sum(known) / len(known), _DECIMALS)
-                candidates.append(_Ranked(rank=(mean, min(known)), row=_trace(record, path, mean)))
-            else:
-                dropped["no value"] += 1
-    distinct = _distinct_completions(candidates)
-    rows = _best_per_problem(distinct, per_problem)
-    dropped["same tokens"] += len(candidates) - len(distinct)
-    dropped["over problem cap"] += len(distinct) - len(rows)
-    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
 
 
 def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, provenance: Provenance) -> Trace:
@@ -353,14 +272,15 @@ def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, p
     )
 
 
-def _children(record: TreeRecord) -> list[list[int]]:
+def children_of(record: TreeRecord) -> list[list[int]]:
+    """Return the children of every node, in the order of their indices."""
     children: list[list[int]] = [[] for _ in record.parents]
     for node, parent in enumerate(record.parents[1:], 1):
         children[parent].append(node)
     return children
 
 
-def _path(record: TreeRecord, node: int) -> list[int]:
+def path_to(record: TreeRecord, node: int) -> list[int]:
     """Return the nodes from the root's child down to ``node``; nothing for the root."""
     path = []
     while node:
@@ -376,14 +296,14 @@ def _one_sided_problems(records: Sequence[TreeRecord]) -> set[str]:
     return {problem_id for problem_id, outcomes in sides.items() if len(outcomes) < 2}
 
 
-def _untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
+def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
     """Yield every leaf with its path as (node, target) pairs; the target is None where an earlier path has it, and the tail is cut."""
     taken: set[int] = set()
-    for leaf, children in enumerate(_children(record)):
+    for leaf, children in enumerate(children_of(record)):
         if children:
             continue
         path: list[tuple[int, float | None]] = []
-        for node in _path(record, leaf):
+        for node in path_to(record, leaf):
             if record.token_ids[node]:
                 path.append((node, None if node in taken else targets[node]))
                 taken.add(node)
@@ -404,86 +324,6 @@ def _value_row(record: TreeRecord, path: list[tuple[int, float | None]]) -> Valu
     )
 
 
-def _margins(
-    record: TreeRecord,
-    values: list[float | None],
-    pairs: list[tuple[int, int]],
-    *,
-    best_and_worst: int,
-    dropped: Counter[str],
-) -> list[tuple[float, int, int]]:
-    """Return (margin, chosen, rejected) of the pairs of the best and the worst children that can be compared; count the others."""
-    comparable = {node: value for pair in pairs for node in pair if (value := values[node]) is not None and record.token_ids[node]}
-    best = sorted({first for first, _ in pairs} & comparable.keys(), key=lambda node: (-comparable[node], node))[:best_and_worst]
-    worst = sorted({second for _, second in pairs} & comparable.keys(), key=lambda node: (comparable[node], node))[:best_and_worst]
-    margins = []
-    for first, second in pairs:
-        if not record.token_ids[first] or not record.token_ids[second]:
-            dropped["failed step"] += 1
-        elif first not in comparable or second not in comparable:
-            dropped["no value"] += 1
-        elif record.token_ids[first] == record.token_ids[second]:
-            dropped["same tokens"] += 1
-        elif first not in best or second not in worst:
-            dropped["not among best and worst"] += 1
-        else:
-            margins.append((round(comparable[first] - comparable[second], _DECIMALS), first, second))
-    return margins
-
-
-def _pair(record: TreeRecord, values: list[float | None], chosen: int, rejected: int) -> PreferencePair:
-    shared = _path(record, record.parents[chosen])
-    chosen_value, rejected_value = values[chosen], values[rejected]
-    assert chosen_value is not None and rejected_value is not None, "usable pairs have values"
-    return PreferencePair(
-        problem_id=record.problem_id,
-        prompt_ids=[*record.prompt_ids, *(token for node in shared for token in record.token_ids[node])],
-        chosen_ids=record.token_ids[chosen],
-        rejected_ids=record.token_ids[rejected],
-        prompt=join_prompt(record.question, [record.texts[node] for node in shared]),
-        chosen=record.texts[chosen],
-        rejected=record.texts[rejected],
-        chosen_value=chosen_value,
-        rejected_value=rejected_value,
-        depth=record.depths[chosen],
-        provenance=record.provenance,
-        chosen_visits=record.visits[chosen],
-        rejected_visits=record.visits[rejected],
-    )
-
-
 def join_prompt(question: str, steps: Sequence[str]) -> str:
     """Return a question and the steps after it as one text: the question closed by a line break, the steps as they were decoded."""
     return f"{question}\n{''.join(steps)}"
-
-
-def _trace(record: TreeRecord, path: list[int], mean_value: float) -> Trace:
-    return Trace(
-        problem_id=record.problem_id,
-        prompt_ids=record.prompt_ids,
-        completion_ids=[token for node in path for token in record.token_ids[node]],
-        prompt=record.question,
-        completion="".join(record.texts[node] for node in path),
-        mean_value=mean_value,
-        provenance=record.provenance,
-    )
-
-
-def _distinct_completions(candidates: list[_Ranked[Trace]]) -> list[_Ranked[Trace]]:
-    """Keep the best-ranked one of each problem's candidates with the same tokens, in the original order."""
-    best: dict[tuple[str, tuple[int, ...]], int] = {}
-    for index, candidate in enumerate(candidates):
-        key = (candidate.row.problem_id, tuple(candidate.row.completion_ids))
-        if key not in best or candidate.rank > candidates[best[key]].rank:
-            best[key] = index
-    return [candidates[index] for index in sorted(best.values())]
-
-
-def _best_per_problem(candidates: list[_Ranked[LabelT]], cap: int) -> list[LabelT]:
-    """Keep the ``cap`` highest-ranked candidates of each problem, ties to the earlier one, in the original order."""
-    by_problem: dict[str, list[int]] = {}
-    for index, candidate in enumerate(candidates):
-        by_problem.setdefault(candidate.row.problem_id, []).append(index)
-    # Sorting is stable in reverse as well, so equal ranks stay in order.
-    kept = [index for group in by_problem.values() for index in sorted(group, key=lambda index: candidates[index].rank, reverse=True)[:cap]]
-    return [candidates[index].row for index in sorted(kept)]

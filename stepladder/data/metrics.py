@@ -7,13 +7,15 @@ scores.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from stepladder.errors import ShapeError
+
+_Known = TypeVar("_Known")
 
 
 class Interval(NamedTuple):
@@ -55,6 +57,16 @@ class PairedComparison:
     """Exact two-sided McNemar test of no difference."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """How much better one method is than another on the same problems."""
+
+    difference: float
+    """Mean of the second minus mean of the first, in [-1, 1]."""
+    interval: Interval
+    """Bootstrap interval of the difference."""
+
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return the unbiased estimate of the probability that at least one of ``k`` samples is right.
 
@@ -85,6 +97,21 @@ def first_within(pool: Sequence[PoolSample], max_tokens: int) -> list[PoolSample
             break
         kept.append(sample)
     return kept
+
+
+def known_within(course: Iterable[tuple[int, _Known]], max_tokens: int) -> _Known | None:
+    """Return what a search knew last when it had generated at most so many tokens; None before its first entry.
+
+    Args:
+        course: (tokens generated so far, what was known then), ascending.
+        max_tokens: The budget, >= 0.
+    """
+    known = None
+    for tokens, value in course:
+        if tokens > max_tokens:
+            break
+        known = value
+    return known
 
 
 def majority_vote(samples: Sequence[PoolSample]) -> bool | None:
@@ -162,11 +189,51 @@ def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.9599639
         raise ShapeError(f"wilson_interval: needs 0 <= successes <= trials: got {num_successes} of {num_trials}")
     if not num_trials:
         return Interval(0.0, 1.0)
-    share, correction = num_successes / num_trials, z * z / num_trials
+    return _wilson(num_successes / num_trials, num_trials, z)
+
+
+def clustered_interval(shares: Sequence[float], *, num_repeats: int, z: float = 1.959963984540054) -> Interval:
+    """Return an interval of the mean share of right answers when every problem was tried several times.
+
+    Tries of one problem are alike, so problems x repeats is not the number of independent trials. Wilson's formula is used with the
+    effective one:
+
+        n_eff = p (1 - p) / (s^2 / n), at most n * num_repeats
+
+    where p is the mean of the n shares and s^2 their variance (divided by n). Shares of 0 and 1 only, as from one repeat or from repeats
+    that all agree, give n_eff = n and Wilson's interval of the problems. Unlike a bootstrap it has a width where all shares are equal.
+
+    Args:
+        shares: Per problem, the share of its tries that were right, in [0, 1]; without any the interval is (0, 1).
+        num_repeats: Tries per problem, >= 1.
+        z: Normal quantile; the default is for 95%.
+
+    Raises:
+        ShapeError: If a share is outside [0, 1].
+
+    Source: Wilson 1927, with the effective sample size of Kish 1965, "Survey sampling", the problems being the clusters; Franco et al.
+    2019, "Comparative study of confidence intervals for proportions in complex sample surveys", compare it with others.
+    """
+    values = np.asarray(shares, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ShapeError(f"clustered_interval: shares must be in [0, 1]: got {values.min():.4g} to {values.max():.4g}")
+    if not len(values):
+        return Interval(0.0, 1.0)
+    share, variance = float(values.mean()), float(values.var())
+    # Nothing but right, or nothing but wrong answers: the repeats taught nothing that the problems do not say.
+    if share in (0.0, 1.0):
+        return _wilson(share, len(values), z)
+    most = len(values) * num_repeats
+    effective = most if variance == 0 else min(most, len(values) * share * (1 - share) / variance)
+    return _wilson(share, effective, z)
+
+
+def _wilson(share: float, num_trials: float, z: float) -> Interval:
+    correction = z * z / num_trials
     centre = (share + correction / 2) / (1 + correction)
     half = z / (1 + correction) * math.sqrt(share * (1 - share) / num_trials + correction / (4 * num_trials))
     # At the ends the formula gives 0 and 1 up to rounding.
-    return Interval(0.0 if not num_successes else centre - half, 1.0 if num_successes == num_trials else centre + half)
+    return Interval(0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half)
 
 
 def mcnemar_p_value(num_better: int, num_worse: int) -> float:
@@ -199,17 +266,50 @@ def paired_comparison(
         raise ShapeError(f"paired_comparison: needs two lists of the same problems, at least one: got {len(first)} and {len(second)}")
     better = sum(not before and after for before, after in zip(first, second, strict=True))
     worse = sum(before and not after for before, after in zip(first, second, strict=True))
-    # A resample of the problems only matters through how often each of the three kinds of problem is drawn.
-    drawn = rng.multinomial(len(first), [better / len(first), worse / len(first), 1 - (better + worse) / len(first)], size=num_resamples)
-    differences = (drawn[:, 0] - drawn[:, 1]) / len(first)
-    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    kinds = np.array([1.0, -1.0, 0.0]), np.array([better, worse, len(first) - better - worse])
     return PairedComparison(
         difference=(better - worse) / len(first),
-        interval=Interval(float(low), float(high)),
+        interval=_bootstrap(*kinds, rng=rng, num_resamples=num_resamples, confidence=confidence),
         num_better=better,
         num_worse=worse,
         p_value=mcnemar_p_value(better, worse),
     )
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], *, rng: np.random.Generator, num_resamples: int = 10_000, confidence: float = 0.95
+) -> PairedDifference:
+    """Compare two methods that tried the same problems several times: mean difference and percentile bootstrap interval.
+
+    Args:
+        first: Share of right answers of the first method on each problem, in [0, 1].
+        second: The same of the second method, in the same order.
+        rng: Source of the resampled problems.
+        num_resamples: Bootstrap samples, >= 1.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Raises:
+        ShapeError: If the lists are empty or differ in length.
+
+    Source: As ``paired_comparison``; a problem is resampled with all its tries.
+    """
+    if len(first) != len(second) or not first:
+        raise ShapeError(f"paired_difference: needs two lists of the same problems, at least one: got {len(first)} and {len(second)}")
+    values, counts = np.unique(np.subtract(second, first), return_counts=True)
+    return PairedDifference(
+        difference=float(values @ counts) / len(first),
+        interval=_bootstrap(values, counts, rng=rng, num_resamples=num_resamples, confidence=confidence),
+    )
+
+
+def _bootstrap(values: np.ndarray, counts: np.ndarray, *, rng: np.random.Generator, num_resamples: int, confidence: float) -> Interval:
+    """Percentile interval of a mean; ``counts`` problems have each of the ``values``.
+
+    A resample of the problems only matters through how often each value is drawn.
+    """
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=num_resamples)
+    low, high = np.quantile(drawn @ values / counts.sum(), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
 
 
 def answer_entropy(answer_keys: Sequence[str | None]) -> float:

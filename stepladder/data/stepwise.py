@@ -5,11 +5,13 @@ alternatives of one step), a shared step carries its label in one of them only, 
 
 Known forms, told apart by their fields: PRM800K (``question``, ``label.steps``), Math-Shepherd (``input``, ``label``), OmegaPRM flat and
 tree (``reasoning_steps``), TRL (``prompt``, ``completions``, ``labels``), ProcessBench (``problem``, ``steps``, ``label``), RewardMATH
-(``problem``, ``chosen``, ``rejected``: solutions in one piece), and plain rows (``question`` or ``problem`` or ``prompt``, with ``steps``
-or ``solution``, and ``labels`` and ``correct`` where there are any).
+(``problem``, ``eval_solution``, ``solution_type``: one solution a row), right and wrong solutions (``chosen`` and ``rejected``, in
+one piece, as in RewardBench 2), and plain rows (``question`` or ``problem`` or ``prompt``, with ``steps`` or ``solution``, and ``labels``
+and ``correct`` where there are any).
 """
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -60,7 +62,7 @@ def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split:
     """Read solutions with their step labels.
 
     Args:
-        source: ``*.jsonl`` or ``*.parquet`` file, or a Hugging Face data set.
+        source: ``*.jsonl`` or ``*.parquet`` file, ``*.json`` file with a list of rows, or a Hugging Face data set.
         neutral: What a PRM800K rating of 0 means: a ``good`` step (as Qwen2.5-Math-PRM and PURE take it), a ``bad`` one, ``half``, or
             ``drop``: no label.
         split: What a ``solution`` in one piece is split at; None refuses such rows.
@@ -76,11 +78,23 @@ def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split:
         raise ConfigError(f"neutral: must be one of {', '.join(get_args(Neutral))}: got {neutral!r}")
     dropped: Counter[str] = Counter()
     solutions: list[StepwiseSolution] = []
-    for row in source_rows(str(source)):
+    for row in _json_rows(Path(source)) if Path(source).suffix == ".json" else source_rows(str(source)):
         solutions += _form(row)(row, _Options(neutral=_NEUTRAL_LABELS[neutral], split=split, dropped=dropped))
     if not solutions:
         raise DataFormatError(f"{source}: must hold at least one solution: got none -- check that this is the right file")
     return StepwiseFile(solutions=solutions, dropped_by_reason=dict(dropped))
+
+
+def _json_rows(path: Path) -> Iterator[SourceRow]:
+    """Yield the rows of a JSON file that is one list of objects, as RewardMATH's is."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataFormatError(f"{path}: must be a readable JSON file: {error} -- check the path") from None
+    for number, fields in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        if not isinstance(fields, dict) or not isinstance(rows, list):
+            raise DataFormatError(f"{path}: must be a list of JSON objects: row {number} is none -- give a .jsonl file or such a list")
+        yield SourceRow(f"{path}:{number}", f"{path.stem}-{number}", fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +119,10 @@ def _form(row: SourceRow) -> _Reader:
         return _math_shepherd
     if "completions" in fields:
         return _trl
-    if "chosen" in fields and "rejected" in fields:
+    if "eval_solution" in fields:
         return _reward_math
+    if "chosen" in fields and "rejected" in fields:
+        return _chosen_and_rejected
     return _plain
 
 
@@ -132,7 +148,16 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _reward_math(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
-    """Read the right solution of a problem and its wrong ones."""
+    """Read one solution, right if it is the ``chosen`` one of its problem; the rows of a problem share ``problem_id``."""
+    kind = row.fields.get("solution_type")
+    if kind not in ("chosen", "rejected"):
+        raise DataFormatError(f"{row.place}: field 'solution_type' must be 'chosen' or 'rejected': got {kind!r} -- correct the row")
+    steps = _strings(row, "eval_solution")
+    return [_solution(row, _string(row, "problem"), steps, [None] * len(steps), correct=kind == "chosen")]
+
+
+def _chosen_and_rejected(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
+    """Read the right solutions of a problem and its wrong ones."""
     question = _string(row, "question", "problem", "prompt")
     chosen = row.fields["chosen"]
     right = _strings(row, "chosen") if isinstance(chosen, list) else [_string(row, "chosen")]

@@ -16,19 +16,19 @@ import pyarrow.parquet as pq
 
 from stepladder.errors import DataFormatError
 from stepladder.files import atomic_file
-from stepladder.types import TREE_SCHEMA_VERSION, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 
-RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, ValueRow)
+RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, GradedRow, ValueRow)
 
 ROW_SCHEMA_VERSION = 1
-"""Version of the stored form of traces and value rows."""
-PAIR_SCHEMA_VERSION = 2
+"""Version of the stored form of traces, graded rows and value rows."""
+PAIR_SCHEMA_VERSION = 3
 """Version of the stored form of pairs."""
 
 _KIND_KEY, _VERSION_KEY = b"stepladder.kind", b"stepladder.schema_version"
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
-_PROVENANCE = {
+PROVENANCE_TYPES: dict[str, pa.DataType] = {
     "round": _INT,
     "policy_version": _INT,
     "scorer_version": _INT,
@@ -36,6 +36,7 @@ _PROVENANCE = {
     "config_hash": _TEXT,
     "renderer_hash": _TEXT,
 }
+"""Column types of the provenance."""
 
 PROVENANCE_COLUMNS = {
     "round": "Round of the loop in which it was searched.",
@@ -65,7 +66,7 @@ class ShardKind(Generic[RecordT]):
     def schema(self) -> pa.Schema:
         """The Arrow schema, with kind and version in its metadata."""
         metadata = {_KIND_KEY: self.name.encode(), _VERSION_KEY: str(self.version).encode()}
-        return pa.schema({**self.columns, **_PROVENANCE}, metadata=metadata)
+        return pa.schema({**self.columns, **PROVENANCE_TYPES}, metadata=metadata)
 
 
 TREES = ShardKind(
@@ -126,6 +127,26 @@ PAIRS = ShardKind(
         "depth": _INT,
         "chosen_visits": _INT,
         "rejected_visits": _INT,
+        "chosen_logps": pa.list_(_FLOAT),
+        "rejected_logps": pa.list_(_FLOAT),
+        "agreement": _FLOAT,
+        "uncertainty": _FLOAT,
+    },
+)
+GRADED = ShardKind(
+    name="graded",
+    version=ROW_SCHEMA_VERSION,
+    record=GradedRow,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "completion_ids": pa.list_(_INT),
+        "good": pa.bool_(),
+        "value": _FLOAT,
+        "prompt_value": _FLOAT,
+        "prompt": _TEXT,
+        "completion": _TEXT,
+        "logps": pa.list_(_FLOAT),
     },
 )
 VALUES = ShardKind(
@@ -178,56 +199,68 @@ def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
 
 def write_trees(path: Path, records: Sequence[TreeRecord]) -> None:
     """Write searched trees as one shard; errors as for ``write_table``."""
-    _write(path, records, TREES)
+    write_records(path, records, TREES)
 
 
 def read_trees(path: Path) -> list[TreeRecord]:
     """Read a shard of searched trees; errors as for ``read_table``."""
-    return _read(path, TREES)
+    return read_records(path, TREES)
 
 
 def write_traces(path: Path, rows: Sequence[Trace]) -> None:
     """Write traces as one shard; errors as for ``write_table``."""
-    _write(path, rows, TRACES)
+    write_records(path, rows, TRACES)
 
 
 def read_traces(path: Path) -> list[Trace]:
     """Read a shard of traces; errors as for ``read_table``."""
-    return _read(path, TRACES)
+    return read_records(path, TRACES)
 
 
 def write_pairs(path: Path, rows: Sequence[PreferencePair]) -> None:
     """Write preference pairs as one shard; errors as for ``write_table``."""
-    _write(path, rows, PAIRS)
+    write_records(path, rows, PAIRS)
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
     """Read a shard of preference pairs; errors as for ``read_table``."""
-    return _read(path, PAIRS)
+    return read_records(path, PAIRS)
+
+
+def write_graded(path: Path, rows: Sequence[GradedRow]) -> None:
+    """Write graded continuations as one shard; errors as for ``write_table``."""
+    _write(path, rows, GRADED)
+
+
+def read_graded(path: Path) -> list[GradedRow]:
+    """Read a shard of graded continuations; errors as for ``read_table``."""
+    return _read(path, GRADED)
 
 
 def write_values(path: Path, rows: Sequence[ValueRow]) -> None:
     """Write value rows as one shard; errors as for ``write_table``."""
-    _write(path, rows, VALUES)
+    write_records(path, rows, VALUES)
 
 
 def read_values(path: Path) -> list[ValueRow]:
     """Read a shard of value rows; errors as for ``read_table``."""
-    return _read(path, VALUES)
+    return read_records(path, VALUES)
 
 
-def _write(path: Path, records: Sequence[RecordT], kind: ShardKind[RecordT]) -> None:
+def write_records(path: Path, records: Sequence[RecordT], kind: ShardKind[RecordT]) -> None:
+    """Write records of one kind as one shard; errors as for ``write_table``."""
     getters: dict[str, Callable[[RecordT], Any]] = {name: lambda record, name=name: getattr(record, name) for name in kind.columns}
-    getters |= {name: lambda record, name=name: getattr(record.provenance, name) for name in _PROVENANCE}
+    getters |= {name: lambda record, name=name: getattr(record.provenance, name) for name in PROVENANCE_TYPES}
     schema = kind.schema
     arrays = [pa.array([getters[field.name](record) for record in records], type=field.type) for field in schema]
     write_table(path, pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _read(path: Path, kind: ShardKind[RecordT]) -> list[RecordT]:
+def read_records(path: Path, kind: ShardKind[RecordT]) -> list[RecordT]:
+    """Read a shard of one kind; errors as for ``read_table``."""
     fields = {field.name for field in dataclasses.fields(kind.record)}
     records = []
     for row in read_table(path, kind).to_pylist():
-        provenance = Provenance(**{name: row[name] for name in _PROVENANCE})
+        provenance = Provenance(**{name: row[name] for name in PROVENANCE_TYPES})
         records.append(kind.record(**{name: row[name] for name in row if name in fields}, provenance=provenance))
     return records

@@ -1,6 +1,7 @@
 """Loading models and tokenizers from a directory or a hub id, with errors that say what is missing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         ConfigError: If the device is malformed, or is a GPU that this machine does not have.
     """
+    _claim_gpu()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -51,6 +53,12 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device!r} must exist: this machine has {torch.cuda.device_count()} GPUs -- use 'auto' or 'cpu'")
     return resolved
+
+
+def _claim_gpu() -> None:
+    """Make "cuda" mean this process's own GPU where a launcher started one process per GPU."""
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -108,7 +116,9 @@ def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) 
         return config, None
 
 
-def load_causal_lm(source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_causal_lm(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, quantization: Any = None
+) -> PreTrainedModel:
     """Return a causal language model in evaluation mode.
 
     Args:
@@ -116,19 +126,26 @@ def load_causal_lm(source: str | Path, *, device: str = "auto", dtype: str = "au
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         trust_remote_code: Run code that ships with a hub model.
+        quantization: A quantisation configuration of transformers; None takes the weights as they are.
 
     Raises:
         CheckpointError: If there is no such model, or it cannot be read.
         ConfigError: If device or dtype cannot be had.
     """
     place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
-    model = _loaded(source, "causal language model", AutoModelForCausalLM.from_pretrained, dtype=kind, trust_remote_code=trust_remote_code)
-    return model.to(place).eval()
+    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
+    model = _loaded(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
+    return (model if quantization else model.to(place)).eval()
 
 
 def load_token_classifier(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, **config: Any
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    quantization: Any = None,
+    **config: Any,
 ) -> PreTrainedModel:
     """Return a model with a head on every token, in evaluation mode; ``config`` overrides configuration entries, such as num_labels=1.
 
@@ -137,10 +154,14 @@ def load_token_classifier(
         ConfigError: If device or dtype cannot be had.
     """
     place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
-    load = AutoModelForTokenClassification.from_pretrained
-    model = _loaded(source, "token classification model", load, dtype=kind, trust_remote_code=trust_remote_code, **config)
-    return model.to(place).eval()
+    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
+    model = _loaded(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+    return (model if quantization else model.to(place)).eval()
+
+
+def _quantized(quantization: Any, place: torch.device) -> dict[str, Any]:
+    """Return the loading options of a quantised model, which goes to its device while it is loaded."""
+    return {"quantization_config": quantization, "device_map": {"": place}} if quantization else {}
 
 
 def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:

@@ -151,7 +151,7 @@ def group_rows(rows: Sequence[PackableRow]) -> list[list[int]]:
 
 
 def pack_rows(rows: Sequence[RowT], *, row_tokens: int) -> list[PackedRow[RowT]]:
-    """Merge the rows of every group into one tree; a tree above ``row_tokens`` is cut so that the least is forwarded twice.
+    """Merge the rows of every group into one tree; a tree above ``row_tokens`` is cut where the least is forwarded twice.
 
     Args:
         rows: Rows in any order.
@@ -175,7 +175,8 @@ def _packed(rows: list[RowT]) -> PackedRow[RowT]:
 def _pieces(rows: list[RowT], row_tokens: int) -> list[list[RowT]]:
     """Cut rows in lexicographic order into runs of at most ``row_tokens`` tokens each, with the fewest tokens in all.
 
-    Dynamic programming from the last row to the first; of equals the one with the longest first run.
+    Dynamic programming from the last row to the first; of equals the one with the longest first run. No cut into runs is better;
+    the best partition of any kind, which is bin packing, saves a few percent more where a run holds two or three rows only.
     """
     # best[i] = (tokens, end of the first run) of the best cut of rows[i:].
     best: list[tuple[int, int]] = [(0, len(rows))] * (len(rows) + 1)

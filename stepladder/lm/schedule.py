@@ -17,14 +17,17 @@ class Schedule:
     """Which rows are forwarded when."""
 
     micro_batches: list[list[int]]
-    """Row indices of every forward pass, in order."""
+    """Row indices of every forward pass, in order; passes that processes do at the same time stand beside each other, the first process's
+    first. ``~row`` stands for a row that is forwarded without weight, by a process that would have none: all must keep step."""
     passes_per_update: int
-    """Forward passes whose gradients are added up to one update."""
+    """Forward passes of a process whose gradients are added up to one update."""
+    num_processes: int = 1
+    """Processes that share every update."""
 
     @property
     def updates(self) -> int:
         """Optimiser updates."""
-        return len(self.micro_batches) // self.passes_per_update
+        return len(self.micro_batches) // (self.passes_per_update * self.num_processes)
 
 
 def batch_schedule(
@@ -37,24 +40,26 @@ def batch_schedule(
     max_updates: int | None = None,
     group_by_length: bool = True,
     groups: Sequence[Sequence[int]] | None = None,
+    num_processes: int = 1,
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
 
     Every update has ``min(batch_size, rows)`` rows, or with groups up to a quarter more or less where that keeps groups whole and an update
     is one forward pass; one may straddle two passes, and the last one is filled up from a further pass. With ``group_by_length``, windows
     of at most ``GROUPED_UPDATES`` updates (and of at most one pass, so that none repeats a small data set) are sorted by length,
-    cut into updates, and these shuffled.
+    cut into updates, and these shuffled. Which rows an update has does not depend on the number of processes.
 
     Args:
         lengths: Positions of each row; not empty.
         epochs: Passes over the rows, > 0.
         batch_size: Rows per update, >= 1.
         seed: Seed of the order.
-        micro_batch_size: Rows per forward pass, >= 1; None is the whole update.
+        micro_batch_size: Rows per forward pass of a process, >= 1; None is its whole share of the update.
         max_updates: Cap on the updates, >= 1; None is no cap.
         group_by_length: Whether rows of similar length share an update.
         groups: A partition of the rows; those of a group follow one another, and share an update where they fit. Takes the place of
             grouping by length.
+        num_processes: Processes that share every update, >= 1; each gets about as many rows as any other.
 
     Returns:
         The schedule. Within an update the longest rows come first, so that a lack of memory shows at once; groups stay as they are.
@@ -69,16 +74,38 @@ def batch_schedule(
     stream = np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[: updates * size]
     if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
-    micro = min(micro_batch_size or size, size)
+    owners = _owners(groups, stream) if groups is not None else None
+    one_pass = (micro_batch_size or size) >= size
     cuts = np.arange(1, updates) * size
-    if groups and micro == size:
-        cuts = _nearest_ends(stream, groups, cuts, reach=size // 8)
+    if owners is not None and one_pass:
+        cuts = _nearest_ends(owners, cuts, reach=size // 8)
+    per_pass = size if one_pass else min(size, (micro_batch_size or size) * num_processes)
     micro_batches: list[list[int]] = []
-    for update in np.split(stream, cuts):
-        ordered = update.tolist() if groups else sorted(update.tolist(), key=lambda row: -lengths[row])
+    for update in np.split(np.arange(len(stream)), cuts):
+        ordered = update if groups else update[np.argsort([-lengths[row] for row in stream[update]], kind="stable")]
         # Only an update of one pass may be larger than ``size``.
-        micro_batches += [ordered[i : i + micro] for i in range(0, size, micro)] if micro < size else [ordered]
-    return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / micro))
+        for start in range(0, size, per_pass):
+            rows = ordered if one_pass else ordered[start : start + per_pass]
+            micro_batches += _shares(stream[rows], None if owners is None else owners[rows], num_processes)
+    return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / per_pass), num_processes=num_processes)
+
+
+def _shares(rows: np.ndarray, owners: np.ndarray | None, num_processes: int) -> list[list[int]]:
+    """Deal the rows of a pass to processes: rows in order of length in turn, rows of groups in runs that end where groups end, if near."""
+    if owners is None:
+        shares = [rows[process::num_processes] for process in range(num_processes)]
+    else:
+        cuts = np.arange(1, num_processes) * len(rows) // num_processes
+        shares = np.split(rows, _nearest_ends(owners, cuts, reach=len(rows) // (8 * num_processes)))
+    return [share.tolist() or [~int(rows[0])] for share in shares]
+
+
+def _owners(groups: Sequence[Sequence[int]], stream: np.ndarray) -> np.ndarray:
+    """Return the group of every row of the stream."""
+    owner = np.empty(sum(len(group) for group in groups), dtype=np.int64)
+    for number, group in enumerate(groups):
+        owner[list(group)] = number
+    return owner[stream]
 
 
 def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
@@ -91,12 +118,9 @@ def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.
     return np.concatenate([np.roll(groups[group], rng.integers(len(groups[group]))) for group in rng.permutation(len(groups))])
 
 
-def _nearest_ends(stream: np.ndarray, groups: Sequence[Sequence[int]], cuts: np.ndarray, *, reach: int) -> np.ndarray:
+def _nearest_ends(owners: np.ndarray, cuts: np.ndarray, *, reach: int) -> np.ndarray:
     """Move every cut to the nearest place between two groups, where one is within reach."""
-    owner = np.empty(sum(len(group) for group in groups), dtype=np.int64)
-    for number, group in enumerate(groups):
-        owner[list(group)] = number
-    ends = np.concatenate([[-np.inf], np.flatnonzero(np.diff(owner[stream])) + 1, [np.inf]])
+    ends = np.concatenate([[-np.inf], np.flatnonzero(np.diff(owners)) + 1, [np.inf]])
     after = np.searchsorted(ends, cuts)
     nearest = np.where(cuts - ends[after - 1] <= ends[after] - cuts, ends[after - 1], ends[after])
     return np.where(np.abs(nearest - cuts) <= reach, nearest, cuts).astype(np.int64)

@@ -9,7 +9,8 @@ A training is three parts that do not know each other:
 Only rows and collators know how tokens are laid out. By default the rows of a problem are merged into trees, every shared token once
 (``packing.py``); where a model cannot attend along a tree, each sequence is forwarded by itself, with the same loss and gradient.
 
-The order of the rows is fixed before training starts (``schedule.py``), so a resumed training continues at the right row.
+The order of the rows is fixed before training starts (``schedule.py``), so a resumed training continues at the right row. Several processes
+(``accelerate launch``) share every update: each forwards its part of the rows, and losses are divided by the counts of the whole update.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -40,14 +41,19 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging as hf_logging
 
-from stepladder.errors import BackendError, CheckpointError, ConfigError
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory, atomic_write_text
+from stepladder.lm.adapters import LoraSettings, quantization, with_adapters, without_adapters
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
+from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
+from stepladder.lm.processes import fill, this_process, whole_model
 from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
+from stepladder.lm.trackers import TRACKERS, check_trackers
 from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, run_rows, tree_attention
 from stepladder.types import derive_seed
 
@@ -82,20 +88,6 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSettings:
-    """Low-rank adapters instead of full fine-tuning; merged into the weights when the model is saved."""
-
-    r: int = 16
-    """Rank, >= 1."""
-    alpha: int = 32
-    """Scale numerator, >= 1: updates are scaled by alpha / r."""
-    dropout: float = 0.0
-    """Dropout on the adapter input, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names that get adapters; ``all-linear`` is every linear layer but the head."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
     """How to train; AdamW throughout."""
 
@@ -108,7 +100,7 @@ class TrainSettings:
     batch_size: int = 64
     """Rows per update, >= 1; all rows where there are fewer."""
     micro_batch_size: int | None = None
-    """Rows per forward pass, >= 1; None is the whole batch. It changes memory, not gradients."""
+    """Rows per forward pass of a process, >= 1; None is its whole share of the batch. It changes memory, not gradients."""
     group_by_length: bool = True
     """Put rows of similar length into the same update, which saves padding; trees are fitted to rows instead."""
     packed: bool = True
@@ -131,6 +123,14 @@ class TrainSettings:
     """Recompute activations in the backward pass: less memory, about a third slower."""
     checkpoint_every: int = 0
     """Updates between checkpoints from which a killed training continues, >= 0; 0 writes none."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept while training, >= 1; with ``held_out`` the best one is kept besides."""
+    held_out: float = 0.0
+    """Share of the problems whose rows are not trained on, in [0, 1): their loss is measured at every checkpoint and at the end, and the
+    weights with the lowest are what is saved. 0 saves the last weights. Needs ``checkpoint_every``."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that are told every update's loss, learning rate and gradient norm: ``TRACKERS``. TensorBoard's files go to
+    ``<out_dir>.logs``; the others are set up by their own environment variables."""
     lora: LoraSettings | None = None
     """Train adapters only."""
     seed: int = 0
@@ -150,6 +150,9 @@ class TrainSettings:
             "weight_decay": self.weight_decay >= 0,
             "max_grad_norm": self.max_grad_norm > 0,
             "checkpoint_every": self.checkpoint_every >= 0,
+            "keep_checkpoints": self.keep_checkpoints >= 1,
+            "held_out": 0 <= self.held_out < 1 and (self.held_out == 0 or self.checkpoint_every > 0),
+            "report_to": set(self.report_to) <= set(TRACKERS),
             "lora": self.lora is None or (self.lora.r >= 1 and self.lora.alpha >= 1 and 0 <= self.lora.dropout < 1),
             "seed": self.seed >= 0,
         }
@@ -180,6 +183,10 @@ class TrainReport:
     """Rows left out, by reason."""
     layout: str = "paths"
     """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
+    best_update: int | None = None
+    """Update whose weights were kept, the one with the lowest loss on the rows held out; None where none were."""
+    held_out_loss: float | None = None
+    """That loss."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -196,46 +203,43 @@ def training_dtype(settings: TrainSettings) -> str:
     return "auto" if settings.lora else "float32"
 
 
-class ObjectiveTrainer(Trainer):
-    """A ``transformers.Trainer`` that follows a given schedule and takes its loss from an objective."""
+def load_options(settings: TrainSettings) -> dict[str, Any]:
+    """Return how to load a model that is to be trained, as keywords of the loaders.
 
-    # The objective divides by the counts of the whole update, so the Trainer must not divide by the number of passes again.
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, rows: Sequence[Row], schedule: Schedule, objective: Objective, collate: Collate
-    ) -> None:
-        super().__init__(model, args, train_dataset=_RowList(rows), data_collator=collate)
-        self._schedule, self._objective = schedule, objective
-        self.remove_callback(PrinterCallback)
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(f"training: must run in one process: got {self.accelerator.num_processes} -- start it without a launcher")
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the schedule's batches; collation happens in this process, because it is cheaper than handing tensors over."""
-        on_gpu = self.args.device.type == "cuda"
-        loader = DataLoader(
-            self.train_dataset,  # pyright: ignore[reportArgumentType]
-            batch_sampler=self._schedule.micro_batches,
-            collate_fn=self.data_collator,
-            pin_memory=on_gpu,
-        )
-        return self.accelerator.prepare(loader)
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Return the batches of one update and, as "items", the counts of all of them."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = [self._objective.counts(batch) for batch in batches]
-        return batches, torch.stack(counts).sum(0).to(device) if counts else None
-
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return the objective's loss."""
-        loss = self._objective.loss(model, inputs, num_items_in_batch)
-        return (loss, None) if return_outputs else loss
+    Raises:
+        ConfigError: If its weights are to be held in 4 bits and bitsandbytes is not installed.
+    """
+    return {"device": settings.device, "dtype": training_dtype(settings), "quantization": quantization(settings.lora)}
 
 
-class _RowList(torch.utils.data.Dataset):
-    """A list as a dataset."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is forwarded when."""
+
+    rows: Sequence[Row]
+    """Rows, or one ``PackedPass`` per forward pass."""
+    schedule: Schedule
+    """Their order."""
+    collate: Collate
+    """What lays them out."""
+
+    def batches(self) -> torch.utils.data.Dataset:
+        """Return the rows as a data set that the schedule's indices name."""
+        return _Rows(self.rows)
+
+    def batch(self, rows: Sequence[tuple[Row, bool]]) -> Batch:
+        """Return a batch; ``counted`` says whether it has weight."""
+        return {**self.collate([row for row, _ in rows]), "counted": rows[0][1]}
+
+    def tokens_after_updates(self) -> list[int]:
+        """Return the tokens forwarded by the end of every update, those without weight left out."""
+        per_pass = [sum(self.rows[i].num_tokens for i in batch if i >= 0) for batch in self.schedule.micro_batches]
+        per_update = np.asarray(per_pass).reshape(self.schedule.updates, -1).sum(1)
+        return np.cumsum(per_update).tolist()
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Rows by index, each with whether it counts: ``~index`` is the same row without weight."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -243,8 +247,69 @@ class _RowList(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
-        return self._rows[index]
+    def __getitem__(self, index: int) -> tuple[Row, bool]:
+        return self._rows[max(index, ~index)], index >= 0
+
+
+class ObjectiveTrainer(Trainer):
+    """A ``transformers.Trainer`` that follows a given plan and takes its loss from an objective."""
+
+    # The objective divides by the counts of the whole update, so the Trainer must not divide by the number of passes again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, plan: Plan, objective: Objective, held_out: Plan | None = None
+    ) -> None:
+        measured = held_out.batches() if held_out else None
+        super().__init__(model, args, train_dataset=plan.batches(), eval_dataset=measured, data_collator=plan.batch)
+        self._plan, self._objective, self._held_out = plan, objective, held_out
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the plan's batches, of which accelerate gives every process its own.
+
+        Collation happens in this process, because it is cheaper than handing tensors over.
+        """
+        on_gpu = self.args.device.type == "cuda"
+        loader = DataLoader(
+            self.train_dataset,  # pyright: ignore[reportArgumentType]
+            batch_sampler=self._plan.schedule.micro_batches,
+            collate_fn=self.data_collator,
+            pin_memory=on_gpu,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Return this process's batches of one update and, as "items", the counts of the whole update, all processes together."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, self._counts(batches) if batches else None
+
+    def _counts(self, batches: Sequence[Batch]) -> Tensor:
+        counts = torch.stack([self._objective.counts(batch) * batch["counted"] for batch in batches]).sum(0)
+        return self.accelerator.reduce(counts.to(self.args.device), reduction="sum")  # pyright: ignore[reportReturnType]
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Return the objective's loss, times the processes over whose gradients a mean will be taken; the mean is then their sum."""
+        loss = self._objective.loss(model, inputs, num_items_in_batch) * (self.accelerator.num_processes * inputs["counted"])
+        return (loss, None) if return_outputs else loss
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return and log the loss on the rows held out, as ``eval_loss``: all of them make one update."""
+        plan, here = self._held_out, self.accelerator
+        assert plan is not None, "there is nothing to measure without rows"
+        mine = plan.schedule.micro_batches[here.process_index :: here.num_processes]
+        rows = plan.batches()
+        batches = [plan.batch([rows[i] for i in batch]) for batch in mine]
+        counts, total = self._counts(batches), torch.zeros((), device=self.args.device)
+        self.model_wrapped.eval()
+        for batch in batches:
+            with self.compute_loss_context_manager():
+                total += self._objective.loss(self.model_wrapped, self._prepare_inputs(batch), counts) * batch["counted"]
+        metrics = {"eval_loss": float(here.reduce(total, reduction="sum"))}  # pyright: ignore[reportArgumentType]
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 class _Watch(TrainerCallback):
@@ -261,12 +326,14 @@ class _Watch(TrainerCallback):
             raise BackendError(
                 f"training: the loss must be finite: got {loss} in update {step} of {state.max_steps} -- lower learning_rate"
             )
-        if self._on_progress:
+        if self._on_progress and state.is_world_process_zero:
             self._on_progress(step, state.max_steps, loss, self._tokens[step - 1])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         mark = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _FINISHED
-        atomic_write_text(mark, json.dumps({"identity": self._identity}))
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            atomic_write_text(mark, json.dumps({"identity": self._identity}))
 
 
 def run_training(
@@ -301,52 +368,57 @@ def run_training(
         on_progress: Called after every update.
         dropped: Rows left out before, for the report.
 
+    Under a launcher every process makes this call with the same arguments; the first one writes.
+
     Raises:
-        BackendError: If the loss is not finite.
+        BackendError: If the loss is not finite, or memory runs out.
         CheckpointError: If ``<out_dir>.work`` holds checkpoints of another training, or the model cannot be written.
-        ConfigError: If the device cannot be had.
+        ConfigError: If the device cannot be had, or a tracker is not installed.
+        DataFormatError: If rows are to be held out and there are too few problems.
     """
     start = time.perf_counter()
+    check_trackers(settings.report_to)
+    if settings.lora and settings.lora.four_bit and not getattr(model, "is_loaded_in_4bit", False):
+        raise ConfigError(f"training: lora.four_bit is not known to this training of a {type(model).__name__} -- set it to false")
+    here = this_process(resolve_device(settings.device))
     work = out_dir.with_name(f"{out_dir.name}.work")
-    checkpoint = newest_checkpoint(work, identity)
-    num_rows = len(rows)
+    with here.main_process_first():
+        checkpoint = newest_checkpoint(work, identity)
     layout = packed_layout(model, rows, settings) if collate_packed else "paths"
-    schedule = batch_schedule(
-        [row.length for row in rows],
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        max_updates=settings.max_updates,
-        group_by_length=settings.group_by_length,
-        groups=group_rows(rows) if layout == "trees" else None,  # pyright: ignore[reportArgumentType]
-        seed=settings.seed,
-    )
     if collate_packed and layout == "trees":
-        rows, schedule = _packed_passes(rows, schedule, row_tokens=settings.row_tokens)
         collate = packed_collate(model, settings, collate_packed)
-    tokens = _tokens_after_updates(rows, schedule)
-    use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
-    with quiet(), tree_attention(model) if layout == "trees" else nullcontext():
-        trained = _with_adapters(model, settings)
-        arguments = _training_arguments(settings, schedule, work)
-        trainer = ObjectiveTrainer(trained, arguments, rows=rows, schedule=schedule, objective=objective, collate=collate)
+    kept, aside = split_held_out(rows, share=settings.held_out, seed=settings.seed)
+    packed, num_processes = layout == "trees", here.num_processes
+    plan = _planned(kept, settings, collate, packed=packed, num_processes=num_processes)
+    measured = _planned(aside, _one_update(settings, len(aside)), collate, packed=packed, num_processes=num_processes) if aside else None
+    tokens = plan.tokens_after_updates()
+    kind, config = type(model), model.config
+    use_cache = config.use_cache if hasattr(config, "use_cache") else None
+    with quiet(), tree_attention(model) if packed else nullcontext():
+        trained = with_adapters(model, settings.lora, seed=settings.seed)
+        arguments = _training_arguments(settings, plan.schedule, work)
+        trainer = ObjectiveTrainer(trained, arguments, plan=plan, objective=objective, held_out=measured)
         trainer.add_callback(_Watch(tokens=tokens, identity=identity, on_progress=on_progress))
+        _log_beside(trainer, out_dir)
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            _run(trainer, settings, checkpoint)
         finally:
             if not settings.checkpoint_every:
                 shutil.rmtree(work, ignore_errors=True)
-        final = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
-        if use_cache is not None:
-            # The Trainer turns the cache off for itself; whoever loads the result wants it as it was.
-            final.config.use_cache = use_cache
-        with atomic_directory(out_dir) as temporary:
-            save(final, temporary)
-    shutil.rmtree(work, ignore_errors=True)
+        final = _gathered(trainer, settings, kind, config) if _in_parts(trainer) else without_adapters(trained, settings.lora)
+        if here.is_main_process:
+            if use_cache is not None:
+                # The Trainer turns the cache off for itself; whoever loads the result wants it as it was.
+                final.config.use_cache = use_cache
+            with atomic_directory(out_dir) as temporary:
+                save(final, temporary)
+            shutil.rmtree(work, ignore_errors=True)
+    # The next training starts from what the first process has written.
+    here.wait_for_everyone()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return TrainReport(
         updates=trainer.state.global_step,
-        rows=num_rows,
+        rows=len(kept),
         tokens=tokens[-1],
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -354,7 +426,85 @@ def run_training(
         seconds=time.perf_counter() - start,
         dropped_by_reason=dict(dropped or {}),
         layout=layout,
+        best_update=trainer.state.best_global_step if aside else None,
+        held_out_loss=trainer.state.best_metric,
     )
+
+
+def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Return (rows to train on, rows to measure): about a share of the problems aside, whole, chosen by the seed; at least one.
+
+    A row that names no problem is one of its own.
+
+    Raises:
+        DataFormatError: If there are fewer than two problems to share out.
+    """
+    if not share:
+        return list(rows), []
+    problems = [getattr(row, "group", "") or f"row {index}" for index, row in enumerate(rows)]
+    drawn = sorted(set(problems), key=lambda problem: (derive_seed(seed, "held out", problem), problem))
+    if len(drawn) < 2:
+        raise DataFormatError(f"training: held_out = {share} needs rows of at least two problems: got {len(drawn)} -- set held_out to 0")
+    aside = set(drawn[: min(max(1, round(share * len(drawn))), len(drawn) - 1)])
+    kept = [row for row, problem in zip(rows, problems, strict=True) if problem not in aside]
+    return kept, [row for row, problem in zip(rows, problems, strict=True) if problem in aside]
+
+
+def _one_update(settings: TrainSettings, num_rows: int) -> TrainSettings:
+    """Return the settings under which every row is forwarded once, in passes of the usual size."""
+    size = settings.micro_batch_size or settings.batch_size
+    return replace(settings, epochs=1.0, max_updates=None, batch_size=num_rows, micro_batch_size=min(size, num_rows))
+
+
+def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int) -> Plan:
+    """Return when rows are forwarded; packed ones are merged into trees pass by pass, and a pass is then what is forwarded once."""
+    schedule = batch_schedule(
+        [row.length for row in rows],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        max_updates=settings.max_updates,
+        group_by_length=settings.group_by_length,
+        groups=group_rows(rows) if packed else None,
+        num_processes=num_processes,
+        seed=settings.seed,
+    )
+    if not packed:
+        return Plan(rows=rows, schedule=schedule, collate=collate)
+    passes = [
+        PackedPass(trees=pack_rows([rows[max(i, ~i)] for i in batch], row_tokens=settings.row_tokens)) for batch in schedule.micro_batches
+    ]
+    numbers = [[number if batch[0] >= 0 else ~number] for number, batch in enumerate(schedule.micro_batches)]
+    return Plan(rows=passes, schedule=replace(schedule, micro_batches=numbers), collate=collate)
+
+
+def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:
+    if _in_parts(trainer) and settings.lora and settings.lora.four_bit:
+        raise ConfigError("training: weights in 4 bits cannot be spread over processes: got lora.four_bit with FSDP or DeepSpeed")
+    with memory_explained(settings, where=lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _in_parts(trainer: Trainer) -> bool:
+    """Say whether every process may hold a part of the weights only."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def _gathered(trainer: ObjectiveTrainer, settings: TrainSettings, kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """Return the trained model without adapters where its weights lie in parts; only in the first process it has them."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    whole = with_adapters(whole_model(kind, config), settings.lora, seed=settings.seed)
+    if not trainer.accelerator.is_main_process:
+        return core_model(whole)
+    fill(whole, weights)
+    return without_adapters(whole, settings.lora)
+
+
+def _log_beside(trainer: Trainer, out_dir: Path) -> None:
+    """Let TensorBoard write where its files outlive the work directory, unless the environment says where."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(out_dir.with_name(f"{out_dir.name}.logs"))
 
 
 def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSettings) -> str:
@@ -372,12 +522,6 @@ def packed_collate(model: PreTrainedModel, settings: TrainSettings, collate: Pac
     """Return a collator of one ``PackedPass``: block-sparse attention gets wide rows, dense attention narrow ones."""
     width = settings.row_tokens if can_flex(model) else 0
     return lambda passes: collate(passes[0].trees, width=width)
-
-
-def _packed_passes(rows: Sequence[Any], schedule: Schedule, *, row_tokens: int) -> tuple[list[PackedPass], Schedule]:
-    """Merge the rows of every forward pass into trees; they are the new rows, each forwarded once."""
-    passes = [PackedPass(trees=pack_rows([rows[i] for i in batch], row_tokens=row_tokens)) for batch in schedule.micro_batches]
-    return passes, replace(schedule, micro_batches=[[i] for i in range(len(passes))])
 
 
 def newest_checkpoint(work: Path, identity: str) -> str | None:
@@ -428,31 +572,6 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _tokens_after_updates(rows: Sequence[Row], schedule: Schedule) -> list[int]:
-    per_pass = [sum(rows[i].num_tokens for i in batch) for batch in schedule.micro_batches]
-    per_update = np.asarray(per_pass).reshape(-1, schedule.passes_per_update).sum(1)
-    return np.cumsum(per_update).tolist()
-
-
-def _with_adapters(model: PreTrainedModel, settings: TrainSettings) -> PreTrainedModel | PeftModel:
-    """Return the model, wrapped in adapters if the settings ask for them; a head of its own task is trained in full."""
-    if settings.lora is None:
-        return model
-    lora, targets = settings.lora, settings.lora.target_modules
-    head = [name for name, _ in model.named_children() if name in ("score", "classifier")]
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=head or None,
-        modules_to_save=head or None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(settings.seed, "lora"))
-        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
-
-
 def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path) -> TrainingArguments:
     device = resolve_device(settings.device)
     if (device.index or 0) > 0:
@@ -476,11 +595,17 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         seed=derive_seed(settings.seed, "trainer") % 2**32,
         save_strategy="steps" if settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,
-        save_total_limit=2,
+        save_total_limit=settings.keep_checkpoints,
+        eval_strategy="steps" if settings.held_out else "no",
+        eval_steps=settings.checkpoint_every or None,
+        load_best_model_at_end=settings.held_out > 0,
+        metric_for_best_model="eval_loss" if settings.held_out else None,
+        greater_is_better=False,
         logging_steps=1,
         # Without the filter a loss that is not a number reaches the callback that stops the training.
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
+        run_name=work.name.removesuffix(".work"),
         disable_tqdm=True,
         dataloader_pin_memory=False,
         label_names=["targets"],
@@ -494,7 +619,9 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
 
 def identity_of(settings: TrainSettings, **parts: Any) -> str:
     """Return the fingerprint of a training: what decides its weights, and nothing that does not."""
-    plain = asdict(replace(settings, checkpoint_every=0, device="auto"))
+    # Where rows are held out, the checkpoints are what is chosen from.
+    every = settings.checkpoint_every if settings.held_out else 0
+    plain = asdict(replace(settings, checkpoint_every=every, keep_checkpoints=1, report_to=(), device="auto"))
     return fingerprint(sorted(plain.items()), sorted(parts.items(), key=lambda item: item[0]))
 
 

@@ -4,7 +4,7 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +12,17 @@ from typing import Any
 
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.verifier import AnswerVerifier
-from stepladder.errors import CheckpointError, ConfigError
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.lm.trackers import check_trackers
 from stepladder.loops.config import (
     Config,
     EvaluateConfig,
     OpenAIConfig,
     PolicyConfig,
     PreferenceConfig,
+    PRMConfig,
     ProblemsConfig,
+    ScoresConfig,
     SearchConfig,
     TrainConfig,
 )
@@ -34,10 +37,10 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     Raises:
         DataFormatError: If a file breaks its format or a problem stands in two splits.
     """
-    train = _load(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
-    test = _load(config, config.test, limit=config.test_limit, split=config.test_split)
+    train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
+    test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)
     if config.held_out is not None:
-        held_out = _load(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
+        held_out = load_split(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
     else:
         train, held_out = split_problems(train, held_out=config.held_out_size, seed=seed)
         train, held_out = train[: config.train_limit], held_out[: config.held_out_limit]
@@ -45,7 +48,12 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     return {"train": train, "held_out": held_out, "test": test}
 
 
-def _load(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+    """Load the labelled problems of one source with the configured fields.
+
+    Raises:
+        DataFormatError: If the source breaks its format.
+    """
     return load_problems(
         source,
         id_field=config.id_field or None,
@@ -94,6 +102,17 @@ def check_searches(config: Config) -> None:
             raise ConfigError(
                 f"{name}.options.wave: must be at most {name}.simulations: got {method.wave} > {section.simulations} -- lower the wave"
             )
+
+
+def check_labels(config: Config) -> None:
+    """Check what the label settings must share with the format of steps.
+
+    Raises:
+        ConfigError: If a revision would not end a step.
+    """
+    text, end = config.labels.revision_text, config.format.step_end
+    if text and not text.endswith(end):
+        raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
 
 
 def check_model(config: PolicyConfig) -> None:
@@ -146,25 +165,75 @@ def build_policy(config: Config, policy_dir: str) -> Any:
     return TransformersPolicy(model, tokenizer, step_format(config), max_batch=config.policy.max_batch)
 
 
-def build_scorer(config: Config, prm_dir: str | None, *, renderer: Any = None, problems: Iterable[Problem] = ()) -> Any:
+def build_scorer(
+    config: Config,
+    prm: str | Sequence[str] | None,
+    *,
+    renderer: Any,
+    problems: Iterable[Problem] = (),
+    scores: ScoresConfig | None = None,
+) -> Any:
     """Return a step scorer on the configured backend, or None without a PRM; raises as ``build_policy`` does.
 
     Args:
         config: The configuration.
-        prm_dir: Directory of the PRM, or the hub id of a public one.
-        renderer: The policy's renderer; a PRM that reads text needs it to know the steps.
-        problems: What will be searched; a PRM that reads text needs the questions.
+        prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble, none is no scorer.
+        renderer: The policy's renderer.
+        problems: What will be searched; a PRM that reads text, or is implicit, needs the questions.
+        scores: What becomes of the scores; None is what ``evaluate`` says.
     """
-    if prm_dir is None:
+    if not prm:
         return None
-    if _reads_text(prm_dir):
-        return _text_scorer(config, prm_dir, renderer, problems)
-    if config.prm.backend == "vllm":
-        return _vllm_scorer(config, prm_dir)
-    from stepladder.prm.scorer import TransformersStepScorer
+    scores = config.evaluate.scores if scores is None else scores
+    members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]
+    _keep_prms(members)
+    prompts = _Prompts(renderer, problems)
+    scorers = [_member_scorer(config, member, prompts, scores, number, len(members)) for number, member in enumerate(members)]
+    return composed_scorer(scorers, scores, decode=renderer.decode)
 
-    model, spec = _prm_weights(prm_dir, config.policy.device, config.policy.dtype)
-    return TransformersStepScorer(model, spec)
+
+def composed_scorer(scorers: Sequence[Any], scores: ScoresConfig, *, decode: Callable[[Sequence[int]], str]) -> Any:
+    """Return one scorer of several: their ensemble, then bounds, then checks.
+
+    Args:
+        scorers: One or more.
+        scores: What becomes of their scores.
+        decode: Text of a step.
+    """
+    from stepladder.data.arithmetic import arithmetic_holds
+    from stepladder.prm.compose import BoundedScorer, CheckedScorer, EnsembleScorer
+
+    scorer = scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers, rule=scores.ensemble, penalty=scores.penalty)
+    if scores.bound != "none":
+        scorer = BoundedScorer(scorer, rule=scores.bound, at=scores.bound_at)
+    if scores.check == "arithmetic":
+        scorer = CheckedScorer(scorer, lambda step: arithmetic_holds(decode(step)), cap=scores.check_cap)
+    return scorer
+
+
+def prm_members(directory: str) -> list[str]:
+    """Return the directories of an ensemble's models, in order; of a single model its own."""
+    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
+
+
+def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: ScoresConfig, number: int, count: int) -> Any:
+    spec = _prm_spec(config, prm_dir)
+    if spec is not None and spec.prompt == "tokens" and spec.renderer_hash != prompts.renderer.hash:
+        raise DataFormatError(
+            f"{prm_dir}: the PRM must have been trained on the prompts and steps of this policy: got renderer {prompts.renderer.hash!r}, "
+            f"expected {spec.renderer_hash!r} -- use the PRM of the same run, or one that reads text"
+        )
+    if spec is not None and (spec.prompt != "tokens" or spec.family == "implicit"):
+        return _reading_scorer(config, prm_dir, spec, prompts, scores, number, count)
+    if config.prm.backend == "vllm":
+        return _vllm_scorer(config, prm_dir, scores, number, count)
+    from stepladder.lm.loading import load_token_classifier
+    from stepladder.prm.scorer import TransformersStepScorer
+    from stepladder.prm.specs import PRMSpec
+
+    options = {"device": config.policy.device, "dtype": config.policy.dtype}
+    model = _held_prm((prm_dir, spec), lambda: load_token_classifier(prm_dir, **options))
+    return TransformersStepScorer(model, PRMSpec.load(prm_dir), entropy_penalty=scores.entropy_penalty)
 
 
 def check_backends(config: Config, *, trains: bool) -> None:
@@ -201,6 +270,26 @@ def check_backends(config: Config, *, trains: bool) -> None:
         )
 
 
+def check_training(config: Config) -> None:
+    """Check that the trainings can run as configured, before any work is done; nothing is loaded.
+
+    Raises:
+        ConfigError: If a package, a file or GPUs are missing.
+    """
+    section = config.training
+    check_trackers(section.report_to)
+    if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
+        raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
+    if section.num_processes > 1 and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
+        raise ConfigError(
+            f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
+        )
+    stages = {"warmup.train": config.warmup.train, "sft": config.sft, "preference": config.preference, "prm.train": config.prm.train}
+    quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")
+
+
 def _vllm_policy(config: Config, policy_dir: str) -> Any:
     from stepladder.lm.loading import load_model_settings, load_tokenizer
     from stepladder.lm.vllm import VLLMEngine
@@ -212,20 +301,41 @@ def _vllm_policy(config: Config, policy_dir: str) -> Any:
     return VLLMPolicy(engine, tokenizer, step_format(config), *named)
 
 
-def _vllm_scorer(config: Config, prm_dir: str) -> Any:
+def _vllm_scorer(config: Config, prm_dir: str, scores: ScoresConfig, number: int, count: int) -> Any:
     from stepladder.prm.loading import load_head
     from stepladder.prm.specs import PRMSpec
     from stepladder.prm.vllm import VLLMOutputs, VLLMStepScorer
 
     spec = PRMSpec.load(prm_dir)
-    return VLLMStepScorer(VLLMOutputs(_prm_engine(config, prm_dir), load_head(prm_dir, spec)), spec)
+    engine = _prm_engine(config, prm_dir, f"prm {number}", count)
+    return VLLMStepScorer(VLLMOutputs(engine, load_head(prm_dir, spec)), spec, entropy_penalty=scores.entropy_penalty)
 
 
-def _prm_engine(config: Config, prm_dir: str) -> Any:
+def _vllm_reader(config: Config, prm_dir: str, spec: Any, scores: ScoresConfig, number: int, count: int) -> Any:
+    """Return the reader of a PRM that reads text, or is implicit, on vLLM."""
+    from stepladder.lm.loading import load_tokenizer
+    from stepladder.prm.loading import load_head
+    from stepladder.prm.reader import StepReader
+    from stepladder.prm.specs import resolve_reference
+    from stepladder.prm.vllm import VLLMLogps, VLLMOutputs
+
+    tokenizer = load_tokenizer(prm_dir, trust_remote_code=config.policy.trust_remote_code)
+    other = resolve_reference(prm_dir, spec, config.prm.reference)
+    models: list[Any]
+    if other is None:
+        models = [VLLMOutputs(_prm_engine(config, prm_dir, f"prm {number}", count), load_head(prm_dir, spec, tokenizer))]
+    else:
+        roles = {f"prm {number}": prm_dir, f"prm {number} reference": str(other)}
+        models = [VLLMLogps(_prm_engine(config, model, role, 2 * count, task="generate")) for role, model in roles.items()]
+    return StepReader(models, tokenizer, spec, entropy_penalty=scores.entropy_penalty)
+
+
+def _prm_engine(config: Config, source: str, role: str, count: int, *, task: Any = "embed") -> Any:
     from stepladder.lm.vllm import VLLMEngine
 
-    settings = _engine_settings(config, config.policy.vllm.prm_memory_share)
-    return _held_engine("prm", (prm_dir, settings), lambda: VLLMEngine(prm_dir, task="embed", settings=settings))
+    # The engines of an ensemble, and those of an implicit model and its reference, share what one would have.
+    settings = _engine_settings(config, config.policy.vllm.prm_memory_share / count)
+    return _held_engine(role, (source, settings), lambda: VLLMEngine(source, task=task, settings=settings))
 
 
 def _engine_settings(config: Config, memory_share: float) -> Any:
@@ -284,63 +394,87 @@ def _server(section: OpenAIConfig) -> Any:
     return CompletionServer(ServerSettings(**plain, api_key=key))
 
 
-def _reads_text(prm_dir: str) -> bool:
-    """Say whether a PRM reads text; one of which nothing is known is left to the error of whoever loads it."""
-    from stepladder.prm.specs import resolve_spec
+class _Prompts:
+    """Finds the question and the earlier steps in what a search asks to have scored."""
 
-    try:
-        return resolve_spec(prm_dir).prompt != "tokens"
-    except ConfigError:
-        return False
+    def __init__(self, renderer: Any, problems: Iterable[Problem]) -> None:
+        self.renderer = renderer
+        self._questions = {renderer.prompt_ids(problem): problem.question for problem in problems}
+        self._lengths = sorted({len(prompt) for prompt in self._questions}, reverse=True)
 
-
-def _text_scorer(config: Config, prm_dir: str, renderer: Any, problems: Iterable[Problem]) -> Any:
-    """Return a public PRM as a scorer of what the policy writes."""
-    from stepladder.prm.text_scorer import TextStepScorer
-
-    reader = _text_reader(config, prm_dir)
-    end = renderer.step_format.step_end
-    questions = {renderer.prompt_ids(problem): problem.question for problem in problems}
-    lengths = sorted({len(prompt) for prompt in questions}, reverse=True)
-
-    def split(prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+    def length(self, prefix_ids: tuple[int, ...]) -> int | None:
+        """Return how many tokens are the prompt; None where it is that of no known problem."""
         # The longest prompt that fits: a shorter one could only fit a question that begins like another.
-        length = next((length for length in lengths if prefix_ids[:length] in questions), None)
+        return next((length for length in self._lengths if prefix_ids[:length] in self._questions), None)
+
+    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+        """Return question and steps as text."""
+        length, end = self.length(prefix_ids), self.renderer.step_format.step_end
         if length is None:
             return None
-        steps = renderer.step_format.split_steps(renderer.decode(prefix_ids[length:]))
-        return questions[prefix_ids[:length]], tuple(step.removesuffix(end) for step in steps)
+        steps = self.renderer.step_format.split_steps(self.renderer.decode(prefix_ids[length:]))
+        return self._questions[prefix_ids[:length]], tuple(step.removesuffix(end) for step in steps)
 
-    return TextStepScorer(reader, split=split, decode=lambda step_ids: renderer.decode(step_ids).removesuffix(end))
+    def decode(self, step_ids: Sequence[int]) -> str:
+        """Return the text of a step as ``split`` gives it."""
+        return self.renderer.decode(step_ids).removesuffix(self.renderer.step_format.step_end)
 
 
-def _text_reader(config: Config, prm_dir: str) -> Any:
-    from stepladder.lm.loading import load_tokenizer
-    from stepladder.prm.loading import load_head
-    from stepladder.prm.reader import CachedModel, StepReader
-    from stepladder.prm.specs import resolve_spec
+def _prm_spec(config: Config, prm_dir: str) -> Any:
+    """Return how a PRM is read; None where nothing says it, which is left to the error of whoever loads it."""
+    from stepladder.prm.specs import SPEC_FILE, resolve_spec
 
-    spec = resolve_spec(prm_dir)
-    if spec.family in ("implicit", "judge"):
-        raise ConfigError(
-            f"{prm_dir}: a search must be guided by a PRM with a head or vocabulary tokens: got the family {spec.family!r} -- use another"
-        )
-    tokenizer = load_tokenizer(prm_dir, trust_remote_code=config.policy.trust_remote_code)
+    own = (Path(prm_dir) / SPEC_FILE).is_file()
+    try:
+        return resolve_spec(prm_dir, None if own else config.prm.spec)
+    except ConfigError:
+        if config.prm.spec is not None:
+            raise
+        return None
+
+
+def _reading_scorer(config: Config, prm_dir: str, spec: Any, prompts: _Prompts, scores: ScoresConfig, number: int, count: int) -> Any:
+    """Return a PRM that reads text, or is implicit, as a scorer of what the policy writes; a judge runs on the embedded engine."""
+    from stepladder.prm.implicit_scorer import ImplicitStepScorer
+    from stepladder.prm.outputs import check_entropy_penalty
+    from stepladder.prm.reader import StepReader, load_parts
+    from stepladder.prm.text_scorer import TextStepScorer
+
+    options = {"device": config.policy.device, "dtype": config.policy.dtype, "trust_remote_code": config.policy.trust_remote_code}
+    if spec.family == "judge":
+        from stepladder.loops.prm_scoring import build_judge, load_judge
+
+        check_entropy_penalty(scores.entropy_penalty, spec)
+        model, tokenizer = _held_prm((prm_dir, spec), lambda: load_judge(prm_dir, options))
+        return TextStepScorer(build_judge(model, tokenizer, spec, seed=config.run.seed), split=prompts.split, decode=prompts.decode)
     if config.prm.backend == "vllm":
-        from stepladder.prm.vllm import VLLMOutputs
+        reader = _vllm_reader(config, prm_dir, spec, scores, number, count)
+    else:
+        parts = _held_prm((prm_dir, spec), lambda: load_parts(prm_dir, spec, reference=config.prm.reference, **options))
+        reader = StepReader.on_transformers(parts, spec, entropy_penalty=scores.entropy_penalty)
+    if spec.prompt == "tokens":
+        return ImplicitStepScorer(reader, prompt_length=prompts.length)
+    return TextStepScorer(reader, split=prompts.split, decode=prompts.decode)
 
-        return StepReader([VLLMOutputs(_prm_engine(config, prm_dir), load_head(prm_dir, spec, tokenizer))], tokenizer, spec)
-    model = _text_weights(prm_dir, spec, config.policy.device, config.policy.dtype, config.policy.trust_remote_code)
-    return StepReader([CachedModel(model, num_outputs=spec.num_outputs)], tokenizer, spec)
+
+@cache
+def _prms() -> dict[tuple[str, Any], Any]:
+    """Return the weights of the PRMs that this process scores with, by directory and spec."""
+    return {}
 
 
-@lru_cache(maxsize=1)
-def _text_weights(prm_dir: str, spec: Any, device: str, dtype: str, trust_remote_code: bool) -> Any:
-    from stepladder.lm.loading import load_tokenizer
-    from stepladder.prm.loading import load_reward_model
+def _keep_prms(members: Sequence[str]) -> None:
+    """Forget the PRMs that are not among those wanted now: a round's models would otherwise pile up."""
+    for key in [key for key in _prms() if key[0] not in members]:
+        del _prms()[key]
+    for role in [role for role in _engines() if role.startswith("prm") and int(role.split()[1]) >= len(members)]:
+        _engines().pop(role)[1].close()
 
-    tokenizer = load_tokenizer(prm_dir, trust_remote_code=trust_remote_code)
-    return load_reward_model(prm_dir, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+def _held_prm(key: tuple[str, Any], load: Callable[[], Any]) -> Any:
+    if key not in _prms():
+        _prms()[key] = load()
+    return _prms()[key]
 
 
 @lru_cache(maxsize=1)
@@ -352,39 +486,42 @@ def _policy_weights(policy_dir: str, device: str, dtype: str, trust_remote_code:
     return model, load_tokenizer(policy_dir, trust_remote_code=trust_remote_code)
 
 
-@lru_cache(maxsize=1)
-def _prm_weights(prm_dir: str, device: str, dtype: str) -> Any:
-    from stepladder.lm.loading import load_token_classifier
-    from stepladder.prm.specs import PRMSpec
-
-    return load_token_classifier(prm_dir, device=device, dtype=dtype), PRMSpec.load(prm_dir)
-
-
 def release_weights() -> None:
     """Forget cached weights and end engines; called before training, which needs the memory."""
     for _, engine in _engines().values():
         engine.close()
     _engines().clear()
     _policy_weights.cache_clear()
-    _prm_weights.cache_clear()
-    _text_weights.cache_clear()
+    _prms().clear()
 
 
-def train_settings(section: TrainConfig, *, seed: int, device: str) -> Any:
+def train_settings(section: TrainConfig, *, seed: int, config: Config) -> Any:
     """Return the plain training settings of a section."""
     from stepladder.lm.training import LoraSettings, TrainSettings
 
     plain = {name: getattr(section, name) for name in TrainConfig.model_fields if name != "lora"}
     lora = LoraSettings(**section.lora.model_dump()) if section.lora else None
-    return TrainSettings(**plain, lora=lora, seed=seed, device=device)
+    return TrainSettings(**plain, lora=lora, seed=seed, device=config.policy.device, report_to=config.training.report_to)
 
 
 def build_preference_objective(section: PreferenceConfig) -> Any:
-    """Return the loss of preference training."""
-    from stepladder.policy.objectives import PreferenceObjective
+    """Return the loss of preference training: a ``PreferenceObjective``, or an ``UnpairedObjective`` where the loss takes no pairs."""
+    from stepladder.policy.objectives import PreferenceObjective, UnpairedObjective
 
-    names = ("beta", "label_smoothing", "target_margin", "cpl_bias", "sft_weight")
-    return PreferenceObjective(loss_name=section.loss, **{name: getattr(section, name) for name in names})
+    paired = ("label_smoothing", "target_margin", "cpl_bias", "sft_weight", "reference_share")
+    kind, names = (UnpairedObjective, ("good_weight", "bad_weight")) if section.unpaired else (PreferenceObjective, paired)
+    return kind(loss_name=section.loss, beta=section.beta, **{name: getattr(section, name) for name in names})  # pyright: ignore
+
+
+def new_prm_spec(section: PRMConfig) -> Any:
+    """Return how a PRM that is trained is read; what it is trained on is filled in by the training."""
+    from stepladder.prm.specs import PRMSpec
+
+    if section.loss.startswith("implicit"):
+        return PRMSpec(family="implicit", beta=section.beta, accumulate=True)
+    if section.loss in ("hl-gauss", "two-hot"):
+        return PRMSpec(bins=section.bins, transform="identity")
+    return PRMSpec(family="value-head" if section.head == "value" else "two-class")
 
 
 def num_workers(config: Config) -> int:

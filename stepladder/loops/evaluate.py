@@ -57,11 +57,15 @@ def split_figures(folder: Path) -> dict[str, Any]:
         "tokens": {"greedy": _tokens(greedy), "samples": _pool_tokens(samples), "search": _tokens(search)},
     }
     figures |= _greedy_figures(greedy) | _sample_figures(samples)
-    before = read_rows(folder / "samples-best-prm")
-    figures["best_prm_within_problem_auc"] = _within_problem_auc(before) if before else None
+    figures["best_prm_within_problem_auc"] = folder_auc(folder / "samples-best-prm")
     if search:
         figures |= _equal_token_figures(search, samples) | {"curves": _curves(search, samples)}
     return figures
+
+
+def folder_auc(folder: Path) -> float | None:
+    """Return how well the scores in a folder of samples rank the solutions of a problem; None where nothing can be ranked."""
+    return _within_problem_auc(read_rows(folder))
 
 
 def headline(test: dict[str, Any]) -> dict[str, Any]:
@@ -227,5 +231,4 @@ def _curves(search: list[Row], samples: list[Row]) -> dict[str, list[list[float]
 
 def _anytime(row: Row, budget: int) -> bool:
     """Whether the search's answer was right when it had spent the budget; before the first wave there is none."""
-    reached = [correct for tokens, correct in row["anytime"] if tokens <= budget]
-    return bool(reached) and reached[-1]
+    return metrics.known_within(row["anytime"], budget) is True

@@ -6,6 +6,9 @@ held-out problems only; test problems never take part.
 
 from dataclasses import dataclass
 
+CHANCE = 0.5
+"""AUC of scores that know nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateDecision:
@@ -36,7 +39,7 @@ def gate_prm(candidate: float | None, best: float | None, *, max_drop: float) ->
         best: The same of the best PRM so far on the same samples; None before the first.
         max_drop: Tolerated fall, in [0, 1].
     """
-    return _gate(candidate, best, max_drop=max_drop, what="held-out within-problem AUC", floor=0.5)
+    return _gate(candidate, best, max_drop=max_drop, what="held-out within-problem AUC", floor=CHANCE)
 
 
 def _gate(candidate: float | None, best: float | None, *, max_drop: float, what: str, floor: float | None) -> GateDecision:
@@ -47,3 +50,21 @@ def _gate(candidate: float | None, best: float | None, *, max_drop: float, what:
     if best is not None and candidate < best - max_drop:
         return GateDecision(accepted=False, reason=f"{what} {candidate:.3f} is below the best model's {best:.3f}")
     return GateDecision(accepted=True, reason=f"{what} {candidate:.3f}" + ("" if best is None else f", best before {best:.3f}"))
+
+
+def fall_back(earlier: dict[int, float | None]) -> int | None:
+    """Return the round whose PRM takes the place of a best one that fails: the best earlier one above chance, the newest of equals.
+
+    Args:
+        earlier: Within-problem AUC, on fresh held-out samples, of the PRMs that were accepted before it, by round.
+
+    Returns:
+        None where none is above chance: no PRM is better than one that ranks wrong solutions first.
+    """
+    known = [(auc, number) for number, auc in earlier.items() if auc is not None and auc > CHANCE]
+    return max(known)[1] if known else None
+
+
+def fails(auc: float | None) -> bool:
+    """Say whether a PRM ranks no better than chance; one that could not be measured does not fail."""
+    return auc is not None and auc <= CHANCE

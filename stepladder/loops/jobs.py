@@ -6,33 +6,54 @@ of one that was never killed.
 """
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stepladder.data.answers import answer_key
-from stepladder.data.labels import Selection, preference_pairs, select_traces, value_rows
-from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
+from stepladder.data.labels import Selection, ValueTarget, value_rows
+from stepladder.data.metrics import known_within
+from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
+from stepladder.data.step_pairs import step_pairs
+from stepladder.data.store import (
+    read_graded,
+    read_pairs,
+    read_traces,
+    read_trees,
+    read_values,
+    write_graded,
+    write_pairs,
+    write_traces,
+    write_trees,
+    write_values,
+)
 from stepladder.data.verifier import AnswerVerifier
+from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
-from stepladder.loops.config import Config
+from stepladder.loops.config import Config, ScoresConfig
+from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.loops.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.workers import Progress, report_progress
+from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.types import (
     Budget,
     LabelledProblem,
-    PreferencePair,
     Provenance,
     SearchResult,
     StopReason,
     Trace,
     TreeRecord,
     ValueRow,
+    derive_seed,
 )
 
 Summary = dict[str, Any]
@@ -44,8 +65,8 @@ class Models:
 
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | None
-    """Directory of the PRM; None searches without one."""
+    prm: str | Sequence[str] | None
+    """Directory or hub id of the PRM, or directory of an ensemble, or several of either; none searches without one."""
     provenance: Provenance
     """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
 
@@ -68,29 +89,32 @@ def _write_labelled(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
     with build.build_verifier(config.problems, problems) as verifier:
-        results, use = _search(config, models, problems, method=method, budget=budget, verifier=verifier, stage=stage)
+        results, use = _search(
+            config, models, problems, method=method, budget=budget, verifier=verifier, scores=config.search.scores, stage=stage
+        )
     # The shard comes last: a job is done when its shard is there.
     atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")
     write_trees(out, [result.tree for result in results])
 
 
-def label_shard(*, config: Config, trees: Path, traces: Path, pairs: Path, values: Path) -> dict[str, Any]:
-    """Turn a shard of trees into traces, preference pairs and value rows; return the counts of what was kept and dropped."""
-    records, labels = read_trees(trees), config.labels
-    selections = {
-        "traces": select_traces(records, per_problem=labels.traces_per_problem),
-        "pairs": preference_pairs(
-            records,
-            min_margin=labels.min_margin,
-            pairs_per_node=labels.pairs_per_node,
-            pairs_per_problem=labels.pairs_per_problem,
-            rejected_must_fail=labels.rejected_must_fail,
-        ),
-        "values": _value_rows(config, records),
-    }
-    write_traces(traces, selections["traces"].rows)
-    write_pairs(pairs, selections["pairs"].rows)
-    write_values(values, selections["values"].rows)
+def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) -> dict[str, Any]:
+    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of what was kept and dropped.
+
+    Args:
+        config: The configuration.
+        sources: What the rows are made from.
+        out: Where each kind of rows goes: traces, pairs, graded, values and step-pairs.
+    """
+    selections = policy_selections(config, sources)
+    # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
+    records = read_trees(sources.trees)
+    selections["values"] = _value_rows(config, records)
+    write_traces(out["traces"], trace_rows(selections))
+    write_pairs(out["pairs"], selections["pairs"].rows)
+    write_values(out["values"], selections["values"].rows)
+    if "graded" in selections:
+        write_graded(out["graded"], selections["graded"].rows)
+    _write_step_pairs(config, records, out["step-pairs"])
     return {name: {"kept": chosen.kept, "dropped_by_reason": dict(chosen.dropped_by_reason)} for name, chosen in selections.items()}
 
 
@@ -105,60 +129,147 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(config.warmup.train, seed=config.run.seed, device=config.policy.device)
+    settings = build.train_settings(config.warmup.train, seed=config.run.seed, config=config)
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
+    build.step_format(config).save(out)
     return _summary(report)
 
 
-def train_policy(*, config: Config, start: str, traces: list[Path], pairs: list[Path], out: Path, seed: int, stage: str) -> dict[str, Any]:
-    """Fine-tune the policy on correct traces, then on preference pairs; return a summary of each stage that ran."""
-    from stepladder.policy.train import train_preference, train_sft
+def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[Path]], out: Path, seed: int, stage: str) -> dict[str, Any]:
+    """Fine-tune the policy on correct traces, then on preferences; return a summary of each stage that ran.
+
+    Args:
+        config: The configuration.
+        start: The policy to train.
+        base: The policy of round 0.
+        rows: Shards of each kind: traces, pairs and graded.
+        out: Where the trained policy goes.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.policy.train import train_sft
 
     build.release_weights()
-    trace_rows: list[Trace] = [row for path in traces for row in read_traces(path)]
-    pair_rows: list[PreferencePair] = [row for path in pairs for row in read_pairs(path)] if config.preference.enabled else []
+    traces: list[Trace] = [row for path in rows["traces"] for row in read_traces(path)]
+    preferences = _preference_rows(config, rows)
     common: dict[str, Any] = {
         "renderer_hash": build.build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
     }
     summaries: dict[str, Any] = {}
-    if trace_rows:
-        sft_out = out.with_name("sft") if pair_rows else out
+    if traces:
+        sft_out = out.with_name("sft") if preferences else out
         if not sft_out.exists():
-            settings = build.train_settings(config.sft, seed=seed, device=config.policy.device)
-            report = train_sft(start, trace_rows, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
+            settings = build.train_settings(config.sft, seed=seed, config=config)
+            report = train_sft(start, traces, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
-    if pair_rows:
-        settings = build.train_settings(config.preference, seed=seed, device=config.policy.device)
-        objective = build.build_preference_objective(config.preference)
-        progress = _training_progress(f"{stage} preferences")
-        report = train_preference(start, pair_rows, out, settings, **common, objective=objective, on_progress=progress)
-        summaries["preference"] = _summary(report)
+    if preferences:
+        common["on_progress"] = _training_progress(f"{stage} preferences")
+        summaries["preference"] = _summary(_train_preferences(config, preferences, start, base, out, seed, common))
+    build.step_format(config).save(out)
     return summaries
 
 
-def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed: int, stage: str) -> dict[str, Any]:
-    """Train the PRM on value rows."""
-    from stepladder.prm.train import train_value
+def _preference_rows(config: Config, rows: dict[str, list[Path]]) -> list[Any]:
+    if not config.preference.enabled:
+        return []
+    if config.preference.unpaired:
+        return [row for path in rows["graded"] for row in read_graded(path)]
+    return [row for path in rows["pairs"] for row in read_pairs(path)]
 
-    build.release_weights()
-    rows: list[ValueRow] = [row for path in values for row in read_values(path)]
-    settings = build.train_settings(config.prm.train, seed=seed, device=config.policy.device)
-    report = train_value(
+
+def _train_preferences(config: Config, rows: list[Any], start: str, base: str, out: Path, seed: int, common: dict[str, Any]) -> Any:
+    from stepladder.policy.train import SAMPLER, train_preference
+    from stepladder.policy.unpaired import train_unpaired
+
+    section = config.preference
+    return (train_unpaired if section.unpaired else train_preference)(
         start,
         rows,
         out,
-        settings,
-        loss=config.prm.loss,
-        supervise=config.prm.supervise,
-        renderer_hash=build.build_renderer(config, start).hash,
-        trust_remote_code=config.policy.trust_remote_code,
-        on_progress=_training_progress(stage),
+        build.train_settings(section, seed=seed, config=config),
+        **common,
+        objective=build.build_preference_objective(section),
+        reference={"start": None, "base": base, "sampler": SAMPLER}[section.reference],
     )
+
+
+def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed: int, stage: str, reference: str) -> Summary:
+    """Train a PRM on value rows or step pairs.
+
+    A training that cannot succeed (nothing to compare, a loss that is not finite) does not fail the run: the summary says ``failed``, and
+    earlier PRMs stay.
+    """
+    from stepladder.prm.implicit import train_implicit_on_tokens
+    from stepladder.prm.train import train_value
+
+    build.release_weights()
+    section = config.prm
+    read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
+    rows = [row for path in values for row in read(path)]
+    if section.ensemble > 1 and section.bootstrap:
+        rows = resample_problems(rows, seed=seed)
+    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)
+    common: dict[str, Any] = {
+        "renderer_hash": build.build_renderer(config, start).hash,
+        "trust_remote_code": config.policy.trust_remote_code,
+        "loss": section.loss,
+        "on_progress": _training_progress(stage),
+    }
+    try:
+        if spec.family == "implicit":
+            report = train_implicit_on_tokens(start, rows, out, settings, **common, spec=replace(spec, reference=reference))
+        else:
+            # A model to go on from says itself what it is; a new head is what the configuration says.
+            kept = None if section.model is not None else spec
+            report = train_value(start, rows, out, settings, **common, spec=kept, supervise=section.supervise)
+    except (BackendError, DataFormatError) as error:
+        return {"failed": str(error)}
+    # With its format a model can be scored with and evaluated outside the run.
+    build.step_format(config).save(out)
     return _summary(report)
+
+
+def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
+    """Return the rows of as many problems as there are, drawn with replacement; those of a problem drawn twice are there twice."""
+    problems = sorted({row.problem_id for row in rows})
+    drawn = np.random.default_rng(derive_seed(seed, "bootstrap")).integers(0, len(problems), len(problems)) if problems else []
+    counts = Counter(problems[number] for number in drawn)
+    return [row for row in rows for _ in range(counts[row.problem_id])]
+
+
+def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
+    """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
+    tokens = 0
+    records = read_trees(trees)
+    renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
+    with build.build_verifier(config.problems, problems) as verifier:
+
+        def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
+            nonlocal tokens
+            estimates = estimate_prefixes(
+                policy,
+                renderer,
+                verifier,
+                prefixes,
+                num_rollouts=config.prm.prefix_rollouts,
+                seed=derive_seed(config.run.seed, "estimates", models.provenance.round),
+                max_steps=config.search.max_depth,
+                max_step_tokens=config.search.max_step_tokens,
+            )
+            tokens += sum(estimate.tokens for estimate in estimates)
+            return estimates
+
+        if config.prm.target == "first-error":
+            given = first_error_values(records, ask)
+        else:
+            given = rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+    atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": tokens}) + "\n")
+    write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
+    report_progress(Progress(stage=stage, items=len(problems), tokens=tokens))
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: str, out: Path, stage: str) -> None:
@@ -180,7 +291,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     else:
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
-    results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, stage=stage)
+    results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
         rows = [_graded(result, kind, verifier, config) for result in results]
     if kind == "search":
@@ -188,13 +299,118 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 
-def label_rollouts(*, config: Config, rollouts: Path, values: Path) -> None:
-    """Turn a shard of rollouts into value rows."""
-    write_values(values, _value_rows(config, read_trees(rollouts)).rows)
+def compare_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    method: SearchMethod,
+    budget: Budget,
+    facts: dict[str, Any],
+    out: Path,
+    stage: str,
+) -> None:
+    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with what they cost.
+
+    What counts is the answer that was known when the generated tokens had not yet gone beyond ``budget.max_tokens``.
+
+    Args:
+        config: Format, limits, device.
+        models: Models and seed.
+        problems: The shard.
+        method: How to search.
+        budget: Caps per problem.
+        facts: What the file says of itself, so that a later call can tell whether it holds what it looks for.
+        out: JSON file to write.
+        stage: Name of the stage, as shown.
+    """
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=None, scores=config.evaluate.scores)
+    calls = None
+    if engine.scorer is not None:
+        engine.scorer = calls = _CountedScorer(engine.scorer)
+    results, _ = _run(engine, problems, stage=stage)
+    with build.build_verifier(config.problems, problems) as verifier:
+        answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
+        verdicts = verifier.grade(answers)
+    rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+    costs = {
+        "seconds": engine.stats.total_s,
+        "policy_seconds": engine.stats.policy_s,
+        "prm_seconds": engine.stats.scorer_s,
+        "prm_calls": calls.count if calls else 0,
+    }
+    atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
+
+
+def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
+
+    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
+    """
+    tree = result.tree
+    if max_tokens is None or tree.generated_tokens <= max_tokens:
+        return result.answer
+    if not method.samples_solutions:
+        return known_within(result.anytime, max_tokens)
+    tally, spent = AnswerTally(method.answer_rule), 0
+    for path in _draws(tree):
+        spent += sum(len(tree.token_ids[step]) for step in path)
+        if spent > max_tokens:
+            break
+        answer = tree.answers[path[-1]]
+        if answer is not None:
+            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
+    return tally.leader()
+
+
+def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
+    tree = result.tree
+    return {
+        "problem_id": result.problem_id,
+        "answer": answer,
+        "correct": correct,
+        "generated_tokens": tree.generated_tokens,
+        "steps": len(tree.parents) - 1,
+        "simulations": tree.num_simulations,
+        "policy_calls": tree.policy_calls,
+        "scored_tokens": tree.scored_tokens,
+        "stop_reason": str(result.stop_reason),
+    }
+
+
+class _CountedScorer:
+    """A scorer that counts its requests."""
+
+    def __init__(self, scorer: StepScorer) -> None:
+        self._scorer = scorer
+        self.count = 0
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        self.count += len(requests)
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        return self._scorer.collect()
+
+
+def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Path) -> None:
+    """Turn a shard of rollouts into what the PRM learns from."""
+    records = read_trees(rollouts)
+    _write_step_pairs(config, records, compared)
+    # Last, since the job is done when they are there.
+    write_values(values, _value_rows(config, records).rows)
 
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
-    return value_rows(records, target=config.prm.target, drop_one_sided=config.prm.mixed_only)
+    # Estimated targets and pairs are made elsewhere; the rows beside them, for export, then hold mean outcomes.
+    target = config.prm.target if config.prm.target in tuple(ValueTarget) else ValueTarget.MONTE_CARLO
+    return value_rows(records, target=target, drop_one_sided=config.prm.mixed_only)
+
+
+def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
+    if config.prm.target == "step-pairs":
+        margin = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
+        write_pairs(out, step_pairs(records, **margin).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:
@@ -212,13 +428,30 @@ def _search(
     method: SearchMethod,
     budget: Budget,
     verifier: AnswerVerifier | None,
+    scores: ScoresConfig,
     stage: str,
 ) -> tuple[list[SearchResult], TokenUse]:
     """Search problems and return the results in the order of the problems, and what the backends forwarded for them."""
+    engine = _engine(config, models, problems, method=method, budget=budget, verifier=verifier, scores=scores)
+    return _run(engine, problems, stage=stage)
+
+
+def _engine(
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    *,
+    method: SearchMethod,
+    budget: Budget,
+    verifier: AnswerVerifier | None,
+    scores: ScoresConfig,
+) -> SearchEngine:
     renderer = build.build_renderer(config, models.policy)
-    engine = SearchEngine(
+    return SearchEngine(
         policy=build.build_policy(config, models.policy),
-        scorer=build.build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems]),
+        scorer=build.build_scorer(
+            config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores
+        ),
         renderer=renderer,
         method=method,
         budget=budget,
@@ -226,6 +459,9 @@ def _search(
         provenance=replace(models.provenance, renderer_hash=renderer.hash),
         max_trees=config.search.max_trees,
     )
+
+
+def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -> tuple[list[SearchResult], TokenUse]:
     found = engine.search([labelled.problem for labelled in problems], on_progress=_search_progress(stage))
     by_id = {result.problem_id: result for result in found}
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(unique_tokens(result.tree) for result in by_id.values()))
@@ -245,22 +481,30 @@ def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: C
 
 
 def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn.
+    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
+    tree = result.tree
+    draws = _draws(tree)
+    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
+    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
+
+
+def _draws(tree: TreeRecord) -> list[list[int]]:
+    """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
 
     Every draw has a last node of its own, and nodes are numbered in the order of the draws.
     """
-    tree = result.tree
-    last_nodes = [node for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
-    verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last_nodes])
-    return [_sample(tree, node, verdict.correct, config) for node, verdict in zip(last_nodes, verdicts, strict=True)]
+    draws = []
+    for node, reason in enumerate(tree.stop_reasons):
+        if reason != StopReason.STEP:
+            path = []
+            while node > 0:
+                path.append(node)
+                node = tree.parents[node]
+            draws.append(path[::-1])
+    return draws
 
 
-def _sample(tree: TreeRecord, node: int, correct: bool, config: Config) -> dict[str, Any]:
-    path = []
-    while node > 0:
-        path.append(node)
-        node = tree.parents[node]
-    path.reverse()
+def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
     answer = tree.answers[path[-1]]
     return {
         "num_tokens": sum(len(tree.token_ids[step]) for step in path),

@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from stepladder.data.stepwise import StepwiseSolution, load_stepwise
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
+from stepladder.prm.compose import clip_bound, delta_bound, mix_with_verdict, par_bound
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec, resolve_spec
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
     from stepladder.policy.prompts import PromptRenderer
+    from stepladder.prm.implicit_scorer import ImplicitStepScorer
+    from stepladder.prm.judge import Judge
     from stepladder.prm.reader import Solution
     from stepladder.prm.scorer import TransformersStepScorer
 
+REWARDS = ("clip", "delta", "par", "verdict")
+"""Forms of reward that ``prm score`` writes."""
 _CHUNK = 64
 """Solutions scored between two lines of output."""
 
@@ -55,7 +62,7 @@ class SolutionScorer(Protocol):
 class TokenScorer:
     """Scores written solutions with a model that reads the policy's own tokens."""
 
-    def __init__(self, scorer: "TransformersStepScorer", renderer: "PromptRenderer") -> None:
+    def __init__(self, scorer: "TransformersStepScorer | ImplicitStepScorer", renderer: "PromptRenderer") -> None:
         """Combine a scorer with the renderer that its model was trained with.
 
         Raises:
@@ -106,33 +113,56 @@ def open_scorer(source: PRMSource) -> SolutionScorer:
         ConfigError: If nothing says how it is read, or device, type or reference do not fit.
         BackendError: If the model cannot be served.
     """
-    spec = resolve_source(source)
-    places: dict[str, Any] = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+    from stepladder.prm.reader import StepReader
+
+    spec, places = resolve_source(source), _places(source)
     if spec.family == "judge":
-        return _open_judge(source, spec, places)
+        return build_judge(*load_judge(source.model, places), spec, seed=source.seed)
     if spec.prompt == "tokens":
         from stepladder.lm.loading import load_tokenizer
         from stepladder.policy.prompts import PromptRenderer, StepFormat
-        from stepladder.prm.scorer import TransformersStepScorer
 
         renderer = PromptRenderer(load_tokenizer(source.model, trust_remote_code=source.trust_remote_code), StepFormat.load(source.model))
-        return TokenScorer(TransformersStepScorer.from_pretrained(source.model, **places), renderer)
-    from stepladder.prm.reader import StepReader
-
+        return TokenScorer(open_step_scorer(source), renderer)
     return StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
 
 
-def _open_judge(source: PRMSource, spec: PRMSpec, places: dict[str, Any]) -> SolutionScorer:
+def open_step_scorer(source: PRMSource) -> "TransformersStepScorer | ImplicitStepScorer":
+    """Load a model that reads the policy's own tokens, to score steps behind a prompt; errors as for ``open_scorer``."""
+    spec, places = resolve_source(source), _places(source)
+    if spec.family != "implicit":
+        from stepladder.prm.scorer import TransformersStepScorer
+
+        return TransformersStepScorer.from_pretrained(source.model, **places)
+    from stepladder.prm.implicit_scorer import ImplicitStepScorer
+    from stepladder.prm.reader import StepReader
+
+    reader = StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
+    # Whole solutions are scored, so that a request's prefix is the prompt alone.
+    return ImplicitStepScorer(reader, prompt_length=len)
+
+
+def _places(source: PRMSource) -> dict[str, Any]:
+    return {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+
+
+def load_judge(model: str, places: dict[str, Any]) -> tuple[Any, Any]:
+    """Load the language model and the tokenizer of a judge."""
     from stepladder.lm.loading import load_causal_lm, load_tokenizer
+
+    return load_causal_lm(model, **places), load_tokenizer(model, trust_remote_code=places["trust_remote_code"])
+
+
+def build_judge(model: Any, tokenizer: Any, spec: PRMSpec, *, seed: int) -> "Judge":
+    """Return a judge on the embedded engine."""
     from stepladder.policy.backends.transformers import TransformersPolicy
     from stepladder.policy.prompts import PromptRenderer, StepFormat
     from stepladder.prm.judge import Judge
 
-    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
     renderer = PromptRenderer(tokenizer, step_format)
-    policy = TransformersPolicy(load_causal_lm(source.model, **places), tokenizer, step_format)
-    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=source.seed)
+    policy = TransformersPolicy(model, tokenizer, step_format)
+    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=seed)
 
 
 def score_solutions(
@@ -150,17 +180,28 @@ def score_solutions(
     return scores
 
 
-def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str) -> str:
+def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str, rewards: str | None = None, bound_at: float = 0.5) -> str:
     """Score every solution of a file, write one JSON row each, and return the line to print.
 
     A row holds ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null where a step could not be scored) and ``score``, the
-    aggregate; a judge's also ``thoughts``, its runs of equal verdicts.
+    aggregate; a judge's also ``thoughts``, its runs of equal verdicts, and with ``rewards`` what an RL trainer may use.
+
+    Args:
+        path: File of solutions.
+        source: The model.
+        output: Where the rows go.
+        aggregation: How step scores become one.
+        rewards: ``clip``, ``delta`` or ``par``: bounded rewards of the steps; ``verdict``: one reward of the solution, in which no wrong
+            solution outranks a right one; None writes none.
+        bound_at: Bound of ``clip``, reference of ``par``.
 
     Raises:
-        ConfigError: If the aggregation is unknown; otherwise as for ``open_scorer`` and ``load_stepwise``.
+        ConfigError: If aggregation or rewards are unknown; otherwise as for ``open_scorer`` and ``load_stepwise``.
     """
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {aggregation!r}")
+    if rewards not in (None, *REWARDS):
+        raise ConfigError(f"--rewards: must be one of {', '.join(REWARDS)}: got {rewards!r}")
     spec = resolve_source(source)
     file = load_stepwise(path, split=spec.split)
     scores = score_solutions(open_scorer(source), file.solutions)
@@ -174,6 +215,8 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str)
             "scores": list(steps),
             "score": aggregate_scores(steps, rule=aggregation),
         }
+        if rewards is not None:
+            row["rewards"] = _rewards(solution, steps, row["score"], rule=rewards, at=bound_at)
         if spec.family == "judge":
             from stepladder.prm.judge import merge_runs
 
@@ -185,6 +228,21 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str)
         f"{output}: {counts[True]} steps of {len(rows)} solutions scored, {counts[False]} not scored (no tokens, beyond the context, or no "
         f"readable verdict){_told(file.dropped_by_reason)}"
     )
+
+
+def _rewards(solution: StepwiseSolution, scores: Sequence[float | None], score: float | None, *, rule: str, at: float) -> Any:
+    """Return the reward of every step, or of the solution; None where a score, or the verdict, is not known."""
+    if rule == "verdict":
+        return None if score is None or solution.correct is None else mix_with_verdict(score, solution.correct)
+    # A step without a score has no reward; the difference is taken to the next step that has one.
+    known = np.array([score for score in scores if score is not None], dtype=np.float64)
+    bounded = {
+        "clip": lambda: clip_bound(known, bound=at),
+        "par": lambda: par_bound(known, reference=at),
+        "delta": lambda: delta_bound(known),
+    }[rule]()
+    values = iter(bounded.tolist())
+    return [None if score is None else next(values) for score in scores]
 
 
 def _told(dropped: dict[str, int]) -> str:

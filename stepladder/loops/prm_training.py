@@ -1,21 +1,28 @@
-"""``stepladder prm train``: from files of labelled solutions to a process reward model that says how good it is."""
+"""``stepladder prm train``: from labelled solutions, or searched trees, to a process reward model that says how good it is."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stepladder.data import metrics
+from stepladder.data.labels import ValueTarget, value_rows
+from stepladder.data.step_pairs import step_pairs
 from stepladder.data.stepwise import StepwiseSolution, load_stepwise
+from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
-from stepladder.loops.prm_scoring import PRMSource, open_scorer, score_solutions
+from stepladder.interfaces import ScoreRequest
+from stepladder.loops import build
+from stepladder.loops.prm_scoring import PRMSource, open_scorer, open_step_scorer, score_solutions
 from stepladder.loops.progress import ProgressDisplay
+from stepladder.loops.rundir import load_run
 from stepladder.loops.workers import Progress
-from stepladder.prm.specs import PRMSpec, resolve_spec
-from stepladder.types import derive_seed
+from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
+from stepladder.types import TreeRecord, derive_seed
 
 REPORT_FILE = "stepladder_prm_training.json"
 """Where a trained model's directory keeps what its training came to."""
@@ -44,6 +51,10 @@ class TrainingJob:
     """Share of the problems that is not trained on and measured instead, in [0, 1)."""
     trust_remote_code: bool = False
     """Run code that ships with a hub model."""
+    target: str = "monte-carlo"
+    """What a step of a tree learns: a ``ValueTarget``, or ``step-pairs``."""
+    supervise: str = "step-end"
+    """Tokens of a step of a tree that learn its target: ``step-end`` or ``every-token``."""
 
 
 def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
@@ -61,32 +72,140 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         DataFormatError: If a file is malformed, or its labels do not fit.
         CheckpointError: If a model cannot be read or written.
     """
-    from stepladder.lm.training import LoraSettings, TrainSettings
-
-    if not 0 <= job.held_out < 1:
-        raise ConfigError(f"--held-out: must be in [0, 1): got {job.held_out}")
-    spec = training_spec(job)
-    settings = TrainSettings(**training, lora=LoraSettings() if job.scope == "lora" else None)
+    spec, settings = training_spec(job), _settings(job, training)
     dropped: Counter[str] = Counter()
     solutions: list[StepwiseSolution] = []
     for path in files:
         file = load_stepwise(path, neutral=job.neutral, split=spec.split)
         solutions += file.solutions
         dropped.update(file.dropped_by_reason)
-    kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed)
+    kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed, what="labelled solutions")
     with ProgressDisplay().stages({"PRM": None}) as tell:
         report = _train(kept, job, settings, spec, lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total)))
     dropped.update(report.dropped_by_reason)
     figures = held_out_figures(held_out, job, settings.device) if held_out else None
+    return _finished(job, "solutions", (len(kept), len(held_out)), dropped, report, figures)
+
+
+def _finished(job: TrainingJob, what: str, counts: tuple[int, int], dropped: Counter[str], report: Any, figures: Any) -> str:
     facts = {
-        "solutions": len(kept),
-        "held_out_solutions": len(held_out),
+        what: counts[0],
+        f"held_out_{what}": counts[1],
         "dropped_by_reason": dict(sorted(dropped.items())),
         "training": asdict(replace(report, dropped_by_reason={})),
         "held_out": figures,
     }
     atomic_write_text(job.output / REPORT_FILE, json.dumps(facts, indent=2) + "\n")
-    return _told(job, facts)
+    return _told(job, what, facts)
+
+
+def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
+    """Train on searched trees, on the tokens that they hold, and return the lines to print; otherwise as ``train_files``.
+
+    Args:
+        sources: Shards of trees, directories of shards, or a run or one of its rounds, of which all training trees are taken.
+        job: What to do; the start model has the policy's tokenizer and step format.
+        training: Fields of ``TrainSettings``.
+
+    Raises:
+        ConfigError: If the choices do not fit each other.
+        DataFormatError: If there are no trees, they come from another prompt format or tokenizer, or nothing can be learned from them.
+        CheckpointError: If a model cannot be read or written, or nothing says how its steps are written.
+    """
+    settings = _settings(job, training)
+    spec = _tree_spec(job)
+    shards = [shard for source in sources for shard in _tree_shards(source)]
+    records = [record for shard in shards for record in read_trees(shard)]
+    kept, held_out = split_by_problem(records, held_out=job.held_out, seed=settings.seed, what="trees")
+    selection = _selection(kept, job)
+    renderer = _tree_renderer(job, shards[0])
+    with ProgressDisplay().stages({"PRM": None}) as tell:
+        on_progress = lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))  # noqa: E731
+        common = {"renderer_hash": renderer.hash, "loss": job.loss, "trust_remote_code": job.trust_remote_code, "on_progress": on_progress}
+        if spec.family == "implicit":
+            from stepladder.prm.implicit import train_implicit_on_tokens
+
+            report = train_implicit_on_tokens(job.init, selection.rows, job.output, settings, spec=spec, **common)
+        else:
+            from stepladder.prm.train import train_value
+
+            given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
+            report = train_value(job.init, selection.rows, job.output, settings, spec=given, supervise=job.supervise, **common)
+    renderer.step_format.save(job.output)
+    dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
+    figures = _tree_figures(held_out, job, settings.device) if held_out else None
+    return _finished(job, "trees", (len(kept), len(held_out)), dropped, report, figures)
+
+
+def _tree_spec(job: TrainingJob) -> PRMSpec:
+    if job.scope not in ("full", "lora") or job.head_first:
+        raise ConfigError(f"prm train --trees: trains everything, or adapters: got --scope {job.scope} --head-first {job.head_first}")
+    if job.loss.startswith("implicit"):
+        reference = os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init
+        default = PRMSpec(family="implicit", beta=0.05, accumulate=True, reference=reference)
+    else:
+        bins = job.loss in ("hl-gauss", "two-hot")
+        default = PRMSpec(bins=_BINS, transform="identity") if bins else PRMSpec()
+    spec = default if job.spec is None else resolve_spec(job.init, job.spec)
+    if spec.prompt != "tokens":
+        raise ConfigError(
+            f"prm train --trees: trees hold the policy's own tokens: got a spec with the prompt {spec.prompt!r} -- leave --spec out"
+        )
+    return spec
+
+
+def _tree_shards(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    shards = sorted(source.glob("shard-*.parquet")) or sorted(source.rglob("trees/shard-*.parquet"))
+    if not shards:
+        raise DataFormatError(f"{source}: must be a shard of trees, or a directory with some: found none -- give RUN/rounds/001/trees")
+    return shards
+
+
+def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Any:
+    if job.target == "step-pairs":
+        return step_pairs(records)
+    if job.target not in tuple(ValueTarget):
+        raise ConfigError(
+            f"--target: must be one of {', '.join(ValueTarget)}, step-pairs: got {job.target!r} -- evolve estimates the others"
+        )
+    return value_rows(records, target=job.target)
+
+
+def _tree_renderer(job: TrainingJob, shard: Path) -> Any:
+    """Return the renderer of the start model: of its own step format, or of that of the run that the trees stand in."""
+    from stepladder.lm.loading import FORMAT_FILE, load_tokenizer
+    from stepladder.policy.prompts import PromptRenderer, StepFormat
+
+    run = next((folder for folder in shard.resolve().parents if (folder / "run.json").is_file()), None)
+    if run is not None and not (Path(job.init) / FORMAT_FILE).is_file():
+        step_format = build.step_format(load_run(run).config())
+    else:
+        step_format = StepFormat.load(job.init)
+    return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), step_format)
+
+
+def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) -> dict[str, Any]:
+    """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
+    rows = value_rows(records).rows
+    source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
+    scorer = open_step_scorer(source)
+    for ticket, row in enumerate(rows):
+        branch = tuple(map(tuple, row.step_ids))
+        scorer.submit([ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(branch,))])
+    found: dict[int, tuple[float | None, ...]] = {}
+    while results := scorer.collect():
+        found |= {result.ticket: result.scores[0] for result in results}
+    return _step_figures([(found[ticket], row.targets) for ticket, row in enumerate(rows)])
+
+
+def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
+    from stepladder.lm.training import LoraSettings, TrainSettings
+
+    if not 0 <= job.held_out < 1:
+        raise ConfigError(f"--held-out: must be in [0, 1): got {job.held_out}")
+    return TrainSettings(**training, lora=LoraSettings() if job.scope == "lora" else None)
 
 
 def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: Any, spec: PRMSpec, on_progress: Any) -> Any:
@@ -109,7 +228,7 @@ def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: An
 
     return train_stepwise(
         job.init,
-        [_labelled(solution) for solution in solutions],
+        [_labelled(solution, job.loss) for solution in solutions],
         job.output,
         settings,
         spec=spec,
@@ -132,43 +251,48 @@ def training_spec(job: TrainingJob) -> PRMSpec:
     spec = resolve_spec(job.init, job.spec)
     if spec.prompt == "tokens":
         raise ConfigError("prm train: the start model reads the policy's own tokens, which files do not hold -- give --spec, or use evolve")
+    if spec.family == "implicit" and spec.reference is None:
+        # So that the directory says itself what it is read against.
+        return replace(spec, reference=os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init)
     if job.loss in ("hl-gauss", "two-hot") and spec.family == "value-head" and spec.bins == 1:
         return replace(spec, bins=_BINS, transform="identity")
     return spec
 
 
-def split_by_problem(
-    solutions: Sequence[StepwiseSolution], *, held_out: float, seed: int
-) -> tuple[list[StepwiseSolution], list[StepwiseSolution]]:
-    """Return (solutions to train on, solutions to hold out), in order; a problem's side depends on its key and the seed alone.
+KeyedT = TypeVar("KeyedT", StepwiseSolution, TreeRecord)
+
+
+def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, what: str) -> tuple[list[KeyedT], list[KeyedT]]:
+    """Return (what to train on, what to hold out), in order; a problem's side depends on its key and the seed alone.
 
     Raises:
         DataFormatError: If a side that must hold something is empty.
     """
     limit = held_out * 2.0**63
-    aside = {key for key in {each.problem_id for each in solutions} if derive_seed(seed, "held out", key) < limit}
-    kept = [each for each in solutions if each.problem_id not in aside]
-    rest = [each for each in solutions if each.problem_id in aside]
+    aside = {key for key in {each.problem_id for each in items} if derive_seed(seed, "held out", key) < limit}
+    kept = [each for each in items if each.problem_id not in aside]
+    rest = [each for each in items if each.problem_id in aside]
     if not kept or (held_out and not rest):
         raise DataFormatError(
-            f"labelled solutions: both sides of a split need a problem: got {len(kept)} solutions to train on and {len(rest)} held out "
+            f"{what}: both sides of a split need a problem: got {len(kept)} to train on and {len(rest)} held out "
             "-- give more problems, another --seed, or --held-out 0"
         )
     return kept, rest
 
 
 def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
-    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score.
-
-    An implicit model is read against the model that it was trained from.
-    """
-    reference = job.init if resolve_spec(job.output).family == "implicit" else None
-    source = PRMSource(model=str(job.output), reference=reference, device=device, trust_remote_code=job.trust_remote_code)
+    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
+    source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
     scores = score_solutions(open_scorer(source), solutions)
+    return _step_figures([(steps, solution.labels) for solution, steps in zip(solutions, scores, strict=True)])
+
+
+def _step_figures(judged: Sequence[tuple[Sequence[float | None], Sequence[float | None]]]) -> dict[str, Any]:
+    """Return the figures of (scores, labels) of solutions."""
     pairs = [
         (score, label)
-        for solution, steps in zip(solutions, scores, strict=True)
-        for score, label in zip(steps, solution.labels, strict=True)
+        for scores, labels in judged
+        for score, label in zip(scores, labels, strict=True)
         if score is not None and label is not None
     ]
     given = [score for score, _ in pairs]
@@ -194,19 +318,28 @@ def _graded(solution: StepwiseSolution) -> Any:
     )
 
 
-def _labelled(solution: StepwiseSolution) -> Any:
+def _labelled(solution: StepwiseSolution, loss: str) -> Any:
     from stepladder.prm.reader import Solution
     from stepladder.prm.stepwise import LabelledSolution
 
     return LabelledSolution(
-        solution=Solution(question=solution.question, steps=solution.steps, place=solution.place), labels=solution.labels
+        solution=Solution(question=solution.question, steps=solution.steps, place=solution.place),
+        labels=_outcome_labels(solution) if loss == "listwise" else solution.labels,
+        problem_id=solution.problem_id,
     )
 
 
-def _told(job: TrainingJob, facts: dict[str, Any]) -> str:
+def _outcome_labels(solution: StepwiseSolution) -> tuple[float | None, ...]:
+    """Return whether the solution is right as the label of its last step, which a comparison of whole solutions reads."""
+    if not solution.steps or solution.correct is None:
+        return (None,) * len(solution.steps)
+    return (*(None,) * (len(solution.steps) - 1), float(solution.correct))
+
+
+def _told(job: TrainingJob, what: str, facts: dict[str, Any]) -> str:
     training, held_out, dropped = facts["training"], facts["held_out"], facts["dropped_by_reason"]
     lines = [
-        f"{job.output}: {training['updates']} updates on {training['rows']} rows of {facts['solutions']} solutions, "
+        f"{job.output}: {training['updates']} updates on {training['rows']} rows of {facts[what]} {what}, "
         f"loss {training['first_loss']:.4f} -> {training['last_loss']:.4f} in {training['seconds']:.0f} s",
         f"dropped: {', '.join(f'{count} {reason}' for reason, count in dropped.items()) or 'nothing'}",
     ]
@@ -214,5 +347,5 @@ def _told(job: TrainingJob, facts: dict[str, Any]) -> str:
         auc = "none (one class)" if held_out["auc"] is None else f"{held_out['auc']:.3f}"
         error = held_out["mean_squared_error"]
         shown = "none" if error is None else f"{error:.4f}"
-        lines.append(f"held out: {held_out['steps']} steps of {facts['held_out_solutions']} solutions, AUC {auc}, squared error {shown}")
+        lines.append(f"held out: {held_out['steps']} steps of {facts[f'held_out_{what}']} {what}, AUC {auc}, squared error {shown}")
     return "\n".join(lines)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stepladder.errors import CheckpointError
+import pyarrow.parquet as pq
+
+from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.loops.progress import ProgressDisplay
@@ -31,10 +33,13 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         BackendError: If a model engine or a worker fails.
     """
     build.check_searches(config)
+    build.check_labels(config)
     build.check_model(config.policy)
     build.check_backends(config, trains=True)
+    build.check_training(config)
     problems = build.build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
+    _check_imported(run, config)
     for row in run.rows():
         on_round(row)
     if len(run.rows()) > config.run.rounds:
@@ -50,6 +55,21 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     return run
 
 
+def _check_imported(run: RunDir, config: Config) -> None:
+    """Refuse imported rows of another renderer now, not after a search: training would refuse them then."""
+    paths = [path for kind in ("pairs", "traces", "values", "trees") for path in run.imported(kind)]
+    if not paths:
+        return
+    expected = build.build_renderer(config, config.policy.model).hash
+    for path in paths:
+        foreign = set(pq.ParquetFile(path).read(columns=["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
+        if foreign:
+            raise DataFormatError(
+                f"{path}: every row must come from renderer {expected!r}: got {', '.join(map(repr, sorted(foreign)))} "
+                "-- import rows that were made with the same prompt format and tokenizer"
+            )
+
+
 def best_models(run: RunDir) -> tuple[str, str | None]:
     """Return the best policy and PRM of a run: what ``solve`` uses.
 
@@ -60,4 +80,17 @@ def best_models(run: RunDir) -> tuple[str, str | None]:
     if not rows:
         raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
     policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
-    return run.policy_source(policy, run.config()), None if prm is None else str(run.prm(prm))
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())
+
+
+def round_models(run: RunDir, number: int) -> tuple[str, str | None]:
+    """Return the policy and the PRM that a finished round measured, adopted or not.
+
+    Raises:
+        CheckpointError: If the round is not finished.
+    """
+    row = run.row(number)
+    if row is None:
+        raise CheckpointError(f"{run.root}: round {number} must be finished: {len(run.rows())} rounds are, from 0 on -- choose one of them")
+    policy, prm = row["policy_version"], row["scorer_version"]
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())

@@ -5,9 +5,10 @@
       metrics.jsonl                  one object per finished round
       events.jsonl                   when each stage began and ended; the only place for wall-clock times
       start/                         what the embedded task generated, if it did
+      imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/
-        models/policy, models/prm    Hugging Face directories
-        trees|traces|pairs|values/shard-0000.parquet
+        models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
+        trees|traces|pairs|graded|values/shard-0000.parquet
         labels.json                  what was kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
@@ -59,14 +60,35 @@ class RunDir:
         """Return the PRM that a round trained."""
         return self.round(number) / "models" / "prm"
 
+    def prm_source(self, version: int, config: Config) -> str:
+        """Return where a PRM version is: its round's directory, or the given model for version 0."""
+        return str(self.prm(version)) if version else str(config.prm.model)
+
     def shard(self, number: int, kind: str, shard: int) -> Path:
-        """Return the Parquet file of a shard; kind is trees, traces, pairs or values."""
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
         return self.round(number) / kind / f"shard-{shard:04d}.parquet"
 
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
         """Return the finished shards of a kind, in order; of all rounds unless some are named."""
         folders = [self.round(number) for number in rounds] if rounds is not None else sorted((self.root / "rounds").glob("[0-9]*"))
         return [path for folder in folders for path in sorted((folder / kind).glob("shard-*.parquet"))]
+
+    def imported_folder(self, name: str) -> Path:
+        """Return where the rows of an imported data set lie, one folder per kind."""
+        return self.root / "imported" / name
+
+    def imported(self, kind: str) -> list[Path]:
+        """Return the imported shards of a kind, in the order of their data sets' names."""
+        return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
+
+    def check_new(self) -> None:
+        """Check that a run can be started here.
+
+        Raises:
+            CheckpointError: If the directory holds anything but what is put there before a run.
+        """
+        if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
+            raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 
     def row(self, number: int) -> dict[str, Any] | None:
         """Return a finished round's figures, or None."""
@@ -114,15 +136,11 @@ def open_run(root: Path, config: Config) -> RunDir:
         _check_same(run, config)
         run.write_metrics()
         return run
-    if root.exists() and any(path.name != "start" for path in root.iterdir()):
-        raise CheckpointError(f"{root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
+    run.check_new()
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
-        "stepladder": __version__,
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "git_revision": _git_revision(),
+        **software(),
         "config_hash": config.hash(),
         "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
     }
@@ -140,10 +158,21 @@ def load_run(root: Path) -> RunDir:
     return RunDir(root=root)
 
 
+def software() -> dict[str, Any]:
+    """Return the versions of what computes: stepladder, Python, the packages that matter, and the checkout if it is one."""
+    return {
+        "stepladder": __version__,
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "git_revision": _git_revision(),
+    }
+
+
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
     for section, key in PATH_KEYS:
-        value = plain[section][key]
+        # A run of an earlier version does not have every setting.
+        value = plain[section].get(key)
         if isinstance(value, str) and value.startswith(old):
             plain[section][key] = new + value[len(old) :]
     return plain

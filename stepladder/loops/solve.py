@@ -3,17 +3,19 @@
 import json
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.answers import answer_key
 from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
 from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
-from stepladder.loops.run import best_models
+from stepladder.loops.consistency import Discriminator
+from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
 from stepladder.loops.token_use import TokenUse, unique_tokens
 from stepladder.mcts.axes import SearchMethod
@@ -22,7 +24,6 @@ from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
-_DEFAULT_METHOD = "mcts"
 _UNBOUNDED_SIMULATIONS = 1_000_000
 
 
@@ -34,14 +35,16 @@ class SolveSettings:
     """Format, limits and device; a run's own configuration, or defaults for bare model directories."""
     policy: str
     """Directory or hub id of the policy."""
-    prm: str | None
-    """Directory of the PRM; None searches without one."""
+    prm: tuple[str, ...]
+    """Directories or hub ids of the PRMs, of which several make an ensemble; empty searches without one."""
     method: SearchMethod
     """Search method."""
     budget: Budget
     """Spending caps per question."""
     seed: int
     """Seed of the search."""
+    discriminator: str | None = None
+    """Directory of a second model by whose consistency the answer is chosen; None leaves it to the method's answer rule."""
 
     @classmethod
     def resolve(
@@ -49,39 +52,35 @@ class SolveSettings:
         *,
         run: Path | None,
         policy: str | None,
-        prm: str | None,
+        prm: Sequence[str],
         method: str | None,
         tokens: int | None,
         simulations: int | None,
         options: list[str],
         seed: int,
         overrides: Sequence[str] = (),
+        seconds: float | None = None,
+        discriminator: str | None = None,
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        With a token cap and no simulation cap the tokens alone decide; with neither, the run's evaluation setting does. ``overrides``
-        are ``section.key=value`` over the run's configuration.
+        With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
+        Models and ``overrides`` are chosen as ``choose_models`` says.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
             CheckpointError: If there is no such run or it has no finished round.
         """
-        if run is not None and policy is not None:
-            raise ConfigError("solve: --run and --policy both name a policy: got both -- give one")
-        if policy is not None:
-            config, best_prm = _bare_config(policy), None
-        else:
-            config, policy, best_prm = _run_models(run or DEFAULT_RUN)
-        config = with_overrides(config, list(overrides))
-        build.check_backends(config, trains=False)
-        chosen_prm = best_prm if prm is None else None if prm == "none" else prm
+        config, policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
         defaults = config.evaluate
         same_method = method in (None, defaults.method)
-        chosen_options = (defaults.options if same_method else {}) | dict(_option(text) for text in options)
-        num_simulations = simulations or (_UNBOUNDED_SIMULATIONS if tokens else defaults.simulations)
+        chosen_options = (defaults.options if same_method else {}) | dict(read_option(text) for text in options)
+        unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
+        num_simulations = simulations or unbounded or defaults.simulations
         budget = Budget(
             num_simulations=num_simulations,
-            max_tokens=tokens or (None if simulations else defaults.max_tokens),
+            max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+            max_seconds=seconds,
             max_depth=config.search.max_depth,
             max_step_tokens=config.search.max_step_tokens,
         )
@@ -92,7 +91,51 @@ class SolveSettings:
             method=resolve_method(method or defaults.method, **chosen_options),
             budget=budget,
             seed=seed,
+            discriminator=discriminator,
         )
+
+
+def token_simulations(max_tokens: int) -> int:
+    """Return the cap on simulations of a search that its tokens are to end.
+
+    An expansion takes a token at least. A second visit to a terminal takes none, and methods that allow it could go on visiting for ever:
+    so many simulations as tokens are enough for the former and an end to the latter.
+    """
+    return max_tokens
+
+
+def choose_models(
+    *, run: Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
+) -> tuple[Config, str, tuple[str, ...]]:
+    """Find the models to search with and return configuration, policy and PRMs: none, one, or an ensemble.
+
+    Args:
+        run: Run whose models are taken; None is the default run, unless a policy is named.
+        policy: Directory or hub id of a policy, instead of a run's.
+        prm: PRMs instead of the run's; ``none`` is no PRM, and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as
+            the spec ``judge`` says. Empty takes the run's.
+        overrides: ``section.key=value`` over the run's configuration.
+        number: Round whose models are taken; None takes the best ones.
+
+    Raises:
+        ConfigError: If settings contradict each other or are unknown.
+        CheckpointError: If there is no such run or round, or none is finished.
+    """
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if "none" in prm and len(prm) > 1:
+        raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+    if policy is not None:
+        config, run_prm = _bare_config(policy), None
+    else:
+        config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
+    config = with_overrides(config, list(overrides))
+    build.check_backends(config, trains=False)
+    if "self" in prm and config.prm.spec is None:
+        config = with_overrides(config, ["prm.spec=judge"])
+    if not prm:
+        return config, policy, () if run_prm is None else (run_prm,)
+    return config, policy, () if "none" in prm else tuple(policy if name == "self" else name for name in prm)
 
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
@@ -100,15 +143,15 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
     begin = time.monotonic()
     problems = [Problem(id="question", question=question)]
     engine = _engine(settings, problems)
-    (result,) = engine.search(problems)
+    ((result, reviewing),) = _search(settings, engine, problems)
     seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
         _write_trees(tree_path, [result])
-    row = _row(result, question)
-    return (
-        json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()}) if as_json else _readable(row, result, seconds, use)
-    )
+    row = _row(result, question, reviewing)
+    if as_json:
+        return json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()})
+    return _readable(row, result, seconds, use)
 
 
 def solve_file(
@@ -140,9 +183,9 @@ def solve_file(
     results: list[SearchResult] = []
     engine, num_unique = _engine(settings, missing), 0
     with part.open("a", encoding="utf-8") as file:
-        for result in engine.search(missing):
+        for result, reviewing in _search(settings, engine, missing):
             num_unique += unique_tokens(result.tree)
-            rows[result.problem_id] = _row(result, questions[result.problem_id])
+            rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
             file.write(json.dumps(rows[result.problem_id]) + "\n")
             file.flush()
             if tree_path is not None:
@@ -178,28 +221,38 @@ def _explained(preset: Preset) -> str:
     return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
-def _run_models(run_path: Path) -> tuple[Config, str, str | None]:
+def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | None]:
     try:
         run = load_run(run_path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name a model with --policy DIR") from None
-    policy, prm = best_models(run)
+    policy, prm = best_models(run) if number is None else round_models(run, number)
     return run.config(), policy, prm
 
 
 def _bare_config(policy: str) -> Config:
     """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.lm.loading import FORMAT_FILE
     from stepladder.policy.prompts import StepFormat
 
-    saved = asdict(StepFormat.load(policy)) if (Path(policy) / FORMAT_FILE).is_file() else {}
+    saved = asdict(StepFormat.load(policy)) if _has_format(policy) else {}
     return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _has_format(directory: str) -> bool:
+    from stepladder.lm.loading import FORMAT_FILE
+
+    return (Path(directory) / FORMAT_FILE).is_file()
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """Return name and value of a method's setting written as ``key=value``.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
     key, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"--option {text!r}: must have the form key=value, for example --option num_children=8")
+        raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -222,6 +275,36 @@ def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     )
 
 
+def _search(settings: SolveSettings, engine: SearchEngine, problems: list[Problem]) -> Iterator[tuple[SearchResult, int | None]]:
+    """Yield results, and the tokens that a discriminator generated to review them."""
+    discriminator = _discriminator(settings)
+    by_id = {problem.id: problem for problem in problems}
+    for result in engine.search(problems):
+        if discriminator is None:
+            yield result, None
+            continue
+        before = discriminator.generated_tokens
+        reviewed = discriminator.review(by_id[result.problem_id], result)
+        yield reviewed, discriminator.generated_tokens - before
+
+
+def _discriminator(settings: SolveSettings) -> Discriminator | None:
+    """Return the second model, on the embedded engine whatever the backend: that may hold one model only."""
+    directory = settings.discriminator
+    if directory is None:
+        return None
+    base = settings.config
+    own = _bare_config(directory).format if _has_format(directory) else base.format
+    config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
+    return Discriminator(
+        build.build_policy(config, directory),
+        build.build_renderer(config, directory),
+        key_of=lambda answer: answer_key(answer, base.problems.rule),
+        budget=settings.budget,
+        seed=settings.seed,
+    )
+
+
 def _path(result: SearchResult) -> list[int]:
     """Nodes from the first step to the answer, root left out."""
     path, node = [], result.answer_node
@@ -231,7 +314,7 @@ def _path(result: SearchResult) -> list[int]:
     return path[::-1]
 
 
-def _row(result: SearchResult, question: str) -> dict[str, Any]:
+def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
     tree = result.tree
     steps = [
         {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
@@ -245,6 +328,7 @@ def _row(result: SearchResult, question: str) -> dict[str, Any]:
         "votes": result.votes,
         "method": tree.method,
         "generated_tokens": tree.generated_tokens,
+        **({} if reviewing is None else {"discriminator_tokens": reviewing}),
         "policy_calls": tree.policy_calls,
         "simulations": tree.num_simulations,
         "stop_reason": str(result.stop_reason),

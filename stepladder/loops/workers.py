@@ -45,6 +45,12 @@ class Progress:
 _progress_queue: Any = None
 
 
+def connect(progress_queue: Any) -> None:
+    """Send the progress of this process to a queue, or to anything else that takes it with ``put``."""
+    global _progress_queue
+    _progress_queue = progress_queue
+
+
 def report_progress(progress: Progress) -> None:
     """Send progress to the parent; in a process without a parent's queue it goes nowhere."""
     if _progress_queue is not None:
@@ -72,15 +78,24 @@ class WorkerPool:
             threads: CPU threads per process, >= 1.
             gpus_each: GPUs that each process sees, none of them shared; None shows all of them to all.
         """
-        context = get_context("spawn")
-        self._queue = context.Queue()
-        shares = None if gpus_each is None else context.Queue()
-        for share in [] if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each):
+        self._context = get_context("spawn")
+        self._queue = self._context.Queue()
+        self._num_workers, self._threads = num_workers, threads
+        self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        shares = None if self._shares is None else self._context.Queue()
+        for share in self._shares or []:
             assert shares is not None
             shares.put(share)
-        self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), threads, self._queue, shares)
-        )
+        arguments = (os.getpid(), self._threads, self._queue, shares)
+        return ProcessPoolExecutor(self._num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
+
+    def rest(self) -> None:
+        """End the idle workers, so that what they hold (models, engines, GPU memory) is free; the next task starts them again."""
+        self._pool.shutdown()
+        self._pool = self._new_pool()
 
     def run(self, tasks: Sequence[Task], *, on_progress: Callable[[Progress], None]) -> list[Any]:
         """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
@@ -163,8 +178,7 @@ def gpu_shares(names: Sequence[str], num_workers: int, gpus_each: int) -> list[s
 
 
 def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue: Any) -> None:
-    global _progress_queue
-    _progress_queue = progress_queue
+    connect(progress_queue)
     if gpu_queue is not None:
         # Before torch is imported, which looks only once.
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_queue.get()

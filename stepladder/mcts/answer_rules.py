@@ -4,11 +4,15 @@ The rules read what the PRM said and how often an answer was reached, never a ve
 would have given from the same tree.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stepladder.errors import ConfigError
+from stepladder.mcts.tree import Tree
 
-ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote")
+ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote", "robust-path")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +22,7 @@ class Choice:
     answer: str | None
     """The answer; None without candidates."""
     node: int | None
-    """The answer's best-scored supporter, the first of equals; None without candidates."""
+    """The answer's best-scored supporter, the first of equals, under ``robust-path`` the end of the path; None without candidates."""
     votes: dict[str, float]
     """Weight of every distinct answer, descending, first found first among equals."""
 
@@ -45,11 +49,14 @@ class AnswerTally:
     the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones; the mass undoes
     both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
     ``majority``; when none has one, each rule weighs answers by how often, or with what mass, they were reached. Ties go to the first one.
+    ``robust-path`` takes the answer at the end of one path: from the root on to the most visited child, of equals the one of higher value,
+    of equals the first, among the children that lead to an answer at all; that answer weighs 1, the others 0.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 
     Source: weighted-vote: Uesato et al. 2022, "Solving math word problems with process- and outcome-based feedback"; majority: Wang et
-    al. 2022, "Self-consistency improves chain of thought reasoning"; path-vote is ours.
+    al. 2022, "Self-consistency improves chain of thought reasoning"; robust-path: the robust child of Chaslot et al. 2008, "Progressive
+    strategies for Monte-Carlo tree search", at every node; path-vote is ours.
     """
 
     def __init__(self, rule: str) -> None:
@@ -63,8 +70,13 @@ class AnswerTally:
         self._rule = rule
         self._scored = False
         self._supports: dict[str, _Support] = {}
+        self._answers: dict[int, str] = {}
+        """Answer of each terminal; ``robust-path`` only, as are the next two."""
+        self._leading: dict[int, list[int]] = {}
+        """Children of each node that lead to an answer."""
+        self._path_end: int | None = None
 
-    def add(self, node: int, answer: str, score: float | None, *, count: float = 1.0) -> None:
+    def add(self, node: int, answer: str, score: float | None, *, count: float = 1.0, path: Sequence[int] = ()) -> None:
         """Count a terminal, or one that is known already once more.
 
         Args:
@@ -72,8 +84,15 @@ class AnswerTally:
             answer: Its final answer.
             score: Aggregated PRM score of its trajectory, in [0, 1]; None without one.
             count: How often it was reached, >= 1, or for ``path-vote`` the prior mass of its path, in [0, 1].
+            path: The nodes from the first step to the terminal; read by ``robust-path`` only.
 
         """
+        if self._rule == "robust-path":
+            self._answers[node] = answer
+            for parent, child in pairwise([Tree.ROOT, *path]):
+                children = self._leading.setdefault(parent, [])
+                if child not in children:
+                    children.append(child)
         support = self._supports.get(answer)
         if support is None:
             support = self._supports[answer] = _Support(node, -1.0)
@@ -83,6 +102,19 @@ class AnswerTally:
             support.total += count * score
             if score > support.best:
                 support.node, support.best = node, score
+
+    def follow(self, visits: Sequence[int], values: Sequence[float]) -> None:
+        """Find the robust path through a tree; the other rules need no tree and do nothing.
+
+        Args:
+            visits: Of each node.
+            values: Of each node, NaN without a return.
+
+        """
+        at = Tree.ROOT
+        while at in self._leading:
+            at = max(sorted(self._leading[at]), key=lambda node: (visits[node], -1.0 if math.isnan(values[node]) else values[node]))
+        self._path_end = None if at == Tree.ROOT else at
 
     def leader(self) -> str | None:
         """Return the answer of greatest weight, or None without terminals."""
@@ -94,10 +126,13 @@ class AnswerTally:
         answer = self.leader()
         weights = {each: self._weight(each) for each in self._supports}
         votes = dict(sorted(weights.items(), key=lambda item: -item[1]))
-        return Choice(answer=answer, node=None if answer is None else self._supports[answer].node, votes=votes)
+        node = None if answer is None else self._supports[answer].node
+        return Choice(answer=answer, node=node if self._path_end is None else self._path_end, votes=votes)
 
     def _weight(self, answer: str) -> float:
         support = self._supports[answer]
+        if self._path_end is not None:
+            return float(self._answers[self._path_end] == answer)
         if self._rule == "majority" or not self._scored:
             return float(support.count)
         return max(support.best, 0.0) if self._rule == "best" else support.total

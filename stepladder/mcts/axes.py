@@ -12,16 +12,19 @@ from typing import Any
 from stepladder.errors import ConfigError
 from stepladder.mcts.answer_rules import ANSWER_RULES
 from stepladder.mcts.backup import BACKUP_RULES
+from stepladder.mcts.descent import DESCENTS, NORMALISATIONS
 from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES
-from stepladder.mcts.selection import NORMALISATIONS, PRIORS
+from stepladder.mcts.resample import RESAMPLE_WEIGHTS
+from stepladder.mcts.selection import PRIORS
 
-SELECTIONS = ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel", "best-first", "depth-first", "beam", "sample")
-EVALUATIONS = ("children", "leaf")
+SELECTIONS = (*DESCENTS, "best-first", "depth-first", "beam", "resample", "sample")
+EVALUATIONS = ("children", "leaf", "best")
 TERMINAL_RULES = ("skip", "revisit")
 ESTIMATES = ("step", "path")
 REWARDS = ("none", "gain")
 MERGE_RULES = ("tokens", "text")
 ROLLOUT_RULES = ("children", "best")
+ROLLOUT_VALUES = ("last", "best", "agreement")
 CUT_STEPS = ("end", "continue")
 COMMIT_RULES = ("visits", "value")
 
@@ -41,8 +44,8 @@ class SearchMethod:
     selection: str = "puct"
     """``puct`` (AlphaZero), ``puct-mctx`` and ``puct-muzero`` (MuZero's two constants, with or without the node's own evaluation among its
     visits), ``uct`` and ``gumbel`` (sequential halving at the root, the improved policy below): descend from the root. ``best-first``: the
-    best open leaf anywhere; ``depth-first``: the best of the deepest. ``beam``: the best nodes of the deepest level. ``sample``: always the
-    root, from which whole solutions are drawn."""
+    best open leaf anywhere; ``depth-first``: the best of the deepest. ``beam``: the best nodes of the deepest level. ``resample``: nodes of
+    the newest level drawn by weight, with replacement (particles). ``sample``: always the root, from which whole solutions are drawn."""
     c: float = 1.25
     """Exploration constant of puct and uct, c_1 of puct-mctx, >= 0."""
     c_base: float = 19652.0
@@ -60,6 +63,13 @@ class SearchMethod:
     groups: int = 1
     """Subtrees, divided among the children of the root, that a beam keeps apart, >= 1: each goes on with wave / groups nodes of its own. A
     divisor of wave."""
+    resample_by: str = "odds"
+    """Weight of a particle of value v in resample: ``odds``, (v / (1 - v))^(1 / T), or ``value``, exp(v / T); v is 0.5 where unknown. Those
+    that ended stay in the draw."""
+    resample_temperature: float = 1.0
+    """T of these weights, > 0."""
+    critic_mix: float = 0.0
+    """puct and uct select by (1 - critic_mix) * the edge's value + critic_mix * the child's own estimate, in [0, 1]."""
     min_value: float = 0.0
     """best-first, depth-first: leaves with a lower value are never expanded, >= 0."""
     normalise: str = "none"
@@ -69,9 +79,9 @@ class SearchMethod:
     unvisited_bonus: float = 0.0
     """Added to the value of a child without visits, >= 0."""
     prior: str = "frequency"
-    """Prior of a child among its siblings: ``uniform``, ``frequency`` (share of the merged samples), ``mean-logp`` or ``norm-logp``
-    (softmax of the step's mean log-probability, of its sum / L^1.25), ``exp-mean-logp`` or ``exp-norm-logp`` (their exponentials, which do
-    not sum to 1). In sampling methods always the share of the draws."""
+    """Prior of a child among its siblings: ``uniform``, ``ones`` (1 for each), ``frequency`` (share of merged samples), ``mean-logp`` or
+    ``norm-logp`` (softmax of the step's mean log-probability, of its sum / L^1.25), ``exp-mean-logp`` or ``exp-norm-logp`` (their
+    exponentials, which do not sum to 1). In sampling methods always the share of the draws."""
     prior_temperature: float = 1.0
     """Divides the logarithms of the priors, > 0: higher is flatter."""
     root_noise: float = 0.0
@@ -84,15 +94,22 @@ class SearchMethod:
     """Siblings that become one child: those of equal ``tokens``, or of equal ``text`` up to white space, whose first tokens then stand for
     all. Sampling methods always compare tokens."""
     root_num_children: int | None = None
-    """Samples at the root; None is num_children, and for beams wave * num_children."""
+    """Samples at the root; None is num_children, and for beams and resample wave * num_children."""
+    share: bool = False
+    """A beam's leaves share ``wave`` samples, as many as it has beams running, evenly and at most num_children each, instead of having
+    num_children each: nothing is sampled to be pruned, and a beam that ends leaves its share to the others."""
+    branch_entropy: float | None = None
+    """Only a leaf whose own step was this uncertain branches: one whose tokens' mean surprisal (an estimate of their entropy), in nats, is
+    lower goes on by one sample, >= 0. None always branches. The root always does; not in sampling."""
     temperature: float = 1.0
     """Sampling temperature, >= 0; 0 is greedy."""
     wave: int = 1
-    """Leaves per tree in flight at once (W), >= 1: width of a beam, draws per request of a sampling method."""
+    """Leaves per tree in flight at once (W), >= 1: width of a beam, particles of resample, draws per request of a sampling method."""
     evaluation: str = "children"
     """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
-    (AlphaZero); children start unvisited. Sampling methods back up every draw from its last node."""
+    (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
+    worth its value, and the leaf and its ancestors get one visit worth the same. Sampling methods back up every draw from its last node."""
     rollouts: int = 0
     """Continuations sampled from a new child to value it, >= 0; they cost tokens and calls and leave no nodes. Not in sampling."""
     rollout_steps: int | None = None
@@ -102,9 +119,16 @@ class SearchMethod:
     rollout_mix: float = 1.0
     """A child with rollouts is worth (1 - rollout_mix) * its own estimate + rollout_mix * their mean, in [0, 1]."""
     rollout_of: str = "children"
-    """Rollouts start from all new ``children`` that can be expanded, or from the ``best`` of them alone."""
+    """Rollouts start from all new ``children`` that can be expanded, or from the ``best`` new child alone, by its own score, if it can."""
+    rollout_value: str = "last"
+    """What rollouts say: the mean over what each is worth at its end (``last``) or at the ``best`` step on its way, or the ``agreement`` of
+    their answers, the share of the most frequent one, which needs no PRM; a child that ended is then worth the share of its answer among
+    those of its siblings and their rollouts. In label mode ``agreement`` is ``last``."""
     estimate: str = "step"
     """What a node is worth by itself: its ``step``'s score, or the ``path``'s, by ``aggregation``."""
+    ahead: float = 0.0
+    """Weight of a path's last score h beside the aggregated score g of all of it: a path scores (g + ahead * h) / (1 + ahead), >= 0. With
+    ``estimate`` = ``path``, best-first goes by A*'s g + ahead * h."""
     reward: str = "none"
     """Reward of a step: ``none``, or ``gain`` (its estimate less its parent's, 0.5 standing for an unknown parent's)."""
     cut_steps: str = "end"
@@ -119,6 +143,8 @@ class SearchMethod:
     tokens, and its value is backed up once more (AlphaZero). Either way the search ends when nothing can be expanded."""
     stop_value: float | None = None
     """The search ends once a solution with an answer scores at least this, in [0, 1]; None never."""
+    stop_at_goal: bool = False
+    """best-first, depth-first: the search ends once the leaf to go on with is worth no more than the best solution's path scores."""
     stop_agreement: int | None = None
     """The search ends once so many of the last ``stop_window`` waves lead to one answer, >= 1; None never."""
     stop_window: int = 10
@@ -129,7 +155,7 @@ class SearchMethod:
     commit_by: str = "visits"
     """The best child to move to: most ``visits``, or highest ``value``; the first of equals."""
     answer_rule: str = "weighted-vote"
-    """``best``, ``majority``, ``weighted-vote`` or ``path-vote``; see ``AnswerTally``."""
+    """``best``, ``majority``, ``weighted-vote``, ``path-vote`` or ``robust-path``; see ``AnswerTally``."""
     aggregation: str = "last"
     """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean``, ``product``, ``geometric-mean`` or another of
     ``aggregate_scores``. Estimates are kept in single precision: with ``estimate`` = ``path``, products below 1e-38 are all alike."""
@@ -141,12 +167,13 @@ class SearchMethod:
             _check_count(self.name, name, getattr(self, name), optional=name in _OPTIONAL)
         for name, rule, holds in _RANGES:
             value = getattr(self, name)
-            if value is None and name == "stop_value":
+            if value is None and name in _OPTIONAL:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not holds(value):
                 raise ConfigError(f"method {self.name!r}: {name} must be a number {rule}: got {value!r}")
-        if not isinstance(self.rescale_values, bool):
-            raise ConfigError(f"method {self.name!r}: rescale_values must be true or false: got {self.rescale_values!r}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"method {self.name!r}: {name} must be true or false: got {getattr(self, name)!r}")
         if isinstance(self.rollouts, bool) or not isinstance(self.rollouts, int) or self.rollouts < 0:
             raise ConfigError(f"method {self.name!r}: rollouts must be a whole number >= 0: got {self.rollouts!r}")
         self._check_together()
@@ -162,6 +189,7 @@ class SearchMethod:
                 f"method {self.name!r}: gumbel counts visits from zero and needs evaluation 'leaf': got {self.evaluation!r} "
                 "-- set evaluation = 'leaf'"
             )
+        self._check_selection()
         if self.rollouts and self.samples_solutions:
             raise ConfigError(f"method {self.name!r}: rollouts value the children of a tree: got {self.rollouts} with selection 'sample'")
         if self.rollouts > 1 and self.rollout_temperature == 0:
@@ -170,13 +198,30 @@ class SearchMethod:
             raise ConfigError(
                 f"method {self.name!r}: stop_agreement must be at most stop_window: got {self.stop_agreement} of {self.stop_window}"
             )
-        if self.commit is not None and not self.descends:
-            raise ConfigError(f"method {self.name!r}: commit needs a selection that descends from the root: got {self.selection!r}")
+
+    def _check_selection(self) -> None:
+        """Check what needs a certain selection.
+
+        Raises:
+            ConfigError: If the selection is another one.
+        """
+        needs = {
+            "commit needs a selection that descends from the root": self.commit is not None and not self.descends,
+            "critic_mix needs puct or uct": self.critic_mix > 0 and (not self.descends or self.selection == "gumbel"),
+            "share needs a beam": self.share and self.selection != "beam",
+            "branch_entropy needs steps, not whole solutions": self.branch_entropy is not None and self.samples_solutions,
+            "stop_at_goal needs best-first or depth-first": self.stop_at_goal and self.selection not in ("best-first", "depth-first"),
+        }
+        for rule, broken in needs.items():
+            if broken:
+                raise ConfigError(f"method {self.name!r}: {rule}: got {self.selection!r}")
+        if self.selection == "resample" and self.temperature == 0:
+            raise ConfigError(f"method {self.name!r}: resample draws equal particles apart again: got temperature 0 -- raise it")
 
     @property
     def descends(self) -> bool:
         """Whether selection follows edges from the root (or the committed node) down."""
-        return self.selection in ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel")
+        return self.selection in DESCENTS
 
     def settings(self) -> dict[str, Any]:
         """Return the axes that are not at their defaults."""
@@ -193,7 +238,7 @@ class SearchMethod:
         """Samples of the root's expansion."""
         if self.root_num_children is not None:
             return self.root_num_children
-        return self.num_children * (self.wave if self.selection == "beam" else 1)
+        return self.num_children * (self.wave if self.selection in ("beam", "resample") else 1)
 
 
 _FAMILIES = {
@@ -206,6 +251,8 @@ _FAMILIES = {
     "merge": MERGE_RULES,
     "reward": REWARDS,
     "rollout_of": ROLLOUT_RULES,
+    "rollout_value": ROLLOUT_VALUES,
+    "resample_by": RESAMPLE_WEIGHTS,
     "cut_steps": CUT_STEPS,
     "commit_by": COMMIT_RULES,
     "backup": BACKUP_RULES,
@@ -224,13 +271,18 @@ _COUNTS = (
     "commit",
     "rollout_steps",
 )
-_OPTIONAL = ("root_num_children", "stop_agreement", "commit", "rollout_steps")
+_OPTIONAL = ("root_num_children", "stop_agreement", "commit", "rollout_steps", "stop_value", "branch_entropy")
+_FLAGS = ("rescale_values", "share", "stop_at_goal")
 _RANGES = (
     ("c", ">= 0", lambda value: value >= 0),
     ("value_scale", ">= 0", lambda value: value >= 0),
     ("maxvisit_init", ">= 0", lambda value: value >= 0),
     ("gumbel_scale", ">= 0", lambda value: value >= 0),
     ("min_value", ">= 0", lambda value: value >= 0),
+    ("resample_temperature", "> 0", lambda value: value > 0),
+    ("critic_mix", "in [0, 1]", lambda value: 0 <= value <= 1),
+    ("branch_entropy", ">= 0", lambda value: value >= 0),
+    ("ahead", ">= 0", lambda value: value >= 0),
     ("unvisited_bonus", ">= 0", lambda value: value >= 0),
     ("prior_temperature", "> 0", lambda value: value > 0),
     ("root_noise", "in [0, 1]", lambda value: 0 <= value <= 1),

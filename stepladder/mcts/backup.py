@@ -1,25 +1,28 @@
 """Backup: returns travel from a leaf to the root.
 
-One call updates at most one path per tree, all trees at once; the paths of a wave are backed up one after another in the wave's order.
+The paths of a call go up one after another, in the order given: within a tree, the order of the wave.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int32
 
-from stepladder.mcts.tree import Tree
+from stepladder.mcts.compiled import compiled
+from stepladder.mcts.tree import Nodes, Tree
 
 BACKUP_RULES = ("mean", "child-mean", "uniform-child-mean", "max", "min")
 
-_OF_CHILDREN = ("child-mean", "uniform-child-mean", "max")
+# Compiled code compares numbers and reads constants of modules.
+_MEAN, _CHILD_MEAN, _UNIFORM_CHILD_MEAN, _MAX, _MIN = range(len(BACKUP_RULES))
+_NO_PARENT, _UNVISITED = Tree.NO_PARENT, Tree.UNVISITED
 
 
 def backup_paths(
     tree: Tree,
-    rows: Int[np.ndarray, "b"],
-    nodes: Int[np.ndarray, "b"],
-    returns: Float[np.ndarray, "b"],
+    rows: Int[np.ndarray, "P"],
+    nodes: Int[np.ndarray, "P"],
+    returns: Float[np.ndarray, "P"],
     *,
-    opened: Int[np.ndarray, "b"],
+    opened: Int[np.ndarray, "P"],
     rule: str = "mean",
     discount: float = 1.0,
 ) -> None:
@@ -30,7 +33,7 @@ def backup_paths(
 
     Args:
         tree: The trees.
-        rows: Rows, all different.
+        rows: Row of each path.
         nodes: Where each path starts.
         returns: Return at the start, NaN when there is none.
         opened: Change of the number of open leaves on the path.
@@ -46,52 +49,48 @@ def backup_paths(
     rewards"; min: Cheng et al. 2025, "Stop summation: min-form credit assignment is all process reward model needs for reasoning", in the
     limit of temperature 0.
     """
-    returns, opened = returns.astype(np.float32), opened.astype(np.int32)
-    num_nodes = tree.parent.shape[1]
-    flat = {
-        name: getattr(tree, name).reshape(-1) for name in ("visits", "open_leaves", "returns", "value", "raw_value", "reward", "parent")
-    }
-    while rows.size:
-        # One flat index instead of (row, node) pairs: NumPy gathers several times faster by it.
-        at = rows * num_nodes + nodes
-        flat["visits"][at] += 1
-        flat["open_leaves"][at] += opened
-        if rule == "min":
-            returns = np.where(np.isnan(returns), returns, np.fmin(returns, flat["raw_value"].take(at)))
-        _add_returns(flat["returns"], flat["value"], at, returns)
-        if rule in _OF_CHILDREN:
-            _take_from_children(tree, rows, nodes, rule, discount)
-        returns = flat["reward"].take(at) + (returns if discount == 1.0 else np.float32(discount) * returns)
-        nodes = flat["parent"].take(at)
-        on = nodes != Tree.NO_PARENT
-        if not on.all():
-            rows, nodes, returns, opened = rows[on], nodes[on], returns[on], opened[on]
+    _walk_up(tree, rows, nodes, returns.astype(np.float32), opened.astype(np.int32), BACKUP_RULES.index(rule), float(discount))
 
 
-def _add_returns(
-    num_returns: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"], at: Int[np.ndarray, "b"], returns: Float[np.ndarray, "b"]
+@compiled
+def _walk_up(
+    tree: Tree,
+    rows: Int[np.ndarray, "P"],
+    starts: Int[np.ndarray, "P"],
+    returns: Float32[np.ndarray, "P"],
+    opened: Int32[np.ndarray, "P"],
+    rule: int,
+    discount: float,
 ) -> None:
-    known = ~np.isnan(returns)
-    if not known.all():
-        at, returns = at[known], returns[known]
-    count = num_returns.take(at) + 1
-    old = value.take(at)
-    # The first return replaces NaN; a running mean keeps the value inside the range of the returns, which a sum of them would not.
-    step = (returns - old) / count.astype(np.float32)
-    value[at] = np.where(count == 1, returns, old + step)
-    num_returns[at] = count
+    for i in range(len(rows)):
+        nodes, at, amount = tree.nodes[rows[i]], starts[i], returns[i]
+        while at != _NO_PARENT:
+            node = nodes[at]
+            node.visits += 1
+            node.open_leaves += opened[i]
+            if rule == _MIN and node.raw_value < amount:
+                amount = node.raw_value
+            if not np.isnan(amount):
+                node.returns += 1
+                # A running mean keeps the value inside the range of the returns, which a sum of them would not.
+                node.value = amount if node.returns == 1 else node.value + (amount - node.value) / np.float32(node.returns)
+            if rule in (_CHILD_MEAN, _UNIFORM_CHILD_MEAN, _MAX):
+                node.value = _value_of_children(nodes, tree.children_index[rows[i], at], node.value, rule, discount)
+            amount = node.reward + np.float32(discount) * amount
+            at = node.parent
 
 
-def _take_from_children(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], rule: str, discount: float) -> None:
-    children = tree.children_index[rows, nodes]
-    column = rows[:, None]
-    qvalues = tree.reward[column, children] + np.float32(discount) * tree.value[column, children]
-    counted = (children != Tree.UNVISITED) & ~np.isnan(qvalues) & (tree.visits[column, children] > 0)
-    if rule == "max":
-        values = np.where(counted, qvalues, -np.inf).max(axis=-1)
-    else:
-        weights = np.where(counted, tree.visits[column, children] if rule == "child-mean" else 1, 0)
-        totals = (np.where(counted, qvalues, 0).astype(np.float64) * weights).sum(axis=-1)
-        values = totals / np.maximum(weights.sum(axis=-1), 1)
-    has = counted.any(axis=-1)
-    tree.value[rows[has], nodes[has]] = values[has].astype(np.float32)
+@compiled
+def _value_of_children(nodes: Nodes, children: Int[np.ndarray, "K"], own: float, rule: int, discount: float) -> float:
+    """Return what the children with a value make of a node; its own value without any."""
+    best, total, weights = -np.inf, 0.0, 0
+    for child in children:
+        if child == _UNVISITED:
+            break
+        visits, qvalue = nodes[child].visits, nodes[child].reward + np.float32(discount) * nodes[child].value
+        if visits > 0 and not np.isnan(qvalue):
+            weight = visits if rule == _CHILD_MEAN else 1
+            best, total, weights = max(best, qvalue), total + qvalue * weight, weights + weight
+    if weights == 0:
+        return own
+    return best if rule == _MAX else total / weights

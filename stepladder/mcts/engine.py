@@ -20,8 +20,9 @@ import numpy as np
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
 from stepladder.mcts.axes import SearchMethod
-from stepladder.mcts.gumbel import gumbel_scores
-from stepladder.mcts.selection import NO_LEAF, Scores, select_beam, select_descent, select_frontier, select_root, tree_scores
+from stepladder.mcts.descent import NO_LEAF, DescentRule, descent_rule, select_descent
+from stepladder.mcts.gumbel import halving_schedules
+from stepladder.mcts.selection import reserve_waves, select_beam, select_frontier, select_root
 from stepladder.mcts.settle import settle_waves
 from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
@@ -141,6 +142,9 @@ class SearchEngine:
 
 
 def _check_caps(budget: Budget, max_trees: int) -> None:
+    seconds = budget.max_seconds
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ConfigError(f"search: max_seconds must be a number > 0: got {seconds!r}")
     caps = {name: getattr(budget, name) for name in ("num_simulations", "max_tokens", "max_calls", "max_depth", "max_step_tokens")}
     for name, value in (caps | {"max_trees": max_trees}).items():
         if value is None and name in ("max_tokens", "max_calls"):
@@ -216,26 +220,24 @@ class _Run:
         self._noise = np.zeros((num_trees, num_slots))
         """Gumbel noise of the root's slots."""
         if method.descends:
-            self._scores = self._edge_scores()
+            self._rule = self._descent_rule()
 
-    def _edge_scores(self) -> Scores:
-        method = self.engine.method
-        if method.selection == "gumbel":
-            return gumbel_scores(
-                noise=self._noise,
-                num_simulations=self.engine.budget.num_simulations - 1,
-                max_considered=method.max_considered,
-                value_scale=float(method.value_scale),
-                maxvisit_init=float(method.maxvisit_init),
-                rescale=method.rescale_values,
-            )
-        return tree_scores(
+    def _descent_rule(self) -> DescentRule:
+        method, num_simulations = self.engine.method, self.engine.budget.num_simulations
+        return descent_rule(
             selection=method.selection,
-            c=float(method.c),
-            c_base=float(method.c_base),
             unvisited=method.unvisited,
-            unvisited_bonus=float(method.unvisited_bonus),
+            unvisited_bonus=method.unvisited_bonus,
             normalise=method.normalise,
+            critic_mix=method.critic_mix,
+            c=method.c,
+            c_base=method.c_base,
+            discount=method.discount,
+            value_scale=method.value_scale,
+            maxvisit_init=method.maxvisit_init,
+            rescale=method.rescale_values,
+            noise=self._noise,
+            schedules=halving_schedules(self._noise.shape[1], num_simulations - 1, max_considered=method.max_considered),
         )
 
     def event(self) -> SearchEvent:
@@ -311,6 +313,9 @@ class _Run:
             if not leaves:
                 finished.append(self._finish(state, StopReason.EXHAUSTED))
                 continue
+            if self.engine.method.stop_at_goal and state.has_reached(self._tree.raw_value[state.row, leaves[0]]):
+                finished.append(self._finish(state, StopReason.GOAL))
+                continue
             jobs += [(state, expansion, None) for expansion in state.ask(leaves, size)]
             if state.pending == 0:
                 self._complete.append(state)
@@ -327,10 +332,20 @@ class _Run:
             return select_frontier(self._tree, rows, sizes, deepest_first=deepest_first, min_value=float(method.min_value))
         if method.descends:
             starts = np.array([state.base for state in states])
-            return select_descent(self._tree, rows, sizes, scores=self._scores, discount=method.discount, starts=starts)
+            return select_descent(self._tree, rows, sizes, rule=self._rule, starts=starts)
+        if method.selection == "resample":
+            return self._resample(states, sizes)
         waves, widths = select_beam(self._tree, rows, sizes, widths=np.array([state.widths for state in states]))
         for state, left in zip(states, widths.tolist(), strict=True):
             state.widths = left
+        return waves
+
+    def _resample(self, states: list[SearchState], sizes: np.ndarray) -> np.ndarray:
+        drawn = [state.resample(self._tree.raw_value[state.row], size) for state, size in zip(states, sizes.tolist(), strict=True)]
+        waves = np.full((len(states), max(1, *map(len, drawn))), NO_LEAF, np.int64)
+        for wave, leaves in zip(waves, drawn, strict=True):
+            wave[: len(leaves)] = leaves
+        reserve_waves(self._tree, _rows(states), waves)
         return waves
 
     # ------------------------------------------------------------------------------------------------------------------ exchange

@@ -1,13 +1,7 @@
-"""Edge values as selection reads them, and trajectory scores as answer rules read them.
-
-Axes: b trees, K child slots. An edge without a return has the value NaN until one of the functions here completes it.
-"""
+"""What stands for a missing edge value, and trajectory scores as answer rules read them."""
 
 import math
 from collections.abc import Callable, Sequence
-
-import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from stepladder.errors import ConfigError
 
@@ -16,89 +10,6 @@ AGGREGATIONS = ("last", "min", "mean", "product", "geometric-mean", "max", "min-
 MIN_FORM_TEMPERATURE = 0.1
 NEUTRAL_VALUE = 0.5
 """Stands in where nothing at all is known: the middle of the value range [0, 1]."""
-
-
-def complete_qvalues(
-    qvalues: Float[np.ndarray, "b K"],
-    visits: Int[np.ndarray, "b K"],
-    *,
-    parent_value: Float[np.ndarray, "b"],
-    raw_values: Float[np.ndarray, "b K"],
-    rule: str,
-    bonus: float = 0.0,
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values without NaN.
-
-    A visited slot that brought no return yet takes its parent's value. An unvisited slot takes what the rule says: ``inf`` (every child
-    once, before any twice), ``zero``, ``parent`` (the parent's value) or ``raw`` (the child's own estimate, the parent's value when it has
-    none). A parent without a value counts as 0.5.
-
-    Args:
-        qvalues: Edge values, NaN without a return.
-        visits: Visit counts, >= 0.
-        parent_value: Values of the parents, NaN without a return.
-        raw_values: Estimates of the children, NaN when unscored.
-        rule: One of ``UNVISITED_RULES``.
-        bonus: Added to the value of unvisited slots, >= 0.
-
-    """
-    fallback = np.where(np.isnan(parent_value), NEUTRAL_VALUE, parent_value)[:, None]
-    if rule == "raw":
-        unvisited = np.where(np.isnan(raw_values), fallback, raw_values)
-    else:
-        unvisited = {"inf": np.inf, "zero": 0.0, "parent": fallback}[rule]
-    completed = np.where(np.isnan(qvalues), fallback, qvalues)
-    return np.where(visits > 0, completed, unvisited + bonus)
-
-
-def apply_virtual_loss(
-    qvalues: Float[np.ndarray, "b K"], visits: Int[np.ndarray, "b K"], in_flight: Int[np.ndarray, "b K"]
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values that count every simulation in flight as a lost one, worth 0.
-
-        Q'_k = Q_k * max(n_k, 1) / (max(n_k, 1) + f_k)
-
-    Values are in [0, 1], so 0 is the worst return there is; infinite values stay infinite.
-
-    Source: Chaslot et al. 2008, "Parallel Monte-Carlo Tree Search".
-    """
-    weight = np.maximum(visits, 1)
-    return qvalues * (weight / (weight + in_flight))
-
-
-def normalise_by_parent_and_siblings(
-    qvalues: Float[np.ndarray, "b K"],
-    visited: Bool[np.ndarray, "b K"],
-    *,
-    parent_value: Float[np.ndarray, "b"],
-    epsilon: float = 1e-8,
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values rescaled to [0, 1] between the least and the greatest of the parent's value and the visited siblings'.
-
-    Unvisited slots, slots that brought no return, and rows in which nothing has a value become 0.
-
-    Args:
-        qvalues: Edge values; ignored where not visited.
-        visited: Slots whose value counts.
-        parent_value: Values of the parents; NaN does not take part.
-        epsilon: Smallest range to divide by.
-
-    Source: Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning with a learned model", Appendix B (equation 5),
-    with the parent's value among the bounds.
-    """
-    known = np.where(visited, qvalues, np.nan)
-    low = np.fmin(np.fmin.reduce(known, axis=-1), parent_value)
-    high = np.fmax(np.fmax.reduce(known, axis=-1), parent_value)
-    scale = np.maximum(high - low, epsilon)
-    return np.where(np.isnan(known), 0.0, (known - low[:, None]) / scale[:, None])
-
-
-def normalise_by_min_max(
-    qvalues: Float[np.ndarray, "b K"], visited: Bool[np.ndarray, "b K"], *, min_value: float, max_value: float
-) -> Float[np.ndarray, "b K"]:
-    """Return edge values rescaled from [min_value, max_value] to [0, 1]; unvisited slots and those without a return become 0."""
-    known = visited & ~np.isnan(qvalues)
-    return (np.where(known, qvalues, min_value) - min_value) / (max_value - min_value)
 
 
 def aggregate_scores(scores: Sequence[float | None], *, rule: str) -> float | None:

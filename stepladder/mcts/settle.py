@@ -18,7 +18,7 @@ from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.selection import mix_root_noise, sibling_priors
 from stepladder.mcts.state import SearchState
-from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land_rows
+from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land
 from stepladder.mcts.wave import Expansion
 from stepladder.types import StopReason
 
@@ -51,7 +51,7 @@ class Waves:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Where returns enter the trees, in wave order within each row."""
+    """Where returns enter the trees, in wave order."""
 
     rows: Int[np.ndarray, "P"]
     nodes: Int[np.ndarray, "P"]
@@ -73,14 +73,13 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
     # A root with thousands of draws would need as many slots at every node.
     num_slots = 1 if method.samples_solutions else int(waves.sizes.max())
     tree = grow(tree, num_nodes=max(len(state.table.steps) for state in states), num_slots=num_slots)
-    _write_nodes(tree, waves, worths, priors, method)
-    land_rows(tree, np.array([state.row for state in states]))
-    if method.samples_solutions:
-        _back_up(tree, _sampled_paths(waves, worths), rule="mean", discount=method.discount)
-    else:
-        _back_up(tree, _paths(tree, waves, worths, method), rule=method.backup, discount=method.discount)
+    _write_nodes(tree, waves, worths, priors, _born_visited(waves, worths, method), method)
+    land(tree, waves.rows, waves.leaves)
+    paths = _sampled_paths(waves, worths) if method.samples_solutions else _paths(tree, waves, worths, method)
+    rule = "mean" if method.samples_solutions else method.backup
+    backup_paths(tree, paths.rows, paths.nodes, paths.returns, opened=paths.opened, rule=rule, discount=method.discount)
     for state in states:
-        state.end_wave()
+        state.end_wave(tree)
         if method.commit is not None and state.may_commit:
             _commit(tree, state, method)
     return tree
@@ -132,7 +131,7 @@ def _worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
         _mix_rollouts(waves, worths, float(method.rollout_mix))
     for new in np.flatnonzero(~waves.goes_on).tolist():
         state, expansion = waves.expansions[waves.owners[new]]
-        worth = state.worth_of_end(expansion.first + int(waves.slots[new]))
+        worth = state.worth_of_end(expansion, expansion.first + int(waves.slots[new]))
         worths[new] = math.nan if worth is None else worth
     return worths
 
@@ -183,7 +182,34 @@ def _note_answers(waves: Waves, priors: Float[np.ndarray, "M"], method: SearchMe
         state.note_answers(expansion)
 
 
-def _write_nodes(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], priors: Float[np.ndarray, "M"], method: SearchMethod) -> None:
+def _born_visited(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Bool[np.ndarray, "M"]:
+    """Return which new nodes start with a visit, worth their own value."""
+    born = np.full(len(worths), method.evaluation == "children" and not method.samples_solutions)
+    if method.evaluation == "best" and not method.samples_solutions:
+        born[[new for new in _best_nodes(waves, worths, method) if new >= 0]] = True
+    return born
+
+
+def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> list[int]:
+    """Return the best new node of each expansion, -1 where it has none: the one rolled out as the best, or of highest worth, the first."""
+    best = []
+    starts = (np.cumsum(waves.sizes) - waves.sizes).tolist()
+    for (_, expansion), start, size in zip(waves.expansions, starts, waves.sizes.tolist(), strict=True):
+        if method.rollout_of == "best" and expansion.rollouts:
+            best.append(start + expansion.rollouts[0].place)
+        else:
+            best.append(start + int(np.nan_to_num(worths[start : start + size], nan=-1.0).argmax()) if size else -1)
+    return best
+
+
+def _write_nodes(
+    tree: Tree,
+    waves: Waves,
+    worths: Float[np.ndarray, "M"],
+    priors: Float[np.ndarray, "M"],
+    visited: Bool[np.ndarray, "M"],
+    method: SearchMethod,
+) -> None:
     tables = [(state.table, slice(expansion.first, expansion.first + len(expansion.steps))) for state, expansion in waves.expansions]
     new = len(worths)
     add_nodes(
@@ -194,12 +220,12 @@ def _write_nodes(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], prior
             slots=np.full(new, Tree.NO_SLOT) if method.samples_solutions else waves.slots,
             depths=np.array(_flat(table.depths[used] for table, used in tables), np.int64),
             priors=priors.astype(np.float32),
+            rewards=(np.zeros(new) if method.reward == "none" else _gains(tree, waves, worths)).astype(np.float32),
             raw_values=worths.astype(np.float32),
-            visited=np.full(new, method.evaluation == "children" and not method.samples_solutions),
+            visited=visited,
             selectable=waves.goes_on | (method.terminals == "revisit"),
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
-            rewards=None if method.reward == "none" else _gains(tree, waves, worths).astype(np.float32),
         ),
     )
 
@@ -211,8 +237,13 @@ def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np
 
 
 def _paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Paths:
-    """Return one path per expansion, with the mean over its samples or with what the leaf itself is worth."""
+    """Return one path per expansion, with the mean over its samples, with its best one or with what the leaf itself is worth."""
     returns = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
+    if method.evaluation == "best":
+        gains = np.zeros(len(worths)) if method.reward == "none" else _gains(tree, waves, worths)
+        best = np.array(_best_nodes(waves, worths, method))
+        # An entry behind the last node for expansions without any.
+        returns = np.where(waves.asked, np.append(worths + gains, math.nan)[best], returns)
     if method.evaluation == "children":
         known = np.where(np.isnan(worths), 0, waves.counts)
         gains = 0.0 if method.reward == "none" else _gains(tree, waves, worths)
@@ -235,16 +266,6 @@ def _sampled_paths(waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
     return Paths(
         rows=waves.rows[owners], nodes=ends, returns=worths[starts[owners] + ends - firsts[owners]], opened=np.zeros(len(ends), np.int64)
     )
-
-
-def _back_up(tree: Tree, paths: Paths, *, rule: str, discount: float) -> None:
-    # Rows come in blocks; the n-th paths of all rows go up together.
-    first_of_row = np.flatnonzero(np.append(True, paths.rows[1:] != paths.rows[:-1]))
-    lengths = np.diff(np.append(first_of_row, len(paths.rows)))
-    places = np.arange(len(paths.rows)) - np.repeat(first_of_row, lengths)
-    for place in range(int(lengths.max())):
-        at = np.flatnonzero(places == place)
-        backup_paths(tree, paths.rows[at], paths.nodes[at], paths.returns[at], opened=paths.opened[at], rule=rule, discount=discount)
 
 
 def _sums(values: np.ndarray, waves: Waves) -> Float[np.ndarray, "E"]:

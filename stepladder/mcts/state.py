@@ -6,13 +6,18 @@ same for rollouts, and, once all of it is in, ``enter_nodes`` in wave order and 
 """
 
 import math
+import time
 from collections import Counter
+
+import numpy as np
+from jaxtyping import Float
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.mcts.resample import draw_copies, particle_weights
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.mcts.wave import Expansion, Rollout, ScoreJob, are_whole, failed
 from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
@@ -53,6 +58,10 @@ class SearchState:
         """Results that the wave still waits for."""
         self.widths = [method.wave // method.groups] * method.groups
         """Beams still running in each group."""
+        self._particles = [(Tree.ROOT, method.wave)]
+        """The newest generation of ``resample``: nodes, and how many particles each is."""
+        self._copies: dict[int, int] = {}
+        """Of each leaf of the wave, the particles that were drawn as its copies; ``resample`` only."""
         self.num_expandable = 1
         """Leaves that can be expanded, those in flight included."""
         self.num_simulations = 0
@@ -81,6 +90,7 @@ class SearchState:
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
         self._tally = AnswerTally(method.answer_rule)
+        self._begin = time.monotonic()
         self._anytime: list[tuple[int, str | None]] = []
 
     # ------------------------------------------------------------------------------------------------------------------ spending
@@ -96,6 +106,8 @@ class SearchState:
             return StopReason.CONVERGED
         if self.budget.max_calls is not None and self._policy_calls >= self.budget.max_calls:
             return StopReason.CALLS
+        if self.budget.max_seconds is not None and self.num_simulations and time.monotonic() - self._begin >= self.budget.max_seconds:
+            return StopReason.SECONDS
         if self.num_simulations >= self.budget.num_simulations:
             return StopReason.SIMULATIONS
         if self.budget.max_tokens is not None and self.generated_tokens >= self.budget.max_tokens:
@@ -127,7 +139,7 @@ class SearchState:
         if self.budget.max_calls is not None and not self._draws_solutions:
             size = min(size, self.budget.max_calls - self._policy_calls)
         if self.budget.max_tokens is not None and self.generated_tokens:
-            one_sample = self._draws_solutions or self.method.temperature == 0
+            one_sample = self._draws_solutions or self.method.share or self.method.temperature == 0
             per_leaf = (1 if one_sample else self.method.num_children) * self.generated_tokens / self._num_samples
             size = min(size, int((self.budget.max_tokens - self.generated_tokens) / per_leaf))
         return max(size, 1)
@@ -136,24 +148,72 @@ class SearchState:
 
     def ask(self, leaves: list[int], num_draws: int) -> list[Expansion]:
         """Begin a wave; return the expansions that need the policy. Revisits ask for nothing."""
-        self.wave = [self._expansion(leaf, num_draws) for leaf in leaves]
+        samples = [num_draws] if self._draws_solutions else self._samples_after(leaves)
+        self.wave = [self._expansion(leaf, num_samples) for leaf, num_samples in zip(leaves, samples, strict=True)]
         asked = [expansion for expansion in self.wave if expansion.num_samples]
         self.num_simulations += num_draws if self._draws_solutions else len(leaves)
         self.pending = len(asked)
         self._policy_calls += len(asked)
         return asked
 
-    def _expansion(self, leaf: int, num_draws: int) -> Expansion:
-        method = self.method
-        if self.table.stop_reasons[leaf] != StopReason.STEP:
+    def _expansion(self, leaf: int, num_samples: int) -> Expansion:
+        if num_samples == 0:
             return Expansion(leaf, 0)
-        if self._draws_solutions:
-            num_samples = num_draws
-        elif method.temperature == 0:
-            num_samples = 1
-        else:
-            num_samples = method.root_samples if leaf == Tree.ROOT else method.num_children
         return Expansion(leaf, num_samples, self.prompt_ids + self.table.path_ids(leaf))
+
+    def _samples_after(self, leaves: list[int]) -> list[int]:
+        """Return how many steps to sample after each leaf; 0 where its solution has ended."""
+        method, numbers = self.method, []
+        for leaf in leaves:
+            if self.table.stop_reasons[leaf] != StopReason.STEP:
+                numbers.append(0)
+            elif method.temperature == 0:
+                numbers.append(1)
+            elif leaf == Tree.ROOT:
+                numbers.append(method.root_samples)
+            else:
+                numbers.append(self._copies.get(leaf, 1) * (1 if self._goes_straight(leaf) else method.num_children))
+        if method.share and leaves != [Tree.ROOT]:
+            running = sum(self.widths)
+            # The first ones, which are the best, take what does not divide.
+            shares = [running // len(leaves) + (place < running % len(leaves)) for place in range(len(leaves))]
+            numbers = [min(number, share) for number, share in zip(numbers, shares, strict=True)]
+        return numbers
+
+    def _goes_straight(self, leaf: int) -> bool:
+        """Whether a leaf's own step was too certain for the leaf to branch."""
+        logps = self.table.steps[leaf].logps
+        return self.method.branch_entropy is not None and -math.fsum(logps) < self.method.branch_entropy * len(logps)
+
+    def resample(self, raw_values: Float[np.ndarray, "N"], most: int) -> list[int]:
+        """Draw the next generation of particles and return its leaves, at most ``most`` particles of them, in the order of their nodes.
+
+        Those that ended are kept for the next draw.
+        """
+        if self._particles == [(Tree.ROOT, self.method.wave)]:
+            self._particles, self._copies = [], {Tree.ROOT: self.method.wave}
+            return [Tree.ROOT]
+        nodes, copies = map(np.array, zip(*self._particles, strict=True))
+        weights = particle_weights(
+            raw_values[nodes].astype(np.float64),
+            copies,
+            rule=self.method.resample_by,
+            temperature=float(self.method.resample_temperature),
+        )
+        rng = np.random.default_rng(self.seed_of("resample", self.num_simulations))
+        drawn = draw_copies(weights, rng.random(self.method.wave)).tolist()
+        self._particles, self._copies = [], {}
+        for node, number in zip(nodes.tolist(), drawn, strict=True):
+            if number and self.table.stop_reasons[node] != StopReason.STEP:
+                self._particles.append((node, number))
+            elif number and most > 0:
+                self._copies[node] = min(number, most)
+                most -= number
+        return list(self._copies)
+
+    def has_reached(self, raw_value: np.float32) -> bool:
+        """Whether a solution with an answer scores at least what a leaf is worth; an unscored leaf may be worth anything."""
+        return bool(np.float32(self._best_score) >= raw_value)
 
     def request(self, ticket: int, expansion: Expansion) -> StepRequest:
         """Return what the policy is asked for an expansion."""
@@ -283,9 +343,9 @@ class SearchState:
         """Return the rollouts of an expansion whose own scores are in."""
         method = self.method
         places = [i for i in range(len(expansion.steps)) if self._can_go_on(expansion, i)]
-        if method.rollout_of == "best" and places:
+        if method.rollout_of == "best":
             scores = [-1.0 if score is None else score for score in expansion.scores]
-            places = [max(places, key=scores.__getitem__)]
+            places = [i for i in places if i == scores.index(max(scores))]
         longest = self.budget.max_depth if method.rollout_steps is None else method.rollout_steps
         for i in places:
             max_steps = min(longest, self.budget.max_depth - expansion.depths[i])
@@ -337,28 +397,46 @@ class SearchState:
         return [ScoreJob(expansion, rollout, rollout.prefix_ids, branches)]
 
     def rollout_worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
-        """Return the mean over the samples that have a value; None where none has.
+        """Return what the rollouts of a new node say by the method's ``rollout_value``; None where they say nothing.
 
-        A sample is worth what a node at its end would be worth.
+        A step is worth what a node at its end would be worth.
         """
+        if self._by_agreement:
+            answers = Counter(answer for answer in rollout.answers if answer is not None)
+            return max(answers.values(), default=0) / len(rollout.answers)
         before = [self.table.scores[node] for node in self.table.path(expansion.leaf)] + [expansion.scores[rollout.place]]
         worths = []
         for sample, answer in zip(rollout.samples, rollout.answers, strict=True):
-            depth = expansion.depths[rollout.place] + len(sample)
-            reason = rollout.steps[sample[-1]].stop_reason
-            if reason == StopReason.LENGTH and self.method.cut_steps == "continue":
-                reason = StopReason.STEP
-            ended = reason != StopReason.STEP or depth >= self.budget.max_depth
-            score = rollout.scores[sample[-1]]
-            if self.method.estimate == "path":
-                score = aggregate_scores([*before, *[rollout.scores[i] for i in sample]], rule=self.method.aggregation)
-            if ended and self._label_mode:
-                score = self.verdicts[answer]
-            elif ended and answer is None:
-                score = 0.0
-            if score is not None:
-                worths.append(score)
+            scores = [rollout.scores[i] for i in sample]
+            last = self._worth_of_sample(expansion, rollout, before, sample, answer)
+            on_way = range(1, len(scores)) if self.method.rollout_value == "best" else ()
+            known = [worth for worth in [*[self._estimate(before, scores[:i]) for i in on_way], last] if worth is not None]
+            if known:
+                worths.append(max(known))
         return math.fsum(worths) / len(worths) if worths else None
+
+    @property
+    def _by_agreement(self) -> bool:
+        return self.method.rollout_value == "agreement" and not self._label_mode
+
+    def _worth_of_sample(
+        self, expansion: Expansion, rollout: Rollout, before: list[float | None], sample: range, answer: str | None
+    ) -> float | None:
+        """Return what the last step of a rollout's sample is worth."""
+        depth = expansion.depths[rollout.place] + len(sample)
+        reason = rollout.steps[sample[-1]].stop_reason
+        if reason == StopReason.LENGTH and self.method.cut_steps == "continue":
+            reason = StopReason.STEP
+        ended = reason != StopReason.STEP or depth >= self.budget.max_depth
+        if ended and self._label_mode:
+            return self.verdicts[answer]
+        if ended and answer is None:
+            return 0.0
+        return self._estimate(before, [rollout.scores[i] for i in sample])
+
+    def _estimate(self, before: list[float | None], scores: list[float | None]) -> float | None:
+        """Return what the last of some steps is worth by itself, or with all before it where the method estimates paths."""
+        return self._score_of_path([*before, *scores]) if self.method.estimate == "path" else scores[-1]
 
     # -------------------------------------------------------------------------------------------------------------------- settle
 
@@ -403,14 +481,16 @@ class SearchState:
             for index, step in enumerate(expansion.steps, start=first):
                 self._shared.setdefault((table.parents[index], step.token_ids, step.stop_reason), index)
 
-    def worth_of_end(self, index: int) -> float | None:
-        """Value a node at which the solution ended or was cut.
+    def worth_of_end(self, expansion: Expansion, index: int) -> float | None:
+        """Value a new node of an expansion at which the solution ended or was cut.
 
-        In label mode it is worth its outcome. Else a terminal is worth its score, and what cannot give an answer any more (cut, failed, or
-        ended without a readable one) 0.
+        In label mode it is worth its outcome. Else a terminal is worth its score, or under ``agreement`` the share of its answer, and what
+        cannot give an answer any more (cut, failed, or ended without a readable one) 0.
         """
         table = self.table
         answer, score = table.answers[index], table.scores[index]
+        if self._by_agreement and answer is not None:
+            return self._share_of(answer, expansion)
         if self.method.estimate == "path":
             score = self.path_score(index)
         if self._label_mode:
@@ -418,11 +498,21 @@ class SearchState:
             return outcome
         return 0.0 if answer is None else score
 
+    def _share_of(self, answer: str, expansion: Expansion) -> float:
+        """Return the share of an answer among those that the samples of an expansion and their rollouts reached."""
+        reached = Counter(answer for rollout in expansion.rollouts for answer in rollout.answers if answer is not None)
+        for index, count in enumerate(expansion.counts, start=expansion.first):
+            known = self.table.answers[index]
+            if known is not None:
+                reached[known] += count
+        return reached[answer] / reached.total()
+
     def note_answers(self, expansion: Expansion) -> None:
         """Count the answers of new terminals, or of a terminal that was visited again, which gives its path no further mass."""
         table, again = self.table, expansion.num_samples == 0
         first = expansion.leaf if again else expansion.first
-        by_mass = self.method.answer_rule == "path-vote" and not self._draws_solutions
+        rule = self.method.answer_rule
+        by_mass = rule == "path-vote" and not self._draws_solutions
         for index, count in enumerate([1] if again else expansion.counts, start=first):
             answer = table.answers[index]
             if answer is None:
@@ -431,17 +521,29 @@ class SearchState:
                 count = 0.0 if again else math.prod([self.priors[node] for node in table.path(index)])
             score = self.path_score(index)
             self._best_score = max(self._best_score, -1.0 if score is None else score)
-            self._tally.add(index, answer, score, count=count)
+            self._tally.add(index, answer, score, count=count, path=table.path(index) if rule == "robust-path" else ())
 
     def path_score(self, index: int) -> float | None:
         """Return the score of the path to a node by the method's aggregation; None without any score."""
         score, rule = self.table.scores[index], self.method.aggregation
         if rule == "last" and score is not None:
             return score
-        return aggregate_scores([self.table.scores[on_path] for on_path in self.table.path(index)], rule=rule)
+        return self._score_of_path([self.table.scores[on_path] for on_path in self.table.path(index)])
 
-    def end_wave(self) -> None:
+    def _score_of_path(self, scores: list[float | None]) -> float | None:
+        so_far = aggregate_scores(scores, rule=self.method.aggregation)
+        ahead = self.method.ahead
+        if so_far is None or ahead == 0 or scores[-1] is None:
+            return so_far
+        return (so_far + ahead * scores[-1]) / (1 + ahead)
+
+    def end_wave(self, tree: Tree) -> None:
         """Forget the wave, which was written to the tree, and note the answer that the search would give now."""
+        if self.method.selection == "resample":
+            self._particles += [(expansion.first + i, count) for expansion in self.wave for i, count in enumerate(expansion.counts)]
+        if self.method.answer_rule == "robust-path":
+            used = slice(len(self.table.steps))
+            self._tally.follow(tree.visits[self.row, used].tolist(), tree.value[self.row, used].tolist())
         self._anytime.append((self.generated_tokens, self._tally.leader()))
         self.wave = []
 

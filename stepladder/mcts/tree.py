@@ -4,78 +4,147 @@ Axes: B problems (rows), N nodes, K child slots. All statistics stand on nodes; 
 the slot points to, so nothing is stored twice. Nodes are numbered in the order in which they were added and never renumbered, so parents
 come before their children. The steps themselves (tokens, text, score) stand beside the arrays, in one ``StepTable`` per row.
 
-Memory: ``Tree.bytes_per_node`` = 46 + 4 K bytes per node for the arrays (62 at K = 4); the steps cost what their tokens cost. ``grow``
+Memory: ``Tree.bytes_per_node`` = 48 + 4 K bytes per node for the arrays (64 at K = 4); the steps cost what their tokens cost. ``grow``
 doubles the arrays when a row is full, so a search that stops early never holds the nodes that its budget would have allowed.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
 from stepladder.errors import ShapeError
+from stepladder.mcts.compiled import compiled
 from stepladder.types import Step, StopReason
 
+NODE = np.dtype(
+    [
+        ("parent", np.int32),
+        ("slot", np.int32),
+        ("depth", np.int32),
+        ("prior", np.float32),
+        ("reward", np.float32),
+        ("raw_value", np.float32),
+        ("value", np.float32),
+        ("visits", np.int32),
+        ("returns", np.int32),
+        ("in_flight", np.int32),
+        ("open_leaves", np.int32),
+        ("terminal", np.bool_),
+        ("truncated", np.bool_),
+    ],
+    align=True,
+)
+"""What the arrays hold of a node, side by side in memory, since a walk through a tree reads most of it; see ``Tree`` for the fields."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tree:
+Nodes = Any
+"""An array of ``NODE``: type checkers do not know the fields of its elements."""
+
+
+class Tree(NamedTuple):
     """Search trees of B problems.
 
     Visit-count identity: an inner node's visits are those of its children plus the simulations that ended in the node itself, and the
     root's are all simulations. How many end in a node follows from the method's evaluation rule (see ``SearchMethod.evaluation``).
     """
 
-    ROOT: ClassVar[int] = 0
+    ROOT = 0
     """Index of the root in every row."""
-    NO_PARENT: ClassVar[int] = -1
+    NO_PARENT = -1
     """Parent of the root."""
-    UNVISITED: ClassVar[int] = -1
+    UNVISITED = -1
     """Entry of a child slot without a node."""
-    NO_SLOT: ClassVar[int] = -1
+    NO_SLOT = -1
     """Slot of a node that its parent does not point to: the root's, and all of a sampled tree, which is never descended."""
 
     num_nodes: Int32[np.ndarray, "B"]
     """Nodes in use, the root included."""
-    parent: Int32[np.ndarray, "B N"]
-    """Index of the parent."""
-    slot: Int32[np.ndarray, "B N"]
-    """Child slot of the node at its parent."""
-    depth: Int32[np.ndarray, "B N"]
-    """Steps from the root."""
     children_index: Int32[np.ndarray, "B N K"]
     """Node in each child slot; slots are filled from the first on."""
-    prior: Float32[np.ndarray, "B N"]
-    """Prior probability of the edge into the node among its siblings."""
-    reward: Float32[np.ndarray, "B N"]
-    """Reward of the edge into the node; 0 for outcome-only tasks."""
-    raw_value: Float32[np.ndarray, "B N"]
-    """The scorer's or verifier's estimate at the node; NaN while unscored."""
-    value: Float32[np.ndarray, "B N"]
-    """Backed-up return; NaN while no return came by."""
-    visits: Int32[np.ndarray, "B N"]
-    """Simulations that passed through the node or created it."""
-    returns: Int32[np.ndarray, "B N"]
-    """Visits that brought a return: a visit below which nothing is scored yet brings none."""
-    in_flight: Int32[np.ndarray, "B N"]
-    """Selected leaves at or below the node whose results are not in yet (virtual visits)."""
-    open_leaves: Int32[np.ndarray, "B N"]
-    """Leaves at or below the node that selection may still end in; leaves in flight are not among them."""
-    terminal: Bool[np.ndarray, "B N"]
-    """The solution ended here by itself."""
-    truncated: Bool[np.ndarray, "B N"]
-    """A limit or a failure cut the solution here."""
+    nodes: Nodes
+    """Everything else, [B, N] of ``NODE``. The properties are views of its fields."""
+
+    @property
+    def parent(self) -> Int32[np.ndarray, "B N"]:
+        """Index of the parent."""
+        return self.nodes["parent"]
+
+    @property
+    def slot(self) -> Int32[np.ndarray, "B N"]:
+        """Child slot of the node at its parent."""
+        return self.nodes["slot"]
+
+    @property
+    def depth(self) -> Int32[np.ndarray, "B N"]:
+        """Steps from the root."""
+        return self.nodes["depth"]
+
+    @property
+    def prior(self) -> Float32[np.ndarray, "B N"]:
+        """Prior probability of the edge into the node among its siblings."""
+        return self.nodes["prior"]
+
+    @property
+    def reward(self) -> Float32[np.ndarray, "B N"]:
+        """Reward of the edge into the node; 0 for outcome-only tasks."""
+        return self.nodes["reward"]
+
+    @property
+    def raw_value(self) -> Float32[np.ndarray, "B N"]:
+        """The scorer's or verifier's estimate at the node; NaN while unscored."""
+        return self.nodes["raw_value"]
+
+    @property
+    def value(self) -> Float32[np.ndarray, "B N"]:
+        """Backed-up return; NaN while no return came by."""
+        return self.nodes["value"]
+
+    @property
+    def visits(self) -> Int32[np.ndarray, "B N"]:
+        """Simulations that passed through the node or created it."""
+        return self.nodes["visits"]
+
+    @property
+    def returns(self) -> Int32[np.ndarray, "B N"]:
+        """Visits that brought a return: a visit below which nothing is scored yet brings none."""
+        return self.nodes["returns"]
+
+    @property
+    def in_flight(self) -> Int32[np.ndarray, "B N"]:
+        """Selected leaves at or below the node whose results are not in yet (virtual visits)."""
+        return self.nodes["in_flight"]
+
+    @property
+    def open_leaves(self) -> Int32[np.ndarray, "B N"]:
+        """Leaves at or below the node that selection may still end in; leaves in flight are not among them."""
+        return self.nodes["open_leaves"]
+
+    @property
+    def terminal(self) -> Bool[np.ndarray, "B N"]:
+        """Whether the solution ended here by itself."""
+        return self.nodes["terminal"]
+
+    @property
+    def truncated(self) -> Bool[np.ndarray, "B N"]:
+        """Whether a limit or a failure cut the solution here."""
+        return self.nodes["truncated"]
 
     @property
     def bytes_per_node(self) -> int:
         """Bytes that one node takes in all the arrays together."""
-        arrays = (getattr(self, f.name) for f in fields(self) if f.name != "num_nodes")
-        return sum(array.itemsize * (array.shape[2] if array.ndim == 3 else 1) for array in arrays)
+        return self.nodes.itemsize + self.children_index.itemsize * self.children_index.shape[2]
 
 
-_EMPTY = {"parent": Tree.NO_PARENT, "slot": Tree.NO_SLOT, "children_index": Tree.UNVISITED, "raw_value": np.nan, "value": np.nan}
-"""What an unused node holds where that is not zero."""
+# Compiled code reads constants of modules, not of classes.
+_NO_PARENT, _NO_SLOT = Tree.NO_PARENT, Tree.NO_SLOT
+
+
+def _unused_node() -> np.ndarray:
+    node = np.zeros((), NODE)
+    node["parent"], node["slot"], node["raw_value"], node["value"] = Tree.NO_PARENT, Tree.NO_SLOT, np.nan, np.nan
+    return node
 
 
 def allocate(num_trees: int, *, num_nodes: int, num_slots: int) -> Tree:
@@ -87,20 +156,13 @@ def allocate(num_trees: int, *, num_nodes: int, num_slots: int) -> Tree:
     for name, extent in (("num_trees", num_trees), ("num_nodes", num_nodes), ("num_slots", num_slots)):
         if extent < 1:
             raise ShapeError(f"allocate: {name} must be at least 1: got {extent}")
-    arrays: dict[str, Any] = {"num_nodes": np.zeros(num_trees, np.int32)}
-    for name, dtype in _DTYPES.items():
-        shape = (num_trees, num_nodes, num_slots) if name == "children_index" else (num_trees, num_nodes)
-        arrays[name] = np.full(shape, _EMPTY.get(name, 0), dtype)
-    tree = Tree(**arrays)
+    tree = Tree(
+        num_nodes=np.empty(num_trees, np.int32),
+        children_index=np.empty((num_trees, num_nodes, num_slots), np.int32),
+        nodes=np.empty((num_trees, num_nodes), NODE),
+    )
     reset_rows(tree, np.arange(num_trees))
     return tree
-
-
-_DTYPES = {
-    **dict.fromkeys(("parent", "slot", "depth", "children_index", "visits", "returns", "in_flight", "open_leaves"), np.int32),
-    **dict.fromkeys(("prior", "reward", "raw_value", "value"), np.float32),
-    **dict.fromkeys(("terminal", "truncated"), np.bool_),
-}
 
 
 def grow(tree: Tree, *, num_nodes: int, num_slots: int) -> Tree:
@@ -113,23 +175,20 @@ def grow(tree: Tree, *, num_nodes: int, num_slots: int) -> Tree:
     grown = allocate(num_trees, num_nodes=new_nodes, num_slots=new_slots)
     grown.num_nodes[:] = tree.num_nodes
     grown.children_index[:, :old_nodes, :old_slots] = tree.children_index
-    for name in _DTYPES:
-        if name != "children_index":
-            getattr(grown, name)[:, :old_nodes] = getattr(tree, name)
+    grown.nodes[:, :old_nodes] = tree.nodes
     return grown
 
 
 def reset_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
     """Empty some rows, in place: each holds an unvisited, open, unscored root and nothing else."""
-    for name in _DTYPES:
-        getattr(tree, name)[rows] = _EMPTY.get(name, 0)
     tree.num_nodes[rows] = 1
+    tree.children_index[rows] = Tree.UNVISITED
+    tree.nodes[rows] = _unused_node()
     tree.prior[rows, Tree.ROOT] = 1.0
     tree.open_leaves[rows, Tree.ROOT] = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewNodes:
+class NewNodes(NamedTuple):
     """M nodes to add, of any rows; within a row in the order of their indices."""
 
     rows: Int[np.ndarray, "M"]
@@ -142,6 +201,8 @@ class NewNodes:
     """Steps from the root."""
     priors: Float32[np.ndarray, "M"]
     """Prior probability among the siblings."""
+    rewards: Float32[np.ndarray, "M"]
+    """Rewards of the edges."""
     raw_values: Float32[np.ndarray, "M"]
     """Estimate at the node; NaN when unscored."""
     visited: Bool[np.ndarray, "M"]
@@ -152,8 +213,6 @@ class NewNodes:
     """The solution ended here by itself."""
     truncated: Bool[np.ndarray, "M"]
     """A limit or a failure cut the solution here."""
-    rewards: Float32[np.ndarray, "M"] | None = None
-    """Rewards of the edges; None is 0 everywhere."""
 
 
 def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
@@ -164,69 +223,60 @@ def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
     Raises:
         ShapeError: If a row has no room left for its nodes or a slot lies outside the slots.
     """
-    rows, capacity = new.rows, tree.parent.shape[1]
-    nodes = tree.num_nodes[rows] + _rank_within_row(rows)
-    if nodes.size and (nodes.max() >= capacity or new.slots.max() >= tree.children_index.shape[2]):
+    _, capacity, num_slots = tree.children_index.shape
+    needed = int((tree.num_nodes + np.bincount(new.rows, minlength=len(tree.num_nodes))).max())
+    last_slot = int(new.slots.max(initial=Tree.NO_SLOT))
+    if needed > capacity or last_slot >= num_slots:
         raise ShapeError(
-            f"add_nodes: no room: got node {nodes.max()} and slot {new.slots.max()} in {tree.children_index.shape} -- grow the tree"
+            f"add_nodes: no room: got {needed} nodes and slot {last_slot} in {tree.children_index.shape} -- grow the tree before adding"
         )
-    linked = new.slots != Tree.NO_SLOT
-    tree.children_index[rows[linked], new.parents[linked], new.slots[linked]] = nodes[linked]
-    tree.parent[rows, nodes] = new.parents
-    tree.slot[rows, nodes] = new.slots
-    tree.depth[rows, nodes] = new.depths
-    tree.prior[rows, nodes] = new.priors
-    tree.raw_value[rows, nodes] = new.raw_values
-    if new.rewards is not None:
-        tree.reward[rows, nodes] = new.rewards
-    tree.value[rows, nodes] = np.where(new.visited, new.raw_values, np.float32(np.nan))
-    tree.visits[rows, nodes] = new.visited
-    tree.returns[rows, nodes] = new.visited & ~np.isnan(new.raw_values)
-    tree.open_leaves[rows, nodes] = new.selectable
-    tree.terminal[rows, nodes] = new.terminal
-    tree.truncated[rows, nodes] = new.truncated
-    tree.num_nodes[:] += np.bincount(rows, minlength=len(tree.num_nodes)).astype(np.int32)
-    return nodes
+    return _write_nodes(tree, new)
 
 
-def _rank_within_row(rows: Int[np.ndarray, "M"]) -> Int[np.ndarray, "M"]:
-    """Return how many earlier entries name the same row."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(rows) else np.zeros(0, np.int64)
-    ranks = np.empty(len(rows), np.int64)
-    ranks[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
-    return ranks
+@compiled
+def _write_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
+    indices = np.empty(len(new.rows), np.int64)
+    for i in range(len(new.rows)):
+        row, parent, slot = new.rows[i], new.parents[i], new.slots[i]
+        indices[i] = tree.num_nodes[row]
+        tree.num_nodes[row] += 1
+        if slot != _NO_SLOT:
+            tree.children_index[row, parent, slot] = indices[i]
+        node = tree.nodes[row, indices[i]]
+        node.parent, node.slot, node.depth = parent, slot, new.depths[i]
+        node.prior, node.reward, node.raw_value = new.priors[i], new.rewards[i], new.raw_values[i]
+        if new.visited[i]:
+            node.visits, node.returns, node.value = 1, not np.isnan(new.raw_values[i]), new.raw_values[i]
+        node.open_leaves, node.terminal, node.truncated = new.selectable[i], new.terminal[i], new.truncated[i]
+    return indices
 
 
+@compiled
 def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
-    """Mark one leaf per row as in flight, in place: a virtual visit on its path, and no second selection of a leaf to be expanded.
+    """Mark leaves as in flight, in place: a virtual visit on the path, and no second selection of a leaf to be expanded.
 
     A terminal or truncated leaf stays open: nothing is asked for it, and whether it may be visited again is the method's rule.
     """
-    closes = ~(tree.terminal[rows, leaves] | tree.truncated[rows, leaves])
-    in_flight, open_leaves, parent = (array.reshape(-1) for array in (tree.in_flight, tree.open_leaves, tree.parent))
-    while rows.size:
-        at = rows * tree.parent.shape[1] + leaves
-        in_flight[at] += 1
-        open_leaves[at] -= closes
-        leaves = parent.take(at)
-        on = leaves != Tree.NO_PARENT
-        if not on.all():
-            rows, leaves, closes = rows[on], leaves[on], closes[on]
+    for i in range(len(rows)):
+        nodes, at = tree.nodes[rows[i]], leaves[i]
+        closes = not (nodes[at].terminal or nodes[at].truncated)
+        while at != _NO_PARENT:
+            nodes[at].in_flight += 1
+            nodes[at].open_leaves -= closes
+            at = nodes[at].parent
 
 
-def land_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
-    """Take back every virtual visit of some rows, in place, once all results of their wave are in."""
-    tree.in_flight[rows] = 0
+@compiled
+def land(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
+    """Take back the virtual visits of whole waves, in place, once all their results are in.
 
-
-def path_to_root(tree: Tree, row: int, node: int) -> list[int]:
-    """Return the nodes from the root to a node, both included."""
-    path = [node]
-    while path[-1] != Tree.ROOT:
-        path.append(int(tree.parent[row, path[-1]]))
-    return path[::-1]
+    The paths of a row's leaves in flight land together, so that none of their nodes has virtual visits left.
+    """
+    for i in range(len(rows)):
+        nodes, at = tree.nodes[rows[i]], leaves[i]
+        while at != _NO_PARENT:
+            nodes[at].in_flight = 0
+            at = nodes[at].parent
 
 
 @dataclass(slots=True)

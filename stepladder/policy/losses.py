@@ -4,12 +4,12 @@
 of models, padding or packing. A mean runs over an explicit count, so that an update split into several forward passes has exactly the
 gradient of one undivided pass: pass the count of the whole update each time and add the results up.
 
-Axes: B sequences or pairs, T positions, V vocabulary. Log-probabilities are in nats.
+Axes: B sequences or pairs, M mismatched sequences, T positions, V vocabulary. Log-probabilities are in nats.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE = -100
@@ -65,6 +65,20 @@ def sft_loss(logps: Float[Tensor, " B"], num_tokens: Float[Tensor, ""] | float |
     return -logps.sum() / num_tokens
 
 
+def log_ratio_margins(
+    chosen_logps: Float[Tensor, " B"],
+    rejected_logps: Float[Tensor, " B"],
+    *,
+    ref_chosen_logps: Float[Tensor, " B"],
+    ref_rejected_logps: Float[Tensor, " B"],
+) -> Float[Tensor, " B"]:
+    """Return by how much more than the reference the model prefers the chosen completions, in nats.
+
+    m = (chosen - ref_chosen) - (rejected - ref_rejected)
+    """
+    return (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+
+
 def dpo_losses(
     chosen_logps: Float[Tensor, " B"],
     rejected_logps: Float[Tensor, " B"],
@@ -76,8 +90,7 @@ def dpo_losses(
 ) -> Float[Tensor, " B"]:
     """Return the loss of direct preference optimisation, conservative where labels are smoothed.
 
-        m = (chosen - ref_chosen) - (rejected - ref_rejected)
-        L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m)
+        L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m),   m = log_ratio_margins(...)
 
     Only the difference enters, so tokens that both completions begin with cancel: summing from the first differing token gives the same
     loss and gradient.
@@ -89,7 +102,7 @@ def dpo_losses(
         ref_rejected_logps: The same under the reference model, without gradient.
         beta: Strength of the pull to the reference, > 0.
         label_smoothing: eps, the assumed probability that a pair is the wrong way round, in [0, 1], for each pair or for all; 0 is plain
-            DPO. ``visit_smoothing`` takes it from the search.
+            DPO. ``visit_smoothing``, ``agreement_smoothing`` and ``uncertainty_smoothing`` take it from the data.
 
     Returns:
         Values > 0; log 2 where model and reference agree.
@@ -97,25 +110,60 @@ def dpo_losses(
     Source: Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", equation 7; the
         smoothing is Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
     """
-    margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+    margins = log_ratio_margins(chosen_logps, rejected_logps, ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
     return -(1 - label_smoothing) * F.logsigmoid(beta * margins) - label_smoothing * F.logsigmoid(-beta * margins)
 
 
 def visit_smoothing(chosen_visits: Float[Tensor, " B"], rejected_visits: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return how likely each pair is the wrong way round by the visits of its two steps.
 
-        eps = 1 / (1 + N_chosen / N_rejected)
+        eps = min(1/2, 1 / (1 + N_chosen / N_rejected))
 
     Args:
         chosen_visits: Simulations through the preferred step, >= 0.
         rejected_visits: Simulations through the other step, >= 0; not both may be 0.
 
     Returns:
-        Values in [0, 1]: 0.5 for equal visits, towards 0 the more the search preferred the chosen step.
+        Values in [0, 0.5]: 0.5 for equal visits, and where the rejected step has more; towards 0 the more the search preferred the chosen
+        step.
 
     Source: Xie et al. 2024, "Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning", section 2.2.
     """
-    return rejected_visits / (chosen_visits + rejected_visits)
+    return (rejected_visits / (chosen_visits + rejected_visits)).clamp(max=0.5)
+
+
+def agreement_smoothing(agreement: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return the weight of the turned pair where two scorers rank its siblings with agreement C.
+
+        eps = 1 - C, so that L = C L_dpo(chosen, rejected) + (1 - C) L_dpo(rejected, chosen)
+
+    Args:
+        agreement: C, in [0, 1]; a pair of which it is not known, NaN, counts as it stands.
+
+    Returns:
+        Values in [0, 1]; above 0.5 the pair is turned round.
+
+    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", section 4.
+    """
+    return (1 - agreement).nan_to_num(0.0)
+
+
+def uncertainty_smoothing(uncertainty: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return the weight of the turned pair where its order is uncertain by H bits.
+
+        alpha = H / 2
+
+    Args:
+        uncertainty: H, in [0, 1].
+
+    Returns:
+        Values in [0, 0.5]: a sure pair counts as it stands, an open one teaches to make no difference.
+
+    Source: Wang et al. 2025, "Self-Evolutionary Large Language Models through Uncertainty-Enhanced Preference Optimization", equations 12
+        to 14: their loss with this weight. They print alpha = 1 / (1 + P) with sampling weights P that add up to 1, which is above 1/2 and
+        so would turn every pair round; we take the weight that falls from 1/2 to 0 with the certainty 1 - H from which they make P.
+    """
+    return uncertainty / 2
 
 
 def ipo_losses(
@@ -143,8 +191,50 @@ def ipo_losses(
     Source: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human Preferences", equation 17. Sums of
         log-probabilities as printed there; TRL divides both sides by their numbers of tokens.
     """
-    margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+    margins = log_ratio_margins(chosen_logps, rejected_logps, ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
     return (margins - 1 / (2 * beta)) ** 2
+
+
+def inpo_losses(
+    chosen_logps: Float[Tensor, " B"],
+    rejected_logps: Float[Tensor, " B"],
+    *,
+    ref_chosen_logps: Float[Tensor, " B"],
+    ref_rejected_logps: Float[Tensor, " B"],
+    sampler_chosen_logps: Float[Tensor, " B"],
+    sampler_rejected_logps: Float[Tensor, " B"],
+    beta: float = 0.1,
+    reference_share: float = 1 / 3,
+) -> Float[Tensor, " B"]:
+    """Return the loss of iterative Nash policy optimisation, which stays close to the reference and to the policy that sampled the pairs.
+
+        h = (chosen - rejected) - s (ref_chosen - ref_rejected) - (1 - s) (sampler_chosen - sampler_rejected)
+        L = (h - 1 / (2 beta))^2
+
+    Where reference and sampler are the same policy this is IPO.
+
+    Args:
+        chosen_logps: As for ``dpo_losses``.
+        rejected_logps: As for ``dpo_losses``.
+        ref_chosen_logps: As for ``dpo_losses``; the reference is a policy that stays the same over the rounds.
+        ref_rejected_logps: As for ``dpo_losses``.
+        sampler_chosen_logps: The same under the policy that sampled the pairs, as stored with them.
+        sampler_rejected_logps: The same under the policy that sampled the pairs.
+        beta: The paper's eta, > 0.
+        reference_share: s, the paper's tau / eta, in [0, 1]; 0 forgets the reference.
+
+    Returns:
+        Values >= 0.
+
+    Source: Zhang et al. 2024, "Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning", equation
+        8 with h of section 3.2.
+    """
+    # A mixture of both policies, weighted in log-probabilities, is the reference of an IPO.
+    mixed_chosen, mixed_rejected = (
+        reference_share * ref + (1 - reference_share) * sampler
+        for ref, sampler in ((ref_chosen_logps, sampler_chosen_logps), (ref_rejected_logps, sampler_rejected_logps))
+    )
+    return ipo_losses(chosen_logps, rejected_logps, ref_chosen_logps=mixed_chosen, ref_rejected_logps=mixed_rejected, beta=beta)
 
 
 def sppo_losses(
@@ -208,7 +298,7 @@ def refuel_losses(
 
     Source: Gao et al. 2024, "Regressing the Relative Future: Efficient Policy Optimization for Multi-turn RLHF".
     """
-    margins = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
+    margins = log_ratio_margins(chosen_logps, rejected_logps, ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
     return (beta * margins - value_margins) ** 2
 
 
@@ -336,3 +426,88 @@ def preference_loss(
         by the length of each sequence; we take the mean over all tokens of the update, as ``sft_loss`` does.
     """
     return pair_losses.sum() / num_pairs + sft_weight * sft_loss(full_chosen_logps, num_tokens)
+
+
+def kto_reference_point(mismatched_logps: Float[Tensor, " M"], ref_mismatched_logps: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+    """Return the estimate of how far the model has moved from the reference, from completions behind prompts that are not theirs.
+
+        z = max(0, mean_j (logp_j - ref_logp_j))
+
+    Args:
+        mismatched_logps: Log-probability of completions of other prompts.
+        ref_mismatched_logps: The same under the reference model.
+
+    Returns:
+        A scalar >= 0, in nats, without gradient; 0 where the two models agree.
+
+    Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section 4.1.
+    """
+    return (mismatched_logps - ref_mismatched_logps).mean().clamp(min=0).detach()
+
+
+def kto_losses(
+    logps: Float[Tensor, " B"],
+    ref_logps: Float[Tensor, " B"],
+    good: Bool[Tensor, " B"],
+    *,
+    reference_point: Float[Tensor, ""] | float,
+    beta: float = 0.1,
+    good_weight: float = 1.0,
+    bad_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """Return the loss of Kahneman-Tversky optimisation, which learns from completions that are good or bad by themselves.
+
+        L = lambda_good sigmoid(-beta (r - z)) if good, else lambda_bad sigmoid(-beta (z - r)),   r = logp - ref_logp
+
+    Args:
+        logps: Log-probability of each completion.
+        ref_logps: The same under the reference model, without gradient.
+        good: The verdicts.
+        reference_point: z, from ``kto_reference_point``, >= 0.
+        beta: Strength of the pull to the reference, > 0.
+        good_weight: lambda_good, >= 0. The paper keeps lambda_good n_good / (lambda_bad n_bad) in [1, 4/3].
+        bad_weight: lambda_bad, >= 0.
+
+    Returns:
+        Values in [0, max(weights)]; half the weight where r is at the reference point.
+
+    Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 8.
+    """
+    gains = beta * (logps - ref_logps - reference_point)
+    return torch.where(good, good_weight * torch.sigmoid(-gains), bad_weight * torch.sigmoid(gains))
+
+
+def oreal_losses(
+    logps: Float[Tensor, " B"],
+    ref_logps: Float[Tensor, " B"],
+    good: Bool[Tensor, " B"],
+    *,
+    prompt_values: Float[Tensor, " B"],
+    beta: float = 0.1,
+    good_weight: float = 1.0,
+    bad_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """Return the loss that imitates right completions and moves away from wrong ones, the more the fewer right ones there are.
+
+        L = -lambda_good logp              + beta/2 r^2   if good
+        L =  lambda_bad (1 - p) r          + beta/2 r^2   if bad,   r = logp - ref_logp
+
+    Args:
+        logps: Log-probability of each completion.
+        ref_logps: The same under the policy before the update, without gradient.
+        good: The verdicts.
+        prompt_values: p, the share of right completions of each prompt, in [0, 1].
+        beta: Strength of the pull to the policy before, > 0. It bounds the loss of a wrong completion, which is least at
+            r = -lambda_bad (1 - p) / beta.
+        good_weight: Weight of right completions, >= 0.
+        bad_weight: The paper's eta, >= 0.
+
+    Returns:
+        One value each.
+
+    Source: Lyu et al. 2025, "Exploring the Limit of Outcome Reward for Learning Mathematical Reasoning" (OREAL), equation 11 with the
+        reshaped reward 1 - p of section 2.3. Without the token weights of their reward model; their KL term is half the squared log-ratio
+        here, which equals it to second order (Schulman 2020, "Approximating KL divergence").
+    """
+    ratios = logps - ref_logps
+    return torch.where(good, -good_weight * logps, bad_weight * (1 - prompt_values) * ratios) + beta / 2 * ratios**2

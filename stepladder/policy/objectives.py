@@ -13,11 +13,16 @@ from stepladder.lm.training import Batch, last_logits
 from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.losses import (
     IGNORE,
+    agreement_smoothing,
     apo_zero_losses,
     cpl_losses,
     dpo_losses,
     gathered_logps,
+    inpo_losses,
     ipo_losses,
+    kto_losses,
+    kto_reference_point,
+    oreal_losses,
     orpo_losses,
     preference_loss,
     refuel_losses,
@@ -25,15 +30,21 @@ from stepladder.policy.losses import (
     simpo_losses,
     sppo_losses,
     token_logps,
+    uncertainty_smoothing,
     visit_smoothing,
 )
 
-PairLoss = Literal["dpo", "ipo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl"]
-"""Losses of a pair of sibling steps."""
+PairLoss = Literal["dpo", "ipo", "inpo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl"]
+"""Losses of a pair of completions."""
+UnpairedLoss = Literal["kto", "oreal"]
+"""Losses of a completion that is good or bad by itself."""
+Smoothing = Literal["visits", "agreement", "uncertainty"]
+"""What says of each pair how likely it is the wrong way round."""
 _WITHOUT_REFERENCE = ("simpo", "orpo", "cpl")
 _ON_VALUES = ("sppo", "refuel")
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "ipo": ipo_losses,
+    "inpo": inpo_losses,
     "sppo": sppo_losses,
     "refuel": refuel_losses,
     "apo-zero": apo_zero_losses,
@@ -68,8 +79,10 @@ class PreferenceObjective:
     """Loss of a pair; each is a function of ``losses.py``."""
     beta: float = 0.1
     """Strength of the pull to the reference, or scale of the log-probabilities where there is none, > 0."""
-    label_smoothing: float | Literal["visits"] = 0.0
-    """With ``dpo``: assumed share of flipped pairs, in [0, 0.5), or for each pair what the visits of its steps say."""
+    label_smoothing: float | Smoothing = 0.0
+    """With ``dpo``: assumed share of flipped pairs, in [0, 0.5), or what visits, scorers or leaves say of each pair; see ``losses.py``."""
+    reference_share: float = 1 / 3
+    """With ``inpo``: weight of the reference beside the policy that sampled the pairs, in [0, 1]."""
     target_margin: float = 0.0
     """With ``simpo``: margin that is aimed at, >= 0."""
     cpl_bias: float = 1.0
@@ -82,16 +95,13 @@ class PreferenceObjective:
         rules = {
             "loss_name": self.loss_name in get_args(PairLoss),
             "beta": self.beta > 0,
-            "label_smoothing": smoothing == "visits" or (isinstance(smoothing, float | int) and 0 <= smoothing < 0.5),
+            "label_smoothing": smoothing in get_args(Smoothing) or (isinstance(smoothing, float | int) and 0 <= smoothing < 0.5),
+            "reference_share": 0 <= self.reference_share <= 1,
             "target_margin": self.target_margin >= 0,
             "cpl_bias": 0 < self.cpl_bias <= 1,
             "sft_weight": self.sft_weight >= 0,
         }
-        for name, holds in rules.items():
-            if not holds:
-                raise ConfigError(
-                    f"preference training: {name} is out of range: got {getattr(self, name)!r} -- see the range in the settings"
-                )
+        _check_ranges(self, rules)
         if smoothing and self.loss_name != "dpo":
             raise ConfigError(f"preference training: label_smoothing needs loss 'dpo': got {self.loss_name!r} -- set it to 0")
 
@@ -99,6 +109,11 @@ class PreferenceObjective:
     def needs_reference(self) -> bool:
         """Whether the reference's log-probabilities enter."""
         return self.loss_name not in _WITHOUT_REFERENCE
+
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether the log-probabilities of the policy that sampled the pairs enter."""
+        return self.loss_name == "inpo"
 
     def counts(self, batch: Batch) -> Tensor:
         """Return the number of pairs and of tokens in the preferred completions."""
@@ -129,13 +144,86 @@ class PreferenceObjective:
         ref_chosen, ref_rejected = batch["ref_logps"].chunk(2)
         terms: dict[str, Any] = {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected, "beta": self.beta}
         if self.loss_name == "dpo":
-            smoothing = visit_smoothing(*batch["visits"].unbind(1)) if self.label_smoothing == "visits" else self.label_smoothing
-            return dpo_losses(chosen, rejected, **terms, label_smoothing=smoothing)
+            return dpo_losses(chosen, rejected, **terms, label_smoothing=self._smoothing(batch))
+        if self.needs_sampler:
+            terms["sampler_chosen_logps"], terms["sampler_rejected_logps"] = batch["sampler_logps"].chunk(2)
+            terms["reference_share"] = self.reference_share
         if self.loss_name in _ON_VALUES:
             terms["value_margins"] = batch["value_margins"]
         return _LOSSES[self.loss_name](chosen, rejected, **terms)
 
+    def _smoothing(self, batch: Batch) -> Tensor | float:
+        if self.label_smoothing == "visits":
+            return visit_smoothing(*batch["visits"].unbind(1))
+        if self.label_smoothing == "agreement":
+            return agreement_smoothing(batch["agreement"])
+        if self.label_smoothing == "uncertainty":
+            return uncertainty_smoothing(batch["uncertainty"])
+        return self.label_smoothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpairedObjective:
+    """Loss on completions that are good or bad by themselves."""
+
+    loss_name: UnpairedLoss = "kto"
+    """Loss of a completion; each is a function of ``losses.py``."""
+    beta: float = 0.1
+    """Strength of the pull to the reference, > 0."""
+    good_weight: float = 1.0
+    """Weight of good completions, >= 0."""
+    bad_weight: float = 1.0
+    """Weight of bad ones, >= 0."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            {
+                "loss_name": self.loss_name in get_args(UnpairedLoss),
+                "beta": self.beta > 0,
+                "good_weight": self.good_weight >= 0,
+                "bad_weight": self.bad_weight >= 0,
+            },
+        )
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether completions behind prompts that are not theirs enter."""
+        return self.loss_name == "kto"
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return the number of completions."""
+        return batch["targets"].new_tensor([len(batch["good"])])
+
+    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        """Return the batch's share of the mean loss.
+
+        The reference point of KTO is estimated on the completions of this forward pass, as in the paper.
+        """
+        size = len(batch["good"])
+        sums = contrast_sums(completion_logps(model, batch), batch)
+        logps, ref_logps, terms = sums[:size], batch["ref_logps"][:size], self._terms()
+        if self.loss_name == "oreal":
+            losses = oreal_losses(logps, ref_logps, batch["good"], prompt_values=batch["prompt_values"], **terms)
+        else:
+            point = kto_reference_point(sums[size:], batch["ref_logps"][size:])
+            losses = kto_losses(logps, ref_logps, batch["good"], reference_point=point, **terms)
+        return losses.sum() / counts[0].float()
+
+    def _terms(self) -> dict[str, float]:
+        return {"beta": self.beta, "good_weight": self.good_weight, "bad_weight": self.bad_weight}
+
+
+def _check_ranges(objective: object, rules: dict[str, bool]) -> None:
+    for name, holds in rules.items():
+        if not holds:
+            got = getattr(objective, name)
+            raise ConfigError(f"preference training: {name} is out of range: got {got!r} -- see the range in the settings")
+
 
 def contrast_sums(logps: Tensor, batch: Batch) -> Tensor:
-    """Return the log-probability of every completion from the first token on in which the two of its pair differ."""
+    """Return the sum of every completion's log-probabilities over the tokens that the loss compares.
+
+    For the two of a pair these begin where they first differ.
+    """
     return torch.where(batch["contrast"], logps, 0.0).sum(-1)

@@ -144,11 +144,18 @@ class PromptRenderer:
         final = self.step_format.is_final(steps[-1])
         if final and not steps[-1].endswith(self.step_format.step_end):
             steps[-1] += self.step_format.step_end
-        encoded = [self._step_ids(step) for step in steps]
+        encoded = self._encode(steps)
         eos: Any = self.tokenizer.eos_token_id
         if not final and eos is not None:
             encoded[-1] = (*encoded[-1], eos)
         return encoded
+
+    def encode_steps(self, text: str) -> list[tuple[int, ...]]:
+        """Return written steps as token ids; the solution goes on behind them."""
+        return self._encode(self.step_format.split_steps(text))
+
+    def _encode(self, steps: list[str]) -> list[tuple[int, ...]]:
+        return [self._step_ids(step) for step in steps]
 
     def _step_ids(self, text: str) -> tuple[int, ...]:
         """Encode text that stands inside a sequence: without special tokens and without a blank in front that the tokenizer made up."""

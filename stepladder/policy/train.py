@@ -13,11 +13,12 @@ By default the rows of a problem are merged into trees (``collate_packed_*``): t
 completion token is predicted, and everything from the log-probabilities on is the same.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,28 +29,34 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
-from stepladder.lm.packing import Layout, PackedPass, PackedRow, group_rows, lay_out, pack_rows
+from stepladder.lm.memory import memory_explained
+from stepladder.lm.packing import Layout, PackableRow, PackedPass, PackedRow, group_rows, lay_out, pack_rows
+from stepladder.lm.processes import gathered, this_process
 from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
     Batch,
     Collate,
+    PackedCollate,
     ProgressCallback,
     TrainReport,
     TrainSettings,
     autocast,
     identity_of,
+    load_options,
     packed_collate,
     packed_layout,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.lm.tree_attention import tree_attention, tree_inputs
 from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, completion_logps, contrast_sums
-from stepladder.types import PreferencePair, Trace
+from stepladder.types import GradedRow, PreferencePair, Trace
+
+SAMPLER = "sampler"
+"""Names the policies that sampled the rows as their reference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +104,12 @@ class PreferenceRow:
     """By how much the preferred step's value is higher."""
     visits: tuple[int, int] = (0, 0)
     """Simulations through the preferred and through the other step."""
+    sampler_logps: tuple[float, float] | None = None
+    """What the reference's log-probabilities are, under the policy that sampled the pair; None where that is not known."""
+    agreement: float | None = None
+    """How far two scorers rank the siblings alike, in [0, 1]; None where that is not known."""
+    uncertainty: float | None = None
+    """How uncertain the order of the pair is, in bits, in [0, 1]; None where that is not known."""
 
     @property
     def group(self) -> str:
@@ -117,6 +130,26 @@ class PreferenceRow:
     def num_tokens(self) -> int:
         """Tokens forwarded for both sequences."""
         return self.chosen.num_tokens + self.rejected.num_tokens
+
+    def with_reference(self, logps: Sequence[float]) -> "PreferenceRow":
+        """Return the row with the reference's log-probabilities of the preferred and of the other completion."""
+        return replace(self, ref_chosen_logp=logps[0], ref_rejected_logp=logps[1])
+
+
+class ReferencedRow(PackableRow, Protocol):
+    """A row that holds what a reference model says about its completions."""
+
+    @property
+    def sampler_logps(self) -> Sequence[float] | None:
+        """What the policy that sampled the completions says about them; None where that is not known."""
+        ...
+
+    def with_reference(self, logps: Sequence[float]) -> Self:
+        """Return the row with the reference's log-probability of each of its completions."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=ReferencedRow)
 
 
 def train_sft(
@@ -151,9 +184,9 @@ def train_sft(
             or all are longer than the model's context.
     """
     check_provenance((trace.provenance for trace in traces), renderer_hash=renderer_hash, what="traces")
-    model = _load(model_dir, settings, trust_remote_code)
+    model = load_policy(model_dir, settings, trust_remote_code)
     dropped: dict[str, int] = {}
-    rows = fit_context(completion_rows(traces, vocabulary=_vocabulary(model)), model, dropped, what="traces")
+    rows = fit_context(completion_rows(traces, vocabulary=vocabulary_size(model)), model, dropped, what="traces")
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
@@ -178,21 +211,24 @@ def train_preference(
     *,
     renderer_hash: str,
     objective: PreferenceObjective | None = None,
+    reference: str | Path | None = None,
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
-    """Train a policy to prefer the chosen sibling steps and save it to ``out_dir`` as a Hugging Face directory.
+    """Train a policy to prefer the chosen continuations and save it to ``out_dir`` as a Hugging Face directory.
 
-    The reference is the start model; its log-probabilities are computed once, before the first update and on trees, so there is never a
-    second model in memory. To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
+    The reference's log-probabilities are computed once, before the first update and on trees, so there is never a second model in memory.
+    To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
 
     Args:
-        model_dir: Start and reference model, a directory or hub id.
+        model_dir: Start model, a directory or hub id.
         pairs: Sibling steps; a pair whose two steps are equal is dropped and counted.
         out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
         settings: How to train; ``batch_size`` counts pairs.
         renderer_hash: Hash that every pair must carry.
         objective: The loss; None is DPO with its defaults.
+        reference: Reference model, a directory or hub id; None is the start model. ``SAMPLER`` takes the policies that sampled the pairs,
+            whose log-probabilities are stored with them: off-policy DPO, as Agent Q has it.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -208,16 +244,18 @@ def train_preference(
     """
     objective = objective or PreferenceObjective()
     check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="preference pairs")
-    model = _load(model_dir, settings, trust_remote_code)
+    model = load_policy(model_dir, settings, trust_remote_code)
     dropped: dict[str, int] = {}
-    rows = preference_rows(pairs, vocabulary=_vocabulary(model), dropped=dropped)
+    rows = preference_rows(pairs, vocabulary=vocabulary_size(model), dropped=dropped)
     rows = fit_context(rows, model, dropped, what="preference pairs")
-    _check_visits(objective, rows)
-    identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective)
+    _check_known(objective, rows, off_policy=reference == SAMPLER)
+    identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
+    if objective.needs_reference:
+        rows = reference_rows(model, rows, settings, reference=reference, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
-        add_reference(model, rows, settings) if objective.needs_reference else rows,
+        rows,
         collate=collate_preferences,
         collate_packed=collate_packed_preferences,
         objective=objective,
@@ -239,7 +277,7 @@ def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[Complet
     rows = []
     for i, trace in enumerate(traces):
         place = f"trace {i} (problem {trace.problem_id!r})"
-        rows.append(_completion_row(trace, trace.completion_ids, vocabulary=vocabulary, place=place))
+        rows.append(completion_row(trace, trace.completion_ids, vocabulary=vocabulary, place=place))
     return rows
 
 
@@ -252,8 +290,8 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
     rows = []
     for i, pair in enumerate(pairs):
         place = f"pair {i} (problem {pair.problem_id!r})"
-        chosen = _completion_row(pair, pair.chosen_ids, vocabulary=vocabulary, place=place)
-        rejected = _completion_row(pair, pair.rejected_ids, vocabulary=vocabulary, place=place)
+        chosen = completion_row(pair, pair.chosen_ids, vocabulary=vocabulary, place=place)
+        rejected = completion_row(pair, pair.rejected_ids, vocabulary=vocabulary, place=place)
         if chosen == rejected:
             dropped["equal steps"] = dropped.get("equal steps", 0) + 1
         else:
@@ -264,6 +302,9 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
                     num_shared=num_shared(pair.chosen_ids, pair.rejected_ids),
                     value_margin=pair.chosen_value - pair.rejected_value,
                     visits=(pair.chosen_visits, pair.rejected_visits),
+                    sampler_logps=_sampler_logps(pair),
+                    agreement=pair.agreement,
+                    uncertainty=pair.uncertainty,
                 )
             )
     return rows
@@ -288,8 +329,9 @@ def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
 
     Returns:
         What ``collate_completions`` returns, and ``contrast``, bool ``[2B, T']``: targets from the first differing token on; ``ref_logps``,
-        float32 ``[2B]``: the reference's sums over them; ``value_margins``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``: what the
-        search says of the pairs.
+        float32 ``[2B]``: the reference's sums over them, and ``sampler_logps``, the same of the policies that sampled the pairs;
+        ``value_margins``, ``agreement`` and ``uncertainty``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``: what the search says of
+        the pairs. What is not known is NaN.
     """
     batch = collate_completions([row.chosen for row in rows] + [row.rejected for row in rows])
     return {**batch, **_pair_terms(rows, batch["targets"])}
@@ -305,7 +347,7 @@ def collate_packed_completions(trees: Sequence[PackedRow[CompletionRow]], *, wid
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
-    return _read_at(layout, paths, [row for tree in trees for row in tree.rows])
+    return read_at(layout, paths, [row for tree in trees for row in tree.rows])
 
 
 def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, width: int = 0) -> Batch:
@@ -317,11 +359,11 @@ def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, wid
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
     rows = [row for tree in trees for row in tree.rows]
-    batch = _read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
+    batch = read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
     return {**batch, **_pair_terms(rows, batch["targets"])}
 
 
-def _read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
+def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
     """Return the batch that reads completions along paths; the last prompt token predicts the first completion token."""
     sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
     rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
@@ -339,16 +381,55 @@ def _pair_terms(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
     learned = targets != IGNORE
     num_shared = torch.tensor([row.num_shared for row in rows] * 2)
     ref_logps = [row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows]
+    sampler_logps = [row.sampler_logps or (math.nan, math.nan) for row in rows]
+    as_floats = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
     return {
         "contrast": learned & (learned.cumsum(1) > num_shared[:, None]),
-        "ref_logps": torch.tensor(ref_logps, dtype=torch.float32),
-        "value_margins": torch.tensor([row.value_margin for row in rows], dtype=torch.float32),
-        "visits": torch.tensor([row.visits for row in rows], dtype=torch.float32),
+        "ref_logps": as_floats(ref_logps),
+        "sampler_logps": as_floats([logps for side in zip(*sampler_logps, strict=True) for logps in side]),
+        "value_margins": as_floats([row.value_margin for row in rows]),
+        "visits": as_floats([row.visits for row in rows]),
+        "agreement": as_floats([math.nan if row.agreement is None else row.agreement for row in rows]),
+        "uncertainty": as_floats([math.nan if row.uncertainty is None else row.uncertainty for row in rows]),
     }
 
 
+def reference_rows(
+    model: PreTrainedModel,
+    rows: Sequence[RowT],
+    settings: TrainSettings,
+    *,
+    reference: str | Path | None,
+    trust_remote_code: bool,
+    collate: Collate = collate_preferences,
+    collate_packed: PackedCollate = collate_packed_preferences,
+) -> list[RowT]:
+    """Return the rows with the log-probabilities of a reference.
+
+    Args:
+        model: The start model, which is the reference if no other is named.
+        rows: Rows; with ``SAMPLER`` the log-probabilities of their samplers must be known.
+        settings: How to train; a reference is run as the model is.
+        reference: As for ``train_preference``.
+        trust_remote_code: Run code that ships with a hub model.
+        collate: Lays rows out.
+        collate_packed: Lays trees of rows out.
+    """
+    if reference == SAMPLER:
+        return [row.with_reference(row.sampler_logps or ()) for row in rows]
+    model = model if reference is None else load_policy(reference, settings, trust_remote_code)
+    return add_reference(model, rows, settings, collate=collate, collate_packed=collate_packed)
+
+
 @torch.no_grad()
-def add_reference(model: PreTrainedModel, rows: Sequence[PreferenceRow], settings: TrainSettings) -> list[PreferenceRow]:
+def add_reference(
+    model: PreTrainedModel,
+    rows: Sequence[RowT],
+    settings: TrainSettings,
+    *,
+    collate: Collate = collate_preferences,
+    collate_packed: PackedCollate = collate_packed_preferences,
+) -> list[RowT]:
     """Return the rows with the log-probabilities that the model gives them as it stands: once per tree where rows are packed.
 
     The order is that of the rows given.
@@ -358,48 +439,71 @@ def add_reference(model: PreTrainedModel, rows: Sequence[PreferenceRow], setting
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     if packed_layout(model, rows, settings) != "trees":
-        return _with_references(model, rows, order, settings, collate_preferences)
-    packed = packed_collate(model, settings, collate_packed_preferences)
+        return _with_references(model, rows, order, settings, collate)
+    packed = packed_collate(model, settings, collate_packed)
     collate = lambda part: packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])  # noqa: E731
     with tree_attention(model):
         return _with_references(model, rows, [i for group in group_rows(rows) for i in group], settings, collate)
 
 
 def _with_references(
-    model: PreTrainedModel, rows: Sequence[PreferenceRow], order: list[int], settings: TrainSettings, collate: Collate
-) -> list[PreferenceRow]:
-    """Forward the rows in the order given."""
-    size = settings.micro_batch_size or settings.batch_size
-    found: dict[int, PreferenceRow] = {}
-    for start in range(0, len(order), size):
-        indices = order[start : start + size]
+    model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
+) -> list[RowT]:
+    """Forward the rows in the order given, in parts that processes take in turn."""
+    size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[tuple[int, RowT]] = []
+    for indices in parts[here.process_index :: here.num_processes]:
         batch = collate([rows[i] for i in indices])
-        with autocast(settings, model.device):
+        explained = memory_explained(settings, where=lambda: "the reference pass")
+        with autocast(settings, model.device), explained:
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
-        chosen, rejected = contrast_sums(logps.cpu(), batch).chunk(2)
-        for i, ref_chosen, ref_rejected in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
-            found[i] = replace(rows[i], ref_chosen_logp=ref_chosen, ref_rejected_logp=ref_rejected)
-    return [found[i] for i in range(len(rows))]
+        # Completions of one kind stand together, in the order of the rows.
+        for i, values in zip(indices, contrast_sums(logps.cpu(), batch).view(-1, len(indices)).T.tolist(), strict=True):
+            found.append((i, rows[i].with_reference(values)))
+    by_index = dict(gathered(found, here))
+    return [by_index[i] for i in range(len(rows))]
 
 
-def _check_visits(objective: PreferenceObjective, rows: Sequence[PreferenceRow]) -> None:
-    if objective.label_smoothing == "visits" and (missing := sum(row.visits == (0, 0) for row in rows)):
-        raise DataFormatError(
-            f"preference training: label_smoothing 'visits' needs the visits of every pair: {missing} have none "
-            "-- label the trees again, or give a number"
-        )
+def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:
+    """Return the sampler's log-probabilities of both steps from the first differing token on."""
+    if len(pair.chosen_logps) != len(pair.chosen_ids) or len(pair.rejected_logps) != len(pair.rejected_ids):
+        return None
+    start = num_shared(pair.chosen_ids, pair.rejected_ids)
+    return sum(pair.chosen_logps[start:]), sum(pair.rejected_logps[start:])
 
 
-def _load(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
+def _check_known(objective: PreferenceObjective, rows: Sequence[PreferenceRow], *, off_policy: bool) -> None:
+    """Refuse pairs that lack what the loss needs."""
+    missing = {
+        "the visits": objective.label_smoothing == "visits" and sum(row.visits == (0, 0) for row in rows),
+        "the uncertainty": objective.label_smoothing == "uncertainty" and sum(row.uncertainty is None for row in rows),
+        "the sampler's log-probabilities": (objective.needs_sampler or off_policy) and sum(row.sampler_logps is None for row in rows),
+    }
+    for what, count in missing.items():
+        if count:
+            raise DataFormatError(
+                f"preference training: this loss needs {what} of every pair: {count} have none -- label the trees again, or choose another"
+            )
+
+
+def load_policy(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
+    """Load a policy as the settings train it."""
     with quiet():
-        return load_causal_lm(model_dir, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
+        return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of token ids that a model has embeddings for."""
     return model.get_input_embeddings().num_embeddings  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
 
-def _completion_row(record: Trace | PreferencePair, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
+def completion_row(record: Trace | PreferencePair | GradedRow, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
+    """Return the row of a completion of a record's prompt.
+
+    Raises:
+        DataFormatError: If prompt or completion is empty, or an id is outside the vocabulary.
+    """
     for name, ids in (("prompt", record.prompt_ids), ("completion", completion_ids)):
         if not ids:
             raise DataFormatError(f"{place}: the {name} must have at least one token: got none -- drop the row")

@@ -1,6 +1,6 @@
 """Scores made of scores: ensembles, bounds before training use, and mixes with a verifier or with checks of a step.
 
-Pure functions over arrays in which NaN is "not scored", and two ``StepScorer``s that apply them in a search.
+Pure functions over arrays in which NaN is "not scored", and three ``StepScorer``s that apply them in a search.
 
 Axes: M models of an ensemble, F bins of a categorical head, *s any shape.
 """
@@ -16,6 +16,8 @@ from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 
 Ensemble = Literal["mean", "min", "mean-variance"]
 ENSEMBLES: tuple[Ensemble, ...] = ("mean", "min", "mean-variance")
+Bound = Literal["clip", "par"]
+BOUNDS: tuple[Bound, ...] = ("clip", "par")
 
 
 def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean", penalty: float = 0.5) -> Float[np.ndarray, "*s"]:
@@ -150,6 +152,42 @@ class EnsembleScorer:
         if len(known) < len(scores):
             return None
         return float(ensemble_scores(np.asarray(known, dtype=np.float64)[:, None], rule=self._rule, penalty=self._penalty)[0])
+
+
+class BoundedScorer:
+    """A ``StepScorer`` whose scores are bounded, so that a search, and what is trained on its values, gains nothing from extreme ones."""
+
+    def __init__(self, scorer: StepScorer, *, rule: Bound, at: float) -> None:
+        """Wrap a scorer.
+
+        Args:
+            scorer: The scorer.
+            rule: ``clip``: min(r, at), which is ``clip_bound`` plus the bound, so that scores stay in [0, 1]. ``par``: ``par_bound``.
+            at: The bound, or the reference, in [0, 1].
+
+        Raises:
+            ConfigError: If the rule is unknown or ``at`` is out of range.
+        """
+        if rule not in BOUNDS or not 0.0 <= at <= 1.0:
+            raise ConfigError(f"bound: rule must be one of {', '.join(BOUNDS)}, at in [0, 1]: got {rule!r} at {at}")
+        self._scorer, self._rule, self._at = scorer, rule, at
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        """Return results of the scorer with every score bounded."""
+        return [
+            ScoreResult(ticket=result.ticket, scores=tuple(tuple(map(self._bounded, branch)) for branch in result.scores))
+            for result in self._scorer.collect()
+        ]
+
+    def _bounded(self, score: float | None) -> float | None:
+        if score is None:
+            return None
+        value = np.array([score])
+        return float((clip_bound(value, bound=self._at) + self._at if self._rule == "clip" else par_bound(value, reference=self._at))[0])
 
 
 class CheckedScorer:

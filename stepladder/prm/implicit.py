@@ -6,16 +6,16 @@ Only outcomes of whole solutions are needed; the steps' scores come for free whe
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import check_ids, fit_context, pad
+from stepladder.lm.rows import check_provenance, fit_context, pad
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
@@ -31,7 +31,9 @@ from stepladder.lm.training import (
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.prm.reader import Solution
+from stepladder.prm.rows import PathsRow, check_path_ids, count_dropped
 from stepladder.prm.specs import PRMSpec
+from stepladder.types import ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
 LOSSES: tuple[Loss, ...] = ("implicit-ce", "implicit-dpo")
@@ -51,27 +53,15 @@ class GradedSolution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutcomeRow:
+class OutcomeRow(PathsRow):
     """The graded solutions of one problem."""
 
-    paths: list[list[int]]
-    """Tokens of every solution."""
     begins: list[int]
     """Index of each one's first token that belongs to a step, >= 1."""
     outcomes: list[float]
     """How right each is, in [0, 1]."""
     reference_logps: list[float]
     """Log-probability of each one's step tokens under the start model, in nats; empty until it was computed."""
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest solution."""
-        return max(map(len, self.paths))
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens forwarded."""
-        return sum(map(len, self.paths))
 
 
 def train_implicit(
@@ -103,22 +93,78 @@ def train_implicit(
         ConfigError: If the spec is not implicit or the loss is unknown.
         DataFormatError: If outcomes are out of range or all equal, or a solution does not fit the spec.
     """
+    _check_choices(spec, loss)
+    tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
+    dropped: dict[str, int] = {}
+    rows = outcome_rows(solutions, SolutionLayout(tokenizer, spec), compare=loss == "implicit-dpo", dropped=dropped)
+    options: dict[str, Any] = {"spec": spec, "loss": loss, "trust_remote_code": trust_remote_code, "on_progress": on_progress}
+    return _fit(init, rows, Path(out_dir), settings, tokenizer=tokenizer, dropped=dropped, **options)
+
+
+def train_implicit_on_tokens(
+    init: str | Path,
+    paths: Sequence[ValueRow],
+    out_dir: str | Path,
+    settings: TrainSettings,
+    *,
+    renderer_hash: str,
+    spec: PRMSpec,
+    loss: Loss = "implicit-ce",
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train an implicit process reward model on the policy's own tokens; see ``train_implicit``.
+
+    Args:
+        init: The policy that made the paths, which is the reference when the result is read.
+        paths: Solutions whose last target is their outcome, as the target ``outcome`` makes them.
+        out_dir: As for ``train_implicit``.
+        settings: As for ``train_implicit``.
+        renderer_hash: Hash that every path must carry; saved with the spec.
+        spec: An implicit spec with the prompt ``tokens``.
+        loss: As for ``train_implicit``.
+        trust_remote_code: Run code that ships with a hub model.
+        on_progress: Called after every update.
+
+    Raises:
+        DataFormatError: Also if there are no paths, or one comes from another renderer; otherwise as for ``train_implicit``.
+    """
+    _check_choices(spec, loss)
+    check_provenance((path.provenance for path in paths), renderer_hash=renderer_hash, what="value rows")
+    dropped: dict[str, int] = {}
+    rows = outcome_rows_of_paths(paths, compare=loss == "implicit-dpo", dropped=dropped)
+    tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"loss": loss, "trust_remote_code": trust_remote_code, "on_progress": on_progress}
+    spec = replace(spec, renderer_hash=renderer_hash)
+    return _fit(init, rows, Path(out_dir), settings, tokenizer=tokenizer, dropped=dropped, spec=spec, **options)
+
+
+def _check_choices(spec: PRMSpec, loss: str) -> None:
     if spec.family != "implicit" or loss not in LOSSES:
         raise ConfigError(
             f"PRM training: loss {loss!r} and family {spec.family!r} must go together: expected one of {', '.join(LOSSES)} and 'implicit' "
             "-- change one of them"
         )
-    tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
-    dropped: dict[str, int] = {}
-    rows = outcome_rows(solutions, SolutionLayout(tokenizer, spec), compare=loss == "implicit-dpo", dropped=dropped)
+
+
+def _fit(
+    init: str | Path,
+    rows: list[OutcomeRow],
+    out_dir: Path,
+    settings: TrainSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: PRMSpec,
+    loss: Loss,
+    dropped: dict[str, int],
+    trust_remote_code: bool,
+    on_progress: ProgressCallback | None,
+) -> TrainReport:
     with quiet():
         model = load_causal_lm(init, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="graded solutions")
-    for row in rows:
-        for path in row.paths:
-            check_ids(path, vocabulary=model.get_input_embeddings().num_embeddings, place="graded solutions")  # type: ignore[arg-type]
+    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
-    identity = identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective)
 
     def save(trained: PreTrainedModel, directory: Path) -> None:
         save_model(trained, directory, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
@@ -130,8 +176,8 @@ def train_implicit(
         collate=collate_outcomes,
         objective=objective,
         settings=settings,
-        out_dir=Path(out_dir),
-        identity=identity,
+        out_dir=out_dir,
+        identity=identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective),
         save=save,
         on_progress=on_progress,
         dropped=dropped,
@@ -150,19 +196,44 @@ def outcome_rows(
     for graded in solutions:
         outcome, place = graded.outcome, graded.solution.place
         if outcome is None:
-            dropped["no outcome"] = dropped.get("no outcome", 0) + 1
+            count_dropped(dropped, "no outcome", 1)
             continue
         if not 0.0 <= outcome <= 1.0:
             raise DataFormatError(f"{place}: the outcome must be in [0, 1]: got {outcome!r} -- correct the row")
         laid = layout.lay_out(graded.solution.question, graded.solution.steps, place=place)
         if not laid.token_ids:
-            dropped["no tokens"] = dropped.get("no tokens", 0) + 1
+            count_dropped(dropped, "no tokens", 1)
             continue
         problems.setdefault(graded.problem_id, []).append((list(laid.token_ids), max(1, laid.begin), outcome))
+    return _finished(problems, compare=compare, dropped=dropped)
+
+
+def outcome_rows_of_paths(paths: Sequence[ValueRow], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
+    """Return one row per problem with graded solutions, in the order of the problems; what is left out is counted in ``dropped``.
+
+    Raises:
+        DataFormatError: If a prompt is empty, an outcome is out of range, or all are equal.
+    """
+    problems: dict[str, list[tuple[list[int], int, float]]] = {}
+    for i, path in enumerate(paths):
+        outcome = path.targets[-1] if path.targets else None
+        if outcome is None:
+            count_dropped(dropped, "no outcome", 1)
+            continue
+        if not path.prompt_ids or not 0.0 <= outcome <= 1.0:
+            raise DataFormatError(
+                f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r}"
+            )
+        ids = [*path.prompt_ids, *(token for step in path.step_ids for token in step)]
+        problems.setdefault(path.problem_id, []).append((ids, len(path.prompt_ids), outcome))
+    return _finished(problems, compare=compare, dropped=dropped)
+
+
+def _finished(problems: dict[str, list[tuple[list[int], int, float]]], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
     rows = []
     for members in problems.values():
         if compare and len({outcome for _, _, outcome in members}) < 2:
-            dropped["problem without solutions to compare"] = dropped.get("problem without solutions to compare", 0) + 1
+            count_dropped(dropped, "problem without solutions to compare", 1)
             continue
         paths, begins, outcomes = (list(column) for column in zip(*members, strict=True))
         rows.append(OutcomeRow(paths=paths, begins=begins, outcomes=outcomes, reference_logps=[]))

@@ -95,25 +95,43 @@ class Judge:
         self.spec = spec
         self._policy, self._prompt_ids = policy, prompt_ids
         self._seed, self._rule, self._max_tokens, self._temperature = seed, rule, max_tokens, temperature
+        self._known: dict[str, float | None] = {}
+        self.forwarded_tokens = 0
+        """Tokens of the prompts and the verdicts so far."""
 
-    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
-        """Return the scores of every solution's steps, in order; None where no verdict could be read."""
-        asked = [(i, step) for i, solution in enumerate(solutions) for step in range(len(solution.steps))]
-        self._policy.submit([self._request(ticket, solutions[i], step) for ticket, (i, step) in enumerate(asked)])
-        verdicts: dict[int, list[bool | None]] = {}
+    def reset(self) -> None:
+        """Forget the verdicts given so far."""
+        self._known.clear()
+
+    def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
+        """Return the scores of every solution's steps, in order; None where no verdict could be read.
+
+        A step is judged once: verdicts depend on the prompt alone, so the same step after the same beginning gets the same ones.
+
+        Args:
+            solutions: The solutions.
+            strict: Without meaning here: a judge reads any text.
+        """
+        prompts = [[self._prompt(solution, step) for step in range(len(solution.steps))] for solution in solutions]
+        new = [prompt for prompt in dict.fromkeys(prompt for steps in prompts for prompt in steps) if prompt not in self._known]
+        self._policy.submit([self._request(ticket, prompt) for ticket, prompt in enumerate(new)])
         while results := self._policy.collect():
             for result in results:
                 texts = ["".join(step.text for step in sample) for sample in result.samples]
-                verdicts[result.ticket] = [read_verdict(text, self.spec) for text in texts]
-        scores = iter(vote(verdicts[ticket], rule=self._rule) for ticket in range(len(asked)))
-        return [tuple(next(scores) for _ in solution.steps) for solution in solutions]
+                self.forwarded_tokens += sum(len(step.token_ids) for sample in result.samples for step in sample)
+                self._known[new[result.ticket]] = vote([read_verdict(text, self.spec) for text in texts], rule=self._rule)
+        return [tuple(self._known[prompt] for prompt in steps) for steps in prompts]
 
-    def _request(self, ticket: int, solution: Solution, step: int) -> StepRequest:
+    def _prompt(self, solution: Solution, step: int) -> str:
         places = {"question": solution.question, "previous": "\n\n".join(solution.steps[:step]), "step": solution.steps[step]}
-        prompt = filled(self.spec.question, **places)
+        return filled(self.spec.question, **places)
+
+    def _request(self, ticket: int, prompt: str) -> StepRequest:
+        prefix_ids = self._prompt_ids(prompt)
+        self.forwarded_tokens += len(prefix_ids)
         return StepRequest(
             ticket=ticket,
-            prefix_ids=self._prompt_ids(prompt),
+            prefix_ids=prefix_ids,
             num_samples=1 if self._temperature == 0 else self.spec.num_verdicts,
             seed=derive_seed(self._seed, "judge", prompt),
             temperature=self._temperature,

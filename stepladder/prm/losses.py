@@ -6,7 +6,7 @@ into several forward passes has exactly the gradient of one undivided pass.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -62,9 +62,13 @@ def _masked_mean(losses: Tensor, present: Tensor, num_targets: Tensor | float | 
 
 
 def pairwise_loss(
-    outputs: Float[Tensor, "B G"], targets: Float[Tensor, "B G"], num_groups: Float[Tensor, ""] | float | int | None = None
+    outputs: Float[Tensor, "B G"],
+    targets: Float[Tensor, "B G"],
+    num_groups: Float[Tensor, ""] | float | int | None = None,
+    *,
+    pairs: Bool[Tensor, "B G G"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the Bradley-Terry loss over all ordered pairs of a group, every group weighing the same.
+    """Return the Bradley-Terry loss over the ordered pairs of a group, every group weighing the same.
 
         L = -sum_b 1/|P_b| sum_{(i, j) in P_b} log sigmoid(x_bi - x_bj) / num_groups,   P_b = {(i, j): y_bi > y_bj}
 
@@ -76,6 +80,7 @@ def pairwise_loss(
         outputs: Raw outputs x: one group per row, such as the siblings of a node or the samples of a problem.
         targets: y, of which only the order counts; NaN where the row has no such member.
         num_groups: Groups with pairs that the mean runs over, > 0; None counts those given.
+        pairs: The pairs (i, j), i better than j, where not all that the targets order are compared; None takes those.
 
     Returns:
         A scalar >= 0; log 2 where all outputs are equal.
@@ -84,7 +89,8 @@ def pairwise_loss(
     """
     present = ~targets.isnan()
     outputs, targets = _present_only(outputs, present), _present_only(targets, present)
-    pairs = (targets[:, :, None] > targets[:, None, :]) & present[:, :, None] & present[:, None, :]
+    ordered = targets[:, :, None] > targets[:, None, :] if pairs is None else pairs
+    pairs = ordered & present[:, :, None] & present[:, None, :]
     losses = -F.logsigmoid(outputs[:, :, None] - outputs[:, None, :]) * pairs
     counts = pairs.sum((1, 2))
     groups = losses.sum((1, 2)) / counts.clamp(min=1)

@@ -1,5 +1,6 @@
 """Where a process reward model comes from: a policy with a new value head, or an earlier process reward model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_token_classifier
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, Transform
 from stepladder.types import derive_seed
@@ -17,38 +18,51 @@ HEAD_STD = 0.01
 
 
 def initialise_prm(
-    start: str | Path, *, renderer_hash: str, seed: int, device: str = "auto", dtype: str = "float32", trust_remote_code: bool = False
+    start: str | Path,
+    *,
+    renderer_hash: str,
+    seed: int,
+    spec: PRMSpec | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> tuple[PreTrainedModel, PRMSpec]:
     """Return a process reward model to train, and how its scores are read.
 
-    A directory with a ``PRMSpec`` is continued as it is. Anything else is taken for a policy: its body gets a value head on every token,
-    drawn from the seed, without dropout (which would shift the scale of the outputs between training and scoring).
+    A directory with a ``PRMSpec`` is continued as it is. Anything else is taken for a policy: its body gets a head on every token, drawn
+    from the seed, without dropout (which would shift the scale of the outputs between training and scoring).
 
     Args:
         start: Policy directory or hub id, or directory of a process reward model.
         renderer_hash: Hash of the renderer that made the training rows.
         seed: Seed of a new head, >= 0.
+        spec: What the model is to be, ``renderer_hash`` aside; None is a value head with a sigmoid, or whatever an earlier model is.
         device: As for ``load_token_classifier``.
         dtype: As for ``load_token_classifier``.
+        quantization: As for ``load_token_classifier``.
         trust_remote_code: Run code that ships with a hub model.
 
     Raises:
-        CheckpointError: If the model cannot be read, or has other than one output per token.
-        ConfigError: If device or dtype cannot be had.
+        CheckpointError: If the model cannot be read, or has another number of outputs per token than its spec says.
+        ConfigError: If device or dtype cannot be had, or the earlier model is not what ``spec`` asks for.
         DataFormatError: If the earlier model was trained on rows of another renderer.
     """
-    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    wanted = replace(spec or PRMSpec(), renderer_hash=renderer_hash)
     if not (Path(start) / SPEC_FILE).is_file():
-        return new_head_model(start, num_outputs=1, seed=seed, **options), PRMSpec(renderer_hash=renderer_hash)
-    spec = PRMSpec.load(start)
-    if spec.renderer_hash != renderer_hash:
+        return new_head_model(start, num_outputs=wanted.num_outputs, seed=seed, **options), wanted
+    found = PRMSpec.load(start)
+    if found.renderer_hash != renderer_hash:
         raise DataFormatError(
             f"{start}: rows must come from the renderer that the PRM was trained with: got {renderer_hash!r}, expected "
-            f"{spec.renderer_hash!r} -- start from a policy instead"
+            f"{found.renderer_hash!r} -- start from a policy instead"
         )
+    if spec is not None and found != wanted:
+        raise ConfigError(f"{start}: the model to go on from must be what is trained: it is {found!r}, expected {wanted!r} -- start anew")
     model = load_token_classifier(start, **options)
-    _head(model, start)
-    return model, spec
+    _head(model, start, found.num_outputs)
+    return model, found
 
 
 def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options: Any) -> PreTrainedModel:
@@ -58,7 +72,7 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
         start: Policy directory or hub id.
         num_outputs: Outputs per token, >= 1.
         seed: Seed of the head, >= 0.
-        options: Device, dtype and trust_remote_code, as for ``load_token_classifier``.
+        options: Device, dtype, trust_remote_code and quantization, as for ``load_token_classifier``.
 
     Raises:
         CheckpointError: If the model cannot be read, or its head is not linear.

@@ -6,6 +6,8 @@ Axes: F outputs of a token.
 import numpy as np
 from jaxtyping import Float
 
+from stepladder.errors import ConfigError
+from stepladder.prm.compose import bin_entropy_penalty
 from stepladder.prm.specs import PRMSpec, Transform
 
 
@@ -24,20 +26,38 @@ def transform_outputs(outputs: Float[np.ndarray, "*s"], transform: Transform) ->
         return np.exp(-np.logaddexp(0.0, -outputs if transform == "sigmoid" else -2.0 * outputs))
 
 
-def scores_of(outputs: Float[np.ndarray, "*s F"], spec: PRMSpec) -> Float[np.ndarray, "*s"]:
+def scores_of(outputs: Float[np.ndarray, "*s F"], spec: PRMSpec, *, entropy_penalty: float = 0.0) -> Float[np.ndarray, "*s"]:
     """Return scores in [0, 1] of the outputs at the tokens where steps are read; NaN where an output is not a number.
 
     Args:
         outputs: ``spec.num_outputs`` numbers per token; of two, the second stands for a good step.
         spec: How they are read.
+        entropy_penalty: What a head of bins that is wholly unsure loses, >= 0; one that is sure loses nothing, and none falls below 0.
+
+    Source: the penalty is that of an ensemble's variance (Coste et al. 2023), taken from one categorical head.
     """
     outputs = outputs.astype(np.float64)
     if spec.bins > 1:
         weights = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-        return (weights @ bin_centres(spec.bins)) / weights.sum(axis=-1)
+        probabilities = weights / weights.sum(axis=-1, keepdims=True)
+        means = probabilities @ bin_centres(spec.bins)
+        return means if not entropy_penalty else np.maximum(0.0, means - entropy_penalty * bin_entropy_penalty(probabilities))
     return transform_outputs(outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0], spec.transform)
 
 
 def bin_centres(num_bins: int) -> Float[np.ndarray, "F"]:
     """Return the centres of equal bins that cover [0, 1]."""
     return (np.arange(num_bins) + 0.5) / num_bins
+
+
+def check_entropy_penalty(penalty: float, spec: PRMSpec) -> None:
+    """Refuse a penalty on the entropy of bins that a model does not have.
+
+    Raises:
+        ConfigError: If the penalty is below 0, or above it for a model without bins.
+    """
+    if penalty < 0 or (penalty and spec.bins == 1):
+        raise ConfigError(
+            f"entropy_penalty: needs a head of bins, as the losses hl-gauss and two-hot train it, and must be >= 0: got {penalty} for a "
+            f"{spec.family} model with {spec.bins} -- set it to 0"
+        )

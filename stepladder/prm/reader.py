@@ -21,8 +21,8 @@ from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.prm.layout import Layout, SolutionLayout
 from stepladder.prm.loading import load_bare_lm, load_reward_model
-from stepladder.prm.outputs import scores_of, transform_outputs
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
+from stepladder.prm.specs import PRMSpec, resolve_reference
 
 Scores = tuple[float | None, ...]
 """One score in [0, 1] per step; None where the step could not be scored."""
@@ -46,6 +46,11 @@ class ServedModel(Protocol):
     @property
     def max_positions(self) -> int:
         """Tokens that a sequence can have."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
         ...
 
     @property
@@ -116,6 +121,11 @@ class CachedModel:
         return self._flat.max_positions
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._flat.vocab_size
+
+    @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far."""
         return self._flat.forwarded_tokens
@@ -164,6 +174,7 @@ class StepReader:
         tokenizer: PreTrainedTokenizerBase,
         spec: PRMSpec,
         *,
+        entropy_penalty: float = 0.0,
         max_batch_tokens: int = 4096,
     ) -> None:
         """Read scores off models that are served already.
@@ -172,18 +183,23 @@ class StepReader:
             models: The model, with ``spec.num_outputs`` outputs per token; for an implicit spec, language model and reference.
             tokenizer: The model's tokenizer.
             spec: How scores are read.
+            entropy_penalty: As for ``scores_of``.
             max_batch_tokens: Tokens of the solutions scored together, >= 1; more where one is longer.
 
         Raises:
             CheckpointError: If the tokenizer is not the one that the spec means.
-            ConfigError: If the spec reads the policy's tokens, is a judge's, or is implicit without a reference.
+            ConfigError: If the spec reads the policy's tokens at a head, is a judge's, or is implicit without a reference; or there are
+                no bins whose entropy could count.
         """
         if spec.family == "judge":
             raise ConfigError("PRM spec: a judge writes its verdicts and has no output to read -- use stepladder.prm.judge")
         if (spec.family == "implicit") != (len(models) == 2):
             raise ConfigError("PRM spec: an implicit model, and no other, is read against a reference model -- give --reference")
+        check_entropy_penalty(entropy_penalty, spec)
         self.spec = spec
-        self.layout = SolutionLayout(tokenizer, spec)
+        # The policy's own tokens need no layout: ``read`` takes them as they are.
+        self.layout = None if (spec.family, spec.prompt) == ("implicit", "tokens") else SolutionLayout(tokenizer, spec)
+        self._entropy_penalty = entropy_penalty
         self._max_batch_tokens = max_batch_tokens
         self._models: list[Any] = list(models)
 
@@ -201,24 +217,34 @@ class StepReader:
         """Load a model, its tokenizer and, for an implicit spec, its reference.
 
         Raises:
-            CheckpointError: If a part is missing or does not fit the spec.
-            ConfigError: If device, dtype or reference do not fit.
-            BackendError: If the model cannot be served.
+            BackendError: If the model cannot be served; otherwise as for ``load_parts``.
         """
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        if spec.family != "implicit":
-            model = load_reward_model(source, spec, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            return cls([CachedModel(model, num_outputs=spec.num_outputs)], tokenizer, spec)
-        if reference is None:
-            raise ConfigError("PRM spec: an implicit model is read against a reference model -- give --reference")
-        options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        bare = [load_bare_lm(each, **options) for each in (source, reference)]
-        return cls([CachedModel.of_language_model(*each) for each in bare], tokenizer, spec)
+        return cls.on_transformers(
+            load_parts(source, spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code), spec
+        )
+
+    @classmethod
+    def on_transformers(cls, parts: "ReaderParts", spec: PRMSpec, *, entropy_penalty: float = 0.0) -> "StepReader":
+        """Serve loaded parts with caches of their own; errors as for the class.
+
+        Raises:
+            BackendError: If a model's attention cannot be served from a cache.
+        """
+        models = [
+            CachedModel(model, num_outputs=spec.num_outputs) if head is None else CachedModel.of_language_model(model, head)
+            for model, head in parts.models
+        ]
+        return cls(models, parts.tokenizer, spec, entropy_penalty=entropy_penalty)
 
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far; through an implicit model's reference go as many."""
         return self._models[0].forwarded_tokens
+
+    def knows(self, token_ids: Sequence[int]) -> bool:
+        """Say whether the model, and its reference, have an embedding for every id."""
+        size = min(each.vocab_size for each in self._models)
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < size)
 
     def reset(self) -> None:
         """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
@@ -241,13 +267,20 @@ class StepReader:
         Raises:
             DataFormatError: If ``strict`` and a solution does not fit the spec.
         """
-        layouts = [self._fitting(self._laid_out(each, strict)) for each in solutions]
+        return self.read([self._laid_out(each, strict) for each in solutions])
+
+    @torch.inference_mode()
+    def read(self, layouts: Sequence[Layout]) -> list[Scores]:
+        """Return the scores of the steps of solutions that are laid out, in order; one that ends beyond the context has none."""
+        layouts = [self._fitting(layout) for layout in layouts]
         scores: list[Scores] = []
         for batch in _batches(layouts, self._max_batch_tokens):
             scores += self._implicit_scores(batch) if self.spec.family == "implicit" else self._read_scores(batch)
         return scores
 
     def _laid_out(self, solution: Solution, strict: bool) -> Layout:
+        if self.layout is None:
+            raise ConfigError("PRM spec: the model reads the policy's tokens and no text -- use ImplicitStepScorer")
         try:
             return self.layout.lay_out(solution.question, solution.steps, place=solution.place)
         except DataFormatError:
@@ -268,7 +301,10 @@ class StepReader:
         readable = [layout for layout in layouts if layout.token_ids]
         indices = [np.array([read for read in layout.reads if read is not None], dtype=np.int64) for layout in readable]
         outputs = iter(self._models[0].outputs([layout.token_ids for layout in readable], indices))
-        return [_spread(layout, scores_of(next(outputs), self.spec) if layout.token_ids else np.zeros(0)) for layout in layouts]
+        return [
+            _spread(layout, scores_of(next(outputs), self.spec, entropy_penalty=self._entropy_penalty) if layout.token_ids else np.zeros(0))
+            for layout in layouts
+        ]
 
     def _implicit_scores(self, layouts: Sequence[Layout]) -> list[Scores]:
         readable = [layout for layout in layouts if layout.token_ids]
@@ -282,7 +318,39 @@ class StepReader:
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"]) -> Float[np.ndarray, "S"]:
         ends = np.array([read for read in layout.reads if read is not None], dtype=np.int64) + 1 - max(1, layout.begin)
         sums = np.concatenate([[0.0], np.cumsum(ratios)])[np.concatenate([[0], ends])]
-        return transform_outputs(self.spec.beta * np.diff(sums), self.spec.transform)
+        ratios = sums[1:] if self.spec.accumulate else np.diff(sums)
+        return transform_outputs(self.spec.beta * ratios, self.spec.transform)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderParts:
+    """What a reader on transformers costs in memory, without caches."""
+
+    models: tuple[tuple[PreTrainedModel, nn.Module | None], ...]
+    """The model whose logits are the spec's outputs, and no head; of an implicit spec model and reference, whose logits are their hidden
+    states, with their language heads."""
+    tokenizer: PreTrainedTokenizerBase
+    """The model's tokenizer."""
+
+
+def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | None = None, **options: Any) -> ReaderParts:
+    """Load what ``StepReader.on_transformers`` serves.
+
+    Args:
+        source: Model directory or hub id.
+        spec: How it is read.
+        reference: Reference of an implicit model; None takes the one that the spec names.
+        options: Device, dtype and trust_remote_code, as for ``load_causal_lm``.
+
+    Raises:
+        CheckpointError: If a part is missing or does not fit the spec.
+        ConfigError: If device, dtype or reference do not fit.
+    """
+    tokenizer = load_tokenizer(source, trust_remote_code=options.get("trust_remote_code", False))
+    other = resolve_reference(source, spec, None if reference is None else str(reference))
+    if other is None:
+        return ReaderParts(models=((load_reward_model(source, spec, tokenizer, **options), None),), tokenizer=tokenizer)
+    return ReaderParts(models=tuple(load_bare_lm(each, **options) for each in (source, other)), tokenizer=tokenizer)
 
 
 def _spread(layout: Layout, scores: Float[np.ndarray, "S"]) -> Scores:

@@ -15,7 +15,7 @@ from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.lm.slots import Placement
-from stepladder.prm.outputs import scores_of
+from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.specs import PRMSpec
 
 
@@ -27,24 +27,35 @@ class TransformersStepScorer:
     have, comes after such a step, or gets an output that is not a number.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: PRMSpec, *, max_batch_tokens: int = 4096, cache_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: PRMSpec,
+        *,
+        entropy_penalty: float = 0.0,
+        max_batch_tokens: int = 4096,
+        cache_tokens: int | None = None,
+    ) -> None:
         """Serve a model.
 
         Args:
             model: A causal body with ``spec.num_outputs`` outputs per token, on its device.
             spec: How scores are read off.
+            entropy_penalty: As for ``scores_of``.
             max_batch_tokens: New tokens forwarded in one pass, >= 1.
             cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
 
         Raises:
             BackendError: If the model's attention cannot be cached or its head has another number of outputs.
-            ConfigError: If the spec reads text instead of the policy's tokens.
+            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
         if spec.prompt != "tokens":
             raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
         if model.config.num_labels != spec.num_outputs:
             raise BackendError(f"{spec.family}: must have {spec.num_outputs} outputs per token: got num_labels={model.config.num_labels}")
+        check_entropy_penalty(entropy_penalty, spec)
         self.spec = spec
+        self._entropy_penalty = entropy_penalty
         self._model = FlatModel(model)
         self._cache = PrefixCache(self._model, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, num_outputs=spec.num_outputs)
         self._max_batch_tokens = max_batch_tokens
@@ -120,7 +131,7 @@ class TransformersStepScorer:
 
     def _branch_scores(self, begin: int, branch: Sequence[Sequence[int]], count: int, slots: np.ndarray) -> tuple[float | None, ...]:
         ends = begin + np.cumsum([len(step) for step in branch[:count]], dtype=np.int64)
-        scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec).tolist()
+        scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec, entropy_penalty=self._entropy_penalty).tolist()
         read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
         return (*read, *(None,) * (len(branch) - count))
 

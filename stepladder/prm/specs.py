@@ -16,9 +16,10 @@ from stepladder.files import atomic_write_text
 SPEC_FILE = "stepladder_prm.json"
 """Where a model directory keeps its ``PRMSpec``."""
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
 """What the first version held; the rest had the values that are the defaults now."""
+_NEW_IN_VERSION_3 = {"accumulate", "reference"}
 
 Family = Literal["value-head", "two-class", "vocabulary", "implicit", "judge"]
 Prompt = Literal["tokens", "plain", "chat", "turns"]
@@ -73,6 +74,12 @@ class PRMSpec:
     """Under ``piece-end``, begin with the tokenizer's beginning-of-sequence token where it has one."""
     beta: float = 1.0
     """Factor on the log-ratio of an ``implicit`` model, > 0."""
+    accumulate: bool = False
+    """Whether an ``implicit`` model's log-ratio is summed from the first step on, which makes it a value of the path so far (Yuan et al.
+    2024, proposition 3.1), instead of over the step alone."""
+    reference: str | None = None
+    """Reference of an ``implicit`` model: a hub id or a directory, seen from the model's own where it begins with a dot; None must be
+    told."""
     bins: int = 1
     """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
     split: str = "\n\n"
@@ -91,7 +98,8 @@ class PRMSpec:
             "a good and a bad token": self.family not in ("vocabulary", "judge") or (self.good and self.bad),
             "the read 'step-end' for the prompt 'tokens'": self.prompt != "tokens" or self.read == "step-end",
             "the prompt 'plain' for the read 'piece-end'": self.read != "piece-end" or self.prompt == "plain",
-            "a value head or two classes for the prompt 'tokens'": self.prompt != "tokens" or self.family in ("value-head", "two-class"),
+            "a value head, two classes or an implicit model for the prompt 'tokens'": self.prompt != "tokens"
+            or self.family in ("value-head", "two-class", "implicit"),
             "the read 'step-end' for an implicit model": self.family != "implicit" or self.read == "step-end",
             "a verdict pattern for a judge": self.family != "judge" or self.verdict,
             "a positive beta, bins and num_verdicts": self.beta > 0 and self.bins >= 1 and self.num_verdicts >= 1,
@@ -126,10 +134,10 @@ class PRMSpec:
             raise CheckpointError(f"{path}: must say how scores are read: not found -- use a directory that PRM training wrote") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the PRM again") from error
-        known = {1: _VERSION_1, SPEC_VERSION: {field.name for field in fields(cls)}}
-        if set(row) != known.get(version):
+        names = {field.name for field in fields(cls)}
+        if set(row) != {1: _VERSION_1, 2: names - _NEW_IN_VERSION_3, SPEC_VERSION: names}.get(version):
             raise CheckpointError(
-                f"{path}: must be of version 1 or {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
+                f"{path}: must be of version 1 to {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
                 "-- use the stepladder that wrote it"
             )
         return cls(**row)
@@ -250,6 +258,22 @@ NAMED_SPECS: dict[str, NamedSpec] = {
     ),
 }
 """Specs by name; ``prm specs`` lists them."""
+
+
+def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = None) -> str | None:
+    """Return the reference of an implicit model: the one that is given, else the one that its spec names; None for other families.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if spec.family != "implicit":
+        return None
+    named = spec.reference
+    if given is None and named is None:
+        raise ConfigError(
+            f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference, or set prm.reference"
+        )
+    return given or (str(Path(source, named).resolve()) if named and named.startswith(".") else named)
 
 
 def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:

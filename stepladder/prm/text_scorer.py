@@ -2,22 +2,40 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from stepladder.interfaces import ScoreRequest, ScoreResult
-from stepladder.prm.reader import Scores, Solution, StepReader
+from stepladder.prm.reader import Scores, Solution
 
 Split = Callable[[tuple[int, ...]], tuple[str, tuple[str, ...]] | None]
 """From the tokens of a prompt and the steps behind it to question and steps; None where they are not of any known problem."""
 
 
+class SolutionReader(Protocol):
+    """Scores written solutions: a ``StepReader`` or a ``Judge``."""
+
+    forwarded_tokens: int
+    """Tokens that went through the model so far."""
+
+    def reset(self) -> None:
+        """Forget everything cached."""
+        ...
+
+    def score(self, solutions: Sequence[Solution], *, strict: bool) -> list[Scores]:
+        """Return the scores of every solution's steps; where not ``strict``, a solution that does not fit the spec has none."""
+        ...
+
+
 class TextStepScorer:
-    """A ``StepScorer`` on a ``StepReader``.
+    """A ``StepScorer`` on a ``StepReader`` or a ``Judge``.
 
     Only new steps, with their markers, are forwarded: what solutions share is in the reader's cache. A step that the reader cannot score,
     or that comes behind text which does not fit the spec, is None.
     """
 
-    def __init__(self, reader: StepReader, *, split: Split, decode: Callable[[Sequence[int]], str], max_batch_branches: int = 64) -> None:
+    def __init__(
+        self, reader: SolutionReader, *, split: Split, decode: Callable[[Sequence[int]], str], max_batch_branches: int = 64
+    ) -> None:
         """Serve a reader.
 
         Args:

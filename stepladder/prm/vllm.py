@@ -2,8 +2,8 @@
 
 vLLM pools hidden states at the last token of a sequence and, for that kind of reading alone, finds prefixes in its cache. So every token at
 which a score is read ends a sequence of its own: all tokens up to there. What is cached already is not forwarded again, up to vLLM's whole
-blocks. The head, which may be of any family, is computed here. An implicit model needs the log-probability of every token of a step; vLLM
-computes those of a whole sequence, without its cache.
+blocks. The head, which may be of any family, is computed here. An implicit model needs the log-probability of every token of a step, which
+vLLM gives for the tokens that it forwards.
 
 Axes: T tokens, F outputs of a token.
 """
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ from stepladder.interfaces import ScoreRequest, ScoreResult, check_ticket
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.prm.loading import load_head, out_features
-from stepladder.prm.outputs import scores_of
+from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.reader import StepReader
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, resolve_reference
 
 _MAX_KEPT = 1 << 18
 """Sequences whose outputs are remembered."""
@@ -147,7 +146,11 @@ class VLLMOutputs:
 
 
 class VLLMLogps:
-    """``TokenLogps`` of a language model on vLLM; every sequence is forwarded as a whole."""
+    """``TokenLogps`` of a language model on vLLM.
+
+    vLLM computes them for the tokens that it forwards and leaves out those that it finds in its cache. So a path is forwarded as a whole,
+    unless most of it lies before the tokens that are asked for, as in a search.
+    """
 
     def __init__(self, engine: VLLMEngine) -> None:
         """Serve an engine of task ``generate``; nothing else may use it meanwhile."""
@@ -160,31 +163,44 @@ class VLLMLogps:
         """Tokens that a sequence can have: vLLM samples one more token behind it."""
         return self._engine.context - 1
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._engine.vocab_size
+
     def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
         """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before.
 
         Raises:
             BackendError: If the engine failed or refuses a path.
         """
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        for number, path in enumerate(paths):
-            message = self._engine.add(
-                str(number), path, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-            )
-            if message is not None:
-                raise BackendError(f"vLLM reader: a path of {len(path)} tokens must be readable: {message}")
+        for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
+            self._ask(number, path, cached=start > len(path) // 2)
         found: dict[int, np.ndarray] = {}
         while len(found) < len(paths):
             for output in self._engine.step():
-                if output.finished:
-                    number = int(output.request_id)
-                    found[number] = self._taken(output, paths[number], starts[number])
+                if not output.finished:
+                    continue
+                number, num_cached = int(output.request_id.split()[0]), output.num_cached_tokens or 0
+                path, start = paths[number], starts[number]
+                self.forwarded_tokens += len(path) - num_cached
+                if num_cached >= start:
+                    # The token before the first one that is asked for was not forwarded.
+                    self._ask(number, path, cached=False)
+                    continue
+                entries = zip(output.prompt_logprobs[start:], path[start:], strict=True)
+                found[number] = np.array([entry[token].logprob for entry, token in entries])
         return [found[number] for number in range(len(paths))]
 
-    def _taken(self, output: Any, path: Sequence[int], start: int) -> Float[np.ndarray, "T"]:
-        self.forwarded_tokens += len(path) - (output.num_cached_tokens or 0)
-        return np.array([entry[token].logprob for entry, token in zip(output.prompt_logprobs[start:], path[start:], strict=True)])
+    def _ask(self, number: int, path: Sequence[int], *, cached: bool) -> None:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, skip_reading_prefix_cache=not cached, skip_clone=True
+        )
+        message = self._engine.add(f"{number} {'cached' if cached else 'whole'}", path, params)
+        if message is not None:
+            raise BackendError(f"vLLM reader: a path of {len(path)} tokens must be readable: {message}")
 
     def clear(self) -> None:
         """Forget everything cached, and what is in flight."""
@@ -211,15 +227,21 @@ class VLLMStepScorer:
     comes after such a step, or gets an output that is not a number.
     """
 
-    def __init__(self, model: VLLMOutputs, spec: PRMSpec) -> None:
+    def __init__(self, model: VLLMOutputs, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
         """Read scores off a model that is served already.
 
+        Args:
+            model: The model.
+            spec: How it is read.
+            entropy_penalty: As for ``scores_of``.
+
         Raises:
-            ConfigError: If the spec reads text instead of the policy's tokens.
+            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
+        check_entropy_penalty(entropy_penalty, spec)
         if spec.prompt != "tokens":
             raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
-        self.spec = spec
+        self.spec, self._entropy_penalty = spec, entropy_penalty
         self._model = model
         self._jobs: dict[int, _Job] = {}
         self._places: dict[str, tuple[_Job, int, int]] = {}
@@ -293,7 +315,7 @@ class VLLMStepScorer:
     def _take(self, finished: Sequence[tuple[str, Float[np.ndarray, "F"]]]) -> None:
         if not finished:
             return
-        scores = scores_of(np.array([outputs for _, outputs in finished]), self.spec).tolist()
+        scores = scores_of(np.array([outputs for _, outputs in finished]), self.spec, entropy_penalty=self._entropy_penalty).tolist()
         for (key, _), score in zip(finished, scores, strict=True):
             job, number, index = self._places.pop(key)
             job.scores[number][index] = None if math.isnan(score) else score
@@ -316,12 +338,10 @@ def vllm_reader(
     """
     settings = settings or EngineSettings()
     tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    if spec.family != "implicit":
+    other = resolve_reference(source, spec, None if reference is None else str(reference))
+    if other is None:
         return StepReader([VLLMOutputs.start(source, load_head(source, spec, tokenizer), settings=settings)], tokenizer, spec)
-    if reference is None:
-        raise ConfigError("PRM spec: an implicit model is read against a reference model -- give --reference")
-    engines = [VLLMEngine(each, task="generate", settings=settings) for each in (source, reference)]
-    return StepReader([VLLMLogps(engine) for engine in engines], tokenizer, spec)
+    return StepReader([VLLMLogps(VLLMEngine(each, task="generate", settings=settings)) for each in (source, other)], tokenizer, spec)
 
 
 def _digest(token_ids: Sequence[int]) -> str:

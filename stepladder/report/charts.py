@@ -5,7 +5,7 @@ Coordinates are SVG user units; charts scale with the page.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
@@ -81,13 +81,21 @@ def round_axis(rounds: Sequence[int]) -> Axis:
 
 def token_axis(values: Sequence[float]) -> Axis:
     """Return a logarithmic axis of generated tokens that holds all values."""
+    return log_axis("generated tokens per problem (logarithmic)", values)
+
+
+def log_axis(label: str, values: Sequence[float]) -> Axis:
+    """Return a logarithmic axis that holds all values, which are above 0."""
     low, high = min(values), max(values)
     low, high = (low / 1.5, high * 1.5) if low == high else (low / 1.08, high * 1.08)
-    candidates = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
-    ticks = [tick for tick in candidates if low <= tick <= high] or [round(min(values))]
-    return Axis(
-        label="generated tokens per problem (logarithmic)", low=low, high=high, ticks=[(tick, f"{tick:,}") for tick in ticks], log=True
-    )
+    candidates = [float(f"{digit}e{power}") for power in range(-6, 9) for digit in (1, 2, 5)]
+    ticks = [tick for tick in candidates if low <= tick <= high] or [min(values)]
+    return Axis(label=label, low=low, high=high, ticks=[(tick, short_number(tick)) for tick in ticks], log=True)
+
+
+def short_number(value: float) -> str:
+    """Write a number above 0: whole from 100 on, with three digits below."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +116,15 @@ class _Frame:
 
 
 def line_chart(
-    series: Sequence[Series], *, x: Axis, y: Axis, label: str, x_name: str, height: int = 330, guide: tuple[float, str] | None = None
+    series: Sequence[Series],
+    *,
+    x: Axis,
+    y: Axis,
+    label: str,
+    x_name: str,
+    x_text: Callable[[float], str] = "{:,.0f}".format,
+    height: int = 330,
+    guide: tuple[float, str] | None = None,
 ) -> str:
     """Draw lines with markers, whiskers, labels at the lines' ends and one hover column per x.
 
@@ -118,6 +134,7 @@ def line_chart(
         y: Vertical axis.
         label: What the chart shows, for those who cannot see it.
         x_name: Word before the x value under the pointer, such as ``round``.
+        x_text: How the x value is written there.
         height: Height in user units; the width is fixed.
         guide: Height and text of a dashed horizontal line.
     """
@@ -128,7 +145,7 @@ def line_chart(
         parts.append(_guide(frame, *guide))
     for index, line in enumerate(drawn):
         parts.append(_line(frame, line, shift=(index - (len(drawn) - 1) / 2) * _dodge(frame, drawn)))
-    parts += [_end_labels(frame, drawn), _hover_columns(frame, drawn, x_name)]
+    parts += [_end_labels(frame, drawn), _hover_columns(frame, drawn, x_name, x_text)]
     return _svg(height, label, "".join(parts))
 
 
@@ -177,6 +194,11 @@ _MARKERS = {
     "weighted_vote": "M-4.2 -4.2H4.2V4.2H-4.2Z",
     "best_of_n": "M0 -5L5 4H-5Z",
     "majority": "M0 5L5 -4H-5Z",
+    "line-0": "M0 -5.2L5.2 0L0 5.2L-5.2 0Z",
+    "line-1": "M-4.2 -4.2H4.2V4.2H-4.2Z",
+    "line-2": "M0 -5L5 4H-5Z",
+    "line-3": "M0 5L5 -4H-5Z",
+    "line-4": "M-1.6 -5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5V-1.6H-1.6Z",
 }
 """Shape by series besides colour; a circle for all others."""
 
@@ -219,17 +241,43 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
     return placed
 
 
-def _hover_columns(frame: _Frame, drawn: Sequence[Series], x_name: str) -> str:
+def _hover_columns(frame: _Frame, drawn: Sequence[Series], x_name: str, x_text: Callable[[float], str]) -> str:
     xs = sorted({point.x for line in drawn for point in line.points})
     places = [frame.across(x) for x in xs]
     edges = [float(_LEFT), *((a + b) / 2 for a, b in pairwise(places)), frame.right]
     parts = []
     for index, x in enumerate(xs):
         values = [f"{line.name}  {point.text}" for line in drawn for point in line.points if point.x == x]
-        tip = "\n".join([f"{x_name} {x:,.0f}", *values])
+        tip = "\n".join([f"{x_name} {x_text(x)}", *values])
         width = max(edges[index + 1] - edges[index], 0.5)
         parts.append(_box("hit", edges[index], _TOP, width, frame.height - _BOTTOM - _TOP, tip=tip))
     return "".join(parts)
+
+
+def standalone(panels: Sequence[str], *, style: str, title: str, columns: int = 2, height: int = 330) -> str:
+    """Return charts as one SVG file that needs no page around it.
+
+    Args:
+        panels: What ``line_chart`` drew, row by row, all of one height.
+        style: Style sheet that gives the classes their colours.
+        title: Text above the panels.
+        columns: Panels in a row, >= 1.
+        height: Their height in user units.
+    """
+    gap, head = 24, 44
+    columns = min(columns, len(panels))
+    width, rows = columns * (_WIDTH + gap) + gap, -(-len(panels) // columns)
+    total = head + rows * (height + gap)
+    parts = [f'<rect width="{width}" height="{total}" fill="var(--paper)"/>', _text(gap, 28, title, "title")]
+    for index, panel in enumerate(panels):
+        x, y = gap + index % columns * (_WIDTH + gap), head + index // columns * (height + gap)
+        # Without the class that makes a chart as wide as its page; the outer element has it for all.
+        place = f'<svg x="{x}" y="{y}" width="{_WIDTH}" height="{height}" overflow="visible" '
+        parts.append(panel.replace('<svg class="chart" ', place, 1))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {total}" role="img" aria-label="{escape(title)}">'
+        f"<style>{style}</style>{''.join(parts)}</svg>\n"
+    )
 
 
 def time_bars(rounds: dict[int, dict[str, float]], *, label: str) -> str:

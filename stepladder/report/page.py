@@ -6,6 +6,7 @@ The content policy names the hashes of the page's own style and script. So even 
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -40,11 +41,23 @@ def render_page(run: RunDir) -> str:
     shown = trees_for_page(run, rows[-1]["round"]) if rows else []
     stages = figures.stage_times(run.root / "events.jsonl")
     name = run.root.resolve().name
-    style, script = _resource("page.css"), _resource("page.js")
+    body = _body(run, rows, stages, num_trees=len(shown), name=name)
+    return document(f"{figures.headline(rows).title} · {name}", "\n".join(body), trees=shown)
+
+
+def document(title: str, body: str, *, trees: Sequence[Any] = ()) -> str:
+    """Return a whole page around its body.
+
+    Args:
+        title: What the browser's tab says.
+        body: HTML.
+        trees: Trees to click through, for the frame that ``sections.trees`` leaves for them.
+    """
+    style, script = chart_style() + _resource("page.css"), _resource("page.js")
     return Template(_resource("page.html")).substitute(
-        title=html(f"{figures.headline(rows).title} · {name}"),
-        body="\n".join(_body(run, rows, stages, num_trees=len(shown), name=name)),
-        trees=json_block(shown),
+        title=html(title),
+        body=body,
+        trees=json_block(list(trees)),
         style=style,
         style_hash=_content_hash(style),
         script=script,
@@ -57,6 +70,11 @@ def _body(run: RunDir, rows: list[figures.Row], stages: figures.StageTimes, *, n
     if rows:
         parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]
     return [*parts, sections.time_spent(stages), sections.trees(num_trees), reproduce(run), "</main>"]
+
+
+def chart_style() -> str:
+    """Return the style sheet of charts: all that they need where no page is around them."""
+    return _resource("chart.css")
 
 
 def json_block(value: Any) -> str:

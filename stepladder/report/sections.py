@@ -124,7 +124,7 @@ def _decision(row: Row, *, is_best: bool) -> Markup:
     parts = [f'<span class="badge {word}">{word}</span>', escape(row["accepted_reason"])]
     if is_best:
         parts.append("<em>current best</em>")
-    if row.get("scorer_version") is not None:
+    if row.get("scorer_version") is not None or ((row.get("training") or {}).get("prm") or {}).get("failed"):
         word = _gate_word(row, version="scorer_version", accepted=row["prm_accepted"])
         parts.append(f"<small>PRM {word}: {escape(row['prm_accepted_reason'])}</small>")
     return Markup(" ".join(parts))
@@ -303,8 +303,8 @@ def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
 def data(rows: Sequence[Row]) -> Markup:
     """Return what the searches gave as training data, and what training did with it."""
     explanation = lead(
-        "What each round's training search was turned into. Traces and pairs train the policy, value rows train the PRM; nothing is"
-        " dropped without a reason."
+        "What each round's training search was turned into. Traces, pairs and graded rows train the policy, value rows train the PRM;"
+        " nothing is dropped without a reason."
     )
     searched = [row for row in rows if row.get("search")]
     if not searched and not any(row.get("training") for row in rows):
@@ -327,10 +327,21 @@ def _search_table(rows: Sequence[Row]) -> list[Markup]:
     return [Markup("<h3>Training search</h3>"), table(header, cells)]
 
 
+_KINDS = {
+    "trees": "trees of recent policies",
+    "traces": "traces",
+    "revisions": "revision traces",
+    "pairs": "preference pairs",
+    "graded": "graded rows",
+    "values": "value rows",
+}
+"""Kinds of rows that labelling counts, in the order of the report, as it calls them."""
+
+
 def _label_table(rows: Sequence[Row]) -> list[Markup]:
     cells = []
     for row in rows:
-        for kind, name in (("traces", "traces"), ("pairs", "preference pairs"), ("values", "value rows")):
+        for kind, name in _KINDS.items():
             counts = (row.get("labels") or {}).get(kind)
             if counts is not None:
                 dropped = counts["dropped_by_reason"]
@@ -359,7 +370,7 @@ def _training_table(rows: Sequence[Row]) -> list[Markup]:
             ("PRM", training.get("prm")),
         )
         for name, summary in stages:
-            if summary:
+            if summary and "failed" not in summary:
                 loss = f"{decimals(summary['first_loss'])} → {decimals(summary['last_loss'])}"
                 dropped = _reasons(summary.get("dropped_by_reason") or {})
                 cells.append(

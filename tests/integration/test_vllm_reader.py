@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.lm.vllm import EngineSettings
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.prm.loading import load_bare_lm
+from stepladder.prm.reader import CachedModel, Solution, StepReader
 from stepladder.prm.specs import NAMED_SPECS
-from stepladder.prm.vllm import vllm_reader
+from stepladder.prm.vllm import VLLMLogps, vllm_reader
 from tests.models import save_tiny_policy
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
 
@@ -90,6 +91,23 @@ def test_a_new_step_forwards_what_lies_behind_the_last_whole_block(tmp_path):
         assert reader.forwarded_tokens - before > ends[5]
     finally:
         reader.close()
+
+
+def test_log_probabilities_behind_a_long_prefix_use_the_cache(tmp_path):
+    """Four siblings of five tokens behind 100: three blocks of 32 once; where the cache reaches the first token asked for, all again."""
+    folder = _save(tmp_path, "implicit")
+    model = VLLMLogps(VLLMEngine(folder, task="generate", settings=SETTINGS))
+    oracle = CachedModel.of_language_model(*load_bare_lm(folder, device="cpu"))
+    prefix = tuple(range(20, 120))
+    paths = [(*prefix, 30 + i, 40, 50, 60, 70) for i in range(4)]
+    try:
+        for got, expected in zip(model.logps(paths, [100] * 4), oracle.logps(paths, [100] * 4), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+        assert model.forwarded_tokens == 105 + 3 * (105 - 96)
+        np.testing.assert_allclose(model.logps(paths[:1], [96])[0], oracle.logps(paths[:1], [96])[0], atol=1e-5)
+        assert model.forwarded_tokens == 105 + 3 * (105 - 96) + (105 - 96) + 105
+    finally:
+        model.close()
 
 
 def test_a_search_is_guided_by_a_public_prm_on_vllm(tmp_path):

@@ -34,6 +34,7 @@ class Node:
     gain: float = 0.0
     reward: np.float32 = ZERO
     busy: bool = False
+    rolled: bool = False
     answer: str | None = None
     outcome: float | None = None
     count: int = 1
@@ -64,6 +65,7 @@ class PointerSearch:
         self.nodes = [Node(0, None, (), StopReason.STEP, 0)]
         self.simulations = self.tokens = self.draws = 0
         self.widths = [method.wave // method.groups] * method.groups
+        self.generation = [(self.nodes[0], method.wave)]
         self.base, self.committed, self.calls, self.best, self.leaders = self.nodes[0], 0, 0, -1.0, []
         self.tally, self.noise = {}, np.random.default_rng(derive_seed(self.seed, "gumbel")).gumbel(size=self.num_slots()).tolist()
         self.stop = None
@@ -77,16 +79,21 @@ class PointerSearch:
             if not wave:
                 self.stop = StopReason.EXHAUSTED
                 return self
-            grown = [(leaf, *self.draw(leaf)) for leaf in wave]
+            if self.method.stop_at_goal and self.best >= wave[0].raw:
+                self.stop = StopReason.GOAL
+                return self
+            grown = [(leaf, *self.draw(leaf, place, len(wave))) for place, leaf in enumerate(wave)]
             self.simulations += len(grown[0][2]) if self.method.selection == "sample" else len(wave)
             entered = [(leaf, self.enter(leaf, samples) if samples else None) for leaf, _, samples in grown]
             for node in self.nodes:
                 node.virtual, node.busy = 0, False
             for leaf, result in entered:
                 self.note(leaf, result)
-            self.leaders.append(self.leader())
             for leaf, result in entered:
                 self.back_up(leaf, result)
+            if self.method.selection == "resample":
+                self.generation = self.kept + [(node, node.count) for _, result in entered for node in result[1]]
+            self.leaders.append(self.leader())
             if self.method.commit is not None and self.simulations - self.committed >= self.method.commit and self.base.children:
                 self.base = max(self.base.children, key=self.merit)
                 self.committed = self.simulations
@@ -100,7 +107,7 @@ class PointerSearch:
         return -math.inf if math.isnan(child.value) else float(self.q(child))
 
     def note(self, leaf, result):
-        """Weigh the answers as ``weighted-vote`` does; the twin knows no other rule."""
+        """Weigh the answers as ``weighted-vote`` does; of the other rules the twin knows ``robust-path`` only."""
         reached = [(leaf, 1)] if result is None else [(node, node.count) for node in result[1]]
         for node, count in reached:
             if node.answer is not None:
@@ -111,13 +118,27 @@ class PointerSearch:
                 self.tally[node.answer] = (total, times + count)
 
     def leader(self):
+        if self.method.answer_rule == "robust-path":
+            return self.end_of_robust_path(self.nodes[0])
         scored = any(total is not None for total, _ in self.tally.values())
         return max(self.tally, key=lambda answer: (self.tally[answer][0] or 0.0) if scored else self.tally[answer][1], default=None)
+
+    def end_of_robust_path(self, node):
+        if node.answer is not None:
+            return node.answer
+        leading = [child for child in node.children if self.end_of_robust_path(child) is not None]
+        if not leading:
+            return None
+        return self.end_of_robust_path(max(leading, key=lambda child: (child.visits, -1 if math.isnan(child.value) else child.value)))
 
     def path_score(self, node):
         scores = [on_path.score for on_path in node.path() if on_path.score is not None]
         if not scores:
             return None
+        g, weight = self.aggregated(scores), self.method.ahead
+        return g if node.score is None else (g + weight * node.score) / (1 + weight)
+
+    def aggregated(self, scores):
         return {
             "last": lambda: scores[-1],
             "min": lambda: min(scores),
@@ -151,7 +172,8 @@ class PointerSearch:
             most = min(most, self.budget.max_calls - self.calls)
         if self.budget.max_tokens is not None and self.tokens:
             per_draw = self.tokens / self.draws
-            cost = per_draw * (1 if self.method.selection == "sample" or self.method.temperature == 0 else self.method.num_children)
+            one = self.method.selection == "sample" or self.method.share or self.method.temperature == 0
+            cost = per_draw * (1 if one else self.method.num_children)
             most = min(most, int((self.budget.max_tokens - self.tokens) / cost))
         return max(most, 1)
 
@@ -165,6 +187,8 @@ class PointerSearch:
             return self.select_beam(most)
         if self.method.selection in ("best-first", "depth-first"):
             return self.select_frontier(most)
+        if self.method.selection == "resample":
+            return self.select_particles(most)
         wave = []
         while len(wave) < most and self.reachable(self.base):
             node = self.base
@@ -202,6 +226,37 @@ class PointerSearch:
         leaves.sort(key=lambda n: (-n.depth if deep else 0, math.inf if math.isnan(n.raw) else -float(n.raw), n.index))
         return leaves[:most]
 
+    def select_particles(self, most):
+        """Draw every particle of the next generation by itself, through the list of all particles."""
+        m = self.method
+        if self.generation[0][0] is self.nodes[0]:
+            self.copies, self.kept = {0: m.wave}, []
+            return [self.nodes[0]]
+
+        def weight(node, copies):
+            value = 0.5 if math.isnan(node.raw) else float(node.raw)
+            value = min(max(value, 2.0**-52), 1 - 2.0**-52)
+            odds = value / (1 - value)
+            return copies * (odds ** (1 / m.resample_temperature) if m.resample_by == "odds" else math.exp(value / m.resample_temperature))
+
+        weights = [weight(*particle) for particle in self.generation]
+        drawn = [0] * len(weights)
+        for u in np.random.default_rng(derive_seed(self.seed, "resample", self.simulations)).random(m.wave):
+            reached, place = weights[0], 0
+            while reached <= u * sum(weights) and place < len(weights) - 1:
+                place += 1
+                reached += weights[place]
+            drawn[place] += 1
+        self.copies, self.kept, wave = {}, [], []
+        for (node, _), number in zip(self.generation, drawn, strict=True):
+            if number and node.ended:
+                self.kept.append((node, number))
+            elif number and most > 0:
+                self.copies[node.index] = min(number, most)
+                wave.append(node)
+                most -= number
+        return wave
+
     def edge_score(self, node, child):
         m = self.method
         if m.selection == "gumbel":
@@ -215,6 +270,8 @@ class PointerSearch:
             q = (np.float32(self.q(child)) - np.float32(min(bounds))) / max(np.float32(max(bounds) - min(bounds)), 1e-8) if known else 0.0
         else:
             q = self.completed(node, child)
+        if m.critic_mix and not math.isnan(child.raw):
+            q = (1 - m.critic_mix) * float(q) + m.critic_mix * float(child.raw)
         q = float(q) * max(visits, 1) / (max(visits, 1) + child.virtual)
         n, prior = visits + child.virtual, float(np.float32(child.prior))
         if m.selection == "puct":
@@ -275,13 +332,19 @@ class PointerSearch:
 
     # ---- propose and score
 
-    def draw(self, leaf):
+    def draw(self, leaf, place, num_leaves):
         m = self.method
         if leaf.ended:
             return 0, []
         self.calls += 1
         sampling, greedy = m.selection == "sample", m.temperature == 0
         num = self.wanted if sampling else 1 if greedy else m.root_samples if leaf.depth == 0 else m.num_children
+        if leaf.depth and not greedy and m.branch_entropy is not None and leaf.surprisal < m.branch_entropy:
+            num = 1
+        if leaf.depth and m.selection == "resample":
+            num *= self.copies[leaf.index]
+        if leaf.depth and m.share:
+            num = min(num, sum(self.widths) // num_leaves + (place < sum(self.widths) % num_leaves))
         seed = 0 if greedy else derive_seed(self.seed, leaf.index, self.simulations) if sampling else derive_seed(self.seed, leaf.index)
         start = self.prompt + tuple(i for node in leaf.path() for i in node.ids)
         samples = []
@@ -322,6 +385,7 @@ class PointerSearch:
     def add(self, parent, step):
         node = Node(len(self.nodes), parent, step.token_ids, step.stop_reason, parent.depth + 1)
         node.step_reason, node.text = step.stop_reason, step.text
+        node.surprisal = -math.fsum(step.logps) / len(step.logps) if step.logps else math.inf
         node.logp = sum(step.logps) / len(step.logps) if step.logps else -math.inf
         if self.method.prior in ("norm-logp", "exp-norm-logp") and step.logps:
             node.logp = sum(step.logps) / len(step.logps) ** 1.25
@@ -343,21 +407,33 @@ class PointerSearch:
     def roll_out(self, leaf, new):
         """Value new nodes by rollouts; then rewards."""
         able = [node for node in new if not node.ended]
-        if self.method.rollout_of == "best" and able:
-            able = [max(able, key=lambda node: -1.0 if node.score is None else node.score)]
+        if self.method.rollout_of == "best" and new:
+            best = max(new, key=lambda node: -1.0 if node.score is None else node.score)
+            able = [node for node in able if node is best]
+        reached = [answer for node in new for answer in [node.answer] * node.count if answer is not None]
         for node in able if self.method.rollouts else []:
+            node.rolled = True
             self.calls += 1
-            worths = []
+            worths, self.reached = [], []
             seed = 0 if self.method.rollout_temperature == 0 else derive_seed(self.seed, "rollout", leaf.index, new.index(node))
             for index in range(self.method.rollouts):
                 worths.append(self.roll_out_once(node, 0 if self.method.rollout_temperature == 0 else index, seed))
             known = [worth for worth in worths if not math.isnan(worth)]
+            reached += self.reached
+            if self.by_agreement():
+                known = [max(map(self.reached.count, self.reached), default=0) / self.method.rollouts]
             if known:
                 mean, mix = math.fsum(known) / len(known), self.method.rollout_mix
                 node.estimate = mean if math.isnan(node.estimate) else (1 - mix) * node.estimate + mix * mean
                 node.raw = np.float32(node.estimate)
         for node in new:
+            if self.by_agreement() and node.answer is not None:
+                node.estimate = reached.count(node.answer) / len(reached)
+                node.raw = np.float32(node.estimate)
             self.set_gain(node)
+
+    def by_agreement(self):
+        return self.method.rollout_value == "agreement" and self.right is None
 
     def roll_out_once(self, node, index, seed):
         """Grow a chain beside the tree, and value its end as a node is valued."""
@@ -371,8 +447,12 @@ class PointerSearch:
             end.parent.children.pop()
             if step.stop_reason == StopReason.LENGTH:
                 break
+        if end.answer is not None:
+            self.reached.append(end.answer)
+        on_way = self.nodes[before:]
         del self.nodes[before:]
-        return end.estimate
+        known = [step.estimate for step in on_way if not math.isnan(step.estimate)]
+        return max(known, default=math.nan) if self.method.rollout_value == "best" else end.estimate
 
     def set_gain(self, node):
         parent = node.parent
@@ -394,11 +474,12 @@ class PointerSearch:
         heat = self.method.prior_temperature
         if rule == "frequency":
             weights = [node.count ** (1 / heat) for node in siblings]
-        elif rule != "uniform" and max(node.logp for node in siblings) > -math.inf:
+        elif rule not in ("uniform", "ones") and max(node.logp for node in siblings) > -math.inf:
             weights = [math.exp((node.logp - max(n.logp for n in siblings)) / heat) for node in siblings]
             if rule.startswith("exp-"):
                 weights = [math.exp(node.logp / heat) for node in siblings]
         total = sum(weights) if not rule.startswith("exp-") or max(node.logp for node in siblings) == -math.inf else 1.0
+        total = 1.0 if rule == "ones" else total
         for node, weight in zip(siblings, weights, strict=True):
             node.prior = weight / total
         if siblings and siblings[0].parent is self.nodes[0] and self.method.root_noise:
@@ -419,8 +500,14 @@ class PointerSearch:
             return None
         if self.method.evaluation == "leaf":
             return self.visit(leaf, leaf.raw)
-        for node in new:
+        born = new
+        if self.method.evaluation == "best":
+            rolled = [node for node in new if node.rolled] if self.method.rollout_of == "best" else []
+            born = rolled or [max(new, key=lambda node: -1.0 if math.isnan(node.raw) else node.raw)]
+        for node in born:
             node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
+        if self.method.evaluation == "best":
+            return self.visit(leaf, np.float32(born[0].estimate + born[0].gain))
         known = [(node.count, node.estimate + node.gain) for node in new if not math.isnan(node.raw)]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)

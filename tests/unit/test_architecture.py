@@ -26,9 +26,10 @@ ALLOWED = {
     "embedded": MODELS,
     "loops": MODELS | {"mcts", "policy", "prm", "data"},
     "report": BASE | {"data", "loops"},
-    "cli": BASE | {"loops", "report", "embedded", "cli_errors", "cli_prm"},
+    "cli": BASE | {"loops", "report", "embedded", "cli_errors", "cli_prm", "cli_eval"},
     "cli_errors": BASE,
     "cli_prm": BASE | {"loops", "cli_errors"},
+    "cli_eval": BASE | {"loops", "report", "cli_errors"},
 }
 """What each part may import, besides itself and the package's version."""
 

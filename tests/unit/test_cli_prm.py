@@ -1,6 +1,8 @@
 """``stepladder prm`` on files and saved tiny models."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +10,18 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.data.stepwise import StepwiseSolution
+from stepladder.data.store import write_trees
 from stepladder.interfaces import ScoreRequest
+from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.prm_evaluation import evaluate_scores
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.reader import Solution, StepReader
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.types import Problem
-from tests.models import save_tiny_scorer, tiny_scorer
+from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import qwen_tokenizer, save_head_model, save_language_model
+from tests.unit.test_data_labels import tree
 
 
 def run(*words, code=0):
@@ -238,3 +243,95 @@ def test_eval_prints_a_table_and_writes_json_and_plots(tmp_path):
     assert "1 are in both" in run("eval", tune, "--model", model, "--spec", "trl", "--tune-on", tune, code=2)
     plain = write(tmp_path / "plain.jsonl", {"question": "Q", "steps": ["a"]})
     assert "must hold something to measure" in run("eval", plain, "--model", model, "--spec", "trl", code=2)
+
+
+def test_score_writes_bounded_rewards(tmp_path):
+    """Clip pays for what is missing, delta telescopes to the first score, PAR is one half at the reference, a wrong solution earns less."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="mlp", num_outputs=2, max_positions=200)
+    rows = [{"question": "1 + 1?", "steps": ["It is", "", "2"], "correct": right} for right in (True, False)]
+    file, out = write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
+    words = ("score", file, "--model", model, "--spec", "trl", "--output", out, "--device", "cpu")
+
+    def rewards(rule, *more):
+        run(*words, "--rewards", rule, *more)
+        return [(row["scores"], row["rewards"], row["score"]) for row in rows_of(out)]
+
+    for scores, given, _ in rewards("clip", "--bound-at", 0.4):
+        assert given == [None if score is None else pytest.approx(min(score - 0.4, 0)) for score in scores]
+    for scores, given, _ in rewards("delta"):
+        assert sum(reward for reward in given if reward is not None) == pytest.approx(scores[0])
+    for scores, given, _ in rewards("par"):
+        assert given == [None if score is None else pytest.approx(1 / (1 + math.exp(0.5 - score))) for score in scores]
+    (_, right, score), (_, wrong, _) = rewards("verdict")
+    assert right == pytest.approx(1 / (1 + math.exp(-0.5 * score)))
+    assert wrong == pytest.approx(right - 1)
+    assert "--rewards: must be one of" in run(*words, "--rewards", "huge", code=2)
+
+
+def save_policy_and_trees(folder, problems=24):
+    """Save a tiny policy with its step format, and trees of its tokens: '+' leads to right answers, '-' to wrong ones."""
+    policy = save_tiny_policy(folder / "policy", hidden=32, layers=1)
+    StepFormat(answer_pattern="([a-d])").save(policy)
+    renderer = PromptRenderer(load_tokenizer(policy), StepFormat.load(policy))
+    records = []
+    for number in range(problems):
+        made = tree((-1, 0.5, None), (0, 0.8, None), (0, 0.2, None), (1, 1.0, 1.0), (1, 0.9, 1.0), (2, 0.1, 0.0), (2, 0.0, 0.0))
+        texts = ["", f"{number % 7}+\n", f"{number % 5}-\n", "1+a\n", "2+b\n", "3-c\n", "4-d\n"]
+        problem = Problem(id=f"p{number}", question=f"what {number}")
+        ids = [[], *([token for step in renderer.encode_solution(text) for token in step] for text in texts[1:])]
+        fields = {"problem_id": problem.id, "question": problem.question, "prompt_ids": list(renderer.prompt_ids(problem))}
+        provenance = replace(made.provenance, renderer_hash=renderer.hash)
+        records.append(
+            replace(made, texts=texts, token_ids=ids, logps=[[-1.0] * len(each) for each in ids], provenance=provenance, **fields)
+        )
+    write_trees(folder / "trees" / "shard-0000.parquet", records)
+    return policy, folder / "trees"
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [("bce", "monte-carlo"), ("hl-gauss", "tree-value"), ("pairwise", "step-pairs"), ("listwise", "outcome"), ("implicit-ce", "outcome")],
+)
+def test_train_on_trees_gives_a_model_that_says_itself_how_it_is_read(tmp_path, loss, target):
+    """On held-out trees good steps rank above bad ones; the directory is scored without --spec, and --reference is not needed."""
+    policy, trees = save_policy_and_trees(tmp_path)
+    out = tmp_path / "prm"
+    training = ("--epochs", 30, "--learning-rate", 1e-2, "--batch-size", 16, "--device", "cpu", "--held-out", 0.3)
+    said = run("train", "--trees", trees, "--init", policy, "--output", out, "--loss", loss, "--target", target, *training)
+    assert "trees, loss" in said
+    facts = json.loads((out / "stepladder_prm_training.json").read_text())
+    assert facts["trees"] + facts["held_out_trees"] == 24
+    assert facts["held_out"]["auc"] > 0.9
+    file = write(tmp_path / "in.jsonl", *({"question": "what 9", "steps": [f"5{sign}", f"1{sign}a"]} for sign in "+-"))
+    run("score", file, "--model", out, "--output", tmp_path / "out.jsonl", "--device", "cpu")
+    good, bad = rows_of(tmp_path / "out.jsonl")
+    assert good["score"] > bad["score"]
+
+
+def test_trees_that_cannot_be_trained_on_are_refused(tmp_path):
+    """Files and trees at once, no trees, another format, a target that needs rollouts, and a spec for text."""
+    policy, trees = save_policy_and_trees(tmp_path, problems=4)
+    words = ("train", "--init", policy, "--output", tmp_path / "out", "--device", "cpu")
+    assert "got both or neither" in run(*words, code=2)
+    assert "found none" in run(*words, "--trees", policy, code=2)
+    assert "evolve estimates the others" in run(*words, "--trees", trees, "--held-out", 0, "--target", "rollouts", code=2)
+    assert "the policy's own tokens" in run(*words, "--trees", trees, "--spec", "trl", code=2)
+    StepFormat(answer_pattern="([a-d])", prompt_template="Q: {question}").save(policy)
+    assert "every row must come from renderer" in run(*words, "--trees", trees, "--held-out", 0, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_of_graded_solutions_train_a_reward_model(tmp_path):
+    """With --loss listwise the right solutions of a problem are compared with its wrong ones, at their last steps."""
+    model = save_language_model(tmp_path / "policy", qwen_tokenizer())
+    rows = [
+        {"problem_id": number, "question": f"P{number}", "steps": [str(10 + sample), "ok." if right else "no!"], "correct": right}
+        for number in range(24)
+        for sample, right in enumerate((True, False, False, True))
+    ]
+    file = write(tmp_path / "graded.jsonl", *rows)
+    training = ("--epochs", 8, "--learning-rate", 1e-2, "--batch-size", 8, "--device", "cpu", "--held-out", 0)
+    run("train", file, "--init", model, "--spec", "trl", "--loss", "listwise", "--output", tmp_path / "out", *training)
+    run("score", file, "--model", tmp_path / "out", "--output", tmp_path / "out.jsonl", "--device", "cpu")
+    got = [(row["score"], row["steps"][1] == "ok.") for row in rows_of(tmp_path / "out.jsonl")]
+    assert min(score for score, right in got if right) > max(score for score, right in got if not right)

@@ -8,60 +8,20 @@ import pytest
 
 from stepladder.data.labels import (
     ValueTarget,
+    best_of_values,
     distance_values,
     gather_evidence,
     node_values,
-    preference_pairs,
     progress_values,
-    select_traces,
     trace_from_solution,
     value_rows,
 )
+from stepladder.data.pairs import preference_pairs
 from stepladder.data.problems import SeedSolution
+from stepladder.data.traces import select_traces
 from stepladder.errors import DataFormatError
-from stepladder.types import Provenance, TreeRecord
-
-PROVENANCE = Provenance(round=2, policy_version=1, scorer_version=None, seed=7, config_hash="c" * 16, renderer_hash="r")
-
-
-def tree(
-    *nodes: tuple[int, float | None, float | None],
-    problem_id: str = "p",
-    tokens: dict[int, list[int]] | None = None,
-    prompt: tuple[int, ...] = (1,),
-) -> TreeRecord:
-    """A tree of (parent, value, outcome); node 0 is the root, and node i's step is the token 100 + i unless ``tokens`` says otherwise."""
-    count = len(nodes)
-    depths = [0] * count
-    for node in range(1, count):
-        depths[node] = depths[nodes[node][0]] + 1
-    ids = [[], *([100 + node] for node in range(1, count))]
-    for node, given in (tokens or {}).items():
-        ids[node] = given
-    return TreeRecord(
-        problem_id=problem_id,
-        question="Q?",
-        prompt_ids=list(prompt),
-        method="mcts",
-        parents=[parent for parent, _, _ in nodes],
-        depths=depths,
-        token_ids=ids,
-        logps=[[-0.5] * len(step) for step in ids],
-        texts=["", *(f"s{node}\n" for node in range(1, count))],
-        priors=[1.0] * count,
-        scores=[None] * count,
-        visits=[1] * count,
-        values=[value for _, value, _ in nodes],
-        stop_reasons=["step" if outcome is None else "end" for _, _, outcome in nodes],
-        answers=[None] * count,
-        outcomes=[outcome for _, _, outcome in nodes],
-        generated_tokens=count - 1,
-        policy_calls=1,
-        scored_tokens=0,
-        num_simulations=1,
-        provenance=PROVENANCE,
-    )
-
+from stepladder.types import TreeRecord
+from tests.trees import PROVENANCE, random_tree, tree
 
 # Two halves. Below 1 two of three leaves are right, below 2 none of two, and 3 was never followed to an end.
 #
@@ -274,24 +234,6 @@ def test_written_solution_becomes_a_trace():
         trace_from_solution(replace(solution, solution=""), renderer=TwoStepRenderer(), provenance=PROVENANCE)
 
 
-def random_tree(seed: int) -> TreeRecord:
-    """Up to 40 nodes, leaves graded or not, some values missing, some steps failed or equal to a sibling's."""
-    rng = random.Random(seed)
-    count = rng.randint(1, 40)
-    parents = [-1, *(rng.randrange(max(0, node - 8), node) for node in range(1, count))]
-    leaves = set(range(count)) - set(parents)
-    nodes = [
-        (
-            parents[node],
-            rng.choice([None, *(i / 8 for i in range(9))]),
-            rng.choice([None, 0.0, 1.0, 1.0]) if node in leaves and node else None,
-        )
-        for node in range(count)
-    ]
-    tokens = {node: rng.choice([[], [7], [8], [100 + node]]) for node in range(1, count) if rng.random() < 0.3 and node in leaves}
-    return tree(*nodes, tokens=tokens, problem_id=f"p{rng.randrange(3)}")
-
-
 def leaves_below(record: TreeRecord, node: int) -> list[float]:
     """The outcomes at and below a node, by recursion."""
     own = [record.outcomes[node]] if record.outcomes[node] is not None else []
@@ -375,6 +317,35 @@ def test_progress_adds_the_provers_advantage():
     """0.4 + 0.5 * (0.9 - 0.5) = 0.6; a large advantage is clipped; the root and what is not known have none."""
     assert progress_values([0.5, 0.4, 0.9, None], [0.5, 0.9, 0.1, 0.3], [-1, 0, 1, 1], alpha=0.5) == [None, pytest.approx(0.6), 0.5, None]
     assert progress_values([0.5, 0.9], [0.0, 1.0], [-1, 0]) == [None, 1.0]
+
+
+def test_progress_of_a_tree_is_that_under_the_best_of_four_attempts():
+    """Shares 1/2 at the root, 2/3 and 0 below: 2/3 + (1 - (1/3)^4) - (1 - (1/2)^4) is above 1, 0 + 0 - 15/16 below 0; leaves likewise."""
+    record = tree((-1, None, None), (0, None, None), (0, None, 0.0), (1, None, 1.0), (1, None, 1.0), (1, None, 0.0))
+    best = [15 / 16, 80 / 81, 0.0, 1.0, 1.0, 0.0]
+    assert best_of_values([1 / 2, 2 / 3, 0.0, 1.0, 1.0, None]) == [pytest.approx(each) for each in best[:5]] + [None]
+    values = node_values(record, "progress")
+    assert values[0] is None
+    assert values[1:] == [pytest.approx(2 / 3 + 80 / 81 - 15 / 16), 0.0, 1.0, 1.0, 0.0]
+
+
+def test_outcomes_are_targets_of_graded_leaves_alone():
+    """One target at the end of every graded solution, none on the way; what was never graded gives no row."""
+    selection = value_rows([HAND], target="outcome")
+    assert [(row.step_ids[-1], row.targets) for row in selection.rows] == [
+        ([105], [None, 0.0]),
+        ([106], [None, 0.0]),
+        ([107], [None, None, 1.0]),
+        ([108], [None, None, 1.0]),
+        ([109], [None, 0.0]),
+    ]
+    assert selection.dropped_by_reason == {"no target": 1}
+
+
+def test_targets_may_be_given():
+    """Estimates from elsewhere take the place of a definition, node by node."""
+    record = tree((-1, None, None), (0, 0.3, None), (1, 0.4, None))
+    assert [row.targets for row in value_rows([record], given=[[0.1, 0.75, None]]).rows] == [[0.75]]
 
 
 @pytest.mark.parametrize("target", list(ValueTarget))

@@ -12,10 +12,13 @@ from stepladder.data.metrics import (
     answer_entropy,
     best_of_n,
     brier,
+    clustered_interval,
     first_within,
+    known_within,
     majority_vote,
     mcnemar_p_value,
     paired_comparison,
+    paired_difference,
     pass_at_k,
     pooled_auc,
     weighted_vote,
@@ -141,6 +144,40 @@ def test_wilson_interval_at_its_ends():
         wilson_interval(3, 2)
 
 
+@pytest.mark.parametrize("shares", [[1.0] * 8 + [0.0] * 2, [0.0] * 3, [1.0] * 5])
+def test_clustered_interval_of_zeros_and_ones_is_wilsons(shares):
+    """One try per problem, or tries that all agree: each problem counts once, however often it was tried."""
+    wilson = wilson_interval(int(sum(shares)), len(shares))
+    for num_repeats in (1, 4):
+        assert clustered_interval(shares, num_repeats=num_repeats) == pytest.approx(wilson)
+
+
+def test_clustered_interval_by_hand():
+    """Six problems, two tries: p = 1/2, s^2 = (4 * 1/4) / 6 = 1/6, so n_eff = 6 * 1/4 * 6 = 9, between 6 problems and 12 tries."""
+    z = 1.959963984540054
+    half = z / (1 + z**2 / 9) * math.sqrt(0.25 / 9 + z**2 / (4 * 81))
+    assert clustered_interval([1, 1, 0.5, 0.5, 0, 0], num_repeats=2) == pytest.approx((0.5 - half, 0.5 + half))
+    # Tries that differ in the same way everywhere: no more is known than 8 independent ones would tell.
+    assert clustered_interval([0.5] * 4, num_repeats=2) == pytest.approx(wilson_interval(4, 8))
+    assert clustered_interval([], num_repeats=3) == (0.0, 1.0)
+    with pytest.raises(ShapeError, match=r"shares must be in \[0, 1\]: got 0.5 to 1.5"):
+        clustered_interval([0.5, 1.5], num_repeats=2)
+
+
+def test_clustered_interval_covers_what_it_says():
+    """Problems of random difficulty, three tries each: 95 of 100 intervals hold the mean; Wilson's of all tries hold far fewer."""
+    rng, inside, naive = np.random.default_rng(3), 0, 0
+    for _ in range(2000):
+        difficulties = rng.choice([0.05, 0.95], size=40)
+        tries = rng.random((40, 3)) < difficulties[:, None]
+        low, high = clustered_interval(list(tries.mean(axis=1)), num_repeats=3)
+        inside += low <= 0.5 <= high
+        low, high = wilson_interval(int(tries.sum()), 120)
+        naive += low <= 0.5 <= high
+    assert 0.935 < inside / 2000 < 0.97
+    assert naive / 2000 < 0.80
+
+
 def test_mcnemar_by_hand():
     """5 against 0: two tails of 1/32. 1 against 1 is no evidence; neither is nothing."""
     assert mcnemar_p_value(5, 0) == 2 / 32
@@ -169,6 +206,26 @@ def test_paired_comparison_of_equals_is_zero():
     for first, second in [([], []), ([True], [])]:
         with pytest.raises(ShapeError, match="paired_comparison"):
             paired_comparison(first, second, rng=np.random.default_rng(1))
+
+
+def test_paired_difference_by_hand():
+    """Shares of several tries: mean of the differences; the interval of zeros and ones is that of ``paired_comparison``."""
+    result = paired_difference([0.0, 0.5, 1.0], [0.5, 1.0, 1.0], rng=np.random.default_rng(0))
+    assert result.difference == pytest.approx(1 / 3)
+    assert result.interval == pytest.approx((0.0, 0.5))
+    always = paired_difference([0.25] * 5, [0.75] * 5, rng=np.random.default_rng(0))
+    assert (always.difference, always.interval) == (0.5, (0.5, 0.5))
+    first, second = [0.0] * 30 + [1.0] * 70, [1.0] * 30 + [0.0] * 10 + [1.0] * 60
+    spread = 1.96 * math.sqrt((0.4 - 0.2**2) / 100)
+    assert paired_difference(first, second, rng=np.random.default_rng(0)).interval == pytest.approx((0.2 - spread, 0.2 + spread), abs=0.015)
+    with pytest.raises(ShapeError, match="paired_difference"):
+        paired_difference([1.0], [], rng=np.random.default_rng(0))
+
+
+def test_known_within_is_the_last_entry_that_fits():
+    """Nothing is known before the first entry; an entry counts from the token at which it was reached."""
+    course = [(10, "a"), (20, None), (30, "b")]
+    assert [known_within(course, tokens) for tokens in (9, 10, 19, 20, 30, 99)] == [None, "a", "a", None, "b", "b"]
 
 
 def test_answer_entropy_by_hand():

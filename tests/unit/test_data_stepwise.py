@@ -93,7 +93,26 @@ def test_trl_processbench_and_plain_rows(tmp_path):
     assert file.solutions[3].problem_id == "x"
 
 
-def test_rewardmath_rows_are_a_right_solution_and_wrong_ones(tmp_path):
+def test_rewardmath_rows_are_one_solution_each(tmp_path):
+    """The benchmark's own file is one JSON list; the rows of a problem share its number, and the chosen one is right."""
+    common = {"problem": "P", "answer": "1600", "subject": "Algebra", "level": 1, "problem_id": 0}
+    rows = [
+        common | {"id": 0, "eval_solution": ["a", "b"], "solution_type": "chosen", "solution_reference": "human_to_GPT-4"},
+        common | {"id": 1, "eval_solution": ["c"], "solution_type": "rejected", "solution_reference": "modified_with_GPT-4"},
+    ]
+    (tmp_path / "direct.json").write_text(json.dumps(rows))
+    file = load_stepwise(tmp_path / "direct.json", split=None)
+    assert [(each.problem_id, each.steps, each.correct) for each in file.solutions] == [("0", ("a", "b"), True), ("0", ("c",), False)]
+    assert file.solutions[1].place.endswith("direct.json:2")
+    for broken, message in (({**rows[0], "solution_type": "good"}, "solution_type"), ({**rows[0], "eval_solution": []}, "list of strings")):
+        with pytest.raises(DataFormatError, match=message):
+            load_stepwise(write(tmp_path / "b.jsonl", broken))
+    (tmp_path / "object.json").write_text("{}")
+    with pytest.raises(DataFormatError, match="list of JSON objects"):
+        load_stepwise(tmp_path / "object.json")
+
+
+def test_chosen_and_rejected_rows_are_right_and_wrong_solutions(tmp_path):
     """Solutions in one piece are split, and all belong to one problem."""
     row = {"problem": "P", "chosen": "a\n\nb", "rejected": ["c", "d\n\ne"]}
     file = load_stepwise(write(tmp_path / "a.jsonl", row, row | {"chosen": ["a"]}))

@@ -12,7 +12,7 @@ import pytest
 
 from stepladder.data import store
 from stepladder.errors import CheckpointError, DataFormatError
-from stepladder.types import PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 
 PROVENANCE = Provenance(round=3, policy_version=2, scorer_version=1, seed=2**62, config_hash="c" * 16, renderer_hash="r" * 16)
 
@@ -61,6 +61,22 @@ PAIR = PreferencePair(
     depth=1,
     chosen_visits=9,
     rejected_visits=3,
+    chosen_logps=[-0.25],
+    rejected_logps=[-1e-300],
+    agreement=1 / 3,
+    uncertainty=None,
+    provenance=PROVENANCE,
+)
+GRADED = GradedRow(
+    problem_id="p",
+    prompt_ids=[1],
+    completion_ids=[2, 3],
+    good=False,
+    value=0.1,
+    prompt_value=0.1 + 0.2,
+    prompt="Q\n",
+    completion="ab",
+    logps=[-0.5, 0.0],
     provenance=PROVENANCE,
 )
 VALUE = ValueRow(
@@ -71,6 +87,7 @@ KINDS = {
     "trees": (store.TREES, store.write_trees, store.read_trees, TREE),
     "traces": (store.TRACES, store.write_traces, store.read_traces, TRACE),
     "pairs": (store.PAIRS, store.write_pairs, store.read_pairs, PAIR),
+    "graded": (store.GRADED, store.write_graded, store.read_graded, GRADED),
     "values": (store.VALUES, store.write_values, store.read_values, VALUE),
 }
 
@@ -136,11 +153,11 @@ def test_foreign_files_are_refused(tmp_path):
     """Another kind, another version, no shard, no Parquet, nothing: one sentence that names the file."""
     pairs = tmp_path / "pairs"
     store.write_pairs(pairs, [PAIR])
-    with pytest.raises(DataFormatError, match="pairs: must be a shard of trees, schema version 1: got pairs, version 2"):
+    with pytest.raises(DataFormatError, match="pairs: must be a shard of trees, schema version 1: got pairs, version 3"):
         store.read_trees(pairs)
     newer = store.PAIRS.schema.with_metadata({b"stepladder.kind": b"pairs", b"stepladder.schema_version": b"9"})
     pq.write_table(pq.read_table(pairs).cast(newer), tmp_path / "newer")
-    with pytest.raises(DataFormatError, match="newer: must be a shard of pairs, schema version 2: got pairs, version 9"):
+    with pytest.raises(DataFormatError, match="newer: must be a shard of pairs, schema version 3: got pairs, version 9"):
         store.read_pairs(tmp_path / "newer")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "plain")
     (tmp_path / "text").write_text("no parquet")

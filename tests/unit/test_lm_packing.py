@@ -130,6 +130,48 @@ def test_large_trees_are_cut_where_least_is_forwarded_twice(seed: int) -> None:
     assert sum(tree.length for tree in packed) == min(costs)
 
 
+def sibling_rows(seed: int) -> list[Sequences]:
+    """Return the pairs of one problem: at three depths of a line its step against one to three others, steps of 2 to 6 tokens."""
+    rng = np.random.default_rng(seed)
+    step = lambda: rng.integers(9, size=int(rng.integers(2, 7))).tolist()  # noqa: E731
+    prefix, rows = rng.integers(9, size=6).tolist(), []
+    for siblings in (3, 2, 2):
+        chosen = prefix + step()
+        rows += [Sequences((chosen, prefix + step())) for _ in range(siblings)]
+        prefix = chosen
+    return rows
+
+
+def fewest_tokens(rows: list[Sequences], row_tokens: int) -> int:
+    """Return the tokens of the best partition of rows into trees within the limit, contiguous or not, by trying all of them."""
+    sizes = {}
+    for members in range(1, 1 << len(rows)):
+        chosen = [row for i, row in enumerate(rows) if members >> i & 1]
+        size = len(prefixes([sequence for row in chosen for sequence in row.sequences]))
+        if size <= row_tokens or len(chosen) == 1:
+            sizes[members] = size
+    best = {0: 0}
+    for members in range(1, 1 << len(rows)):
+        first, part, found = members & -members, members, []
+        while part:
+            if part & first and part in sizes:
+                found.append(sizes[part] + best[members ^ part])
+            part = (part - 1) & members
+        best[members] = min(found)
+    return best[(1 << len(rows)) - 1]
+
+
+@pytest.mark.parametrize(("row_tokens", "mean", "worst"), [(24, 1.05, 1.2), (32, 1.02, 1.2), (48, 1.0, 1.0)])
+def test_cuts_are_near_the_best_of_all_partitions(row_tokens: int, mean: float, worst: float) -> None:
+    """Even where a tree holds two or three rows only, cutting into runs costs few tokens more than any partition, which is bin packing."""
+    ratios = []
+    for seed in range(20):
+        rows = sibling_rows(seed)
+        packed = pack_rows(rows, row_tokens=row_tokens)
+        ratios.append(sum(tree.length for tree in packed) / fewest_tokens(rows, row_tokens))
+    assert min(ratios) >= 1 and max(ratios) <= worst and np.mean(ratios) <= mean
+
+
 def test_both_sides_of_a_row_stay_together() -> None:
     """A row of several sequences is never cut, even where it is larger than the limit; rows of different groups never merge."""
     rows = [Sequences(([1, 2, 3], [1, 4, 5])), Sequences(([1, 2, 6], [1, 4, 7])), Sequences(([1, 2, 3],), group="q")]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stepladder.errors import BackendError, CheckpointError, ConfigError
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.lm.adapters import LoraSettings, quantization
+from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.rows import pad
 from stepladder.lm.schedule import batch_schedule
-from stepladder.lm.training import LoraSettings, TrainSettings, last_logits
-from stepladder.policy.train import train_sft
+from stepladder.lm.training import TrainSettings, last_logits, split_held_out
+from stepladder.policy.train import completion_rows, train_sft
 from stepladder.types import Provenance, Trace
 from tests.models import save_tiny_policy
 
@@ -137,6 +140,10 @@ def test_pad_fills_on_the_right() -> None:
         {"weight_decay": -1.0},
         {"max_grad_norm": 0.0},
         {"checkpoint_every": -1},
+        {"keep_checkpoints": 0},
+        {"held_out": 1.0, "checkpoint_every": 1},
+        {"held_out": 0.1},
+        {"report_to": ("slack",)},
         {"lora": LoraSettings(r=0)},
         {"seed": -1},
     ],
@@ -355,3 +362,157 @@ def test_last_logits_are_the_end_of_all_logits(start: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(start)
     inputs = {"input_ids": torch.arange(4, 16).view(2, 6)}
     torch.testing.assert_close(last_logits(model, inputs, positions=2), model(**inputs).logits[:, -2:])
+
+
+def test_a_training_killed_outright_ends_with_the_undisturbed_bytes(start: Path, tmp_path: Path) -> None:
+    """``kill -9`` in the middle of the second pass, after update 5 of 9 and a checkpoint at 4: the next call ends with the same bytes."""
+    settings = replace(SETTINGS, epochs=3.0, checkpoint_every=2, held_out=0.2, keep_checkpoints=1)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dataclasses import replace; from tests.unit.test_lm_training import *\n"
+        "settings = replace(SETTINGS, epochs=3.0, checkpoint_every=2, held_out=0.2, keep_checkpoints=1)\n"
+        "kill = lambda step, *_: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None\n"
+        "train_sft(Path(sys.argv[1]), random_traces(14), Path(sys.argv[2]), settings, renderer_hash=HASH, on_progress=kill)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", code, str(start), str(tmp_path / "out")], check=False, cwd=REPO, env=environment)
+    assert done.returncode == -9
+    left = sorted(path.name for path in (tmp_path / "out.work").iterdir())
+    steps: list[int] = []
+    resumed = train_sft(
+        start, random_traces(14), tmp_path / "out", settings, renderer_hash=HASH, on_progress=lambda step, *_: steps.append(step)
+    )
+    whole = train_sft(start, random_traces(14), tmp_path / "whole", settings, renderer_hash=HASH)
+    assert "checkpoint-4" in left and steps == [5, 6, 7, 8, 9]
+    assert weights_digest(tmp_path / "out") == weights_digest(tmp_path / "whole")
+    assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
+
+
+# ---- held-out rows, checkpoints, trackers, memory ----
+
+
+def test_the_best_weights_on_held_out_rows_are_kept(start: Path, tmp_path: Path) -> None:
+    """Trained far too fast, the loss on held-out rows is lowest early; those weights are saved, and their loss is what is reported."""
+    settings = replace(SETTINGS, learning_rate=0.03, epochs=6.0, checkpoint_every=3, held_out=0.25, schedule="constant")
+    traces = random_traces(16)
+    report = train_sft(start, traces, tmp_path / "best", settings, renderer_hash=HASH)
+    assert report.rows == 12 and report.updates == 18
+    assert report.best_update is not None and report.best_update < 18 and report.best_update % 3 == 0
+    stopped = replace(settings, max_updates=report.best_update)
+    train_sft(start, traces, tmp_path / "stopped", stopped, renderer_hash=HASH)
+    assert weights_digest(tmp_path / "best") == weights_digest(tmp_path / "stopped")
+    _, aside = split_held_out(completion_rows(traces, vocabulary=60), share=0.25, seed=settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    nll = tokens = 0.0
+    for row in aside:
+        with torch.no_grad():
+            logps = model(torch.tensor([[*row.prompt_ids, *row.completion_ids]])).logits[0].log_softmax(-1)
+        nll -= sum(float(logps[len(row.prompt_ids) - 1 + i, token]) for i, token in enumerate(row.completion_ids))
+        tokens += len(row.completion_ids)
+    assert len(aside) == 4 and report.held_out_loss == pytest.approx(nll / tokens, rel=1e-5)
+
+
+def test_problems_are_held_out_whole() -> None:
+    """Rows of a problem are all on one side, a row without a problem is one of its own, and at least one problem is on each."""
+    rows = completion_rows([trace([4], [5 + i], problem_id=f"p{i // 3}") for i in range(12)], vocabulary=60)
+    kept, aside = split_held_out(rows, share=0.3, seed=0)
+    assert {row.group for row in kept}.isdisjoint({row.group for row in aside}) and len(kept) == 9 and len(aside) == 3
+    assert kept + aside != rows and sorted(map(str, kept + aside)) == sorted(map(str, rows))
+    assert [len(part) for part in split_held_out(rows, share=0.001, seed=0)] == [9, 3]
+    assert [len(part) for part in split_held_out(rows, share=0.999, seed=0)] == [3, 9]
+    assert [len(part) for part in split_held_out([replace(row, group="") for row in rows], share=0.5, seed=0)] == [6, 6]
+    assert split_held_out(rows, share=0.0, seed=0) == (rows, [])
+    with pytest.raises(DataFormatError, match="at least two problems: got 1"):
+        split_held_out(rows[:3], share=0.3, seed=0)
+
+
+def test_only_the_newest_and_the_best_checkpoints_stay(start: Path, tmp_path: Path) -> None:
+    """With checkpoints at every update the last three stay while training goes on, and the best one where rows are held out."""
+    seen: list[set[str]] = []
+
+    def look(step: int, *_: object) -> None:
+        seen.append({path.name for path in (tmp_path / "out.work").glob("checkpoint-*")})
+
+    settings = replace(SETTINGS, checkpoint_every=1, keep_checkpoints=3)
+    train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH, on_progress=look)
+    assert seen[-1] == {"checkpoint-3", "checkpoint-4", "checkpoint-5"}
+    fast = replace(settings, keep_checkpoints=1, held_out=0.25, learning_rate=0.1, schedule="constant", warmup_ratio=0.0)
+    report = train_sft(start, random_traces(), tmp_path / "out", fast, renderer_hash=HASH, on_progress=look)
+    assert seen[-1] == {f"checkpoint-{report.best_update}", f"checkpoint-{report.updates - 1}"}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_learning_rate_falls_linearly_by_default(start: Path, tmp_path: Path, packed: bool) -> None:
+    """TensorBoard is told a rise over one of ten updates and a straight fall to 0, and its files outlive the work directory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, max_updates=10, epochs=9.0, warmup_ratio=0.1, report_to=("tensorboard",), packed=packed)
+    report = train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+    events = EventAccumulator(str(tmp_path / "out.logs")).Reload()
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    assert rates == pytest.approx([0.0, *(1e-3 * (10 - step) / 9 for step in range(1, 10))], abs=1e-9)
+    assert events.Scalars("train/loss")[-1].value == pytest.approx(report.last_loss)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio", "mlflow"])
+def test_a_missing_tracker_is_named_before_training(start: Path, tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to install, and nothing is written."""
+    monkeypatch.setattr("stepladder.lm.trackers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=f"'{tracker}'.* -- pip install {tracker}"):
+        train_sft(start, random_traces(), tmp_path / "out", replace(SETTINGS, report_to=(tracker,)), renderer_hash=HASH)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (SETTINGS, "set micro_batch_size to 2: now 4 rows"),
+        (replace(SETTINGS, micro_batch_size=2), "set micro_batch_size to 1: now 2 rows"),
+        (replace(SETTINGS, micro_batch_size=1), "set gradient_checkpointing = true"),
+        (replace(SETTINGS, micro_batch_size=1, gradient_checkpointing=True), "set bf16 = true"),
+        (replace(SETTINGS, micro_batch_size=1, gradient_checkpointing=True, bf16=True), "train adapters only"),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "cpu"])
+def test_a_lack_of_memory_names_the_setting_to_change(
+    start: Path, tmp_path: Path, settings: TrainSettings, remedy: str, error: Exception | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever allocator gives up inside the model, the error says in which update and what to set; other errors stay as they are."""
+    raised = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried") if error == "cpu" else error
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised  # pyright: ignore[reportGeneralTypeIssues]
+
+    layer = "transformers.models.qwen2.modeling_qwen2.Qwen2MLP.forward"
+    monkeypatch.setattr(layer, fail)
+    with pytest.raises(BackendError, match=f"out of memory in update 1 of .* -- {remedy}"):
+        train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(layer, lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+
+
+def test_weights_in_four_bits_need_bitsandbytes(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package the message says what to install; with it, the weights are asked for in NF4 with quantised scales."""
+    settings = replace(SETTINGS, lora=LoraSettings(r=2, four_bit=True))
+    monkeypatch.setattr("stepladder.lm.adapters.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+    monkeypatch.setattr("stepladder.lm.adapters.find_spec", lambda name: name)
+    asked = quantization(settings.lora)
+    assert asked is not None and (asked.load_in_4bit, asked.bnb_4bit_quant_type, asked.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert quantization(LoraSettings()) is None and quantization(None) is None
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_adapters_on_four_bit_weights_are_merged_into_what_they_were_trained_on(start: Path, tmp_path: Path) -> None:
+    """The output is a plain float32 directory; its weights are the rounded ones plus a change of low rank, and the loss has fallen."""
+    settings = replace(SETTINGS, lora=LoraSettings(r=2, alpha=8, four_bit=True), learning_rate=1e-2, epochs=6.0)
+    report = train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+    assert report.last_loss < report.first_loss
+    before, after = (load_file(path / "model.safetensors") for path in (start, tmp_path / "out"))
+    assert before.keys() == after.keys() and not json.loads((tmp_path / "out" / "config.json").read_text()).get("quantization_config")
+    rounded = load_causal_lm(start, device="cpu", quantization=quantization(settings.lora)).dequantize().state_dict()  # pyright: ignore
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert 0 < float((rounded[name].float() - before[name]).norm()) < 0.2 * float(before[name].norm())
+    assert np.linalg.matrix_rank((after[name] - rounded[name].float()).numpy(), tol=1e-3) == 2

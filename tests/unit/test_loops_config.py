@@ -106,3 +106,38 @@ def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"must hold tokenizer\.json"):
         check_model(policy(tmp_path).policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["prm.start=fixed"], "needs a model to keep"),
+        (["prm.start=fixed", "prm.model=x", "prm.ensemble=2"], "trains nothing"),
+        (["prm.target=step-pairs"], "needs the loss 'pairwise'"),
+        (["prm.target=step-pairs", "prm.loss=listwise"], "needs the loss 'pairwise'"),
+        (["prm.loss=implicit-ce"], "expected 'outcome'"),
+        (["prm.loss=implicit-ce", "prm.target=outcome", "prm.start=last"], "expected 'policy'"),
+        (["prm.loss=pairwise", "prm.supervise=every-token"], "expected 'step-end'"),
+        (["prm.loss=two-hot", "prm.head=two-class"], "needs a value head"),
+        (["prm.loss=hinge"], "prm.loss"),
+        (["search.scores.bound_at=2"], "search.scores.bound_at"),
+        (["evaluate.scores.penalty=-1"], "evaluate.scores.penalty"),
+        (["search.scores.ensembl=min"], "did you mean 'ensemble'"),
+    ],
+)
+def test_prm_choices_that_do_not_fit_each_other_are_explained(settings: list[str], words: str) -> None:
+    """Loss, target, head, start and what becomes of scores are checked before anything is loaded."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, *settings])
+    assert words in str(caught.value)
+
+
+def test_every_prm_loss_and_target_can_be_configured() -> None:
+    """What the configuration names is what the trainers know."""
+    from stepladder.data.labels import ValueTarget
+    from stepladder.loops.config import PRMConfig
+    from stepladder.prm import implicit, objective
+
+    losses = set(PRMConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
+    assert losses == {*objective.LOSSES, *implicit.LOSSES}
+    assert set(ValueTarget) < set(PRMConfig.model_fields["target"].annotation.__args__)  # type: ignore[union-attr]

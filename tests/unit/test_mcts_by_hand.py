@@ -1,10 +1,11 @@
 """Small trees of published methods, worked out by hand from the papers' rules."""
 
 import math
+from collections import Counter
 
 import pytest
 
-from stepladder.testing import make_step
+from stepladder.testing import ScriptedPolicy, make_step
 from stepladder.types import Budget, StopReason
 from tests.unit.test_mcts_engine import one
 
@@ -39,24 +40,132 @@ def test_rstar_math_by_hand():
 
 
 def test_rest_mcts_by_hand():
-    """Scores 0.2, 0.6, 0.4: the best, b, is rolled forward three greedy steps (always a) to 0.8 and is worth (0.6 + 0.8) / 2 = 0.7.
+    """Scores 0.2, 0.6, 0.4: the best, b, is rolled forward by three steps (a each), the best of which, 0.8, makes it (0.6 + 0.8) / 2 = 0.7.
 
-    Second descent: all unvisited, b first. It is worth 0.7 with one visit, and so is the root, by the visit-weighted mean of its children.
-    Third descent: b has 0.7 + 0.99 sqrt(ln 2 / 1) = 1.52, c has 0.4 + 1 = 1.4, a 1.2: b's children, worth 0.5 or, for the best of them, the
-    mean of 0.5 and its rollout's 0.5; the first comes first.
+    It alone has a visit then, and the root, by the visit-weighted mean of its children, the same value. Second descent: with ln 1 = 0, b
+    has 0.7, a and c have their scores and the bonus of 1: c is expanded, its first child (all are 0.5) is rolled out at 0.5, and the root
+    is worth (0.7 + 0.5) / 2. Third: b has 0.7 + 0.99 sqrt(ln 2) = 1.52, c 0.5 + 0.82, a 1.2. Below b, ba is 0.5 and its rollout finds 0.8
+    again: (0.5 + 0.8) / 2 = 0.65 for ba and for b, which has two visits: (2 * 0.65 + 0.5) / 3.
     """
     table = scores(a=0.2, b=0.6, c=0.4, baaa=0.8)
     options = {"policy": letters, "scorer": table}
     first = one("rest-mcts", budget=Budget(num_simulations=1), **options).tree
-    assert first.scores[1:] == [0.2, 0.6, 0.4] and first.values == [None] * 4
+    assert first.scores[1:] == [0.2, 0.6, 0.4] and first.visits == [1, 0, 1, 0]
+    assert first.values[::2] == pytest.approx([0.7, 0.7]) and first.values[1::2] == [None, None]
     assert (first.generated_tokens, first.policy_calls) == (3 + 3, 2)
     second = one("rest-mcts", budget=Budget(num_simulations=2), **options).tree
-    assert second.parents[4:] == [2, 2, 2] and second.visits[:4] == [2, 0, 1, 0]
-    assert second.values[:3] == [pytest.approx(0.7), None, pytest.approx(0.7)]
+    assert second.parents[4:] == [3, 3, 3] and second.visits == [2, 0, 1, 1, 1, 0, 0]
+    assert [second.values[node] for node in (0, 2, 3, 4)] == pytest.approx([0.6, 0.7, 0.5, 0.5])
     third = one("rest-mcts", budget=Budget(num_simulations=3), **options).tree
-    assert third.parents[7:] == [4, 4, 4] and third.visits[2] == 2
-    # The child's 0.5 replaces b's own estimate: a node with children is worth their mean.
-    assert third.values[:3] == [pytest.approx(0.5), None, pytest.approx(0.5)]
+    assert third.parents[7:] == [2, 2, 2] and third.visits == [3, 0, 2, 1, 1, 0, 0, 1, 0, 0]
+    assert [third.values[node] for node in (0, 2, 7)] == pytest.approx([(2 * 0.65 + 0.5) / 3, 0.65, 0.65])
+
+
+def test_rstar_by_hand():
+    """No PRM. The first child, a, is rolled out: three of four solutions say 7, so a and the root are worth 0.75.
+
+    Next is b, the first without a visit. Two of its three samples end with 7, one with 8: that end is worth 2/3, the other 1/3, and the
+    first is backed up. The third descent takes c, none of whose rollouts ends: 0.
+    """
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        if text.startswith("a"):
+            return make_step("=8" if index == 3 else "=7", stop_reason=StopReason.END)
+        if text.startswith("b"):
+            return make_step("=8" if index == 1 else "=7", stop_reason=StopReason.END)
+        return make_step("abc"[index % 3])
+
+    options = {"policy": policy, "scorer": None, "rollouts": 4}
+    first = one("rstar", budget=Budget(num_simulations=1, max_depth=4), **options)
+    assert first.tree.visits == [1, 1, 0, 0] and first.tree.values == [0.75, 0.75, None, None] and first.answer is None
+    second = one("rstar", budget=Budget(num_simulations=2, max_depth=4), **options)
+    assert second.tree.parents[4:] == [2, 2] and second.tree.answers[4:] == ["7", "8"] and second.tree.visits[2:] == [1, 0, 1, 0]
+    assert [second.tree.values[node] for node in (0, 2, 4)] == pytest.approx([(0.75 + 2 / 3) / 2, 2 / 3, 2 / 3])
+    assert (second.answer, second.votes) == ("7", {"7": 2.0, "8": 1.0})
+    third = one("rstar", budget=Budget(num_simulations=3, max_depth=4), **options)
+    assert third.tree.parents[6:] == [3, 3, 3] and third.tree.values[3] == 0.0
+    assert third.tree.values[0] == pytest.approx((0.75 + 2 / 3) / 3)
+
+
+def test_lats_backs_up_the_best_child_alone():
+    """Of 0.2, 0.6, 0.4 the second is played out to an end that scores 0.9: it is worth 0.9, the root too, and its siblings nothing yet."""
+
+    def policy(prefix, index, seed):
+        return make_step("=1", stop_reason=StopReason.END) if len(solution(prefix)) == 3 else make_step("abc"[index])
+
+    table = {"a": 0.2, "b": 0.6, "c": 0.4, "baa=1": 0.9}
+    options = {"policy": policy, "scorer": lambda prefix: table.get(solution(prefix), 0.5), "num_children": 3}
+    tree = one("lats:paper", budget=Budget(num_simulations=1), **options).tree
+    assert tree.visits == [1, 0, 1, 0] and tree.values[::2] == pytest.approx([0.9, 0.9]) and tree.values[1::2] == [None, None]
+
+
+def test_q_star_by_hand():
+    """A path has (min + last) / 2: the root's children 0.9 and 0.6; below a, aa has 0.5 and the solution a=1 has 0.7.
+
+    No leaf has more than that solution, so the search ends after two expansions. Were it 0.55, b (0.6) would be expanded before it ended;
+    and were its last step 1 after one of 0.3, it would have (0.3 + 1) / 2 = 0.65, and win.
+    """
+
+    def policy(prefix, index, seed):
+        return make_step("=1", stop_reason=StopReason.END) if solution(prefix) == "a" and index else make_step("ab"[index])
+
+    def search(**table):
+        known = {"a": 0.9, "b": 0.6, "aa": 0.5, "ba": 0.1, "bb": 0.1, "a=1": 0.7, **table}
+        return one(
+            "q-star",
+            policy=policy,
+            scorer=lambda prefix: known[solution(prefix)],
+            num_children=2,
+            budget=Budget(num_simulations=9, max_depth=3),
+        )
+
+    found = search()
+    assert (found.stop_reason, found.answer, found.tree.num_simulations) == (StopReason.GOAL, "1", 2)
+    assert found.tree.values == pytest.approx([found.tree.values[0], found.tree.values[1], 0.6, 0.5, 0.7])
+    assert found.votes == pytest.approx({"1": 0.7})
+    later = search(**{"a=1": 0.55})
+    assert (later.stop_reason, later.tree.num_simulations, later.tree.parents[5:]) == (StopReason.GOAL, 3, [2, 2])
+    weak = search(a=0.3, b=0.2, aa=0.3, **{"a=1": 1.0})
+    assert weak.stop_reason == StopReason.GOAL and weak.votes == pytest.approx({"1": 0.65})
+
+
+def test_particles_by_hand():
+    """Four particles: only a has odds worth the name, so all four go on from it; two of the four copies end, and ended ones stay."""
+
+    def policy(prefix, index, seed):
+        if solution(prefix) == "a" and index < 2:
+            return make_step("=1", stop_reason=StopReason.END)
+        return make_step("abcd"[index])
+
+    table = {"a": 1.0, "a=1": 1.0}
+    policy = ScriptedPolicy(policy)
+    result = one("particle-filter", policy=policy, scorer=lambda prefix: table.get(solution(prefix), 0.0), budget=Budget(num_simulations=9))
+    assert [(solution(request.prefix_ids), request.num_samples) for request in policy.requests] == [("", 4), ("a", 4)]
+    assert result.tree.texts[5:] == ["=1", "c", "d"] and result.tree.priors[5:] == pytest.approx([0.5, 0.25, 0.25])
+    # The next draw takes the ended particle four times: nothing is left to extend.
+    assert (result.stop_reason, result.answer) == (StopReason.EXHAUSTED, "1")
+
+
+def test_particles_are_as_many_as_they_were():
+    """While none ends, every generation has as many samples as there are particles; a smaller budget cuts the last ones."""
+    policy = ScriptedPolicy(lambda prefix, index, seed: make_step("abcdefgh"[index] + "xy"[seed % 2]))
+    one("particle-filter", policy=policy, wave=6, budget=Budget(num_simulations=1000, max_depth=5))
+    samples = Counter(len(solution(request.prefix_ids)) for request in policy.requests for _ in range(request.num_samples))
+    assert samples == {depth: 6 for depth in (0, 2, 4, 6, 8)}
+    cut = one("particle-filter", policy=letters, wave=6, budget=Budget(num_simulations=1000, max_depth=5, max_tokens=8))
+    assert cut.tree.generated_tokens == 8 and cut.stop_reason == StopReason.TOKENS
+
+
+def test_a_certain_step_does_not_branch():
+    """Step a has a surprisal of 0.1 nats a token, b of 2: with a threshold of 0.5, a goes on by one step and b by three."""
+
+    def policy(prefix, index, seed):
+        return make_step("abc"[index] * 2, logp=(-0.1, -2.0, -2.0)[index])
+
+    tree = one("mcts", policy=policy, branch_entropy=0.5, num_children=3, wave=3, budget=Budget(num_simulations=4)).tree
+    families = Counter(tree.texts[parent] for parent in tree.parents[4:])
+    assert families == {"aa": 1, "bb": 3, "cc": 3}
 
 
 def test_rest_mcts_stops_at_a_good_solution():
@@ -106,6 +215,19 @@ def test_treepo_by_hand():
     assert result.tree.depths == [0] + [1] * 2 + [2] * 4 + [3] * 4
     assert result.tree.stop_reasons[1:7] == ["step"] * 6 and result.tree.stop_reasons[7:] == ["end"] * 4
     assert result.votes == {"a": 4.0, "b": 4.0} and result.stop_reason == StopReason.EXHAUSTED
+
+
+def test_branches_of_treepo_share_their_width():
+    """Four branches: two segments become four by two each, then each goes on by one; where one ends, three are left, of one each."""
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        return make_step("=1", stop_reason=StopReason.END) if text == "aaaa" else make_step("abcdefgh"[index] * 2)
+
+    options = {"policy": policy, "scorer": None, "root_num_children": 2, "wave": 4}
+    tree = one("treepo", budget=Budget(num_simulations=99, max_depth=5, max_step_tokens=2), **options).tree
+    assert [tree.depths.count(depth) for depth in range(6)] == [1, 2, 4, 4, 3, 3]
+    assert [tree.texts[node] for node in range(7, 11)] == ["=1", "aa", "aa", "aa"]
 
 
 def test_siblings_of_one_text_are_one_child():

@@ -24,7 +24,7 @@ def path_ids(tree, node):
     return tuple(tree.prompt_ids) + tuple(ids)
 
 
-@pytest.mark.parametrize("name", ["beam", "dvts", "tot-bfs", "alphamath-sbs"])
+@pytest.mark.parametrize("name", ["beam", "dvts:paper", "tot-bfs", "alphamath-sbs", "rstar-math-beam"])
 def test_outputs_stay_with_their_parent_after_a_beam_finishes(name):
     """A beam that ends must not shift the outputs of the others: every step names the prefix that it was sampled after."""
 
@@ -91,11 +91,17 @@ def test_counts_of_parents_and_children_keep_step(name, wave):
     method = METHODS[name]
     options = {} if method.selection == "beam" else {"wave": wave}
     for result in run(name, **options, budget=Budget(num_simulations=15, max_depth=6), problems=PROBLEMS[:4]).values():
-        tree, own = result.tree, int(method.evaluation == "children")
-        for node in set(tree.parents[1:]):
-            through = [tree.visits[child] - own for child, parent in enumerate(tree.parents) if parent == node]
-            assert tree.visits[node] == 1 + own * (node > 0) + sum(through)
-        assert tree.visits[0] == tree.num_simulations
+        tree = result.tree
+        through = Counter({parent: 0 for parent in tree.parents[1:]})
+        for child, parent in reversed(list(enumerate(tree.parents))[1:]):
+            # Visits that are not accounted for by an expansion and by what passed through: those that the node was born with.
+            own = tree.visits[child] - (1 + through[child] if child in through else 0)
+            assert method.terminals == "revisit" or own in {"children": (1,), "leaf": (0,), "best": (0, 1)}[method.evaluation]
+            through[parent] += tree.visits[child] - (method.evaluation == "children")
+            if method.evaluation == "best" and tree.parents[child - 1] != parent:
+                # The first of a family: one sibling was born with a visit.
+                through[parent] -= 1
+        assert tree.visits[0] == 1 + through[0] == tree.num_simulations
 
 
 def branch(prefix, index, seed):

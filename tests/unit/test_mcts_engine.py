@@ -21,8 +21,8 @@ from stepladder.types import Budget, Problem, Provenance, Step, StopReason, Tree
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=0, seed=3, config_hash="0" * 16, renderer_hash="r")
 PROBLEMS = [Problem(id=f"p{i}", question=f"q{i}") for i in range(50)]
 KINDS = (
-    *("mcts", "uct", "gumbel", "x1", "mcts-dpo", "rest-mcts"),
-    *("beam", "beam-lookahead", "dvts", "tot-dfs", "best-of-n", "majority", "greedy"),
+    *("mcts", "uct", "gumbel", "x1:paper", "mcts-dpo", "rest-mcts", "rstar"),
+    *("beam", "beam-lookahead", "dvts:paper", "tot-dfs", "treepo", "q-star", "particle-filter", "vas", "best-of-n", "majority", "greedy"),
 )
 """A method of every kind."""
 ANSWERS = {problem.id: "123"[i % 3] for i, problem in enumerate(PROBLEMS)}
@@ -197,6 +197,16 @@ def test_budgets_are_never_exceeded(method):
             assert spent == sorted(spent) and spent[-1] == tree.generated_tokens
             if budget.max_tokens is not None:
                 assert all(tokens < budget.max_tokens for tokens in spent[:-1])
+
+
+def test_a_search_stops_when_its_time_is_up():
+    """At least one wave is made, however short the time; with enough of it nothing changes."""
+    assert one(budget=Budget(num_simulations=50, max_seconds=1e-9)).tree.num_simulations == 1
+    assert one(budget=Budget(num_simulations=50, max_seconds=1e-9)).stop_reason == StopReason.SECONDS
+    assert one(budget=Budget(num_simulations=9, max_seconds=3600)) == one(budget=Budget(num_simulations=9))
+    for seconds in (0, -1.0, True, math.nan):
+        with pytest.raises(ConfigError, match="max_seconds must be a number > 0"):
+            one(budget=Budget(max_seconds=seconds))
 
 
 def test_token_budgets_shorten_the_wave():

@@ -4,7 +4,6 @@ The stored trees were grown by MuZero searches in a random environment. Here the
 search never evaluated has no figures, so one wrong selection fails at once.
 """
 
-import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
-from stepladder.mcts.qvalues import normalise_by_min_max, normalise_by_parent_and_siblings
-from stepladder.mcts.selection import puct_mctx_scores, select_descent
-from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, land_rows
+from stepladder.mcts.descent import descent_rule, select_descent
+from stepladder.mcts.gumbel import considered_visits, halving_schedules
+from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, land
 
 NUM_ROWS = 2
 """The same search in two rows: neither may disturb the other."""
@@ -33,38 +31,35 @@ def load(name):
     return json.loads(path.read_text())
 
 
-def scores_of(stats, *, qtransform, options, c_init, c_base):
-    """Score edges as the golden search was configured to."""
-    visited = stats.visits > 0
-    if qtransform == "qtransform_by_min_max":
-        qvalues = normalise_by_min_max(stats.qvalues, visited, **options)
-    else:
-        qvalues = normalise_by_parent_and_siblings(stats.qvalues, visited, parent_value=stats.parent_value, **options)
-    return puct_mctx_scores(qvalues, stats.prior, stats.visits, parent_visits=stats.parent_visits, c_init=c_init, c_base=c_base)
+def rule_of(golden, num_slots):
+    """Score edges as the golden search was configured to, and return what its priors are multiplied by here.
+
+    Values between ``min_value`` and ``max_value`` are not rescaled to [0, 1] but the rest of the score by their range, in the priors: it
+    has the same order. What has no visits is worth ``min_value``. Gumbel has no noise.
+    """
+    config, options = golden["algorithm_config"], golden["algorithm_config"]["qtransform_kwargs"]
+    common = {"discount": golden["env_config"]["discount"]}
+    if golden["algorithm"] == "gumbel_muzero":
+        schedules = halving_schedules(num_slots, golden["tree"]["visit"] - 1, max_considered=config["max_num_considered_actions"])
+        return descent_rule(
+            selection="gumbel",
+            value_scale=options["value_scale"],
+            maxvisit_init=options["maxvisit_init"],
+            rescale=options["rescale_values"],
+            noise=np.zeros((NUM_ROWS, num_slots)),
+            schedules=schedules,
+            **common,
+        ), 1.0
+    common |= {"selection": "puct-mctx", "c": config["pb_c_init"], "c_base": config["pb_c_base"]}
+    if config["qtransform"] == "qtransform_by_min_max":
+        return (
+            descent_rule(unvisited="zero", unvisited_bonus=options["min_value"], **common),
+            options["max_value"] - options["min_value"],
+        )
+    return descent_rule(normalise="siblings", **common), 1.0
 
 
-def gumbel_scores_of(stats, *, config, num_simulations):
-    """Score edges as the golden Gumbel search was configured to: no noise, mixed values."""
-    options = config["qtransform_kwargs"]
-    visited = stats.visits > 0
-    value = mixed_values(stats.qvalues, stats.prior, visited, stats.visits, raw_value=stats.parent_raw_value)
-    values = scaled_qvalues(
-        np.where(visited, stats.qvalues, value[:, None]),
-        np.ones_like(visited),
-        stats.visits,
-        value_scale=options["value_scale"],
-        maxvisit_init=options["maxvisit_init"],
-        rescale=options["rescale_values"],
-    )
-    logits = np.log(stats.prior)
-    schedule = np.array(considered_visits(min(config["max_num_considered_actions"], stats.visits.shape[1]), num_simulations))
-    at_root = halving_scores(
-        np.zeros_like(logits), logits, values, stats.visits, considered=schedule[stats.visits.sum(axis=-1).clip(max=num_simulations - 1)]
-    )
-    return np.where((stats.nodes == Tree.ROOT)[:, None], at_root, improved_policy_scores(logits, values, stats.visits))
-
-
-def expand(tree, leaves, golden_of):
+def expand(tree, leaves, golden_of, scale):
     """Add all children of one leaf per row; what the golden search knows of them is looked up when they are selected."""
     rows = np.repeat(np.arange(NUM_ROWS), len(golden_of[0, 0]["child_stats"]))
     children = [(row, leaf, child) for row, leaf in enumerate(leaves) for child in golden_of[row, leaf]["child_stats"]]
@@ -76,7 +71,8 @@ def expand(tree, leaves, golden_of):
             parents=np.array([leaf for _, leaf, _ in children]),
             slots=np.array([child["action"] for _, _, child in children]),
             depths=np.array([tree.depth[row, leaf] + 1 for row, leaf, _ in children]),
-            priors=np.array([child["prior"] for _, _, child in children], np.float32),
+            priors=np.array([scale * child["prior"] for _, _, child in children], np.float32),
+            rewards=np.zeros(len(rows), np.float32),
             raw_values=np.full(len(rows), np.nan, np.float32),
             visited=false,
             selectable=~false,
@@ -89,30 +85,22 @@ def expand(tree, leaves, golden_of):
 
 def replay(golden):
     """Search the golden environment and return the tree with the golden node that each of our nodes stands for."""
-    root, config, environment = golden["tree"], golden["algorithm_config"], golden["env_config"]
+    root, discount = golden["tree"], golden["env_config"]["discount"]
     num_slots, num_simulations = len(root["child_stats"]), root["visit"]
-    if golden["algorithm"] == "gumbel_muzero":
-        scores = functools.partial(gumbel_scores_of, config=config, num_simulations=num_simulations - 1)
-    else:
-        scores = functools.partial(
-            scores_of,
-            qtransform=config["qtransform"],
-            options=config["qtransform_kwargs"],
-            c_init=float(config["pb_c_init"]),
-            c_base=float(config["pb_c_base"]),
-        )
+    rule, scale = rule_of(golden, num_slots)
     tree = allocate(NUM_ROWS, num_nodes=1 + num_simulations * num_slots, num_slots=num_slots)
-    rows, discount = np.arange(NUM_ROWS), environment["discount"]
+    rows = np.arange(NUM_ROWS)
     golden_of = {(row, Tree.ROOT): root for row in range(NUM_ROWS)}
     for simulation in range(num_simulations):
-        leaves = select_descent(tree, rows, np.ones(NUM_ROWS, int), scores=scores, discount=discount)[:, 0]
+        leaves = select_descent(tree, rows, np.ones(NUM_ROWS, int), rule=rule)[:, 0].copy()
         found = [golden_of[row, leaf] for row, leaf in enumerate(leaves)]
         assert [node.get("evaluation_index") for node in found] == [simulation] * NUM_ROWS
         tree.raw_value[rows, leaves] = [node["raw_value_view"] for node in found]
         tree.reward[rows, leaves] = [node.get("reward", 0.0) for node in found]
-        expand(tree, leaves.tolist(), golden_of)
-        land_rows(tree, rows)
+        expand(tree, leaves.tolist(), golden_of, scale)
+        land(tree, rows, leaves)
         backup_paths(tree, rows, leaves, tree.raw_value[rows, leaves], opened=np.full(NUM_ROWS, num_slots), discount=discount)
+    tree.prior[:, 1:] /= scale
     return tree, golden_of
 
 

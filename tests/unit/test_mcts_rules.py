@@ -9,29 +9,28 @@ from stepladder.errors import ConfigError
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.gumbel import considered_visits, halving_scores, improved_policy_scores, mixed_values, scaled_qvalues
-from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
-from stepladder.mcts.qvalues import (
-    AGGREGATIONS,
-    aggregate_scores,
-    apply_virtual_loss,
-    complete_qvalues,
-    normalise_by_min_max,
-    normalise_by_parent_and_siblings,
-)
-from stepladder.mcts.selection import (
+from stepladder.mcts.descent import (
     NO_LEAF,
-    mix_root_noise,
-    puct_mctx_scores,
-    puct_scores,
-    select_beam,
+    completed,
+    descent_rule,
+    halving_score,
+    improve_policy,
+    mixed_value,
+    normalised,
+    puct,
+    puct_muzero,
+    scale_values,
     select_descent,
-    select_frontier,
-    sibling_priors,
-    tree_scores,
-    uct_scores,
+    uct,
+    with_critic,
+    with_virtual_loss,
 )
-from stepladder.mcts.tree import Tree, add_nodes, allocate, land_rows, reserve
+from stepladder.mcts.gumbel import considered_visits, halving_schedules
+from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
+from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES, aggregate_scores
+from stepladder.mcts.resample import draw_copies, particle_weights
+from stepladder.mcts.selection import mix_root_noise, select_beam, select_frontier, sibling_priors
+from stepladder.mcts.tree import Tree, add_nodes, allocate, land, reserve
 from tests.unit.test_mcts_tree import nodes
 
 NAN = math.nan
@@ -39,58 +38,60 @@ NAN = math.nan
 
 def test_puct_by_hand():
     """sqrt(1 + 3) = 2: 0.5 + 2 * 0.25 * 2 / 2 = 1.0 and 0.7 + 2 * 0.75 * 2 / 4 = 1.45; without visits the bare value is left."""
-    qvalues, prior = np.array([[0.5, 0.7], [0.1, 0.2]]), np.array([[0.25, 0.75], [0.5, 0.5]])
-    scores = puct_scores(qvalues, prior, np.array([[1, 3], [0, 0]]), c=2.0)
-    np.testing.assert_allclose(scores, [[1.0, 1.45], [0.1, 0.2]])
+    assert puct(0.5, 0.25, 1, sum_visits=4, c=2.0) == pytest.approx(1.0)
+    assert puct(0.7, 0.75, 3, sum_visits=4, c=2.0) == pytest.approx(1.45)
+    assert puct(0.1, 0.5, 0, sum_visits=0, c=2.0) == 0.1
 
 
-def test_puct_in_the_form_of_mctx_by_hand():
+def test_puct_in_the_form_of_muzero_by_hand():
     """N = 9, c_base = 10: sqrt 9 = 3, ln(20 / 10) = ln 2: 0.5 + 0.5 * 3 / 2 * (1 + ln 2) and 0 + 0.5 * 3 * (1 + ln 2)."""
-    scores = puct_mctx_scores(
-        np.array([[0.5, 0.0]]), np.array([[0.5, 0.5]]), np.array([[1, 0]]), parent_visits=np.array([9]), c_init=1.0, c_base=10.0
-    )
-    np.testing.assert_allclose(scores, [[0.5 + 0.75 * (1 + math.log(2)), 1.5 * (1 + math.log(2))]])
+    constants = {"parent_visits": 9, "c_init": 1.0, "c_base": 10.0}
+    assert puct_muzero(0.5, 0.5, 1, **constants) == pytest.approx(0.5 + 0.75 * (1 + math.log(2)))
+    assert puct_muzero(0.0, 0.5, 0, **constants) == pytest.approx(1.5 * (1 + math.log(2)))
 
 
 def test_uct_by_hand():
     """N = 8: 0.5 + 2 * sqrt(ln 8 / 2); an unvisited child has no bonus; N = 0 counts as 1, whose logarithm is 0."""
-    scores = uct_scores(np.array([[0.5, 0.3]]), np.array([[2, 0]]), parent_visits=np.array([8]), c=2.0)
-    np.testing.assert_allclose(scores, [[0.5 + 2 * math.sqrt(math.log(8) / 2), 0.3]])
-    np.testing.assert_allclose(uct_scores(np.array([[0.5]]), np.array([[1]]), parent_visits=np.array([0]), c=2.0), [[0.5]])
+    assert uct(0.5, 2, parent_visits=8, c=2.0) == pytest.approx(0.5 + 2 * math.sqrt(math.log(8) / 2))
+    assert uct(0.3, 0, parent_visits=8, c=2.0) == 0.3
+    assert uct(0.5, 1, parent_visits=0, c=2.0) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [("inf", [0.4, 0.6, np.inf, np.inf]), ("zero", [0.4, 0.6, 0.0, 0.0]), ("parent", [0.4, 0.6, 0.6, 0.6]), ("raw", [0.4, 0.6, 0.9, 0.6])],
-)
-def test_completion_of_missing_values(rule, expected):
-    """Visited with a return, visited without one, unvisited with an estimate, unvisited without one."""
-    qvalues, raw = np.array([[0.4, NAN, NAN, NAN]]), np.array([[0.1, 0.2, 0.9, NAN]])
-    completed = complete_qvalues(qvalues, np.array([[1, 1, 0, 0]]), parent_value=np.array([0.6]), raw_values=raw, rule=rule)
-    np.testing.assert_allclose(completed, [expected])
+@pytest.mark.parametrize(("rule", "estimated", "unknown"), [("inf", NAN, NAN), ("zero", 0.0, 0.0), ("parent", 0.6, 0.6), ("raw", 0.9, 0.6)])
+def test_completion_of_missing_values(rule, estimated, unknown):
+    """Visited with a return, visited without one, unvisited with an estimate, unvisited without one; a bonus is for the last two."""
+    arguments = {"parent_value": 0.6, "unvisited": UNVISITED_RULES.index(rule)}
+    assert completed(0.4, 1, 0.1, bonus=0.5, **arguments) == 0.4
+    assert completed(NAN, 1, 0.2, bonus=0.5, **arguments) == 0.6
+    for bonus in (0.0, 0.5):
+        expected = [math.inf, math.inf] if rule == "inf" else [estimated + bonus, unknown + bonus]
+        assert [completed(NAN, 0, raw, bonus=bonus, **arguments) for raw in (0.9, NAN)] == expected
 
 
 def test_completion_without_a_parent_value_is_neutral():
     """A parent without any return counts as 0.5."""
-    completed = complete_qvalues(
-        np.array([[NAN, NAN]]), np.array([[1, 0]]), parent_value=np.array([NAN]), raw_values=np.array([[NAN, NAN]]), rule="parent"
-    )
-    np.testing.assert_allclose(completed, [[0.5, 0.5]])
+    assert [completed(NAN, visits, NAN, parent_value=NAN, unvisited=UNVISITED_RULES.index("parent"), bonus=0.0) for visits in (1, 0)] == [
+        0.5,
+        0.5,
+    ]
 
 
 def test_virtual_loss_counts_flights_as_lost():
     """0.6 over 2 visits and one in flight: 1.2 / 3; over no visit and one in flight: 0.6 / 2; infinite values stay."""
-    out = apply_virtual_loss(np.array([[0.6, 0.6, np.inf, 0.6]]), np.array([[2, 0, 0, 5]]), np.array([[1, 1, 1, 0]]))
-    np.testing.assert_allclose(out, [[0.4, 0.3, np.inf, 0.6]])
+    assert with_virtual_loss(0.6, 2, 1) == pytest.approx(0.4)
+    assert with_virtual_loss(0.6, 0, 1) == pytest.approx(0.3)
+    assert with_virtual_loss(math.inf, 0, 1) == math.inf
+    assert with_virtual_loss(0.6, 5, 0) == 0.6
 
 
-def test_normalisation_between_parent_and_siblings():
-    """Bounds 0.2 (parent) and 0.6: the visited ones become 0.5 and 1, the unvisited one 0; unknown rows and equal rows become 0."""
-    qvalues = np.array([[0.4, 0.6, 0.9], [NAN, NAN, NAN], [0.3, 0.3, 0.3]])
-    visited = np.array([[True, True, False], [True, False, False], [True, True, True]])
-    out = normalise_by_parent_and_siblings(qvalues, visited, parent_value=np.array([0.2, NAN, 0.3]))
-    np.testing.assert_allclose(out, [[0.5, 1.0, 0.0], [0, 0, 0], [0, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(normalise_by_min_max(qvalues[:1], visited[:1], min_value=-1.0, max_value=1.0), [[0.7, 0.8, 0.0]])
+def test_normalisation_between_bounds():
+    """Bounds 0.2 and 0.6: 0.4 and 0.6 become 0.5 and 1, an unknown value 0; equal bounds and unknown ones give 0."""
+    low, high = np.float32(0.2), np.float32(0.6)
+    assert normalised(np.float32(0.4), low, high) == pytest.approx(0.5)
+    assert normalised(high, low, high) == 1.0
+    assert normalised(np.float32(NAN), low, high) == 0.0
+    assert normalised(low, low, low) == 0.0
+    assert normalised(np.float32(NAN), np.float32(NAN), np.float32(NAN)) == 0.0
 
 
 def test_aggregation_of_step_scores():
@@ -149,46 +150,55 @@ def test_root_noise_keeps_a_distribution():
     assert mix_root_noise([0.9, 0.1], fraction=1.0, alpha=0.3, seed=6) != noise
 
 
-def test_an_unvisited_bonus_is_added_to_the_unvisited_only():
-    """0.4 visited stays; the estimate 0.9 becomes 1.4, and 0 becomes 0.5 (the middle of [-1, 1])."""
-    arguments = {"parent_value": np.array([0.6]), "raw_values": np.array([[0.1, 0.9]]), "bonus": 0.5}
-    visits = np.array([[1, 0]])
-    np.testing.assert_allclose(complete_qvalues(np.array([[0.4, NAN]]), visits, rule="raw", **arguments), [[0.4, 1.4]])
-    np.testing.assert_allclose(complete_qvalues(np.array([[0.4, NAN]]), visits, rule="zero", **arguments), [[0.4, 0.5]])
-
-
 def test_sequential_halving_by_hand():
     """4 candidates, 8 simulations, 2 rounds: max(1, 8 / (2 * 4)) = 1 visit to each of 4, then 8 / (2 * 2) = 2 to each of 2."""
     assert considered_visits(4, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
     assert considered_visits(1, 3) == [0, 1, 2]
     assert considered_visits(3, 2) == [0, 0]
+    assert halving_schedules(4, 8, max_considered=2)[3].tolist() == considered_visits(2, 8)
+    assert halving_schedules(1, 0, max_considered=1).shape == (1, 1) and halving_schedules(1, 10**9, max_considered=1).shape == (1, 4096)
     with pytest.raises(ConfigError, match="at least 1"):
         considered_visits(0, 3)
 
 
 def test_gumbel_values_by_hand():
     """One visited child of two, P = 0.25, Q = 0.8, n = 3, raw 0.4: (0.4 + 3 * 0.8) / 4 = 0.7; scale (50 + 3) * 0.1, rescaled to 0 and 1."""
-    visits = np.array([[3, 0]])
-    mixed = mixed_values(np.array([[0.8, NAN]]), np.array([[0.25, 0.75]]), visits > 0, visits, raw_value=np.array([0.4]))
-    np.testing.assert_allclose(mixed, [0.7])
-    unvisited = mixed_values(np.array([[NAN, NAN]]), np.array([[0.25, 0.75]]), visits < 0, 0 * visits, raw_value=np.array([0.4]))
-    np.testing.assert_allclose(unvisited, [0.4])
-    completed, filled = np.array([[0.8, 0.7, 9.0]]), np.array([[True, True, False]])
-    visits = np.array([[3, 0, 0]])
-    plain = scaled_qvalues(completed, filled, visits, value_scale=0.1, maxvisit_init=50.0, rescale=False)
-    np.testing.assert_allclose(plain[:, :2], [[5.3 * 0.8, 5.3 * 0.7]])
-    rescaled = scaled_qvalues(completed, filled, visits, value_scale=0.1, maxvisit_init=50.0, rescale=True)
-    np.testing.assert_allclose(rescaled[:, :2], [[5.3, 0.0]], atol=1e-12)
+    visits, priors = np.array([3, 0]), np.array([0.25, 0.75])
+    assert mixed_value(np.array([0.8, NAN]), priors, visits, raw_value=0.4) == pytest.approx(0.7)
+    assert mixed_value(np.array([NAN, NAN]), priors, visits, raw_value=0.4) == 0.4
+    values = np.array([0.8, 0.7])
+    scale_values(values, visits, value_scale=0.1, maxvisit_init=50.0, rescales=False)
+    np.testing.assert_allclose(values, [5.3 * 0.8, 5.3 * 0.7])
+    scale_values(values, visits, value_scale=0.1, maxvisit_init=50.0, rescales=True)
+    np.testing.assert_allclose(values, [5.3, 0.0], atol=1e-12)
 
 
 def test_gumbel_scores_by_hand():
-    """Candidates are the children with the considered visits; below the root the share of visits lags behind the improved policy."""
-    logits, values, visits = np.log([[0.5, 0.25, 0.25]]), np.array([[0.0, 2.0, 1.0]]), np.array([[1, 0, 0]])
-    scores = halving_scores(np.array([[9.0, 0.1, 0.2]]), logits, values, visits, considered=np.array([0]))
-    np.testing.assert_allclose(scores[0, 1:], [0.1 - math.log(2) + 2.0, 0.2 - math.log(2) + 1.0])
-    assert scores[0, 0] < -1e11
-    improved = improved_policy_scores(np.log([[0.5, 0.5]]), np.array([[math.log(3), 0.0]]), np.array([[1, 0]]))
-    np.testing.assert_allclose(improved, [[0.75 - 0.5, 0.25]])
+    """Candidates are the children with the considered visits; a sole one with prior 0 still counts; the improved policy is a softmax."""
+    score = halving_score(0.1, math.log(0.25), 2.0, max_logit=math.log(0.5), is_candidate=True)
+    assert score == pytest.approx(0.1 - math.log(2) + 2.0)
+    assert halving_score(9.0, math.log(0.5), 0.0, max_logit=math.log(0.5), is_candidate=False) < -1e11
+    assert halving_score(0.0, -math.inf, 0.0, max_logit=0.0, is_candidate=True) == -1e9
+    logits = np.log([0.5, 0.5])
+    improve_policy(logits, np.array([math.log(3), 0.0]))
+    np.testing.assert_allclose(logits, [0.75, 0.25])
+
+
+def test_gumbel_below_the_root_follows_the_improved_policy():
+    """Node 1 with children of prior 0.8 and 0.2: 0.8 > 0.2; after a visit 0.8 - 1/2 > 0.2; after two 0.8 - 2/3 < 0.2."""
+    tree = allocate(1, num_nodes=4, num_slots=2)
+    new = nodes([0] * 3, [0, 1, 1], [0, 0, 1], [1, 2, 2], visited=False)
+    new.priors[:] = [1.0, 0.8, 0.2]
+    add_nodes(tree, new)
+    schedules = halving_schedules(2, 8, max_considered=2)
+    rule = descent_rule(selection="gumbel", value_scale=0.1, maxvisit_init=50.0, rescale=True, noise=np.zeros((1, 2)), schedules=schedules)
+    row, found = np.array([0]), []
+    for _ in range(3):
+        leaves = select_descent(tree, row, np.array([1]), rule=rule)[:, 0].copy()
+        land(tree, row, leaves)
+        backup_paths(tree, row, leaves, np.array([NAN]), opened=np.array([1]))
+        found += leaves.tolist()
+    assert found == [2, 2, 3]
 
 
 def chain_tree():
@@ -270,13 +280,13 @@ def flat_tree(raw, *, ended=(), num_rows=1):
     return tree
 
 
-SCORES = tree_scores(selection="puct", c=0.0, c_base=1.0, unvisited="raw", normalise="none")
+GREEDY = descent_rule(selection="puct", c=0.0)
 
 
 def test_a_wave_spreads_by_virtual_loss_and_never_takes_a_leaf_twice():
     """Without exploration the best leaf comes first and each next one after it; the fourth place of the wave stays empty."""
     tree = flat_tree([0.3, 0.9, 0.6])
-    waves = select_descent(tree, np.array([0]), np.array([4]), scores=SCORES)
+    waves = select_descent(tree, np.array([0]), np.array([4]), rule=GREEDY)
     assert waves.tolist() == [[2, 3, 1, NO_LEAF]]
     assert tree.open_leaves[0, 0] == 0 and tree.in_flight[0, 0] == 3
 
@@ -284,14 +294,14 @@ def test_a_wave_spreads_by_virtual_loss_and_never_takes_a_leaf_twice():
 def test_ties_go_to_the_first_slot_and_terminals_are_passed_over():
     """Equal scores: the first open slot."""
     tree = flat_tree([0.5, 0.5, 0.5], ended=[0])
-    assert select_descent(tree, np.array([0]), np.array([1]), scores=SCORES).tolist() == [[2]]
+    assert select_descent(tree, np.array([0]), np.array([1]), rule=GREEDY).tolist() == [[2]]
 
 
 def test_rows_select_for_themselves():
     """Two rows with other statistics, and other numbers of leaves."""
     tree = flat_tree([0.5, 0.5, 0.5], num_rows=2)
     tree.value[1, 3] = 0.9
-    assert select_descent(tree, np.array([0, 1]), np.array([1, 2]), scores=SCORES).tolist() == [[1, NO_LEAF], [3, 1]]
+    assert select_descent(tree, np.array([0, 1]), np.array([1, 2]), rule=GREEDY).tolist() == [[1, NO_LEAF], [3, 1]]
 
 
 def test_beam_keeps_the_best_and_ended_beams_leave():
@@ -329,8 +339,8 @@ def test_reserved_leaves_come_back_only_through_a_backup():
     """Landing alone keeps a leaf closed: it was expanded, and its children are opened by the backup."""
     tree = flat_tree([0.3, 0.9])
     reserve(tree, np.array([0]), np.array([2]))
-    land_rows(tree, np.array([0]))
-    assert select_descent(tree, np.array([0]), np.array([2]), scores=SCORES).tolist() == [[1, NO_LEAF]]
+    land(tree, np.array([0]), np.array([2]))
+    assert select_descent(tree, np.array([0]), np.array([2]), rule=GREEDY).tolist() == [[1, NO_LEAF]]
     assert Tree.ROOT == 0
 
 
@@ -351,6 +361,59 @@ def test_answer_rules_by_hand():
     assert (vote.answer, vote.node) == ("7", 3)
     assert vote.votes == pytest.approx({"7": 0.9, "8": 0.7})
     assert list(vote.votes) == ["7", "8"]
+
+
+def test_the_robust_path_by_hand():
+    """Step 2 has more visits than step 1, so its answer wins over the better-scored one; equal visits go by value, then by order."""
+    rule = AnswerTally("robust-path")
+    rule.follow([1], [NAN])
+    assert rule.leader() is None and rule.choice().votes == {}
+    for node, answer, score, path in ((3, "7", 0.9, [1, 3]), (4, "8", 0.2, [2, 4]), (5, "9", 0.3, [2, 5])):
+        rule.add(node, answer, score, path=path)
+    rule.follow([5, 1, 3, 1, 1, 1], [0.5, 0.9, 0.3, 0.9, 0.2, 0.3])
+    assert (rule.leader(), rule.choice().node, rule.choice().votes) == ("9", 5, {"9": 1.0, "7": 0.0, "8": 0.0})
+    rule.follow([5, 3, 3, 1, 1, 1], [0.5, 0.9, 0.3, 0.9, 0.2, 0.3])
+    assert rule.leader() == "7"
+    rule.follow([5, 3, 3, 1, 1, 1], [0.5, NAN, 0.3, 0.9, NAN, NAN])
+    assert rule.leader() == "8"
+
+
+def test_particle_weights_by_hand():
+    """Odds of 0.8, 0.5, 0.2 are 4, 1, 1/4; the last counts twice: 4 / 5.5, 1 / 5.5, 0.5 / 5.5. At T = 0.5 they are squared."""
+    values, copies = np.array([0.8, NAN, 0.2]), np.array([1, 1, 2])
+    weights = particle_weights(values, copies, rule="odds", temperature=1.0)
+    np.testing.assert_allclose(weights, [4 / 5.5, 1 / 5.5, 0.5 / 5.5])
+    sharper = particle_weights(values, copies, rule="odds", temperature=0.5)
+    np.testing.assert_allclose(sharper, np.array([16, 1, 0.125]) / 17.125)
+    by_value = particle_weights(values, copies, rule="value", temperature=1 / 3)
+    np.testing.assert_allclose(by_value, np.exp([2.4, 1.5, 0.6]) * copies / (np.exp([2.4, 1.5, 0.6]) * copies).sum())
+    # Certain values stay finite, and among equals only the copies count.
+    np.testing.assert_allclose(particle_weights(np.array([1.0, 0.0]), np.array([1, 1]), rule="odds", temperature=1.0), [1, 0], atol=1e-12)
+    np.testing.assert_allclose(particle_weights(np.zeros(2), np.array([1, 3]), rule="odds", temperature=1.0), [0.25, 0.75])
+
+
+def test_drawing_copies_by_hand():
+    """Cumulative weights 0.5, 0.75, 1: a number draws the first that exceeds it; no number means no draw."""
+    weights = np.array([0.5, 0.25, 0.25])
+    assert draw_copies(weights, np.array([0.0, 0.49, 0.5, 0.74, 0.75, 0.999])).tolist() == [2, 2, 2]
+    assert draw_copies(weights, np.array([])).tolist() == [0, 0, 0]
+    assert draw_copies(np.array([0.3, 0.7 - 1e-9]), np.array([1 - 1e-12])).tolist() == [0, 1]
+
+
+def test_drawing_copies_is_unbiased():
+    """Over many draws each particle comes as often as its weight says, within five standard deviations."""
+    weights, num_draws = np.array([0.1, 0.2, 0.7]), 20_000
+    counts = draw_copies(weights, np.random.default_rng(5).random(num_draws))
+    assert (np.abs(counts - num_draws * weights) < 5 * np.sqrt(num_draws * weights * (1 - weights))).all()
+
+
+def test_a_critic_has_its_share_by_hand():
+    """0.75 * 0.4 + 0.25 * 0.8 = 0.5; a silent critic changes nothing, a share of 1 is the critic alone."""
+    assert with_critic(0.4, 0.8, 0.25) == pytest.approx(0.5)
+    assert with_critic(0.6, NAN, 0.25) == 0.6
+    assert with_critic(0.4, 0.8, 1.0) == 0.8
+    assert with_critic(math.inf, 0.8, 0.5) == math.inf
+    assert with_critic(math.inf, 0.8, 0.0) == math.inf
 
 
 def test_answer_rules_break_ties_by_first_found():
@@ -395,6 +458,14 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("mcts", {"rollouts": -1}, "rollouts must be a whole number >= 0"),
         ("mcts", {"stop_value": 2}, "stop_value must be a number in"),
         ("mcts", {"rescale_values": 1}, "rescale_values must be true or false"),
+        ("beam", {"share": 1}, "share must be true or false"),
+        ("mcts", {"share": True}, "share needs a beam: got 'puct'"),
+        ("gumbel", {"critic_mix": 0.5}, "critic_mix needs puct or uct: got 'gumbel'"),
+        ("mcts", {"stop_at_goal": True}, "stop_at_goal needs best-first or depth-first"),
+        ("majority", {"branch_entropy": 0.5}, "branch_entropy needs steps, not whole solutions"),
+        ("mcts", {"branch_entropy": -1}, "branch_entropy must be a number >= 0"),
+        ("particle-filter", {"temperature": 0}, "temperature 0"),
+        ("vas", {"resample_temperature": 0}, "resample_temperature must be a number > 0"),
     ],
 )
 def test_impossible_methods_are_refused_by_name(name, overrides, message):

@@ -1,13 +1,13 @@
 """The tree arrays: allocation, growth, adding nodes, reservations, paths."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from stepladder.errors import ShapeError
-from stepladder.mcts.tree import NewNodes, StepTable, Tree, add_nodes, allocate, grow, land_rows, path_to_root, reserve, reset_rows
+from stepladder.mcts.tree import NODE, NewNodes, StepTable, Tree, add_nodes, allocate, grow, land, reserve, reset_rows
 from stepladder.testing import make_step
+
+FIELDS = ("num_nodes", "children_index", *NODE.fields)
 
 
 def nodes(rows, parents, slots, depths, *, raw=0.5, ended=(), visited=True):
@@ -20,6 +20,7 @@ def nodes(rows, parents, slots, depths, *, raw=0.5, ended=(), visited=True):
         slots=np.array(slots),
         depths=np.array(depths),
         priors=np.full(count, 0.5, np.float32),
+        rewards=np.zeros(count, np.float32),
         raw_values=np.broadcast_to(np.float32(raw), count).copy(),
         visited=np.full(count, visited),
         selectable=~terminal,
@@ -54,8 +55,6 @@ def test_nodes_are_numbered_within_their_rows_in_the_order_given():
     assert tree.depth[0, :4].tolist() == [0, 1, 1, 2]
     assert tree.children_index[0, :2].tolist() == [[1, 2], [3, -1]]
     assert tree.children_index[1, 0].tolist() == [1, -1]
-    assert path_to_root(tree, 0, 3) == [0, 1, 3]
-    assert path_to_root(tree, 1, 0) == [0]
 
 
 def test_new_nodes_start_with_one_visit_worth_their_own_value():
@@ -92,8 +91,8 @@ def test_growth_keeps_every_figure():
     assert grow(tree, num_nodes=6, num_slots=2) is tree
     grown = grow(tree, num_nodes=7, num_slots=3)
     assert grown.children_index.shape == (2, 12, 4)
-    for f in dataclasses.fields(Tree):
-        old, new = getattr(tree, f.name), getattr(grown, f.name)
+    for name in FIELDS:
+        old, new = getattr(tree, name), getattr(grown, name)
         np.testing.assert_array_equal(new[tuple(slice(extent) for extent in old.shape)], old)
     assert (grown.parent[:, 6:] == Tree.NO_PARENT).all() and (grown.children_index[:, :, 2:] == Tree.UNVISITED).all()
 
@@ -103,8 +102,8 @@ def test_reset_empties_a_row_and_leaves_the_others():
     tree, fresh = small_tree(), allocate(2, num_nodes=6, num_slots=2)
     before = tree.children_index[1].copy()
     reset_rows(tree, np.array([0]))
-    for f in dataclasses.fields(Tree):
-        np.testing.assert_array_equal(getattr(tree, f.name)[0], getattr(fresh, f.name)[0])
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(tree, name)[0], getattr(fresh, name)[0])
     np.testing.assert_array_equal(tree.children_index[1], before)
 
 
@@ -118,16 +117,16 @@ def test_reservation_marks_the_path_and_closes_a_leaf_that_is_to_be_expanded():
     reserve(tree, np.array([0]), np.array([2]))
     assert tree.in_flight[0, :4].tolist() == [2, 1, 1, 1]
     assert tree.open_leaves[0, :4].tolist() == [1, 0, 1, 0]
-    land_rows(tree, np.array([0]))
+    land(tree, np.array([0, 0]), np.array([3, 2]))
     assert not tree.in_flight.any()
 
 
 def test_memory_per_node_is_as_documented():
-    """46 + 4 K bytes, counted from the arrays themselves."""
+    """48 + 4 K bytes, counted from the arrays themselves."""
     for num_slots in (1, 4, 16):
         tree = allocate(3, num_nodes=5, num_slots=num_slots)
-        assert tree.bytes_per_node == 46 + 4 * num_slots
-        total = sum(getattr(tree, f.name).nbytes for f in dataclasses.fields(Tree)) - tree.num_nodes.nbytes
+        assert tree.bytes_per_node == 48 + 4 * num_slots
+        total = tree.nodes.nbytes + tree.children_index.nbytes
         assert total == 3 * 5 * tree.bytes_per_node
 
 

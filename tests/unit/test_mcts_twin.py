@@ -84,6 +84,8 @@ def assert_same(result, twin):
         np.testing.assert_allclose(record.priors, [node.prior for node in nodes], atol=1e-6)
     assert (record.generated_tokens, record.num_simulations) == (twin.tokens, twin.simulations)
     assert result.stop_reason == twin.stop
+    if twin.method.answer_rule == "robust-path":
+        assert [answer for _, answer in result.anytime] == twin.leaders
 
 
 SELECTIONS = [
@@ -155,6 +157,8 @@ AXES = {
     "exp-norm-logp": {"prior": "exp-norm-logp"},
     "exp-mean-logp": {"prior": "exp-mean-logp", "prior_temperature": 2.0},
     "flat frequencies": {"prior": "frequency", "prior_temperature": 3.0},
+    "ones": {"prior": "ones"},
+    "ones with root noise": {"prior": "ones", "root_noise": 0.25},
     "root noise": {"root_noise": 0.25, "root_noise_alpha": 0.5},
     "finite bonus": {"selection": "uct", "unvisited_bonus": 0.4, "evaluation": "leaf"},
     "uniform child mean": {"backup": "uniform-child-mean"},
@@ -172,6 +176,23 @@ AXES = {
     "rollouts of the best": {"rollouts": 2, "rollout_of": "best", "evaluation": "leaf", "reward": "gain"},
     "lookahead": {"selection": "beam", "wave": 2, "rollouts": 1, "rollout_steps": 2, "rollout_temperature": 0.0},
     "lookahead along paths": {"rollouts": 1, "rollout_steps": 1, "estimate": "path", "aggregation": "mean"},
+    "best child": {"evaluation": "best"},
+    "best child, gains": {"evaluation": "best", "reward": "gain", "backup": "child-mean", "unvisited_bonus": 0.3},
+    "best child, rolled out": {"evaluation": "best", "rollouts": 2, "rollout_of": "best", "rollout_value": "best"},
+    "best of rollouts along paths": {"rollouts": 2, "rollout_value": "best", "estimate": "path", "aggregation": "mean"},
+    "agreement of rollouts": {"rollouts": 3, "rollout_value": "agreement", "evaluation": "best", "rollout_of": "best"},
+    "agreement of all children": {"rollouts": 3, "rollout_value": "agreement"},
+    "A*": {"selection": "best-first", "estimate": "path", "aggregation": "min", "ahead": 0.5, "stop_at_goal": True},
+    "depth-first to a goal": {"selection": "depth-first", "stop_at_goal": True, "aggregation": "mean", "ahead": 2.0},
+    "critic": {"critic_mix": 0.4, "evaluation": "leaf"},
+    "critic, uct": {"critic_mix": 0.7, "selection": "uct", "unvisited": "inf"},
+    "particles": {"selection": "resample", "wave": 5, "num_children": 1, "resample_temperature": 0.7},
+    "particles by value": {"selection": "resample", "wave": 2, "resample_by": "value", "resample_temperature": 0.3},
+    "uncertain steps branch": {"branch_entropy": 0.4},
+    "uncertain particles branch": {"branch_entropy": 0.4, "selection": "resample", "wave": 4},
+    "shared samples": {"selection": "beam", "wave": 6, "share": True, "root_num_children": 4},
+    "robust path": {"answer_rule": "robust-path", "terminals": "revisit"},
+    "robust path, no revisits": {"answer_rule": "robust-path", "stop_agreement": 4, "stop_window": 6},
     "commit by visits": {"commit": 4},
     "commit by value": {"commit": 3, "commit_by": "value", "backup": "child-mean"},
 }

@@ -9,11 +9,17 @@ import torch
 
 from stepladder.policy.losses import (
     IGNORE,
+    agreement_smoothing,
     apo_zero_losses,
     cpl_losses,
     dpo_losses,
     gathered_logps,
+    inpo_losses,
     ipo_losses,
+    kto_losses,
+    kto_reference_point,
+    log_ratio_margins,
+    oreal_losses,
     orpo_losses,
     preference_loss,
     refuel_losses,
@@ -21,6 +27,7 @@ from stepladder.policy.losses import (
     simpo_losses,
     sppo_losses,
     token_logps,
+    uncertainty_smoothing,
     visit_smoothing,
 )
 
@@ -169,7 +176,11 @@ PAIR = dict(
 def test_losses_by_hand() -> None:
     """On log-ratios 1 and -0.5, margin 1.5, values 0.6 apart; and on mean log-probabilities log(3/4) and log(1/2)."""
     apart = torch.tensor([0.6])
+    assert log_ratio_margins(**PAIR).item() == pytest.approx(1.5)
     assert ipo_losses(**PAIR, beta=0.5).item() == pytest.approx(0.5**2)
+    # Chosen - rejected is 2, of the reference 0.5, of the sampler 1: h = 2 - 0.25 * 0.5 - 0.75 * 1 = 1.125, aimed at 1.
+    sampler = dict(sampler_chosen_logps=torch.tensor([-1.5]), sampler_rejected_logps=torch.tensor([-2.5]))
+    assert inpo_losses(**PAIR, **sampler, beta=0.5, reference_share=0.25).item() == pytest.approx(0.125**2)
     # p = 0.8, so the log-ratios aim at 0.3 / 0.5 = 0.6 and -0.6.
     assert sppo_losses(**PAIR, value_margins=apart, beta=0.5).item() == pytest.approx(0.4**2 + 0.1**2)
     assert refuel_losses(**PAIR, value_margins=apart, beta=0.5).item() == pytest.approx(0.15**2)
@@ -183,9 +194,39 @@ def test_losses_by_hand() -> None:
     assert cpl_losses(chosen, rejected, beta=0.5, bias=0.5).item() == pytest.approx(-math.log(sigmoid(0.5 * (-1 + 1.5))))
 
 
-def test_visit_smoothing_by_hand() -> None:
-    """Visits of 30 to 10 are a quarter, equal ones a half, none on the rejected side nothing."""
-    assert visit_smoothing(torch.tensor([30.0, 5.0, 4.0]), torch.tensor([10.0, 5.0, 0.0])).tolist() == [0.25, 0.5, 0.0]
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 1.0])
+def test_inpo_is_ipo_where_reference_and_sampler_agree(seed: int, share: float) -> None:
+    """With one policy for both, and with all weight on one of them, the loss is that of IPO to that policy."""
+    logps, other = random_logps(seed), random_logps(seed + 50)
+    same = dict(sampler_chosen_logps=logps["ref_chosen_logps"], sampler_rejected_logps=logps["ref_rejected_logps"])
+    torch.testing.assert_close(inpo_losses(**logps, **same, beta=0.2, reference_share=share), ipo_losses(**logps, beta=0.2))
+    apart = dict(sampler_chosen_logps=other["ref_chosen_logps"], sampler_rejected_logps=other["ref_rejected_logps"])
+    torch.testing.assert_close(inpo_losses(**logps, **apart, beta=0.2, reference_share=1.0), ipo_losses(**logps, beta=0.2))
+
+
+def test_smoothings_by_hand() -> None:
+    """Visits of 30 to 10 are a quarter, equal or turned ones a half; agreement of 0.9 is 0.1, unknown 0; one bit is a half."""
+    visits = visit_smoothing(torch.tensor([30.0, 5.0, 4.0, 1.0]), torch.tensor([10.0, 5.0, 0.0, 9.0]))
+    assert visits.tolist() == [0.25, 0.5, 0.0, 0.5]
+    assert agreement_smoothing(torch.tensor([1.0, 0.9, 0.25, math.nan])).tolist() == pytest.approx([0.0, 0.1, 0.75, 0.0])
+    assert uncertainty_smoothing(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0.0, 0.25, 0.5]
+
+
+def test_cream_is_dpo_in_both_directions() -> None:
+    """With agreement C the loss is C times that of the pair and 1 - C times that of the pair turned round."""
+    turned = {
+        "chosen_logps": PAIR["rejected_logps"],
+        "rejected_logps": PAIR["chosen_logps"],
+        "ref_chosen_logps": PAIR["ref_rejected_logps"],
+        "ref_rejected_logps": PAIR["ref_chosen_logps"],
+    }
+    loss = dpo_losses(**PAIR, beta=0.3, label_smoothing=agreement_smoothing(torch.tensor([0.7])))
+    torch.testing.assert_close(loss, 0.7 * dpo_losses(**PAIR, beta=0.3) + 0.3 * dpo_losses(**turned, beta=0.3))
+
+
+def test_smoothing_may_differ_from_pair_to_pair() -> None:
+    """Each pair has the loss that it has alone with its own smoothing."""
     whole = dpo_losses(**{name: value.repeat(2) for name, value in PAIR.items()}, label_smoothing=torch.tensor([0.0, 0.3]))
     for loss, smoothing in zip(whole, (0.0, 0.3), strict=True):
         assert loss.item() == pytest.approx(dpo_losses(**PAIR, label_smoothing=smoothing).item())
@@ -212,6 +253,89 @@ def test_regressions_rest_where_they_aim(seed: int) -> None:
     assert ipo_losses(*at(torch.full_like(aims, 1 / 0.4)), **ratios, beta=0.2).abs().max() < 1e-12
     assert refuel_losses(*at(aims / 0.2), **ratios, value_margins=aims, beta=0.2).abs().max() < 1e-12
     assert sppo_losses(*at(aims / 0.2), **ratios, value_margins=aims, beta=0.2).abs().max() < 1e-12
+
+
+GRADED = dict(logps=torch.tensor([-1.0, -3.0]), ref_logps=torch.tensor([-2.0, -2.5]), good=torch.tensor([True, False]))
+"""A good completion with a log-ratio of 1, a bad one with -0.5."""
+
+
+def test_kto_by_hand() -> None:
+    """Behind the reference point of 0.25 the good one has 0.75 to its name and the bad one -0.75; the weights are 1.5 and 2."""
+    point = kto_reference_point(torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.5]))
+    assert point.item() == 0.25
+    losses = kto_losses(**GRADED, reference_point=point, beta=2.0, good_weight=1.5, bad_weight=2.0)
+    assert losses.tolist() == pytest.approx([1.5 / (1 + math.exp(1.5)), 2 / (1 + math.exp(1.5))])
+
+
+def test_kto_reference_point_is_never_negative_and_has_no_gradient() -> None:
+    """An estimate below 0 is 0, which no divergence can be; the estimate is a constant of the loss."""
+    assert kto_reference_point(torch.tensor([-3.0]), torch.tensor([-1.0])).item() == 0.0
+    logps = torch.tensor([-1.0], requires_grad=True)
+    assert not kto_reference_point(logps, torch.tensor([-2.0])).requires_grad
+
+
+def test_kto_at_a_reference_point_of_0_is_apo_zero() -> None:
+    """The loss of a pair under APO-zero is that of its two sides under KTO with the reference point at 0."""
+    apart = kto_losses(**GRADED, reference_point=0.0, beta=0.7)
+    assert apo_zero_losses(**PAIR, beta=0.7).item() == pytest.approx(apart.sum().item())
+
+
+def test_oreal_by_hand() -> None:
+    """Imitation costs 1 nat and the pull 0.2 / 2; the bad one, a quarter of the samples right, 2 * 0.75 * -0.5 and 0.2 / 2 * 0.25."""
+    losses = oreal_losses(**GRADED, prompt_values=torch.tensor([0.5, 0.25]), beta=0.2, bad_weight=2.0)
+    assert losses.tolist() == pytest.approx([1.0 + 0.1, -0.75 + 0.025])
+
+
+def test_oreal_gradients_at_the_reference_are_those_of_the_reshaped_rewards() -> None:
+    """There the gradient is -1 on right ones and 1 - p on wrong ones: rewards of 1 and of -(1 - p). It is 0 at -(1 - p) / beta."""
+    logps = torch.tensor([-2.0, -3.0, -4.0], requires_grad=True)
+    good, values = torch.tensor([True, False, False]), torch.tensor([0.5, 0.25, 1.0])
+    oreal_losses(logps, logps.detach(), good, prompt_values=values, beta=0.1).sum().backward()
+    assert logps.grad is not None and logps.grad.tolist() == pytest.approx([-1.0, 0.75, 0.0])
+    lowest = torch.tensor([-3.0 - 0.75 / 0.1], requires_grad=True)
+    oreal_losses(lowest, torch.tensor([-3.0]), good[1:2], prompt_values=values[1:2], beta=0.1).sum().backward()
+    assert lowest.grad is not None and lowest.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_kto_agrees_with_trl(seed: int, shift: float) -> None:
+    """On the same log-probabilities, mismatched ones included, the mean is that of TRL's KTOTrainer, with its reference point or at 0."""
+    trl = pytest.importorskip("trl")
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(6) < torch.tensor([6, 3, 5, 1, 2])[:, None]
+    logps, mismatched = (-3 * torch.rand(5, 6, generator=generator) * mask for _ in range(2))
+    ref, ref_mismatched = -8 * torch.rand(5, generator=generator), mismatched.sum(1) + shift * torch.rand(5, generator=generator)
+    good = torch.tensor([True, False, False, True, True])
+    zeros = torch.zeros(5, 6)
+    accelerator = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        loss_type="kto",
+        beta=0.3,
+        desirable_weight=1.2,
+        undesirable_weight=0.7,
+        _compute_kl_logps=lambda *_: mismatched.sum(1),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    inputs = {
+        "input_ids": torch.zeros(5, 7, dtype=torch.long),
+        "completion_mask": torch.cat([torch.zeros(5, 1), mask], dim=1).long(),
+        "label": good,
+        "ref_logps": ref,
+        "ref_KL_logps": ref_mismatched,
+    }
+    outputs = SimpleNamespace(log_probs=logps, entropy=zeros, mean_logits=zeros)
+    oracle = trl.KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+    point = kto_reference_point(mismatched.sum(1), ref_mismatched)
+    assert (point > 0) == (shift < 0)
+    losses = kto_losses(logps.sum(1), ref, good, reference_point=point, beta=0.3, good_weight=1.2, bad_weight=0.7)
+    torch.testing.assert_close(losses.mean(), oracle)
 
 
 def trl_loss(
@@ -314,3 +438,17 @@ def test_smoothed_loss_agrees_with_trl(seed: int) -> None:
     sums = logps.sum(1)
     loss = dpo_loss(sums[:1], sums[1:], ref_chosen_logps=ref[:1], ref_rejected_logps=ref[1:], beta=0.5, label_smoothing=0.15)
     assert loss.item() == pytest.approx(oracle, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_turned_pairs_agree_with_trl(seed: int) -> None:
+    """TRL's ``robust`` loss takes the loss of the turned pair off; a smoothing of 1 is that loss."""
+    generator = torch.Generator().manual_seed(seed)
+    logps, ref, eps = -3 * torch.rand(6, 4, generator=generator), -6 * torch.rand(6, generator=generator), 0.2
+    oracle = trl_loss(logps, torch.ones(6, 4).bool(), ref, loss_types=["robust"], loss_weights=[1.0], beta=0.5, label_smoothing=eps)
+    sums, refs = logps.sum(1).chunk(2), ref.chunk(2)
+    straight, turned = (
+        dpo_loss(*sums, ref_chosen_logps=refs[0], ref_rejected_logps=refs[1], beta=0.5, label_smoothing=smoothing)
+        for smoothing in (0.0, 1.0)
+    )
+    assert (((1 - eps) * straight - eps * turned) / (1 - 2 * eps)).item() == pytest.approx(oracle, rel=1e-5)

@@ -1,6 +1,8 @@
 """Training on trees gives the log-probabilities, losses and gradients of separate sequences: families, shapes, adapters, accumulation."""
 
 import math
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,22 +307,62 @@ def test_training_falls_back_to_paths(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_flex_attention_runs_trees_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With FlexAttention chosen, the model gets a block mask and returns what sdpa does; dropout in attention and small heads keep sdpa."""
-    model, rows = model_of("qwen3"), rows_of(tree_pairs("ragged", seed=6, num_problems=3))
+def use_flex_attention(patch: pytest.MonkeyPatch, *, compiled: bool) -> None:
+    """Let models run trees with FlexAttention on this machine's CPU, which torch compiles for the forward pass only."""
+    patch.setattr(attention, "can_flex", lambda _: True)
+    if not compiled:
+        patch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__call__", lambda _: flex_attention)
+        patch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__init__", lambda *_: None)
+        # The uncompiled operator has a backward pass on a CPU as well; only a check of the front door says that it has none.
+        patch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flex_attention_has_the_gradients_of_sdpa(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With FlexAttention, models get a block mask, and log-probabilities and every gradient are those of the dense mask."""
+    model, rows = model_of(family), rows_of(tree_pairs("ragged", seed=6, num_problems=3))
     batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=256)
     assert not attention.can_flex(model)
-    with torch.no_grad():
-        expected = completion_logps(model, batch)
-        monkeypatch.setattr(attention, "can_flex", lambda _: True)
-        # Uncompiled, the operator runs on a CPU as well, forward only.
-        monkeypatch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__call__", lambda _: flex_attention)
-        monkeypatch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__init__", lambda *_: None)
-        with attention.tree_attention(model), pytest.warns(UserWarning, match="flex_attention called without torch.compile"):
-            assert model.config._attn_implementation == "flex_attention"
-            found = completion_logps(model, batch)
+    expected = completion_logps(model, batch)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    dense = gradients(model, (weights * expected).sum())
+    use_flex_attention(monkeypatch, compiled=False)
+    with attention.tree_attention(model), warnings.catch_warnings():
+        # Tracing an operator warns about torch's own code.
+        warnings.simplefilter("ignore")
+        assert model.config._attn_implementation == "flex_attention"
+        found = completion_logps(model, batch)
+        flex = gradients(model, (weights * found).sum())
     assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(flex, dense)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@torch.no_grad()
+def test_compiled_flex_attention_has_the_logps_of_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers compiles it, FlexAttention gives the log-probabilities of the dense mask over rows of several blocks."""
+    model, rows = model_of("qwen3"), rows_of(tree_pairs("ragged", seed=6, num_problems=3))
+    batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=256)
+    expected = completion_logps(model, batch)
+    use_flex_attention(monkeypatch, compiled=True)
+    with attention.tree_attention(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = completion_logps(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_flex_attention_is_kept_from_models_that_it_cannot_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it takes plain heads of 16 and more; dropout in attention and smaller heads keep sdpa, and so does a CPU."""
+    model = model_of("qwen3")
+    assert not attention.can_flex(model)
+    for family in (Qwen2ForCausalLM, Qwen3ForCausalLM):
+        monkeypatch.setattr(family, "device", torch.device("cuda"))
+    assert attention.can_flex(model)
+    assert not attention.can_flex(model_of("qwen2"))
+    model.config.attention_dropout = 0.1
+    assert not attention.can_flex(model)
 
 
 # ---- TRL ----

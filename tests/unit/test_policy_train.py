@@ -9,15 +9,18 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.packing import pack_rows
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.policy.losses import IGNORE
-from stepladder.policy.objectives import CompletionObjective, PairLoss, PreferenceObjective
+from stepladder.policy.objectives import CompletionObjective, PairLoss, PreferenceObjective, UnpairedLoss, UnpairedObjective
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.policy.train import (
+    SAMPLER,
     CompletionRow,
     add_reference,
     collate_completions,
@@ -27,7 +30,8 @@ from stepladder.policy.train import (
     train_preference,
     train_sft,
 )
-from stepladder.types import PreferencePair, Provenance, Trace
+from stepladder.policy.unpaired import collate_packed_unpaired, collate_unpaired, train_unpaired, unpaired_rows
+from stepladder.types import GradedRow, PreferencePair, Provenance, Trace
 from tests.models import save_tiny_policy, tiny_policy
 
 HASH = "renderer-a"
@@ -281,6 +285,7 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
         {"target_margin": -1.0},
         {"cpl_bias": 0.0},
         {"sft_weight": -0.1},
+        {"reference_share": 1.1},
     ],
 )
 def test_impossible_loss_settings_are_refused(bad: dict) -> None:
@@ -289,11 +294,17 @@ def test_impossible_loss_settings_are_refused(bad: dict) -> None:
         PreferenceObjective(**bad)
 
 
+def sampled(row: PreferencePair) -> PreferencePair:
+    """Return the pair as a policy sampled it that gave every token the probability 1/50."""
+    logps = [[-math.log(50)] * len(ids) for ids in (row.chosen_ids, row.rejected_ids)]
+    return replace(row, chosen_logps=logps[0], rejected_logps=logps[1])
+
+
 @pytest.mark.parametrize("loss", get_args(PairLoss))
 def test_every_loss_prefers_the_chosen(start: Path, tmp_path: Path, loss: PairLoss) -> None:
     """Training with any loss raises the margin of the chosen steps, packed, from the first differing token, references where needed."""
-    beta = {"ipo": 0.2, "refuel": 0.2, "simpo": 2.0, "orpo": 1.0}.get(loss, 0.5)
-    pairs = [replace(row, problem_id=f"p{i // 4}") for i, row in enumerate(random_pairs())]
+    beta = {"ipo": 0.2, "inpo": 0.2, "refuel": 0.2, "simpo": 2.0, "orpo": 1.0}.get(loss, 0.5)
+    pairs = [sampled(replace(row, problem_id=f"p{i // 4}")) for i, row in enumerate(random_pairs())]
     objective = PreferenceObjective(loss_name=loss, beta=beta)
     report = train_preference(start, pairs, tmp_path / "out", SETTINGS, renderer_hash=HASH, objective=objective)
     assert report.layout == "trees"
@@ -312,5 +323,198 @@ def test_labels_smoothed_by_visits(start: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(losses[0], losses[1])
     assert losses[0] != losses[2]
     objective = PreferenceObjective(label_smoothing="visits")
-    with pytest.raises(DataFormatError, match="16 have none"):
+    with pytest.raises(DataFormatError, match="the visits of every pair: 16 have none"):
         train_preference(start, random_pairs(), tmp_path / "out", SETTINGS, renderer_hash=HASH, objective=objective)
+
+
+def test_smoothing_by_agreement_and_uncertainty() -> None:
+    """Agreement of 0.75 and an uncertainty of half a bit are a smoothing of a quarter; a pair without an agreement counts as it stands."""
+    known = replace(random_pairs(1)[0], agreement=0.75, uncertainty=0.5)
+    model = tiny_policy(hidden=32, layers=1)[0]
+    losses = {}
+    for name, row in (("known", known), ("unknown", replace(known, agreement=None))):
+        batch = collate_preferences(preference_rows([row], vocabulary=100, dropped={}))
+        for smoothing in ("agreement", "uncertainty", 0.25, 0.0):
+            objective = PreferenceObjective(beta=0.5, label_smoothing=smoothing)
+            losses[name, smoothing] = objective.loss(model, batch, torch.tensor([1, 3])).item()
+    assert losses["known", "agreement"] == losses["known", "uncertainty"] == pytest.approx(losses["known", 0.25])
+    assert losses["unknown", "agreement"] == losses["unknown", 0.0] != losses["unknown", 0.25]
+
+
+# ---- references ----
+
+
+def test_the_samplers_log_probabilities_count_from_the_first_differing_token() -> None:
+    """Steps 7 8 9 and 7 4 share a token: the sampler's sums leave it out; a pair without stored numbers has none."""
+    row = replace(pair([5, 6], [7, 8, 9], [7, 4]), chosen_logps=[-1.0, -2.0, -4.0], rejected_logps=[-1.0, -8.0])
+    (known,) = preference_rows([row], vocabulary=10, dropped={})
+    assert known.sampler_logps == (-6.0, -8.0)
+    batch = collate_preferences([known, replace(known, sampler_logps=(-1.0, -2.0))])
+    assert batch["sampler_logps"].tolist() == [-6.0, -1.0, -8.0, -2.0]
+    assert preference_rows([pair([5, 6], [7, 8], [7, 4])], vocabulary=10, dropped={})[0].sampler_logps is None
+
+
+def test_another_reference_is_that_models_log_probabilities(start: Path, tmp_path: Path) -> None:
+    """With a named reference the first loss is that of the start model against it, computed by hand; with the start model's it is log 2."""
+    other = save_tiny_policy(tmp_path / "other", hidden=32, layers=1, seed=5, max_positions=64)
+    pairs, once = random_pairs(), replace(SETTINGS, max_updates=1, batch_size=16)
+    report = train_preference(start, pairs, tmp_path / "out", once, renderer_hash=HASH, reference=other)
+    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (start, other)]
+    with torch.no_grad():
+        gaps = [
+            [log_likelihood(m, row.prompt_ids, row.chosen_ids) - log_likelihood(m, row.prompt_ids, row.rejected_ids) for row in pairs]
+            for m in models
+        ]
+    slow = [-math.log(1 / (1 + math.exp(-0.1 * float(ours - ref)))) for ours, ref in zip(*gaps, strict=True)]
+    assert report.first_loss == pytest.approx(sum(slow) / 16, rel=1e-5)
+
+
+def test_off_policy_training_takes_the_stored_log_probabilities(start: Path, tmp_path: Path) -> None:
+    """Pairs that store what the start model says are trained as with the start model as reference; without them they are refused."""
+    model, pairs = AutoModelForCausalLM.from_pretrained(start).eval(), []
+    with torch.no_grad():
+        for row in random_pairs():
+            logps = [
+                [float(log_likelihood(model, [*row.prompt_ids, *side[:i]], [token])) for i, token in enumerate(side)]
+                for side in (row.chosen_ids, row.rejected_ids)
+            ]
+            pairs.append(replace(row, chosen_logps=logps[0], rejected_logps=logps[1]))
+    settings = replace(SETTINGS, epochs=2.0)
+    reports = [
+        train_preference(start, pairs, tmp_path / str(reference), settings, renderer_hash=HASH, reference=reference)
+        for reference in (SAMPLER, None)
+    ]
+    assert reports[0].last_loss == pytest.approx(reports[1].last_loss, rel=1e-4)
+    with pytest.raises(DataFormatError, match="the sampler's log-probabilities of every pair: 16 have none"):
+        train_preference(start, random_pairs(), tmp_path / "out", SETTINGS, renderer_hash=HASH, reference=SAMPLER)
+
+
+# ---- completions without a partner ----
+
+
+def graded(prompt_ids: list[int], completion_ids: list[int], *, good: bool, problem_id: str = "p1", value: float = 0.5) -> GradedRow:
+    """Return a graded completion."""
+    return GradedRow(
+        problem_id=problem_id,
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        good=good,
+        value=float(good),
+        prompt_value=value,
+        prompt="",
+        completion="",
+        logps=[-1.0] * len(completion_ids),
+        provenance=PROVENANCE,
+    )
+
+
+def graded_pairs(pairs: list[PreferencePair]) -> list[GradedRow]:
+    """Return both sides of pairs, one by one."""
+    return [
+        graded(row.prompt_ids, ids, good=good, problem_id=row.problem_id)
+        for row in pairs
+        for ids, good in ((row.chosen_ids, True), (row.rejected_ids, False))
+    ]
+
+
+def test_unpaired_rows_are_laid_out_as_completions_then_mismatched() -> None:
+    """Every completion stands behind the prompt of another problem too; references follow the same order."""
+    rows = unpaired_rows(
+        [graded([5, 6], [7, 8], good=True, problem_id="a", value=0.25), graded([4], [9], good=False, problem_id="b", value=0.75)],
+        vocabulary=10,
+        mismatched=True,
+    )
+    batch = collate_unpaired([row.with_reference([-1.0 - i, -3.0 - i]) for i, row in enumerate(rows)])
+    assert batch["inputs"]["input_ids"].tolist() == [[5, 6, 7], [4, 0, 0], [5, 6, 0], [4, 7, 0]]
+    assert batch["targets"].tolist() == [[IGNORE, 7, 8], [9, IGNORE, IGNORE], [IGNORE, 9, IGNORE], [7, 8, IGNORE]]
+    assert batch["ref_logps"].tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert (batch["good"].tolist(), batch["prompt_values"].tolist()) == ([True, False], [0.25, 0.75])
+    assert UnpairedObjective().counts(batch).tolist() == [2]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1), (3, 1, 2), (1, 1, 1, 1), (4, 4)])
+def test_mismatched_completions_are_of_other_problems(sizes: tuple[int, ...]) -> None:
+    """Each completion is used once, never behind its own prompt where there are two rows, and across problems where that is possible."""
+    records = [graded([5], [6, problem], good=True, problem_id=str(problem)) for problem, size in enumerate(sizes) for _ in range(size)]
+    rows = unpaired_rows(records, vocabulary=100, mismatched=True)
+    used = sorted(row.mismatched.completion_ids for row in rows if row.mismatched)
+    assert used == sorted(record.completion_ids for record in records)
+    if 2 * max(sizes) <= sum(sizes):
+        assert all(row.mismatched and row.mismatched.completion_ids != row.completion.completion_ids for row in rows)
+
+
+@pytest.mark.parametrize("loss", get_args(UnpairedLoss))
+@pytest.mark.parametrize("variant", ["plain", "lora"])
+def test_unpaired_losses_and_gradients_on_trees_equal_the_slow_ones(loss: UnpairedLoss, variant: str) -> None:
+    """Packed, the loss and gradient are those of whole sequences one by one, references from another model on trees included."""
+    model: torch.nn.Module = tiny_policy(hidden=32, layers=1)[0]
+    reference, _ = tiny_policy(hidden=32, layers=1, seed=1)
+    if variant == "lora":
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))  # pyright: ignore
+    records = graded_pairs([replace(row, problem_id=f"p{i // 2}") for i, row in enumerate(random_pairs(6))])
+    objective = UnpairedObjective(loss_name=loss, beta=0.3, good_weight=1.2, bad_weight=0.7)
+    rows = unpaired_rows(records, vocabulary=100, mismatched=objective.needs_mismatched)
+    collates = {"collate": collate_unpaired, "collate_packed": collate_packed_unpaired}
+    rows = add_reference(reference, rows, replace(SETTINGS, micro_batch_size=5), **collates)
+    batch = collate_packed_unpaired(pack_rows(rows, row_tokens=60))
+    found = objective.loss(model, batch, objective.counts(batch))
+    found.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+
+    def ratio(row: CompletionRow) -> torch.Tensor:
+        with torch.no_grad():
+            ref = log_likelihood(reference, row.prompt_ids, row.completion_ids)
+        return log_likelihood(model, row.prompt_ids, row.completion_ids) - ref  # pyright: ignore[reportArgumentType]
+
+    total = torch.zeros(())
+    if loss == "kto":
+        point = torch.stack([ratio(row.mismatched) for row in rows if row.mismatched]).mean().clamp(min=0).detach()
+    for row in rows:
+        r, weight = ratio(row.completion), 1.2 if row.good else 0.7
+        if loss == "kto":
+            total = total + weight * torch.sigmoid((-0.3 if row.good else 0.3) * (r - point))
+        else:
+            own = log_likelihood(model, row.completion.prompt_ids, row.completion.completion_ids)  # pyright: ignore
+            total = total + (-weight * own if row.good else weight * 0.5 * r) + 0.15 * r**2
+    slow = total / len(rows)
+    slow.backward()
+    torch.testing.assert_close(found, slow)
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", get_args(UnpairedLoss))
+def test_unpaired_training_prefers_the_good(start: Path, tmp_path: Path, loss: UnpairedLoss) -> None:
+    """Training on graded completions raises the margin of the good ones, on trees."""
+    pairs = [replace(row, problem_id=f"p{i // 4}") for i, row in enumerate(random_pairs())]
+    objective = UnpairedObjective(loss_name=loss, beta=0.5)
+    report = train_unpaired(start, graded_pairs(pairs), tmp_path / "out", SETTINGS, renderer_hash=HASH, objective=objective)
+    assert (report.layout, report.rows) == ("trees", 32)
+    assert report.last_loss < report.first_loss
+    assert margin(tmp_path / "out", pairs) > margin(start, pairs) + 1.0
+
+
+def test_bad_graded_rows_are_refused(start: Path, tmp_path: Path) -> None:
+    """Nothing to train on, a foreign renderer, an empty completion and a reference that is not known each name what is wrong."""
+    row, kto = graded([5], [6], good=True), UnpairedObjective()
+    cases = [
+        ([], {}, "at least one row"),
+        ([replace(row, provenance=replace(PROVENANCE, renderer_hash="renderer-b"))], {}, "'renderer-a'.*'renderer-b'"),
+        ([row, replace(row, completion_ids=[])], {}, "graded row 1.*completion"),
+        ([row], {"reference": SAMPLER, "objective": kto}, "1 have none"),
+        ([replace(row, logps=[])], {"reference": SAMPLER, "objective": UnpairedObjective(loss_name="oreal")}, "1 have none"),
+    ]
+    for rows, options, message in cases:
+        with pytest.raises(DataFormatError, match=message):
+            train_unpaired(start, rows, tmp_path / "out", SETTINGS, renderer_hash=HASH, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [{"loss_name": "dpo"}, {"beta": 0.0}, {"good_weight": -1.0}, {"bad_weight": -1.0}])
+def test_impossible_unpaired_settings_are_refused(bad: dict) -> None:
+    """The message names the setting."""
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        UnpairedObjective(**bad)

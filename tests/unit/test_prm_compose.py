@@ -9,6 +9,7 @@ from stepladder.data.arithmetic import arithmetic_holds
 from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest
 from stepladder.prm.compose import (
+    BoundedScorer,
     CheckedScorer,
     EnsembleScorer,
     bin_entropy_penalty,
@@ -18,6 +19,8 @@ from stepladder.prm.compose import (
     mix_with_verdict,
     par_bound,
 )
+from stepladder.prm.outputs import check_entropy_penalty, scores_of
+from stepladder.prm.specs import PRMSpec
 from stepladder.testing import TableScorer, check_scorer
 
 NAN = float("nan")
@@ -88,6 +91,32 @@ def test_an_ensemble_keeps_the_contract_and_combines():
     assert [got[i] for i in range(4)] == [*expected, None]
     with pytest.raises(ConfigError, match="at least one"):
         EnsembleScorer([])
+
+
+def test_bounds_in_a_search_keep_the_contract():
+    """0.9 and 0.3 bounded at 0.6: clip gives 0.6 and 0.3, PAR sigmoid(0.3) and sigmoid(-0.3); what has no score has none."""
+    table = {10: 0.9, 12: 0.3, 13: None}
+    for rule, expected in (("clip", (0.6, 0.3)), ("par", (1 / (1 + math.exp(-0.3)), 1 / (1 + math.exp(0.3))))):
+        scorer = BoundedScorer(TableScorer(lambda path: table[path[-1]]), rule=rule, at=0.6)
+        scorer.submit([ScoreRequest(ticket=0, prefix_ids=(1,), branches=(((10,), (11, 12)), ((13,),)))])
+        assert scorer.collect()[0].scores == (pytest.approx(expected), (None,))
+        check_scorer(lambda rule=rule: BoundedScorer(TableScorer(score_a), rule=rule, at=0.5), prefix_ids=PREFIXES, steps=STEPS)
+    for rule, at in (("clip", 1.5), ("delta", 0.5)):
+        with pytest.raises(ConfigError, match="bound: rule"):
+            BoundedScorer(TableScorer(score_a), rule=rule, at=at)
+
+
+def test_an_unsure_head_of_bins_loses_by_its_entropy():
+    """Two equal bins of four, centres 1/8 and 3/8: mean 1/4, entropy 1/2, so 1/4 - 0.4 * 1/2; never below 0; a sure bin loses nothing."""
+    spec = PRMSpec(bins=4, transform="identity")
+    outputs = np.array([[50.0, 50.0, -50.0, -50.0], [-50.0, -50.0, -50.0, 50.0]])
+    np.testing.assert_allclose(scores_of(outputs, spec), [0.25, 0.875], atol=1e-12)
+    np.testing.assert_allclose(scores_of(outputs, spec, entropy_penalty=0.4), [0.05, 0.875], atol=1e-12)
+    np.testing.assert_allclose(scores_of(outputs, spec, entropy_penalty=9.0), [0.0, 0.875], atol=1e-12)
+    check_entropy_penalty(0.0, PRMSpec())
+    for penalty, wrong in ((0.5, PRMSpec()), (-0.5, spec)):
+        with pytest.raises(ConfigError, match="entropy_penalty"):
+            check_entropy_penalty(penalty, wrong)
 
 
 def test_a_step_that_fails_its_check_is_capped():

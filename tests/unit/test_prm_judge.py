@@ -66,5 +66,11 @@ def test_every_step_is_judged_by_the_samples_on_its_own_prompt():
     assert Judge(alone, SPEC, lambda prompt: tuple(prompt.encode())).score(solutions[2:]) == [(0.0,)]
     assert alone.requests[0].seed == seeds[3]
     assert {request.num_samples for request in policy.requests} == {8}
+    asked = len(policy.requests)
+    assert judge.score([*solutions[2:], Solution(question="S", steps=("wrong", "fine"))]) == [(0.0,), (0.0, 0.75)]
+    assert len(policy.requests) == asked + 1, "a step is judged once"
+    judge.reset()
+    assert judge.score(solutions[2:]) == [(0.0,)]
+    assert len(policy.requests) == asked + 2
     with pytest.raises(ConfigError, match="judge's spec"):
         Judge(policy, NAMED_SPECS["trl"].spec, lambda prompt: ())

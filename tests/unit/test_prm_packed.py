@@ -10,7 +10,9 @@ import torch
 from stepladder.lm.packing import pack_rows
 from stepladder.lm.training import TrainSettings
 from stepladder.prm.model import initialise_prm
-from stepladder.prm.train import Loss, ValueObjective, collate_packed_values, collate_values, step_outputs, target_rows, train_value
+from stepladder.prm.objective import Loss, StepObjective, step_outputs
+from stepladder.prm.rows import collate_packed_values, collate_values, target_rows
+from stepladder.prm.train import train_value
 from stepladder.types import Provenance, ValueRow
 from tests.models import save_tiny_policy
 
@@ -50,7 +52,7 @@ def test_packed_value_training_has_the_gradients_of_paths(policy: Path, loss: Lo
     """Outputs, loss and every parameter's gradient are those of separate paths, whole or cut; targets are counted alike."""
     model, _ = initialise_prm(policy, renderer_hash=HASH, seed=0, device="cpu")
     rows = target_rows(tree_paths(seed=0), vocabulary=60, dropped={})
-    objective, found = ValueObjective(loss_name=loss), []
+    objective, found = StepObjective(loss_name=loss), []
     trees = pack_rows(rows, row_tokens=row_tokens)
     rows = [row for tree in trees for row in tree.rows]
     packed, plain = collate_packed_values(trees), collate_values(rows)
@@ -58,7 +60,7 @@ def test_packed_value_training_has_the_gradients_of_paths(policy: Path, loss: Lo
     torch.testing.assert_close(packed["targets"], plain["targets"][present])
     torch.testing.assert_close(step_outputs(model, packed), step_outputs(model, plain)[present], rtol=1e-5, atol=1e-6)
     for batch in (packed, plain):
-        assert objective.counts(batch).tolist() == [3 * 30]
+        assert objective.counts(batch).tolist() == [3 * 30, 0]
         model.zero_grad()
         value = objective.loss(model, batch, objective.counts(batch))
         value.backward()
@@ -74,10 +76,10 @@ def test_equal_steps_of_different_nodes_each_count(policy: Path) -> None:
     model, _ = initialise_prm(policy, renderer_hash=HASH, seed=0, device="cpu")
     fields = {"problem_id": "p", "prompt_ids": [5], "prompt": "", "steps": [""], "provenance": PROVENANCE}
     rows = target_rows([ValueRow(step_ids=[[6, 7]], targets=[target], **fields) for target in (0.0, 1.0)], vocabulary=60, dropped={})
-    batch, objective = collate_packed_values(pack_rows(rows, row_tokens=10)), ValueObjective()
+    batch, objective = collate_packed_values(pack_rows(rows, row_tokens=10)), StepObjective()
     assert batch["sources"].tolist() == [2, 2]
-    expected = objective.loss(model, collate_values(rows), torch.tensor([2]))
-    torch.testing.assert_close(objective.loss(model, batch, torch.tensor([2])), expected)
+    expected = objective.loss(model, collate_values(rows), torch.tensor([2, 0]))
+    torch.testing.assert_close(objective.loss(model, batch, torch.tensor([2, 0])), expected)
 
 
 def test_train_value_forwards_each_step_once(policy: Path, tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
         {"prompt": "plain", "read": "marker"},
         {"prompt": "tokens", "read": "marker", "marker": "x"},
         {"prompt": "chat", "read": "piece-end"},
-        {"family": "implicit"},
+        {"family": "implicit", "prompt": "chat", "read": "marker", "marker": "x"},
         {"bins": 8},
         {"beta": 0.0},
         {"family": "judge", "good": "a", "bad": "b", "prompt": "chat"},

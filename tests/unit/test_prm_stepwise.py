@@ -10,10 +10,11 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import bce_loss, mse_loss, pairwise_loss
+from stepladder.prm.objective import StepObjective
 from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.rows import collate_groups, collate_values
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
-from stepladder.prm.stepwise import LabelledSolution, StepwiseObjective, collate_groups, group_rows, step_rows, train_stepwise
-from stepladder.prm.train import collate_values
+from stepladder.prm.stepwise import LabelledSolution, group_solutions, step_rows, train_stepwise
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
 
 SETTINGS = TrainSettings(learning_rate=1e-2, epochs=6.0, batch_size=16, schedule="constant", device="cpu")
@@ -74,7 +75,7 @@ def test_group_rows_gather_what_continues_the_same_beginning():
         labelled(("a", None), ("", 0.0)),
         labelled(("a", None), ("b", 0.0), question="R"),
     ]
-    rows = group_rows(solutions, layout, dropped=dropped)
+    rows = group_solutions(solutions, layout, dropped=dropped)
     assert [row.targets for row in rows] == [[1.0, 0.0, 0.5]]
     assert rows[0].paths[1] == list(layout.lay_out("Q", ("a", "c")).token_ids)
     assert dropped == {"repeated step": 1, "beginning without steps to compare": 2, "label on a step without tokens": 1}
@@ -100,7 +101,9 @@ def test_labels_that_cannot_be_learned_are_refused(solutions, message):
 def test_nothing_to_compare_is_refused():
     """Solutions that share no beginning give no pairs."""
     with pytest.raises(DataFormatError, match="same beginning: got none"):
-        group_rows([labelled(("a", 1.0)), labelled(("a", 0.0), question="R")], SolutionLayout(qwen_tokenizer(), spec("ppm")), dropped={})
+        group_solutions(
+            [labelled(("a", 1.0)), labelled(("a", 0.0), question="R")], SolutionLayout(qwen_tokenizer(), spec("ppm")), dropped={}
+        )
 
 
 class Fixed(torch.nn.Module):
@@ -124,18 +127,18 @@ def test_objectives_read_the_outputs_that_the_reader_reads():
     at = [row.ids[position] for position in row.positions]
     two, columns = Fixed(table[:, :2].clone()), Fixed(table.clone())
     for model, objective, gap in (
-        (two, StepwiseObjective(loss_name="bce", spec=spec("trl")), table[at, 1] - table[at, 0]),
-        (columns, StepwiseObjective(loss_name="bce", spec=spec("math-shepherd"), columns=(4, 2)), table[at, 2] - table[at, 4]),
+        (two, StepObjective(loss_name="bce", spec=spec("trl")), table[at, 1] - table[at, 0]),
+        (columns, StepObjective(loss_name="bce", spec=spec("math-shepherd"), columns=(4, 2)), table[at, 2] - table[at, 4]),
     ):
         expected = bce_loss(gap, torch.tensor([1.0, 0.0]))
         torch.testing.assert_close(objective.loss(model, batch, objective.counts(batch)), expected)
-    groups = group_rows(
+    groups = group_solutions(
         [labelled(("a", 1.0)), labelled(("b", 0.0)), labelled(("c", 0.5))], SolutionLayout(qwen_tokenizer(), spec("ppm")), dropped={}
     )
     groups = [replace(group, paths=[[token % 20 for token in path] for path in group.paths]) for group in groups]
     batch = collate_groups([*groups, *groups])
     one = Fixed(table[:, :1].clone())
-    objective = StepwiseObjective(loss_name="pairwise+mse", spec=spec("ppm"), regression_weight=2.0)
+    objective = StepObjective(loss_name="pairwise+mse", spec=spec("ppm"), regression_weight=2.0)
     ends, targets = table[[path[-1] for path in groups[0].paths], 0], torch.tensor([1.0, 0.0, 0.5])
     expected = pairwise_loss(ends[None], targets[None]) + 2.0 * mse_loss((ends.tanh() + 1) / 2, targets)
     torch.testing.assert_close(objective.loss(one, batch, objective.counts(batch)), expected)

@@ -12,10 +12,12 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.model import initialise_prm, transform_logits
+from stepladder.prm.objective import StepObjective
 from stepladder.prm.outputs import transform_outputs
+from stepladder.prm.rows import collate_values, target_rows
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
-from stepladder.prm.train import ValueObjective, collate_values, target_rows, train_value
+from stepladder.prm.train import train_value
 from stepladder.types import Provenance, ValueRow
 from tests.models import save_tiny_policy
 
@@ -94,7 +96,7 @@ def test_targets_stand_at_the_last_tokens_of_steps() -> None:
     expected = torch.full((2, 8), float("nan"))
     expected[0, 3], expected[0, 7], expected[1, 3] = 0.25, 0.75, 1.0
     torch.testing.assert_close(batch["targets"], expected, equal_nan=True)
-    assert ValueObjective().counts(batch).tolist() == [3]
+    assert StepObjective().counts(batch).tolist() == [3, 0]
 
 
 def test_every_token_of_a_step_can_learn_its_target() -> None:
@@ -110,7 +112,7 @@ def test_every_token_of_a_step_can_learn_its_target() -> None:
 def test_steps_without_target_leave_no_trace(policy: Path, loss) -> None:
     """A step without target is context: joining it to the next step gives the same loss and the same gradient."""
     model, _ = initialise_prm(policy, renderer_hash=HASH, seed=0, device="cpu")
-    objective = ValueObjective(loss_name=loss)
+    objective = StepObjective(loss_name=loss)
     found = []
     for row in (value_row([5, 6], [[7], [8, 9], [4]], [0.2, None, 0.7]), value_row([5, 6], [[7], [8, 9, 4]], [0.2, 0.7])):
         batch = collate_values(target_rows([row], vocabulary=50, dropped={}))
@@ -125,10 +127,10 @@ def test_padding_does_not_change_a_row(policy: Path) -> None:
     """The loss of two rows in one batch is the mean over their targets of the rows alone."""
     model, _ = initialise_prm(policy, renderer_hash=HASH, seed=0, device="cpu")
     made = target_rows([value_row([5], [[7]], [1.0]), value_row([5, 6, 7], [[7, 8], [9] * 9], [0.0, 0.5])], vocabulary=50, dropped={})
-    objective = ValueObjective()
+    objective = StepObjective()
     both = collate_values(made)
     alone = [collate_values([row]) for row in made]
-    total = sum(objective.loss(model, batch, torch.tensor([3])) for batch in alone)
+    total = sum(objective.loss(model, batch, torch.tensor([3, 0])) for batch in alone)
     torch.testing.assert_close(objective.loss(model, both, objective.counts(both)), total)
 
 

@@ -1,0 +1,160 @@
+"""Write docs/exports.md from the table of formats and an export of one small tree, or with ``--check`` say whether it is current.
+
+The file is never edited by hand, so it cannot disagree with the program.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stepladder.data.advantages import AdvantageForm
+from stepladder.data.export import ExportJob, export_dataset
+from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat
+from stepladder.data.export_rows import ExportSource
+from stepladder.data.labels import value_rows
+from stepladder.data.pairs import preference_pairs
+from stepladder.data.store import PROVENANCE_COLUMNS, write_records
+from stepladder.data.traces import select_traces
+from stepladder.types import Provenance, TreeRecord
+
+TARGET = Path(__file__).with_name("exports.md")
+
+# A right and a wrong solution that share their first step.
+TREE = TreeRecord(
+    problem_id="sum-1",
+    question="1+1+1",
+    prompt_ids=[11, 12, 13],
+    method="mcts",
+    parents=[-1, 0, 1, 1],
+    depths=[0, 1, 2, 2],
+    token_ids=[[], [21, 22], [31, 32], [41, 42]],
+    logps=[[], [-0.125, -0.25], [-0.5, -0.0625], [-1.5, -0.0625]],
+    texts=["", "1+1=2\n", "2+1=3\n", "2+1=4\n"],
+    priors=[1.0, 1.0, 0.75, 0.25],
+    scores=[None, 0.5, 0.875, 0.25],
+    visits=[4, 4, 3, 1],
+    values=[0.5, 0.5, 1.0, 0.0],
+    stop_reasons=["step", "step", "end", "end"],
+    answers=[None, None, "3", "4"],
+    outcomes=[None, None, 1.0, 0.0],
+    generated_tokens=6,
+    policy_calls=2,
+    scored_tokens=6,
+    num_simulations=4,
+    provenance=Provenance(
+        round=2, policy_version=1, scorer_version=1, seed=0, config_hash="5d1c08f7a3b2e964", renderer_hash="32b29f17a8b88587"
+    ),
+)
+RECORDS: dict[str, list[Any]] = {
+    "trees": [TREE],
+    "pairs": preference_pairs([TREE]).rows,
+    "traces": select_traces([TREE]).rows,
+    "values": value_rows([TREE]).rows,
+}
+SOURCE = ExportSource(
+    questions={"sum-1": "1+1+1"}, answers={"sum-1": "3"}, prompt_template="Add: {question}\n", name="owner/sums", ability="math"
+)
+
+INTRODUCTION = """\
+# Exports
+
+Generated from the table of formats in `stepladder.data.export_formats` by `make docs`.
+
+```
+stepladder export --format list
+stepladder export RUN --format preference --to DIR --split test=0.1
+stepladder export RUN --format tree --round 2-3 --advantage treepo --license mit --to hub:OWNER/NAME
+stepladder import DIR|hub:OWNER/NAME --run-dir NEW_RUN
+```
+
+An export is a directory that `datasets.load_dataset(DIR)` opens: Parquet files (`tree-json`: JSON lines), and a data card `README.md`
+with every column's meaning, provenance (rounds, model versions, seed, hashes), the settings that matter, rows kept and dropped by
+reason, how widely the trees were searched, sizes and margins, and the licence of the source problems, if `--license` or the card of a
+local data set states it. It is written whole or not at all. A place that holds anything else is never touched, and an earlier export
+only with `--overwrite`. Equal runs give equal bytes.
+
+- **Splits** (`--split test=0.1`, repeatable) are by problem: by a hash of its id in which no seed enters, so that a problem is in the
+  same split in every export. Problems that ask the same question stay together. Shares are met as nearly as chance allows.
+- **The hub**: `--to hub:OWNER/NAME`, or `--to hub` for a name made of run and format in the account of the token. New data sets are
+  private unless `--public`.
+- **Answers**: only `prompts` and `trajectories` hold reference answers; the run's training problems must be readable for them.
+- **Prompts as text** are what the run's template makes of the question. With `format.chat = true` the policy saw them inside its chat
+  template: take a chat format, or ids.
+
+## Formats
+"""
+
+TRAINING = """\
+## Training on token ids
+
+Text is tokenised again by whoever trains on it, and a trainer may add an end-of-sequence token that the policy never sampled (TRL's
+DPOTrainer does, behind every step). The token ids are what the policy sampled. `sft-ids` goes into TRL's SFTTrainer as it stands.
+DPOTrainer and KTOTrainer take token ids once they are told not to make their own:
+
+```
+class OnTokenIds(DPOTrainer):
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        names = {"prompt_token_ids": "prompt_ids", "chosen_token_ids": "chosen_ids", "rejected_token_ids": "rejected_ids"}
+        return dataset.select_columns(list(names)).rename_columns(names)
+```
+
+For KTOTrainer the names are `prompt_token_ids`, `completion_token_ids` and `label`, with `loss_type="apo_zero_unpaired"`; its other
+losses want a column of mismatched completions as well. With the end-of-sequence token accounted for, ids train to the losses of the
+text in TRL 1.16 (`tests/integration/test_export_training.py`).
+
+## Advantages
+
+The reward of a solution is its outcome, 1 or 0; a step earns nothing by itself and nothing is discounted. V is the share of right
+solutions among the graded ones at and below a node (`--target` chooses another value for `parent`).
+"""
+
+IMPORTING = """\
+## Importing
+
+`stepladder import DIR --run-dir RUN` puts the rows of an export into a run that has not begun its first round, under `RUN/imported/`,
+and every round of `evolve` trains on them beside its own: pairs and solutions train the policy, judged steps and verdicts the PRM, and
+trees are labelled with the run's own settings and train both. Every field of every record is what it was, bit for bit. Training refuses
+rows of another prompt format or tokenizer. `stepladder prm train` reads the files of `stepwise` and `math-shepherd` directly, for any
+tokenizer.
+"""
+
+
+def render() -> str:
+    """Return the page: the formats, how to train, advantages, importing, and a row of each format."""
+    table = ["| format | title | made of | imported as |", "|---|---|---|---|"]
+    for name, known in EXPORT_FORMATS.items():
+        back = "" if known.restored is None else known.restored.name
+        table.append(f"| [`{name}`](#{name}) | {known.title} | {known.kind.name} | {back} |")
+    forms = [f"- `--advantage {form}`: {form.definition}." for form in AdvantageForm]
+    parts = [INTRODUCTION, *table, "", TRAINING, *forms, "", IMPORTING, "## A row of each format", ""]
+    parts.append(f"Every row also has {', '.join(f'`{name}`' for name in PROVENANCE_COLUMNS)}, which the rows below leave out.\n")
+    for name, known in EXPORT_FORMATS.items():
+        parts += [f"### {name}", "", known.about, "", "```", _example(name, known), "```", ""]
+    return "\n".join(parts)
+
+
+def _example(name: str, known: ExportFormat) -> str:
+    """Export the tree and return the first row, a column a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        shard, out = Path(folder) / "shard", Path(folder) / "out"
+        write_records(shard, RECORDS[known.kind.name], known.kind)
+        export_dataset([shard], ExportJob(format=name, source=SOURCE), out)
+        path = out / "data" / f"train-00000.{known.suffix}"
+        row = json.loads(path.read_text().splitlines()[0]) if known.suffix == "jsonl" else pq.read_table(path).to_pylist()[0]
+    lines = [
+        f"  {json.dumps(column)}: {json.dumps(value, ensure_ascii=False)}"
+        for column, value in row.items()
+        if column not in PROVENANCE_COLUMNS
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        current = TARGET.exists() and TARGET.read_text(encoding="utf-8") == render()
+        sys.exit(0 if current else "docs/exports.md is out of date -- run make docs")
+    TARGET.write_text(render(), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Running out of memory, said in one sentence with the setting that helps."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from stepladder.errors import BackendError
+
+_CPU_ALLOCATOR = "can't allocate memory"
+
+
+@contextmanager
+def memory_explained(settings: Any, *, where: Callable[[], str]) -> Iterator[None]:
+    """Turn a lack of memory into an error that names the place and the setting to change.
+
+    Args:
+        settings: The ``TrainSettings``.
+        where: Called when it happens: what was being done.
+
+    Raises:
+        BackendError: If memory ran out, on a GPU or on the CPU.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and _CPU_ALLOCATOR not in str(error):
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackendError(f"training: out of memory in {where()} ({first_line[:160]}) -- {memory_remedy(settings)}") from error
+
+
+def memory_remedy(settings: Any) -> str:
+    """Return the setting to change next, those that change no result first."""
+    rows = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    if rows > 1:
+        return f"set micro_batch_size to {rows // 2}: now {rows} rows go into a forward pass; gradients stay the same"
+    if not settings.gradient_checkpointing:
+        return "set gradient_checkpointing = true: gradients stay the same, and training is about a third slower"
+    if not settings.bf16:
+        return "set bf16 = true"
+    if settings.lora is None:
+        return "train adapters only (lora), or spread the model over several GPUs (training.accelerate_config)"
+    return "spread the model over several GPUs (training.accelerate_config), or take a smaller one"

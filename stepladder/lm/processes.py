@@ -1,0 +1,46 @@
+"""Training in several processes that a launcher (``accelerate launch``) started: who am I, what is gathered, whole weights of parts."""
+
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stepladder.errors import BackendError
+
+T = TypeVar("T")
+
+
+def this_process(device: torch.device) -> PartialState:
+    """Return this process's place among those that train together; without a launcher it is alone.
+
+    Args:
+        device: Where it computes; a CPU talks over gloo, a GPU over NCCL.
+    """
+    return PartialState(cpu=device.type == "cpu")
+
+
+def gathered(items: list[T], here: PartialState) -> list[T]:
+    """Return the items of all processes, the first process's first; all must call it."""
+    return gather_object(items) if here.num_processes > 1 else items
+
+
+def whole_model(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """Return a model without weights, to be filled by ``fill``; it takes no memory."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model of ``whole_model``, perhaps with adapters since, its weights.
+
+    Raises:
+        BackendError: If weights are missing.
+    """
+    model.load_state_dict(weights, strict=False, assign=True)
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core.tie_weights()  # pyright: ignore[reportCallIssue]
+    if missing := [name for name, value in model.named_parameters() if value.is_meta]:
+        raise BackendError(f"training: {len(missing)} weights were not gathered from the processes: {missing[0]!r} is the first")

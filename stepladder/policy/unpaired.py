@@ -1,0 +1,239 @@
+"""Training the policy on completions that are good or bad by themselves: steps, or whole solutions.
+
+The layers are those of ``train.py``: ``UnpairedRow`` is made from ``GradedRow``s, ``collate_unpaired`` and ``collate_packed_unpaired`` lay
+rows out, ``UnpairedObjective`` turns logits into a loss.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from stepladder.errors import DataFormatError
+from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.packing import PackedRow, lay_out
+from stepladder.lm.rows import check_provenance, fit_context
+from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training, save_model
+from stepladder.policy.losses import IGNORE
+from stepladder.policy.objectives import UnpairedObjective
+from stepladder.policy.train import (
+    SAMPLER,
+    CompletionRow,
+    collate_completions,
+    completion_row,
+    load_policy,
+    read_at,
+    reference_rows,
+    vocabulary_size,
+)
+from stepladder.types import GradedRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnpairedRow:
+    """A completion with its verdict, and perhaps the completion of another row behind the same prompt."""
+
+    completion: CompletionRow
+    """What was found good or bad."""
+    good: bool
+    """The verdict."""
+    prompt_value: float
+    """Value of the place that it continues, in [0, 1]."""
+    mismatched: CompletionRow | None = None
+    """A completion of another prompt behind this one, on which the reference point is estimated; None where none is needed."""
+    ref_logps: tuple[float, ...] = (0.0, 0.0)
+    """Reference log-probability of the completion, and of the mismatched one if there is one, in nats."""
+    sampler_logps: tuple[float, ...] | None = None
+    """Log-probability of the completion under the policy that sampled it; None where that is not known, as it is of a mismatched one."""
+
+    @property
+    def completions(self) -> tuple[CompletionRow, ...]:
+        """What is forwarded."""
+        return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
+
+    @property
+    def group(self) -> str:
+        """Problem of the completion."""
+        return self.completion.group
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """Token sequences of the completions."""
+        return tuple(sequence for row in self.completions for sequence in row.sequences)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest sequence."""
+        return max(row.length for row in self.completions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded."""
+        return sum(row.num_tokens for row in self.completions)
+
+    def with_reference(self, logps: Sequence[float]) -> "UnpairedRow":
+        """Return the row with the reference's log-probability of each of its completions."""
+        return replace(self, ref_logps=tuple(logps))
+
+
+def train_unpaired(
+    model_dir: str | Path,
+    graded: Sequence[GradedRow],
+    out_dir: str | Path,
+    settings: TrainSettings,
+    *,
+    renderer_hash: str,
+    objective: UnpairedObjective | None = None,
+    reference: str | Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train a policy towards good completions and away from bad ones, and save it to ``out_dir`` as a Hugging Face directory.
+
+    Args:
+        model_dir: Start model, a directory or hub id.
+        graded: Steps or solutions with verdicts.
+        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        settings: How to train; ``batch_size`` counts completions. KTO estimates its reference point on each forward pass, so for it
+            ``micro_batch_size`` is not only a matter of memory.
+        renderer_hash: Hash that every row must carry.
+        objective: The loss; None is KTO with its defaults.
+        reference: As for ``train_preference``; ``SAMPLER`` is not for losses with mismatched completions, which nobody sampled.
+        trust_remote_code: Run code that ships with a hub model.
+        on_progress: Called after every update.
+
+    Returns:
+        What the training came to.
+
+    Raises:
+        BackendError: If the loss stops being finite.
+        CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
+        ConfigError: If the device cannot be had.
+        DataFormatError: If there are no rows, one comes from another renderer or vocabulary, one has an empty prompt or completion, all
+            are longer than the model's context, or one lacks the sampler's log-probabilities where these are the reference.
+    """
+    objective = objective or UnpairedObjective()
+    check_provenance((row.provenance for row in graded), renderer_hash=renderer_hash, what="graded rows")
+    model = load_policy(model_dir, settings, trust_remote_code)
+    dropped: dict[str, int] = {}
+    rows = unpaired_rows(graded, vocabulary=vocabulary_size(model), mismatched=objective.needs_mismatched)
+    rows = fit_context(rows, model, dropped, what="graded rows")
+    if reference == SAMPLER:
+        _check_sampler(rows)
+    identity = identity_of(settings, task="unpaired", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    return run_training(
+        model,
+        reference_rows(
+            model,
+            rows,
+            settings,
+            reference=reference,
+            trust_remote_code=trust_remote_code,
+            collate=collate_unpaired,
+            collate_packed=collate_packed_unpaired,
+        ),
+        collate=collate_unpaired,
+        collate_packed=collate_packed_unpaired,
+        objective=objective,
+        settings=settings,
+        out_dir=Path(out_dir),
+        identity=identity,
+        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
+        on_progress=on_progress,
+        dropped=dropped,
+    )
+
+
+def unpaired_rows(graded: Sequence[GradedRow], *, vocabulary: int, mismatched: bool) -> list[UnpairedRow]:
+    """Return one row per record.
+
+    Args:
+        graded: The records.
+        vocabulary: Token ids that the model has.
+        mismatched: Put the completion of another record behind every prompt too, of another problem where there are enough of them. Every
+            completion is used once.
+
+    Raises:
+        DataFormatError: If a prompt or completion is empty, or an id is outside the vocabulary.
+    """
+    completions = [
+        completion_row(row, row.completion_ids, vocabulary=vocabulary, place=f"graded row {i} (problem {row.problem_id!r})")
+        for i, row in enumerate(graded)
+    ]
+    partners = _partners([row.problem_id for row in graded]) if mismatched else []
+    return [
+        UnpairedRow(
+            completion=completion,
+            good=row.good,
+            prompt_value=row.prompt_value,
+            mismatched=replace(completion, completion_ids=graded[partners[i]].completion_ids) if mismatched else None,
+            sampler_logps=(sum(row.logps),) if not mismatched and len(row.logps) == len(row.completion_ids) else None,
+        )
+        for i, (row, completion) in enumerate(zip(graded, completions, strict=True))
+    ]
+
+
+def _partners(problems: list[str]) -> list[int]:
+    """Return for every row the index of another one: a permutation, across problems unless one problem has more than half of the rows.
+
+    With the rows in the order of their problems, a shift by the size of the largest problem leaves every problem.
+    """
+    order = sorted(range(len(problems)), key=lambda i: problems[i])
+    shift = max(Counter(problems).values(), default=0)
+    if 2 * shift > len(problems):
+        shift = 1
+    partners = [0] * len(problems)
+    for place, index in enumerate(order):
+        partners[index] = order[(place + shift) % len(order)]
+    return partners
+
+
+def collate_unpaired(rows: Sequence[UnpairedRow]) -> Batch:
+    """Lay rows out as the B completions, then the mismatched ones if there are any.
+
+    Returns:
+        What ``collate_completions`` returns, and ``contrast``, bool like ``targets``: where there is a target; ``ref_logps``, float32
+        ``[B]`` or ``[2B]``: the reference's sums over them; ``good``, bool ``[B]``, and ``prompt_values``, float32 ``[B]``.
+    """
+    batch = collate_completions(_in_order(rows))
+    return {**batch, **_terms(rows, batch)}
+
+
+def collate_packed_unpaired(trees: Sequence[PackedRow[UnpairedRow]], *, width: int = 0) -> Batch:
+    """Lay trees of rows out, in the order of ``collate_unpaired``.
+
+    Returns:
+        What ``collate_packed_completions`` returns, and what ``collate_unpaired`` adds.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
+    rows = [row for tree in trees for row in tree.rows]
+    kinds = len(rows[0].completions)
+    batch = read_at(layout, [path for kind in range(kinds) for path in paths[kind::kinds]], _in_order(rows))
+    return {**batch, **_terms(rows, batch)}
+
+
+def _in_order(rows: Sequence[UnpairedRow]) -> list[CompletionRow]:
+    return [completion for kind in zip(*(row.completions for row in rows), strict=True) for completion in kind]
+
+
+def _terms(rows: Sequence[UnpairedRow], batch: Batch) -> Batch:
+    ref_logps = [logp for kind in zip(*(row.ref_logps[: len(row.completions)] for row in rows), strict=True) for logp in kind]
+    return {
+        "contrast": batch["targets"] != IGNORE,
+        "ref_logps": torch.tensor(ref_logps, dtype=torch.float32),
+        "good": torch.tensor([row.good for row in rows]),
+        "prompt_values": torch.tensor([row.prompt_value for row in rows], dtype=torch.float32),
+    }
+
+
+def _check_sampler(rows: Sequence[UnpairedRow]) -> None:
+    if missing := sum(row.sampler_logps is None for row in rows):
+        raise DataFormatError(
+            f"preference training: the reference {SAMPLER!r} needs the sampler's log-probabilities of every completion: {missing} have "
+            "none -- label the trees again, or, with kto, choose another reference"
+        )

@@ -1,0 +1,79 @@
+"""An implicit process reward model on the policy's own tokens as the scorer of a search."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from stepladder.errors import ConfigError
+from stepladder.interfaces import ScoreRequest, ScoreResult
+from stepladder.prm.layout import Layout
+from stepladder.prm.reader import StepReader
+from stepladder.prm.specs import PRMSpec
+
+
+class ImplicitStepScorer:
+    """A ``StepScorer`` that reads the log-ratio of two language models.
+
+    Both forward the new tokens of a request only. A step without tokens scores as None; so does a step that ends beyond the context of
+    either model, holds an id that they do not have, or comes after such a step.
+    """
+
+    def __init__(self, reader: StepReader, *, prompt_length: Callable[[tuple[int, ...]], int | None], max_batch_branches: int = 64) -> None:
+        """Serve a reader.
+
+        Args:
+            reader: Reads an implicit spec with the prompt ``tokens``.
+            prompt_length: Says how many tokens of a prefix are its prompt, behind which the log-ratio is summed; None where that is not
+                known, and nothing behind such a prefix has a score.
+            max_batch_branches: Branches scored in one call of ``collect``, >= 1; more where one request has more.
+
+        Raises:
+            ConfigError: If the reader's spec is another.
+        """
+        if (reader.spec.family, reader.spec.prompt) != ("implicit", "tokens"):
+            raise ConfigError(f"PRM spec: must be implicit on the policy's tokens: got {reader.spec.family!r} on {reader.spec.prompt!r}")
+        self._reader, self._prompt_length, self._max_batch_branches = reader, prompt_length, max_batch_branches
+        self._waiting: deque[ScoreRequest] = deque()
+
+    @property
+    def spec(self) -> PRMSpec:
+        """How scores are read."""
+        return self._reader.spec
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far, and through its reference as many."""
+        return self._reader.forwarded_tokens
+
+    def reset(self) -> None:
+        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        self._reader.reset()
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._waiting.extend(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        """Return the results of the oldest requests; empty only when nothing is in flight."""
+        batch: list[ScoreRequest] = []
+        branches = 0
+        while self._waiting and branches < self._max_batch_branches:
+            batch.append(self._waiting.popleft())
+            branches += max(1, len(batch[-1].branches))
+        layouts = [self._layout(request, branch) for request in batch for branch in request.branches]
+        scores = iter(self._reader.read(layouts))
+        return [ScoreResult(ticket=request.ticket, scores=tuple(next(scores) for _ in request.branches)) for request in batch]
+
+    def _layout(self, request: ScoreRequest, branch: Sequence[tuple[int, ...]]) -> Layout:
+        """Lay a branch out behind its prefix; from the first unknown id on nothing is read."""
+        prompt = self._prompt_length(request.prefix_ids) if self._reader.knows(request.prefix_ids) else None
+        if not prompt:
+            return Layout(token_ids=(), begin=0, reads=(None,) * len(branch))
+        known = next((i for i, step in enumerate(branch) if not self._reader.knows(step)), len(branch))
+        ends = list(accumulate(map(len, branch[:known]), initial=len(request.prefix_ids)))[1:]
+        read = tuple(end - 1 if step else None for step, end in zip(branch, ends, strict=False))
+        reads = read + (None,) * (len(branch) - known)
+        token_ids = (*request.prefix_ids, *(token for step in branch[:known] for token in step))
+        if not any(read is not None for read in reads):
+            token_ids = ()
+        return Layout(token_ids=token_ids, begin=prompt if self.spec.accumulate else len(request.prefix_ids), reads=reads)

@@ -1,0 +1,85 @@
+"""From a model's outputs at the tokens where steps are read to the loss: the same for rows of the policy's tokens and of written text."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stepladder.errors import ConfigError
+from stepladder.lm.training import Batch
+from stepladder.lm.tree_attention import run_rows
+from stepladder.prm.losses import bce_loss, categorical_loss, hl_gauss_targets, mse_loss, pairwise_loss, two_hot_targets
+from stepladder.prm.model import transform_logits
+from stepladder.prm.specs import PRMSpec
+
+Loss = Literal["bce", "mse", "hl-gauss", "two-hot", "pairwise", "pairwise+mse", "listwise"]
+LOSSES: tuple[Loss, ...] = ("bce", "mse", "hl-gauss", "two-hot", "pairwise", "pairwise+mse", "listwise")
+CATEGORICAL = ("hl-gauss", "two-hot")
+"""Losses on the bins of a value head."""
+COMPARING = ("pairwise", "pairwise+mse", "listwise")
+"""Losses on groups: steps after the same beginning, or (``listwise``) everything of one problem."""
+
+
+def check_loss(loss: str, spec: PRMSpec) -> None:
+    """Refuse a loss that the outputs of a spec cannot be trained with.
+
+    Raises:
+        ConfigError: If they do not go together, or the loss is unknown.
+    """
+    rules = {
+        f"loss must be one of {', '.join(LOSSES)}: got {loss!r}": loss in LOSSES,
+        f"the family must be trained on labelled steps: got {spec.family!r}": spec.family in ("value-head", "two-class", "vocabulary"),
+        f"loss {loss!r} and bins must go together: got bins={spec.bins}": (spec.bins > 1) == (loss in CATEGORICAL),
+        f"loss {loss!r} needs scores that are a sigmoid: the model's are {spec.transform!r}": loss != "bce" or spec.transform == "sigmoid",
+    }
+    for message, holds in rules.items():
+        if not holds:
+            raise ConfigError(f"PRM training: {message} -- change one of them")
+
+
+def step_outputs(model: nn.Module, batch: Batch, columns: tuple[int, ...] | None = None) -> Float[Tensor, "*shape F"]:
+    """Return the raw outputs of a batch, packed or not, in the shape of its targets and one more axis, float32."""
+    outputs = run_rows(model, batch["inputs"])
+    outputs = (outputs if columns is None else outputs[..., list(columns)]).float()
+    return outputs.flatten(0, 1)[batch["sources"]] if "sources" in batch else outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepObjective:
+    """Mean loss over the targets, or over the groups of what is compared."""
+
+    loss_name: Loss = "bce"
+    """One of ``LOSSES``."""
+    spec: PRMSpec = field(default_factory=PRMSpec)
+    """What the outputs are."""
+    columns: tuple[int, ...] | None = None
+    """Logits of a language model that are the outputs; None takes all."""
+    regression_weight: float = 1.0
+    """Weight of the regression beside the comparison."""
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss_name, self.spec)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return the number of targets and of groups that can be compared."""
+        groups = batch["pairs"].any((1, 2)).sum() if "pairs" in batch else torch.tensor(0)
+        return torch.stack([(~batch["targets"].isnan()).sum(), groups])
+
+    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        """Return the batch's share of the mean."""
+        outputs = step_outputs(model, batch, self.columns)
+        targets, num_targets = batch["targets"], counts[0].float()
+        if self.loss_name in CATEGORICAL:
+            make = hl_gauss_targets if self.loss_name == "hl-gauss" else two_hot_targets
+            return categorical_loss(outputs, make(targets, num_bins=self.spec.bins), num_targets)
+        values = outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0]
+        if self.loss_name == "bce":
+            return bce_loss(values, targets, num_targets)
+        if self.loss_name == "mse":
+            return mse_loss(transform_logits(values, self.spec.transform), targets, num_targets)
+        compared = pairwise_loss(values, targets, counts[1].float(), pairs=batch["pairs"])
+        if self.loss_name != "pairwise+mse":
+            return compared
+        return compared + self.regression_weight * mse_loss(transform_logits(values, self.spec.transform), targets, num_targets)
