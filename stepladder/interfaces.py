@@ -44,6 +44,20 @@ class StepResult:
     than STEP."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenCounts:
+    """What went through a policy's model so far. A policy that knows says so in an attribute ``token_counts``."""
+
+    prefix_tokens: int
+    """Tokens of the prefixes of all samples that began; every sample counts its own."""
+    cached_tokens: int
+    """Tokens of these that did not go through the model for it."""
+    generated_tokens: int
+    """Tokens sampled."""
+    forwarded_tokens: int
+    """Tokens that went through the model: prefixes where they were not cached, and sampled tokens but each sample's last."""
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Proposes steps."""

@@ -86,11 +86,11 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _settings(tokenizer: PreTrainedTokenizerFast, max_positions: int) -> dict[str, object]:
+def _settings(tokenizer: PreTrainedTokenizerFast, max_positions: int, hidden: int) -> dict[str, object]:
     return {
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -104,10 +104,10 @@ def _settings(tokenizer: PreTrainedTokenizerFast, max_positions: int) -> dict[st
 
 
 def save_language_model(
-    directory: Path, tokenizer: PreTrainedTokenizerFast, *, arch: str = "qwen2", seed: int = 0, max_positions: int = 512
+    directory: Path, tokenizer: PreTrainedTokenizerFast, *, arch: str = "qwen2", seed: int = 0, max_positions: int = 512, hidden: int = 32
 ) -> Path:
     """Save a causal language model (``qwen2``, ``llama`` or ``mistral``) with a tokenizer and return its directory."""
-    settings = _settings(tokenizer, max_positions)
+    settings = _settings(tokenizer, max_positions, hidden)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if arch == "mistral":
@@ -120,7 +120,14 @@ def save_language_model(
 
 
 def save_head_model(
-    directory: Path, tokenizer: PreTrainedTokenizerFast, *, head: str, num_outputs: int, seed: int = 0, max_positions: int = 512
+    directory: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    head: str,
+    num_outputs: int,
+    seed: int = 0,
+    max_positions: int = 512,
+    hidden: int = 32,
 ) -> Path:
     """Save a Qwen2 body with a head as public checkpoints have it, and return its directory.
 
@@ -128,8 +135,8 @@ def save_head_model(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2ForTokenClassification(Qwen2Config(**_settings(tokenizer, max_positions), num_labels=num_outputs))
-        wide, last = torch.nn.Linear(32, 32), torch.nn.Linear(32, num_outputs)
+        model = Qwen2ForTokenClassification(Qwen2Config(**_settings(tokenizer, max_positions, hidden), num_labels=num_outputs))
+        wide, last = torch.nn.Linear(hidden, hidden), torch.nn.Linear(hidden, num_outputs)
     state = model.state_dict()
     if head != "linear":
         state = {key: value for key, value in state.items() if not key.startswith("score.")}

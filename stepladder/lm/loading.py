@@ -21,6 +21,11 @@ from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
 
+HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
+"""Names of the heads of reward models in public checkpoints, the first that is found counts."""
+HEAD_PREFIXES = tuple(f"{name}." for name in HEAD_NAMES)
+"""How the names of such a head's weights begin."""
+
 FORMAT_FILE = "stepladder_format.json"
 """File of a policy directory that describes its step format; copied to whatever is trained from it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

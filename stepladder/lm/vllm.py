@@ -5,15 +5,16 @@ vLLM is imported when the first engine is built, never before. Weights are never
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch._dynamo
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
-from stepladder.lm.loading import silence_bars
+from stepladder.lm.loading import HEAD_PREFIXES, load_model_settings, silence_bars
 
 CPU_BLOCK_SIZE = 32
 """Tokens of a cache block on a CPU: the smallest that vLLM takes there. Only whole blocks are shared, and its default of 128 would share
@@ -28,6 +29,13 @@ _OWN_ARGUMENTS = (
     "disable_log_stats", "use_tqdm_on_load", "logprobs_mode", "max_logprobs", "data_parallel_size",
 )  # fmt: skip
 """Engine arguments that the options may not touch: the backends rely on them."""
+_BODY_ARGUMENTS = ("hf_overrides", "load_format")
+"""The same where only the body of a model is served."""
+_BODY_FORMAT = "stepladder_body"
+"""Name under which vLLM knows our loader."""
+
+
+Task = Literal["generate", "embed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,19 +64,21 @@ class EngineSettings:
 class VLLMEngine:
     """An engine. A process can hold several, and each can be closed; a closed one starts again when it is used."""
 
-    def __init__(self, source: str | Path, *, task: Literal["generate", "classify"], settings: EngineSettings) -> None:
+    def __init__(self, source: str | Path, *, task: Task, settings: EngineSettings) -> None:
         """Start an engine.
 
         Args:
             source: Model directory or hub id.
-            task: ``generate`` samples tokens, ``classify`` reads the head at the last token of a sequence.
+            task: ``generate`` samples tokens; ``embed`` gives the last hidden state at the last token of a sequence, whatever head the
+                checkpoint has.
             settings: How to use the machine.
 
         Raises:
             ConfigError: If vLLM is not installed, or an option is unknown or not free to choose.
             CheckpointError: If vLLM cannot serve the model on this machine.
         """
-        self._source, self._task, self._settings = source, task, settings
+        self._source, self._settings = source, settings
+        self._task: Task = task
         self._open: set[str] = set()
         self._live: Any = None
         self._in_groups = False
@@ -146,10 +156,13 @@ class VLLMEngine:
         return EngineDeadError
 
 
-def _start(source: str | Path, task: str, settings: EngineSettings) -> Any:
+def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
     vllm = import_vllm()
     silence_bars()
-    arguments = _arguments(source, task, settings, on_cpu=_on_cpu())
+    arguments = engine_arguments(source, task, settings, on_cpu=_on_cpu())
+    if task == "embed":
+        arguments |= _body_arguments(source, settings)
+        register_body_loader()
     try:
         return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
     except TypeError as error:
@@ -195,9 +208,13 @@ def _on_cpu() -> bool:
     return current_platform.is_cpu()
 
 
-def _arguments(source: str | Path, task: str, settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the engine's arguments; options win over the machine's defaults, but not over what the backends rely on."""
-    owned = sorted(set(settings.options) & set(_OWN_ARGUMENTS))
+def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of ``vllm.EngineArgs``; options win over the machine's defaults, but not over what the backends rely on.
+
+    Raises:
+        ConfigError: If an option is not free to choose.
+    """
+    owned = sorted(set(settings.options) & {*_OWN_ARGUMENTS, *(_BODY_ARGUMENTS if task == "embed" else ())})
     if owned:
         raise ConfigError(f"vllm options: must leave {owned[0]!r} to stepladder: got {settings.options[owned[0]]!r} -- remove it")
     dtype = "float32" if on_cpu and settings.dtype == "auto" else settings.dtype
@@ -217,9 +234,38 @@ def _arguments(source: str | Path, task: str, settings: EngineSettings, *, on_cp
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if task == "classify":
-        return arguments | {"runner": "pooling", "convert": "classify"}
+    if task == "embed":
+        return arguments | {"runner": "pooling", "convert": "embed"}
     return arguments | {"max_logprobs": 1, "logprobs_mode": "raw_logprobs"}
+
+
+def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, Any]:
+    """Return what serves a checkpoint as the body of its family's language model, whatever stands on it."""
+    config, _ = load_model_settings(source, trust_remote_code=settings.trust_remote_code)
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise CheckpointError(
+            f"{source}: must be of a family of language models: got {config.model_type!r} -- use prm.backend=transformers"
+        )
+    return {"hf_overrides": {"architectures": [name]}, "load_format": _BODY_FORMAT}
+
+
+def register_body_loader() -> None:
+    """Tell vLLM how to load a body without the head that stands on it in the checkpoint.
+
+    vLLM calls this in each of its worker processes, through the entry point in pyproject.toml.
+    """
+    from vllm.model_executor.model_loader import register_model_loader  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # pyright: ignore[reportMissingImports]
+
+    class BodyLoader(DefaultModelLoader):
+        def __init__(self, load_config: Any) -> None:
+            super().__init__(replace(load_config, load_format="auto"))
+
+        def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
+            return ((name, weight) for name, weight in super().get_all_weights(model_config, model) if not name.startswith(HEAD_PREFIXES))
+
+    register_model_loader(_BODY_FORMAT)(BodyLoader)
 
 
 def _told(error: BaseException) -> str:

@@ -220,7 +220,7 @@ def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: Sc
             f"expected {spec.renderer_hash!r} -- use the PRM of the same run, or one that reads text"
         )
     if spec is not None and (spec.prompt != "tokens" or spec.family == "implicit"):
-        return _embedded_reader(config, prm_dir, spec, prompts, scores)
+        return _reading_scorer(config, prm_dir, spec, prompts, scores, number, count)
     if config.prm.backend == "vllm":
         return _vllm_scorer(config, prm_dir, scores, number, count)
     from stepladder.lm.loading import load_token_classifier
@@ -247,6 +247,12 @@ def check_backends(config: Config, *, trains: bool) -> None:
             raise ConfigError(
                 "policy.backend: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
                 "GPU, or see docs/backends.md for the CPU"
+            )
+        shares = (config.policy.vllm.memory_share, config.policy.vllm.prm_memory_share)
+        if config.policy.backend == config.prm.backend and sum(shares) > 1:
+            raise ConfigError(
+                f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
+                f"{shares[1]} -- lower one"
             )
         wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
         if trains and wanted > max(found, 1):
@@ -292,16 +298,40 @@ def _vllm_policy(config: Config, policy_dir: str) -> Any:
 
 
 def _vllm_scorer(config: Config, prm_dir: str, scores: ScoresConfig, number: int, count: int) -> Any:
-    from stepladder.prm.outputs import check_entropy_penalty
+    from stepladder.prm.loading import load_head
     from stepladder.prm.specs import PRMSpec
-    from stepladder.prm.vllm import VLLMStepScorer, start_scoring_engine
+    from stepladder.prm.vllm import VLLMOutputs, VLLMStepScorer
 
     spec = PRMSpec.load(prm_dir)
-    check_entropy_penalty(scores.entropy_penalty, spec)
-    # The engines of an ensemble share what one would have.
+    engine = _prm_engine(config, prm_dir, f"prm {number}", count)
+    return VLLMStepScorer(VLLMOutputs(engine, load_head(prm_dir, spec)), spec, entropy_penalty=scores.entropy_penalty)
+
+
+def _vllm_reader(config: Config, prm_dir: str, spec: Any, scores: ScoresConfig, number: int, count: int) -> Any:
+    """Return the reader of a PRM that reads text, or is implicit, on vLLM."""
+    from stepladder.lm.loading import load_tokenizer
+    from stepladder.prm.loading import load_head
+    from stepladder.prm.reader import StepReader
+    from stepladder.prm.specs import resolve_reference
+    from stepladder.prm.vllm import VLLMLogps, VLLMOutputs
+
+    tokenizer = load_tokenizer(prm_dir, trust_remote_code=config.policy.trust_remote_code)
+    other = resolve_reference(prm_dir, spec, config.prm.reference)
+    models: list[Any]
+    if other is None:
+        models = [VLLMOutputs(_prm_engine(config, prm_dir, f"prm {number}", count), load_head(prm_dir, spec, tokenizer))]
+    else:
+        roles = {f"prm {number}": prm_dir, f"prm {number} reference": str(other)}
+        models = [VLLMLogps(_prm_engine(config, model, role, 2 * count, task="generate")) for role, model in roles.items()]
+    return StepReader(models, tokenizer, spec, entropy_penalty=scores.entropy_penalty)
+
+
+def _prm_engine(config: Config, source: str, role: str, count: int, *, task: Any = "embed") -> Any:
+    from stepladder.lm.vllm import VLLMEngine
+
+    # The engines of an ensemble, and those of an implicit model and its reference, share what one would have.
     settings = _engine_settings(config, config.policy.vllm.prm_memory_share / count)
-    engine = _held_engine(f"prm {number}", (prm_dir, settings), lambda: start_scoring_engine(prm_dir, settings=settings))
-    return VLLMStepScorer(engine, spec)
+    return _held_engine(role, (source, settings), lambda: VLLMEngine(source, task=task, settings=settings))
 
 
 def _engine_settings(config: Config, memory_share: float) -> Any:
@@ -399,8 +429,8 @@ def _prm_spec(config: Config, prm_dir: str) -> Any:
         return None
 
 
-def _embedded_reader(config: Config, prm_dir: str, spec: Any, prompts: _Prompts, scores: ScoresConfig) -> Any:
-    """Return a PRM that reads text, or is implicit, as a scorer of what the policy writes; it runs on the embedded engine."""
+def _reading_scorer(config: Config, prm_dir: str, spec: Any, prompts: _Prompts, scores: ScoresConfig, number: int, count: int) -> Any:
+    """Return a PRM that reads text, or is implicit, as a scorer of what the policy writes; a judge runs on the embedded engine."""
     from stepladder.prm.implicit_scorer import ImplicitStepScorer
     from stepladder.prm.outputs import check_entropy_penalty
     from stepladder.prm.reader import StepReader, load_parts
@@ -413,8 +443,11 @@ def _embedded_reader(config: Config, prm_dir: str, spec: Any, prompts: _Prompts,
         check_entropy_penalty(scores.entropy_penalty, spec)
         model, tokenizer = _held_prm((prm_dir, spec), lambda: load_judge(prm_dir, options))
         return TextStepScorer(build_judge(model, tokenizer, spec, seed=config.run.seed), split=prompts.split, decode=prompts.decode)
-    parts = _held_prm((prm_dir, spec), lambda: load_parts(prm_dir, spec, reference=config.prm.reference, **options))
-    reader = StepReader(spec=spec, entropy_penalty=scores.entropy_penalty, **parts)
+    if config.prm.backend == "vllm":
+        reader = _vllm_reader(config, prm_dir, spec, scores, number, count)
+    else:
+        parts = _held_prm((prm_dir, spec), lambda: load_parts(prm_dir, spec, reference=config.prm.reference, **options))
+        reader = StepReader.on_transformers(parts, spec, entropy_penalty=scores.entropy_penalty)
     if spec.prompt == "tokens":
         return ImplicitStepScorer(reader, prompt_length=prompts.length)
     return TextStepScorer(reader, split=prompts.split, decode=prompts.decode)

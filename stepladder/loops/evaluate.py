@@ -21,13 +21,14 @@ import numpy as np
 from stepladder.data import metrics
 from stepladder.data.store import read_trees
 from stepladder.errors import CheckpointError
+from stepladder.loops.token_use import TokenUse, use_path
 
 Row = dict[str, Any]
 _NUM_BUDGETS = 10
 
 
 def search_figures(shards: Sequence[Path]) -> dict[str, Any]:
-    """Return what the training search came to: problems, solved, tokens, nodes, failed steps."""
+    """Return what the training search came to: problems, solved, tokens, nodes, failed steps, and how much the caches saved."""
     trees = [tree for path in shards for tree in read_trees(path)]
     return {
         "problems": len(trees),
@@ -37,7 +38,15 @@ def search_figures(shards: Sequence[Path]) -> dict[str, Any]:
         "policy_calls": sum(tree.policy_calls for tree in trees),
         "scored_tokens": sum(tree.scored_tokens for tree in trees),
         "failed_steps": sum(tree.stop_reasons.count("error") for tree in trees),
+        **_token_use(shards),
     }
+
+
+def _token_use(shards: Sequence[Path]) -> dict[str, Any]:
+    paths = [use_path(shard) for shard in shards]
+    if not all(path.exists() for path in paths):
+        return {}
+    return TokenUse.sum([TokenUse(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]).figures()
 
 
 def split_figures(folder: Path) -> dict[str, Any]:

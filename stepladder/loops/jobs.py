@@ -38,6 +38,7 @@ from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
 from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
+from stepladder.loops.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.workers import Progress, report_progress
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.engine import SearchEngine, SearchEvent
@@ -88,9 +89,11 @@ def _write_labelled(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
     with build.build_verifier(config.problems, problems) as verifier:
-        results = _search(
+        results, use = _search(
             config, models, problems, method=method, budget=budget, verifier=verifier, scores=config.search.scores, stage=stage
         )
+    # The shard comes last: a job is done when its shard is there.
+    atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")
     write_trees(out, [result.tree for result in results])
 
 
@@ -292,7 +295,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     else:
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
-    results = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
+    results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
         rows = [_graded(result, kind, verifier, config) for result in results]
     if kind == "search":
@@ -329,7 +332,7 @@ def compare_shard(
     calls = None
     if engine.scorer is not None:
         engine.scorer = calls = _CountedScorer(engine.scorer)
-    results = _run(engine, problems, stage=stage)
+    results, _ = _run(engine, problems, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
         verdicts = verifier.grade(answers)
@@ -431,8 +434,8 @@ def _search(
     verifier: AnswerVerifier | None,
     scores: ScoresConfig,
     stage: str,
-) -> list[SearchResult]:
-    """Search problems and return the results in the order of the problems."""
+) -> tuple[list[SearchResult], TokenUse]:
+    """Search problems and return the results in the order of the problems, and what the backends forwarded for them."""
     engine = _engine(config, models, problems, method=method, budget=budget, verifier=verifier, scores=scores)
     return _run(engine, problems, stage=stage)
 
@@ -462,10 +465,11 @@ def _engine(
     )
 
 
-def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -> list[SearchResult]:
+def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -> tuple[list[SearchResult], TokenUse]:
     found = engine.search([labelled.problem for labelled in problems], on_progress=_search_progress(stage))
     by_id = {result.problem_id: result for result in found}
-    return [by_id[labelled.problem.id] for labelled in problems]
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(unique_tokens(result.tree) for result in by_id.values()))
+    return [by_id[labelled.problem.id] for labelled in problems], use
 
 
 def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stepladder.loops.config import Config, FormatConfig, PolicyConfig, Problems
 from stepladder.loops.consistency import Discriminator
 from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
+from stepladder.loops.token_use import TokenUse, unique_tokens
 from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
@@ -140,12 +141,17 @@ def choose_models(
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
     """Search one question and return the text to print."""
     begin = time.monotonic()
-    ((result, reviewing),) = _search(settings, [Problem(id="question", question=question)])
+    problems = [Problem(id="question", question=question)]
+    engine = _engine(settings, problems)
+    ((result, reviewing),) = _search(settings, engine, problems)
     seconds = time.monotonic() - begin
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
         _write_trees(tree_path, [result])
     row = _row(result, question, reviewing)
-    return json.dumps({**row, "seconds": round(seconds, 3)}) if as_json else _readable(row, result, seconds)
+    if as_json:
+        return json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()})
+    return _readable(row, result, seconds, use)
 
 
 def solve_file(
@@ -175,8 +181,10 @@ def solve_file(
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
+    engine, num_unique = _engine(settings, missing), 0
     with part.open("a", encoding="utf-8") as file:
-        for result, reviewing in _search(settings, missing):
+        for result, reviewing in _search(settings, engine, missing):
+            num_unique += unique_tokens(result.tree)
             rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
             file.write(json.dumps(rows[result.problem_id]) + "\n")
             file.flush()
@@ -188,7 +196,9 @@ def solve_file(
     part.unlink()
     tokens = sum(row["generated_tokens"] for row in rows.values())
     answered = sum(row["answer"] is not None for row in rows.values())
-    return f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {time.monotonic() - begin:.1f} s"
+    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {time.monotonic() - begin:.1f} s"
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique).sentence()
+    return done if use is None else f"{done}\n{use}"
 
 
 def explain_methods() -> str:
@@ -249,11 +259,10 @@ def read_option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[tuple[SearchResult, int | None]]:
-    """Yield results, and the tokens that a discriminator generated to review them."""
+def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     config = settings.config
     renderer = build.build_renderer(config, settings.policy)
-    engine = SearchEngine(
+    return SearchEngine(
         policy=build.build_policy(config, settings.policy),
         scorer=build.build_scorer(config, settings.prm, renderer=renderer, problems=problems),
         renderer=renderer,
@@ -264,6 +273,10 @@ def _search(settings: SolveSettings, problems: list[Problem]) -> Iterator[tuple[
         ),
         max_trees=config.search.max_trees,
     )
+
+
+def _search(settings: SolveSettings, engine: SearchEngine, problems: list[Problem]) -> Iterator[tuple[SearchResult, int | None]]:
+    """Yield results, and the tokens that a discriminator generated to review them."""
     discriminator = _discriminator(settings)
     by_id = {problem.id: problem for problem in problems}
     for result in engine.search(problems):
@@ -322,7 +335,7 @@ def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str
     }
 
 
-def _readable(row: dict[str, Any], result: SearchResult, seconds: float) -> str:
+def _readable(row: dict[str, Any], result: SearchResult, seconds: float, use: TokenUse) -> str:
     lines = [f"answer: {row['answer'] if row['answer'] is not None else 'none found -- raise --tokens or try another --method'}", ""]
     for number, step in enumerate(row["steps"], start=1):
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
@@ -331,8 +344,9 @@ def _readable(row: dict[str, Any], result: SearchResult, seconds: float) -> str:
     lines += [
         "",
         f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, {seconds:.2f} s",
+        use.sentence() or "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip("\n")
 
 
 def _write_trees(path: Path, results: list[SearchResult]) -> None:

@@ -4,7 +4,7 @@ No code of a checkpoint is run for this: heads that transformers does not know (
 themselves, and of a language model's head only the rows that matter are kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError
-from stepladder.lm.loading import load_causal_lm, load_token_classifier
+from stepladder.lm.loading import HEAD_NAMES, HEAD_PREFIXES, load_causal_lm, load_token_classifier
 from stepladder.lm.training import quiet
 from stepladder.prm.layout import token_id
 from stepladder.prm.specs import PRMSpec
 
-_HEADS = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
-"""Names of heads in public checkpoints, the first that is found counts."""
+_VOCABULARY_HEADS = ("lm_head.weight", "embed_tokens.weight", "wte.weight")
+"""How the names of a language model's head end, or of the input embeddings that it shares; the first that is found counts."""
 
 
 def load_reward_model(
@@ -42,22 +42,37 @@ def load_reward_model(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with quiet():
         if spec.family == "vocabulary":
-            assert spec.good is not None and spec.bad is not None, "a vocabulary spec has both"
-            rows = [token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)]
+            rows = _vocabulary_rows(tokenizer, spec)
             model = load_causal_lm(source, **options)
             model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
             return model
-        head = _read_head(_local_directory(source), source)
-        outputs = _out_features(head)
-        if outputs != spec.num_outputs:
-            raise CheckpointError(
-                f"{source}: the head of a {spec.family} model must have {spec.num_outputs} outputs per token: got {outputs} "
-                "-- use another --spec"
-            )
-        model: Any = load_token_classifier(source, **options, num_labels=outputs)
+        head = _checked_head(source, spec)
+        model: Any = load_token_classifier(source, **options, num_labels=spec.num_outputs)
     name = "score" if hasattr(model, "score") else "classifier"
     setattr(model, name, head.to(device=model.device, dtype=model.dtype))
     return model
+
+
+def load_head(source: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerBase | None = None) -> nn.Module:
+    """Return what makes ``spec.num_outputs`` numbers of a last hidden state, in float32 on the CPU; the body is not loaded.
+
+    Args:
+        source: Model directory or hub id.
+        spec: How the model is read.
+        tokenizer: Its tokenizer, which a ``vocabulary`` spec needs.
+
+    Raises:
+        CheckpointError: If there is no such head, it has another number of outputs, or the tokenizer is another model's.
+    """
+    if spec.family != "vocabulary":
+        return _checked_head(source, spec).float()
+    assert tokenizer is not None, "a vocabulary spec names tokens"
+    tensors = _tensors(_local_directory(source), lambda key: key.endswith(_VOCABULARY_HEADS))
+    # A language model without a head of its own predicts with its input embeddings.
+    weight = next((tensors[key] for name in _VOCABULARY_HEADS for key in tensors if key.endswith(name)), None)
+    if weight is None:
+        raise CheckpointError(f"{source}: must be a language model: found none of {', '.join(_VOCABULARY_HEADS)} -- use another --spec")
+    return _linear({"weight": weight[_vocabulary_rows(tokenizer, spec)]}, "").float()
 
 
 def load_bare_lm(
@@ -86,6 +101,12 @@ def has_head(source: str | Path) -> bool:
     return bool(_head_tensors(_local_directory(source)))
 
 
+def _vocabulary_rows(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> list[int]:
+    """Return the ids of the bad and of the good token: the second output stands for a good step."""
+    assert spec.good is not None and spec.bad is not None, "a vocabulary spec has both"
+    return [token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)]
+
+
 def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:
     kept = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device=head.weight.device, dtype=head.weight.dtype)
     with torch.no_grad():
@@ -95,7 +116,8 @@ def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:
     return kept
 
 
-def _out_features(head: nn.Module) -> int:
+def out_features(head: nn.Module) -> int:
+    """Return how many outputs a head has."""
     return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
 
 
@@ -112,13 +134,24 @@ def _local_directory(source: str | Path) -> Path:
         ) from error
 
 
+def _checked_head(source: str | Path, spec: PRMSpec) -> nn.Module:
+    head = _read_head(_local_directory(source), source)
+    outputs = out_features(head)
+    if outputs != spec.num_outputs:
+        raise CheckpointError(
+            f"{source}: the head of a {spec.family} model must have {spec.num_outputs} outputs per token: got {outputs} "
+            "-- use another --spec"
+        )
+    return head
+
+
 def _read_head(directory: Path, source: str | Path) -> nn.Module:
     """Return the head of a checkpoint: one linear layer, or two with a rectifier between them."""
     tensors = _head_tensors(directory)
-    prefix = next((name for name in _HEADS if any(key.startswith(f"{name}.") for key in tensors)), None)
+    prefix = next((name for name in HEAD_NAMES if any(key.startswith(f"{name}.") for key in tensors)), None)
     if prefix is None:
         raise CheckpointError(
-            f"{source}: must have a head on its tokens, called one of {', '.join(_HEADS)}: found none "
+            f"{source}: must have a head on its tokens, called one of {', '.join(HEAD_NAMES)}: found none "
             "-- use a process reward model, or --spec of a model that reads the vocabulary"
         )
     own = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
@@ -142,16 +175,17 @@ def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:
 
 
 def _head_tensors(directory: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint whose names begin like a head's; the others are not read."""
+    """Return the tensors of a checkpoint whose names begin like a head's."""
+    return _tensors(directory, lambda key: key.startswith(HEAD_PREFIXES))
+
+
+def _tensors(directory: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint that are wanted by their names; the others are not read."""
     found: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found |= {key: file.get_tensor(key) for key in _head_keys(file.keys())}
+            found |= {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
     for path in sorted(directory.glob("pytorch_model*.bin")) if not found else []:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found |= {key: state[key] for key in _head_keys(state)}
+        found |= {key: state[key] for key in state if wanted(key)}
     return found
-
-
-def _head_keys(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if key.startswith(tuple(f"{name}." for name in _HEADS))]

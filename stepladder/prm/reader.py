@@ -7,7 +7,7 @@ forwards that step and its marker. What cannot be scored is None and is counted 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,17 +40,126 @@ class Solution:
     """Where it comes from, such as file and line, for messages."""
 
 
-class _CachedModel:
-    """A model and the outputs that it gave so far."""
+class ServedModel(Protocol):
+    """A model that reads sequences of tokens."""
 
-    def __init__(self, model: PreTrainedModel, *, num_outputs: int, pass_tokens: int, cache_tokens: int | None) -> None:
-        self.flat = FlatModel(model)
-        self.cache = PrefixCache(self.flat, max_tokens=cache_tokens, pass_tokens=pass_tokens, num_outputs=num_outputs)
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        ...
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything cached and give its memory back."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back that was started for the model, if anything was."""
+        ...
+
+
+class TokenOutputs(ServedModel, Protocol):
+    """A model with outputs at every token."""
 
     def outputs(self, paths: Sequence[tuple[int, ...]], indices: Sequence[np.ndarray]) -> list[Float[np.ndarray, "T F"]]:
         """Return the outputs of every path at some of its tokens."""
-        placed = self.cache.extend([PathGroup(prefix_ids=(), branches=(path,)) for path in paths])
-        return [self.cache.outputs(group[0].slots[index]) for group, index in zip(placed, indices, strict=True)]
+        ...
+
+
+class TokenLogps(ServedModel, Protocol):
+    """A language model."""
+
+    def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        ...
+
+
+class CachedModel:
+    """``TokenOutputs`` and ``TokenLogps`` of a transformers model; what paths share, now or later, is forwarded once."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_outputs: int,
+        head: nn.Module | None = None,
+        max_batch_tokens: int = 4096,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """Serve a model.
+
+        Args:
+            model: A model with ``num_outputs`` logits per token; with ``head``, one whose logits are its hidden states.
+            num_outputs: Numbers that are kept for every token.
+            head: The language head, where log-probabilities are asked for.
+            max_batch_tokens: New tokens forwarded in one pass, >= 1.
+            cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
+
+        Raises:
+            BackendError: If the model's attention cannot be served from a cache.
+        """
+        self._flat, self._head = FlatModel(model), head
+        self._cache = PrefixCache(self._flat, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, num_outputs=num_outputs)
+
+    @classmethod
+    def of_language_model(cls, bare: PreTrainedModel, head: nn.Module) -> "CachedModel":
+        """Serve a language model whose logits are its hidden states: these are kept, as whatever comes next is made from them."""
+        return cls(bare, num_outputs=int(head.in_features), head=head)  # type: ignore[arg-type]
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        return self._flat.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._flat.vocab_size
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._flat.forwarded_tokens
+
+    @torch.inference_mode()
+    def outputs(self, paths: Sequence[tuple[int, ...]], indices: Sequence[np.ndarray]) -> list[Float[np.ndarray, "T F"]]:
+        """Return the outputs of every path at some of its tokens."""
+        placed = self._cache.extend([PathGroup(prefix_ids=(), branches=(path,)) for path in paths])
+        return [self._cache.outputs(group[0].slots[index]) for group, index in zip(placed, indices, strict=True)]
+
+    @torch.inference_mode()
+    def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
+        hidden = self.outputs(paths, indices)
+        return [self._next_logps(states, path[start:]) for states, path, start in zip(hidden, paths, starts, strict=True)]
+
+    def clear(self) -> None:
+        """Forget everything cached and give its memory back."""
+        self._cache.clear()
+
+    def close(self) -> None:
+        """Do nothing: the model is the caller's."""
+
+    def _next_logps(self, hidden: Float[np.ndarray, "T F"], targets: Sequence[int]) -> Float[np.ndarray, "T"]:
+        assert self._head is not None, "log-probabilities are asked of language models"
+        weight = next(self._head.parameters())
+        wanted = torch.tensor(targets, device=weight.device)
+        logps = []
+        # The logits of a whole batch of solutions over a large vocabulary would outweigh the model.
+        for states, ids in zip(torch.from_numpy(hidden).split(256), wanted.split(256), strict=True):
+            logits = self._head(states.to(device=weight.device, dtype=weight.dtype)).float()
+            logps.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].double().cpu().numpy())
+        return np.concatenate([np.zeros(0), *logps])
 
 
 class StepReader:
@@ -61,37 +170,30 @@ class StepReader:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        models: Sequence[TokenOutputs] | Sequence[TokenLogps],
         tokenizer: PreTrainedTokenizerBase,
         spec: PRMSpec,
         *,
-        head: nn.Module | None = None,
-        reference: tuple[PreTrainedModel, nn.Module] | None = None,
         entropy_penalty: float = 0.0,
         max_batch_tokens: int = 4096,
-        cache_tokens: int | None = None,
     ) -> None:
-        """Serve a model.
+        """Read scores off models that are served already.
 
         Args:
-            model: A model with ``spec.num_outputs`` logits per token; for an implicit spec, one whose logits are its hidden states.
-            tokenizer: Its tokenizer.
+            models: The model, with ``spec.num_outputs`` outputs per token; for an implicit spec, language model and reference.
+            tokenizer: The model's tokenizer.
             spec: How scores are read.
-            head: The language head of an implicit model.
-            reference: The reference of an implicit model, in the same form, with its head.
             entropy_penalty: As for ``scores_of``.
             max_batch_tokens: Tokens of the solutions scored together, >= 1; more where one is longer.
-            cache_tokens: Tokens that each prefix cache keeps; None takes a share of the memory.
 
         Raises:
-            BackendError: If the model's attention cannot be served from a cache.
             CheckpointError: If the tokenizer is not the one that the spec means.
             ConfigError: If the spec reads the policy's tokens at a head, is a judge's, or is implicit without a reference; or there are
                 no bins whose entropy could count.
         """
         if spec.family == "judge":
             raise ConfigError("PRM spec: a judge writes its verdicts and has no output to read -- use stepladder.prm.judge")
-        if (spec.family == "implicit") != (reference is not None and head is not None):
+        if (spec.family == "implicit") != (len(models) == 2):
             raise ConfigError("PRM spec: an implicit model, and no other, is read against a reference model -- give --reference")
         check_entropy_penalty(entropy_penalty, spec)
         self.spec = spec
@@ -99,14 +201,7 @@ class StepReader:
         self.layout = None if (spec.family, spec.prompt) == ("implicit", "tokens") else SolutionLayout(tokenizer, spec)
         self._entropy_penalty = entropy_penalty
         self._max_batch_tokens = max_batch_tokens
-        self._heads = [head, None if reference is None else reference[1]]
-        models = [model] if reference is None else [model, reference[0]]
-        # Log-probabilities of whatever comes next are made from the hidden states, which are kept like keys and values.
-        widths = [spec.num_outputs if layer is None else int(layer.in_features) for layer in self._heads[: len(models)]]  # type: ignore[arg-type]
-        self._models = [
-            _CachedModel(each, num_outputs=width, pass_tokens=max_batch_tokens, cache_tokens=cache_tokens)
-            for each, width in zip(models, widths, strict=True)
-        ]
+        self._models: list[Any] = list(models)
 
     @classmethod
     def from_pretrained(
@@ -124,23 +219,42 @@ class StepReader:
         Raises:
             BackendError: If the model cannot be served; otherwise as for ``load_parts``.
         """
-        parts = load_parts(source, spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(spec=spec, **parts)
+        return cls.on_transformers(
+            load_parts(source, spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code), spec
+        )
+
+    @classmethod
+    def on_transformers(cls, parts: "ReaderParts", spec: PRMSpec, *, entropy_penalty: float = 0.0) -> "StepReader":
+        """Serve loaded parts with caches of their own; errors as for the class.
+
+        Raises:
+            BackendError: If a model's attention cannot be served from a cache.
+        """
+        models = [
+            CachedModel(model, num_outputs=spec.num_outputs) if head is None else CachedModel.of_language_model(model, head)
+            for model, head in parts.models
+        ]
+        return cls(models, parts.tokenizer, spec, entropy_penalty=entropy_penalty)
 
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far; through an implicit model's reference go as many."""
-        return self._models[0].flat.forwarded_tokens
+        return self._models[0].forwarded_tokens
 
     def knows(self, token_ids: Sequence[int]) -> bool:
         """Say whether the model, and its reference, have an embedding for every id."""
-        size = min(each.flat.vocab_size for each in self._models)
+        size = min(each.vocab_size for each in self._models)
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < size)
 
     def reset(self) -> None:
         """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
         for model in self._models:
-            model.cache.clear()
+            model.clear()
+
+    def close(self) -> None:
+        """Stop engines, where the models run on some."""
+        for model in self._models:
+            model.close()
 
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps, in order.
@@ -176,7 +290,7 @@ class StepReader:
 
     def _fitting(self, layout: Layout) -> Layout:
         """Cut a layout after the last step that fits the model's context."""
-        room = min(each.flat.max_positions for each in self._models)
+        room = min(each.max_positions for each in self._models)
         if len(layout.token_ids) <= room:
             return layout
         reads = tuple(read if read is not None and read < room else None for read in layout.reads)
@@ -197,27 +311,9 @@ class StepReader:
         paths = [layout.token_ids for layout in readable]
         # The first token of a sequence has no probability.
         starts = [max(1, layout.begin) for layout in readable]
-        indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
-        logps = [
-            [
-                self._logps(hidden, head, path, start)
-                for hidden, path, start in zip(model.outputs(paths, indices), paths, starts, strict=True)
-            ]
-            for model, head in zip(self._models, self._heads, strict=True)
-        ]
+        logps = [model.logps(paths, starts) for model in self._models]
         ratios = iter(own - other for own, other in zip(*logps, strict=True))
         return [_spread(layout, self._step_scores(layout, next(ratios)) if layout.token_ids else np.zeros(0)) for layout in layouts]
-
-    def _logps(self, hidden: Float[np.ndarray, "T F"], head: nn.Module | None, path: tuple[int, ...], start: int) -> Float[np.ndarray, "T"]:
-        assert head is not None, "an implicit spec has two heads"
-        weight = next(head.parameters())
-        targets = torch.tensor(path[start:], device=weight.device)
-        logps = []
-        # The logits of a whole batch of solutions over a large vocabulary would outweigh the model.
-        for states, ids in zip(torch.from_numpy(hidden).split(256), targets.split(256), strict=True):
-            logits = head(states.to(device=weight.device, dtype=weight.dtype)).float()
-            logps.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].double().cpu().numpy())
-        return np.concatenate([np.zeros(0), *logps])
 
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"]) -> Float[np.ndarray, "S"]:
         ends = np.array([read for read in layout.reads if read is not None], dtype=np.int64) + 1 - max(1, layout.begin)
@@ -226,8 +322,19 @@ class StepReader:
         return transform_outputs(self.spec.beta * ratios, self.spec.transform)
 
 
-def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Load what a ``StepReader`` is made of, by the names of its arguments: everything that costs memory, and no caches.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderParts:
+    """What a reader on transformers costs in memory, without caches."""
+
+    models: tuple[tuple[PreTrainedModel, nn.Module | None], ...]
+    """The model whose logits are the spec's outputs, and no head; of an implicit spec model and reference, whose logits are their hidden
+    states, with their language heads."""
+    tokenizer: PreTrainedTokenizerBase
+    """The model's tokenizer."""
+
+
+def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | None = None, **options: Any) -> ReaderParts:
+    """Load what ``StepReader.on_transformers`` serves.
 
     Args:
         source: Model directory or hub id.
@@ -242,9 +349,8 @@ def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | Non
     tokenizer = load_tokenizer(source, trust_remote_code=options.get("trust_remote_code", False))
     other = resolve_reference(source, spec, None if reference is None else str(reference))
     if other is None:
-        return {"model": load_reward_model(source, spec, tokenizer, **options), "tokenizer": tokenizer}
-    model, head = load_bare_lm(source, **options)
-    return {"model": model, "head": head, "tokenizer": tokenizer, "reference": load_bare_lm(other, **options)}
+        return ReaderParts(models=((load_reward_model(source, spec, tokenizer, **options), None),), tokenizer=tokenizer)
+    return ReaderParts(models=tuple(load_bare_lm(each, **options) for each in (source, other)), tokenizer=tokenizer)
 
 
 def _spread(layout: Layout, scores: Float[np.ndarray, "S"]) -> Scores:

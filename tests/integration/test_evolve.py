@@ -79,6 +79,9 @@ def test_evolve_writes_every_round(finished: tuple[Path, Path]) -> None:
     for row in rows:
         assert set(METRICS) <= set(row)
     assert rows[1]["search"]["problems"] == 24
+    # Rounds 1 and 2 without and with a PRM; steps of at most three tokens that are sampled again and again are merged, but forwarded.
+    assert rows[1]["search"]["prm_forwarded_tokens"] is None and rows[1]["search"]["cached_share"] > 0.8
+    assert 0.5 < rows[2]["search"]["prm_forwarded_per_unique_token"] <= 1.05
     assert rows[1]["labels"]["values"]["kept"] > 0
     assert (run / "rounds/001/models/prm/model.safetensors").exists()
     assert (run / "report.html").exists()

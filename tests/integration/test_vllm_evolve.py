@@ -42,6 +42,11 @@ def test_a_run_on_vllm_uses_the_weights_of_its_round(tmp_path):
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
+    use = rows[1]["search"]
+    unique = use["unique_tokens"]
+    # Prompts and solutions of this task are shorter than a block of 32 tokens, so every sample forwards its whole prefix.
+    assert use["cached_share"] < 0.5 and use["forwarded_tokens"] > unique and use["prm_forwarded_tokens"] is None
+    assert use["forwarded_per_unique_token"] == pytest.approx(use["forwarded_tokens"] / unique, abs=1e-4)
     policies = [load_causal_lm(run / "rounds" / number / "models" / "policy", device="cpu") for number in ("000", "001")]
     searched = [tree for path in sorted((run / "rounds/001/trees").glob("*.parquet")) for tree in read_trees(path)]
     tested = [tree for path in sorted((run / "rounds/001/evaluation/test/search").glob("*.parquet")) for tree in read_trees(path)]

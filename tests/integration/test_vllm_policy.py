@@ -1,12 +1,15 @@
 """The vLLM policy on a real engine, on models saved to disk; the transformers model is the oracle."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.text import TokenText
-from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.lm.vllm import EngineSettings, VLLMEngine, engine_arguments
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
@@ -159,6 +162,7 @@ def test_the_prefix_cache_serves_samples_and_continuations(engines):
     assert policy.cached_share == pytest.approx(0.84)
     assert policy.generated_tokens == sum(len(step.token_ids) for (step,) in samples)
     assert policy.forwarded_tokens == 128 + policy.generated_tokens - 8
+    assert policy.token_counts.forwarded_tokens == policy.forwarded_tokens
     longest = max((step for (step,) in samples), key=lambda step: len(step.token_ids))
     before = policy.cached_tokens
     samples_of(policy, [step_request(1, prefix + longest.token_ids, 1, max_step_tokens=1)])
@@ -197,3 +201,32 @@ def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):
         VLLMEngine(saved, task="generate", settings=EngineSettings(options={"seed": 1}))
     with pytest.raises(CheckpointError, match="absent"):
         VLLMPolicy.from_pretrained(tmp_path / "absent", FORMAT)
+
+
+def test_the_installed_vllm_knows_the_arguments_of_a_gpu_engine(saved):
+    """What would start engines of policy and PRM on two GPUs is accepted by ``vllm.EngineArgs``, which does not look for the GPUs."""
+    from vllm import EngineArgs
+
+    settings = EngineSettings(memory_share=0.3, tensor_parallel=2, block_size=16, max_batch=64, options={"quantization": "fp8"})
+    for task in ("generate", "embed"):
+        resolved = EngineArgs(**engine_arguments(saved, task, settings, on_cpu=False))
+        assert (resolved.gpu_memory_utilization, resolved.tensor_parallel_size, resolved.block_size) == (0.3, 2, 16)
+        assert (resolved.max_num_seqs, resolved.quantization, resolved.enable_prefix_caching) == (64, "fp8", True)
+
+
+def test_a_closed_engine_gives_its_memory_back(saved):
+    """Its cache of 1 GiB is the system's again, and a second engine leaves no more behind than the first did."""
+
+    def resident_mib():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    left = []
+    for _ in range(2):
+        engine = VLLMEngine(saved, task="generate", settings=EngineSettings(max_batch=64))
+        samples_of(VLLMPolicy(engine, tiny_policy()[1], FORMAT), [step_request(0, (5,) * 100, 32, max_step_tokens=99)])
+        in_use = resident_mib()
+        engine.close()
+        left.append(resident_mib())
+        assert in_use - left[-1] > 900
+    assert left[1] - left[0] < 50

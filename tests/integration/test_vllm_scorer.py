@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForTokenClassification
 
 from stepladder.errors import BackendError, CheckpointError
 from stepladder.interfaces import ScoreRequest, StepRequest
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
+from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.vllm import VLLMStepScorer
 from stepladder.testing import check_scorer
-from tests.models import save_tiny_policy, save_tiny_scorer, tiny_policy, tiny_scorer
+from tests.models import save_tiny_policy, save_tiny_scorer, tiny_config, tiny_policy, tiny_scorer, tiny_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -88,10 +90,11 @@ def test_what_cannot_be_scored_is_none_and_disturbs_nothing_else(served):
 def test_siblings_share_the_blocks_of_their_prefix(served):
     """Behind a prefix of 100 tokens, three whole blocks of 32 are forwarded once for four siblings of two tokens."""
     _, scorer, _ = served
-    before = scorer.read_tokens, scorer.cached_tokens
+    model = scorer._model
+    before = model.read_tokens, model.cached_tokens
     prefix = (*range(5, 55), *range(54, 4, -1))
     _scores(scorer, [ScoreRequest(ticket=0, prefix_ids=prefix, branches=tuple(((20 + i, 30),) for i in range(4)))])
-    assert (scorer.read_tokens - before[0], scorer.cached_tokens - before[1]) == (4 * 102, 3 * 96)
+    assert (model.read_tokens - before[0], model.cached_tokens - before[1]) == (4 * 102, 3 * 96)
 
 
 def test_a_ticket_is_open_once(served):
@@ -104,6 +107,7 @@ def test_a_ticket_is_open_once(served):
     assert len(scorer.collect()) == 1
 
 
+@pytest.mark.parametrize("served", ["qwen2"], indirect=True)
 def test_policy_and_scorer_share_a_process(served, tmp_path):
     """An engine that samples and one that scores take turns; either can be closed and used again, and results stay what they were."""
     model, scorer, folder = served
@@ -130,11 +134,24 @@ def test_policy_and_scorer_share_a_process(served, tmp_path):
     np.testing.assert_allclose([score for (score,) in _scores(scorer, [request])[0]], expected, atol=1e-5)
 
 
-def test_a_head_of_two_outputs_is_refused(tmp_path):
-    """A classifier is not a value head."""
-    SPEC.save(save_tiny_scorer(tmp_path))
-    model, _ = tiny_scorer()
-    model.config.num_labels = 2
-    model.config.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="num_labels=2"):
+def test_two_classes_and_bins_are_read_as_the_embedded_engine_reads_them(tmp_path):
+    """Heads of two and of four outputs on the policy's tokens: the scores of the transformers scorer within 1e-5."""
+    for spec in (PRMSpec(family="two-class"), PRMSpec(bins=4, transform="identity")):
+        folder = tmp_path / spec.family
+        save_tiny_scorer(folder, max_positions=CONTEXT)
+        model = LlamaForTokenClassification(tiny_config(tiny_tokenizer(), arch="llama", num_labels=spec.num_outputs, max_positions=CONTEXT))
+        model.save_pretrained(folder)
+        spec.save(folder)
+        requests = [ScoreRequest(ticket=i, prefix_ids=prefix, branches=(tuple(STEPS), (STEPS[1],))) for i, prefix in enumerate(PREFIXES)]
+        scorer = VLLMStepScorer.from_pretrained(folder, settings=EngineSettings(max_batch=32))
+        got, expected = (_scores(each, requests) for each in (scorer, TransformersStepScorer.from_pretrained(folder, device="cpu")))
+        scorer.close()
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose([s for branch in one for s in branch], [s for branch in other for s in branch], atol=1e-5)
+
+
+def test_a_head_that_does_not_fit_its_spec_is_refused(tmp_path):
+    """One output is no pair of classes."""
+    PRMSpec(family="two-class").save(save_tiny_scorer(tmp_path))
+    with pytest.raises(CheckpointError, match="must have 2 outputs per token: got 1"):
         VLLMStepScorer.from_pretrained(tmp_path)

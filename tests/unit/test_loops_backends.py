@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.errors import ConfigError
+from stepladder.lm.vllm import engine_arguments
 from stepladder.loops import build
 from stepladder.loops.config import Config, load_config, with_overrides
 from stepladder.loops.workers import Task, gpu_names, gpu_shares, worker_pool
@@ -49,10 +50,77 @@ def test_backends_are_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ConfigError, match="needs the package vllm"):
             build.check_backends(_config(setting), trains=False)
     monkeypatch.setattr(build, "find_spec", lambda name: object())
+    shares = ["policy.backend=vllm", "policy.vllm.memory_share=0.7", "policy.vllm.prm_memory_share=0.4"]
+    build.check_backends(_config(*shares), trains=False)
+    with pytest.raises(ConfigError, match=r"at most 1: got 0\.7 and 0\.4"):
+        build.check_backends(_config(*shares, "prm.backend=vllm"), trains=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=3"), trains=True)
     with pytest.raises(ConfigError, match="got 4 > 3"):
         build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
+
+
+def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
+    """Policy and PRM get their stated shares of the memory; tensor parallelism, block size, context and options pass through to both."""
+    config = _config(
+        *("policy.vllm.memory_share=0.5", "policy.vllm.prm_memory_share=0.3", "policy.vllm.tensor_parallel=2", "policy.dtype=bfloat16"),
+        *("policy.vllm.block_size=16", "policy.vllm.max_context=2048", "policy.max_batch=64", 'policy.vllm.options.quantization="fp8"'),
+    )
+    section = config.policy.vllm
+    policy = engine_arguments("p", "generate", build._engine_settings(config, section.memory_share), on_cpu=False)
+    prm = engine_arguments("q", "embed", build._engine_settings(config, section.prm_memory_share), on_cpu=False)
+    shared = {
+        "tensor_parallel_size": 2,
+        "dtype": "bfloat16",
+        "block_size": 16,
+        "max_model_len": 2048,
+        "max_num_seqs": 64,
+        "quantization": "fp8",
+        "enable_prefix_caching": True,
+    }
+    for arguments, model, share in ((policy, "p", 0.5), (prm, "q", 0.3)):
+        assert arguments | shared | {"model": model, "gpu_memory_utilization": share} == arguments
+        assert "enforce_eager" not in arguments and "data_parallel_size" not in arguments
+    assert prm["runner"] == "pooling" and "runner" not in policy
+
+
+def test_data_parallel_engines_are_workers_with_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three engines of two GPUs each are three workers that see two GPUs each; on a CPU the setting changes nothing."""
+    settings = ["policy.backend=vllm", "policy.vllm.data_parallel=3", "policy.vllm.tensor_parallel=2"]
+    config = _config(*settings, "policy.device=cuda")
+    assert (build.num_workers(config), build.gpus_per_worker(config)) == (3, 2)
+    assert gpu_shares(list("012345"), build.num_workers(config), 2) == ["0,1", "2,3", "4,5"]
+    assert build.num_workers(_config(*settings, "policy.device=cpu", "run.workers=1")) == 1
+
+
+def test_a_new_round_starts_a_new_engine_and_ends_the_old_one() -> None:
+    """An engine is kept while model and settings stay, and closed before one of other weights starts; training ends all of them."""
+
+    class Engine:
+        closed = False
+        resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+
+        def close(self) -> None:
+            self.closed = True
+
+    alive: list[bool] = []
+
+    def start() -> Engine:
+        alive.extend(engine.closed for engine in engines)
+        engines.append(Engine())
+        return engines[-1]
+
+    engines: list[Engine] = []
+    first = build._held_engine("policy", ("round 0", 1), start)
+    assert build._held_engine("policy", ("round 0", 1), start) is first and first.resets == 2
+    second = build._held_engine("policy", ("round 1", 1), start)
+    assert second is not first and first.closed and alive == [True]
+    build.release_weights()
+    assert second.closed and build._held_engine("policy", ("round 1", 1), start) is engines[2]
+    build.release_weights()
 
 
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:

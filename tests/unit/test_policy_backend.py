@@ -149,6 +149,8 @@ def test_the_prefix_is_forwarded_once_for_its_samples_and_for_equal_requests():
     samples_of(policy, [step_request(i, range(5, 25), 5, seed=i, max_step_tokens=1) for i in range(3)])
     assert policy.forwarded_tokens == 19 + 3
     assert policy.generated_tokens == 15
+    counts = policy.token_counts
+    assert (counts.prefix_tokens, counts.cached_tokens, counts.forwarded_tokens) == (15 * 20, 15 * 20 - 22, 22)
 
 
 def test_a_token_that_closes_a_step_and_goes_on_ends_it():

@@ -256,12 +256,12 @@ def test_a_logit_gap_of_forty_keeps_its_score_in_half_precision(tmp_path, dtype)
     """A head that gives exactly -20 and +20 scores 1 - e^-40 or e^-40, not 0 or a rounding error."""
     save_head_model(tmp_path, qwen_tokenizer(), head="linear", num_outputs=2)
     reader = StepReader.from_pretrained(tmp_path, spec("trl"), device="cpu", dtype=dtype)
-    model = reader._models[0].flat._model
+    model = reader._models[0]._flat._model
     for sign, expected in ((1.0, np.exp(-40.0)), (-1.0, 1.0)):
         with torch.no_grad():
             model.score.weight.zero_()
             model.score.bias = torch.nn.Parameter(torch.tensor([20.0, -20.0], dtype=model.dtype) * sign)
-        reader._models[0].cache.clear()
+        reader.reset()
         assert reader.score([Solution(question="Q", steps=("a",))])[0][0] == pytest.approx(expected, rel=1e-9)
 
 

@@ -18,7 +18,7 @@ import httpx2
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest, StepResult, check_ticket
+from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ticket
 from stepladder.policy.backends.steps import OpenSample, StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import derive_seed
@@ -240,6 +240,20 @@ class OpenAIPolicy:
         """Tokens of the prefixes of all HTTP requests that were answered; every sample and step counts its own."""
         self.cached_tokens = 0
         """Tokens of these that the server found in its cache; 0 where it does not tell (vLLM: ``--enable-prompt-tokens-details``)."""
+        self._answered = 0
+        self._server_tells = False
+
+    @property
+    def token_counts(self) -> TokenCounts | None:
+        """What went through the server's model for us so far; None while it has not told what it had cached."""
+        if not self._server_tells:
+            return None
+        return TokenCounts(
+            prefix_tokens=self.prefix_tokens,
+            cached_tokens=self.cached_tokens,
+            generated_tokens=self.generated_tokens,
+            forwarded_tokens=self.prefix_tokens - self.cached_tokens + self.generated_tokens - self._answered,
+        )
 
     def submit(self, requests: Sequence[StepRequest]) -> None:
         """Queue requests; one that cannot be served becomes a result with ERROR steps.
@@ -322,8 +336,11 @@ class OpenAIPolicy:
             raise _RequestFailed("the server must show the token it stopped at: it does not -- try policy.openai.stop=client")
 
     def _count(self, usage: dict[str, Any], num_prefix: int) -> None:
+        details = usage.get("prompt_tokens_details") or {}
+        self._answered += 1
+        self._server_tells |= "cached_tokens" in details
         self.prefix_tokens += num_prefix
-        self.cached_tokens += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        self.cached_tokens += details.get("cached_tokens") or 0
 
 
 def _fixed_fields(server: CompletionServer, rules: StepRules) -> dict[str, Any]:

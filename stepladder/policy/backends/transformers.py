@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import BackendError
-from stepladder.interfaces import StepRequest, StepResult, check_ticket
+from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ticket
 from stepladder.lm.decoding import DecodeRows
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
@@ -144,6 +144,7 @@ class TransformersPolicy:
         self._done: list[StepResult] = []
         self.generated_tokens = 0
         """Tokens sampled so far."""
+        self._prefix_tokens, self._num_begun = 0, 0
 
     @classmethod
     def from_pretrained(
@@ -172,6 +173,18 @@ class TransformersPolicy:
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far, prefixes included."""
         return self._model.forwarded_tokens
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """What went through the model so far."""
+        # A sample's last token is never forwarded; what else was is prefixes.
+        forwarded_prefixes = self.forwarded_tokens - (self.generated_tokens - self._num_begun)
+        return TokenCounts(
+            prefix_tokens=self._prefix_tokens,
+            cached_tokens=self._prefix_tokens - forwarded_prefixes,
+            generated_tokens=self.generated_tokens,
+            forwarded_tokens=self.forwarded_tokens,
+        )
 
     def reset(self) -> None:
         """Forget cached prefixes and give the memory back, so that what follows is computed as in a fresh process.
@@ -243,6 +256,8 @@ class TransformersPolicy:
     def _start_lanes(self, number: int, row: _Row) -> None:
         state, request = self._lanes, row.job.request
         self._running[number] = row
+        self._prefix_tokens += len(request.prefix_ids) * row.num_lanes
+        self._num_begun += row.num_lanes
         state.live[number] = np.arange(_STEP_LANES) < row.num_lanes
         state.token[number] = request.prefix_ids[-1]
         state.count[number] = state.step_begin[number] = 0

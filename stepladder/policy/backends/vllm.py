@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from stepladder.interfaces import StepRequest, StepResult, check_ticket
+from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ticket
 from stepladder.lm.loading import load_model_settings, load_tokenizer
 from stepladder.lm.sampling import stream_keys
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
@@ -103,6 +103,16 @@ class VLLMPolicy:
     def cached_share(self) -> float | None:
         """Share of the prefix tokens that were found in the cache, in [0, 1]; None before the first."""
         return self.cached_tokens / self.prefix_tokens if self.prefix_tokens else None
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """What went through the model so far."""
+        return TokenCounts(
+            prefix_tokens=self.prefix_tokens,
+            cached_tokens=self.cached_tokens,
+            generated_tokens=self.generated_tokens,
+            forwarded_tokens=self.forwarded_tokens,
+        )
 
     def close(self) -> None:
         """Stop the engine."""

@@ -1,0 +1,112 @@
+"""How well the backends reuse what they computed: tokens forwarded against the tokens of the trees.
+
+A tree's unique tokens are its prompt and all its steps, each once: what a policy or a scorer with a perfect cache forwards. Samples that
+were merged with an equal sibling, and rollouts, are forwarded too and are not among them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.interfaces import Policy, StepScorer
+from stepladder.types import TreeRecord
+
+_Count = int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenUse:
+    """Tokens of some searches; a count is None where the backend does not tell."""
+
+    unique_tokens: int
+    """Tokens of the trees."""
+    forwarded_tokens: _Count
+    """Tokens that went through the policy's model."""
+    prefix_tokens: _Count
+    """Tokens of the prefixes of all samples; every sample counts its own."""
+    cached_tokens: _Count
+    """Tokens of these that were not forwarded for it."""
+    prm_forwarded_tokens: _Count
+    """Tokens that went through the PRM."""
+
+    @classmethod
+    def of(cls, policy: Policy, scorer: StepScorer | None, *, unique_tokens: int) -> "TokenUse":
+        """Read the counts of backends that did nothing but these searches."""
+        counts = getattr(policy, "token_counts", None)
+        return cls(
+            unique_tokens=unique_tokens,
+            forwarded_tokens=None if counts is None else counts.forwarded_tokens,
+            prefix_tokens=None if counts is None else counts.prefix_tokens,
+            cached_tokens=None if counts is None else counts.cached_tokens,
+            prm_forwarded_tokens=getattr(scorer, "forwarded_tokens", None),
+        )
+
+    @classmethod
+    def sum(cls, parts: Sequence["TokenUse"]) -> "TokenUse":
+        """Add the counts of several searches; one that a part does not have is None."""
+        return cls(
+            unique_tokens=sum(part.unique_tokens for part in parts),
+            forwarded_tokens=_sum(part.forwarded_tokens for part in parts),
+            prefix_tokens=_sum(part.prefix_tokens for part in parts),
+            cached_tokens=_sum(part.cached_tokens for part in parts),
+            prm_forwarded_tokens=_sum(part.prm_forwarded_tokens for part in parts),
+        )
+
+    @property
+    def cached_share(self) -> float | None:
+        """Share of the prefix tokens that were not forwarded, in [0, 1]."""
+        return _ratio(self.cached_tokens, self.prefix_tokens)
+
+    @property
+    def policy_ratio(self) -> float | None:
+        """Tokens that the policy forwarded, per unique token; 1 is perfect."""
+        return _ratio(self.forwarded_tokens, self.unique_tokens)
+
+    @property
+    def prm_ratio(self) -> float | None:
+        """The same for the PRM."""
+        return _ratio(self.prm_forwarded_tokens, self.unique_tokens)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the counts and what they say, for metrics and JSON."""
+        ratios = {
+            "cached_share": self.cached_share,
+            "forwarded_per_unique_token": self.policy_ratio,
+            "prm_forwarded_per_unique_token": self.prm_ratio,
+        }
+        return asdict(self) | {name: None if value is None else round(value, 4) for name, value in ratios.items()}
+
+    def sentence(self) -> str | None:
+        """Return a line for people; None where no backend tells."""
+        parts = []
+        if self.cached_share is not None:
+            parts.append(f"{self.cached_share:.0%} of prefix tokens cached")
+        if self.policy_ratio is not None:
+            parts.append(f"policy forwarded {self.policy_ratio:.2f} tokens per token of the trees")
+        if self.prm_ratio is not None:
+            parts.append(f"PRM {self.prm_ratio:.2f}")
+        return ", ".join(parts) or None
+
+
+def unique_tokens(tree: TreeRecord) -> int:
+    """Return the tokens of a tree's prompt and steps, each once."""
+    return len(tree.prompt_ids) + sum(map(len, tree.token_ids))
+
+
+def use_path(shard: Path) -> Path:
+    """Return where the ``TokenUse`` of a shard of trees stands."""
+    return shard.with_suffix(".tokens.json")
+
+
+def _sum(counts: Iterable[_Count]) -> _Count:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _ratio(count: _Count, whole: _Count) -> float | None:
+    return count / whole if count is not None and whole else None
