@@ -293,6 +293,11 @@ class ObjectiveTrainer(Trainer):
         loss = self._objective.loss(model, inputs, num_items_in_batch) * (self.accelerator.num_processes * inputs["counted"])
         return (loss, None) if return_outputs else loss
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The Trainer takes a checkpoint for the best one only if its directory is there, which parts of weights are written to later.
+        Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        super()._save_checkpoint(model, trial)
+
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return and log the loss on the rows held out, as ``eval_loss``: all of them make one update."""
