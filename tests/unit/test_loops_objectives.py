@@ -229,8 +229,8 @@ def test_labelling_again_gives_the_same_bytes(world: World, tmp_path: Path) -> N
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         files, _ = world.label(config, tmp_path / name)
-        digests.append({kind: path.read_bytes() for kind, path in files.items()})
-    assert digests[0] == digests[1]
+        digests.append({kind: path.read_bytes() for kind, path in files.items() if path.exists()})
+    assert {"traces", "pairs", "graded", "values"} <= digests[0].keys() and digests[0] == digests[1]
 
 
 def test_trees_are_scored_by_another_model(world: World) -> None:
