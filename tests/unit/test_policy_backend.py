@@ -142,6 +142,17 @@ def test_a_sampled_step_is_continued_for_one_forwarded_token():
     assert policy.forwarded_tokens - before == 1 + sum(len(sample[0].token_ids) - 1 for sample in samples)
 
 
+def test_a_cut_step_is_continued_for_one_forwarded_token():
+    """What a step's cap cut is cached like a step: of prefix and cut step, the last token alone is forwarded again."""
+    model, tokenizer = tiny_policy()
+    policy = TransformersPolicy(model, tokenizer, replace(FORMAT, step_end="\n" * 5))
+    step = samples_of(policy, [step_request(0, (5, 6, 7), 4, max_step_tokens=9)])[0][1][0]
+    assert step.stop_reason == StopReason.LENGTH and len(step.token_ids) == 9
+    before = policy.forwarded_tokens
+    samples_of(policy, [step_request(1, (5, 6, 7, *step.token_ids), 4, max_step_tokens=1)])
+    assert policy.forwarded_tokens - before == 1
+
+
 def test_the_prefix_is_forwarded_once_for_its_samples_and_for_equal_requests():
     """Three requests of five samples behind one prefix of 20: 19 tokens once, the last one once per row of a request."""
     model, tokenizer = tiny_policy()

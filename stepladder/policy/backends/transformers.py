@@ -360,7 +360,8 @@ class TransformersPolicy:
         for number, lane in finished:
             row, count = self._running[number], int(self._lanes.count[number, lane])
             request, step = row.job.request, row.job.steps[row.first_sample + lane][-1]
-            if request.max_steps > 1 or step.stop_reason != StopReason.STEP or row.prefix_end is None:
+            # A search may go on behind a step that was cut.
+            if request.max_steps > 1 or step.stop_reason not in (StopReason.STEP, StopReason.LENGTH) or row.prefix_end is None:
                 continue
             # The prefix's last token was the row's first after the cached ones.
             slots = np.concatenate([[len(request.prefix_ids) - 1], self._lanes.slots[number, lane, : count - 1]])
