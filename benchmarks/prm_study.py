@@ -8,8 +8,8 @@ the policy before made. Each is measured on test problems:
     best of n   accuracy of the best-scored of so many samples, over all subsets of the pool
     search      accuracy of the run's search method guided by the PRM, every problem with the same cap on generated tokens
 
-The noisy part trains members on few problems with flipped labels, and follows the accuracy of best-of-n over growing n, the gold curve, for
-single members, their mean, their worst case, and their mean less the variance.
+The noisy part trains members on few problems with flipped labels, each on its own, and follows the accuracy of best-of-n over growing n,
+the gold curve, for single members, their mean, their worst case, and their mean less the variance.
 
 Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence`` leaves them) and made where they are missing. ``make prm-study``
 runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which only collects.
@@ -36,7 +36,6 @@ from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import TrainSettings
 from stepladder.loops import build
 from stepladder.loops.config import Config
-from stepladder.loops.jobs import resample_problems
 from stepladder.loops.rundir import RunDir, load_run
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
@@ -305,19 +304,9 @@ def noisy_figures(study: Study, pool: list[dict[str, Any]]) -> dict[str, Any]:
     """Train PRMs on few problems with flipped labels and return the gold curves of each composition."""
     records = [record for shard in study.run.shards("rollouts", rounds=[1]) for record in read_trees(shard)]
     rows = value_rows(records, drop_one_sided=True).rows
-    rng = np.random.default_rng(derive_seed(study.config.run.seed, "noise"))
-    problems = sorted({row.problem_id for row in rows})
-    few = set(rng.choice(problems, max(1, round(len(problems) * study.sizes.noisy_share)), replace=False).tolist())
-    noisy = [
-        replace(row, targets=[None if target is None else 1.0 - target for target in row.targets])
-        if rng.random() < study.sizes.noise
-        else row
-        for row in rows
-        if row.problem_id in few
-    ]
     members = [study.root / "prms" / f"noisy-{number}" for number in range(study.sizes.members)]
     for number, member in enumerate(members):
-        train(study, VARIANTS[BASE], member, rows=resample_problems(noisy, seed=number), seed=number)
+        train(study, VARIANTS[BASE], member, rows=noisy_rows(study, rows, number), seed=number)
     scores = [score_pool(study, str(member), pool) for member in members]
     figures: dict[str, Any] = {}
     for name, rule in COMPOSITIONS.items():
@@ -328,6 +317,15 @@ def noisy_figures(study: Study, pool: list[dict[str, Any]]) -> dict[str, Any]:
             "curve": np.mean([each["curve"] for each in curves], axis=0).tolist(),
         }
     return figures
+
+
+def noisy_rows(study: Study, rows: Sequence[Any], member: int) -> list[Any]:
+    """Return the rows of a few problems, the labels of some solutions flipped; problems and flips are the member's own."""
+    rng = np.random.default_rng(derive_seed(study.config.run.seed, "noise", member))
+    problems = sorted({row.problem_id for row in rows})
+    few = set(rng.choice(problems, max(1, round(len(problems) * study.sizes.noisy_share)), replace=False).tolist())
+    flipped = lambda row: replace(row, targets=[None if target is None else 1.0 - target for target in row.targets])  # noqa: E731
+    return [flipped(row) if rng.random() < study.sizes.noise else row for row in rows if row.problem_id in few]
 
 
 def composed(members: list[list[list[Any]]], rule: Ensemble) -> list[list[Any]]:
@@ -399,7 +397,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/prm-study"))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--members", type=int, default=4)
