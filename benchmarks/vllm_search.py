@@ -1,7 +1,7 @@
 """Speed of the search on vLLM, as ratios within one run: searching against sampling, tokens forwarded against tokens in the tree.
 
-    python -m benchmarks.vllm_search                 on a CPU, some minutes
-    python -m benchmarks.vllm_search --problems 256  the first two tables with more problems
+    python -m benchmarks.vllm_search                 on a CPU, about five minutes
+    python -m benchmarks.vllm_search --problems 256  the first two tables with more problems, for a GPU
 
 Three tables. *Embedded task*: steps of about ten tokens. *Long steps of uneven length*: a model with random weights whose steps have
 geometric lengths (mean near 60, most between 6 and 180) behind prompts of 200 tokens. *Tokens forwarded*: steps of exactly so many tokens,
@@ -216,8 +216,8 @@ def measure_forwarding(bench: EvenSteps, console: Console) -> None:
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=64)
-    parser.add_argument("--simulations", type=int, default=16)
+    parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--simulations", type=int, default=8)
     parser.add_argument("--max-batch", type=int, default=256)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--table", choices=("embedded", "long", "forwarded"), action="append", help="only this one; may be repeated")

@@ -5,6 +5,7 @@ vLLM is imported when the first engine is built, never before. Weights are never
 
 import gc
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,6 +161,8 @@ def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
     vllm = import_vllm()
     silence_bars()
     arguments = engine_arguments(source, task, settings, on_cpu=_on_cpu())
+    if _on_cpu():
+        hide_llvmlite()
     if task == "embed":
         arguments |= _body_arguments(source, settings)
         register_body_loader()
@@ -169,6 +172,26 @@ def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
         raise ConfigError(f"vllm options: must be arguments of vllm.EngineArgs: {_told(error)}") from error
     except (ValueError, OSError, RuntimeError, NotImplementedError, AssertionError, KeyError) as error:
         raise CheckpointError(f"{source}: vLLM could not start on this model: {_told(error)} -- see docs/backends.md") from error
+
+
+def hide_llvmlite() -> None:
+    """Let vLLM pass over llvmlite's library where numba has loaded it.
+
+    On a CPU vLLM asks everything in every loaded module for its ``__dict__``. llvmlite's library makes a function of whatever name it is
+    asked for, of this one, too, and vLLM stumbles over it.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    library = None if ffi is None else type(ffi.lib)
+    if library is None or library.__getattr__.__module__ == __name__:
+        return
+    find = library.__getattr__
+
+    def find_function(self: Any, name: str) -> Any:
+        if name == "__dict__":
+            raise AttributeError(name)
+        return find(self, name)
+
+    library.__getattr__ = find_function
 
 
 def _groups_exist() -> bool:
