@@ -43,10 +43,11 @@ check: $(VENV)/.installed-dev  ## what keeps the code in shape: style, types, im
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py
 
-docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md and docs/exports.md from their tables
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md and docs/training.md from the code
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_methods.py
 	$(BIN)/python docs/generate_exports.py
+	$(BIN)/python docs/generate_training.py
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py

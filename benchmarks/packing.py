@@ -57,9 +57,9 @@ class Setup:
     step_tokens: int = 9
     """Tokens of a step."""
     batch_size: int = 64
-    """Pairs per update; for the PRM ``branching / (branching - 1)`` times as many rows, so that updates hold as many trees."""
-    pairs_per_pass: int = 64
-    """Pairs per forward pass of the trainers that do not pack."""
+    """Pairs, or values, per update."""
+    rows_per_pass: int = 64
+    """The same per forward pass of the trainers that do not pack."""
     row_tokens: int = 1024
     """Largest tree."""
     device: str = "cpu"
@@ -71,7 +71,7 @@ class Setup:
 
 
 GPU = Setup(
-    prompt_tokens=128, step_tokens=32, batch_size=48, pairs_per_pass=8, row_tokens=2048, device="cuda", bf16=True, model=QWEN_HALF_BILLION
+    prompt_tokens=128, step_tokens=32, batch_size=96, rows_per_pass=8, row_tokens=2048, device="cuda", bf16=True, model=QWEN_HALF_BILLION
 )
 """A model and sequences for which a GPU is worth having; what the trainers without packing forward at once fits into 80 GB."""
 
@@ -183,11 +183,10 @@ def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Pat
 
     packed, settings = trainer in ("trees", PRM[0]), {"learning_rate": 1e-4, "epochs": 1.0, "device": setup.device, "bf16": setup.bf16}
     if trainer in PRM:
-        size = setup.batch_size * case.branching // (case.branching - 1)
         rows, train = make_values(case, setup), train_value
     else:
-        size, rows, train = setup.batch_size, make_pairs(case, setup), train_preference
-    micro = None if packed else min(size, setup.pairs_per_pass)
+        rows, train = make_pairs(case, setup), train_preference
+    size, micro = setup.batch_size, None if packed else min(setup.batch_size, setup.rows_per_pass)
     start = _clock(setup)
     report = train(
         model_dir,
@@ -212,8 +211,8 @@ def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[flo
     rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
     settings = DPOConfig(
         output_dir=str(out),
-        per_device_train_batch_size=min(setup.pairs_per_pass, setup.batch_size),
-        gradient_accumulation_steps=max(1, setup.batch_size // setup.pairs_per_pass),
+        per_device_train_batch_size=min(setup.rows_per_pass, setup.batch_size),
+        gradient_accumulation_steps=max(1, setup.batch_size // setup.rows_per_pass),
         num_train_epochs=1,
         learning_rate=1e-4,
         gradient_checkpointing=False,

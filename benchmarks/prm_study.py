@@ -8,8 +8,8 @@ the policy before made. Each is measured on test problems:
     best of n   accuracy of the best-scored of so many samples, over all subsets of the pool
     search      accuracy of the run's search method guided by the PRM, every problem with the same cap on generated tokens
 
-The noisy part trains members on few problems with flipped labels, and follows the accuracy of best-of-n over growing n, the gold curve, for
-single members, their mean, their worst case, and their mean less the variance.
+The noisy part trains members on few problems with flipped labels, each on its own, and follows the accuracy of best-of-n over growing n,
+the gold curve, for single members, their mean, their worst case, and their mean less the variance.
 
 Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence`` leaves them) and made where they are missing. ``make prm-study``
 runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which only collects.
@@ -35,12 +35,12 @@ from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.training import TrainSettings
 from stepladder.loops import build
-from stepladder.loops.config import Config, ScoresConfig
-from stepladder.loops.jobs import resample_problems
+from stepladder.loops.config import Config
 from stepladder.loops.rundir import RunDir, load_run
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
+from stepladder.prm.compose import Ensemble, ensemble_scores
 from stepladder.prm.implicit import train_implicit_on_tokens
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.train import train_value
@@ -61,10 +61,9 @@ class Variant:
     spec: PRMSpec = field(default_factory=PRMSpec)
 
 
-EVERY = {"supervise": "every-token"}
+EVERY: dict[str, Any] = {"supervise": "every-token"}
 VARIANTS = {
     "bce": Variant(**EVERY),
-    "bce, step end only": Variant(),
     "mse": Variant(loss="mse", **EVERY),
     "hl-gauss": Variant(loss="hl-gauss", spec=BINS, **EVERY),
     "two-hot": Variant(loss="two-hot", spec=BINS, **EVERY),
@@ -76,20 +75,21 @@ VARIANTS = {
     "bce, distance": Variant(target="distance", **EVERY),
     "bce, progress": Variant(target="progress", **EVERY),
     "bce, outcomes": Variant(target="outcome", **EVERY),
-    "bce, trees": Variant(source="trees", **EVERY),
     "bce, trees, tree values": Variant(source="trees", target="tree-value", **EVERY),
     "implicit-ce, outcomes": Variant(loss="implicit-ce", target="outcome", spec=IMPLICIT),
 }
 """What is compared, in the order of the table."""
 BASE = "bce"
 """The variant whose scores the aggregations are compared on."""
-COMPOSITIONS = {
+COMPOSITIONS: dict[str, Ensemble | None] = {
     "one of them": None,
-    "mean": ScoresConfig(),
-    "worst case": ScoresConfig(ensemble="min"),
-    "mean less variance": ScoresConfig(ensemble="mean-variance", penalty=4.0),
+    "mean": "mean",
+    "worst case": "min",
+    "mean less variance": "mean-variance",
 }
 """What becomes of the noisy members' scores."""
+PENALTY = 2.0
+"""Weight of the variance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,15 +175,13 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     renderer.step_format.save(out)
 
 
-def search(
-    study: Study, prm: str | Sequence[str] | None, method: Any, budget: Budget, scores: ScoresConfig | None = None
-) -> list[SearchResult]:
+def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[SearchResult]:
     """Search the test problems and return the results in their order."""
     renderer = build.build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
     engine = SearchEngine(
         policy=build.build_policy(study.config, study.policy),
-        scorer=build.build_scorer(study.config, prm, renderer=renderer, problems=problems, scores=scores),
+        scorer=build.build_scorer(study.config, prm, renderer=renderer, problems=problems),
         renderer=renderer,
         method=method,
         budget=budget,
@@ -195,14 +193,14 @@ def search(
     return [found[problem.id] for problem in problems]
 
 
-def search_accuracy(study: Study, prm: str | Sequence[str], *, scores: ScoresConfig | None = None, **options: Any) -> tuple[float, float]:
+def search_accuracy(study: Study, prm: str, **options: Any) -> tuple[float, float]:
     """Return the share of right answers of the run's search, and the tokens that it generated per problem."""
     section = study.config.search
     limits = Budget(
         num_simulations=1_000_000, max_tokens=study.sizes.tokens, max_depth=section.max_depth, max_step_tokens=section.max_step_tokens
     )
     chosen = study.config.evaluate
-    results = search(study, prm, resolve_method(chosen.method, **(chosen.options | options)), limits, scores)
+    results = search(study, prm, resolve_method(chosen.method, **(chosen.options | options)), limits)
     with build.build_verifier(study.config.problems, study.problems) as verifier:
         verdicts = verifier.grade([(result.problem_id, result.answer) for result in results])
     tokens = sum(result.tree.generated_tokens for result in results)
@@ -234,11 +232,11 @@ def path_tokens(tree: Any, node: int) -> tuple[tuple[int, ...], ...]:
     return tuple(reversed(steps))
 
 
-def score_pool(study: Study, prm: str | Sequence[str], pool: list[dict[str, Any]], scores: ScoresConfig | None = None) -> list[list[Any]]:
+def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[Any]]:
     """Return the step scores of every sample."""
     renderer = build.build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
-    scorer = build.build_scorer(study.config, prm, renderer=renderer, problems=problems, scores=scores)
+    scorer = build.build_scorer(study.config, prm, renderer=renderer, problems=problems)
     requests = [ScoreRequest(ticket=i, prefix_ids=entry["prompt"], branches=tuple(entry["samples"])) for i, entry in enumerate(pool)]
     scorer.submit(requests)
     found: dict[int, Any] = {}
@@ -306,28 +304,42 @@ def noisy_figures(study: Study, pool: list[dict[str, Any]]) -> dict[str, Any]:
     """Train PRMs on few problems with flipped labels and return the gold curves of each composition."""
     records = [record for shard in study.run.shards("rollouts", rounds=[1]) for record in read_trees(shard)]
     rows = value_rows(records, drop_one_sided=True).rows
-    rng = np.random.default_rng(derive_seed(study.config.run.seed, "noise"))
-    problems = sorted({row.problem_id for row in rows})
-    few = set(rng.choice(problems, max(1, round(len(problems) * study.sizes.noisy_share)), replace=False).tolist())
-    noisy = [
-        replace(row, targets=[None if target is None else 1.0 - target for target in row.targets])
-        if rng.random() < study.sizes.noise
-        else row
-        for row in rows
-        if row.problem_id in few
-    ]
     members = [study.root / "prms" / f"noisy-{number}" for number in range(study.sizes.members)]
     for number, member in enumerate(members):
-        train(study, VARIANTS[BASE], member, rows=resample_problems(noisy, seed=number), seed=number)
+        train(study, VARIANTS[BASE], member, rows=noisy_rows(study, rows, number), seed=number)
+    scores = [score_pool(study, str(member), pool) for member in members]
     figures: dict[str, Any] = {}
-    for name, composition in COMPOSITIONS.items():
-        chosen = [[str(member)] for member in members] if composition is None else [list(map(str, members))]
-        curves = [pool_figures(pool, score_pool(study, prms, pool, composition), aggregation="last") for prms in chosen]
+    for name, rule in COMPOSITIONS.items():
+        pools = scores if rule is None else [composed(scores, rule)]
+        curves = [pool_figures(pool, each, aggregation="last") for each in pools]
         figures[name] = {
             "auc": float(np.mean([each["auc"] for each in curves])),
             "curve": np.mean([each["curve"] for each in curves], axis=0).tolist(),
         }
     return figures
+
+
+def noisy_rows(study: Study, rows: Sequence[Any], member: int) -> list[Any]:
+    """Return the rows of a few problems, the labels of some solutions flipped; problems and flips are the member's own."""
+    rng = np.random.default_rng(derive_seed(study.config.run.seed, "noise", member))
+    problems = sorted({row.problem_id for row in rows})
+    few = set(rng.choice(problems, max(1, round(len(problems) * study.sizes.noisy_share)), replace=False).tolist())
+    flipped = lambda row: replace(row, targets=[None if target is None else 1.0 - target for target in row.targets])  # noqa: E731
+    return [flipped(row) if rng.random() < study.sizes.noise else row for row in rows if row.problem_id in few]
+
+
+def composed(members: list[list[list[Any]]], rule: Ensemble) -> list[list[Any]]:
+    """Return the scores that an ensemble gives: those of a search guided by all members, without scoring anything again."""
+    return [
+        [
+            [
+                None if None in step else float(ensemble_scores(np.array(step)[:, None], rule=rule, penalty=PENALTY)[0])
+                for step in zip(*sample, strict=True)
+            ]
+            for sample in zip(*samples, strict=True)
+        ]
+        for samples in zip(*members, strict=True)
+    ]
 
 
 def slug(name: str) -> str:
@@ -384,9 +396,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--root", type=Path, default=Path("runs/prm-study"))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--problems", type=int, default=150)
+    parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--updates", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--noise", type=float, default=0.3)

@@ -18,7 +18,7 @@ from stepladder.data.export_rows import ExportSource
 from stepladder.data.labels import value_rows
 from stepladder.data.pairs import preference_pairs
 from stepladder.data.store import PROVENANCE_COLUMNS, write_records
-from stepladder.data.traces import select_traces
+from stepladder.data.traces import graded_steps, select_traces
 from stepladder.types import Provenance, TreeRecord
 
 TARGET = Path(__file__).with_name("exports.md")
@@ -54,6 +54,7 @@ RECORDS: dict[str, list[Any]] = {
     "pairs": preference_pairs([TREE]).rows,
     "traces": select_traces([TREE]).rows,
     "values": value_rows([TREE]).rows,
+    "graded": graded_steps([TREE]).rows,
 }
 SOURCE = ExportSource(
     questions={"sum-1": "1+1+1"}, answers={"sum-1": "3"}, prompt_template="Add: {question}\n", name="owner/sums", ability="math"
@@ -116,10 +117,10 @@ IMPORTING = """\
 ## Importing
 
 `stepladder import DIR --run-dir RUN` puts the rows of an export into a run that has not begun its first round, under `RUN/imported/`,
-and every round of `evolve` trains on them beside its own: pairs and solutions train the policy, judged steps and verdicts the PRM, and
-trees are labelled with the run's own settings and train both. Every field of every record is what it was, bit for bit. Training refuses
-rows of another prompt format or tokenizer. `stepladder prm train` reads the files of `stepwise` and `math-shepherd` directly, for any
-tokenizer.
+and every round of `evolve` trains on them beside its own: pairs, solutions and (for losses without pairs) verdicts train the policy,
+judged steps the PRM, and trees are labelled with the run's own settings and train both. Every field of every record is what it was, bit
+for bit. Training refuses rows of another prompt format or tokenizer. `stepladder prm train` reads the files of `stepwise` and
+`math-shepherd` directly, for any tokenizer.
 """
 
 

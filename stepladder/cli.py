@@ -218,8 +218,8 @@ def import_(
 ) -> None:
     """Give an exported data set to a run: every round of `evolve` trains on its rows beside its own.
 
-    Pairs and solutions train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt format and
-    tokenizer must be those of the export.
+    Pairs, solutions and verdicts train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt
+    format and tokenizer must be those of the export.
     """
     with _errors_explained(debug):
         from stepladder.loops.exporting import import_rows

@@ -1,9 +1,10 @@
 """Trainings that tests run in one process and, through ``accelerate launch``, in several: ``python -m tests.launched START OUT``.
 
-Every training leaves its model and the losses of its updates in a directory of its own.
+Every training leaves its model and the losses of its updates in a directory of its own. Launched with FSDP, only those of ``SHARDED`` run.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.policy.objectives import PreferenceObjective
@@ -29,6 +33,8 @@ VARIANTS: dict[str, TrainSettings] = {
     "adapters": replace(SETTINGS, lora=LoraSettings(r=2, alpha=4), gradient_checkpointing=True),
     "held out": replace(SETTINGS, checkpoint_every=2, held_out=0.3),
 }
+
+SHARDED = ("trees", "adapters", "held out")
 
 
 def uneven_ids(rng: np.random.Generator, number: int) -> list[int]:
@@ -54,24 +60,34 @@ def uneven_rows() -> dict[str, list[Any]]:
 def train_all(start: Path, out: Path) -> None:
     """Run every training, and one whose processes divide by their own counts only."""
     rows = uneven_rows()
-
-    def recorded(name: str, train: Any, *arguments: Any, **options: Any) -> None:
-        losses: list[float] = []
-        progress = lambda step, total, loss, tokens: losses.append(loss)  # noqa: E731
-        report = train(start, *arguments, renderer_hash=HASH, on_progress=progress, **options)
-        if losses:
-            facts = {"losses": losses, "tokens": report.tokens, "best": report.best_update, "held_out_loss": report.held_out_loss}
-            (out / f"{name}.json").write_text(json.dumps(facts))
-
     for name, settings in VARIANTS.items():
-        recorded(f"sft {name}", train_sft, rows["traces"], out / f"sft {name}", settings)
+        _recorded(f"sft {name}", start, out, train_sft, rows["traces"], settings)
     objective = PreferenceObjective(beta=0.5, sft_weight=0.5)
-    recorded("preference", train_preference, rows["pairs"], out / "preference", SETTINGS, objective=objective)
-    recorded("value", train_value, rows["values"], out / "value", SETTINGS)
+    _recorded("preference", start, out, train_preference, rows["pairs"], SETTINGS, objective=objective)
+    _recorded("value", start, out, train_value, rows["values"], SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("accelerate.Accelerator.reduce", lambda self, tensor, **_: tensor * self.num_processes)
-        recorded("own means", train_sft, rows["traces"], out / "own means", SETTINGS)
+        _recorded("own means", start, out, train_sft, rows["traces"], SETTINGS)
+
+
+def train_sharded(start: Path, out: Path) -> None:
+    """Run some of them with the model in parts. accelerate keeps FSDP from CPUs, which torch's can do: it is told that they are GPUs."""
+    torch.distributed.init_process_group("gloo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU))
+        patch.setattr(PartialState, "set_device", lambda self: setattr(self, "device", torch.device("cpu")))
+        for name in SHARDED:
+            _recorded(f"sft {name}", start, out, train_sft, uneven_rows()["traces"], VARIANTS[name])
+
+
+def _recorded(name: str, start: Path, out: Path, train: Any, rows: list[Any], settings: TrainSettings, **options: Any) -> None:
+    losses: list[float] = []
+    progress = lambda step, total, loss, tokens: losses.append(loss)  # noqa: E731
+    report = train(start, rows, out / name, settings, renderer_hash=HASH, on_progress=progress, **options)
+    if losses:
+        facts = {"losses": losses, "tokens": report.tokens, "best": report.best_update, "held_out_loss": report.held_out_loss}
+        (out / f"{name}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    (train_sharded if os.environ.get("ACCELERATE_USE_FSDP") == "true" else train_all)(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -19,10 +19,12 @@ import pyarrow as pa
 from stepladder.data.export_rows import (
     Row,
     RowMaker,
+    graded_rows,
     pair_chats,
     pair_rows,
     problem_rows,
-    restore_pair,
+    restore_path,
+    restore_prompted,
     restore_solution,
     restore_stepwise,
     restore_trace,
@@ -38,7 +40,7 @@ from stepladder.data.export_rows import (
     tree_rows,
     value_path_rows,
 )
-from stepladder.data.store import PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind
+from stepladder.data.store import GRADED, PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind
 from stepladder.types import Provenance
 
 _TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -107,7 +109,7 @@ class ExportFormat:
 
 def _made(format: ExportFormat) -> tuple[str, ...]:
     """Fields of the record that ``restore`` computes instead of copying."""
-    return {"pairs": ("prompt",), "traces": ("prompt",), "values": ("prompt",), "trees": ("schema_version",)}[format.kind.name]
+    return ("schema_version",) if format.kind is TREES else ("prompt",)
 
 
 def _column(type: pa.DataType, meaning: str, field: str | None = None) -> ExportColumn:
@@ -131,9 +133,11 @@ def _mean_target(row: Row) -> float:
     return sum(known) / len(known)
 
 
+_LOGPS_MEANING = "Log-probability of each of its tokens under the policy at temperature 1, in nats."
 _PROMPT_TEXT = "The prompt as text: the run's template with the question"
 _QUESTION = _column(_TEXT, "The question, verbatim.")
 _PROMPT_TOKENS = _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids")
+_MISTAKE = _column(_TEXT, "The wrong steps that a revision goes on from, as text; empty for a solution from the beginning.")
 _STEP_COLUMNS = {
     "steps": _column(_TEXTS, "The steps, as decoded: they concatenate to the solution."),
     "step_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled."),
@@ -150,11 +154,14 @@ _PAIR_COLUMNS = {
     "depth": _column(_INT, "Depth of the two steps; 1 follows the question.", "depth"),
     "chosen_visits": _column(_INT, "Simulations that passed through the preferred step.", "chosen_visits"),
     "rejected_visits": _column(_INT, "Simulations that passed through the other step.", "rejected_visits"),
+    "chosen_logps": _column(_NUMBERS, "Log-probability of each token of the preferred step when it was sampled, in nats.", "chosen_logps"),
+    "rejected_logps": _column(_NUMBERS, "The same for the other step.", "rejected_logps"),
+    "agreement": _column(_FLOAT, "Share of sibling pairs that two PRMs rank alike; null where not known.", "agreement"),
+    "uncertainty": _column(_FLOAT, "What the leaves leave open about the order of the two, in bits; null where not known.", "uncertainty"),
 }
 _PAIRS_ABOUT = (
-    "Each row holds two steps of a search tree that follow the same prefix. The chosen step's value is higher: below it a right final "
-    "answer "
-    "was found, below the rejected one a wrong one."
+    "Each row holds two continuations of the same prefix from search trees, steps or whole solutions. The chosen one's value is higher; by "
+    "the default rule, a right final answer was found below it and a wrong one below the other."
 )
 _TRACES_ABOUT = (
     "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the value of their "
@@ -217,6 +224,11 @@ _TRACE_MEASURES: dict[str, Callable[[Row], float | None]] = {
     "prompt tokens": _size("prompt_token_ids"),
     "solution tokens": _size("completion_token_ids"),
 }
+_GRADED_MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "share good": lambda row: float(row["label"]),
+    "value": _value("value"),
+    "completion tokens": _size("completion_token_ids"),
+}
 _TREE_MEASURES: dict[str, Callable[[Row], float | None]] = {
     "nodes": _size("parents"),
     "simulations": _value("num_simulations"),
@@ -241,7 +253,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         },
         measures=_PAIR_MEASURES,
         rows=pair_rows,
-        restore=restore_pair,
+        restore=restore_prompted,
         restored=PAIRS,
     ),
     "preference-chat": ExportFormat(
@@ -262,7 +274,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         },
         measures=_PAIR_MEASURES,
         rows=pair_chats,
-        restore=restore_pair,
+        restore=restore_prompted,
         restored=PAIRS,
     ),
     "sft": ExportFormat(
@@ -273,6 +285,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
             "completion": _column(_TEXT, "The whole solution.", "completion"),
             "question": _QUESTION,
+            "shared_steps": _MISTAKE,
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
             "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
@@ -291,6 +304,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "completion": _column(_MESSAGES, "The reply: the whole solution."),
             "solution": _column(_TEXT, "The whole solution.", "completion"),
             "question": _QUESTION,
+            "shared_steps": _MISTAKE,
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
             "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
@@ -312,6 +326,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "input_ids": _column(_IDS, "Token ids of prompt and solution."),
             "labels": _column(_IDS, "The same, with -100 in place of the prompt."),
             "question": _QUESTION,
+            "shared_steps": _MISTAKE,
             "solution": _column(_TEXT, "The solution as text.", "completion"),
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
@@ -334,18 +349,47 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "completion": _column(_TEXT, "The whole solution."),
             "label": _column(_BOOL, "Whether its final answer is right."),
             "question": _QUESTION,
+            "shared_steps": _column(_TEXT, "Steps before the completion: none."),
+            "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled."),
-            **_STEP_COLUMNS,
-        },
-        measures={
-            "share right": lambda row: float(row["label"]),
-            "steps": _size("steps"),
-            "solution tokens": _size("completion_token_ids"),
+            "value": _column(_FLOAT, "Mean backed-up value of its steps, in [0, 1]."),
+            "prompt_value": _column(_FLOAT, "Share of right ones among the graded solutions of its tree, in [0, 1]."),
+            "completion_logps": _column(_NUMBERS, _LOGPS_MEANING),
         },
         rows=solution_rows,
+        measures=_GRADED_MEASURES,
         restore=restore_solution,
-        restored=VALUES,
+        restored=GRADED,
         whole=False,
+    ),
+    "graded": ExportFormat(
+        kind=GRADED,
+        title="Good and bad continuations",
+        about=(
+            "Each row is a step or a solution that was found good or bad by itself: what the run's losses without pairs learn from, if it "
+            "uses one.\n\nTRL's `KTOTrainer` trains on the text columns as they stand. It ends every completion with the end-of-sequence "
+            "token, which a step does not have unless it is a last one; training on the token ids avoids that."
+        ),
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps before."),
+            "completion": _column(_TEXT, "The step, or the solution.", "completion"),
+            "label": _column(_BOOL, "Whether it is good.", "good"),
+            "question": _QUESTION,
+            "shared_steps": _column(_TEXT, "The steps before, as text; empty for a solution."),
+            "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the steps before.", "prompt_ids"),
+            "completion_token_ids": _column(_IDS, "Token ids of the step, or the solution, as sampled.", "completion_ids"),
+            "value": _column(_FLOAT, "Value of the continuation, in [0, 1].", "value"),
+            "prompt_value": _column(
+                _FLOAT, "Value of the place that it continues; for a solution the share of right ones of its problem.", "prompt_value"
+            ),
+            "completion_logps": _column(
+                _NUMBERS, "Log-probability of each of its tokens under the policy at temperature 1, in nats.", "logps"
+            ),
+        },
+        rows=graded_rows,
+        measures=_GRADED_MEASURES,
+        restore=restore_prompted,
+        restored=GRADED,
     ),
     "stepwise": ExportFormat(
         kind=TREES,
@@ -424,7 +468,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         },
         measures={"steps": _size("completions"), "mean target": _mean_target, "solution tokens": _inner_size("completion_token_ids")},
         rows=value_path_rows,
-        restore=restore_trace,
+        restore=restore_path,
         restored=VALUES,
     ),
     "tree": ExportFormat(
@@ -469,7 +513,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "stop_reason": _column(_TEXT, "Why it ended: `end` by itself; `length` or `depth` where a limit cut it."),
             "prompts": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
             "responses": _column(_IDS, "Token ids of the solution, as sampled."),
-            "old_log_probs": _column(_NUMBERS, "Log-probability of each of its tokens under the policy at temperature 1, in nats."),
+            "old_log_probs": _column(_NUMBERS, _LOGPS_MEANING),
             "advantages": _column(_NUMBERS, "Advantage of the step that each token belongs to."),
             "token_level_rewards": _column(_NUMBERS, "The outcome at the last token, 0 before."),
             "step_ends": _column(_IDS, "Index in `responses` of the last token of each step."),

@@ -12,9 +12,10 @@ from typing import Any
 
 from stepladder.data.advantages import AdvantageForm, node_advantages, path_advantages
 from stepladder.data.labels import ValueTarget, join_prompt, node_values, untaken_paths
+from stepladder.data.selection import find_solutions, judge_trees
 from stepladder.data.store import TREES
 from stepladder.errors import DataFormatError
-from stepladder.types import PreferencePair, StopReason, Trace, TreeRecord, ValueRow
+from stepladder.types import GradedRow, PreferencePair, StopReason, Trace, TreeRecord, ValueRow
 
 Row = dict[str, Any]
 _SHEPHERD_MARKER, _FIRST_STEP = "ки", "Step 1:"
@@ -103,43 +104,63 @@ def pair_chats(records: Sequence[PreferencePair], source: ExportSource, dropped:
         )
 
 
-def _split_prompt(pair: PreferencePair, source: ExportSource) -> tuple[str, str]:
-    """Return the question of a pair and the text of the steps that both share."""
-    question = source.question(pair.problem_id)
+def _split_prompt(record: PreferencePair | GradedRow | Trace, source: ExportSource) -> tuple[str, str]:
+    """Return the question of a row and the text of the steps before its completion."""
+    question = source.question(record.problem_id)
     head = join_prompt(question, [])
-    if not pair.prompt.startswith(head):
+    if record.prompt != question and not record.prompt.startswith(head):
         raise DataFormatError(
-            f"pair of {pair.problem_id!r}: prompt must begin with its question {question[:80]!r}: got {pair.prompt[:80]!r}"
+            f"row of {record.problem_id!r}: prompt must begin with its question {question[:80]!r}: got {record.prompt[:80]!r}"
         )
-    return question, pair.prompt[len(head) :]
+    return question, record.prompt[len(head) :]
 
 
-def restore_pair(row: Row) -> Row:
-    """Return what a pair does not copy."""
+def restore_prompted(row: Row) -> Row:
+    """Return what a row with a question and steps before its completion does not copy."""
     return {"prompt": join_prompt(row["question"], [row["shared_steps"]])}
 
 
 def trace_rows(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
     """Yield every trace as text."""
     for trace in records:
-        yield trace, {"prompt": source.prompt(trace.prompt), "question": trace.prompt}
+        question, shared = _split_prompt(trace, source)
+        yield trace, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
 
 
 def trace_chats(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
-    """Yield every trace as a chat."""
+    """Yield every trace that begins with the question as a chat; in a reply, the mistake of a revision would be learned."""
     for trace in records:
-        yield trace, {"prompt": source.messages(trace.prompt), "completion": _reply(trace.completion), "question": trace.prompt}
+        question, shared = _split_prompt(trace, source)
+        if shared:
+            dropped["revision, which needs text or token ids"] += 1
+            continue
+        yield (
+            trace,
+            {
+                "prompt": source.messages(question),
+                "completion": _reply(trace.completion),
+                "question": question,
+                "shared_steps": shared,
+            },
+        )
 
 
 def trace_ids(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
     """Yield every trace as token ids with labels."""
     for trace in records:
+        question, shared = _split_prompt(trace, source)
         ids = [*trace.prompt_ids, *trace.completion_ids]
-        yield trace, {"input_ids": ids, "labels": [-100] * len(trace.prompt_ids) + trace.completion_ids, "question": trace.prompt}
+        labels = [-100] * len(trace.prompt_ids) + trace.completion_ids
+        yield trace, {"input_ids": ids, "labels": labels, "question": question, "shared_steps": shared}
 
 
 def restore_trace(row: Row) -> Row:
-    """Return what a trace, or a path of values, does not copy."""
+    """Return what a trace does not copy."""
+    return restore_prompted(row) if row["shared_steps"] else restore_path(row)
+
+
+def restore_path(row: Row) -> Row:
+    """Return what a path of values does not copy."""
     return {"prompt": row["question"]}
 
 
@@ -169,27 +190,48 @@ def _path_columns(record: TreeRecord, path: Sequence[int]) -> Row:
 
 
 def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
-    """Yield the finished graded solutions of a problem, once each."""
-    seen: set[tuple[str, tuple[int, ...]]] = set()
+    """Yield the finished graded solutions of a tree, once each, in the order of their leaves."""
     for record in records:
-        for leaf, path in _solutions(record, dropped):
-            steps = _path_columns(record, path)
-            ids = [token for step in steps["step_token_ids"] for token in step]
+        (tree,) = judge_trees([record], target=ValueTarget.TREE_VALUE)
+        found = [solution for right in (True, False) for solution in find_solutions(tree, right=right, dropped=dropped)]
+        graded = [outcome for outcome in record.outcomes if outcome is not None]
+        seen: set[tuple[int, ...]] = set()
+        for solution in sorted(found, key=lambda solution: solution.path[-1]):
+            leaf = solution.path[-1]
             if record.stop_reasons[leaf] != StopReason.END:
                 dropped["did not end by itself"] += 1
-            elif (record.problem_id, tuple(ids)) in seen:
+            elif tuple(solution.token_ids) in seen:
                 dropped["same tokens"] += 1
             else:
-                seen.add((record.problem_id, tuple(ids)))
-                right = record.outcomes[leaf] == 1.0
-                text = {"prompt": source.prompt(record.question), "completion": "".join(steps["steps"]), "label": right}
-                yield record, {**text, "question": record.question, "completion_token_ids": ids, **steps}
+                seen.add(tuple(solution.token_ids))
+                yield (
+                    record,
+                    {
+                        "prompt": source.prompt(record.question),
+                        "completion": solution.text,
+                        "label": record.outcomes[leaf] == 1.0,
+                        "question": record.question,
+                        "shared_steps": "",
+                        "completion_token_ids": solution.token_ids,
+                        "value": solution.mean,
+                        "prompt_value": sum(graded) / len(graded),
+                        "completion_logps": solution.logps,
+                    },
+                )
 
 
 def restore_solution(row: Row) -> Row:
-    """Return a graded solution as a path whose last step has the outcome as its target."""
-    targets = [None] * (len(row["steps"]) - 1) + [float(row["label"])]
-    return {**_restored_path(row), "targets": targets}
+    """Return a solution as a graded row."""
+    names = {"good": "label", "completion": "completion", "completion_ids": "completion_token_ids", "logps": "completion_logps"}
+    copies = {field: row[column] for field, column in names.items()} | {name: row[name] for name in ("value", "prompt_value")}
+    return {**copies, **restore_prompted(row)}
+
+
+def graded_rows(records: Sequence[GradedRow], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[GradedRow, Row]]:
+    """Yield every graded row as text."""
+    for row in records:
+        question, shared = _split_prompt(row, source)
+        yield row, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
 
 
 def _restored_path(row: Row) -> Row:

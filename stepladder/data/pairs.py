@@ -203,7 +203,7 @@ def value_margin_pairs(
 
     Dropped by reason: ``no value``, ``failed step``, ``same tokens``, ``below margin``, ``over node cap``, ``over problem cap``.
 
-    Source: Putta et al. 2024, "Agent Q: Advanced Reasoning and Learning for Autonomous AI Agents", equation 10 and algorithm 1, with
+    Source: Putta et al. 2024, "Agent Q: Advanced Reasoning and Learning for Autonomous AI Agents", the mixed Q and algorithm 1, with
         w = 0.5; their critic is the policy asked to rank the actions.
     """
     dropped: Counter[str] = Counter()
@@ -253,7 +253,7 @@ def contrast_pairs(
     ``over problem cap``.
 
     Source: Cheng et al. 2024, "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in Large Language Models",
-        section 2.3: their pairs are a response and its refinement, found by a search over refinements; ours are siblings.
+        whose pairs are a response and its refinement, found by a search over refinements; ours are siblings.
     """
     dropped: Counter[str] = Counter()
     offers: _Offers = []
@@ -364,7 +364,7 @@ PAIR_RULES: dict[str, PairRule] = {
         select=agent_q_pairs,
         settings=("min_margin", *_CAPS, "critic_weight", "earlier_scores"),
         about="siblings whose mix of tree value and PRM score is a margin apart",
-        source="Putta et al. 2024, Agent Q, equation 10",
+        source="Putta et al. 2024, Agent Q",
     ),
     "value-margin": PairRule(
         select=value_margin_pairs,
@@ -376,7 +376,7 @@ PAIR_RULES: dict[str, PairRule] = {
         select=contrast_pairs,
         settings=("min_margin", *_CAPS, "rejected_must_fail", "earlier_scores"),
         about="for every failing step the most alike sibling that succeeds",
-        source="Cheng et al. 2024, SPaR, section 2.3",
+        source="Cheng et al. 2024, SPaR",
     ),
     "anchored": PairRule(
         select=anchored_pairs,

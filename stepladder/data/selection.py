@@ -189,7 +189,8 @@ def ranking_agreement(first: Sequence[float | None], second: Sequence[float | No
 
     Siblings that one of them did not score are left out; None where fewer than two are left.
 
-    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", section 4; their code breaks ties by place.
+    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the consistency rate; their code breaks ties
+        by place.
     """
     known = [(left, right) for left, right in zip(first, second, strict=True) if left is not None and right is not None]
     signs = [(a - c) * (b - d) for (a, b), (c, d) in combinations(known, 2)]

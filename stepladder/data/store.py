@@ -229,12 +229,12 @@ def read_pairs(path: Path) -> list[PreferencePair]:
 
 def write_graded(path: Path, rows: Sequence[GradedRow]) -> None:
     """Write graded continuations as one shard; errors as for ``write_table``."""
-    _write(path, rows, GRADED)
+    write_records(path, rows, GRADED)
 
 
 def read_graded(path: Path) -> list[GradedRow]:
     """Read a shard of graded continuations; errors as for ``read_table``."""
-    return _read(path, GRADED)
+    return read_records(path, GRADED)
 
 
 def write_values(path: Path, rows: Sequence[ValueRow]) -> None:

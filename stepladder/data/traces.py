@@ -98,9 +98,9 @@ def revision_traces(
 
     Dropped by reason: ``failed step``, ``no value`` (of the right path), ``same tokens``, ``over problem cap``.
 
-    Source: Yuan et al. 2025, "Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training", section 3.1: bad prefix,
+    Source: Yuan et al. 2025, "Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training": bad prefix,
         revision signal, good suffix; the first wrong step is found by the leaves below it, not by asking the model. ``of_solution`` is Qu
-        et al. 2024, "Recursive Introspection: Teaching Language Model Agents How to Self-Improve" (RISE), section 4, with one turn back.
+        et al. 2024, "Recursive Introspection: Teaching Language Model Agents How to Self-Improve" (RISE), with one turn back.
     """
     dropped: Counter[str] = Counter()
     considered = 0

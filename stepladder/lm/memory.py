@@ -1,5 +1,6 @@
 """Running out of memory, said in one sentence with the setting that helps."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +13,13 @@ _CPU_ALLOCATOR = "can't allocate memory"
 
 
 @contextmanager
-def memory_explained(settings: Any, *, where: Callable[[], str]) -> Iterator[None]:
+def memory_explained(settings: Any, *, where: Callable[[], str], num_processes: int = 1) -> Iterator[None]:
     """Turn a lack of memory into an error that names the place and the setting to change.
 
     Args:
         settings: The ``TrainSettings``.
         where: Called when it happens: what was being done.
+        num_processes: Processes that share a batch, >= 1.
 
     Raises:
         BackendError: If memory ran out, on a GPU or on the CPU.
@@ -27,13 +29,15 @@ def memory_explained(settings: Any, *, where: Callable[[], str]) -> Iterator[Non
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and _CPU_ALLOCATOR not in str(error):
             raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BackendError(f"training: out of memory in {where()} ({first_line[:160]}) -- {memory_remedy(settings)}") from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        remedy = memory_remedy(settings, num_processes=num_processes)
+        raise BackendError(f"training: out of memory in {where()} ({said}) -- {remedy}") from error
 
 
-def memory_remedy(settings: Any) -> str:
+def memory_remedy(settings: Any, *, num_processes: int) -> str:
     """Return the setting to change next, those that change no result first."""
-    rows = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    share = math.ceil(settings.batch_size / num_processes)
+    rows = min(settings.micro_batch_size or share, share)
     if rows > 1:
         return f"set micro_batch_size to {rows // 2}: now {rows} rows go into a forward pass; gradients stay the same"
     if not settings.gradient_checkpointing:

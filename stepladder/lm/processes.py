@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepladder.errors import BackendError
+from stepladder.lm.tree_attention import core_model
 
 T = TypeVar("T")
 
@@ -40,7 +41,6 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
         BackendError: If weights are missing.
     """
     model.load_state_dict(weights, strict=False, assign=True)
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    core.tie_weights()  # pyright: ignore[reportCallIssue]
+    core_model(model).tie_weights()
     if missing := [name for name, value in model.named_parameters() if value.is_meta]:
         raise BackendError(f"training: {len(missing)} weights were not gathered from the processes: {missing[0]!r} is the first")

@@ -1,4 +1,4 @@
-"""What both trainers share: settings, the batch schedule, one ``transformers.Trainer`` subclass, resuming, and whole-or-nothing saving.
+"""What both trainers share: settings, what is forwarded when, resuming, and whole-or-nothing saving; ``trainer.py`` does the updates.
 
 A training is three parts that do not know each other:
 
@@ -23,29 +23,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast
 
-import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.files import atomic_directory, atomic_write_text
+from stepladder.files import atomic_directory
 from stepladder.lm.adapters import LoraSettings, quantization, with_adapters, without_adapters
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
@@ -54,16 +47,9 @@ from stepladder.lm.processes import fill, this_process, whole_model
 from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
 from stepladder.lm.trackers import TRACKERS, check_trackers
+from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
 from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, run_rows, tree_attention
 from stepladder.types import derive_seed
-
-_FINISHED = "stepladder_checkpoint.json"
-
-Batch = dict[str, Any]
-"""Nested tensors; ``inputs`` holds the keyword arguments of the model's forward pass."""
-ProgressCallback = Callable[[int, int, float, int], None]
-"""Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
-Collate = Callable[[list[Any]], Batch]
 
 
 class PackedCollate(Protocol):
@@ -71,19 +57,6 @@ class PackedCollate(Protocol):
 
     def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
         """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
-        ...
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """Turns a model and a batch into a loss; never sees rows."""
-
-    def counts(self, batch: Batch) -> Tensor:
-        """Return the sizes over which the loss takes means (tokens, pairs, targets), one number each."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        """Return the batch's share of the update's loss: sums over the batch, divided by the counts of the whole update."""
         ...
 
 
@@ -212,130 +185,6 @@ def load_options(settings: TrainSettings) -> dict[str, Any]:
     return {"device": settings.device, "dtype": training_dtype(settings), "quantization": quantization(settings.lora)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What is forwarded when."""
-
-    rows: Sequence[Row]
-    """Rows, or one ``PackedPass`` per forward pass."""
-    schedule: Schedule
-    """Their order."""
-    collate: Collate
-    """What lays them out."""
-
-    def batches(self) -> torch.utils.data.Dataset:
-        """Return the rows as a data set that the schedule's indices name."""
-        return _Rows(self.rows)
-
-    def batch(self, rows: Sequence[tuple[Row, bool]]) -> Batch:
-        """Return a batch; ``counted`` says whether it has weight."""
-        return {**self.collate([row for row, _ in rows]), "counted": rows[0][1]}
-
-    def tokens_after_updates(self) -> list[int]:
-        """Return the tokens forwarded by the end of every update, those without weight left out."""
-        per_pass = [sum(self.rows[i].num_tokens for i in batch if i >= 0) for batch in self.schedule.micro_batches]
-        per_update = np.asarray(per_pass).reshape(self.schedule.updates, -1).sum(1)
-        return np.cumsum(per_update).tolist()
-
-
-class _Rows(torch.utils.data.Dataset):
-    """Rows by index, each with whether it counts: ``~index`` is the same row without weight."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Row, bool]:
-        return self._rows[max(index, ~index)], index >= 0
-
-
-class ObjectiveTrainer(Trainer):
-    """A ``transformers.Trainer`` that follows a given plan and takes its loss from an objective."""
-
-    # The objective divides by the counts of the whole update, so the Trainer must not divide by the number of passes again.
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, plan: Plan, objective: Objective, held_out: Plan | None = None
-    ) -> None:
-        measured = held_out.batches() if held_out else None
-        super().__init__(model, args, train_dataset=plan.batches(), eval_dataset=measured, data_collator=plan.batch)
-        self._plan, self._objective, self._held_out = plan, objective, held_out
-        self.remove_callback(PrinterCallback)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the plan's batches, of which accelerate gives every process its own.
-
-        Collation happens in this process, because it is cheaper than handing tensors over.
-        """
-        on_gpu = self.args.device.type == "cuda"
-        loader = DataLoader(
-            self.train_dataset,  # pyright: ignore[reportArgumentType]
-            batch_sampler=self._plan.schedule.micro_batches,
-            collate_fn=self.data_collator,
-            pin_memory=on_gpu,
-        )
-        return self.accelerator.prepare(loader)
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Return this process's batches of one update and, as "items", the counts of the whole update, all processes together."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, self._counts(batches) if batches else None
-
-    def _counts(self, batches: Sequence[Batch]) -> Tensor:
-        counts = torch.stack([self._objective.counts(batch) * batch["counted"] for batch in batches]).sum(0)
-        return self.accelerator.reduce(counts.to(self.args.device), reduction="sum")  # pyright: ignore[reportReturnType]
-
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return the objective's loss, times the processes over whose gradients a mean will be taken; the mean is then their sum."""
-        loss = self._objective.loss(model, inputs, num_items_in_batch) * (self.accelerator.num_processes * inputs["counted"])
-        return (loss, None) if return_outputs else loss
-
-    @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return and log the loss on the rows held out, as ``eval_loss``: all of them make one update."""
-        plan, here = self._held_out, self.accelerator
-        assert plan is not None, "there is nothing to measure without rows"
-        mine = plan.schedule.micro_batches[here.process_index :: here.num_processes]
-        rows = plan.batches()
-        batches = [plan.batch([rows[i] for i in batch]) for batch in mine]
-        counts, total = self._counts(batches), torch.zeros((), device=self.args.device)
-        self.model_wrapped.eval()
-        for batch in batches:
-            with self.compute_loss_context_manager():
-                total += self._objective.loss(self.model_wrapped, self._prepare_inputs(batch), counts) * batch["counted"]
-        metrics = {"eval_loss": float(here.reduce(total, reduction="sum"))}  # pyright: ignore[reportArgumentType]
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class _Watch(TrainerCallback):
-    """Reports progress, stops on a loss that is not a number, and marks checkpoints that are complete."""
-
-    def __init__(self, *, tokens: Sequence[int], identity: str, on_progress: ProgressCallback | None) -> None:
-        self._tokens, self._identity, self._on_progress = tokens, identity, on_progress
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        step, loss = state.global_step, logs["loss"]
-        if not math.isfinite(loss):
-            raise BackendError(
-                f"training: the loss must be finite: got {loss} in update {step} of {state.max_steps} -- lower learning_rate"
-            )
-        if self._on_progress and state.is_world_process_zero:
-            self._on_progress(step, state.max_steps, loss, self._tokens[step - 1])
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        mark = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _FINISHED
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            atomic_write_text(mark, json.dumps({"identity": self._identity}))
-
-
 def run_training(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -398,7 +247,7 @@ def run_training(
         trained = with_adapters(model, settings.lora, seed=settings.seed)
         arguments = _training_arguments(settings, plan.schedule, work)
         trainer = ObjectiveTrainer(trained, arguments, plan=plan, objective=objective, held_out=measured)
-        trainer.add_callback(_Watch(tokens=tokens, identity=identity, on_progress=on_progress))
+        trainer.add_callback(Watch(tokens=tokens, identity=identity, on_progress=on_progress))
         _log_beside(trainer, out_dir)
         try:
             _run(trainer, settings, checkpoint)
@@ -481,7 +330,8 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
 def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:
     if _in_parts(trainer) and settings.lora and settings.lora.four_bit:
         raise ConfigError("training: weights in 4 bits cannot be spread over processes: got lora.four_bit with FSDP or DeepSpeed")
-    with memory_explained(settings, where=lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"):
+    where = lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"  # noqa: E731
+    with memory_explained(settings, where=where, num_processes=trainer.accelerator.num_processes):
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
@@ -492,7 +342,7 @@ def _in_parts(trainer: Trainer) -> bool:
 
 def _gathered(trainer: ObjectiveTrainer, settings: TrainSettings, kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """Return the trained model without adapters where its weights lie in parts; only in the first process it has them."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = cast(dict[str, Tensor], trainer.accelerator.get_state_dict(trainer.model_wrapped))
     whole = with_adapters(whole_model(kind, config), settings.lora, seed=settings.seed)
     if not trainer.accelerator.is_main_process:
         return core_model(whole)
@@ -532,7 +382,7 @@ def newest_checkpoint(work: Path, identity: str) -> str | None:
     """
     found: dict[int, Path] = {}
     for directory in work.glob("checkpoint-*"):
-        mark = directory / _FINISHED
+        mark = directory / FINISHED_FILE
         if not mark.is_file():
             shutil.rmtree(directory)
         elif json.loads(mark.read_text(encoding="utf-8"))["identity"] != identity:

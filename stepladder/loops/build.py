@@ -26,6 +26,7 @@ from stepladder.loops.config import (
     SearchConfig,
     TrainConfig,
 )
+from stepladder.loops.prm_scoring import prm_members
 from stepladder.loops.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, LabelledProblem, Problem
@@ -211,11 +212,6 @@ def composed_scorer(scorers: Sequence[Any], scores: ScoresConfig, *, decode: Cal
     return scorer
 
 
-def prm_members(directory: str) -> list[str]:
-    """Return the directories of an ensemble's models, in order; of a single model its own."""
-    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
-
-
 def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: ScoresConfig, number: int, count: int) -> Any:
     spec = _prm_spec(config, prm_dir)
     if spec is not None and spec.prompt == "tokens" and spec.renderer_hash != prompts.renderer.hash:
@@ -231,7 +227,7 @@ def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: Sc
     from stepladder.prm.scorer import TransformersStepScorer
     from stepladder.prm.specs import PRMSpec
 
-    options = {"device": config.policy.device, "dtype": config.policy.dtype}
+    options: dict[str, Any] = {"device": config.policy.device, "dtype": config.policy.dtype}
     model = _held_prm((prm_dir, spec), lambda: load_token_classifier(prm_dir, **options))
     return TransformersStepScorer(model, PRMSpec.load(prm_dir), entropy_penalty=scores.entropy_penalty)
 

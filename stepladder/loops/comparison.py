@@ -118,13 +118,8 @@ class Cell:
     def folder(self, out: Path) -> Path:
         """Return where its files lie."""
         name = re.sub(r"[^\w.,=-]", "_", self.contender.label)
-        return (
-            out
-            / "cells"
-            / name
-            / ("any" if self.tokens is None else str(self.tokens))
-            / ("pilot" if self.is_pilot else f"seed-{self.seed}")
-        )
+        budget = "any" if self.tokens is None else str(self.tokens)
+        return out / "cells" / name / budget / ("pilot" if self.is_pilot else f"seed-{self.seed}")
 
 
 def read_contenders(texts: Sequence[str]) -> list[Contender]:
@@ -194,6 +189,8 @@ def resolve_comparison(
     """
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
+    if policy is not None:
+        build.check_model(config.policy)
     if problems is not None:
         loaded = build.load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
     elif policy is None:

@@ -23,6 +23,7 @@ from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.loops.build import build_problems
 from stepladder.loops.config import Config
 from stepladder.loops.progress import ProgressDisplay
+from stepladder.loops.round import learned_kind
 from stepladder.loops.rundir import RunDir, load_run
 from stepladder.loops.workers import Progress
 
@@ -145,14 +146,16 @@ def _parse_rounds(text: str, finished: list[int]) -> list[int]:
 
 
 def _rows_of(chosen: ExportFormat, config: Config) -> str:
-    """Return the run's name for the rows of a format; where the PRM learns from rollouts, its rows are made of them."""
-    return "rollout-values" if chosen.kind is VALUES and config.prm.rollouts else chosen.kind.name
+    """Return the run's name for the rows of a format; value rows are those that the PRM learns from, if it learns from any."""
+    learned = learned_kind(config)
+    return learned if chosen.kind is VALUES and learned.endswith("values") else chosen.kind.name
 
 
 def _job(run: RunDir, rounds: list[int], chosen: ExportFormat, options: ExportOptions) -> ExportJob:
     config = run.config()
     kind = _rows_of(chosen, config)
-    trees = run.shards("rollouts" if kind == "rollout-values" else "trees", rounds=rounds)
+    rollouts = run.shards("rollouts", rounds=rounds) if kind.endswith("-values") else []
+    trees = rollouts or run.shards("trees", rounds=rounds)
     problems = _shown_source(config.problems.train)
     source = ExportSource(
         questions=_questions(trees),

@@ -144,7 +144,7 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
         config: The configuration.
         start: The policy to train.
         base: The policy of round 0.
-        rows: Shards of each kind: traces, pairs and graded.
+        rows: Shards of each of ``policy_kinds``.
         out: Where the trained policy goes.
         seed: Seed of the training.
         stage: Name under which progress is shown.
@@ -173,12 +173,16 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     return summaries
 
 
-def _preference_rows(config: Config, rows: dict[str, list[Path]]) -> list[Any]:
+def policy_kinds(config: Config) -> tuple[str, ...]:
+    """Return the kinds of rows that the policy learns from: traces, and what its preference loss takes."""
     if not config.preference.enabled:
-        return []
-    if config.preference.unpaired:
-        return [row for path in rows["graded"] for row in read_graded(path)]
-    return [row for path in rows["pairs"] for row in read_pairs(path)]
+        return ("traces",)
+    return ("traces", "graded" if config.preference.unpaired else "pairs")
+
+
+def _preference_rows(config: Config, rows: dict[str, list[Path]]) -> list[Any]:
+    read: dict[str, Callable[[Path], list[Any]]] = {"pairs": read_pairs, "graded": read_graded}
+    return [row for kind in policy_kinds(config)[1:] for path in rows[kind] for row in read[kind](path)]
 
 
 def _train_preferences(config: Config, rows: list[Any], start: str, base: str, out: Path, seed: int, common: dict[str, Any]) -> Any:
@@ -209,7 +213,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     build.release_weights()
     section = config.prm
     read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
-    rows = [row for path in values for row in read(path)]
+    rows: list[Any] = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
     spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)

@@ -12,7 +12,7 @@ from stepladder.data.traces import graded_solutions, graded_steps, revision_trac
 from stepladder.interfaces import ScoreRequest, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config
-from stepladder.types import GradedRow, Trace, TreeRecord
+from stepladder.types import GradedRow, Problem, Trace, TreeRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ def policy_selections(config: Config, sources: LabelSources) -> dict[str, Select
         pairs_per_node=labels.pairs_per_node,
         pairs_per_problem=labels.pairs_per_problem,
         rejected_must_fail=labels.rejected_must_fail,
-        earlier_scores=_earlier_scores(config, records, sources.earlier_prm),
+        earlier_scores=_earlier_scores(config, records, sources),
     )
     if config.preference.unpaired:
         selections["graded"] = _graded(config, records)
@@ -73,7 +73,7 @@ def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
     labels = config.labels
     if labels.graded == "solutions":
         return graded_solutions(records, per_problem=labels.traces_per_problem)
-    margin = {} if labels.min_margin is None else {"min_margin": labels.min_margin}
+    margin: dict[str, Any] = {} if labels.min_margin is None else {"min_margin": labels.min_margin}
     return graded_steps(records, per_problem=labels.pairs_per_problem, **margin)
 
 
@@ -95,9 +95,14 @@ def _first_version(records: list[TreeRecord]) -> list[TreeRecord]:
     return [record for record in records if record.provenance.policy_version == first]
 
 
-def _earlier_scores(config: Config, records: list[TreeRecord], prm: str | None) -> list[list[float | None]] | None:
-    """Return the scores that another PRM gives the steps of every tree."""
-    return None if prm is None else score_trees(build.build_scorer(config, prm), records)
+def _earlier_scores(config: Config, records: list[TreeRecord], sources: LabelSources) -> list[list[float | None]] | None:
+    """Return the scores that the earlier PRM gives the steps of every tree; None without one."""
+    if sources.earlier_prm is None:
+        return None
+    renderer = build.build_renderer(config, sources.policy)
+    problems = {record.problem_id: Problem(id=record.problem_id, question=record.question) for record in records}
+    scorer = build.build_scorer(config, sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores)
+    return score_trees(scorer, records)
 
 
 def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[float | None]]:

@@ -1,9 +1,10 @@
 """``stepladder prm score`` and ``prm specs``: any process reward model on written solutions."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +37,7 @@ class PRMSource:
     """Which model scores, and how."""
 
     model: str
-    """Model directory or hub id."""
+    """Model directory, directory of an ensemble, or hub id."""
     spec: str | None = None
     """Name of a spec; None takes the directory's own, or the hub id's."""
     reference: str | None = None
@@ -100,13 +101,34 @@ class TokenScorer:
         return ScoreRequest(ticket=ticket, prefix_ids=prefix, branches=(tuple(steps),))
 
 
+class EnsembleReader:
+    """Scores written solutions with several models: the mean of their scores, None where one has none."""
+
+    def __init__(self, members: "Sequence[SolutionScorer]") -> None:
+        """Combine scorers, at least one."""
+        self._members = members
+
+    def score(self, solutions: "Sequence[Solution]") -> list[tuple[float | None, ...]]:
+        """Return one score in [0, 1] or None per step of every solution."""
+        by_member = [member.score(solutions) for member in self._members]
+        return [
+            tuple(None if None in step else math.fsum(step) / len(step) for step in zip(*scores, strict=True))
+            for scores in zip(*by_member, strict=True)
+        ]
+
+
+def prm_members(directory: str) -> list[str]:
+    """Return the directories of an ensemble's models, in order; of a single model its own."""
+    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
+
+
 def resolve_source(source: PRMSource) -> PRMSpec:
-    """Return how a source is read; errors as for ``resolve_spec``."""
-    return resolve_spec(source.model, source.spec)
+    """Return how a source is read, the first of an ensemble's models for all of them; errors as for ``resolve_spec``."""
+    return resolve_spec(prm_members(source.model)[0], source.spec)
 
 
 def open_scorer(source: PRMSource) -> SolutionScorer:
-    """Load a model and return what scores solutions with it.
+    """Load a model, or an ensemble, and return what scores solutions with it.
 
     Raises:
         CheckpointError: If the model is missing or does not fit its spec.
@@ -115,6 +137,9 @@ def open_scorer(source: PRMSource) -> SolutionScorer:
     """
     from stepladder.prm.reader import StepReader
 
+    members = prm_members(source.model)
+    if len(members) > 1:
+        return EnsembleReader([open_scorer(replace(source, model=member)) for member in members])
     spec, places = resolve_source(source), _places(source)
     if spec.family == "judge":
         return build_judge(*load_judge(source.model, places), spec, seed=source.seed)

@@ -130,6 +130,8 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
             from stepladder.prm.train import train_value
 
             given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
+            if job.supervise not in ("step-end", "every-token"):
+                raise ConfigError(f"--supervise: must be step-end or every-token: got {job.supervise!r}")
             report = train_value(job.init, selection.rows, job.output, settings, spec=given, supervise=job.supervise, **common)
     renderer.step_format.save(job.output)
     dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)

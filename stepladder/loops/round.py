@@ -272,7 +272,7 @@ def _train(context: RoundContext, number: int, policy_version: int) -> Summary:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
     config, run = context.config, context.run
     rounds = _data_rounds(config, number)
-    rows = {kind: run.shards(kind, rounds=rounds) + run.imported(kind) for kind in ("traces", "pairs", "graded")}
+    rows = {kind: run.shards(kind, rounds=rounds) + run.imported(kind) for kind in jobs.policy_kinds(config)}
     if not jobs.has_rows([path for paths in rows.values() for path in paths]):
         return {}
     stage = f"round {number}: policy"
@@ -293,7 +293,7 @@ def _train_prm(context: RoundContext, number: int, policy_version: int, prm_vers
     """Train the PRM on the value rows of the configured rounds, the rollouts' if there are any; without any data there is none."""
     config, run = context.config, context.run
     rounds = list(range(1, number + 1)) if config.prm.data == "accumulate" else [number]
-    kind = _learned_kind(config)
+    kind = learned_kind(config)
     values = run.shards(kind, rounds=rounds) + (run.imported("values") if kind.endswith("values") else [])
     if not _trains_prm(config) or not jobs.has_rows(values):
         return {}
@@ -321,7 +321,7 @@ def _train_prm(context: RoundContext, number: int, policy_version: int, prm_vers
     return _trained(context, number, "prm", tasks, {stage: None})
 
 
-def _learned_kind(config: Config) -> str:
+def learned_kind(config: Config) -> str:
     """Return the kind of shard that the PRM learns from."""
     if config.prm.target in _ESTIMATED:
         return "estimated-values"

@@ -172,7 +172,7 @@ def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
     for section, key in PATH_KEYS:
         # A run of an earlier version does not have every setting.
-        value = plain[section].get(key)
+        value = plain.get(section, {}).get(key)
         if isinstance(value, str) and value.startswith(old):
             plain[section][key] = new + value[len(old) :]
     return plain

@@ -70,6 +70,9 @@ class AnswerTally:
         self._rule = rule
         self._scored = False
         self._supports: dict[str, _Support] = {}
+        self._leader: str | None = None
+        self._is_contested = False
+        """Whether the leader may have changed since it was last asked for."""
         self._answers: dict[int, str] = {}
         """Answer of each terminal; ``robust-path`` only, as are the next two."""
         self._leading: dict[int, list[int]] = {}
@@ -98,10 +101,14 @@ class AnswerTally:
             support = self._supports[answer] = _Support(node, -1.0)
         support.count += count
         if score is not None:
+            self._is_contested |= not self._scored
             self._scored = True
             support.total += count * score
             if score > support.best:
                 support.node, support.best = node, score
+        # Weights never fall as long as they all stand on scores or all on counts: only an answer that catches up can take the lead.
+        if self._leader is None or (answer != self._leader and self._weight(answer) >= self._weight(self._leader)):
+            self._is_contested = True
 
     def follow(self, visits: Sequence[int], values: Sequence[float]) -> None:
         """Find the robust path through a tree; the other rules need no tree and do nothing.
@@ -115,11 +122,14 @@ class AnswerTally:
         while at in self._leading:
             at = max(sorted(self._leading[at]), key=lambda node: (visits[node], -1.0 if math.isnan(values[node]) else values[node]))
         self._path_end = None if at == Tree.ROOT else at
+        self._is_contested = True
 
     def leader(self) -> str | None:
         """Return the answer of greatest weight, or None without terminals."""
-        # max keeps the first of equals, and dictionaries keep the order of first appearance.
-        return max(self._supports, key=self._weight, default=None)
+        if self._is_contested:
+            # max keeps the first of equals, and dictionaries keep the order of first appearance.
+            self._leader, self._is_contested = max(self._supports, key=self._weight, default=None), False
+        return self._leader
 
     def choice(self) -> Choice:
         """Return the leader with all weights; those of ``best`` are in [0, 1]."""

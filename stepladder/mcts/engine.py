@@ -453,6 +453,6 @@ def _take_scores(job: ScoreJob, result: ScoreResult) -> None:
             f"expected {[len(branch) for branch in job.branches]} -- run stepladder.testing.check_scorer on the backend"
         )
     known = job.target.scores
-    for branch, scores in zip(job.branches, result.scores, strict=True):
-        for i, score in zip(branch, scores, strict=True):
-            known[i] = None if score is None or math.isnan(score) else float(score)
+    places, scores = chain.from_iterable(job.branches), chain.from_iterable(result.scores)
+    for i, score in zip(places, scores, strict=True):
+        known[i] = None if score is None or math.isnan(score) else float(score)

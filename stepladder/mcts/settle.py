@@ -99,6 +99,8 @@ def _commit(tree: Tree, state: SearchState, method: SearchMethod) -> None:
 
 
 def _gather(states: Sequence[SearchState]) -> Waves:
+    # Looking a member of an enum up takes longer than comparing it.
+    step, end = StopReason.STEP, StopReason.END
     expansions = [(state, expansion) for state in states for expansion in state.wave]
     sizes = np.array([len(expansion.steps) for _, expansion in expansions])
     owners = np.repeat(np.arange(len(sizes)), sizes)
@@ -112,8 +114,8 @@ def _gather(states: Sequence[SearchState]) -> Waves:
         owners=owners,
         slots=np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
         counts=np.array(_flat(expansion.counts for _, expansion in expansions), np.int64),
-        goes_on=np.array([reason == StopReason.STEP for reason in reasons], bool),
-        terminal=np.array([reason == StopReason.END for reason in reasons], bool),
+        goes_on=np.array([reason is step for reason in reasons], bool),
+        terminal=np.array([reason is end for reason in reasons], bool),
     )
 
 
@@ -173,9 +175,10 @@ def _sibling_priors(state: SearchState, expansion: Expansion, method: SearchMeth
 def _note_answers(waves: Waves, priors: Float[np.ndarray, "M"], method: SearchMethod) -> None:
     """Count the answers of new terminals, and of terminals that were visited again."""
     if method.answer_rule == "path-vote" and not method.samples_solutions:
-        known = priors.tolist()
+        before = np.array([state.masses[expansion.leaf] for state, expansion in waves.expansions])
+        masses = (before[waves.owners] * priors).tolist()
         for (state, _), stop, size in zip(waves.expansions, np.cumsum(waves.sizes).tolist(), waves.sizes.tolist(), strict=True):
-            state.priors += known[stop - size : stop]
+            state.masses += masses[stop - size : stop]
     ended = np.bincount(waves.owners[waves.terminal], minlength=len(waves.sizes)) > 0
     for at in np.flatnonzero(ended | ~waves.asked).tolist():
         state, expansion = waves.expansions[at]
@@ -210,15 +213,21 @@ def _write_nodes(
     visited: Bool[np.ndarray, "M"],
     method: SearchMethod,
 ) -> None:
-    tables = [(state.table, slice(expansion.first, expansion.first + len(expansion.steps))) for state, expansion in waves.expansions]
     new = len(worths)
+    if method.samples_solutions:
+        tables = [(state.table, slice(expansion.first, expansion.first + len(expansion.steps))) for state, expansion in waves.expansions]
+        parents = np.array(_flat(table.parents[used] for table, used in tables), np.int64)
+        depths = np.array(_flat(table.depths[used] for table, used in tables), np.int64)
+    else:
+        parents = waves.leaves[waves.owners]
+        depths = tree.depth[waves.rows, waves.leaves].astype(np.int64)[waves.owners] + 1
     add_nodes(
         tree,
         NewNodes(
             rows=waves.rows[waves.owners],
-            parents=np.array(_flat(table.parents[used] for table, used in tables), np.int64),
+            parents=parents,
             slots=np.full(new, Tree.NO_SLOT) if method.samples_solutions else waves.slots,
-            depths=np.array(_flat(table.depths[used] for table, used in tables), np.int64),
+            depths=depths,
             priors=priors.astype(np.float32),
             rewards=(np.zeros(new) if method.reward == "none" else _gains(tree, waves, worths)).astype(np.float32),
             raw_values=worths.astype(np.float32),

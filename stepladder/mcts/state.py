@@ -85,8 +85,8 @@ class SearchState:
         self._committed_at = 0
         """Simulations made when the search last moved to a child."""
         self._scored_tokens = 0
-        self.priors = [1.0]
-        """Prior of the edge into each node; kept for answers that are weighed by the mass of their paths only."""
+        self.masses = [1.0]
+        """Product of the priors on the path to each node; kept for answers that are weighed by it only."""
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step; kept by sampling methods, whose draws share their first steps."""
         self._tally = AnswerTally(method.answer_rule)
@@ -464,7 +464,9 @@ class SearchState:
                 StopReason.DEPTH if cut and reason == StopReason.STEP else reason for reason, cut in zip(reasons, at_limit, strict=True)
             ]
         table.steps += expansion.steps
-        table.parents += [parent if parent >= 0 else first + ~parent for parent in expansion.parents]
+        if self._draws_solutions:
+            expansion.parents = [parent if parent >= 0 else first + ~parent for parent in expansion.parents]
+        table.parents += expansion.parents
         table.depths += expansion.depths
         table.stop_reasons += reasons
         table.scores += expansion.scores
@@ -473,13 +475,20 @@ class SearchState:
         for i, twin in expansion.twins.items():
             table.scores[first + i] = table.scores[twin if twin >= 0 else first + ~twin]
         if StopReason.END in reasons:
-            for index, reason in enumerate(reasons, start=first):
-                if reason == StopReason.END:
-                    table.answers[index] = self._renderer.extract_answer(table.path_text(index))
+            self._read_answers(reasons, first)
         if self._draws_solutions:
             expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
             for index, step in enumerate(expansion.steps, start=first):
                 self._shared.setdefault((table.parents[index], step.token_ids, step.stop_reason), index)
+
+    def _read_answers(self, reasons: list[StopReason], first: int) -> None:
+        table, texts = self.table, {}
+        for index, reason in enumerate(reasons, start=first):
+            if reason == StopReason.END:
+                parent = table.parents[index]
+                # Siblings share all text but their own.
+                before = texts[parent] = texts[parent] if parent in texts else table.path_text(parent)
+                table.answers[index] = self._renderer.extract_answer(before + table.steps[index].text)
 
     def worth_of_end(self, expansion: Expansion, index: int) -> float | None:
         """Value a new node of an expansion at which the solution ended or was cut.
@@ -518,7 +527,7 @@ class SearchState:
             if answer is None:
                 continue
             if by_mass:
-                count = 0.0 if again else math.prod([self.priors[node] for node in table.path(index)])
+                count = 0.0 if again else self.masses[index]
             score = self.path_score(index)
             self._best_score = max(self._best_score, -1.0 if score is None else score)
             self._tally.add(index, answer, score, count=count, path=table.path(index) if rule == "robust-path" else ())

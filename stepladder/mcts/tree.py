@@ -308,7 +308,12 @@ class StepTable:
 
     def path_ids(self, node: int) -> tuple[int, ...]:
         """Return the tokens of all steps from the root to ``node``."""
-        return tuple(chain.from_iterable([self.steps[on_path].token_ids for on_path in self.path(node)]))
+        steps, parents, ids = self.steps, self.parents, []
+        while node != Tree.ROOT:
+            ids.append(steps[node].token_ids)
+            node = parents[node]
+        ids.reverse()
+        return tuple(chain.from_iterable(ids))
 
     def path_text(self, node: int) -> str:
         """Return the solution so far as text."""

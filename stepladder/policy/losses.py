@@ -90,7 +90,8 @@ def dpo_losses(
 ) -> Float[Tensor, " B"]:
     """Return the loss of direct preference optimisation, conservative where labels are smoothed.
 
-        L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m),   m = log_ratio_margins(...)
+        m = (chosen - ref_chosen) - (rejected - ref_rejected)
+        L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m)
 
     Only the difference enters, so tokens that both completions begin with cancel: summing from the first differing token gives the same
     loss and gradient.
@@ -143,7 +144,7 @@ def agreement_smoothing(agreement: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     Returns:
         Values in [0, 1]; above 0.5 the pair is turned round.
 
-    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", section 4.
+    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the regularised loss.
     """
     return (1 - agreement).nan_to_num(0.0)
 
@@ -176,7 +177,7 @@ def ipo_losses(
 ) -> Float[Tensor, " B"]:
     """Return the loss of identity preference optimisation, which stops at a margin instead of pushing a sure pair on.
 
-        L = (m - 1 / (2 beta))^2, m as for ``dpo_losses``
+        L = (m - 1 / (2 beta))^2,   m = (chosen - ref_chosen) - (rejected - ref_rejected)
 
     Args:
         chosen_logps: As for ``dpo_losses``.
@@ -283,7 +284,7 @@ def refuel_losses(
 ) -> Float[Tensor, " B"]:
     """Return the loss that regresses the log-ratio difference on the value difference, which keeps how much better a step is.
 
-        L = (beta m - (V_chosen - V_rejected))^2, m as for ``dpo_losses``
+        L = (beta m - (V_chosen - V_rejected))^2,   m = (chosen - ref_chosen) - (rejected - ref_rejected)
 
     Args:
         chosen_logps: As for ``dpo_losses``.
@@ -471,7 +472,7 @@ def kto_losses(
     Returns:
         Values in [0, max(weights)]; half the weight where r is at the reference point.
 
-    Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", equation 8.
+    Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section 4.1.
     """
     gains = beta * (logps - ref_logps - reference_point)
     return torch.where(good, good_weight * torch.sigmoid(-gains), bad_weight * torch.sigmoid(gains))

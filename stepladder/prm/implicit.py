@@ -23,10 +23,10 @@ from stepladder.lm.training import (
     TrainSettings,
     autocast,
     identity_of,
+    load_options,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
@@ -161,7 +161,7 @@ def _fit(
     on_progress: ProgressCallback | None,
 ) -> TrainReport:
     with quiet():
-        model = load_causal_lm(init, device=settings.device, dtype=training_dtype(settings), trust_remote_code=trust_remote_code)
+        model = load_causal_lm(init, **load_options(settings), trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="graded solutions")
     check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)

@@ -32,6 +32,7 @@ def load_reward_model(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> PreTrainedModel:
     """Return a model whose logits are ``spec.num_outputs`` numbers per token; of two, the second stands for a good step.
 
@@ -39,7 +40,7 @@ def load_reward_model(
         CheckpointError: If there is no such model, its head has another number of outputs, or the tokenizer is another model's.
         ConfigError: If device or dtype cannot be had.
     """
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     with quiet():
         if spec.family == "vocabulary":
             rows = _vocabulary_rows(tokenizer, spec)

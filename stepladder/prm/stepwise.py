@@ -21,10 +21,10 @@ from stepladder.lm.training import (
     TrainReport,
     TrainSettings,
     identity_of,
+    load_options,
     quiet,
     run_training,
     save_model,
-    training_dtype,
 )
 from stepladder.prm.layout import SolutionLayout, token_id
 from stepladder.prm.loading import has_head, load_reward_model
@@ -161,7 +161,8 @@ def _two_stages(
     alone = replace(settings, epochs=epochs, lora=None)
     train_stepwise(init, solutions, first, alone, scope="head", **options)
     report = train_stepwise(first, solutions, out_dir, settings, **options)
-    shutil.rmtree(first)
+    # Other processes of the same training may be faster.
+    shutil.rmtree(first, ignore_errors=True)
     return report
 
 
@@ -227,7 +228,7 @@ def initialise_reader(
         CheckpointError: If the model cannot be read or has a head of another width.
         ConfigError: If device or dtype cannot be had.
     """
-    options: dict[str, Any] = {"device": settings.device, "dtype": training_dtype(settings), "trust_remote_code": trust_remote_code}
+    options = {**load_options(settings), "trust_remote_code": trust_remote_code}
     if spec.family == "vocabulary":
         return load_causal_lm(init, **options)
     if has_head(init):

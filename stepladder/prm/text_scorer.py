@@ -14,8 +14,10 @@ Split = Callable[[tuple[int, ...]], tuple[str, tuple[str, ...]] | None]
 class SolutionReader(Protocol):
     """Scores written solutions: a ``StepReader`` or a ``Judge``."""
 
-    forwarded_tokens: int
-    """Tokens that went through the model so far."""
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        ...
 
     def reset(self) -> None:
         """Forget everything cached."""

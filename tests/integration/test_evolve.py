@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stepladder.loops.build import build_renderer
+from stepladder.loops.config import load_config
+from stepladder.prm.model import initialise_prm
 from tests.runs import write_tiny_config
 
 METRICS = (
@@ -271,12 +273,15 @@ def test_other_prms_run_a_whole_round(tmp_path: Path, name: str, settings: list[
         assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
 
-def test_a_given_prm_guides_every_round(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_given_prm_guides_every_round(tmp_path: Path) -> None:
     """With prm.start = "fixed" a PRM that stays as it is guides the search of every round, and is measured after the warm-up already."""
-    _, before = finished
     config = write_tiny_config(tmp_path, rounds=1, workers=1, num_train=6)
-    given = tmp_path / "given"
-    shutil.copytree(before / "rounds/001/models/prm", given)
+    given, policy = tmp_path / "given", str(tmp_path / "model")
+    renderer = build_renderer(load_config(config, []), policy)
+    model, spec = initialise_prm(policy, renderer_hash=renderer.hash, seed=0, device="cpu")
+    model.save_pretrained(given)
+    renderer.tokenizer.save_pretrained(given)
+    spec.save(given)
     settings = ["--set", "prm.start=fixed", "--set", f"prm.model={given}"]
     done = stepladder("evolve", config, "--run-dir", tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from stepladder.data.export_rows import ExportSource
 from stepladder.data.labels import ValueTarget, value_rows
 from stepladder.data.stepwise import load_stepwise
 from stepladder.data.store import (
+    GRADED,
     PAIRS,
     TRACES,
     TREES,
@@ -24,8 +25,9 @@ from stepladder.data.store import (
     write_records,
     write_trees,
 )
+from stepladder.data.traces import graded_solutions
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.types import PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 
 FIRST = Provenance(round=1, policy_version=0, scorer_version=None, seed=2**62, config_hash="c" * 16, renderer_hash="r" * 16)
 SECOND = replace(FIRST, round=2, policy_version=1, scorer_version=1)
@@ -43,6 +45,10 @@ PAIR = PreferencePair(
     depth=2,
     chosen_visits=9,
     rejected_visits=3,
+    chosen_logps=[-0.5],
+    rejected_logps=[-0.25, -1e-300],
+    agreement=2 / 3,
+    uncertainty=None,
     provenance=FIRST,
 )
 TRACE = Trace(
@@ -82,7 +88,19 @@ TREE = TreeRecord(
     num_simulations=7,
     provenance=FIRST,
 )
-RECORDS = {"pairs": PAIR, "traces": TRACE, "values": PATH, "trees": TREE}
+GRADED_STEP = GradedRow(
+    problem_id="a",
+    prompt_ids=[4, 5],
+    completion_ids=[9],
+    good=False,
+    value=0.0,
+    prompt_value=0.1 + 0.2,
+    prompt=f"{QUESTION}\n1+1=2\n",
+    completion="2+1=4\n",
+    logps=[-0.2],
+    provenance=FIRST,
+)
+RECORDS = {"graded": GRADED_STEP, "pairs": PAIR, "traces": TRACE, "values": PATH, "trees": TREE}
 SOURCE = ExportSource(
     questions={"a": QUESTION, "ü": QUESTION},
     answers={"a": "3", "ü": "3"},
@@ -129,8 +147,12 @@ PAIR_COLUMNS = {
     "depth": 2,
     "chosen_visits": 9,
     "rejected_visits": 3,
+    "chosen_logps": [-0.5],
+    "rejected_logps": [-0.25, -1e-300],
+    "agreement": 2 / 3,
+    "uncertainty": None,
 }
-TRACE_COLUMNS = {"question": QUESTION, "prompt_token_ids": [4], "completion_token_ids": [5, 6], "mean_value": 1 / 3}
+TRACE_COLUMNS = {"question": QUESTION, "shared_steps": "", "prompt_token_ids": [4], "completion_token_ids": [5, 6], "mean_value": 1 / 3}
 SOLUTION = "1+1=2\n2+1=3\n"
 TREE_ROW = {
     **{field.name: getattr(TREE, field.name) for field in fields(TREE) if field.name not in ("problem_id", "provenance", "schema_version")},
@@ -155,15 +177,35 @@ EXPECTED = {
     "kto": [
         {
             "prompt": PROMPT,
-            "completion": "".join(steps),
+            "completion": text,
             "label": label,
             "question": QUESTION,
-            "completion_token_ids": [token for step in ids for token in step],
-            "steps": steps,
-            "step_token_ids": ids,
+            "shared_steps": "",
             "prompt_token_ids": [4],
+            "completion_token_ids": ids,
+            "value": value,
+            "prompt_value": 0.25,
+            "completion_logps": logps,
         }
-        for steps, label, ids in ((["1+1=2\n", "2+1=3\n"], True, [[5], [7, 8]]), (["1+1=2\n", "2+1=4\n"], False, [[5], [9]]))
+        # The stored values of the steps are 0.5 and 1.0; the last step of the wrong solution was never visited.
+        for text, label, ids, value, logps in (
+            (SOLUTION, True, [5, 7, 8], 0.75, [-0.5, -1e-300, -0.1]),
+            ("1+1=2\n2+1=4\n", False, [5, 9], 0.5, [-0.5, -0.2]),
+        )
+    ],
+    "graded": [
+        {
+            "prompt": f"{PROMPT}1+1=2\n",
+            "completion": "2+1=4\n",
+            "label": False,
+            "question": QUESTION,
+            "shared_steps": "1+1=2\n",
+            "prompt_token_ids": [4, 5],
+            "completion_token_ids": [9],
+            "value": 0.0,
+            "prompt_value": 0.1 + 0.2,
+            "completion_logps": [-0.2],
+        }
     ],
     "stepwise": [
         {
@@ -249,6 +291,12 @@ def job(format, **settings):
     return ExportJob(format=format, **{"source": SOURCE, **settings})
 
 
+def _finished_solutions(trees):
+    """Return what the run itself makes of the solutions of some trees, without those that a limit cut, in the order of their leaves."""
+    rows = [row for tree in trees for row in graded_solutions([tree], per_problem=9).rows]
+    return [row for row in rows if row.completion_ids != [6, 10]]
+
+
 def shards(folder, format, *groups):
     """Write groups of records as shards and return their paths."""
     paths = [folder / f"{format}-{index}.parquet" for index in range(len(groups))]
@@ -305,10 +353,7 @@ def test_every_field_comes_back(tmp_path, format):
     assert kind is restored_kind(tmp_path / "out") is EXPORT_FORMATS[format].restored
     back = [read_records(path, kind) for path in sorted((tmp_path / "back").iterdir())]
     if format == "kto":
-        rows = value_rows([record], target="hard-max").rows
-        outcomes = [replace(row, targets=[None, target]) for row, target in zip(rows[:2], (1.0, 0.0), strict=True)]
-        expected = [outcomes + [replace(row, problem_id="ü", provenance=SECOND) for row in outcomes]]
-        expected.append([replace(row, problem_id=others[1].problem_id) for row in outcomes])
+        expected = [_finished_solutions([record, others[0]]), _finished_solutions([others[1]])]
     elif format == "stepwise":
         expected = [value_rows([record, others[0]], target="hard-max").rows, value_rows([others[1]], target="hard-max").rows]
     else:
@@ -329,6 +374,24 @@ def test_no_field_is_lost(format):
         chosen, kind=replace(chosen.kind, columns={**chosen.kind.columns, "novelty": chosen.kind.schema.field("problem_id").type})
     )
     assert wider.all_columns()["novelty"].field == "novelty"
+
+
+@pytest.mark.parametrize("format", ["sft", "sft-ids"])
+def test_revisions_keep_their_mistake_as_context(tmp_path, load, format):
+    """The wrong steps of a revision belong to the prompt, without loss, and come back; in a chat they would be learned, so none is made."""
+    revision = replace(TRACE, prompt=f"{QUESTION}\n1+1=3\n", prompt_ids=[4, 9])
+    paths = shards(tmp_path, format, [TRACE, revision])
+    export_dataset(paths, job(format), tmp_path / "out")
+    row = load(tmp_path / "out")[1]
+    assert row["shared_steps"] == "1+1=3\n"
+    if format == "sft":
+        assert row["prompt"] == f"{PROMPT}1+1=3\n"
+    else:
+        assert row["labels"] == [-100, -100, 5, 6]
+    import_dataset(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "shard-0000.parquet").read_bytes() == paths[0].read_bytes()
+    summary = export_dataset(paths, job("sft-chat"), tmp_path / "chat")
+    assert (summary.num_rows, summary.dropped) == (1, {"revision, which needs text or token ids": 1})
 
 
 @pytest.mark.parametrize("format", ["stepwise", "math-shepherd"])
@@ -514,7 +577,7 @@ def test_failed_export_leaves_nothing_half_written(tmp_path):
         find_format("csv")
     with pytest.raises(DataFormatError, match="problem 'a': its question must be in the trees"):
         export_dataset([tmp_path / "s0"], job("preference", source=ExportSource(questions={})), tmp_path / "out")
-    with pytest.raises(DataFormatError, match="pair of 'a': prompt must begin with its question 'other'"):
+    with pytest.raises(DataFormatError, match="row of 'a': prompt must begin with its question 'other'"):
         export_dataset([tmp_path / "s0"], job("preference", source=ExportSource(questions={"a": "other"})), tmp_path / "out")
     write_trees(tmp_path / "s1", [TREE])
     with pytest.raises(DataFormatError, match="problem 'a': its reference answer must be in the run's training problems"):
@@ -555,5 +618,5 @@ def test_what_cannot_be_imported_is_refused(tmp_path):
 
 def test_kinds_of_shards_are_those_of_the_run():
     """Every kind of row that a run writes can be exported, and what is imported is one of them."""
-    assert {id(chosen.kind) for chosen in EXPORT_FORMATS.values()} == {id(kind) for kind in (PAIRS, TRACES, VALUES, TREES)}
+    assert {id(chosen.kind) for chosen in EXPORT_FORMATS.values()} == {id(kind) for kind in (PAIRS, TRACES, GRADED, VALUES, TREES)}
     assert all(EXPORT_FORMATS[name].restored is EXPORT_FORMATS[name].kind for name in IMPORTED if EXPORT_FORMATS[name].whole)

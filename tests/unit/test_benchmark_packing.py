@@ -40,7 +40,7 @@ def test_rows_and_unique_tokens_by_hand() -> None:
 @pytest.mark.slow
 def test_every_contestant_trains_as_on_a_gpu(tmp_path: Path) -> None:
     """In bfloat16, split into passes, on a Qwen2 of given shape: trees forward what is unique, the others what their rows have."""
-    setup = replace(SMALL, batch_size=8, pairs_per_pass=4)
+    setup = replace(SMALL, batch_size=12, rows_per_pass=4)
     write_model(tmp_path / "model", setup)
     runs = {trainer: run_once(trainer, CASE, setup, tmp_path) for trainer in (*PREFERENCES, *PRM)}
     assert runs["trees"].tokens == num_unique_tokens(CASE, setup, trainer="trees")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from stepladder.data.export_rows import ExportSource, trace_chats, trace_rows
 from stepladder.data.pairs import (
     PAIR_RULES,
     agent_q_pairs,
@@ -404,3 +405,14 @@ def test_traces_and_graded_rows_add_up(seed: int) -> None:
         assert selection.considered == selection.kept + sum(selection.dropped_by_reason.values())
         sides = Counter((row.problem_id, row.good) for row in selection.rows if isinstance(row, GradedRow))
         assert max(sides.values(), default=0) <= 2
+
+
+def test_revisions_are_exported_behind_their_mistake() -> None:
+    """As text the template surrounds the question alone and the mistake follows; as a chat, whose reply would teach it, it is left out."""
+    (revision,) = revision_traces([BUSH], revision_ids=[7], revision="no!\n", per_problem=1).rows
+    (plain, *_) = select_traces([BUSH]).rows
+    source, dropped = ExportSource(questions={"p": "Q?"}, prompt_template="<{question}>\n"), Counter[str]()
+    prompts = [row["prompt"] for _, row in trace_rows([revision, plain], source, dropped)]
+    assert prompts == ["<Q?>\ns2\n", "<Q?>\n"] and not dropped
+    assert [record for record, _ in trace_chats([revision, plain], source, dropped)] == [plain]
+    assert dropped == {"revision, which needs text or token ids": 1}

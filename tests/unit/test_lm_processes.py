@@ -15,11 +15,19 @@ from stepladder.errors import BackendError
 from stepladder.lm.adapters import LoraSettings, with_adapters, without_adapters
 from stepladder.lm.processes import fill, whole_model
 from stepladder.lm.schedule import batch_schedule
-from tests.launched import VARIANTS, train_all
+from tests.launched import SHARDED, VARIANTS, train_all
 from tests.models import save_tiny_policy, tiny_policy
 
 REPO = Path(__file__).parents[2]
 TRAININGS = [*(f"sft {name}" for name in VARIANTS), "preference", "value"]
+
+
+def launch(*arguments: object) -> subprocess.Popen:
+    """Start the trainings in two processes."""
+    # Without a GPU too: "--cpu" would ask for MPI, and what is launched asks for the CPU itself.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *map(str, arguments)], cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +35,41 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A start model, and what all trainings came to in one process and in two."""
     folder = tmp_path_factory.mktemp("processes")
     start = save_tiny_policy(folder / "start", hidden=32, layers=1, max_positions=64)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-        "--mixed_precision=no",
-    ]
-    launch += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0", "-m", "tests.launched"]
     for name in ("one", "two"):
         (folder / name).mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.Popen([*launch, str(start), str(folder / "two")], cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True)
+    options = ("--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    done = launch(*options, "-m", "tests.launched", start, folder / "two")
     train_all(start, folder / "one")
     _, said = done.communicate(timeout=300)
     assert done.returncode == 0, said[-4000:]
     return {"start": start, "one": folder / "one", "two": folder / "two"}
 
 
+@pytest.fixture(scope="module")
+def sharded(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with the model in parts, by the configuration that ships."""
+    out = tmp_path_factory.mktemp("sharded")
+    done = launch(f"--config_file={REPO / 'configs' / 'accelerate' / 'fsdp.yaml'}", "-m", "tests.launched", folders["start"], out)
+    _, said = done.communicate(timeout=300)
+    assert done.returncode == 0, said[-4000:]
+    return {**folders, "two": out}
+
+
 @pytest.mark.parametrize("training", TRAININGS)
 def test_two_processes_train_as_one(folders: dict[str, Path], training: str) -> None:
     """Every update's loss to 2e-6, few tokens forwarded twice, the loss on held-out rows, and the weights to 0.1% of how far they moved."""
+    check_same(folders, training)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SHARDED)
+def test_processes_that_hold_parts_of_the_model_train_as_one(sharded: dict[str, Path], variant: str) -> None:
+    """With FSDP 2 losses, choice of checkpoint, and weights put together and merged are those of one process."""
+    check_same(sharded, f"sft {variant}")
+
+
+def check_same(folders: dict[str, Path], training: str) -> None:
+    """Compare what one process and two came to."""
     one, two = (json.loads((folders[name] / f"{training}.json").read_text()) for name in ("one", "two"))
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=2e-6)
     assert one["tokens"] <= two["tokens"] <= 1.2 * one["tokens"]

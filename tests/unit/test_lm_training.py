@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.adapters import LoraSettings, quantization
 from stepladder.lm.loading import load_causal_lm
+from stepladder.lm.memory import memory_remedy
 from stepladder.lm.rows import pad
 from stepladder.lm.schedule import batch_schedule
 from stepladder.lm.training import TrainSettings, last_logits, split_held_out
@@ -390,9 +391,10 @@ def test_a_training_killed_outright_ends_with_the_undisturbed_bytes(start: Path,
 # ---- held-out rows, checkpoints, trackers, memory ----
 
 
-def test_the_best_weights_on_held_out_rows_are_kept(start: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4)], ids=["full", "lora"])
+def test_the_best_weights_on_held_out_rows_are_kept(start: Path, tmp_path: Path, lora: LoraSettings | None) -> None:
     """Trained far too fast, the loss on held-out rows is lowest early; those weights are saved, and their loss is what is reported."""
-    settings = replace(SETTINGS, learning_rate=0.03, epochs=6.0, checkpoint_every=3, held_out=0.25, schedule="constant")
+    settings = replace(SETTINGS, learning_rate=0.05, epochs=6.0, checkpoint_every=3, held_out=0.25, schedule="constant", lora=lora)
     traces = random_traces(16)
     report = train_sft(start, traces, tmp_path / "best", settings, renderer_hash=HASH)
     assert report.rows == 12 and report.updates == 18
@@ -490,6 +492,12 @@ def test_a_lack_of_memory_names_the_setting_to_change(
     monkeypatch.setattr(layer, lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         train_sft(start, random_traces(), tmp_path / "out", settings, renderer_hash=HASH)
+
+
+def test_the_rows_of_a_pass_are_those_of_a_process() -> None:
+    """Of 64 rows, four processes forward 16 each, so 8 is what to set next; of 3 rows, each forwards one."""
+    assert "set micro_batch_size to 8: now 16 rows" in memory_remedy(TrainSettings(batch_size=64), num_processes=4)
+    assert "gradient_checkpointing" in memory_remedy(TrainSettings(batch_size=3), num_processes=4)
 
 
 def test_weights_in_four_bits_need_bitsandbytes(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import random
 import xml.dom.minidom
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,7 +273,7 @@ def test_a_run_gives_models_and_problems(tmp_path):
     run = report_run.write_run(tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}))
     for number in range(4):
         run.policy(number).mkdir(parents=True)
-    asked = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": None}
+    asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": None}
     asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
     best = resolve_comparison(**asked)
     assert (best.policy, best.prm, best.budgets) == (str(run.policy(2)), str(run.prm(3)), [8, 64])

@@ -159,7 +159,7 @@ def test_wrong_options_are_refused(run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no finished round to export"):
         export(run, tmp_path / "out", format="tree")
     assert not (tmp_path / "out").exists()
-    assert len(explain_formats().splitlines()) == 14
+    assert len(explain_formats().splitlines()) == 15
 
 
 class FakeHub:
@@ -378,9 +378,9 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     for name in ("pairs", "traces", "values"):
         other.shard(1, name, 0).parent.mkdir(parents=True)
         other.shard(1, name, 0).write_bytes(run.shard(2, name, 0).read_bytes())
-    rounds._label_imported(context)
+    rounds._label_imported(context, 0)
     written = {path: path.stat().st_mtime_ns for path in (other.root / "imported").rglob("*.*")}
-    rounds._label_imported(context)
+    rounds._label_imported(context, 0)
     assert {path: path.stat().st_mtime_ns for path in (other.root / "imported").rglob("*.*")} == written
     counts = json.loads((other.imported_folder("tree") / "labels.json").read_text())
     labelled = [read_pairs(path) for path in other.imported("pairs") if "tree" in path.parts]
@@ -390,7 +390,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     policy, prm = (task.arguments for task in pool.kept)
     folders = {
         kind: [path.relative_to(other.root).parts[1] for path in paths]
-        for kind, paths in (("pairs", policy["pairs"]), ("traces", policy["traces"]), ("values", prm["values"]))
+        for kind, paths in (("pairs", policy["rows"]["pairs"]), ("traces", policy["rows"]["traces"]), ("values", prm["values"]))
     }
     assert folders == {
         "pairs": ["001", "preference", "preference", "tree", "tree"],

@@ -21,7 +21,7 @@ from stepladder.types import Budget, Problem, Provenance, Step, StopReason, Tree
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=0, seed=3, config_hash="0" * 16, renderer_hash="r")
 PROBLEMS = [Problem(id=f"p{i}", question=f"q{i}") for i in range(50)]
 KINDS = (
-    *("mcts", "uct", "gumbel", "x1:paper", "mcts-dpo", "rest-mcts", "rstar"),
+    *("mcts", "uct", "gumbel", "x1:paper", "mcts-dpo", "rest-mcts"),
     *("beam", "beam-lookahead", "dvts:paper", "tot-dfs", "treepo", "q-star", "particle-filter", "vas", "best-of-n", "majority", "greedy"),
 )
 """A method of every kind."""

@@ -13,7 +13,7 @@ DESCENT_ROWS = (
         "uct",
         "Monte-Carlo tree search without priors: UCT over steps, answer by score-weighted vote.",
         source="Kocsis & Szepesvari 2006, Bandit based Monte-Carlo planning",
-        differs="bonus 0 for a child without visits; values are scores",
+        differs="bonus 0 for a child without visits; values are scores; c = 0.7 is ours",
         selection="uct",
         c=0.7,
         prior="uniform",
@@ -50,7 +50,8 @@ DESCENT_ROWS = (
     row(
         "lats:code",
         "Language agent tree search as released: sqrt(2) explores, and every child is visited once before any twice.",
-        source="Zhou et al. 2024, LanguageAgentTreeSearch, hotpot/lats.py (Node.uct, max_depth 7) and hotpot/run.py (50 iterations)",
+        source="Zhou et al. 2024, LanguageAgentTreeSearch, hotpot/lats.py (Node.uct, max_depth 7), lats.sh (five samples) and run.py (50 "
+        "iterations)",
         budget="50 trajectories, 7 steps deep",
         differs="as lats:paper",
         selection="uct",
