@@ -32,7 +32,7 @@ demo: $(VENV)/.installed  ## improve a small model by its own search, from nothi
 	$(BIN)/stepladder evolve --run-dir $(RUN_DIR)
 
 test: $(VENV)/.installed-dev  ## everything that needs no GPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM backends and a real server on loopback, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest -m vllm -q tests/integration

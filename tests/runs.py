@@ -5,7 +5,11 @@ letter is right, so a quarter of the samples are right: right and wrong siblings
 """
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.models import save_tiny_policy
@@ -97,3 +101,23 @@ learning_rate = 1e-3
         encoding="utf-8",
     )
     return path
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Start the command line in a process group of its own."""
+    command = [sys.executable, "-m", "stepladder.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A test run started in the background ignores Ctrl-C, and what it starts would, too.
+    return subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stepladder(*arguments: object) -> subprocess.CompletedProcess:
+    """Run the command line to its end."""
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)

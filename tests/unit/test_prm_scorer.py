@@ -120,8 +120,8 @@ def test_specs_and_models_load_together_and_mistakes_are_named(tmp_path):
     request = ScoreRequest(ticket=0, prefix_ids=(5, 6), branches=(((7, 8),),))
     loaded = TransformersStepScorer.from_pretrained(tmp_path, device="cpu")
     assert _scores(loaded, [request]) == _scores(TransformersStepScorer(tiny_scorer()[0], spec), [request])
-    (tmp_path / SPEC_FILE).write_text('{"schema_version": 3}')
-    with pytest.raises(CheckpointError, match="version 1 or 2"):
+    (tmp_path / SPEC_FILE).write_text('{"schema_version": 4}')
+    with pytest.raises(CheckpointError, match="version 1 to 3"):
         PRMSpec.load(tmp_path)
     (tmp_path / SPEC_FILE).write_text("[]")
     with pytest.raises(CheckpointError, match="JSON object"):
