@@ -59,12 +59,15 @@ def evolve(
     """
     with _errors_explained(debug):
         from stepladder import embedded
+        from stepladder.loops.build import check_searches
         from stepladder.loops.config import load_config
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
         chosen = [*overrides, *shorthands]
         resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
+        # The embedded task takes its time to prepare; a misspelt method is told before.
+        check_searches(resolved)
         if dry_run:
             typer.echo(resolved.model_dump_json(indent=2))
             return

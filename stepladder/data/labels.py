@@ -202,8 +202,10 @@ def progress_values(
     for node, parent in enumerate(parents):
         base, own = values[node], prover_values[node]
         above = prover_values[parent] if parent >= 0 else None
-        known = base is not None and own is not None and above is not None
-        out.append(min(1.0, max(0.0, base + alpha * (own - above))) if known else None)
+        if base is None or own is None or above is None:
+            out.append(None)
+        else:
+            out.append(min(1.0, max(0.0, base + alpha * (own - above))))
     return out
 
 

@@ -135,14 +135,13 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     first_error = fields.get("label")
     if first_error is not None and (not isinstance(first_error, int) or not -1 <= first_error < len(steps)):
         raise DataFormatError(f"{row.place}: field 'label' must be a step in [0, {len(steps)}) or -1 for none: got {first_error!r}")
+    labels: list[float | None] = [None] * len(steps)
     if fields.get("labels") is not None:
         labels = _labels(row, fields["labels"], num_steps=len(steps))
     elif first_error is not None:
         # Whether the steps after the first wrong one are right is not said.
-        labels = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
-        labels += [None] * (len(steps) - len(labels))
-    else:
-        labels = [None] * len(steps)
+        known = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
+        labels[: len(known)] = known
     correct = next((fields[name] for name in ("correct", "final_answer_correct") if fields.get(name) is not None), None)
     return [_solution(row, question, steps, labels, correct=None if correct is None else bool(correct), first_error=first_error)]
 

@@ -376,18 +376,23 @@ def _openai_policy(config: Config, policy_dir: str) -> Any:
     tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
     text = named[0].get_text_config()
     context = getattr(text, "max_position_embeddings", None)
-    return OpenAIPolicy(_server(section), tokenizer, step_format(config), *named, vocab_size=text.vocab_size, context=context)
+    server = _server(**_server_options(section))
+    return OpenAIPolicy(server, tokenizer, step_format(config), *named, vocab_size=text.vocab_size, context=context)
 
 
 @lru_cache(maxsize=1)
-def _server(section: OpenAIConfig) -> Any:
+def _server(**options: Any) -> Any:
     from stepladder.policy.backends.openai import CompletionServer, ServerSettings
 
+    return CompletionServer(ServerSettings(**options))
+
+
+def _server_options(section: OpenAIConfig) -> dict[str, Any]:
     plain = section.model_dump(exclude={"api_key_env"})
     key = None if section.api_key_env is None else os.environ.get(section.api_key_env)
     if section.api_key_env is not None and not key:
         raise ConfigError(f"policy.openai.api_key_env: the variable must hold a key: {section.api_key_env!r} is not set -- export it")
-    return CompletionServer(ServerSettings(**plain, api_key=key))
+    return {**plain, "api_key": key}
 
 
 class _Prompts:

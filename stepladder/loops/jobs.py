@@ -413,7 +413,7 @@ def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow
 
 def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
     if config.prm.target == "step-pairs":
-        margin = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
+        margin: dict[str, Any] = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
         write_pairs(out, step_pairs(records, **margin).rows)
 
 

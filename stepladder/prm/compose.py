@@ -112,7 +112,8 @@ class EnsembleScorer:
         if not scorers:
             raise ConfigError("ensemble: needs at least one scorer: got none")
         ensemble_scores(np.zeros((1, 1)), rule=rule)
-        self._scorers, self._rule, self._penalty = list(scorers), rule, penalty
+        self._scorers, self._penalty = list(scorers), penalty
+        self._rule: Ensemble = rule
         self._arrived: dict[int, list[ScoreResult | None]] = {}
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:

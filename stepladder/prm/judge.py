@@ -94,7 +94,8 @@ class Judge:
             raise ConfigError(f"judge: needs a judge's spec: got {spec.family!r} -- use stepladder.prm.reader")
         self.spec = spec
         self._policy, self._prompt_ids = policy, prompt_ids
-        self._seed, self._rule, self._max_tokens, self._temperature = seed, rule, max_tokens, temperature
+        self._seed, self._max_tokens, self._temperature = seed, max_tokens, temperature
+        self._rule: Vote = rule
         self._known: dict[str, float | None] = {}
         self.forwarded_tokens = 0
         """Tokens of the prompts and the verdicts so far."""

@@ -89,6 +89,8 @@ def load_bare_lm(
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
         raise CheckpointError(f"{source}: logits must be linear in the hidden states: the model caps them -- use another model")
     head = model.get_output_embeddings()
+    # A causal language model has a head; transformers' annotation allows for models without one.
+    assert head is not None
     model.set_output_embeddings(nn.Identity())
     return model, head
 

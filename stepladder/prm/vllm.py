@@ -83,7 +83,7 @@ class VLLMOutputs:
         Raises:
             BackendError: If vLLM refuses it.
         """
-        from vllm import PoolingParams  # pyright: ignore[reportMissingImports]
+        from vllm.pooling_params import PoolingParams  # pyright: ignore[reportMissingImports]
 
         # The activation would scale a hidden state to unit length.
         message = self._engine.add(key, token_ids, PoolingParams(task="embed", use_activation=False))
@@ -193,7 +193,7 @@ class VLLMLogps:
         return [found[number] for number in range(len(paths))]
 
     def _ask(self, number: int, path: Sequence[int], *, cached: bool) -> None:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import SamplingParams  # pyright: ignore[reportMissingImports]
 
         params = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, skip_reading_prefix_cache=not cached, skip_clone=True

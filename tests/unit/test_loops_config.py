@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stepladder.cli import app
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.build import check_model, check_searches
 from stepladder.loops.config import Config, load_config
@@ -141,3 +143,12 @@ def test_every_prm_loss_and_target_can_be_configured() -> None:
     losses = set(PRMConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
     assert losses == {*objective.LOSSES, *implicit.LOSSES}
     assert set(ValueTarget) < set(PRMConfig.model_fields["target"].annotation.__args__)  # type: ignore[union-attr]
+
+
+def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path: Path) -> None:
+    """Even a dry run refuses it, and nothing is written."""
+    run = tmp_path / "run"
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["evolve", "--set", "search.method=mtcs", "--run-dir", str(run), *more])
+        assert result.exit_code == 2 and "did you mean 'mcts'" in result.output
+    assert not run.exists()

@@ -147,8 +147,7 @@ class VLLMPolicy:
         return done
 
     def _begin(self, job: _Job) -> None:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]
 
         request = job.request
         # vLLM takes signed seeds; the lowest bit is given up.
