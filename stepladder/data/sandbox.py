@@ -153,7 +153,6 @@ def _start(scratch: str) -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        bufsize=0,
         env=_ENVIRONMENT,
         cwd=scratch,
         start_new_session=True,
@@ -168,9 +167,9 @@ def _watch(process: "subprocess.Popen[bytes]", scratch: Path, *, give_up_at: flo
     while printing or not _ended(process):
         if not printing:
             time.sleep(_LOOK_EVERY_S)
-        elif wait([process.stdout], _LOOK_EVERY_S):
+        elif wait([process.stdout.fileno()], _LOOK_EVERY_S):
             # What is beyond the cut is read and dropped, so that printing never blocks.
-            part = process.stdout.read(65_536)
+            part = os.read(process.stdout.fileno(), 65_536)
             kept, printed, printing = kept + part[: 1 + _OUTPUT_BYTES - len(kept)], printed + len(part), bool(part)
         now = time.monotonic()
         if now - looked_at < _LOOK_EVERY_S:

@@ -29,6 +29,7 @@ ALLOWED = {
     "standard library": "import math, fractions, itertools, json, re, decimal, statistics\nprint(math.comb(5, 2) - 7)",
     "an installed package": "import numpy as np\nprint(int(np.linalg.det(np.eye(2))) + 2)",
     "own files": "open('a', 'w').write('3')\nimport os\nassert os.listdir('.') == ['a']\nprint(open('a').read())\nos.remove('a')",
+    "long": f"x = '{'a' * 300_000}'\nprint(len(x) // 100_000)",
     "exit with status 0": "import sys\nprint(3)\nsys.exit()",
 }
 ATTACKS = {
