@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.problems import check_disjoint, load_problems, split_problems
+from stepladder.data.sandbox import CodeSandbox, check_sandbox
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.trackers import check_trackers
@@ -190,26 +191,45 @@ def build_scorer(
     _keep_prms(members)
     prompts = _Prompts(renderer, problems)
     scorers = [_member_scorer(config, member, prompts, scores, number, len(members)) for number, member in enumerate(members)]
-    return composed_scorer(scorers, scores, decode=renderer.decode)
+    return composed_scorer(scorers, scores, decode=renderer.decode, prompt_length=prompts.length)
 
 
-def composed_scorer(scorers: Sequence[Any], scores: ScoresConfig, *, decode: Callable[[Sequence[int]], str]) -> Any:
+def composed_scorer(
+    scorers: Sequence[Any],
+    scores: ScoresConfig,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    prompt_length: Callable[[tuple[int, ...]], int | None],
+) -> Any:
     """Return one scorer of several: their ensemble, then bounds, then checks.
 
     Args:
         scorers: One or more.
         scores: What becomes of their scores.
-        decode: Text of a step.
+        decode: Text of some tokens.
+        prompt_length: As for ``code_check``.
+
+    Raises:
+        ConfigError: If steps are checked by their code, and this machine cannot shut it in.
     """
-    from stepladder.data.arithmetic import arithmetic_holds
+    from stepladder.loops.checks import arithmetic_check, code_check
     from stepladder.prm.compose import BoundedScorer, CheckedScorer, EnsembleScorer
 
     scorer = scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers, rule=scores.ensemble, penalty=scores.penalty)
     if scores.bound != "none":
         scorer = BoundedScorer(scorer, rule=scores.bound, at=scores.bound_at)
     if scores.check == "arithmetic":
-        scorer = CheckedScorer(scorer, lambda step: arithmetic_holds(decode(step)), cap=scores.check_cap)
+        scorer = CheckedScorer(scorer, arithmetic_check(decode), cap=scores.check_cap)
+    elif scores.check == "code":
+        check = code_check(decode, prompt_length=prompt_length, sandbox=_sandbox(scores.allow_unsandboxed))
+        scorer = CheckedScorer(scorer, check, cap=scores.check_cap)
     return scorer
+
+
+@cache
+def _sandbox(allow_unsandboxed: bool) -> CodeSandbox:
+    """Return what runs code in this process; what it has run is remembered from one search to the next."""
+    return CodeSandbox(allow_unsandboxed=allow_unsandboxed)
 
 
 def _member_scorer(config: Config, prm_dir: str, prompts: "_Prompts", scores: ScoresConfig, number: int, count: int) -> Any:
@@ -240,8 +260,12 @@ def check_backends(config: Config, *, trains: bool) -> None:
         trains: Whether rounds change the policy's weights.
 
     Raises:
-        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing.
+        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code that steps are
+            checked by cannot be shut in.
     """
+    searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
+    if any(scores.check == "code" and not scores.allow_unsandboxed for scores in searches):
+        check_sandbox()
     if "vllm" in (config.policy.backend, config.prm.backend):
         if find_spec("vllm") is None:
             raise ConfigError(

@@ -401,10 +401,13 @@ class ScoresConfig(Section):
     """``clip``: no score above ``bound_at``; ``par``: sigmoid(score - ``bound_at``)."""
     bound_at: float = Field(default=0.5, ge=0, le=1)
     """Where scores are bounded."""
-    check: Literal["none", "arithmetic"] = "none"
-    """``arithmetic``: a step that states a false equation of plain numbers scores at most ``check_cap``."""
+    check: Literal["none", "arithmetic", "code"] = "none"
+    """``arithmetic``: a step that states a false equation of plain numbers scores at most ``check_cap``; ``code``: so does one whose Python
+    does not run behind that of the steps before it."""
     check_cap: float = Field(default=0.0, ge=0, le=1)
     """Highest score of a step that fails its check."""
+    allow_unsandboxed: bool = False
+    """Run the policy's code with your own rights where the system cannot shut it in."""
 
 
 class SearchConfig(Section):

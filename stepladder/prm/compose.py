@@ -191,15 +191,19 @@ class BoundedScorer:
         return float((clip_bound(value, bound=self._at) + self._at if self._rule == "clip" else par_bound(value, reference=self._at))[0])
 
 
-class CheckedScorer:
-    """A ``StepScorer`` that caps the score of a step which fails a check of its own, such as its arithmetic."""
+StepCheck = Callable[[Sequence[ScoreRequest]], Sequence[Sequence[Sequence[bool | None]]]]
+"""Says of every request, branch and step whether the step holds; None where there is nothing to check."""
 
-    def __init__(self, scorer: StepScorer, check: Callable[[tuple[int, ...]], bool | None], *, cap: float = 0.0) -> None:
+
+class CheckedScorer:
+    """A ``StepScorer`` that caps the score of a step which fails a check of its own, such as its arithmetic or its code."""
+
+    def __init__(self, scorer: StepScorer, check: StepCheck, *, cap: float = 0.0) -> None:
         """Wrap a scorer.
 
         Args:
             scorer: The scorer.
-            check: Says of a step's token ids whether it holds; None where there is nothing to check.
+            check: The check; it is given the requests whose results have come, together.
             cap: Highest score of a step that fails, in [0, 1].
 
         Raises:
@@ -208,24 +212,24 @@ class CheckedScorer:
         if not 0.0 <= cap <= 1.0:
             raise ConfigError(f"checks: cap must be in [0, 1]: got {cap}")
         self._scorer, self._check, self._cap = scorer, check, cap
-        self._branches: dict[int, tuple[tuple[tuple[int, ...], ...], ...]] = {}
+        self._requests: dict[int, ScoreRequest] = {}
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
         """Queue requests."""
-        self._branches |= {request.ticket: request.branches for request in requests}
+        self._requests |= {request.ticket: request for request in requests}
         self._scorer.submit(requests)
 
     def collect(self) -> list[ScoreResult]:
         """Return results of the scorer with failing steps capped."""
-        return [self._checked(result) for result in self._scorer.collect()]
+        results = self._scorer.collect()
+        verdicts = self._check([self._requests.pop(result.ticket) for result in results])
+        return [self._capped(result, held) for result, held in zip(results, verdicts, strict=True)]
 
-    def _checked(self, result: ScoreResult) -> ScoreResult:
-        branches = self._branches.pop(result.ticket)
+    def _capped(self, result: ScoreResult, verdicts: Sequence[Sequence[bool | None]]) -> ScoreResult:
         scores = tuple(
             tuple(
-                min(score, self._cap) if score is not None and self._check(step) is False else score
-                for score, step in zip(given, branch, strict=True)
+                min(score, self._cap) if score is not None and holds is False else score for score, holds in zip(given, branch, strict=True)
             )
-            for given, branch in zip(result.scores, branches, strict=True)
+            for given, branch in zip(result.scores, verdicts, strict=True)
         )
         return ScoreResult(ticket=result.ticket, scores=scores)

@@ -119,15 +119,20 @@ def test_an_unsure_head_of_bins_loses_by_its_entropy():
             check_entropy_penalty(penalty, wrong)
 
 
+def by_step(check):
+    """Return the check of requests that asks about each step alone."""
+    return lambda requests: [[[check(step) for step in branch] for branch in request.branches] for request in requests]
+
+
 def test_a_step_that_fails_its_check_is_capped():
     """Scores above the cap fall to it, lower ones and steps with nothing to check stay."""
     verdicts = {(10,): False, (11, 12): True, (13,): None}
-    scorer = CheckedScorer(TableScorer(lambda path: 0.6 if path[-1] != 14 else None), lambda step: verdicts.get(step), cap=0.1)
+    scorer = CheckedScorer(TableScorer(lambda path: 0.6 if path[-1] != 14 else None), by_step(verdicts.get), cap=0.1)
     scorer.submit([ScoreRequest(ticket=0, prefix_ids=(1,), branches=tuple((step,) for step in STEPS))])
     assert scorer.collect()[0].scores == ((0.1,), (0.6,), (0.6,), (None,))
-    check_scorer(lambda: CheckedScorer(TableScorer(score_a), lambda step: step != (13,)), prefix_ids=PREFIXES, steps=STEPS)
+    check_scorer(lambda: CheckedScorer(TableScorer(score_a), by_step(lambda step: step != (13,))), prefix_ids=PREFIXES, steps=STEPS)
     with pytest.raises(ConfigError, match="cap"):
-        CheckedScorer(TableScorer(score_a), lambda step: None, cap=2.0)
+        CheckedScorer(TableScorer(score_a), by_step(lambda step: None), cap=2.0)
 
 
 @pytest.mark.parametrize(

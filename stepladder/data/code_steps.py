@@ -1,0 +1,30 @@
+"""The Python that a solution holds, step by step."""
+
+import re
+
+_FENCED = r"^[ \t]*```[ \t]*(?:python|py)3?[ \t]*\n(?P<fenced>.*?)^[ \t]*```"
+_TAGGED = r"<code>(?P<tagged>.*?)(?:<end_of_code>|</code>|\Z)"
+_BLOCK = re.compile(f"{_FENCED}|{_TAGGED}", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_STEP_END, _CODE_END = "<end_of_step>", re.compile("<end_of_code>|</code>", re.IGNORECASE)
+
+
+def code_of(text: str) -> str:
+    """Return the Python of a solution so far: the code of all its steps, in order; empty where there is none.
+
+    Read are complete blocks fenced as ``python`` or ``py``, and what stands between ``<code>`` and ``<end_of_code>`` or ``</code>``. Steps
+    that end with ``<end_of_step>`` may divide such a part; of one that is still open, the code of the finished steps counts.
+
+    Source: Guan et al. 2025, "rStar-Math: small LLMs can master math reasoning with self-evolved deep thinking", section 3.2: a step's code
+    runs together with that of the steps before it.
+    """
+    return "".join(_block(match) for match in _BLOCK.finditer(text))
+
+
+def _block(match: re.Match[str]) -> str:
+    code = match["fenced"]
+    if code is None:
+        code = match["tagged"]
+        if not _CODE_END.search(match[0]):
+            code = code[: max(code.rfind(_STEP_END), 0)]
+        code = code.replace(_STEP_END, "")
+    return f"{code.strip(chr(10)).rstrip()}\n" if code.strip() else ""
