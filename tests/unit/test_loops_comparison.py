@@ -273,16 +273,16 @@ def test_a_run_gives_models_and_problems(tmp_path):
     run = report_run.write_run(tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}))
     for number in range(4):
         run.policy(number).mkdir(parents=True)
-    asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": None}
+    asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": []}
     asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
     best = resolve_comparison(**asked)
-    assert (best.policy, best.prm, best.budgets) == (str(run.policy(2)), str(run.prm(3)), [8, 64])
+    assert (best.policy, best.prm, best.budgets) == (str(run.policy(2)), (str(run.prm(3)),), [8, 64])
     assert [labelled.problem.id for labelled in best.problems] == [f"test-{i}" for i in range(9)]
-    third = resolve_comparison(**asked | {"number": 3, "split": "held_out", "limit": 2, "prm": "none"})
-    assert (third.policy, third.prm) == (str(run.policy(3)), None)
+    third = resolve_comparison(**asked | {"number": 3, "split": "held_out", "limit": 2, "prm": ["none"]})
+    assert (third.policy, third.prm) == (str(run.policy(3)), ())
     assert [labelled.problem.id for labelled in third.problems] == ["held_out-0", "held_out-1"]
     own = resolve_comparison(**asked | {"problems": Path(files["train"]), "number": 0})
-    assert (own.policy, own.prm, len(own.problems)) == (str(run.policy(0)), None, 9)
+    assert (own.policy, own.prm, len(own.problems)) == (str(run.policy(0)), (), 9)
     with pytest.raises(CheckpointError, match="round 9 must be finished: 4 rounds are, from 0 on"):
         resolve_comparison(**asked | {"number": 9})
     with pytest.raises(ConfigError, match="--split: must be one of train, held_out, test: got 'dev'"):
