@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.answers import answer_key
 from stepladder.data.labels import Selection, ValueTarget, value_rows
-from stepladder.data.metrics import known_within
 from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import (
@@ -37,19 +35,17 @@ from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops import build
 from stepladder.loops.config import Config, ScoresConfig
+from stepladder.loops.grading import answer_within, evaluation_row, outcome_row
 from stepladder.loops.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.loops.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.workers import Progress, report_progress
-from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.engine import SearchEngine, SearchEvent
 from stepladder.mcts.methods import SearchMethod, resolve_method
-from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.types import (
     Budget,
     LabelledProblem,
     Provenance,
     SearchResult,
-    StopReason,
     Trace,
     TreeRecord,
     ValueRow,
@@ -297,7 +293,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
     results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
     with build.build_verifier(config.problems, problems) as verifier:
-        rows = [_graded(result, kind, verifier, config) for result in results]
+        rows = [evaluation_row(result, kind, verifier, config) for result in results]
     if kind == "search":
         write_trees(out.with_suffix(".parquet"), [result.tree for result in results])
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
@@ -336,7 +332,7 @@ def compare_shard(
     with build.build_verifier(config.problems, problems) as verifier:
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
         verdicts = verifier.grade(answers)
-    rows = [_outcome(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+    rows = [outcome_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
     costs = {
         "seconds": engine.stats.total_s,
         "policy_seconds": engine.stats.policy_s,
@@ -344,42 +340,6 @@ def compare_shard(
         "prm_calls": calls.count if calls else 0,
     }
     atomic_write_text(out, json.dumps({"facts": facts, "rows": rows, "costs": costs}) + "\n")
-
-
-def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
-    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
-
-    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
-    """
-    tree = result.tree
-    if max_tokens is None or tree.generated_tokens <= max_tokens:
-        return result.answer
-    if not method.samples_solutions:
-        return known_within(result.anytime, max_tokens)
-    tally, spent = AnswerTally(method.answer_rule), 0
-    for path in _draws(tree):
-        spent += sum(len(tree.token_ids[step]) for step in path)
-        if spent > max_tokens:
-            break
-        answer = tree.answers[path[-1]]
-        if answer is not None:
-            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
-    return tally.leader()
-
-
-def _outcome(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
-    tree = result.tree
-    return {
-        "problem_id": result.problem_id,
-        "answer": answer,
-        "correct": correct,
-        "generated_tokens": tree.generated_tokens,
-        "steps": len(tree.parents) - 1,
-        "simulations": tree.num_simulations,
-        "policy_calls": tree.policy_calls,
-        "scored_tokens": tree.scored_tokens,
-        "stop_reason": str(result.stop_reason),
-    }
 
 
 class _CountedScorer:
@@ -470,52 +430,6 @@ def _run(engine: SearchEngine, problems: list[LabelledProblem], *, stage: str) -
     by_id = {result.problem_id: result for result in found}
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(unique_tokens(result.tree) for result in by_id.values()))
     return [by_id[labelled.problem.id] for labelled in problems], use
-
-
-def _graded(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
-    """Return the row of one problem, graded."""
-    if kind == "samples":
-        return {"problem_id": result.problem_id, "samples": _graded_samples(result, verifier, config)}
-    answers = [result.answer, *(answer for _, answer in result.anytime)]
-    correct = [verdict.correct for verdict in verifier.grade([(result.problem_id, answer) for answer in answers])]
-    row = {"problem_id": result.problem_id, "answer": result.answer, "correct": correct[0], "tokens": result.tree.generated_tokens}
-    if kind == "search":
-        row["anytime"] = [[tokens, right] for (tokens, _), right in zip(result.anytime, correct[1:], strict=True)]
-    return row
-
-
-def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
-    tree = result.tree
-    draws = _draws(tree)
-    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
-    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
-
-
-def _draws(tree: TreeRecord) -> list[list[int]]:
-    """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
-
-    Every draw has a last node of its own, and nodes are numbered in the order of the draws.
-    """
-    draws = []
-    for node, reason in enumerate(tree.stop_reasons):
-        if reason != StopReason.STEP:
-            path = []
-            while node > 0:
-                path.append(node)
-                node = tree.parents[node]
-            draws.append(path[::-1])
-    return draws
-
-
-def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
-    answer = tree.answers[path[-1]]
-    return {
-        "num_tokens": sum(len(tree.token_ids[step]) for step in path),
-        "answer_key": None if answer is None else answer_key(answer, config.problems.rule),
-        "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
-        "correct": correct,
-    }
 
 
 def _search_progress(stage: str) -> Callable[[SearchEvent], None]:

@@ -13,7 +13,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops import build
 from stepladder.loops.comparison import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.loops.config import Config
-from stepladder.loops.jobs import answer_within
+from stepladder.loops.grading import answer_within
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.solve import token_simulations
 from stepladder.mcts.engine import SearchEngine
