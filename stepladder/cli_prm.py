@@ -17,6 +17,9 @@ SpecOption = Annotated[
 ReferenceOption = Annotated[str | None, typer.Option("--reference", help="Reference model of an implicit PRM.")]
 DeviceOption = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
 DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")]
+BackendOption = Annotated[
+    str, typer.Option(help="`transformers`, or `vllm`, which takes a GPU where there is one and reads every spec but judges.")
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model; no named spec needs it.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet file with solutions.")]
 
@@ -47,6 +50,7 @@ def score(  # noqa: PLR0913 - one option each
     ] = None,
     bound_at: Annotated[float, typer.Option(help="Bound of `clip`, reference of `par`.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
+    backend: BackendOption = "transformers",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -63,7 +67,14 @@ def score(  # noqa: PLR0913 - one option each
         from stepladder.loops.prm_scoring import PRMSource, score_file
 
         source = PRMSource(
-            model=model, spec=spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed
+            model=model,
+            spec=spec,
+            reference=reference,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            backend=backend,
         )
         typer.echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
 
@@ -160,6 +171,7 @@ def evaluate(  # noqa: PLR0913 - one option each
     to_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Directory for plots (SVG).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
+    backend: BackendOption = "transformers",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -177,7 +189,14 @@ def evaluate(  # noqa: PLR0913 - one option each
         from stepladder.loops.prm_scoring import PRMSource
 
         source = PRMSource(
-            model=model, spec=spec, reference=reference, device=device, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed
+            model=model,
+            spec=spec,
+            reference=reference,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            backend=backend,
         )
         job = EvaluationJob(source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral)
         typer.echo(evaluate_files(files, job, json_path=to_json, plots=plots))

@@ -11,7 +11,7 @@ from stepladder.data.metrics import pooled_auc, within_problem_auc
 from stepladder.data.stepwise import StepwiseSolution, load_stepwise
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_file, atomic_write_text
-from stepladder.loops.prm_scoring import PRMSource, open_scorer, resolve_source, score_solutions
+from stepladder.loops.prm_scoring import PRMSource, SolutionScorer, open_scorer, resolve_source, score_solutions
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 
 Scored = tuple[StepwiseSolution, tuple[float | None, ...]]
@@ -53,14 +53,9 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     split = resolve_source(job.source).split
     loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]
     solutions = [solution for file in loaded for solution in file.solutions]
-    scorer = open_scorer(job.source)
-    threshold = job.threshold
-    if job.tune_on is not None:
-        tuning = load_stepwise(job.tune_on, neutral=job.neutral, split=split).solutions
-        _check_disjoint(tuning, solutions, job.tune_on)
-        known = [each for each in tuning if each.first_error is not None]
-        threshold = prm_metrics.best_threshold(score_solutions(scorer, known), [each.first_error for each in known])  # pyright: ignore
-    scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
+    with open_scorer(job.source) as scorer:
+        threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, job.tune_on, solutions)
+        scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
     figures = evaluate_scores(scored, aggregation=job.aggregation, threshold=threshold)
     for reason, count in ((reason, count) for file in loaded for reason, count in file.dropped_by_reason.items()):
         figures["dropped_by_reason"][reason] = figures["dropped_by_reason"].get(reason, 0) + count
@@ -73,6 +68,14 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
         atomic_write_text(json_path, json.dumps(figures, indent=2) + "\n")
     drawn = draw_plots(figures, plots) if plots is not None else []
     return "\n".join([*table(figures), *(f"plot: {path}" for path in drawn)])
+
+
+def _tuned_threshold(scorer: SolutionScorer, job: EvaluationJob, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
+    """Return the threshold that is best on a file of other problems."""
+    tuning = load_stepwise(path, neutral=job.neutral, split=resolve_source(job.source).split).solutions
+    _check_disjoint(tuning, solutions, path)
+    known = [each for each in tuning if each.first_error is not None]
+    return prm_metrics.best_threshold(score_solutions(scorer, known), [each.first_error for each in known])  # pyright: ignore
 
 
 def _check_disjoint(tuning: Sequence[StepwiseSolution], solutions: Sequence[StepwiseSolution], path: Path) -> None:

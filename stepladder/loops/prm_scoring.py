@@ -3,7 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,12 +21,16 @@ from stepladder.prm.specs import NAMED_SPECS, PRMSpec, resolve_spec
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
+    from stepladder.lm.vllm import EngineSettings
     from stepladder.policy.prompts import PromptRenderer
     from stepladder.prm.implicit_scorer import ImplicitStepScorer
     from stepladder.prm.judge import Judge
-    from stepladder.prm.reader import Solution
+    from stepladder.prm.reader import Solution, StepReader
     from stepladder.prm.scorer import TransformersStepScorer
+    from stepladder.prm.vllm import VLLMStepScorer
 
+BACKENDS = ("transformers", "vllm")
+"""What can forward the model."""
 REWARDS = ("clip", "delta", "par", "verdict")
 """Forms of reward that ``prm score`` writes."""
 _CHUNK = 64
@@ -50,6 +55,10 @@ class PRMSource:
     """Run code that ships with a hub model; the public ones named in ``prm specs`` need none."""
     seed: int = 0
     """Seed of a judge's verdicts."""
+    backend: str = "transformers"
+    """One of ``BACKENDS``; a judge is asked on the embedded engine only."""
+    memory_share: float = 0.9
+    """With ``vllm``: share of each GPU's memory that all its engines take together, in (0, 1]."""
 
 
 class SolutionScorer(Protocol):
@@ -63,7 +72,7 @@ class SolutionScorer(Protocol):
 class TokenScorer:
     """Scores written solutions with a model that reads the policy's own tokens."""
 
-    def __init__(self, scorer: "TransformersStepScorer | ImplicitStepScorer", renderer: "PromptRenderer") -> None:
+    def __init__(self, scorer: "TransformersStepScorer | ImplicitStepScorer | VLLMStepScorer", renderer: "PromptRenderer") -> None:
         """Combine a scorer with the renderer that its model was trained with.
 
         Raises:
@@ -127,19 +136,38 @@ def resolve_source(source: PRMSource) -> PRMSpec:
     return resolve_spec(prm_members(source.model)[0], source.spec)
 
 
-def open_scorer(source: PRMSource) -> SolutionScorer:
-    """Load a model, or an ensemble, and return what scores solutions with it.
+@contextmanager
+def open_scorer(source: PRMSource) -> "Iterator[SolutionScorer]":
+    """Load a model, or an ensemble, and give what scores solutions with it; engines that were started for it are stopped at the end.
 
     Raises:
         CheckpointError: If the model is missing or does not fit its spec.
-        ConfigError: If nothing says how it is read, or device, type or reference do not fit.
+        ConfigError: If nothing says how it is read, or backend, device, type or reference do not fit.
         BackendError: If the model cannot be served.
     """
+    _check_backend(source)
+    with ExitStack() as engines:
+        members = prm_members(source.model)
+        share = source.memory_share / len(members)
+        scorers = [_opened(replace(source, model=member, memory_share=share), engines) for member in members]
+        yield scorers[0] if len(scorers) == 1 else EnsembleReader(scorers)
+
+
+def _check_backend(source: PRMSource) -> None:
+    if source.backend not in BACKENDS:
+        raise ConfigError(f"--backend: must be one of {', '.join(BACKENDS)}: got {source.backend!r}")
+    if source.backend != "vllm":
+        return
+    if source.device != "auto":
+        raise ConfigError(f"--device: vLLM takes the GPU where there is one: got {source.device!r} -- leave it out with --backend vllm")
+    if resolve_source(source).family == "judge":
+        raise ConfigError("--backend: a judge writes its verdicts on the embedded engine: got 'vllm' -- use 'transformers'")
+
+
+def _opened(source: PRMSource, engines: ExitStack) -> SolutionScorer:
+    """Return what scores solutions with one model; its engines are left to ``engines`` to stop."""
     from stepladder.prm.reader import StepReader
 
-    members = prm_members(source.model)
-    if len(members) > 1:
-        return EnsembleReader([open_scorer(replace(source, model=member)) for member in members])
     spec, places = resolve_source(source), _places(source)
     if spec.family == "judge":
         return build_judge(*load_judge(source.model, places), spec, seed=source.seed)
@@ -148,8 +176,38 @@ def open_scorer(source: PRMSource) -> SolutionScorer:
         from stepladder.policy.prompts import PromptRenderer, StepFormat
 
         renderer = PromptRenderer(load_tokenizer(source.model, trust_remote_code=source.trust_remote_code), StepFormat.load(source.model))
-        return TokenScorer(open_step_scorer(source), renderer)
+        return TokenScorer(_vllm_step_scorer(source, spec, engines) if source.backend == "vllm" else open_step_scorer(source), renderer)
+    if source.backend == "vllm":
+        return _vllm_reader(source, spec, engines)
     return StepReader.from_pretrained(source.model, spec, reference=source.reference, **places)
+
+
+def _vllm_reader(source: PRMSource, spec: PRMSpec, engines: ExitStack) -> "StepReader":
+    from stepladder.prm.vllm import vllm_reader
+
+    # An implicit model and its reference are two engines.
+    settings = _vllm_settings(source, num_engines=2 if spec.family == "implicit" else 1)
+    reader = vllm_reader(source.model, spec, reference=source.reference, settings=settings)
+    engines.callback(reader.close)
+    return reader
+
+
+def _vllm_step_scorer(source: PRMSource, spec: PRMSpec, engines: ExitStack) -> "ImplicitStepScorer | VLLMStepScorer":
+    if spec.family == "implicit":
+        from stepladder.prm.implicit_scorer import ImplicitStepScorer
+
+        return ImplicitStepScorer(_vllm_reader(source, spec, engines), prompt_length=len)
+    from stepladder.prm.vllm import VLLMStepScorer
+
+    scorer = VLLMStepScorer.from_pretrained(source.model, settings=_vllm_settings(source, num_engines=1))
+    engines.callback(scorer.close)
+    return scorer
+
+
+def _vllm_settings(source: PRMSource, *, num_engines: int) -> "EngineSettings":
+    from stepladder.lm.vllm import EngineSettings
+
+    return EngineSettings(dtype=source.dtype, memory_share=source.memory_share / num_engines, trust_remote_code=source.trust_remote_code)
 
 
 def open_step_scorer(source: PRMSource) -> "TransformersStepScorer | ImplicitStepScorer":
@@ -229,7 +287,8 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str,
         raise ConfigError(f"--rewards: must be one of {', '.join(REWARDS)}: got {rewards!r}")
     spec = resolve_source(source)
     file = load_stepwise(path, split=spec.split)
-    scores = score_solutions(open_scorer(source), file.solutions)
+    with open_scorer(source) as scorer:
+        scores = score_solutions(scorer, file.solutions)
     rows = []
     for solution, steps in zip(file.solutions, scores, strict=True):
         row = {

@@ -285,7 +285,8 @@ def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, wha
 def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
     """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
-    scores = score_solutions(open_scorer(source), solutions)
+    with open_scorer(source) as scorer:
+        scores = score_solutions(scorer, solutions)
     return _step_figures([(steps, solution.labels) for solution, steps in zip(solutions, scores, strict=True)])
 
 

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 from stepladder.cli import app
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.loading import load_bare_lm
 from stepladder.prm.reader import CachedModel, Solution, StepReader
-from stepladder.prm.specs import NAMED_SPECS
+from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.prm.vllm import VLLMLogps, vllm_reader
-from tests.models import save_tiny_policy
+from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -71,6 +72,38 @@ def test_scores_are_those_of_the_transformers_reader(name, tmp_path):
         assert len({score for scores in reader.score(solutions) for score in scores}) > 4
     finally:
         reader.close()
+
+
+@pytest.mark.parametrize("name", ["trl", "tokens", "implicit", "ensemble"])
+def test_prm_score_and_eval_are_the_same_on_either_backend(name, tmp_path):
+    """``--backend vllm`` gives the scores and figures of ``--backend transformers``: text, the policy's tokens, two models, an ensemble."""
+    options = []
+    if name == "tokens":
+        model, step_format = save_tiny_scorer(tmp_path / "model", max_positions=CONTEXT), StepFormat()
+        step_format.save(model)
+        PRMSpec(renderer_hash=PromptRenderer(tiny_scorer()[1], step_format).hash).save(model)
+    elif name == "ensemble":
+        model = tmp_path / "model"
+        for number in range(2):
+            NAMED_SPECS["trl"].spec.save(_save(model / f"member-{number:02d}", "trl", seed=number))
+    else:
+        model, options = _save(tmp_path / "model", name), ["--spec", name]
+        options += ["--reference", str(_save(tmp_path / "reference", name, seed=1))] if name == "implicit" else []
+    rows = [{"question": f"1+{i}", "steps": ["is", f"{i}", "so"], "labels": [1, i % 2, 0]} for i in range(4)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for backend in ("transformers", "vllm"):
+        scores, figures = tmp_path / f"{backend}.jsonl", tmp_path / f"{backend}.json"
+        shared = ["--model", str(model), *options, "--backend", backend, "--dtype", "float32"]
+        for words in (["score", str(file), "--output", str(scores)], ["eval", str(file), "--json", str(figures)]):
+            done = CliRunner().invoke(app, ["prm", *words, *shared])
+            assert done.exit_code == 0, done.output
+        steps = np.array([json.loads(line)["scores"] for line in scores.read_text().splitlines()], float)
+        found.append((steps, json.loads(figures.read_text())["steps"]))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    assert np.isfinite(found[0][0]).all() and len(np.unique(found[0][0].round(6))) > 4
+    assert found[0][1]["auc"] == pytest.approx(found[1][1]["auc"]) and found[0][1]["brier"] == pytest.approx(found[1][1]["brier"], abs=1e-4)
 
 
 def test_a_new_step_forwards_what_lies_behind_the_last_whole_block(tmp_path):

@@ -109,6 +109,9 @@ def test_score_asks_a_judge(tmp_path):
         ({"question": "Q", "steps": ["a"]}, ["--spec", "math-shepherd"], "must have id 387"),
         ({"question": "Q"}, ["--spec", "trl"], "in.jsonl:1: field 'solution'"),
         ({"question": "Q", "steps": ["a"]}, ["--spec", "trl", "--aggregation", "median"], "--aggregation: must be one of"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "trl", "--backend", "sglang"], "--backend: must be one of transformers, vllm"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "trl", "--backend", "vllm"], "--device: vLLM takes the GPU"),
+        ({"question": "Q", "steps": ["a"]}, ["--spec", "judge", "--backend", "vllm", "--device", "auto"], "--backend: a judge"),
     ],
 )
 def test_score_says_in_one_line_what_is_wrong(tmp_path, row, options, message):
