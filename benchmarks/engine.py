@@ -4,7 +4,8 @@
     python benchmarks/engine.py --device cuda      the same on a GPU
 
 Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
-The ratio compares tokens per second inside the policy. The last column is the search as a whole, scoring and bookkeeping included.
+The ratio compares tokens per second inside the policy; the overall figure counts scoring and bookkeeping, too. A second table shows steps
+whose lengths differ tenfold, where an engine that waits for the longest one of a batch stalls.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepladder.data.labels import trace_from_solution
 from stepladder.data.problems import load_problems, load_seed_solutions
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import GlyphTask
+from stepladder.embedded.model import build_tokenizer
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.training import TrainSettings
 from stepladder.mcts.engine import EngineStats, SearchEngine
@@ -31,12 +35,17 @@ from stepladder.prm.model import initialise_prm
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
+SETUPS = (("majority", 4), ("mcts", 1), ("mcts", 4), ("mcts", 8), ("beam", 4))
 WARM_UP_UPDATES = 150
+LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = 16, 8, 64
+LONG_PROMPT_TOKENS = 200
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
 
 
 class Bench:
     """The models and problems of a benchmark."""
+
+    max_step_tokens = 12
 
     def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str) -> None:
         """Build the embedded task and warm its model up for a little while, so that its steps end where steps end."""
@@ -82,43 +91,86 @@ class Bench:
         return list(engine.search(self.problems)), engine.stats
 
 
+class LongSteps(Bench):
+    """A model with random weights: nearly every token is about as likely as any other, so a newline comes after some 50 of them.
+
+    The lengths of its steps are geometric: most lie between 6 and 180 tokens.
+    """
+
+    max_step_tokens = 256
+
+    def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n") -> None:
+        """Build the model and its problems."""
+        task = GlyphTask(num_train=1)
+        tokenizer = build_tokenizer(task)
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=192,
+            max_position_embeddings=4096,
+            eos_token_id=None,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
+        self.policy_dir = folder / "long"
+        LlamaForCausalLM(config).save_pretrained(self.policy_dir)
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(self.policy_dir)
+        self.tokenizer = load_tokenizer(self.policy_dir)
+        self.step_format = StepFormat(answer_pattern=r"(never)", step_end=step_end)
+        self.renderer = PromptRenderer(self.tokenizer, self.step_format)
+        digits = "0123456789"
+        self.problems = [Problem(id=str(i), question=(f"{i:05d}" + digits * 20)[:LONG_PROMPT_TOKENS]) for i in range(num_problems)]
+        self.device, self.max_batch = device, max_batch
+
+
+def measure(bench: Bench, console: Console, *, simulations: int, title: str) -> None:
+    """Print how fast methods are, and the engine's own share of their time."""
+    table = Table("method", "tokens", "tokens/s in policy", "of sampling", "engine share", "tokens/s overall", "nodes", title=title)
+    sampling = None
+    budget = Budget(num_simulations=simulations, max_depth=8, max_step_tokens=bench.max_step_tokens)
+    for name, wave in SETUPS:
+        begin = time.perf_counter()
+        results, stats = bench.search(resolve_method(name, wave=wave), budget, scored=name != "majority")
+        seconds = time.perf_counter() - begin
+        tokens = sum(result.tree.generated_tokens for result in results)
+        rate = tokens / stats.policy_s
+        sampling = sampling or rate
+        table.add_row(
+            "independent sampling" if name == "majority" else f"{name}, W={wave}",
+            f"{tokens:,}",
+            f"{rate:,.0f}",
+            f"{rate / sampling:.2f}",
+            f"{stats.engine_s / stats.total_s:.1%}",
+            f"{tokens / seconds:,.0f}",
+            f"{sum(len(result.tree.parents) for result in results):,}",
+        )
+    console.print(table)
+
+
 def main() -> None:
-    """Run the benchmark and print its table."""
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--simulations", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=1024)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    console = Console(width=120)
+    extent = f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}"
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), num_problems=arguments.problems, max_batch=arguments.max_batch, device=arguments.device)
-        table = Table("method", "tokens", "tokens/s in policy", "of sampling", "engine share", "tokens/s overall", "nodes")
-        sampling = None
         # Load the compiled code, which a process does once.
-        bench.search(resolve_method("mcts"), Budget(num_simulations=2, max_depth=2, max_step_tokens=12), scored=True)
-        for name, wave, scored in (("majority", 4, False), ("mcts", 1, True), ("mcts", 4, True), ("beam", 4, True)):
-            method = resolve_method(name, wave=wave)
-            begin = time.perf_counter()
-            results, stats = bench.search(
-                method, Budget(num_simulations=arguments.simulations, max_depth=8, max_step_tokens=12), scored=scored
-            )
-            seconds = time.perf_counter() - begin
-            tokens = sum(result.tree.generated_tokens for result in results)
-            rate = tokens / stats.policy_s
-            sampling = sampling or rate
-            nodes = sum(len(result.tree.parents) for result in results)
-            table.add_row(
-                f"{name}, W={wave}" if scored else "independent sampling",
-                f"{tokens:,}",
-                f"{rate:,.0f}",
-                f"{rate / sampling:.2f}",
-                f"{stats.engine_s / stats.total_s:.1%}",
-                f"{tokens / seconds:,.0f}",
-                f"{nodes:,}",
-            )
-    console = Console(width=120)
-    console.print(f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}, {arguments.device}")
-    console.print(table)
+        for name in ("majority", "mcts", "beam"):
+            bench.search(resolve_method(name), Budget(num_simulations=2, max_depth=2, max_step_tokens=12), scored=name != "majority")
+        measure(bench, console, simulations=arguments.simulations, title=f"embedded task: {extent}, {arguments.device}")
+        long_steps = LongSteps(Path(folder), num_problems=LONG_PROBLEMS, max_batch=LONG_BATCH, device=arguments.device)
+        extent = f"{LONG_PROBLEMS} problems x {LONG_SIMULATIONS} simulations, batch {LONG_BATCH}"
+        measure(long_steps, console, simulations=LONG_SIMULATIONS, title=f"long steps of uneven length: {extent}, {arguments.device}")
     console.print(f"tree arrays: {allocate(1, num_nodes=1, num_slots=4).bytes_per_node} bytes per node at K = 4")
 
 

@@ -19,25 +19,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.engine import Bench
-from stepladder.embedded.glyphs import GlyphTask
-from stepladder.embedded.model import build_tokenizer
+from benchmarks.engine import SETUPS, Bench, LongSteps
 from stepladder.errors import StepladderError
 from stepladder.interfaces import StepRequest, StepResult
-from stepladder.lm.loading import load_model_settings, load_tokenizer
+from stepladder.lm.loading import load_model_settings
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.loops.token_use import TokenUse, unique_tokens
 from stepladder.mcts.methods import resolve_method
 from stepladder.policy.backends.vllm import VLLMPolicy
-from stepladder.policy.prompts import PromptRenderer, StepFormat
-from stepladder.types import Budget, Problem, SearchResult
+from stepladder.types import Budget, SearchResult
 
-SETUPS = (("majority", 4), ("mcts", 1), ("mcts", 4), ("mcts", 8), ("beam", 4))
-LONG_PROMPT_TOKENS = 200
 STEP_LENGTHS = {8: (16, 17), 32: (16, 17), 128: (4, 9), 512: (2, 5)}
 """Tokens of a step, and the problems and simulations that it is measured with: the root, and then waves of four leaves."""
 BLOCK_SIZES = (16, 32, 128)
@@ -87,49 +81,21 @@ class VLLMBench(Bench):
         return self.used
 
 
-class LongSteps(VLLMBench):
-    """A model with random weights: nearly every token is about as likely as any other, so a newline comes after some 50 of them."""
-
-    max_step_tokens = 256
-
-    def __init__(self, folder: Path, *, num_problems: int, max_batch: int, step_end: str = "\n") -> None:
-        """Build the model and its problems."""
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        task = GlyphTask(num_train=1)
-        tokenizer = build_tokenizer(task)
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            intermediate_size=192,
-            max_position_embeddings=4096,
-            eos_token_id=None,
-            bos_token_id=None,
-            pad_token_id=0,
-        )
-        self.policy_dir = folder / "long"
-        LlamaForCausalLM(config).save_pretrained(self.policy_dir)
-        tokenizer.eos_token = None
-        tokenizer.save_pretrained(self.policy_dir)
-        self.tokenizer = load_tokenizer(self.policy_dir)
-        self.step_format = StepFormat(answer_pattern=r"(never)", step_end=step_end)
-        self.renderer = PromptRenderer(self.tokenizer, self.step_format)
-        digits = "0123456789"
-        self.problems = [Problem(id=str(i), question=(f"{i:05d}" + digits * 20)[:LONG_PROMPT_TOKENS]) for i in range(num_problems)]
-        self.device, self.max_batch = "auto", max_batch
+class LongVLLMSteps(LongSteps, VLLMBench):
+    """Long steps on vLLM."""
 
 
-class EvenSteps(LongSteps):
+class EvenSteps(LongVLLMSteps):
     """The same model, whose steps end only where they are cut and go on behind the cut: all steps have one length."""
 
     def __init__(self, folder: Path, *, max_batch: int) -> None:
         """Build the model; the text that would end a step does not occur."""
         super().__init__(
-            folder, num_problems=max(problems for problems, _ in STEP_LENGTHS.values()), max_batch=max_batch, step_end="\n" * 9
+            folder,
+            num_problems=max(problems for problems, _ in STEP_LENGTHS.values()),
+            max_batch=max_batch,
+            device="auto",
+            step_end="\n" * 9,
         )
         self.all_problems = self.problems
         self.on_vllm = True
@@ -229,7 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, make, title in (
             ("embedded", lambda: VLLMBench(Path(folder), **common, device="auto"), "embedded task"),
-            ("long", lambda: LongSteps(Path(folder), **common), "long steps of uneven length"),
+            ("long", lambda: LongVLLMSteps(Path(folder), **common, device="auto"), "long steps of uneven length"),
         ):
             if name in wanted:
                 bench = make()

@@ -118,12 +118,11 @@ class SearchEngine:
         run = _Run(self, iter(problems))
         while run.states or not run.drained:
             with self._one_turn():
+                run.exchange()
                 finished = run.launch()
                 if on_progress is not None and run.has_news:
                     on_progress(run.event())
             yield from finished
-            with self._one_turn():
-                run.exchange()
 
     @contextmanager
     def _one_turn(self) -> Iterator[None]:
@@ -185,10 +184,13 @@ class _Stream:
             raise BackendError(
                 f"{self._name}: collect() must return a result while requests are in flight: got none for {len(self)} requests"
             )
+        pairs = []
         for result in results:
-            if result.ticket not in self._open:
+            job = self._open.pop(result.ticket, None)
+            if job is None:
                 raise BackendError(f"{self._name}: every result must carry the ticket of an open request: got {result.ticket}")
-        return [(self._open.pop(result.ticket), result) for result in results]
+            pairs.append((job, result))
+        return pairs
 
 
 class _Run:
@@ -369,24 +371,20 @@ class _Run:
 
     def _take_samples(self) -> None:
         asked: list[_PolicyJob] = []
+        rolls_out = self.engine.method.rollouts > 0
         for (state, expansion, rollout), result in self._policy.collect():
             if rollout is None:
                 jobs = state.receive(expansion, result)
-                if not jobs:
-                    asked += self._rollouts(state, expansion)
+                if rolls_out and not jobs:
+                    asked += _rollouts(state, expansion)
             else:
                 jobs = state.receive_rollout(expansion, rollout, result)
-            self._unscored += [(state, job) for job in jobs]
+            for job in jobs:
+                self._unscored.append((state, job))
             if state.pending == 0:
                 self._complete.append(state)
         if asked:
             self._policy.submit(asked, _step_request)
-
-    def _rollouts(self, state: SearchState, expansion: Expansion) -> list["_PolicyJob"]:
-        """Return the rollouts that follow once an expansion's own scores are in."""
-        if self.engine.method.rollouts == 0:
-            return []
-        return [(state, expansion, rollout) for rollout in state.ask_rollouts(expansion)]
 
     def _exchange_scores(self, scorer: _Stream) -> None:
         """Feed the scorer once at least as much waits for it as for the policy: large batches, and neither of them starves."""
@@ -396,11 +394,12 @@ class _Run:
         if not len(scorer):
             return
         asked: list[_PolicyJob] = []
+        rolls_out = self.engine.method.rollouts > 0
         for (state, job), result in scorer.collect():
             _take_scores(job, result)
             state.pending -= 1
-            if job.target is job.owner:
-                asked += self._rollouts(state, job.owner)
+            if rolls_out and job.target is job.owner:
+                asked += _rollouts(state, job.owner)
             if state.pending == 0:
                 self._complete.append(state)
         if asked:
@@ -439,11 +438,13 @@ def _step_request(ticket: int, job: _PolicyJob) -> StepRequest:
     return state.request(ticket, expansion) if rollout is None else state.rollout_request(ticket, expansion, rollout)
 
 
+def _rollouts(state: SearchState, expansion: Expansion) -> list[_PolicyJob]:
+    """Return the rollouts that follow once an expansion's own scores are in."""
+    return [(state, expansion, rollout) for rollout in state.ask_rollouts(expansion)]
+
+
 def _score_request(ticket: int, job: tuple[SearchState, ScoreJob]) -> ScoreRequest:
-    waiting = job[1]
-    steps = waiting.target.steps
-    branches = tuple([tuple([steps[i].token_ids for i in branch]) for branch in waiting.branches])
-    return ScoreRequest(ticket=ticket, prefix_ids=waiting.prefix_ids, branches=branches)
+    return ScoreRequest(ticket=ticket, prefix_ids=job[1].prefix_ids, branches=job[1].branches)
 
 
 def _take_scores(job: ScoreJob, result: ScoreResult) -> None:
@@ -453,6 +454,5 @@ def _take_scores(job: ScoreJob, result: ScoreResult) -> None:
             f"expected {[len(branch) for branch in job.branches]} -- run stepladder.testing.check_scorer on the backend"
         )
     known = job.target.scores
-    places, scores = chain.from_iterable(job.branches), chain.from_iterable(result.scores)
-    for i, score in zip(places, scores, strict=True):
+    for i, score in zip(job.places, chain.from_iterable(result.scores), strict=True):
         known[i] = None if score is None or math.isnan(score) else float(score)

@@ -104,7 +104,7 @@ def _gather(states: Sequence[SearchState]) -> Waves:
     expansions = [(state, expansion) for state in states for expansion in state.wave]
     sizes = np.array([len(expansion.steps) for _, expansion in expansions])
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    reasons = _flat(state.table.stop_reasons[expansion.first : expansion.first + len(expansion.steps)] for state, expansion in expansions)
+    reasons = _flat(expansion.reasons for _, expansion in expansions)
     return Waves(
         expansions=expansions,
         rows=np.array([state.row for state, _ in expansions]),
@@ -282,5 +282,5 @@ def _sums(values: np.ndarray, waves: Waves) -> Float[np.ndarray, "E"]:
     return np.bincount(waves.owners, values, minlength=len(waves.sizes))
 
 
-def _flat(lists: Iterable[list[Any]]) -> list[Any]:
+def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
     return list(chain.from_iterable(lists))

@@ -26,6 +26,8 @@ _StepKey = tuple[int, tuple[int, ...], StopReason]
 """(parent, tokens, stop reason): what makes two samples the same node."""
 _NAMES = {reason: reason.value for reason in StopReason}
 """Plain strings: an enum's ``value`` is Python code."""
+_STEP, _END = StopReason.STEP, StopReason.END
+"""Looking a member up is Python code, too."""
 
 
 class SearchState:
@@ -149,23 +151,23 @@ class SearchState:
     def ask(self, leaves: list[int], num_draws: int) -> list[Expansion]:
         """Begin a wave; return the expansions that need the policy. Revisits ask for nothing."""
         samples = [num_draws] if self._draws_solutions else self._samples_after(leaves)
-        self.wave = [self._expansion(leaf, num_samples) for leaf, num_samples in zip(leaves, samples, strict=True)]
-        asked = [expansion for expansion in self.wave if expansion.num_samples]
+        asked = []
+        for leaf, num_samples in zip(leaves, samples, strict=True):
+            expansion = Expansion(leaf, num_samples)
+            self.wave.append(expansion)
+            if num_samples:
+                expansion.prefix_ids = self.prompt_ids + self.table.path_ids(leaf)
+                asked.append(expansion)
         self.num_simulations += num_draws if self._draws_solutions else len(leaves)
         self.pending = len(asked)
         self._policy_calls += len(asked)
         return asked
 
-    def _expansion(self, leaf: int, num_samples: int) -> Expansion:
-        if num_samples == 0:
-            return Expansion(leaf, 0)
-        return Expansion(leaf, num_samples, self.prompt_ids + self.table.path_ids(leaf))
-
     def _samples_after(self, leaves: list[int]) -> list[int]:
         """Return how many steps to sample after each leaf; 0 where its solution has ended."""
         method, numbers = self.method, []
         for leaf in leaves:
-            if self.table.stop_reasons[leaf] != StopReason.STEP:
+            if self.table.stop_reasons[leaf] is not _STEP:
                 numbers.append(0)
             elif method.temperature == 0:
                 numbers.append(1)
@@ -236,7 +238,7 @@ class SearchState:
             BackendError: If the policy returned another number of samples than asked, or a sample that goes on where it ended.
         """
         samples = result.samples
-        self._check_samples(result, expansion.num_samples, self._max_steps)
+        self._check_samples(samples, expansion.num_samples, self._max_steps)
         self.pending -= 1
         self._num_samples += len(samples)
         if self._draws_solutions:
@@ -246,10 +248,10 @@ class SearchState:
         expansion.scores = [None] * len(expansion.steps)
         return self._score_jobs(expansion) if self._scored else []
 
-    def _check_samples(self, result: StepResult, num_samples: int, max_steps: int) -> None:
-        if len(result.samples) == num_samples and are_whole(result.samples, max_steps):
+    def _check_samples(self, samples: tuple[tuple[Step, ...], ...], num_samples: int, max_steps: int) -> None:
+        if len(samples) == num_samples and are_whole(samples, max_steps):
             return
-        got = [[str(step.stop_reason) for step in steps] for steps in result.samples]
+        got = [[str(step.stop_reason) for step in steps] for steps in samples]
         raise BackendError(
             f"policy: a request for {num_samples} samples of up to {max_steps} steps must return as many, of which only the last step may "
             f"end otherwise than at a boundary: got {got} -- run stepladder.testing.check_policy on the backend"
@@ -257,19 +259,24 @@ class SearchState:
 
     def _graft_steps(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children; equal ones become one."""
-        steps, counts, num_tokens, by_text = expansion.steps, expansion.counts, 0, self.method.merge == "text"
+        steps: list[Step] = []
+        counts: list[int] = []
+        num_tokens, by_text = 0, self.method.merge == "text"
         known: dict[tuple[tuple[int, ...] | str, StopReason], int] = {}
-        for (sampled,) in samples:
-            step = sampled if sampled.token_ids else failed(sampled)
-            num_tokens += len(step.token_ids)
-            same = " ".join(step.text.split()) if by_text else step.token_ids
-            place = known.setdefault((same, step.stop_reason), len(steps))
-            if place == len(steps):
+        for (step,) in samples:
+            token_ids = step.token_ids
+            if not token_ids:
+                step = failed(step)
+            num_tokens += len(token_ids)
+            key = (" ".join(step.text.split()) if by_text else token_ids, step.stop_reason)
+            if key in known:
+                counts[known[key]] += 1
+            else:
+                known[key] = len(steps)
                 steps.append(step)
                 counts.append(1)
-            else:
-                counts[place] += 1
         self.generated_tokens += num_tokens
+        expansion.steps, expansion.counts = steps, counts
         expansion.parents = [expansion.leaf] * len(steps)
         expansion.depths = [self.table.depths[expansion.leaf] + 1] * len(steps)
 
@@ -281,6 +288,11 @@ class SearchState:
         """
         known: dict[_StepKey, int] = {}
         depth = self.table.depths[expansion.leaf]
+        new: list[Step] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        twins: list[tuple[int, int]] = []
+        ends: list[int] = []
         for steps in samples:
             at = expansion.leaf
             for i, sampled in enumerate(steps, start=1):
@@ -289,38 +301,43 @@ class SearchState:
                 key = (at, step.token_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
                 if found is None or i == len(steps):
-                    at = ~len(expansion.steps)
+                    at = ~len(new)
                     if found is not None:
-                        expansion.twins[~at] = found
+                        twins.append((~at, found))
                     known.setdefault(key, at)
-                    expansion.parents.append(key[0])
-                    expansion.steps.append(step)
-                    expansion.depths.append(depth + i)
+                    parents.append(key[0])
+                    new.append(step)
+                    depths.append(depth + i)
                 else:
                     at = found
                 if step.stop_reason == StopReason.ERROR:
                     break
-            expansion.ends.append(at)
-        expansion.counts = [1] * len(expansion.steps)
+            ends.append(at)
+        expansion.steps, expansion.parents, expansion.depths = new, parents, depths
+        expansion.counts, expansion.twins, expansion.ends = [1] * len(new), twins, ends
 
     def _score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
-        lengths = [len(step.token_ids) for step in expansion.steps]
-        for i in expansion.twins:
-            lengths[i] = 0
-        new = [i for i, length in enumerate(lengths) if length]
-        self._scored_tokens += sum(lengths)
+        places = [place for place, step in enumerate(expansion.steps) if step.token_ids]
         if self._draws_solutions:
-            jobs = self._solution_jobs(expansion, new)
-        else:
-            jobs = [ScoreJob(expansion, expansion, expansion.prefix_ids, [[i] for i in new])] if new else []
+            return self._await_scores(self._solution_jobs(expansion, places))
+        if not places:
+            return []
+        branches = tuple([(step.token_ids,) for step in expansion.steps if step.token_ids])
+        return self._await_scores([ScoreJob(expansion, expansion, expansion.prefix_ids, places, branches)])
+
+    def _await_scores(self, jobs: list[ScoreJob]) -> list[ScoreJob]:
         self.pending += len(jobs)
+        self._scored_tokens += sum([len(token_ids) for job in jobs for branch in job.branches for token_ids in branch])
         return jobs
 
-    def _solution_jobs(self, expansion: Expansion, new: list[int]) -> list[ScoreJob]:
-        """Cut the new nodes into branches, each as long as possible, so that every step is scored once."""
+    def _solution_jobs(self, expansion: Expansion, places: list[int]) -> list[ScoreJob]:
+        """Cut the new nodes but the twins into branches, each as long as possible, so that every step is scored once."""
         groups: dict[int, list[list[int]]] = {}
         branch_ending_at: dict[int, list[int]] = {}
-        for i in new:
+        twins = {place for place, _ in expansion.twins}
+        for i in places:
+            if i in twins:
+                continue
             parent = expansion.parents[i]
             branch = branch_ending_at.pop(parent, None)
             if branch is None:
@@ -328,7 +345,7 @@ class SearchState:
                 groups.setdefault(parent, []).append(branch)
             branch.append(i)
             branch_ending_at[~i] = branch
-        return [ScoreJob(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
+        return [ScoreJob.of(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
 
     def _prefix_ids(self, expansion: Expansion, at: int) -> tuple[int, ...]:
         steps: tuple[int, ...] = ()
@@ -347,12 +364,14 @@ class SearchState:
             scores = [-1.0 if score is None else score for score in expansion.scores]
             places = [i for i in places if i == scores.index(max(scores))]
         longest = self.budget.max_depth if method.rollout_steps is None else method.rollout_steps
+        rollouts = []
         for i in places:
             max_steps = min(longest, self.budget.max_depth - expansion.depths[i])
-            expansion.rollouts.append(Rollout(i, expansion.prefix_ids + expansion.steps[i].token_ids, max_steps))
+            rollouts.append(Rollout(i, expansion.prefix_ids + expansion.steps[i].token_ids, max_steps))
+        expansion.rollouts = rollouts
         self.pending += len(places)
         self._policy_calls += len(places)
-        return expansion.rollouts
+        return rollouts
 
     def _can_go_on(self, expansion: Expansion, place: int) -> bool:
         reason = expansion.steps[place].stop_reason
@@ -377,7 +396,7 @@ class SearchState:
         Raises:
             BackendError: As ``receive``.
         """
-        self._check_samples(result, self.method.rollouts, rollout.max_steps)
+        self._check_samples(result.samples, self.method.rollouts, rollout.max_steps)
         self.pending -= 1
         text = self.table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
         for steps in result.samples:
@@ -392,9 +411,7 @@ class SearchState:
         branches = [branch for branch in branches if branch]
         if not self._scored or not branches:
             return []
-        self._scored_tokens += sum([len(rollout.steps[i].token_ids) for branch in branches for i in branch])
-        self.pending += 1
-        return [ScoreJob(expansion, rollout, rollout.prefix_ids, branches)]
+        return self._await_scores([ScoreJob.of(expansion, rollout, rollout.prefix_ids, branches)])
 
     def rollout_worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
         """Return what the rollouts of a new node say by the method's ``rollout_value``; None where they say nothing.
@@ -449,11 +466,12 @@ class SearchState:
         if not self._label_mode:
             return []
         rolled_out = [answer for expansion in self.wave for rollout in expansion.rollouts for answer in rollout.answers]
-        answers = dict.fromkeys(self.table.answers[first:] + rolled_out)
+        new = [self.table.answers.get(node) for node in range(first, len(self.table.steps))]
+        answers = dict.fromkeys(new + rolled_out)
         return [answer for answer in answers if answer is not None and answer not in self.verdicts]
 
     def _enter(self, expansion: Expansion) -> None:
-        table, unknown = self.table, [None] * len(expansion.steps)
+        table = self.table
         expansion.first = first = len(table.steps)
         reasons = [step.stop_reason for step in expansion.steps]
         if self.method.cut_steps == "continue":
@@ -470,11 +488,10 @@ class SearchState:
         table.depths += expansion.depths
         table.stop_reasons += reasons
         table.scores += expansion.scores
-        table.answers += unknown
-        table.outcomes += unknown
-        for i, twin in expansion.twins.items():
+        expansion.reasons = reasons
+        for i, twin in expansion.twins:
             table.scores[first + i] = table.scores[twin if twin >= 0 else first + ~twin]
-        if StopReason.END in reasons:
+        if _END in reasons:
             self._read_answers(reasons, first)
         if self._draws_solutions:
             expansion.ends = [end if end >= 0 else first + ~end for end in expansion.ends]
@@ -484,11 +501,13 @@ class SearchState:
     def _read_answers(self, reasons: list[StopReason], first: int) -> None:
         table, texts = self.table, {}
         for index, reason in enumerate(reasons, start=first):
-            if reason == StopReason.END:
+            if reason is _END:
                 parent = table.parents[index]
                 # Siblings share all text but their own.
                 before = texts[parent] = texts[parent] if parent in texts else table.path_text(parent)
-                table.answers[index] = self._renderer.extract_answer(before + table.steps[index].text)
+                answer = self._renderer.extract_answer(before + table.steps[index].text)
+                if answer is not None:
+                    table.answers[index] = answer
 
     def worth_of_end(self, expansion: Expansion, index: int) -> float | None:
         """Value a new node of an expansion at which the solution ended or was cut.
@@ -497,7 +516,7 @@ class SearchState:
         cannot give an answer any more (cut, failed, or ended without a readable one) 0.
         """
         table = self.table
-        answer, score = table.answers[index], table.scores[index]
+        answer, score = table.answers.get(index), table.scores[index]
         if self._by_agreement and answer is not None:
             return self._share_of(answer, expansion)
         if self.method.estimate == "path":
@@ -511,7 +530,7 @@ class SearchState:
         """Return the share of an answer among those that the samples of an expansion and their rollouts reached."""
         reached = Counter(answer for rollout in expansion.rollouts for answer in rollout.answers if answer is not None)
         for index, count in enumerate(expansion.counts, start=expansion.first):
-            known = self.table.answers[index]
+            known = self.table.answers.get(index)
             if known is not None:
                 reached[known] += count
         return reached[answer] / reached.total()
@@ -523,7 +542,7 @@ class SearchState:
         rule = self.method.answer_rule
         by_mass = rule == "path-vote" and not self._draws_solutions
         for index, count in enumerate([1] if again else expansion.counts, start=first):
-            answer = table.answers[index]
+            answer = table.answers.get(index)
             if answer is None:
                 continue
             if by_mass:
@@ -561,7 +580,7 @@ class SearchState:
     @property
     def solved(self) -> bool:
         """Whether the tree holds a right answer; always False in solve mode."""
-        return 1.0 in self.table.outcomes
+        return 1.0 in self.table.outcomes.values()
 
     def result(self, tree: Tree, reason: StopReason) -> SearchResult:
         """Return what the search found."""
@@ -578,7 +597,7 @@ class SearchState:
 
     def _record(self, tree: Tree) -> TreeRecord:
         table, row = self.table, self.row
-        used = slice(len(table.steps))
+        nodes, used = range(len(table.steps)), slice(len(table.steps))
         visits = tree.visits[row, used].tolist()
         if self._draws_solutions:
             priors = [1.0] + [visits[node] / visits[parent] for node, parent in enumerate(table.parents) if node]
@@ -591,16 +610,16 @@ class SearchState:
             method=self.method.name,
             parents=table.parents,
             depths=table.depths,
-            token_ids=[list(step.token_ids) for step in table.steps],
-            logps=[list(step.logps) for step in table.steps],
+            token_ids=[[*step.token_ids] for step in table.steps],
+            logps=[[*step.logps] for step in table.steps],
             texts=[step.text if step.message is None else step.message for step in table.steps],
             priors=priors,
             scores=table.scores,
             visits=visits,
             values=[None if math.isnan(value) else value for value in tree.value[row, used].tolist()],
-            stop_reasons=[_NAMES[reason] for reason in table.stop_reasons],
-            answers=table.answers,
-            outcomes=table.outcomes,
+            stop_reasons=list(map(_NAMES.__getitem__, table.stop_reasons)),
+            answers=list(map(table.answers.get, nodes)),
+            outcomes=list(map(table.outcomes.get, nodes)),
             generated_tokens=self.generated_tokens,
             policy_calls=self._policy_calls,
             scored_tokens=self._scored_tokens,

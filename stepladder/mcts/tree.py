@@ -281,7 +281,7 @@ def land(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -
 
 @dataclass(slots=True)
 class StepTable:
-    """The steps of one row: entry i of every list belongs to node i; the root's are empty."""
+    """The steps of one row: entry i of every list belongs to node i, the root's are empty; what few nodes have stands by node."""
 
     parents: list[int] = field(default_factory=lambda: [Tree.NO_PARENT])
     """Parent index."""
@@ -293,10 +293,10 @@ class StepTable:
     """The step's stop reason, DEPTH where the depth limit cut the solution."""
     scores: list[float | None] = field(default_factory=lambda: [None])
     """PRM score of the step."""
-    answers: list[str | None] = field(default_factory=lambda: [None])
-    """Final answer of a terminal."""
-    outcomes: list[float | None] = field(default_factory=lambda: [None])
-    """Verdict on an ended node in label mode."""
+    answers: dict[int, str] = field(default_factory=dict)
+    """Final answers of the terminals in which one could be read."""
+    outcomes: dict[int, float] = field(default_factory=dict)
+    """Verdicts on ended nodes, label mode only."""
 
     def path(self, node: int) -> list[int]:
         """Return the nodes from the first step to ``node``, the root left out."""

@@ -1,6 +1,8 @@
 """What a wave asks for and what comes back: expansions, their rollouts, and the scores they wait for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from stepladder.types import Step, StopReason
 
@@ -33,19 +35,21 @@ class Expansion:
     prefix_ids: tuple[int, ...] = ()
     first: int = 0
     """Index of its first new node, once the nodes are numbered."""
-    steps: list[Step] = field(default_factory=list)
+    steps: Sequence[Step] = ()
     """The step that becomes each new node."""
-    parents: list[int] = field(default_factory=list)
+    parents: Sequence[int] = ()
     """Index of the parent in the tree, or ~i for new node i of the same expansion."""
-    depths: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    depths: Sequence[int] = ()
+    counts: Sequence[int] = ()
     """Samples that were merged into each."""
+    reasons: Sequence[StopReason] = ()
+    """As in ``StepTable``, once the nodes are numbered."""
     scores: list[float | None] = field(default_factory=list)
-    twins: dict[int, int] = field(default_factory=dict)
-    """Of a new node that repeats an equal step after the same prefix, the node whose score it shares, as ``parents`` counts."""
-    rollouts: list[Rollout] = field(default_factory=list)
+    twins: Sequence[tuple[int, int]] = ()
+    """New nodes that repeat an equal step after the same prefix, each with the node whose score it shares, as ``parents`` counts."""
+    rollouts: Sequence[Rollout] = ()
     """What values the new nodes beside their scores."""
-    ends: list[int] = field(default_factory=list)
+    ends: Sequence[int] = ()
     """Per sample of a sampling method its last node, as ``parents`` counts."""
 
 
@@ -58,8 +62,16 @@ class ScoreJob:
     target: Expansion | Rollout
     """What holds the steps and takes their scores."""
     prefix_ids: tuple[int, ...]
-    branches: list[list[int]]
-    """Places of the steps in the target."""
+    places: list[int]
+    """Places of the steps in the target, branch after branch."""
+    branches: tuple[tuple[tuple[int, ...], ...], ...]
+    """Tokens of the steps of each branch."""
+
+    @classmethod
+    def of(cls, owner: Expansion, target: Expansion | Rollout, prefix_ids: tuple[int, ...], branches: list[list[int]]) -> "ScoreJob":
+        """Return the job for branches given as places in the target."""
+        tokens = [tuple([target.steps[place].token_ids for place in branch]) for branch in branches]
+        return cls(owner, target, prefix_ids, list(chain.from_iterable(branches)), tuple(tokens))
 
 
 def are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:

@@ -170,9 +170,8 @@ class PromptRenderer:
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token_id
         has_bos = bool(bos) and text.startswith(str(bos))
         ids = self.tokenizer.encode(text, add_special_tokens=not has_bos)
-        bare = self.tokenizer.encode(text, add_special_tokens=False)
         # Some tokenizers close what they encode; a prompt stays open.
-        if ids and ids[-1] == eos and (not bare or bare[-1] != eos):
+        if ids and ids[-1] == eos and self.tokenizer.encode(text, add_special_tokens=False)[-1:] != [eos]:
             ids = ids[:-1]
         begin: Any = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else eos
         return ids or ([] if begin is None else [begin])

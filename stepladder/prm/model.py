@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_token_classifier
+from stepladder.lm.training import quiet
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, Transform
 from stepladder.types import derive_seed
 
@@ -78,7 +79,9 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
         CheckpointError: If the model cannot be read, or its head is not linear.
         ConfigError: If device or dtype cannot be had.
     """
-    model = load_token_classifier(start, **options, num_labels=num_outputs)
+    # The library warns that the head is not in the directory, which is as it should be.
+    with quiet():
+        model = load_token_classifier(start, **options, num_labels=num_outputs)
     _draw_head(_head(model, start, num_outputs), derive_seed(seed, "value head"))
     _remove_head_dropout(model)
     return model
