@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/prm-study"))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--updates", type=int, default=700)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--members", type=int, default=4)
