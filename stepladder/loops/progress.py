@@ -37,7 +37,7 @@ class ProgressDisplay:
             TimeRemainingColumn(),
         )
         with RichProgress(*columns, console=self.console, disable=not self.console.is_terminal) as bars:
-            tasks = {stage: bars.add_task(stage, total=total, rate="") for stage, total in totals.items()}
+            tasks = {stage: bars.add_task(stage, start=False, total=total, rate="") for stage, total in totals.items()}
             tracker = _Tracker(bars, tasks, dict(totals), self.console)
             yield tracker.update
             tracker.finish()
@@ -48,11 +48,19 @@ class _Tracker:
 
     def __init__(self, bars: RichProgress, tasks: dict[str, TaskID], totals: dict[str, int | None], console: Console) -> None:
         self._bars, self._tasks, self._totals, self._console = bars, tasks, totals, console
-        self._begin = self._last_line = time.monotonic()
+        self._last_report = self._last_line = time.monotonic()
         self._sums: dict[str, Progress] = {}
+        self._spans: dict[str, tuple[float, float]] = {}
+        """When each stage began and when it last reported."""
 
     def update(self, progress: Progress) -> None:
         """Add one report to its stage."""
+        if progress.stage not in self._spans and progress.stage in self._tasks:
+            self._bars.start_task(self._tasks[progress.stage])
+        # Stages follow each other: what a stage reports first, it has done since the stage before it reported last.
+        begin, _ = self._spans.get(progress.stage, (self._last_report, None))
+        self._last_report = time.monotonic()
+        self._spans[progress.stage] = begin, self._last_report
         before = self._sums.get(progress.stage, Progress(stage=progress.stage))
         now = Progress(
             stage=progress.stage,
@@ -65,8 +73,8 @@ class _Tracker:
         if progress.stage in self._tasks:
             total = self._totals[progress.stage]
             self._bars.update(self._tasks[progress.stage], completed=now.items, total=total, rate=self._rate(now))
-        if not self._console.is_terminal and time.monotonic() - self._last_line >= _PLAIN_INTERVAL_S:
-            self._last_line = time.monotonic()
+        if not self._console.is_terminal and self._last_report - self._last_line >= _PLAIN_INTERVAL_S:
+            self._last_line = self._last_report
             self._line(now)
 
     def finish(self) -> None:
@@ -75,13 +83,16 @@ class _Tracker:
             for now in self._sums.values():
                 self._line(now)
 
+    def _seconds(self, stage: str) -> float:
+        begin, end = self._spans[stage]
+        return end - begin
+
     def _rate(self, now: Progress) -> str:
-        seconds = max(time.monotonic() - self._begin, 1e-9)
         solved = f", solved {now.solved}" if now.solved else ""
-        return f"{now.tokens / seconds:,.0f} tokens/s{solved}"
+        return f"{now.tokens / max(self._seconds(now.stage), 1e-9):,.0f} tokens/s{solved}"
 
     def _line(self, now: Progress) -> None:
-        seconds = time.monotonic() - self._begin
-        total = self._totals[now.stage] or now.items
-        left = seconds / max(now.items, 1) * max(total - now.items, 0)
-        self._console.print(f"{now.stage}: {now.items}/{total}, {self._rate(now)}, {seconds:.0f} s, {left:.0f} s left", highlight=False)
+        seconds, total = self._seconds(now.stage), self._totals[now.stage] or now.items
+        # Before the first item is done nothing is known of the time that one takes.
+        left = f", {seconds / now.items * max(total - now.items, 0):.0f} s left" if now.items else ""
+        self._console.print(f"{now.stage}: {now.items}/{total}, {self._rate(now)}, {seconds:.0f} s{left}", highlight=False)
