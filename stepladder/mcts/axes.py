@@ -163,8 +163,8 @@ class SearchMethod:
     def __post_init__(self) -> None:
         for name, members in _FAMILIES.items():
             _check_member(self.name, name, getattr(self, name), members)
-        for name in _COUNTS:
-            _check_count(self.name, name, getattr(self, name), optional=name in _OPTIONAL)
+        for name, least in _COUNTS.items():
+            _check_count(self.name, name, getattr(self, name), least=least)
         for name, rule, holds in _RANGES:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -174,8 +174,6 @@ class SearchMethod:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"method {self.name!r}: {name} must be true or false: got {getattr(self, name)!r}")
-        if isinstance(self.rollouts, bool) or not isinstance(self.rollouts, int) or self.rollouts < 0:
-            raise ConfigError(f"method {self.name!r}: rollouts must be a whole number >= 0: got {self.rollouts!r}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -260,17 +258,19 @@ _FAMILIES = {
     "answer_rule": ANSWER_RULES,
     "aggregation": AGGREGATIONS,
 }
-_COUNTS = (
-    "num_children",
-    "wave",
-    "root_num_children",
-    "max_considered",
-    "groups",
-    "stop_agreement",
-    "stop_window",
-    "commit",
-    "rollout_steps",
-)
+_COUNTS = {
+    "num_children": 1,
+    "wave": 1,
+    "root_num_children": 1,
+    "max_considered": 1,
+    "groups": 1,
+    "stop_agreement": 1,
+    "stop_window": 1,
+    "commit": 1,
+    "rollouts": 0,
+    "rollout_steps": 1,
+}
+"""Least value of every whole number."""
 _OPTIONAL = ("root_num_children", "stop_agreement", "commit", "rollout_steps", "stop_value", "branch_entropy")
 _FLAGS = ("rescale_values", "share", "stop_at_goal")
 _RANGES = (
@@ -301,11 +301,11 @@ def _check_member(method: str, name: str, value: Any, members: tuple[str, ...]) 
         raise ConfigError(f"method {method!r}: {name} must be one of {', '.join(members)}: got {value!r}{nearest(value, members)}")
 
 
-def _check_count(method: str, name: str, value: Any, *, optional: bool) -> None:
-    if value is None and optional:
+def _check_count(method: str, name: str, value: Any, *, least: int) -> None:
+    if value is None and name in _OPTIONAL:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"method {method!r}: {name} must be a whole number >= 1: got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"method {method!r}: {name} must be a whole number >= {least}: got {value!r}")
 
 
 def nearest(value: Any, names: Iterable[str]) -> str:
