@@ -130,7 +130,8 @@ class SearchMethod:
     """Weight of a path's last score h beside the aggregated score g of all of it: a path scores (g + ahead * h) / (1 + ahead), >= 0. With
     ``estimate`` = ``path``, best-first goes by A*'s g + ahead * h."""
     reward: str = "none"
-    """Reward of a step: ``none``, or ``gain`` (its estimate less its parent's, 0.5 standing for an unknown parent's)."""
+    """Reward of a step: ``none``, or ``gain`` (its estimate less its parent's, 0.5 standing for an unknown parent's). Not in
+    sampling."""
     cut_steps: str = "end"
     """A step that is cut at ``max_step_tokens`` is the ``end`` of its solution, or a segment after which it may ``continue``."""
     backup: str = "mean"
@@ -207,6 +208,7 @@ class SearchMethod:
             "commit needs a selection that descends from the root": self.commit is not None and not self.descends,
             "critic_mix needs puct or uct": self.critic_mix > 0 and (not self.descends or self.selection == "gumbel"),
             "share needs a beam": self.share and self.selection != "beam",
+            "reward needs steps, not whole solutions": self.reward != "none" and self.samples_solutions,
             "branch_entropy needs steps, not whole solutions": self.branch_entropy is not None and self.samples_solutions,
             "stop_at_goal needs best-first or depth-first": self.stop_at_goal and self.selection not in ("best-first", "depth-first"),
         }
