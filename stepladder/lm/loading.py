@@ -132,10 +132,8 @@ def load_causal_lm(
         CheckpointError: If there is no such model, or it cannot be read.
         ConfigError: If device or dtype cannot be had.
     """
-    place = resolve_device(device)
-    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
-    model = _loaded(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
-    return (model if quantization else model.to(place)).eval()
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    return _load_model(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
 
 
 def load_token_classifier(
@@ -153,15 +151,19 @@ def load_token_classifier(
         CheckpointError: If there is no such model, or it cannot be read.
         ConfigError: If device or dtype cannot be had.
     """
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    return _load_model(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+
+
+def _load_model(
+    source: str | Path, what: str, load: Callable[..., PreTrainedModel], *, device: str, dtype: str, quantization: Any, **options: Any
+) -> PreTrainedModel:
+    """Load a model onto its device; a quantised one goes there while it is loaded."""
     place = resolve_device(device)
-    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
-    model = _loaded(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+    if quantization:
+        options |= {"quantization_config": quantization, "device_map": {"": place}}
+    model = _loaded(source, what, load, dtype=resolve_dtype(dtype, place), **options)
     return (model if quantization else model.to(place)).eval()
-
-
-def _quantized(quantization: Any, place: torch.device) -> dict[str, Any]:
-    """Return the loading options of a quantised model, which goes to its device while it is loaded."""
-    return {"quantization_config": quantization, "device_map": {"": place}} if quantization else {}
 
 
 def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
