@@ -14,7 +14,6 @@ The order of the rows is fixed before training starts (``schedule.py``), so a re
 """
 
 import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -48,7 +47,7 @@ from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
 from stepladder.lm.trackers import TRACKERS, check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
-from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, run_rows, tree_attention
+from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, tree_attention
 from stepladder.types import derive_seed
 
 
@@ -362,7 +361,7 @@ def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSe
     if not settings.packed:
         return "paths"
     try:
-        check_tree_attention(model, longest=max(len(sequence) for row in rows for sequence in row.sequences))
+        check_tree_attention(model, longest=max(row.length for row in rows))
     except BackendError as error:
         return f"paths: {error}"
     return "trees"
@@ -478,12 +477,3 @@ def identity_of(settings: TrainSettings, **parts: Any) -> str:
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     """Return the context in which the Trainer runs forward passes, for passes outside it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16)
-
-
-def last_logits(model: nn.Module, inputs: dict[str, Tensor], *, positions: int) -> Tensor:
-    """Return the logits of the last ``positions`` positions; a model that can compute only those does so.
-
-    With a large vocabulary the logits of the prompt would cost more than everything else.
-    """
-    can_skip = "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters
-    return run_rows(model, inputs, **({"logits_to_keep": positions} if can_skip else {}))[:, -positions:]

@@ -138,11 +138,17 @@ def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> 
     return model(**arguments, **options, use_cache=False).logits
 
 
-def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"]) -> Float[Tensor, "B C V"]:
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"] | int) -> Float[Tensor, "B C V"]:
     """Return the logits of some columns; a model that can compute only those does so.
 
     With a large vocabulary the logits of the prompt would cost more than everything else.
+
+    Args:
+        model: As for ``run_rows``.
+        inputs: As for ``run_rows``.
+        columns: The columns, or how many of the last ones.
     """
     if "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters:
         return run_rows(model, inputs, logits_to_keep=columns)
-    return run_rows(model, inputs)[:, columns]
+    logits = run_rows(model, inputs)
+    return logits[:, -columns:] if isinstance(columns, int) else logits[:, columns]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepladder.errors import ConfigError
-from stepladder.lm.training import Batch, last_logits
+from stepladder.lm.training import Batch
 from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.losses import (
     IGNORE,
@@ -55,7 +55,7 @@ def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
     """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
     targets = batch["targets"]
     if "sources" not in batch:
-        return token_logps(last_logits(model, batch["inputs"], positions=targets.shape[1]), targets)
+        return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
     return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
 
 

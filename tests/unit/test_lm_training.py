@@ -21,7 +21,8 @@ from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
 from stepladder.lm.rows import pad
 from stepladder.lm.schedule import batch_schedule
-from stepladder.lm.training import TrainSettings, last_logits, split_held_out
+from stepladder.lm.training import TrainSettings, split_held_out
+from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.train import completion_rows, train_sft
 from stepladder.types import Provenance, Trace
 from tests.models import save_tiny_policy
@@ -358,11 +359,12 @@ def test_autocast_training_keeps_float32_weights(start: Path, tmp_path: Path) ->
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.float32
 
 
-def test_last_logits_are_the_end_of_all_logits(start: Path) -> None:
+def test_logits_of_some_columns_are_those_among_all(start: Path) -> None:
     """Skipping the prompt's logits gives the same numbers as computing all of them."""
     model = AutoModelForCausalLM.from_pretrained(start)
     inputs = {"input_ids": torch.arange(4, 16).view(2, 6)}
-    torch.testing.assert_close(last_logits(model, inputs, positions=2), model(**inputs).logits[:, -2:])
+    torch.testing.assert_close(logits_at(model, inputs, 2), model(**inputs).logits[:, -2:])
+    torch.testing.assert_close(logits_at(model, inputs, torch.tensor([1, 4])), model(**inputs).logits[:, [1, 4]])
 
 
 def test_a_training_killed_outright_ends_with_the_undisturbed_bytes(start: Path, tmp_path: Path) -> None:
