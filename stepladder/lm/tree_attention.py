@@ -21,12 +21,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from stepladder.errors import BackendError
+from stepladder.lm.flat import length_dependent_rotary
 from stepladder.lm.packing import Layout
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> whether the query sees the key, as FlexAttention wants it."""
 
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _WINDOWED = "sliding_attention"
 _MIN_FLEX_HEAD_DIM = 16
 """Smallest head that FlexAttention's kernels take."""
@@ -56,9 +56,7 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
     problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention", _WINDOWED})]
     if _WINDOWED in kinds and window is not None and window < longest:
         problems.append(f"a sliding window of {window} tokens for sequences of {longest}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds_of_rope = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
-    problems += [f"{name!r} rotary scaling" for name in sorted(kinds_of_rope & _LENGTH_DEPENDENT_ROPE)]
+    problems += length_dependent_rotary(config)
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         problems.append("no position ids")
     if not (model._supports_sdpa and model._supports_attention_backend):
