@@ -48,8 +48,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: must be 'auto', 'cpu', 'cuda' or 'cuda:N': got {device!r}") from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be 'auto', 'cpu', 'cuda' or 'cuda:N': got {device!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device!r} must exist: this machine has {torch.cuda.device_count()} GPUs -- use 'auto' or 'cpu'")
     return resolved
@@ -174,7 +176,8 @@ def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: 
         return load(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- check that the directory is complete") from error
+        remedy = "check that the directory is complete" if Path(source).is_dir() else "check the name and the way to the hub"
+        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- {remedy}") from error
 
 
 def _looks_like_path(source: str | Path) -> bool:
