@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from transformers.utils import logging as hf_logging
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
 from stepladder.lm.adapters import LoraSettings, quantization, with_adapters, without_adapters
+from stepladder.lm.checks import check_ranges
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
@@ -57,6 +58,10 @@ class PackedCollate(Protocol):
     def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
         """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
         ...
+
+
+LearningRate = Literal["linear", "cosine", "constant"]
+"""Courses of the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +88,7 @@ class TrainSettings:
     """Largest tree, >= 1; larger ones are cut. Attention on a CPU costs its square."""
     warmup_ratio: float = 0.03
     """Share of the updates over which the learning rate rises from 0, in [0, 1]."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: LearningRate = "linear"
     """Course of the learning rate after the rise; linear and cosine end at 0."""
     weight_decay: float = 0.0
     """AdamW weight decay, >= 0."""
@@ -111,26 +116,25 @@ class TrainSettings:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
+        schedules, can_hold_out = get_args(LearningRate), self.checkpoint_every > 0
         rules = {
-            "learning_rate": self.learning_rate > 0,
-            "epochs": self.epochs > 0,
-            "max_updates": self.max_updates is None or self.max_updates >= 1,
-            "batch_size": self.batch_size >= 1,
-            "micro_batch_size": self.micro_batch_size is None or self.micro_batch_size >= 1,
-            "row_tokens": self.row_tokens >= 1,
-            "warmup_ratio": 0 <= self.warmup_ratio <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "checkpoint_every": self.checkpoint_every >= 0,
-            "keep_checkpoints": self.keep_checkpoints >= 1,
-            "held_out": 0 <= self.held_out < 1 and (self.held_out == 0 or self.checkpoint_every > 0),
-            "report_to": set(self.report_to) <= set(TRACKERS),
-            "lora": self.lora is None or (self.lora.r >= 1 and self.lora.alpha >= 1 and 0 <= self.lora.dropout < 1),
-            "seed": self.seed >= 0,
+            "learning_rate": ("> 0", self.learning_rate > 0),
+            "epochs": ("> 0 and finite", 0 < self.epochs < math.inf),
+            "max_updates": (">= 1 or None", self.max_updates is None or self.max_updates >= 1),
+            "batch_size": (">= 1", self.batch_size >= 1),
+            "micro_batch_size": (">= 1 or None", self.micro_batch_size is None or self.micro_batch_size >= 1),
+            "row_tokens": (">= 1", self.row_tokens >= 1),
+            "warmup_ratio": ("in [0, 1]", 0 <= self.warmup_ratio <= 1),
+            "schedule": (f"one of {', '.join(schedules)}", self.schedule in schedules),
+            "weight_decay": (">= 0", self.weight_decay >= 0),
+            "max_grad_norm": ("> 0", self.max_grad_norm > 0),
+            "checkpoint_every": (">= 0", self.checkpoint_every >= 0),
+            "keep_checkpoints": (">= 1", self.keep_checkpoints >= 1),
+            "held_out": ("in [0, 1), and 0 without checkpoint_every", self.held_out == 0 or (0 < self.held_out < 1 and can_hold_out)),
+            "report_to": (f"names of {', '.join(TRACKERS)}", set(self.report_to) <= set(TRACKERS)),
+            "seed": (">= 0", self.seed >= 0),
         }
-        for name, holds in rules.items():
-            if not holds:
-                raise ConfigError(f"training: {name} is out of range: got {getattr(self, name)!r} -- see the range in the settings")
+        check_ranges(self, rules, where="training")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -146,14 +147,22 @@ def test_pad_fills_on_the_right() -> None:
         {"held_out": 1.0, "checkpoint_every": 1},
         {"held_out": 0.1},
         {"report_to": ("slack",)},
-        {"lora": LoraSettings(r=0)},
+        {"epochs": math.inf},
+        {"schedule": "cosin"},
         {"seed": -1},
     ],
 )
 def test_impossible_settings_are_refused(bad: dict) -> None:
-    """The message names the setting."""
-    with pytest.raises(ConfigError, match=next(iter(bad))):
+    """The message names the setting, and what it must be."""
+    with pytest.raises(ConfigError, match=f"training: {next(iter(bad))} must be "):
         TrainSettings(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"r": 0}, {"alpha": 0}, {"dropout": 1.0}])
+def test_impossible_adapters_are_refused(bad: dict) -> None:
+    """The message names the setting, and what it must be."""
+    with pytest.raises(ConfigError, match=f"lora: {next(iter(bad))} must be "):
+        LoraSettings(**bad)
 
 
 def test_another_gpu_is_chosen_by_the_environment(start: Path, tmp_path: Path) -> None:
