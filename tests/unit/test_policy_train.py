@@ -257,7 +257,7 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
         ([trace([5], [6]), trace([5], [])], "trace 1.*completion"),
         ([trace([5], [10_000])], "trace 0.*10000"),
         ([trace([5], [-1])], "trace 0.*-1"),
-        ([trace([5] * 10, [6] * 100)], "1 longer than the context"),
+        ([trace([5] * 10, [6] * 100)], "1 longer than the context -- the model's context is"),
     ]
     for rows, message in sft_cases:
         with pytest.raises(DataFormatError, match=message):
@@ -266,7 +266,7 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
         ([], "at least one row"),
         ([pair([5], [6], [7], foreign)], "'renderer-a'.*'renderer-b'"),
         ([pair([5], [6], [])], "pair 0.*completion"),
-        ([pair([5], [6], [6])], "1 equal steps"),
+        ([pair([5], [6], [6])], "1 equal steps -- search more problems"),
     ]
     for rows, message in pair_cases:
         with pytest.raises(DataFormatError, match=message):
