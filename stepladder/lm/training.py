@@ -230,6 +230,8 @@ def run_training(
     """
     start = time.perf_counter()
     check_trackers(settings.report_to)
+    if file := next((path for path in (out_dir, *out_dir.parents) if path.exists() and not path.is_dir()), None):
+        raise CheckpointError(f"training: out_dir must be a directory or not exist: got the file {file} -- choose another place")
     if settings.lora and settings.lora.four_bit and not getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(f"training: lora.four_bit is not known to this training of a {type(model).__name__} -- set it to false")
     here = this_process(resolve_device(settings.device))

@@ -318,6 +318,15 @@ def test_a_checkpoint_cut_off_in_writing_is_not_used(start: Path, tmp_path: Path
     assert steps == [1, 2, 3, 4, 5, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_a_place_that_no_directory_can_be_at_is_refused_before_training(start: Path, tmp_path: Path, place: str) -> None:
+    """A file where the model, or a directory above it, is to be: the message names it, and no update is made."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"out_dir must be a directory or not exist: got the file .*file -- "):
+        train_sft(start, random_traces(), tmp_path / place, SETTINGS, renderer_hash=HASH, on_progress=lambda *_: pytest.fail("an update"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
 def test_checkpoints_of_another_training_are_refused(start: Path, tmp_path: Path) -> None:
     """Other rows or settings never continue from these weights; the message says what to delete."""
     settings = replace(SETTINGS, checkpoint_every=1)
