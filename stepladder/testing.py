@@ -189,12 +189,9 @@ class ExactVerifier:
     def __init__(self, answers: Mapping[str, str]) -> None:
         """Hold the reference answer of every problem id."""
         self._answers = dict(answers)
-        self.num_calls = 0
-        """Calls of ``grade`` so far."""
 
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order."""
-        self.num_calls += 1
         return [self._verdict(problem_id, answer) for problem_id, answer in answers]
 
     def _verdict(self, problem_id: str, answer: str | None) -> Verdict:

@@ -15,6 +15,7 @@ from peft import (
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from stepladder.errors import ConfigError
+from stepladder.lm.checks import check_ranges
 from stepladder.types import derive_seed
 
 
@@ -33,6 +34,10 @@ class LoraSettings:
     four_bit: bool = False
     """Hold the frozen weights in 4 bits (QLoRA; NF4, scales quantised too); needs bitsandbytes. What is saved is the rounded weights
     plus the adapters: the model that was trained."""
+
+    def __post_init__(self) -> None:
+        rules = {"r": (">= 1", self.r >= 1), "alpha": (">= 1", self.alpha >= 1), "dropout": ("in [0, 1)", 0 <= self.dropout < 1)}
+        check_ranges(self, rules, where="lora")
 
 
 def quantization(lora: LoraSettings | None) -> BitsAndBytesConfig | None:

@@ -138,16 +138,20 @@ class FlatModel:
 
 def _check_plain(model: PreTrainedModel, config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope_types = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
-    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention"})]
-    problems += [f"{name!r} rotary scaling" for name in sorted(rope_types & _LENGTH_DEPENDENT_ROPE)]
+    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention"})] + length_dependent_rotary(config)
     if not model._supports_attention_backend:
         problems.append("attention outside transformers' registry")
     if problems:
         raise BackendError(
             f"{type(model).__name__}: only plain causal attention can be cached: got {', '.join(problems)} -- use another model or backend"
         )
+
+
+def length_dependent_rotary(config: Any) -> list[str]:
+    """Return what a model's configuration says of rotary scalings that depend on the length of a pass, one phrase each."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
+    return [f"{kind!r} rotary scaling" for kind in sorted(kinds & _LENGTH_DEPENDENT_ROPE)]
 
 
 def attend_padded(

@@ -48,8 +48,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: must be 'auto', 'cpu', 'cuda' or 'cuda:N': got {device!r}") from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be 'auto', 'cpu', 'cuda' or 'cuda:N': got {device!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device!r} must exist: this machine has {torch.cuda.device_count()} GPUs -- use 'auto' or 'cpu'")
     return resolved
@@ -132,10 +134,8 @@ def load_causal_lm(
         CheckpointError: If there is no such model, or it cannot be read.
         ConfigError: If device or dtype cannot be had.
     """
-    place = resolve_device(device)
-    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
-    model = _loaded(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
-    return (model if quantization else model.to(place)).eval()
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    return _load_model(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
 
 
 def load_token_classifier(
@@ -153,15 +153,19 @@ def load_token_classifier(
         CheckpointError: If there is no such model, or it cannot be read.
         ConfigError: If device or dtype cannot be had.
     """
+    options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    return _load_model(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+
+
+def _load_model(
+    source: str | Path, what: str, load: Callable[..., PreTrainedModel], *, device: str, dtype: str, quantization: Any, **options: Any
+) -> PreTrainedModel:
+    """Load a model onto its device; a quantised one goes there while it is loaded."""
     place = resolve_device(device)
-    options = {"dtype": resolve_dtype(dtype, place), "trust_remote_code": trust_remote_code, **_quantized(quantization, place)}
-    model = _loaded(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+    if quantization:
+        options |= {"quantization_config": quantization, "device_map": {"": place}}
+    model = _loaded(source, what, load, dtype=resolve_dtype(dtype, place), **options)
     return (model if quantization else model.to(place)).eval()
-
-
-def _quantized(quantization: Any, place: torch.device) -> dict[str, Any]:
-    """Return the loading options of a quantised model, which goes to its device while it is loaded."""
-    return {"quantization_config": quantization, "device_map": {"": place}} if quantization else {}
 
 
 def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
@@ -172,7 +176,8 @@ def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: 
         return load(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- check that the directory is complete") from error
+        remedy = "check that the directory is complete" if Path(source).is_dir() else "check the name and the way to the hub"
+        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- {remedy}") from error
 
 
 def _looks_like_path(source: str | Path) -> bool:

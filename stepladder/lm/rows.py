@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from stepladder.errors import DataFormatError
 from stepladder.types import Provenance
 
+_MORE_ROWS = "search more problems or loosen the label settings"
+
 
 @runtime_checkable
 class Row(Protocol):
@@ -35,7 +37,7 @@ def check_provenance(provenances: Iterable[Provenance], *, renderer_hash: str, w
     """
     found = {provenance.renderer_hash for provenance in provenances}
     if not found:
-        raise DataFormatError(f"{what}: training needs at least one row: got none -- search more problems or loosen the label settings")
+        raise DataFormatError(f"{what}: training needs at least one row: got none -- {_MORE_ROWS}")
     if foreign := sorted(found - {renderer_hash}):
         raise DataFormatError(
             f"{what}: every row must come from renderer {renderer_hash!r}: got {', '.join(map(repr, foreign))} "
@@ -71,7 +73,8 @@ def fit_context(rows: Sequence[RowT], model: PreTrainedModel, dropped: dict[str,
         dropped["longer than the context"] = len(rows) - len(kept)
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise DataFormatError(f"{what}: no row can be trained on: dropped {reasons} -- the model's context is {limit} tokens")
+        remedy = f"the model's context is {limit} tokens" if rows else _MORE_ROWS
+        raise DataFormatError(f"{what}: no row can be trained on: dropped {reasons} -- {remedy}")
     return kept
 
 

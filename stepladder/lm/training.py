@@ -14,7 +14,6 @@ The order of the rows is fixed before training starts (``schedule.py``), so a re
 """
 
 import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -23,10 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -40,6 +39,7 @@ from transformers.utils import logging as hf_logging
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
 from stepladder.lm.adapters import LoraSettings, quantization, with_adapters, without_adapters
+from stepladder.lm.checks import check_ranges
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
@@ -48,7 +48,7 @@ from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
 from stepladder.lm.trackers import TRACKERS, check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
-from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, run_rows, tree_attention
+from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, tree_attention
 from stepladder.types import derive_seed
 
 
@@ -58,6 +58,10 @@ class PackedCollate(Protocol):
     def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
         """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
         ...
+
+
+LearningRate = Literal["linear", "cosine", "constant"]
+"""Courses of the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +88,7 @@ class TrainSettings:
     """Largest tree, >= 1; larger ones are cut. Attention on a CPU costs its square."""
     warmup_ratio: float = 0.03
     """Share of the updates over which the learning rate rises from 0, in [0, 1]."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: LearningRate = "linear"
     """Course of the learning rate after the rise; linear and cosine end at 0."""
     weight_decay: float = 0.0
     """AdamW weight decay, >= 0."""
@@ -112,26 +116,25 @@ class TrainSettings:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
+        schedules, can_hold_out = get_args(LearningRate), self.checkpoint_every > 0
         rules = {
-            "learning_rate": self.learning_rate > 0,
-            "epochs": self.epochs > 0,
-            "max_updates": self.max_updates is None or self.max_updates >= 1,
-            "batch_size": self.batch_size >= 1,
-            "micro_batch_size": self.micro_batch_size is None or self.micro_batch_size >= 1,
-            "row_tokens": self.row_tokens >= 1,
-            "warmup_ratio": 0 <= self.warmup_ratio <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "checkpoint_every": self.checkpoint_every >= 0,
-            "keep_checkpoints": self.keep_checkpoints >= 1,
-            "held_out": 0 <= self.held_out < 1 and (self.held_out == 0 or self.checkpoint_every > 0),
-            "report_to": set(self.report_to) <= set(TRACKERS),
-            "lora": self.lora is None or (self.lora.r >= 1 and self.lora.alpha >= 1 and 0 <= self.lora.dropout < 1),
-            "seed": self.seed >= 0,
+            "learning_rate": ("> 0", self.learning_rate > 0),
+            "epochs": ("> 0 and finite", 0 < self.epochs < math.inf),
+            "max_updates": (">= 1 or None", self.max_updates is None or self.max_updates >= 1),
+            "batch_size": (">= 1", self.batch_size >= 1),
+            "micro_batch_size": (">= 1 or None", self.micro_batch_size is None or self.micro_batch_size >= 1),
+            "row_tokens": (">= 1", self.row_tokens >= 1),
+            "warmup_ratio": ("in [0, 1]", 0 <= self.warmup_ratio <= 1),
+            "schedule": (f"one of {', '.join(schedules)}", self.schedule in schedules),
+            "weight_decay": (">= 0", self.weight_decay >= 0),
+            "max_grad_norm": ("> 0", self.max_grad_norm > 0),
+            "checkpoint_every": (">= 0", self.checkpoint_every >= 0),
+            "keep_checkpoints": (">= 1", self.keep_checkpoints >= 1),
+            "held_out": ("in [0, 1), and 0 without checkpoint_every", self.held_out == 0 or (0 < self.held_out < 1 and can_hold_out)),
+            "report_to": (f"names of {', '.join(TRACKERS)}", set(self.report_to) <= set(TRACKERS)),
+            "seed": (">= 0", self.seed >= 0),
         }
-        for name, holds in rules.items():
-            if not holds:
-                raise ConfigError(f"training: {name} is out of range: got {getattr(self, name)!r} -- see the range in the settings")
+        check_ranges(self, rules, where="training")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +230,8 @@ def run_training(
     """
     start = time.perf_counter()
     check_trackers(settings.report_to)
+    if file := next((path for path in (out_dir, *out_dir.parents) if path.exists() and not path.is_dir()), None):
+        raise CheckpointError(f"training: out_dir must be a directory or not exist: got the file {file} -- choose another place")
     if settings.lora and settings.lora.four_bit and not getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(f"training: lora.four_bit is not known to this training of a {type(model).__name__} -- set it to false")
     here = this_process(resolve_device(settings.device))
@@ -362,7 +367,7 @@ def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSe
     if not settings.packed:
         return "paths"
     try:
-        check_tree_attention(model, longest=max(len(sequence) for row in rows for sequence in row.sequences))
+        check_tree_attention(model, longest=max(row.length for row in rows))
     except BackendError as error:
         return f"paths: {error}"
     return "trees"
@@ -478,12 +483,3 @@ def identity_of(settings: TrainSettings, **parts: Any) -> str:
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     """Return the context in which the Trainer runs forward passes, for passes outside it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16)
-
-
-def last_logits(model: nn.Module, inputs: dict[str, Tensor], *, positions: int) -> Tensor:
-    """Return the logits of the last ``positions`` positions; a model that can compute only those does so.
-
-    With a large vocabulary the logits of the prompt would cost more than everything else.
-    """
-    can_skip = "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters
-    return run_rows(model, inputs, **({"logits_to_keep": positions} if can_skip else {}))[:, -positions:]

@@ -21,12 +21,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from stepladder.errors import BackendError
+from stepladder.lm.flat import length_dependent_rotary
 from stepladder.lm.packing import Layout
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> whether the query sees the key, as FlexAttention wants it."""
 
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _WINDOWED = "sliding_attention"
 _MIN_FLEX_HEAD_DIM = 16
 """Smallest head that FlexAttention's kernels take."""
@@ -56,9 +56,7 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
     problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention", _WINDOWED})]
     if _WINDOWED in kinds and window is not None and window < longest:
         problems.append(f"a sliding window of {window} tokens for sequences of {longest}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds_of_rope = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
-    problems += [f"{name!r} rotary scaling" for name in sorted(kinds_of_rope & _LENGTH_DEPENDENT_ROPE)]
+    problems += length_dependent_rotary(config)
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         problems.append("no position ids")
     if not (model._supports_sdpa and model._supports_attention_backend):
@@ -138,11 +136,17 @@ def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> 
     return model(**arguments, **options, use_cache=False).logits
 
 
-def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"]) -> Float[Tensor, "B C V"]:
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"] | int) -> Float[Tensor, "B C V"]:
     """Return the logits of some columns; a model that can compute only those does so.
 
     With a large vocabulary the logits of the prompt would cost more than everything else.
+
+    Args:
+        model: As for ``run_rows``.
+        inputs: As for ``run_rows``.
+        columns: The columns, or how many of the last ones.
     """
     if "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters:
         return run_rows(model, inputs, logits_to_keep=columns)
-    return run_rows(model, inputs)[:, columns]
+    logits = run_rows(model, inputs)
+    return logits[:, -columns:] if isinstance(columns, int) else logits[:, columns]

@@ -130,7 +130,8 @@ class SearchMethod:
     """Weight of a path's last score h beside the aggregated score g of all of it: a path scores (g + ahead * h) / (1 + ahead), >= 0. With
     ``estimate`` = ``path``, best-first goes by A*'s g + ahead * h."""
     reward: str = "none"
-    """Reward of a step: ``none``, or ``gain`` (its estimate less its parent's, 0.5 standing for an unknown parent's)."""
+    """Reward of a step: ``none``, or ``gain`` (its estimate less its parent's, 0.5 standing for an unknown parent's). Not in
+    sampling."""
     cut_steps: str = "end"
     """A step that is cut at ``max_step_tokens`` is the ``end`` of its solution, or a segment after which it may ``continue``."""
     backup: str = "mean"
@@ -163,8 +164,8 @@ class SearchMethod:
     def __post_init__(self) -> None:
         for name, members in _FAMILIES.items():
             _check_member(self.name, name, getattr(self, name), members)
-        for name in _COUNTS:
-            _check_count(self.name, name, getattr(self, name), optional=name in _OPTIONAL)
+        for name, least in _COUNTS.items():
+            _check_count(self.name, name, getattr(self, name), least=least)
         for name, rule, holds in _RANGES:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -174,8 +175,6 @@ class SearchMethod:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"method {self.name!r}: {name} must be true or false: got {getattr(self, name)!r}")
-        if isinstance(self.rollouts, bool) or not isinstance(self.rollouts, int) or self.rollouts < 0:
-            raise ConfigError(f"method {self.name!r}: rollouts must be a whole number >= 0: got {self.rollouts!r}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -209,6 +208,7 @@ class SearchMethod:
             "commit needs a selection that descends from the root": self.commit is not None and not self.descends,
             "critic_mix needs puct or uct": self.critic_mix > 0 and (not self.descends or self.selection == "gumbel"),
             "share needs a beam": self.share and self.selection != "beam",
+            "reward needs steps, not whole solutions": self.reward != "none" and self.samples_solutions,
             "branch_entropy needs steps, not whole solutions": self.branch_entropy is not None and self.samples_solutions,
             "stop_at_goal needs best-first or depth-first": self.stop_at_goal and self.selection not in ("best-first", "depth-first"),
         }
@@ -260,17 +260,19 @@ _FAMILIES = {
     "answer_rule": ANSWER_RULES,
     "aggregation": AGGREGATIONS,
 }
-_COUNTS = (
-    "num_children",
-    "wave",
-    "root_num_children",
-    "max_considered",
-    "groups",
-    "stop_agreement",
-    "stop_window",
-    "commit",
-    "rollout_steps",
-)
+_COUNTS = {
+    "num_children": 1,
+    "wave": 1,
+    "root_num_children": 1,
+    "max_considered": 1,
+    "groups": 1,
+    "stop_agreement": 1,
+    "stop_window": 1,
+    "commit": 1,
+    "rollouts": 0,
+    "rollout_steps": 1,
+}
+"""Least value of every whole number."""
 _OPTIONAL = ("root_num_children", "stop_agreement", "commit", "rollout_steps", "stop_value", "branch_entropy")
 _FLAGS = ("rescale_values", "share", "stop_at_goal")
 _RANGES = (
@@ -301,11 +303,11 @@ def _check_member(method: str, name: str, value: Any, members: tuple[str, ...]) 
         raise ConfigError(f"method {method!r}: {name} must be one of {', '.join(members)}: got {value!r}{nearest(value, members)}")
 
 
-def _check_count(method: str, name: str, value: Any, *, optional: bool) -> None:
-    if value is None and optional:
+def _check_count(method: str, name: str, value: Any, *, least: int) -> None:
+    if value is None and name in _OPTIONAL:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"method {method!r}: {name} must be a whole number >= 1: got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"method {method!r}: {name} must be a whole number >= {least}: got {value!r}")
 
 
 def nearest(value: Any, names: Iterable[str]) -> str:

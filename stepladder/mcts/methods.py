@@ -23,8 +23,7 @@ OUTSIDE = {
     "COS(M+O)S": "its value of a step, moderate surprisal without incoherence, is a scorer, not a search: any preset that descends can be "
     "given one",
     "TreeRL (EPTree)": "it branches at single tokens in the middle of steps, and nodes here are whole steps; `branch_entropy` decides by "
-    "the "
-    "same surprisal at their ends",
+    "the same surprisal at their ends",
 }
 """Published searches that the axes do not express, and why."""
 

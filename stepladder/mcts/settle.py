@@ -73,9 +73,11 @@ def settle_waves(tree: Tree, states: Sequence[SearchState], method: SearchMethod
     # A root with thousands of draws would need as many slots at every node.
     num_slots = 1 if method.samples_solutions else int(waves.sizes.max())
     tree = grow(tree, num_nodes=max(len(state.table.steps) for state in states), num_slots=num_slots)
-    _write_nodes(tree, waves, worths, priors, _born_visited(waves, worths, method), method)
+    rewards = np.zeros(len(worths)) if method.reward == "none" else _gains(tree, waves, worths)
+    best = _best_nodes(waves, worths, method) if method.evaluation == "best" and not method.samples_solutions else None
+    _write_nodes(tree, waves, worths, priors, rewards, _born_visited(waves, best, method), method)
     land(tree, waves.rows, waves.leaves)
-    paths = _sampled_paths(waves, worths) if method.samples_solutions else _paths(tree, waves, worths, method)
+    paths = _sampled_paths(waves, worths) if method.samples_solutions else _paths(tree, waves, worths + rewards, best, method)
     rule = "mean" if method.samples_solutions else method.backup
     backup_paths(tree, paths.rows, paths.nodes, paths.returns, opened=paths.opened, rule=rule, discount=method.discount)
     for state in states:
@@ -185,15 +187,15 @@ def _note_answers(waves: Waves, priors: Float[np.ndarray, "M"], method: SearchMe
         state.note_answers(expansion)
 
 
-def _born_visited(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Bool[np.ndarray, "M"]:
+def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, method: SearchMethod) -> Bool[np.ndarray, "M"]:
     """Return which new nodes start with a visit, worth their own value."""
-    born = np.full(len(worths), method.evaluation == "children" and not method.samples_solutions)
-    if method.evaluation == "best" and not method.samples_solutions:
-        born[[new for new in _best_nodes(waves, worths, method) if new >= 0]] = True
+    born = np.full(len(waves.owners), method.evaluation == "children" and not method.samples_solutions)
+    if best is not None:
+        born[best[best >= 0]] = True
     return born
 
 
-def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> list[int]:
+def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Int[np.ndarray, "E"]:
     """Return the best new node of each expansion, -1 where it has none: the one rolled out as the best, or of highest worth, the first."""
     best = []
     starts = (np.cumsum(waves.sizes) - waves.sizes).tolist()
@@ -202,7 +204,7 @@ def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMeth
             best.append(start + expansion.rollouts[0].place)
         else:
             best.append(start + int(np.nan_to_num(worths[start : start + size], nan=-1.0).argmax()) if size else -1)
-    return best
+    return np.array(best)
 
 
 def _write_nodes(
@@ -210,6 +212,7 @@ def _write_nodes(
     waves: Waves,
     worths: Float[np.ndarray, "M"],
     priors: Float[np.ndarray, "M"],
+    rewards: Float[np.ndarray, "M"],
     visited: Bool[np.ndarray, "M"],
     method: SearchMethod,
 ) -> None:
@@ -229,7 +232,7 @@ def _write_nodes(
             slots=np.full(new, Tree.NO_SLOT) if method.samples_solutions else waves.slots,
             depths=depths,
             priors=priors.astype(np.float32),
-            rewards=(np.zeros(new) if method.reward == "none" else _gains(tree, waves, worths)).astype(np.float32),
+            rewards=rewards.astype(np.float32),
             raw_values=worths.astype(np.float32),
             visited=visited,
             selectable=waves.goes_on | (method.terminals == "revisit"),
@@ -245,18 +248,20 @@ def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np
     return np.where(np.isnan(worths), 0.0, worths - before)
 
 
-def _paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], method: SearchMethod) -> Paths:
-    """Return one path per expansion, with the mean over its samples, with its best one or with what the leaf itself is worth."""
+def _paths(
+    tree: Tree, waves: Waves, returns_of_new: Float[np.ndarray, "M"], best: Int[np.ndarray, "E"] | None, method: SearchMethod
+) -> Paths:
+    """Return one path per expansion, with the mean over its samples, with its best one or with what the leaf itself is worth.
+
+    A new node brings back its worth and the reward on the way to it, ``returns_of_new``.
+    """
     returns = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
-    if method.evaluation == "best":
-        gains = np.zeros(len(worths)) if method.reward == "none" else _gains(tree, waves, worths)
-        best = np.array(_best_nodes(waves, worths, method))
+    if best is not None:
         # An entry behind the last node for expansions without any.
-        returns = np.where(waves.asked, np.append(worths + gains, math.nan)[best], returns)
+        returns = np.where(waves.asked, np.append(returns_of_new, math.nan)[best], returns)
     if method.evaluation == "children":
-        known = np.where(np.isnan(worths), 0, waves.counts)
-        gains = 0.0 if method.reward == "none" else _gains(tree, waves, worths)
-        totals, weights = _sums(known * (np.nan_to_num(worths) + gains), waves), _sums(known, waves)
+        known = np.where(np.isnan(returns_of_new), 0, waves.counts)
+        totals, weights = _sums(known * np.nan_to_num(returns_of_new), waves), _sums(known, waves)
         means = np.where(weights > 0, totals / np.maximum(weights, 1), np.nan)
         returns = np.where(waves.asked, means, returns)
     num_open = _sums(waves.goes_on, waves).astype(np.int64)

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepladder.errors import ConfigError
-from stepladder.lm.training import Batch, last_logits
+from stepladder.lm.checks import check_ranges
+from stepladder.lm.training import Batch
 from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.losses import (
     IGNORE,
@@ -55,7 +56,7 @@ def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
     """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
     targets = batch["targets"]
     if "sources" not in batch:
-        return token_logps(last_logits(model, batch["inputs"], positions=targets.shape[1]), targets)
+        return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
     return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
 
 
@@ -92,16 +93,17 @@ class PreferenceObjective:
 
     def __post_init__(self) -> None:
         smoothing = self.label_smoothing
+        smoothed = smoothing in get_args(Smoothing) or (isinstance(smoothing, float | int) and 0 <= smoothing < 0.5)
         rules = {
-            "loss_name": self.loss_name in get_args(PairLoss),
-            "beta": self.beta > 0,
-            "label_smoothing": smoothing in get_args(Smoothing) or (isinstance(smoothing, float | int) and 0 <= smoothing < 0.5),
-            "reference_share": 0 <= self.reference_share <= 1,
-            "target_margin": self.target_margin >= 0,
-            "cpl_bias": 0 < self.cpl_bias <= 1,
-            "sft_weight": self.sft_weight >= 0,
+            "loss_name": (f"one of {', '.join(get_args(PairLoss))}", self.loss_name in get_args(PairLoss)),
+            "beta": ("> 0", self.beta > 0),
+            "label_smoothing": (f"in [0, 0.5) or one of {', '.join(get_args(Smoothing))}", smoothed),
+            "reference_share": ("in [0, 1]", 0 <= self.reference_share <= 1),
+            "target_margin": (">= 0", self.target_margin >= 0),
+            "cpl_bias": ("in (0, 1]", 0 < self.cpl_bias <= 1),
+            "sft_weight": (">= 0", self.sft_weight >= 0),
         }
-        _check_ranges(self, rules)
+        check_ranges(self, rules, where="preference training")
         if smoothing and self.loss_name != "dpo":
             raise ConfigError(f"preference training: label_smoothing needs loss 'dpo': got {self.loss_name!r} -- set it to 0")
 
@@ -176,15 +178,13 @@ class UnpairedObjective:
     """Weight of bad ones, >= 0."""
 
     def __post_init__(self) -> None:
-        _check_ranges(
-            self,
-            {
-                "loss_name": self.loss_name in get_args(UnpairedLoss),
-                "beta": self.beta > 0,
-                "good_weight": self.good_weight >= 0,
-                "bad_weight": self.bad_weight >= 0,
-            },
-        )
+        rules = {
+            "loss_name": (f"one of {', '.join(get_args(UnpairedLoss))}", self.loss_name in get_args(UnpairedLoss)),
+            "beta": ("> 0", self.beta > 0),
+            "good_weight": (">= 0", self.good_weight >= 0),
+            "bad_weight": (">= 0", self.bad_weight >= 0),
+        }
+        check_ranges(self, rules, where="preference training")
 
     @property
     def needs_mismatched(self) -> bool:
@@ -212,13 +212,6 @@ class UnpairedObjective:
 
     def _terms(self) -> dict[str, float]:
         return {"beta": self.beta, "good_weight": self.good_weight, "bad_weight": self.bad_weight}
-
-
-def _check_ranges(objective: object, rules: dict[str, bool]) -> None:
-    for name, holds in rules.items():
-        if not holds:
-            got = getattr(objective, name)
-            raise ConfigError(f"preference training: {name} is out of range: got {got!r} -- see the range in the settings")
 
 
 def contrast_sums(logps: Tensor, batch: Batch) -> Tensor:

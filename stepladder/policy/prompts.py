@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -90,10 +90,17 @@ class StepFormat:
             raise CheckpointError(f"{path}: must say how steps are written: not found -- save a StepFormat there or state one") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the format again") from error
-        unknown = set(row) - {field.name for field in fields(cls)}
+        kinds = {field.name: field.type for field in fields(cls)}
+        unknown = sorted(set(row) - set(kinds))
         if version != FORMAT_VERSION or unknown:
-            raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {version!r}, unknown {sorted(unknown)}")
-        return cls(**row)
+            raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {version!r}, unknown {unknown}")
+        for name, value in row.items():
+            if not isinstance(value, cast(type, kinds[name])):
+                raise CheckpointError(f"{path}: {name} must be {getattr(kinds[name], '__name__', kinds[name])}: got {value!r}")
+        try:
+            return cls(**row)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 class PromptRenderer:

@@ -14,7 +14,7 @@ completion token is predicted, and everything from the log-probabilities on is t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -185,9 +185,9 @@ def train_sft(
     """
     check_provenance((trace.provenance for trace in traces), renderer_hash=renderer_hash, what="traces")
     model = load_policy(model_dir, settings, trust_remote_code)
+    save = saver(model_dir, trust_remote_code)
     dropped: dict[str, int] = {}
     rows = fit_context(completion_rows(traces, vocabulary=vocabulary_size(model)), model, dropped, what="traces")
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
         rows,
@@ -197,7 +197,7 @@ def train_sft(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows),
-        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
+        save=save,
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -245,6 +245,7 @@ def train_preference(
     objective = objective or PreferenceObjective()
     check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="preference pairs")
     model = load_policy(model_dir, settings, trust_remote_code)
+    save = saver(model_dir, trust_remote_code)
     dropped: dict[str, int] = {}
     rows = preference_rows(pairs, vocabulary=vocabulary_size(model), dropped=dropped)
     rows = fit_context(rows, model, dropped, what="preference pairs")
@@ -252,7 +253,6 @@ def train_preference(
     identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
     if objective.needs_reference:
         rows = reference_rows(model, rows, settings, reference=reference, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
         rows,
@@ -262,7 +262,7 @@ def train_preference(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity,
-        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
+        save=save,
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -491,6 +491,12 @@ def load_policy(model_dir: str | Path, settings: TrainSettings, trust_remote_cod
     """Load a policy as the settings train it."""
     with quiet():
         return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
+
+
+def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTrainedModel, Path], None]:
+    """Return what writes a trained policy beside the tokenizer and the step format of its start model."""
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    return partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

@@ -7,16 +7,14 @@ rows out, ``UnpairedObjective`` turns logits into a loss.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from stepladder.errors import DataFormatError
-from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.rows import check_provenance, fit_context
-from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training, save_model
+from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training
 from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import UnpairedObjective
 from stepladder.policy.train import (
@@ -27,6 +25,7 @@ from stepladder.policy.train import (
     load_policy,
     read_at,
     reference_rows,
+    saver,
     vocabulary_size,
 )
 from stepladder.types import GradedRow
@@ -118,13 +117,13 @@ def train_unpaired(
     objective = objective or UnpairedObjective()
     check_provenance((row.provenance for row in graded), renderer_hash=renderer_hash, what="graded rows")
     model = load_policy(model_dir, settings, trust_remote_code)
+    save = saver(model_dir, trust_remote_code)
     dropped: dict[str, int] = {}
     rows = unpaired_rows(graded, vocabulary=vocabulary_size(model), mismatched=objective.needs_mismatched)
     rows = fit_context(rows, model, dropped, what="graded rows")
     if reference == SAMPLER:
         _check_sampler(rows)
     identity = identity_of(settings, task="unpaired", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return run_training(
         model,
         reference_rows(
@@ -142,7 +141,7 @@ def train_unpaired(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity,
-        save=partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
+        save=save,
         on_progress=on_progress,
         dropped=dropped,
     )

@@ -173,7 +173,7 @@ def test_train_with_a_categorical_loss_gives_the_head_its_bins(tmp_path):
         (toy_rows(9), ["--scope", "tail"], "--scope: must be full, head or lora"),
         (toy_rows(9), ["--neutral", "maybe"], "neutral: must be one of"),
         (toy_rows(1), [], "both sides of a split need a problem"),
-        (toy_rows(9), ["--learning-rate", "0"], "learning_rate is out of range"),
+        (toy_rows(9), ["--learning-rate", "0"], "learning_rate must be > 0: got 0.0"),
     ],
 )
 def test_train_says_in_one_line_what_is_wrong(tmp_path, rows, options, message):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.loading import load_causal_lm, load_token_classifier, load_tokenizer, resolve_device, resolve_dtype
@@ -44,11 +45,24 @@ def test_what_is_missing_is_named(directory, tmp_path):
         load_causal_lm(tmp_path / "bare", device="cpu")
 
 
+def test_a_hub_id_that_cannot_be_loaded_is_no_incomplete_directory(monkeypatch):
+    """The remedy fits what was given."""
+
+    def refuse(*_, **__):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(CheckpointError, match="someone/model: could not load a tokenizer: no such repository -- check the name"):
+        load_tokenizer("someone/model")
+
+
 def test_devices_and_types_are_checked():
     """Malformed and absent devices and unknown types are configuration errors."""
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="device"):
         resolve_device("gpu")
+    with pytest.raises(ConfigError, match=r"must be 'auto', 'cpu', 'cuda' or 'cuda:N': got 'meta'"):
+        resolve_device("meta")
     with pytest.raises(ConfigError, match="must exist"):
         resolve_device(f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(ConfigError, match="dtype"):

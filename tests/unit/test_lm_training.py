@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
 from stepladder.lm.rows import pad
 from stepladder.lm.schedule import batch_schedule
-from stepladder.lm.training import TrainSettings, last_logits, split_held_out
+from stepladder.lm.training import TrainSettings, split_held_out
+from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.train import completion_rows, train_sft
 from stepladder.types import Provenance, Trace
 from tests.models import save_tiny_policy
@@ -145,14 +147,22 @@ def test_pad_fills_on_the_right() -> None:
         {"held_out": 1.0, "checkpoint_every": 1},
         {"held_out": 0.1},
         {"report_to": ("slack",)},
-        {"lora": LoraSettings(r=0)},
+        {"epochs": math.inf},
+        {"schedule": "cosin"},
         {"seed": -1},
     ],
 )
 def test_impossible_settings_are_refused(bad: dict) -> None:
-    """The message names the setting."""
-    with pytest.raises(ConfigError, match=next(iter(bad))):
+    """The message names the setting, and what it must be."""
+    with pytest.raises(ConfigError, match=f"training: {next(iter(bad))} must be "):
         TrainSettings(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"r": 0}, {"alpha": 0}, {"dropout": 1.0}])
+def test_impossible_adapters_are_refused(bad: dict) -> None:
+    """The message names the setting, and what it must be."""
+    with pytest.raises(ConfigError, match=f"lora: {next(iter(bad))} must be "):
+        LoraSettings(**bad)
 
 
 def test_another_gpu_is_chosen_by_the_environment(start: Path, tmp_path: Path) -> None:
@@ -308,6 +318,15 @@ def test_a_checkpoint_cut_off_in_writing_is_not_used(start: Path, tmp_path: Path
     assert steps == [1, 2, 3, 4, 5, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_a_place_that_no_directory_can_be_at_is_refused_before_training(start: Path, tmp_path: Path, place: str) -> None:
+    """A file where the model, or a directory above it, is to be: the message names it, and no update is made."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"out_dir must be a directory or not exist: got the file .*file -- "):
+        train_sft(start, random_traces(), tmp_path / place, SETTINGS, renderer_hash=HASH, on_progress=lambda *_: pytest.fail("an update"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
 def test_checkpoints_of_another_training_are_refused(start: Path, tmp_path: Path) -> None:
     """Other rows or settings never continue from these weights; the message says what to delete."""
     settings = replace(SETTINGS, checkpoint_every=1)
@@ -358,11 +377,12 @@ def test_autocast_training_keeps_float32_weights(start: Path, tmp_path: Path) ->
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.float32
 
 
-def test_last_logits_are_the_end_of_all_logits(start: Path) -> None:
+def test_logits_of_some_columns_are_those_among_all(start: Path) -> None:
     """Skipping the prompt's logits gives the same numbers as computing all of them."""
     model = AutoModelForCausalLM.from_pretrained(start)
     inputs = {"input_ids": torch.arange(4, 16).view(2, 6)}
-    torch.testing.assert_close(last_logits(model, inputs, positions=2), model(**inputs).logits[:, -2:])
+    torch.testing.assert_close(logits_at(model, inputs, 2), model(**inputs).logits[:, -2:])
+    torch.testing.assert_close(logits_at(model, inputs, torch.tensor([1, 4])), model(**inputs).logits[:, [1, 4]])
 
 
 def test_a_training_killed_outright_ends_with_the_undisturbed_bytes(start: Path, tmp_path: Path) -> None:

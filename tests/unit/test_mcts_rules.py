@@ -462,6 +462,7 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("mcts", {"share": True}, "share needs a beam: got 'puct'"),
         ("gumbel", {"critic_mix": 0.5}, "critic_mix needs puct or uct: got 'gumbel'"),
         ("mcts", {"stop_at_goal": True}, "stop_at_goal needs best-first or depth-first"),
+        ("majority", {"reward": "gain"}, "reward needs steps, not whole solutions: got 'sample'"),
         ("majority", {"branch_entropy": 0.5}, "branch_entropy needs steps, not whole solutions"),
         ("mcts", {"branch_entropy": -1}, "branch_entropy must be a number >= 0"),
         ("particle-filter", {"temperature": 0}, "temperature 0"),

@@ -111,9 +111,14 @@ def test_formats_survive_saving_and_broken_files_are_named(tmp_path):
     step_format.save(tmp_path)
     assert StepFormat.load(tmp_path) == step_format
     row = json.loads((tmp_path / FORMAT_FILE).read_text())
-    for broken in ("[", "[]", json.dumps({**row, "schema_version": 99}), json.dumps({**row, "extra": 1})):
+    changed = [{"schema_version": 99}, {"extra": 1}, {"step_end": 5}]
+    for broken in ("[", "[]", *(json.dumps({**row, **change}) for change in changed)):
         (tmp_path / FORMAT_FILE).write_text(broken)
         with pytest.raises(CheckpointError, match=FORMAT_FILE):
+            StepFormat.load(tmp_path)
+    for field, value, message in (("chat", "yes", "chat must be bool: got 'yes'"), ("step_end", "", "step_end: must not be empty")):
+        (tmp_path / FORMAT_FILE).write_text(json.dumps({**row, field: value}))
+        with pytest.raises(CheckpointError, match=f"{FORMAT_FILE}: {message}"):
             StepFormat.load(tmp_path)
     (tmp_path / FORMAT_FILE).unlink()
     with pytest.raises(CheckpointError, match="not found"):

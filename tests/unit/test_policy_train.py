@@ -257,7 +257,7 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
         ([trace([5], [6]), trace([5], [])], "trace 1.*completion"),
         ([trace([5], [10_000])], "trace 0.*10000"),
         ([trace([5], [-1])], "trace 0.*-1"),
-        ([trace([5] * 10, [6] * 100)], "1 longer than the context"),
+        ([trace([5] * 10, [6] * 100)], "1 longer than the context -- the model's context is"),
     ]
     for rows, message in sft_cases:
         with pytest.raises(DataFormatError, match=message):
@@ -266,7 +266,7 @@ def test_bad_rows_are_refused(start: Path, tmp_path: Path) -> None:
         ([], "at least one row"),
         ([pair([5], [6], [7], foreign)], "'renderer-a'.*'renderer-b'"),
         ([pair([5], [6], [])], "pair 0.*completion"),
-        ([pair([5], [6], [6])], "1 equal steps"),
+        ([pair([5], [6], [6])], "1 equal steps -- search more problems"),
     ]
     for rows, message in pair_cases:
         with pytest.raises(DataFormatError, match=message):
@@ -516,5 +516,5 @@ def test_bad_graded_rows_are_refused(start: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [{"loss_name": "dpo"}, {"beta": 0.0}, {"good_weight": -1.0}, {"bad_weight": -1.0}])
 def test_impossible_unpaired_settings_are_refused(bad: dict) -> None:
     """The message names the setting."""
-    with pytest.raises(ConfigError, match=next(iter(bad))):
+    with pytest.raises(ConfigError, match=f"{next(iter(bad))} must be "):
         UnpairedObjective(**bad)

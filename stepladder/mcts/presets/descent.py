@@ -36,8 +36,7 @@ DESCENT_ROWS = (
         source="Zhou et al. 2024, Language agent tree search unifies reasoning, acting and planning, section 4 and appendix",
         budget="50 trajectories, 7 steps deep (HotPotQA)",
         differs="scores are the PRM's, or with --prm self the policy's, without the share of equal answers; a rollout takes one sample a "
-        "step, "
-        "not the best of five; no reflections, which would change the prompt",
+        "step, not the best of five; no reflections, which would change the prompt",
         selection="uct",
         c=1.0,
         prior="uniform",
@@ -119,8 +118,7 @@ DESCENT_ROWS = (
         source="Zhang et al. 2024, ReST-MCTS*, algorithm 2; MCTS/task.py (defaults) and MCTS/mcts.py",
         budget="50 simulations; while generating data stop_value=0.8",
         differs="c = 0.7 * sqrt(2) puts the 2 of the formula into the constant; only a solution stops the search, there any node of that "
-        "value; "
-        "no reflections and no discarding of repeated steps",
+        "value; no reflections and no discarding of repeated steps",
         selection="uct",
         c=0.7 * 2**0.5,
         prior="uniform",
@@ -142,12 +140,10 @@ DESCENT_ROWS = (
         "mcts-dpo",
         "Iterative preference learning: PUCT, length-normalised priors, steps rewarded by their gain, one step committed at a time.",
         source="Xie et al. 2024, Monte Carlo tree search boosts reasoning via iterative preference learning; "
-        "mcts_rl/algorithms/mcts/mcts/mcts.py "
-        "and scripts/mcts_mathqa.sh (n_actions 2, n_iters 64)",
+        "mcts_rl/algorithms/mcts/mcts/mcts.py and scripts/mcts_mathqa.sh (n_actions 2, n_iters 64)",
         budget="64 simulations per committed step, 256 before the first, 3 steps ahead",
-        differs="a node is worth its PRM score where the paper adds outcome and self-evaluation; a simulation expands one node, there "
-        "all on "
-        "its way to an end; the step to commit is not weighed by how diverse what follows is",
+        differs="a node is worth its PRM score where the paper adds outcome and self-evaluation; a simulation expands one node, there all "
+        "on its way to an end; the step to commit is not weighed by how diverse what follows is",
         c=1.0,
         prior="exp-norm-logp",
         num_children=2,
@@ -161,8 +157,7 @@ DESCENT_ROWS = (
         source="Chen et al. 2024, AlphaMath almost zero; Super_MARIO, configs/mcts_sft.yaml",
         budget="40 simulations, 8 steps deep",
         differs="values in [0, 1]: c is half of 1.25, and 0.5 stands for the 0 of a child without visits; the square root is of the "
-        "children's "
-        "visits, there of the parent's, which are one more",
+        "children's visits, there of the parent's, which are one more",
         c=0.625,
         prior="exp-mean-logp",
         unvisited="zero",
@@ -193,8 +188,7 @@ DESCENT_ROWS = (
         source="Tian et al. 2024, Toward self-improvement of LLMs via imagination, searching, and criticizing; scripts/run_mcts.sh",
         budget="40 simulations, 10 steps deep",
         differs="equal texts are merged, not those within an edit distance of 20; three children everywhere, not more where their values "
-        "differ; "
-        "children come together, not one by one; rollouts by the policy itself, scored by the one PRM",
+        "differ; children come together, not one by one; rollouts by the policy itself, scored by the one PRM",
         selection="uct",
         c=1.0,
         prior="uniform",

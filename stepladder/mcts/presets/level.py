@@ -67,9 +67,8 @@ LEVEL_ROWS = (
         "Q*: A* over steps by f = g + lambda h, g the lowest score on the path, h the last one, until no open leaf beats the best "
         "solution.",
         source="Wang et al. 2024, Q*: Improving multi-step reasoning for LLMs with deliberative planning, section 4.2; Hart et al. 1968",
-        differs="one PRM stands for the rewards on the path and for the Q-values ahead; lambda = 1, six children, the temperature and "
-        "the minimum "
-        "among the paper's aggregations are ours",
+        differs="one PRM stands for the rewards on the path and for the Q-values ahead; lambda = 1, six children, the temperature and the "
+        "minimum among the paper's aggregations are ours",
         selection="best-first",
         estimate="path",
         aggregation="min",
@@ -133,8 +132,7 @@ LEVEL_ROWS = (
         source="Li et al. 2025, TreePO; recipe/treepo/run_treepo_train.sh (width 16, tree_fixed_step_div 2, first 2 to 8)",
         budget="14 segments of 512 tokens; 6 of 512 in recipe/treepo/README.md",
         differs="a segment also ends at a step boundary; the first branching is by eight, there by two to eight at random; when branches "
-        "end, "
-        "no finished one is branched again",
+        "end, no finished one is branched again",
         selection="beam",
         wave=16,
         num_children=2,

@@ -71,7 +71,7 @@ def refused(request: StepRequest, message: str) -> StepResult:
 
 
 class StepRules:
-    """Where the steps and solutions of one tokenizer and format end, for backends that get their tokens one by one."""
+    """What one tokenizer and format may sample, and where their steps and solutions end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, *settings: Any, vocab_size: int) -> None:
         """Read the rules off a tokenizer, a format and the model's settings, as for ``end_tokens``."""
@@ -95,6 +95,19 @@ class StepRules:
         if self.boundary.closes[token] or not self.boundary.may_close[token]:
             return bool(self.boundary.closes[token])
         return self.boundary.completes(np.asarray(step_ids))
+
+    def stop_reason(self, text: str, *, at_end: bool, closed: bool, starved: bool) -> StopReason:
+        """Return why a step ended.
+
+        Args:
+            text: The step.
+            at_end: Whether its last token ends the sequence.
+            closed: Whether its last token completes the text that closes it.
+            starved: Whether more steps are wanted and the context has no room for them.
+        """
+        if at_end or (closed and self.format.is_final(text)):
+            return StopReason.END
+        return StopReason.LENGTH if starved or not closed else StopReason.STEP
 
 
 class OpenSample:
@@ -164,12 +177,7 @@ class OpenSample:
 
     def _end_step(self, *, at_end: bool, closed: bool) -> None:
         text = self._rules.text.decode(self._ids)
-        goes_on = len(self.steps) + 1 < self._max_steps
-        if at_end or (closed and self._rules.format.is_final(text)):
-            reason = StopReason.END
-        elif not closed or (goes_on and self._count >= self.room):
-            reason = StopReason.LENGTH
-        else:
-            reason = StopReason.STEP
+        starved = len(self.steps) + 1 < self._max_steps and self._count >= self.room
+        reason = self._rules.stop_reason(text, at_end=at_end, closed=closed, starved=starved)
         self.steps.append(Step(token_ids=tuple(self._ids), logps=tuple(self._logps), text=text, stop_reason=reason))
         self._ids, self._logps = [], []

@@ -25,8 +25,7 @@ from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
 from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
-from stepladder.lm.text import StepBoundary, TokenText
-from stepladder.policy.backends.steps import end_tokens, refusal, refused, sampled_tokens
+from stepladder.policy.backends.steps import StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
 
@@ -131,11 +130,8 @@ class TransformersPolicy:
         self._cache = PrefixCache(self._model, max_tokens=cache_tokens)
         self._rows = DecodeRows(self._model, num_lanes=_STEP_LANES)
         self._lanes = _Lanes(_STEP_LANES)
-        self._format = step_format
-        self._text = TokenText(tokenizer)
-        self._boundary = StepBoundary(tokenizer, step_format.step_end, vocab_size=self._model.vocab_size)
-        self._ends = end_tokens(tokenizer, model.config, model.generation_config, vocab_size=self._model.vocab_size)
-        self._bias = _sampling_bias(sampled_tokens(tokenizer, self._boundary, self._ends), self._model.device)
+        self._rules = StepRules(tokenizer, step_format, model.config, model.generation_config, vocab_size=self._model.vocab_size)
+        self._bias = _sampling_bias(self._rules, self._model.device)
         self._max_batch, self._refill = max_batch, refill_share * max_batch
         self._waiting: deque[_Row] = deque()
         self._running: dict[int, _Row] = {}
@@ -316,18 +312,18 @@ class TransformersPolicy:
         return logits.index_select(0, torch.from_numpy(index).to(logits.device)), rows, lanes
 
     def _finish_steps(self, rows: np.ndarray, lanes: np.ndarray, tokens: np.ndarray) -> None:
-        state = self._lanes
-        at_end = self._ends[tokens]
-        closed = self._boundary.closes[tokens] & ~at_end
-        for i in np.flatnonzero(self._boundary.may_close[tokens] & ~at_end):
+        state, rules = self._lanes, self._rules
+        at_end = rules.ends[tokens]
+        closed = rules.boundary.closes[tokens] & ~at_end
+        for i in np.flatnonzero(rules.boundary.may_close[tokens] & ~at_end):
             at = rows[i], lanes[i]
-            closed[i] = self._boundary.completes(state.tokens[at][state.step_begin[at] : state.count[at]])
+            closed[i] = rules.boundary.completes(state.tokens[at][state.step_begin[at] : state.count[at]])
         counts = state.count[rows, lanes]
         full = (counts - state.step_begin[rows, lanes] >= state.step_cap[rows]) | (counts >= state.room[rows])
         ended = np.flatnonzero(at_end | closed | full)
         places = list(zip(rows[ended].tolist(), lanes[ended].tolist(), strict=True))
         ids = [state.tokens[at][state.step_begin[at] : state.count[at]].tolist() for at in places]
-        texts = self._text.decode_batch(ids) if ids else []
+        texts = rules.text.decode_batch(ids) if ids else []
         finished = [
             at
             for at, i, step_ids, text in zip(places, ended, ids, texts, strict=True)
@@ -341,12 +337,7 @@ class TransformersPolicy:
         """Record a step and say whether its lane is finished."""
         state, row = self._lanes, self._running[at[0]]
         goes_on = state.steps_left[at] > 1
-        if at_end or (closed and self._format.is_final(text)):
-            reason = StopReason.END
-        elif not closed or (goes_on and state.count[at] >= state.room[at[0]]):
-            reason = StopReason.LENGTH
-        else:
-            reason = StopReason.STEP
+        reason = self._rules.stop_reason(text, at_end=at_end, closed=closed, starved=bool(goes_on and state.count[at] >= state.room[at[0]]))
         logps = state.logps[at][state.step_begin[at] : state.count[at]].tolist()
         step = Step(token_ids=tuple(ids), logps=tuple(logps), text=text, stop_reason=reason)
         row.job.steps[row.first_sample + at[1]].append(step)
@@ -384,8 +375,10 @@ class TransformersPolicy:
             self._done.append(StepResult(ticket=row.job.request.ticket, samples=samples))
 
 
-def _sampling_bias(sampled: np.ndarray, device: torch.device) -> torch.Tensor | None:
+def _sampling_bias(rules: StepRules, device: torch.device) -> torch.Tensor | None:
     """Return -inf for the ids that are never sampled and 0 for the others, [V], or None when all may be."""
-    if sampled.all():
+    if not rules.never_sampled:
         return None
-    return torch.from_numpy(np.where(sampled, 0.0, -np.inf).astype(np.float32)).to(device)
+    bias = torch.zeros(rules.vocab_size)
+    bias[rules.never_sampled] = -torch.inf
+    return bias.to(device)
