@@ -143,6 +143,10 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
         known = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
         labels[: len(known)] = known
     correct = next((fields[name] for name in ("correct", "final_answer_correct") if fields.get(name) is not None), None)
+    if correct not in (None, 0, 1):
+        raise DataFormatError(
+            f"{row.place}: whether the final answer is right must be true, false or null: got {correct!r} -- correct the row"
+        )
     return [_solution(row, question, steps, labels, correct=None if correct is None else bool(correct), first_error=first_error)]
 
 
@@ -213,20 +217,24 @@ def _prm800k(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     path: list[str] = []
     labels: list[float | None] = []
     others: list[StepwiseSolution] = []
-    for entry in entries:
-        completions = entry.get("completions") or []
+    for entry in _objects(row, entries, "label.steps"):
+        completions = _objects(row, entry.get("completions") or [], "completions")
         chosen = entry.get("chosen_completion")
+        if chosen is not None and chosen not in range(len(completions)):
+            raise DataFormatError(
+                f"{row.place}: field 'chosen_completion' must be in [0, {len(completions)}) or null: got {chosen!r} -- correct the row"
+            )
         for number, completion in enumerate(completions):
             if completion.get("flagged"):
                 options.dropped["flagged alternative"] += number != chosen
             elif number != chosen:
                 label = _rating(row, completion, options)
-                others.append(_solution(row, question, [*path, completion["text"]], [*[None] * len(path), label]))
+                others.append(_solution(row, question, [*path, _text(row, completion)], [*[None] * len(path), label]))
         if chosen is not None:
-            path.append(completions[chosen]["text"])
+            path.append(_text(row, completions[chosen]))
             labels.append(_rating(row, completions[chosen], options))
         elif entry.get("human_completion"):
-            path.append(entry["human_completion"]["text"])
+            path.append(_text(row, *_objects(row, [entry["human_completion"]], "human_completion")))
             labels.append(None)
         else:
             break
@@ -252,7 +260,8 @@ def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     question = _string(row, "question")
     nodes: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []
-    for entry in sorted(row.fields["reasoning_steps"], key=lambda entry: len(str(entry.get("solution_prefix", "")))):
+    entries = _objects(row, row.fields["reasoning_steps"], "reasoning_steps")
+    for entry in sorted(entries, key=lambda entry: len(str(entry.get("solution_prefix", "")))):
         prefix = entry.get("solution_prefix")
         if not isinstance(prefix, str) or not prefix.startswith(question):
             raise DataFormatError(
@@ -273,16 +282,12 @@ def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     return [_solution(row, question, steps, labels) for steps, labels in _paths(row, roots, [], [])]
 
 
-def _paths(
-    row: SourceRow, children: list[dict[str, Any]], steps: list[str], labels: list[float | None]
-) -> Iterator[tuple[list[str], list[float | None]]]:
+def _paths(row: SourceRow, children: Any, steps: list[str], labels: list[float | None]) -> Iterator[tuple[list[str], list[float | None]]]:
     """Yield every path to a leaf; the labels of a node go with the first path through it."""
-    for number, child in enumerate(children):
-        value, text = child.get("mc_value"), child.get("text")
-        if not isinstance(text, str):
-            raise DataFormatError(f"{row.place}: every node must have a 'text': got {sorted(child)} -- correct the row")
+    for number, child in enumerate(_objects(row, children, "children")):
+        text = _text(row, child)
         above = labels if number == 0 else [None] * len(labels)
-        here = [*above, *_labels(row, [value], num_steps=1)]
+        here = [*above, *_labels(row, [child.get("mc_value")], num_steps=1)]
         if child.get("children"):
             yield from _paths(row, child["children"], [*steps, text.strip()], here)
         else:
@@ -309,6 +314,18 @@ def _solution(
         correct=correct,
         first_error=first_error,
     )
+
+
+def _objects(row: SourceRow, values: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise DataFormatError(f"{row.place}: {name!r} must hold JSON objects: got {str(values)[:80]!r} -- correct the row")
+    return values
+
+
+def _text(row: SourceRow, entry: dict[str, Any]) -> str:
+    if not isinstance(entry.get("text"), str):
+        raise DataFormatError(f"{row.place}: every step must have a 'text': got {sorted(entry)} -- correct the row")
+    return entry["text"]
 
 
 def _labels(row: SourceRow, labels: Any, *, num_steps: int) -> list[float | None]:
