@@ -101,15 +101,18 @@ def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]
         CheckpointError: If ``out_dir`` holds something, or cannot be written.
     """
     chosen, files = _exported_files(directory)
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise CheckpointError(f"{out_dir}: must be new or empty: it holds files -- remove them or import into another place")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise CheckpointError(f"{out_dir}: must be new or empty: it is a file or holds files -- import into another place")
     kind = chosen.restored
     assert kind is not None, "formats without it were refused"
     num_rows = 0
     with atomic_directory(out_dir) as temporary:
         for index, path in enumerate(files):
             records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
-            write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            try:
+                write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise DataFormatError(f"{path}: must hold values of the columns' types: {error} -- fetch it again") from None
             num_rows += len(records)
     return kind, num_rows
 
@@ -223,9 +226,13 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
     from huggingface_hub import metadata_load
 
     card = directory / "README.md"
-    facts: Any = (metadata_load(card) or {}) if card.is_file() else {}
-    ours, configs = facts.get("stepladder"), facts.get("configs")
-    if not isinstance(ours, dict) or not configs:
+    try:
+        facts: Any = metadata_load(card) or {}
+        ours, patterns = facts["stepladder"], [entry["path"] for entry in facts["configs"][0]["data_files"]]
+    # A card of somebody else may hold anything, and the parser's own errors belong to a library below huggingface_hub.
+    except Exception:
+        ours, patterns = None, []
+    if not isinstance(ours, dict):
         raise DataFormatError(
             f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
         )
@@ -241,7 +248,7 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
         raise DataFormatError(
             f"{directory}: must be of a format that can be imported ({able}): got {name!r} -- export the run's trees instead"
         )
-    files = [path for entry in configs[0]["data_files"] for path in sorted(directory.glob(entry["path"]))]
+    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     if not files:
         raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
     return chosen, files
