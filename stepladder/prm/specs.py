@@ -279,7 +279,7 @@ NAMED_SPECS: dict[str, NamedSpec] = {
 """Specs by name; ``prm specs`` lists them."""
 
 
-def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = None) -> str | None:
+def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | None = None) -> str | None:
     """Return the reference of an implicit model: the one that is given, else the one that its spec names; None for other families.
 
     Raises:
@@ -287,12 +287,14 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = Non
     """
     if spec.family != "implicit":
         return None
+    if given:
+        return str(given)
     named = spec.reference
-    if given is None and named is None:
+    if named is None:
         raise ConfigError(
             f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference, or set prm.reference"
         )
-    return given or (str(Path(source, named).resolve()) if named and named.startswith(".") else named)
+    return str(Path(source, named).resolve()) if named.startswith(".") else named
 
 
 def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
