@@ -5,6 +5,7 @@ Only outcomes of whole solutions are needed; the steps' scores come for free whe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +27,17 @@ from stepladder.lm.training import (
     load_options,
     quiet,
     run_training,
-    save_model,
 )
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
+from stepladder.prm.model import save_prm
 from stepladder.prm.reader import Solution
-from stepladder.prm.rows import PathsRow, check_path_ids, count_dropped
+from stepladder.prm.rows import NO_TARGET, PathsRow, check_path_ids, count_dropped
 from stepladder.prm.specs import PRMSpec
 from stepladder.types import ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
 LOSSES: tuple[Loss, ...] = ("implicit-ce", "implicit-dpo")
-_NO_OUTCOME = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,11 +165,6 @@ def _fit(
     rows = fit_context(rows, model, dropped, what="graded solutions")
     check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
-
-    def save(trained: PreTrainedModel, directory: Path) -> None:
-        save_model(trained, directory, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        spec.save(directory)
-
     return run_training(
         model,
         add_reference(model, rows, settings),
@@ -178,7 +173,7 @@ def _fit(
         settings=settings,
         out_dir=out_dir,
         identity=identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective),
-        save=save,
+        save=partial(save_prm, spec=spec, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -249,7 +244,7 @@ def add_reference(model: PreTrainedModel, rows: Sequence[OutcomeRow], settings: 
     model.eval()
     added = []
     for row in rows:
-        batch = collate_outcomes([replace(row, reference_logps=[0.0] * len(row.paths))])
+        batch = collate_outcomes([row])
         with autocast(settings, model.device):
             logps = solution_logps(model, batch["inputs"]["input_ids"].to(model.device), batch["spans"].to(model.device))
         added.append(replace(row, reference_logps=logps.tolist()))
@@ -274,7 +269,7 @@ def collate_outcomes(rows: Sequence[OutcomeRow]) -> Batch:
     """
     paths = [path for row in rows for path in row.paths]
     width = max(len(row.paths) for row in rows)
-    members, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), _NO_OUTCOME)
+    members, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), NO_TARGET)
     at = 0
     for i, row in enumerate(rows):
         count = len(row.paths)

@@ -5,10 +5,9 @@ default the paths of a problem are merged into trees: one forward pass scores ev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from stepladder.errors import ConfigError
 from stepladder.lm.loading import load_tokenizer
@@ -21,9 +20,8 @@ from stepladder.lm.training import (
     load_options,
     quiet,
     run_training,
-    save_model,
 )
-from stepladder.prm.model import initialise_prm
+from stepladder.prm.model import initialise_prm, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
 from stepladder.prm.rows import (
     Supervise,
@@ -81,6 +79,7 @@ def train_value(
             dropping, or nothing can be compared.
     """
     check_provenance((row.provenance for row in rows), renderer_hash=renderer_hash, what="value rows")
+    _check_choices(rows, loss, supervise)
     if spec is not None:
         check_loss(loss, spec)
     with quiet():
@@ -97,11 +96,6 @@ def train_value(
     made = _made_rows(rows, loss, supervise, vocabulary=model.get_input_embeddings().num_embeddings, dropped=dropped)  # pyright: ignore
     made = fit_context(made, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
-
-    def save(trained: PreTrainedModel, directory: Path) -> None:
-        save_model(trained, directory, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        spec.save(directory)
-
     return run_training(
         model,
         made,
@@ -111,19 +105,21 @@ def train_value(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="value", start=str(init_dir), rows=made, objective=objective),
-        save=save,
+        save=partial(save_prm, spec=spec, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
 
 
-def _made_rows(rows: Sequence[Any], loss: Loss, supervise: Supervise, *, vocabulary: int, dropped: dict[str, int]) -> list[Any]:
-    are_pairs = isinstance(rows[0], PreferencePair)
+def _check_choices(rows: Sequence[Any], loss: Loss, supervise: Supervise) -> None:
     if supervise == "every-token" and loss in COMPARING:
         raise ConfigError(f"PRM training: loss {loss!r} compares steps where they end: got supervise 'every-token' -- use 'step-end'")
-    if are_pairs and loss not in ("pairwise", "pairwise+mse"):
+    if isinstance(rows[0], PreferencePair) and loss not in ("pairwise", "pairwise+mse"):
         raise ConfigError(f"PRM training: pairs need the loss 'pairwise' or 'pairwise+mse': got {loss!r} -- change loss or target")
-    if are_pairs:
+
+
+def _made_rows(rows: Sequence[Any], loss: Loss, supervise: Supervise, *, vocabulary: int, dropped: dict[str, int]) -> list[Any]:
+    if isinstance(rows[0], PreferencePair):
         return pair_rows(rows, vocabulary=vocabulary, dropped=dropped)
     if loss in COMPARING:
         compare = "problem" if loss == "listwise" else "siblings"
