@@ -168,7 +168,7 @@ def committed_pairs(
         node = 0
         while tree.children[node]:
             known = [child for child in tree.children[node] if tree.values[child] is not None and tree.record.token_ids[child]]
-            known.sort(key=lambda child: -_value(tree, child))
+            known.sort(key=lambda child: -tree.value(child))
             if len(known) > 1:
                 considered += 1
                 offers += [_offer(tree, *pair) for pair in _wide(_margins(tree, [(known[0], known[-1])], dropped), min_margin, dropped)]
@@ -435,8 +435,8 @@ def _best_against_worst(
 ) -> list[tuple[float, int, int]]:
     """Return ``_margins`` of the pairs of the best of the first and the worst of the second; count the others."""
     usable = {node for pair in pairs for node in pair if tree.values[node] is not None and tree.record.token_ids[node]}
-    high = sorted({first for first, _ in pairs} & usable, key=lambda node: (-_value(tree, node), node))[:best]
-    low = sorted({second for _, second in pairs} & usable, key=lambda node: (_value(tree, node), node))[:worst]
+    high = sorted({first for first, _ in pairs} & usable, key=lambda node: (-tree.value(node), node))[:best]
+    low = sorted({second for _, second in pairs} & usable, key=lambda node: (tree.value(node), node))[:worst]
     margins = _margins(tree, pairs, dropped)
     kept = [pair for pair in margins if pair[1] in high and pair[2] in low]
     dropped["not among best and worst"] += len(margins) - len(kept)
@@ -494,12 +494,6 @@ def _capped(offers: _Offers, considered: int, dropped: Counter[str], cap: int) -
     return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
 
 
-def _value(tree: JudgedTree, node: int) -> float:
-    value = tree.values[node]
-    assert value is not None, "nodes without a value were left out"
-    return value
-
-
 def _offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> Ranked[PreferencePair]:
     """Return a pair of siblings, ranked by its margin."""
     record = tree.record
@@ -513,8 +507,8 @@ def _offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> Ranke
         prompt=join_prompt(record.question, [record.texts[node] for node in shared]),
         chosen=record.texts[chosen],
         rejected=record.texts[rejected],
-        chosen_value=_value(tree, chosen),
-        rejected_value=_value(tree, rejected),
+        chosen_value=tree.value(chosen),
+        rejected_value=tree.value(rejected),
         depth=record.depths[chosen],
         provenance=record.provenance,
         chosen_visits=record.visits[chosen],
