@@ -15,7 +15,7 @@ import torch
 from stepladder.errors import DataFormatError
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.packing import PackedRow, lay_out
-from stepladder.lm.rows import check_provenance, fit_context
+from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training, save_model
 from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import UnpairedObjective
@@ -27,7 +27,6 @@ from stepladder.policy.train import (
     load_policy,
     read_at,
     reference_rows,
-    vocabulary_size,
 )
 from stepladder.types import GradedRow
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import check_provenance, fit_context, pad
+from stepladder.lm.rows import check_provenance, fit_context, pad, vocabulary_size
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
@@ -163,7 +163,7 @@ def _fit(
     with quiet():
         model = load_causal_lm(init, **load_options(settings), trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="graded solutions")
-    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
+    check_path_ids(rows, vocabulary=vocabulary_size(model), what="graded solution")
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
     return run_training(
         model,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import fit_context
+from stepladder.lm.rows import fit_context, vocabulary_size
 from stepladder.lm.training import (
     ProgressCallback,
     TrainReport,
@@ -128,7 +128,7 @@ def train_stepwise(
     with quiet():
         model = initialise_reader(init, spec, tokenizer, settings=settings, trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="labelled solutions")
-    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="labelled solution")  # pyright: ignore
+    check_path_ids(rows, vocabulary=vocabulary_size(model), what="labelled solution")
     _freeze_body(model, scope)
     columns = vocabulary_ids(tokenizer, spec) if spec.family == "vocabulary" else None
     objective = StepObjective(loss_name=loss, spec=spec, columns=columns, regression_weight=regression_weight)

@@ -11,7 +11,7 @@ from typing import Any
 
 from stepladder.errors import ConfigError
 from stepladder.lm.loading import load_tokenizer
-from stepladder.lm.rows import check_provenance, fit_context
+from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import (
     ProgressCallback,
     TrainReport,
@@ -93,7 +93,7 @@ def train_value(
         )
     objective = StepObjective(loss_name=loss, spec=spec)
     dropped: dict[str, int] = {}
-    made = _made_rows(rows, loss, supervise, vocabulary=model.get_input_embeddings().num_embeddings, dropped=dropped)  # pyright: ignore
+    made = _made_rows(rows, loss, supervise, vocabulary=vocabulary_size(model), dropped=dropped)
     made = fit_context(made, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
     return run_training(
