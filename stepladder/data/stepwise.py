@@ -24,7 +24,8 @@ from stepladder.errors import ConfigError, DataFormatError
 
 Neutral = Literal["good", "bad", "half", "drop"]
 _NEUTRAL_LABELS: dict[str, float | None] = {"good": 1.0, "bad": 0.0, "half": 0.5, "drop": None}
-_SHEPHERD_MARKER = "ки"
+SHEPHERD_MARKER, SHEPHERD_BEGIN = "ки", "Step 1:"
+"""What stands behind every step of Math-Shepherd's texts, and what its first step begins with."""
 _SIGNS = {"+": 1.0, "-": 0.0}
 
 
@@ -188,23 +189,23 @@ def _trl(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 def _math_shepherd(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     """Read a pair of equal texts, of which one has a marker and the other a sign after every step."""
     text, signed = _string(row, "input"), _string(row, "label")
-    marked = text.split(_SHEPHERD_MARKER)
+    marked = text.split(SHEPHERD_MARKER)
     steps, labels, at = [], [], 0
     for part in marked[:-1]:
         at += len(part)
         if signed[at - len(part) : at] != part or signed[at : at + 1] not in _SIGNS:
             raise DataFormatError(
-                f"{row.place}: 'label' must repeat 'input' with + or - in place of every {_SHEPHERD_MARKER!r}: got "
+                f"{row.place}: 'label' must repeat 'input' with + or - in place of every {SHEPHERD_MARKER!r}: got "
                 f"{signed[max(0, at - 20) : at + 5]!r} after step {len(steps)} -- correct the row"
             )
         steps.append(part)
         labels.append(_SIGNS[signed[at]])
         at += 1
     if not steps or marked[-1].strip():
-        raise DataFormatError(f"{row.place}: every step must end with {_SHEPHERD_MARKER!r}: got {text[-60:]!r} -- correct the row")
-    begin = steps[0].find("Step 1:")
+        raise DataFormatError(f"{row.place}: every step must end with {SHEPHERD_MARKER!r}: got {text[-60:]!r} -- correct the row")
+    begin = steps[0].find(SHEPHERD_BEGIN)
     if begin < 0:
-        raise DataFormatError(f"{row.place}: the first step must begin with 'Step 1:': got {steps[0][:80]!r} -- correct the row")
+        raise DataFormatError(f"{row.place}: the first step must begin with {SHEPHERD_BEGIN!r}: got {steps[0][:80]!r} -- correct the row")
     question, steps[0] = steps[0][:begin].strip(), steps[0][begin:]
     return [_solution(row, question, [step.strip() for step in steps], labels)]
 

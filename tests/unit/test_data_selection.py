@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepladder.data.export_rows import ExportSource, trace_chats, trace_rows
+from stepladder.data.export_rows import ExportSource, prompted_rows, trace_chats
 from stepladder.data.pairs import (
     PAIR_RULES,
     agent_q_pairs,
@@ -412,7 +412,7 @@ def test_revisions_are_exported_behind_their_mistake() -> None:
     (revision,) = revision_traces([BUSH], revision_ids=[7], revision="no!\n", per_problem=1).rows
     (plain, *_) = select_traces([BUSH]).rows
     source, dropped = ExportSource(questions={"p": "Q?"}, prompt_template="<{question}>\n"), Counter[str]()
-    prompts = [row["prompt"] for _, row in trace_rows([revision, plain], source, dropped)]
+    prompts = [row["prompt"] for _, row in prompted_rows([revision, plain], source, dropped)]
     assert prompts == ["<Q?>\ns2\n", "<Q?>\n"] and not dropped
     assert [record for record, _ in trace_chats([revision, plain], source, dropped)] == [plain]
     assert dropped == {"revision, which needs text or token ids": 1}
