@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from stepladder.data.labels import Selection, ValueTarget, join_prompt, path_to
 from stepladder.data.selection import (
@@ -26,6 +26,7 @@ from stepladder.errors import ConfigError
 from stepladder.types import PreferencePair, StopReason, TreeRecord
 
 _Offers = list[Ranked[PreferencePair]]
+SideT = TypeVar("SideT", int, Solution)
 _EarlierScores = Sequence[Sequence[float | None]] | None
 
 
@@ -71,10 +72,7 @@ def preference_pairs(
             pairs = _with_evidence(tree, children, rejected_must_fail=rejected_must_fail)
             considered += len(pairs)
             margins = _best_against_worst(tree, pairs, best=best_and_worst, worst=best_and_worst, dropped=dropped)
-            wide = _wide(margins, min_margin, dropped)
-            wide.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-            dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            offers += [_offer(tree, margin, first, second) for margin, first, second in wide[:pairs_per_node]]
+            offers += [_offer(tree, *pair) for pair in _widest(_wide(margins, min_margin, dropped), pairs_per_node, dropped)]
     return _capped(offers, considered, dropped, pairs_per_problem)
 
 
@@ -215,9 +213,7 @@ def value_margin_pairs(
             considered += len(pairs)
             margins = _margins(tree, pairs, dropped)
             ordered = [(margin, first, second) if margin > 0 else (-margin, second, first) for margin, first, second in margins]
-            wide = sorted(_wide(ordered, min_margin, dropped), key=lambda pair: (-pair[0], pair[1], pair[2]))
-            dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            offers += [_offer(tree, *pair) for pair in wide[:pairs_per_node]]
+            offers += [_offer(tree, *pair) for pair in _widest(_wide(ordered, min_margin, dropped), pairs_per_node, dropped)]
     return _capped(offers, considered, dropped, pairs_per_problem)
 
 
@@ -443,10 +439,17 @@ def _best_against_worst(
     return kept
 
 
-def _wide(margins: list[tuple[float, int, int]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, int, int]]:
+def _wide(margins: list[tuple[float, SideT, SideT]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, SideT, SideT]]:
+    """Return the pairs whose margin is above zero and wide enough; count the others."""
     wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin]
     dropped["below margin"] += len(margins) - len(wide)
     return wide
+
+
+def _widest(wide: list[tuple[float, int, int]], cap: int, dropped: Counter[str]) -> list[tuple[float, int, int]]:
+    """Return the pairs of a node with the largest margins, ties to the earlier nodes; count the others."""
+    dropped["over node cap"] += max(0, len(wide) - cap)
+    return sorted(wide, key=lambda pair: (-pair[0], pair[1], pair[2]))[:cap]
 
 
 def _is_final(tree: JudgedTree, node: int) -> bool:
@@ -478,10 +481,8 @@ def _solution_pairs(
     worst = sorted(wrong, key=lambda solution: solution.rank)[:best_and_worst]
     count = len(right) * len(wrong)
     dropped["not among best and worst"] += count - len(best) * len(worst)
-    margins = [(_margin(*pair), pair) for pair in product(best, worst)]
-    wide = [pair for margin, pair in margins if margin > 0 and margin >= min_margin]
-    dropped["below margin"] += len(margins) - len(wide)
-    return wide, count
+    margins = [(_margin(*pair), *pair) for pair in product(best, worst)]
+    return [(chosen, rejected) for _, chosen, rejected in _wide(margins, min_margin, dropped)], count
 
 
 def _margin(right: Solution, wrong: Solution) -> float:
