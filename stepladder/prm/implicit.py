@@ -33,7 +33,7 @@ from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.prm.model import save_prm
 from stepladder.prm.reader import Solution
 from stepladder.prm.rows import NO_TARGET, PathsRow, check_path_ids, count_dropped
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.types import ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
@@ -127,9 +127,11 @@ def train_implicit_on_tokens(
         on_progress: Called after every update.
 
     Raises:
+        ConfigError: Also if the spec reads text.
         DataFormatError: Also if there are no paths, or one comes from another renderer; otherwise as for ``train_implicit``.
     """
     _check_choices(spec, loss)
+    check_reads_tokens(spec)
     check_provenance((path.provenance for path in paths), renderer_hash=renderer_hash, what="value rows")
     dropped: dict[str, int] = {}
     rows = outcome_rows_of_paths(paths, compare=loss == "implicit-dpo", dropped=dropped)
@@ -217,7 +219,8 @@ def outcome_rows_of_paths(paths: Sequence[ValueRow], *, compare: bool, dropped: 
             continue
         if not path.prompt_ids or not 0.0 <= outcome <= 1.0:
             raise DataFormatError(
-                f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r}"
+                f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r} "
+                "-- drop the row"
             )
         ids = [*path.prompt_ids, *(token for step in path.step_ids for token in step)]
         problems.setdefault(path.problem_id, []).append((ids, len(path.prompt_ids), outcome))
@@ -232,9 +235,13 @@ def _finished(problems: dict[str, list[tuple[list[int], int, float]]], *, compar
             continue
         paths, begins, outcomes = (list(column) for column in zip(*members, strict=True))
         rows.append(OutcomeRow(paths=paths, begins=begins, outcomes=outcomes, reference_logps=[]))
-    if len({outcome for row in rows for outcome in row.outcomes}) < 2:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing dropped"
-        raise DataFormatError(f"graded solutions: outcomes must differ: got one kind only ({reasons}) -- give right and wrong solutions")
+    found = {outcome for row in rows for outcome in row.outcomes}
+    if len(found) < 2:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing"
+        raise DataFormatError(
+            f"graded solutions: outcomes must differ: got {', '.join(map(str, found)) or 'none'} only, and dropped {reasons} "
+            "-- give right and wrong solutions"
+        )
     return rows
 
 

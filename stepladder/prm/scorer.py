@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
@@ -17,7 +17,7 @@ from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.lm.slots import Placement
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.requests import known_ids, next_batch
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 
 
 class TransformersStepScorer:
@@ -50,8 +50,7 @@ class TransformersStepScorer:
             BackendError: If the model's attention cannot be cached or its head has another number of outputs.
             ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
-        if spec.prompt != "tokens":
-            raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
+        check_reads_tokens(spec)
         if model.config.num_labels != spec.num_outputs:
             raise BackendError(f"{spec.family}: must have {spec.num_outputs} outputs per token: got num_labels={model.config.num_labels}")
         check_entropy_penalty(entropy_penalty, spec)

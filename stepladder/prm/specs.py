@@ -297,6 +297,16 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | Non
     return str(Path(source, named).resolve()) if named.startswith(".") else named
 
 
+def check_reads_tokens(spec: PRMSpec) -> None:
+    """Refuse a spec that reads text where only the policy's own tokens are at hand.
+
+    Raises:
+        ConfigError: If the prompt is not ``tokens``.
+    """
+    if spec.prompt != "tokens":
+        raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- score or train on text instead")
+
+
 def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
     """Return how a model is read: by a spec's name, by the spec in its directory, or by its hub id.
 

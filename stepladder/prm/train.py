@@ -7,7 +7,7 @@ default the paths of a problem are merged into trees: one forward pass scores ev
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stepladder.errors import ConfigError
 from stepladder.lm.loading import load_tokenizer
@@ -33,7 +33,7 @@ from stepladder.prm.rows import (
     pair_rows,
     target_rows,
 )
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.types import PreferencePair, ValueRow
 
 
@@ -81,6 +81,7 @@ def train_value(
     check_provenance((row.provenance for row in rows), renderer_hash=renderer_hash, what="value rows")
     _check_choices(rows, loss, supervise)
     if spec is not None:
+        check_reads_tokens(spec)
         check_loss(loss, spec)
     with quiet():
         model, spec = initialise_prm(
@@ -112,6 +113,8 @@ def train_value(
 
 
 def _check_choices(rows: Sequence[Any], loss: Loss, supervise: Supervise) -> None:
+    if supervise not in get_args(Supervise):
+        raise ConfigError(f"PRM training: supervise must be one of {', '.join(get_args(Supervise))}: got {supervise!r} -- change it")
     if supervise == "every-token" and loss in COMPARING:
         raise ConfigError(f"PRM training: loss {loss!r} compares steps where they end: got supervise 'every-token' -- use 'step-end'")
     if isinstance(rows[0], PreferencePair) and loss not in ("pairwise", "pairwise+mse"):

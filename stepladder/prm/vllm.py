@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult, check_ticket
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
@@ -28,7 +28,7 @@ from stepladder.prm.loading import load_head, out_features
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.reader import StepReader
 from stepladder.prm.requests import known_ids
-from stepladder.prm.specs import PRMSpec, resolve_reference
+from stepladder.prm.specs import PRMSpec, check_reads_tokens, resolve_reference
 
 _MAX_KEPT = 1 << 18
 """Sequences whose outputs are remembered."""
@@ -240,8 +240,7 @@ class VLLMStepScorer:
             ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
         check_entropy_penalty(entropy_penalty, spec)
-        if spec.prompt != "tokens":
-            raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
+        check_reads_tokens(spec)
         self.spec, self._entropy_penalty = spec, entropy_penalty
         self._model = model
         self._jobs: dict[int, _Job] = {}
