@@ -117,7 +117,7 @@ def rstar_pairs(
             considered += len(pairs)
             inner = [pair for pair in pairs if not any(_is_final(tree, node) for node in pair)]
             dropped["final step"] += len(pairs) - len(inner)
-            counts = [len({pair[side] for pair in inner}) for side in (0, 1)]
+            counts = [len(_comparable(tree, [pair[side] for pair in inner])) for side in (0, 1)]
             best, worst = (4 if other == 1 else 2 for other in (counts[1], counts[0]))
             wide = _wide(_best_against_worst(tree, inner, best=best, worst=worst, dropped=dropped), min_margin, dropped)
             better = [pair for pair in wide if best_mean[pair[1]] > worst_mean[pair[2]]]
@@ -165,7 +165,7 @@ def committed_pairs(
     for tree in judge_trees(records, target=target, earlier_scores=earlier_scores):
         node = 0
         while tree.children[node]:
-            known = [child for child in tree.children[node] if tree.values[child] is not None and tree.record.token_ids[child]]
+            known = [child for child in tree.children[node] if tree.comparable(child)]
             known.sort(key=lambda child: -tree.value(child))
             if len(known) > 1:
                 considered += 1
@@ -430,13 +430,16 @@ def _best_against_worst(
     tree: JudgedTree, pairs: list[tuple[int, int]], *, best: int, worst: int, dropped: Counter[str]
 ) -> list[tuple[float, int, int]]:
     """Return ``_margins`` of the pairs of the best of the first and the worst of the second; count the others."""
-    usable = {node for pair in pairs for node in pair if tree.values[node] is not None and tree.record.token_ids[node]}
-    high = sorted({first for first, _ in pairs} & usable, key=lambda node: (-tree.value(node), node))[:best]
-    low = sorted({second for _, second in pairs} & usable, key=lambda node: (tree.value(node), node))[:worst]
+    high = sorted(_comparable(tree, [first for first, _ in pairs]), key=lambda node: (-tree.value(node), node))[:best]
+    low = sorted(_comparable(tree, [second for _, second in pairs]), key=lambda node: (tree.value(node), node))[:worst]
     margins = _margins(tree, pairs, dropped)
     kept = [pair for pair in margins if pair[1] in high and pair[2] in low]
     dropped["not among best and worst"] += len(margins) - len(kept)
     return kept
+
+
+def _comparable(tree: JudgedTree, nodes: list[int]) -> set[int]:
+    return {node for node in nodes if tree.comparable(node)}
 
 
 def _wide(margins: list[tuple[float, SideT, SideT]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, SideT, SideT]]:

@@ -45,6 +45,10 @@ class JudgedTree:
     earlier_scores: Sequence[float | None] | None = None
     """Scores by the process reward model before the one that guided the search; None where there is none."""
 
+    def comparable(self, node: int) -> bool:
+        """Say whether a node's step can be set against another: it did not fail, and it has a value."""
+        return self.values[node] is not None and bool(self.record.token_ids[node])
+
     def value(self, node: int) -> float:
         """Return the value of a node that has one."""
         value = self.values[node]

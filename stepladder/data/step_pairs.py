@@ -56,7 +56,7 @@ class _Pairing:
 
     def _at(self, node: int, children: list[int]) -> list[PreferencePair]:
         tree, evidence = self._tree, self._tree.evidence
-        usable = [child for child in children if tree.values[child] is not None and self._record.token_ids[child]]
+        usable = [child for child in children if tree.comparable(child)]
         better, worse = ([child for child in usable if leaves[child]] for leaves in (evidence.right, evidence.wrong))
         num_better, num_worse = (_MANY if len(other) == 1 else _FEW for other in (worse, better))
         best = sorted(better, key=lambda child: (-tree.value(child), child))[:num_better]

@@ -103,6 +103,17 @@ def test_rstar_takes_four_against_a_single_one() -> None:
     assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 6), (1, 7), (2, 6), (2, 7)]
 
 
+def test_a_failed_step_is_no_member_of_a_side() -> None:
+    """Four children succeed, one fails and at one the policy failed, which can be in no pair: still the best four take part."""
+    right = [(0, value, None) for value in (0.9, 0.8, 0.7, 0.6)]
+    record = tree(
+        (-1, None, None), *right, (0, 0.1, None), (0, 0.0, 0.0), *((i, 1.0, 1.0) for i in range(1, 5)), (5, 0.0, 0.0), tokens={6: []}
+    )
+    selection = rstar_pairs([record], min_edit_distance=0, pairs_per_problem=99)
+    assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 5), (2, 5), (3, 5), (4, 5)]
+    assert selection.dropped_by_reason["failed step"] == 4
+
+
 def test_rstar_asks_for_a_better_continuation_and_other_words() -> None:
     """Step 1 is worth more than step 2, but its right end (mean 0.5) is below the wrong end of 2 (mean 0.6); then words 3 letters apart."""
     record = tree((-1, None, None), (0, 0.9, None), (0, 0.4, None), (1, 0.1, 1.0), (2, 0.8, 0.0))
