@@ -106,8 +106,8 @@ def estimate_prefixes(
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
     """Return the value of every node as rollouts from it say: Math-Shepherd's soft or hard estimate.
 
-    A graded leaf is worth its outcome and is not rolled out; the root, and steps that failed, have no value. Equal prefixes are asked
-    about once.
+    A graded leaf is worth its outcome and is not rolled out; the root, and a failed step that was not graded, have no value. Equal prefixes
+    are asked about once.
 
     Args:
         records: Searched trees, or sampled solutions.
