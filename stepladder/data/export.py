@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stepladder.data.problems import normalise_question
 from stepladder.data.store import PROVENANCE_TYPES, ShardKind, read_records, read_trees, write_records, write_table
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
-from stepladder.types import derive_seed
+from stepladder.types import TreeRecord, derive_seed
 
 REST = "train"
 """The split of the problems that no other split takes."""
@@ -70,18 +70,25 @@ def export_dataset(
     check_free(out_dir, overwrite=job.overwrite)
     keys = _split_keys(job.source.questions)
     summary, dropped = ExportSummary(rows=dict.fromkeys((REST, *job.splits), 0)), Counter[str]()
+    exploration, unread = Exploration(), dict.fromkeys(job.trees)
     with atomic_directory(out_dir) as temporary:
         (temporary / "data").mkdir()
         for index, path in enumerate(paths):
             num_tokens = 0
-            rows = list(_rows(read_records(path, chosen.kind), chosen, job.source, dropped))
+            records = read_records(path, chosen.kind)
+            if path in unread:
+                _explore(exploration, records)
+                del unread[path]
+            rows = list(_rows(records, chosen, job.source, dropped))
             for split, part in _by_split(rows, job.splits, keys).items():
                 _write_rows(temporary / "data" / f"{split}-{index:05d}.{chosen.suffix}", part, chosen)
                 num_tokens += summary.add(split, part, chosen)
             on_shard(num_tokens)
         summary.dropped = dict(sorted(dropped.items()))
         _check_rows(summary, out_dir, num_shards=len(paths))
-        card = data_card(job.format, chosen, summary, _explore(job.trees), job.facts, job.source)
+        for path in unread:
+            _explore(exploration, read_trees(path))
+        card = data_card(job.format, chosen, summary, exploration, job.facts, job.source)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return summary
 
@@ -101,15 +108,18 @@ def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]
         CheckpointError: If ``out_dir`` holds something, or cannot be written.
     """
     chosen, files = _exported_files(directory)
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise CheckpointError(f"{out_dir}: must be new or empty: it holds files -- remove them or import into another place")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise CheckpointError(f"{out_dir}: must be new or empty: it is a file or holds files -- import into another place")
     kind = chosen.restored
     assert kind is not None, "formats without it were refused"
     num_rows = 0
     with atomic_directory(out_dir) as temporary:
         for index, path in enumerate(files):
             records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
-            write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            try:
+                write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise DataFormatError(f"{path}: must hold values of the columns' types: {error} -- fetch it again") from None
             num_rows += len(records)
     return kind, num_rows
 
@@ -210,12 +220,9 @@ def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> No
         raise DataFormatError(f"{out_dir}: every split needs a row: got none in {', '.join(map(repr, empty))} -- change its share")
 
 
-def _explore(trees: Sequence[Path]) -> Exploration:
-    exploration = Exploration()
-    for path in trees:
-        for record in read_trees(path):
-            exploration.add(record)
-    return exploration
+def _explore(exploration: Exploration, records: Iterable[TreeRecord]) -> None:
+    for record in records:
+        exploration.add(record)
 
 
 def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
@@ -223,9 +230,13 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
     from huggingface_hub import metadata_load
 
     card = directory / "README.md"
-    facts: Any = (metadata_load(card) or {}) if card.is_file() else {}
-    ours, configs = facts.get("stepladder"), facts.get("configs")
-    if not isinstance(ours, dict) or not configs:
+    try:
+        facts: Any = metadata_load(card) or {}
+        ours, patterns = facts["stepladder"], [entry["path"] for entry in facts["configs"][0]["data_files"]]
+    # A card of somebody else may hold anything, and the parser's own errors belong to a library below huggingface_hub.
+    except Exception:
+        ours, patterns = None, []
+    if not isinstance(ours, dict):
         raise DataFormatError(
             f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
         )
@@ -241,7 +252,7 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
         raise DataFormatError(
             f"{directory}: must be of a format that can be imported ({able}): got {name!r} -- export the run's trees instead"
         )
-    files = [path for entry in configs[0]["data_files"] for path in sorted(directory.glob(entry["path"]))]
+    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     if not files:
         raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
     return chosen, files

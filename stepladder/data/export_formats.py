@@ -19,10 +19,9 @@ import pyarrow as pa
 from stepladder.data.export_rows import (
     Row,
     RowMaker,
-    graded_rows,
     pair_chats,
-    pair_rows,
     problem_rows,
+    prompted_rows,
     restore_path,
     restore_prompted,
     restore_solution,
@@ -35,7 +34,6 @@ from stepladder.data.export_rows import (
     stepwise_rows,
     trace_chats,
     trace_ids,
-    trace_rows,
     trajectory_rows,
     tree_rows,
     value_path_rows,
@@ -85,7 +83,6 @@ class ExportFormat:
     """Whether a row stands for a whole record, so that all its fields are kept."""
     measures: dict[str, Callable[[Row], float | None]]
     """Figures of a row that the data card summarises, by name; those that end with "tokens" count them."""
-
     per_problem: bool = False
     """Whether a row stands for a problem, so that only one round is exported."""
 
@@ -143,6 +140,11 @@ _STEP_COLUMNS = {
     "step_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled."),
     "prompt_token_ids": _PROMPT_TOKENS,
 }
+_TRACE_COLUMNS = {
+    "prompt_token_ids": _PROMPT_TOKENS,
+    "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
+    "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
+}
 _PAIR_COLUMNS = {
     "question": _QUESTION,
     "shared_steps": _column(_TEXT, "The steps that both continue, as text; empty after the question."),
@@ -165,13 +167,11 @@ _PAIRS_ABOUT = (
 )
 _TRACES_ABOUT = (
     "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the value of their "
-    "steps. "
-    "A right final answer does not prove that every step is right."
+    "steps. A right final answer does not prove that every step is right."
 )
 _JUDGED_ABOUT = (
     "Each row is a path through a search tree. A step is good where a right final answer was found at or below it, bad where only wrong "
-    "ones "
-    "were (Math-Shepherd's hard estimation). A step that several paths share stands in each of them."
+    "ones were (Math-Shepherd's hard estimation). A step that several paths share stands in each of them."
 )
 _PROBLEM_COLUMNS = {
     "data_source": _column(_TEXT, "Where the problem comes from; verl chooses the reward function by it."),
@@ -242,8 +242,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Step-level preference pairs",
         about=(
             f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the text columns as they stand. It ends every completion with the "
-            "end-of-sequence "
-            "token, which these steps do not have unless they are last steps; training on the token ids avoids that."
+            "end-of-sequence token, which these steps do not have unless they are last steps; training on the token ids avoids that."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps that both continue."),
@@ -252,7 +251,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             **_PAIR_COLUMNS,
         },
         measures=_PAIR_MEASURES,
-        rows=pair_rows,
+        rows=prompted_rows,
         restore=restore_prompted,
         restored=PAIRS,
     ),
@@ -260,9 +259,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=PAIRS,
         title="Step-level preference pairs as chats",
         about=(
-            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the chats as they stand. A reply begins with the steps that both share: "
-            "their part "
-            "of the log-probability is the same in both and leaves the difference, on which the DPO losses depend, as it is."
+            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the chats as they stand. A reply begins with the steps that both share: their "
+            "part of the log-probability is the same in both and leaves the difference, on which the DPO losses depend, as it is."
         ),
         columns={
             "prompt": _column(_MESSAGES, "The prompt as messages."),
@@ -286,12 +284,10 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "completion": _column(_TEXT, "The whole solution.", "completion"),
             "question": _QUESTION,
             "shared_steps": _MISTAKE,
-            "prompt_token_ids": _PROMPT_TOKENS,
-            "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
-            "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
+            **_TRACE_COLUMNS,
         },
         measures=_TRACE_MEASURES,
-        rows=trace_rows,
+        rows=prompted_rows,
         restore=restore_trace,
         restored=TRACES,
     ),
@@ -305,9 +301,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "solution": _column(_TEXT, "The whole solution.", "completion"),
             "question": _QUESTION,
             "shared_steps": _MISTAKE,
-            "prompt_token_ids": _PROMPT_TOKENS,
-            "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
-            "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
+            **_TRACE_COLUMNS,
         },
         measures=_TRACE_MEASURES,
         rows=trace_chats,
@@ -319,8 +313,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Solutions with right final answers as token ids",
         about=(
             f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer`, and any trainer that takes `input_ids` and `labels`, trains on exactly the sampled "
-            "tokens; "
-            "nothing is tokenised again."
+            "tokens; nothing is tokenised again."
         ),
         columns={
             "input_ids": _column(_IDS, "Token ids of prompt and solution."),
@@ -328,9 +321,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "question": _QUESTION,
             "shared_steps": _MISTAKE,
             "solution": _column(_TEXT, "The solution as text.", "completion"),
-            "prompt_token_ids": _PROMPT_TOKENS,
-            "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
-            "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
+            **_TRACE_COLUMNS,
         },
         measures=_TRACE_MEASURES,
         rows=trace_ids,
@@ -382,11 +373,9 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "prompt_value": _column(
                 _FLOAT, "Value of the place that it continues; for a solution the share of right ones of its problem.", "prompt_value"
             ),
-            "completion_logps": _column(
-                _NUMBERS, "Log-probability of each of its tokens under the policy at temperature 1, in nats.", "logps"
-            ),
+            "completion_logps": _column(_NUMBERS, _LOGPS_MEANING, "logps"),
         },
-        rows=graded_rows,
+        rows=prompted_rows,
         measures=_GRADED_MEASURES,
         restore=restore_prompted,
         restored=GRADED,
@@ -420,8 +409,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Solutions with good and bad steps in Math-Shepherd's form",
         about=(
             f"{_JUDGED_ABOUT}\n\nThe text is that of the Math-Shepherd data set. `stepladder prm train` takes it, and so does OpenRLHF's "
-            "process "
-            "reward trainer: `--input_key input --label_key value --placeholder_token ки --reward_tokens + -`."
+            "process reward trainer: `--input_key input --label_key value --placeholder_token ки --reward_tokens + -`."
         ),
         columns={
             "input": _column(_TEXT, "The question and the steps, a `ки` behind each."),
@@ -453,10 +441,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Value targets of reasoning steps",
         about=(
             "Each row is a path through a search tree with a value target in [0, 1] at the end of its steps: what the run's own process "
-            "reward "
-            "model learns from. A step that several paths share has its target in one of them only and null in the others, so that every "
-            "step "
-            "counts once: null is context, not zero."
+            "reward model learns from. A step that several paths share has its target in one of them only and null in the others, so that "
+            "every step counts once: null is context, not zero."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
@@ -500,10 +486,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Graded solutions with advantages of every token",
         about=(
             "Each row is a solution of a search tree with the log-probabilities under which its tokens were sampled and the advantage of "
-            "each. "
-            "verl's `RLHFDataset` reads the columns of the prompt and hands the others on; the columns of tokens have the names of "
-            "verl's batches. "
-            "Solutions of one problem share a `uid`."
+            "each. verl's `RLHFDataset` reads the columns of the prompt and hands the others on; the columns of tokens have the names of "
+            "verl's batches. Solutions of one problem share a `uid`."
         ),
         columns={
             **_PROBLEM_COLUMNS,
@@ -531,8 +515,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Problems for reinforcement learning",
         about=(
             "Each row is a problem with its reference answer and how often the search solved it.\n\nverl's `RLHFDataset` reads the rows "
-            "as they "
-            "stand; OpenRLHF with `--input_key prompt --label_key label --apply_chat_template`."
+            "as they stand; OpenRLHF with `--input_key prompt --label_key label --apply_chat_template`."
         ),
         columns={
             **_PROBLEM_COLUMNS,

@@ -8,17 +8,19 @@ of a question; with a chat template, the policy saw them inside it.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from stepladder.data.advantages import AdvantageForm, node_advantages, path_advantages
 from stepladder.data.labels import ValueTarget, join_prompt, node_values, untaken_paths
 from stepladder.data.selection import find_solutions, judge_trees
+from stepladder.data.stepwise import SHEPHERD_BEGIN, SHEPHERD_MARKER
 from stepladder.data.store import TREES
 from stepladder.errors import DataFormatError
 from stepladder.types import GradedRow, PreferencePair, StopReason, Trace, TreeRecord, ValueRow
 
 Row = dict[str, Any]
-_SHEPHERD_MARKER, _FIRST_STEP = "ки", "Step 1:"
+PromptedT = TypeVar("PromptedT", PreferencePair, GradedRow, Trace)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +83,11 @@ RowMaker = Callable[[Sequence[Any], ExportSource, Counter[str]], Iterator[tuple[
 """From the records of a shard to (record, columns that are no copies) pairs; what is left out is counted by reason."""
 
 
-def pair_rows(records: Sequence[PreferencePair], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PreferencePair, Row]]:
-    """Yield every pair as text."""
-    for pair in records:
-        question, shared = _split_prompt(pair, source)
-        yield pair, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
+def prompted_rows(records: Sequence[PromptedT], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PromptedT, Row]]:
+    """Yield every pair, trace or graded row as text."""
+    for record in records:
+        question, shared = _split_prompt(record, source)
+        yield record, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
 
 
 def pair_chats(records: Sequence[PreferencePair], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PreferencePair, Row]]:
@@ -104,7 +106,7 @@ def pair_chats(records: Sequence[PreferencePair], source: ExportSource, dropped:
         )
 
 
-def _split_prompt(record: PreferencePair | GradedRow | Trace, source: ExportSource) -> tuple[str, str]:
+def _split_prompt(record: PromptedT, source: ExportSource) -> tuple[str, str]:
     """Return the question of a row and the text of the steps before its completion."""
     question = source.question(record.problem_id)
     head = join_prompt(question, [])
@@ -118,13 +120,6 @@ def _split_prompt(record: PreferencePair | GradedRow | Trace, source: ExportSour
 def restore_prompted(row: Row) -> Row:
     """Return what a row with a question and steps before its completion does not copy."""
     return {"prompt": join_prompt(row["question"], [row["shared_steps"]])}
-
-
-def trace_rows(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
-    """Yield every trace as text."""
-    for trace in records:
-        question, shared = _split_prompt(trace, source)
-        yield trace, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
 
 
 def trace_chats(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
@@ -227,17 +222,6 @@ def restore_solution(row: Row) -> Row:
     return {**copies, **restore_prompted(row)}
 
 
-def graded_rows(records: Sequence[GradedRow], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[GradedRow, Row]]:
-    """Yield every graded row as text."""
-    for row in records:
-        question, shared = _split_prompt(row, source)
-        yield row, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
-
-
-def _restored_path(row: Row) -> Row:
-    return {"prompt_ids": row["prompt_token_ids"], "step_ids": row["step_token_ids"], "prompt": row["question"], "steps": row["steps"]}
-
-
 def _judged_paths(record: TreeRecord, dropped: Counter[str]) -> Iterator[tuple[list[int], list[bool], list[float | None]]]:
     """Yield the paths that end at a step with evidence: nodes, whether a right leaf is at or below each, and each step's target once."""
     targets = node_values(record, ValueTarget.HARD_MAX)
@@ -264,21 +248,22 @@ def shepherd_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
     for record in records:
         for nodes, labels, _ in _judged_paths(record, dropped):
             texts = [record.texts[node].strip() for node in nodes]
-            if any(_SHEPHERD_MARKER in text for text in (record.question, *texts)) or _FIRST_STEP in record.question:
+            if any(SHEPHERD_MARKER in text for text in (record.question, *texts)) or SHEPHERD_BEGIN in record.question:
                 dropped["holds a marker of the form"] += 1
                 continue
             parts = [f"Step {number}: {text} " for number, text in enumerate(texts, 1)]
             signs = ["+" if label else "-" for label in labels]
             marked, signed = (
                 f"{record.question} " + "\n".join(f"{part}{mark}" for part, mark in zip(parts, marks, strict=True))
-                for marks in ([_SHEPHERD_MARKER] * len(parts), signs)
+                for marks in ([SHEPHERD_MARKER] * len(parts), signs)
             )
             yield record, {"input": marked, "label": signed, "value": signs}
 
 
 def restore_stepwise(row: Row) -> Row:
     """Return a judged path on which every step of the tree has its target once."""
-    return {**_restored_path({**row, "question": row["prompt"]}), "targets": row["targets"]}
+    copies = {"prompt_ids": "prompt_token_ids", "step_ids": "step_token_ids", "prompt": "prompt", "steps": "steps", "targets": "targets"}
+    return {field: row[column] for field, column in copies.items()}
 
 
 def state_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
@@ -327,19 +312,11 @@ def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped
                 "old_log_probs": [logp for node in path for logp in record.logps[node]],
                 "advantages": [value for node, value in zip(path, of_steps, strict=True) for _ in record.token_ids[node]],
                 "token_level_rewards": [0.0] * (len(ids) - 1) + [record.outcomes[leaf]],
-                "step_ends": [end - 1 for end in _running_sum(len(record.token_ids[node]) for node in path)],
+                "step_ends": [end - 1 for end in accumulate(len(record.token_ids[node]) for node in path)],
             }
             ends = {"outcome": record.outcomes[leaf], "stop_reason": record.stop_reasons[leaf]}
             text = "".join(record.texts[node] for node in path)
             yield record, {**_problem_columns(record, source), "uid": record.problem_id, "response": text, **ends, **tokens}
-
-
-def _running_sum(numbers: Iterator[int]) -> list[int]:
-    total, sums = 0, []
-    for number in numbers:
-        total += number
-        sums.append(total)
-    return sums
 
 
 def problem_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:

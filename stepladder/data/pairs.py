@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from stepladder.data.labels import Selection, ValueTarget, join_prompt, path_to
 from stepladder.data.selection import (
@@ -26,6 +26,7 @@ from stepladder.errors import ConfigError
 from stepladder.types import PreferencePair, StopReason, TreeRecord
 
 _Offers = list[Ranked[PreferencePair]]
+SideT = TypeVar("SideT", int, Solution)
 _EarlierScores = Sequence[Sequence[float | None]] | None
 
 
@@ -71,10 +72,7 @@ def preference_pairs(
             pairs = _with_evidence(tree, children, rejected_must_fail=rejected_must_fail)
             considered += len(pairs)
             margins = _best_against_worst(tree, pairs, best=best_and_worst, worst=best_and_worst, dropped=dropped)
-            wide = _wide(margins, min_margin, dropped)
-            wide.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-            dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            offers += [_offer(tree, margin, first, second) for margin, first, second in wide[:pairs_per_node]]
+            offers += [_offer(tree, *pair) for pair in _widest(_wide(margins, min_margin, dropped), pairs_per_node, dropped)]
     return _capped(offers, considered, dropped, pairs_per_problem)
 
 
@@ -119,7 +117,7 @@ def rstar_pairs(
             considered += len(pairs)
             inner = [pair for pair in pairs if not any(_is_final(tree, node) for node in pair)]
             dropped["final step"] += len(pairs) - len(inner)
-            counts = [len({pair[side] for pair in inner}) for side in (0, 1)]
+            counts = [len(_comparable(tree, [pair[side] for pair in inner])) for side in (0, 1)]
             best, worst = (4 if other == 1 else 2 for other in (counts[1], counts[0]))
             wide = _wide(_best_against_worst(tree, inner, best=best, worst=worst, dropped=dropped), min_margin, dropped)
             better = [pair for pair in wide if best_mean[pair[1]] > worst_mean[pair[2]]]
@@ -167,8 +165,8 @@ def committed_pairs(
     for tree in judge_trees(records, target=target, earlier_scores=earlier_scores):
         node = 0
         while tree.children[node]:
-            known = [child for child in tree.children[node] if tree.values[child] is not None and tree.record.token_ids[child]]
-            known.sort(key=lambda child: -_value(tree, child))
+            known = [child for child in tree.children[node] if tree.comparable(child)]
+            known.sort(key=lambda child: -tree.value(child))
             if len(known) > 1:
                 considered += 1
                 offers += [_offer(tree, *pair) for pair in _wide(_margins(tree, [(known[0], known[-1])], dropped), min_margin, dropped)]
@@ -215,9 +213,7 @@ def value_margin_pairs(
             considered += len(pairs)
             margins = _margins(tree, pairs, dropped)
             ordered = [(margin, first, second) if margin > 0 else (-margin, second, first) for margin, first, second in margins]
-            wide = sorted(_wide(ordered, min_margin, dropped), key=lambda pair: (-pair[0], pair[1], pair[2]))
-            dropped["over node cap"] += max(0, len(wide) - pairs_per_node)
-            offers += [_offer(tree, *pair) for pair in wide[:pairs_per_node]]
+            offers += [_offer(tree, *pair) for pair in _widest(_wide(ordered, min_margin, dropped), pairs_per_node, dropped)]
     return _capped(offers, considered, dropped, pairs_per_problem)
 
 
@@ -434,19 +430,29 @@ def _best_against_worst(
     tree: JudgedTree, pairs: list[tuple[int, int]], *, best: int, worst: int, dropped: Counter[str]
 ) -> list[tuple[float, int, int]]:
     """Return ``_margins`` of the pairs of the best of the first and the worst of the second; count the others."""
-    usable = {node for pair in pairs for node in pair if tree.values[node] is not None and tree.record.token_ids[node]}
-    high = sorted({first for first, _ in pairs} & usable, key=lambda node: (-_value(tree, node), node))[:best]
-    low = sorted({second for _, second in pairs} & usable, key=lambda node: (_value(tree, node), node))[:worst]
+    high = sorted(_comparable(tree, [first for first, _ in pairs]), key=lambda node: (-tree.value(node), node))[:best]
+    low = sorted(_comparable(tree, [second for _, second in pairs]), key=lambda node: (tree.value(node), node))[:worst]
     margins = _margins(tree, pairs, dropped)
     kept = [pair for pair in margins if pair[1] in high and pair[2] in low]
     dropped["not among best and worst"] += len(margins) - len(kept)
     return kept
 
 
-def _wide(margins: list[tuple[float, int, int]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, int, int]]:
+def _comparable(tree: JudgedTree, nodes: list[int]) -> set[int]:
+    return {node for node in nodes if tree.comparable(node)}
+
+
+def _wide(margins: list[tuple[float, SideT, SideT]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, SideT, SideT]]:
+    """Return the pairs whose margin is above zero and wide enough; count the others."""
     wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin]
     dropped["below margin"] += len(margins) - len(wide)
     return wide
+
+
+def _widest(wide: list[tuple[float, int, int]], cap: int, dropped: Counter[str]) -> list[tuple[float, int, int]]:
+    """Return the pairs of a node with the largest margins, ties to the earlier nodes; count the others."""
+    dropped["over node cap"] += max(0, len(wide) - cap)
+    return sorted(wide, key=lambda pair: (-pair[0], pair[1], pair[2]))[:cap]
 
 
 def _is_final(tree: JudgedTree, node: int) -> bool:
@@ -478,10 +484,8 @@ def _solution_pairs(
     worst = sorted(wrong, key=lambda solution: solution.rank)[:best_and_worst]
     count = len(right) * len(wrong)
     dropped["not among best and worst"] += count - len(best) * len(worst)
-    margins = [(_margin(*pair), pair) for pair in product(best, worst)]
-    wide = [pair for margin, pair in margins if margin > 0 and margin >= min_margin]
-    dropped["below margin"] += len(margins) - len(wide)
-    return wide, count
+    margins = [(_margin(*pair), *pair) for pair in product(best, worst)]
+    return [(chosen, rejected) for _, chosen, rejected in _wide(margins, min_margin, dropped)], count
 
 
 def _margin(right: Solution, wrong: Solution) -> float:
@@ -492,12 +496,6 @@ def _capped(offers: _Offers, considered: int, dropped: Counter[str], cap: int) -
     rows = best_per_problem(offers, cap)
     dropped["over problem cap"] += len(offers) - len(rows)
     return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
-
-
-def _value(tree: JudgedTree, node: int) -> float:
-    value = tree.values[node]
-    assert value is not None, "nodes without a value were left out"
-    return value
 
 
 def _offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> Ranked[PreferencePair]:
@@ -513,8 +511,8 @@ def _offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> Ranke
         prompt=join_prompt(record.question, [record.texts[node] for node in shared]),
         chosen=record.texts[chosen],
         rejected=record.texts[rejected],
-        chosen_value=_value(tree, chosen),
-        rejected_value=_value(tree, rejected),
+        chosen_value=tree.value(chosen),
+        rejected_value=tree.value(rejected),
         depth=record.depths[chosen],
         provenance=record.provenance,
         chosen_visits=record.visits[chosen],

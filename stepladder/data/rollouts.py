@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.data.labels import gather_evidence
+from stepladder.data.labels import gather_evidence, path_to
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier
 from stepladder.types import Problem, StopReason, TreeRecord, derive_seed
@@ -106,8 +106,8 @@ def estimate_prefixes(
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
     """Return the value of every node as rollouts from it say: Math-Shepherd's soft or hard estimate.
 
-    A graded leaf is worth its outcome and is not rolled out; the root, and steps that failed, have no value. Equal prefixes are asked
-    about once.
+    A graded leaf is worth its outcome and is not rolled out; the root, and a failed step that was not graded, have no value. Equal prefixes
+    are asked about once.
 
     Args:
         records: Searched trees, or sampled solutions.
@@ -143,7 +143,7 @@ def first_error_values(records: Sequence[TreeRecord], ask: Ask) -> list[list[flo
     """
     prefixes, evidence = [_prefixes(record) for record in records], [gather_evidence(record) for record in records]
     wrong = [
-        (number, _path(record, leaf))
+        (number, path_to(record, leaf))
         for number, record in enumerate(records)
         for leaf, outcome in enumerate(record.outcomes)
         if outcome == 0.0
@@ -211,11 +211,3 @@ def _prefixes(record: TreeRecord) -> list[Prefix]:
     for parent, token_ids in zip(record.parents, record.token_ids, strict=True):
         paths.append((*(paths[parent] if parent >= 0 else ()), *token_ids))
     return [Prefix(problem, path) for path in paths]
-
-
-def _path(record: TreeRecord, node: int) -> list[int]:
-    path = []
-    while node:
-        path.append(node)
-        node = record.parents[node]
-    return path[::-1]

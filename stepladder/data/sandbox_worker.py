@@ -23,7 +23,6 @@ import struct
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
@@ -141,16 +140,11 @@ def shut_in(limits: dict[str, int]) -> bool:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False
-    readable = [*_LIBRARIES, *packages, *_base_libraries()]
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
+    readable = [*_LIBRARIES, *packages, *own]
     # Both are tried: one alone is better than none where the user accepts that.
     files = lock_files(libc, readable, os.getcwd())
     return lock_calls(libc) and files
-
-
-def _base_libraries() -> Iterator[str]:
-    yield sysconfig.get_path("stdlib")
-    yield sysconfig.get_path("platstdlib")
-    yield os.path.join(sys.base_prefix, "lib")
 
 
 def main() -> None:

@@ -45,6 +45,16 @@ class JudgedTree:
     earlier_scores: Sequence[float | None] | None = None
     """Scores by the process reward model before the one that guided the search; None where there is none."""
 
+    def comparable(self, node: int) -> bool:
+        """Say whether a node's step can be set against another: it did not fail, and it has a value."""
+        return self.values[node] is not None and bool(self.record.token_ids[node])
+
+    def value(self, node: int) -> float:
+        """Return the value of a node that has one."""
+        value = self.values[node]
+        assert value is not None, "nodes without a value were left out"
+        return value
+
     def agreement(self, parent: int) -> float | None:
         """Return how far both process reward models rank the children of a node alike; None where that is not known."""
         if self.earlier_scores is None:

@@ -24,7 +24,8 @@ from stepladder.errors import ConfigError, DataFormatError
 
 Neutral = Literal["good", "bad", "half", "drop"]
 _NEUTRAL_LABELS: dict[str, float | None] = {"good": 1.0, "bad": 0.0, "half": 0.5, "drop": None}
-_SHEPHERD_MARKER = "ки"
+SHEPHERD_MARKER, SHEPHERD_BEGIN = "ки", "Step 1:"
+"""What stands behind every step of Math-Shepherd's texts, and what its first step begins with."""
 _SIGNS = {"+": 1.0, "-": 0.0}
 
 
@@ -143,6 +144,10 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
         known = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
         labels[: len(known)] = known
     correct = next((fields[name] for name in ("correct", "final_answer_correct") if fields.get(name) is not None), None)
+    if correct not in (None, 0, 1):
+        raise DataFormatError(
+            f"{row.place}: whether the final answer is right must be true, false or null: got {correct!r} -- correct the row"
+        )
     return [_solution(row, question, steps, labels, correct=None if correct is None else bool(correct), first_error=first_error)]
 
 
@@ -184,23 +189,23 @@ def _trl(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 def _math_shepherd(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     """Read a pair of equal texts, of which one has a marker and the other a sign after every step."""
     text, signed = _string(row, "input"), _string(row, "label")
-    marked = text.split(_SHEPHERD_MARKER)
+    marked = text.split(SHEPHERD_MARKER)
     steps, labels, at = [], [], 0
     for part in marked[:-1]:
         at += len(part)
         if signed[at - len(part) : at] != part or signed[at : at + 1] not in _SIGNS:
             raise DataFormatError(
-                f"{row.place}: 'label' must repeat 'input' with + or - in place of every {_SHEPHERD_MARKER!r}: got "
+                f"{row.place}: 'label' must repeat 'input' with + or - in place of every {SHEPHERD_MARKER!r}: got "
                 f"{signed[max(0, at - 20) : at + 5]!r} after step {len(steps)} -- correct the row"
             )
         steps.append(part)
         labels.append(_SIGNS[signed[at]])
         at += 1
     if not steps or marked[-1].strip():
-        raise DataFormatError(f"{row.place}: every step must end with {_SHEPHERD_MARKER!r}: got {text[-60:]!r} -- correct the row")
-    begin = steps[0].find("Step 1:")
+        raise DataFormatError(f"{row.place}: every step must end with {SHEPHERD_MARKER!r}: got {text[-60:]!r} -- correct the row")
+    begin = steps[0].find(SHEPHERD_BEGIN)
     if begin < 0:
-        raise DataFormatError(f"{row.place}: the first step must begin with 'Step 1:': got {steps[0][:80]!r} -- correct the row")
+        raise DataFormatError(f"{row.place}: the first step must begin with {SHEPHERD_BEGIN!r}: got {steps[0][:80]!r} -- correct the row")
     question, steps[0] = steps[0][:begin].strip(), steps[0][begin:]
     return [_solution(row, question, [step.strip() for step in steps], labels)]
 
@@ -213,20 +218,24 @@ def _prm800k(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     path: list[str] = []
     labels: list[float | None] = []
     others: list[StepwiseSolution] = []
-    for entry in entries:
-        completions = entry.get("completions") or []
+    for entry in _objects(row, entries, "label.steps"):
+        completions = _objects(row, entry.get("completions") or [], "completions")
         chosen = entry.get("chosen_completion")
+        if chosen is not None and chosen not in range(len(completions)):
+            raise DataFormatError(
+                f"{row.place}: field 'chosen_completion' must be in [0, {len(completions)}) or null: got {chosen!r} -- correct the row"
+            )
         for number, completion in enumerate(completions):
             if completion.get("flagged"):
                 options.dropped["flagged alternative"] += number != chosen
             elif number != chosen:
                 label = _rating(row, completion, options)
-                others.append(_solution(row, question, [*path, completion["text"]], [*[None] * len(path), label]))
+                others.append(_solution(row, question, [*path, _text(row, completion)], [*[None] * len(path), label]))
         if chosen is not None:
-            path.append(completions[chosen]["text"])
+            path.append(_text(row, completions[chosen]))
             labels.append(_rating(row, completions[chosen], options))
         elif entry.get("human_completion"):
-            path.append(entry["human_completion"]["text"])
+            path.append(_text(row, *_objects(row, [entry["human_completion"]], "human_completion")))
             labels.append(None)
         else:
             break
@@ -252,7 +261,8 @@ def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     question = _string(row, "question")
     nodes: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []
-    for entry in sorted(row.fields["reasoning_steps"], key=lambda entry: len(str(entry.get("solution_prefix", "")))):
+    entries = _objects(row, row.fields["reasoning_steps"], "reasoning_steps")
+    for entry in sorted(entries, key=lambda entry: len(str(entry.get("solution_prefix", "")))):
         prefix = entry.get("solution_prefix")
         if not isinstance(prefix, str) or not prefix.startswith(question):
             raise DataFormatError(
@@ -273,16 +283,12 @@ def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     return [_solution(row, question, steps, labels) for steps, labels in _paths(row, roots, [], [])]
 
 
-def _paths(
-    row: SourceRow, children: list[dict[str, Any]], steps: list[str], labels: list[float | None]
-) -> Iterator[tuple[list[str], list[float | None]]]:
+def _paths(row: SourceRow, children: Any, steps: list[str], labels: list[float | None]) -> Iterator[tuple[list[str], list[float | None]]]:
     """Yield every path to a leaf; the labels of a node go with the first path through it."""
-    for number, child in enumerate(children):
-        value, text = child.get("mc_value"), child.get("text")
-        if not isinstance(text, str):
-            raise DataFormatError(f"{row.place}: every node must have a 'text': got {sorted(child)} -- correct the row")
+    for number, child in enumerate(_objects(row, children, "children")):
+        text = _text(row, child)
         above = labels if number == 0 else [None] * len(labels)
-        here = [*above, *_labels(row, [value], num_steps=1)]
+        here = [*above, *_labels(row, [child.get("mc_value")], num_steps=1)]
         if child.get("children"):
             yield from _paths(row, child["children"], [*steps, text.strip()], here)
         else:
@@ -309,6 +315,18 @@ def _solution(
         correct=correct,
         first_error=first_error,
     )
+
+
+def _objects(row: SourceRow, values: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise DataFormatError(f"{row.place}: {name!r} must hold JSON objects: got {str(values)[:80]!r} -- correct the row")
+    return values
+
+
+def _text(row: SourceRow, entry: dict[str, Any]) -> str:
+    if not isinstance(entry.get("text"), str):
+        raise DataFormatError(f"{row.place}: every step must have a 'text': got {sorted(entry)} -- correct the row")
+    return entry["text"]
 
 
 def _labels(row: SourceRow, labels: Any, *, num_steps: int) -> list[float | None]:

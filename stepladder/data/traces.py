@@ -5,13 +5,14 @@ good and bad continuations one by one. ``within_window`` says which trees are re
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from stepladder.data.labels import Selection, ValueTarget, join_prompt, path_to
 from stepladder.data.selection import (
     DECIMALS,
     JudgedTree,
     Ranked,
+    RowT,
     Solution,
     best_per_problem,
     distinct_rows,
@@ -67,7 +68,7 @@ def select_traces(
     right = [solution for tree in judge_trees(records, target=target) for solution in find_solutions(tree, right=True, dropped=dropped)]
     valued = [solution for solution in right if solution.least >= min_value]
     dropped["below value"] += len(right) - len(valued)
-    return _kept_of([Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued], considered, dropped, per_problem)
+    return _kept_of([[Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued]], considered, dropped, per_problem)
 
 
 def revision_traces(
@@ -118,7 +119,7 @@ def revision_traces(
                 best = max(below, key=lambda solution: solution.rank)
                 row = _revision(best, wrong, after=parent, revision_ids=revision_ids, revision=revision, end_ids=end_ids)
                 candidates.append(Ranked(rank=best.rank, row=row))
-    return _kept_of(candidates, considered, dropped, per_problem)
+    return _kept_of([candidates], considered, dropped, per_problem)
 
 
 def graded_steps(
@@ -162,7 +163,7 @@ def graded_steps(
             else:
                 row = _graded_step(tree, node, good=change > 0, value=value, prompt_value=before)
                 sides[row.good].append(Ranked(rank=(abs(change),), row=row))
-    return _both_sides(sides, considered, dropped, per_problem)
+    return _kept_of(sides.values(), considered, dropped, per_problem)
 
 
 def graded_solutions(
@@ -198,21 +199,13 @@ def graded_solutions(
             for solution in find_solutions(tree, right=good, dropped=dropped):
                 row = _graded_solution(solution, good=good, share=sum(graded) / len(graded))
                 side.append(Ranked(rank=solution.rank, row=row))
-    return _both_sides(sides, considered, dropped, per_problem)
+    return _kept_of(sides.values(), considered, dropped, per_problem)
 
 
-def _kept_of(candidates: list[Ranked[Trace]], considered: int, dropped: Counter[str], cap: int) -> Selection[Trace]:
-    distinct = distinct_rows(candidates)
-    rows = best_per_problem(distinct, cap)
-    dropped["same tokens"] += len(candidates) - len(distinct)
-    dropped["over problem cap"] += len(distinct) - len(rows)
-    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
-
-
-def _both_sides(sides: dict[bool, list[Ranked[GradedRow]]], considered: int, dropped: Counter[str], cap: int) -> Selection[GradedRow]:
-    """Return the good rows, then the bad ones."""
-    rows: list[GradedRow] = []
-    for candidates in sides.values():
+def _kept_of(sides: Iterable[list[Ranked[RowT]]], considered: int, dropped: Counter[str], cap: int) -> Selection[RowT]:
+    """Return the best distinct rows of every side, one side after the other; the cap is per problem and side."""
+    rows: list[RowT] = []
+    for candidates in sides:
         distinct = distinct_rows(candidates)
         kept = best_per_problem(distinct, cap)
         dropped["same tokens"] += len(candidates) - len(distinct)

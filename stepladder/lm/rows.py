@@ -45,6 +45,11 @@ def check_provenance(provenances: Iterable[Provenance], *, renderer_hash: str, w
         )
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of token ids that a model has embeddings for."""
+    return model.get_input_embeddings().num_embeddings  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+
 def check_ids(ids: Iterable[int], *, vocabulary: int, place: str) -> None:
     """Refuse token ids that the model has no embedding for.
 

@@ -32,7 +32,7 @@ from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import Layout, PackableRow, PackedPass, PackedRow, group_rows, lay_out, pack_rows
 from stepladder.lm.processes import gathered, this_process
-from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad
+from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad, vocabulary_size
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
     Batch,
@@ -497,11 +497,6 @@ def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTraine
     """Return what writes a trained policy beside the tokenizer and the step format of its start model."""
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    """Return the number of token ids that a model has embeddings for."""
-    return model.get_input_embeddings().num_embeddings  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
 
 def completion_row(record: Trace | PreferencePair | GradedRow, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:

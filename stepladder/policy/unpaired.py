@@ -13,7 +13,7 @@ import torch
 
 from stepladder.errors import DataFormatError
 from stepladder.lm.packing import PackedRow, lay_out
-from stepladder.lm.rows import check_provenance, fit_context
+from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training
 from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import UnpairedObjective
@@ -26,7 +26,6 @@ from stepladder.policy.train import (
     read_at,
     reference_rows,
     saver,
-    vocabulary_size,
 )
 from stepladder.types import GradedRow
 

@@ -34,12 +34,12 @@ def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean
         In [0, 1]; NaN wherever a model did not score: the others alone would be less careful than all of them.
 
     Raises:
-        ConfigError: If the rule is unknown.
+        ConfigError: If the rule is unknown, or the penalty is below 0.
 
     Source: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization" (worst-case and uncertainty-weighted optimisation).
     """
-    if rule not in ENSEMBLES:
-        raise ConfigError(f"ensemble: rule must be one of {', '.join(ENSEMBLES)}: got {rule!r}")
+    if rule not in ENSEMBLES or not penalty >= 0:
+        raise ConfigError(f"ensemble: rule must be one of {', '.join(ENSEMBLES)}, penalty >= 0: got {rule!r} with {penalty}")
     if rule == "min":
         return scores.min(axis=0)
     mean = scores.mean(axis=0)
@@ -107,11 +107,11 @@ class EnsembleScorer:
         """Combine scorers; they may be of any kind, as long as each has the contract.
 
         Raises:
-            ConfigError: If there are no scorers, or the rule is unknown.
+            ConfigError: If there are no scorers, the rule is unknown, or the penalty is below 0.
         """
         if not scorers:
             raise ConfigError("ensemble: needs at least one scorer: got none")
-        ensemble_scores(np.zeros((1, 1)), rule=rule)
+        ensemble_scores(np.zeros((1, 1)), rule=rule, penalty=penalty)
         self._scorers, self._penalty = list(scorers), penalty
         self._rule: Ensemble = rule
         self._arrived: dict[int, list[ScoreResult | None]] = {}

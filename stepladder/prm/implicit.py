@@ -5,6 +5,7 @@ Only outcomes of whole solutions are needed; the steps' scores come for free whe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import check_provenance, fit_context, pad
+from stepladder.lm.rows import check_provenance, fit_context, pad, vocabulary_size
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
@@ -26,18 +27,17 @@ from stepladder.lm.training import (
     load_options,
     quiet,
     run_training,
-    save_model,
 )
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
+from stepladder.prm.model import save_prm
 from stepladder.prm.reader import Solution
-from stepladder.prm.rows import PathsRow, check_path_ids, count_dropped
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.rows import NO_TARGET, PathsRow, check_path_ids, count_dropped
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.types import ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
 LOSSES: tuple[Loss, ...] = ("implicit-ce", "implicit-dpo")
-_NO_OUTCOME = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,9 +127,11 @@ def train_implicit_on_tokens(
         on_progress: Called after every update.
 
     Raises:
+        ConfigError: Also if the spec reads text.
         DataFormatError: Also if there are no paths, or one comes from another renderer; otherwise as for ``train_implicit``.
     """
     _check_choices(spec, loss)
+    check_reads_tokens(spec)
     check_provenance((path.provenance for path in paths), renderer_hash=renderer_hash, what="value rows")
     dropped: dict[str, int] = {}
     rows = outcome_rows_of_paths(paths, compare=loss == "implicit-dpo", dropped=dropped)
@@ -163,13 +165,8 @@ def _fit(
     with quiet():
         model = load_causal_lm(init, **load_options(settings), trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="graded solutions")
-    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="graded solution")  # pyright: ignore
+    check_path_ids(rows, vocabulary=vocabulary_size(model), what="graded solution")
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
-
-    def save(trained: PreTrainedModel, directory: Path) -> None:
-        save_model(trained, directory, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        spec.save(directory)
-
     return run_training(
         model,
         add_reference(model, rows, settings),
@@ -178,7 +175,7 @@ def _fit(
         settings=settings,
         out_dir=out_dir,
         identity=identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective),
-        save=save,
+        save=partial(save_prm, spec=spec, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -222,7 +219,8 @@ def outcome_rows_of_paths(paths: Sequence[ValueRow], *, compare: bool, dropped: 
             continue
         if not path.prompt_ids or not 0.0 <= outcome <= 1.0:
             raise DataFormatError(
-                f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r}"
+                f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r} "
+                "-- drop the row"
             )
         ids = [*path.prompt_ids, *(token for step in path.step_ids for token in step)]
         problems.setdefault(path.problem_id, []).append((ids, len(path.prompt_ids), outcome))
@@ -237,9 +235,13 @@ def _finished(problems: dict[str, list[tuple[list[int], int, float]]], *, compar
             continue
         paths, begins, outcomes = (list(column) for column in zip(*members, strict=True))
         rows.append(OutcomeRow(paths=paths, begins=begins, outcomes=outcomes, reference_logps=[]))
-    if len({outcome for row in rows for outcome in row.outcomes}) < 2:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing dropped"
-        raise DataFormatError(f"graded solutions: outcomes must differ: got one kind only ({reasons}) -- give right and wrong solutions")
+    found = {outcome for row in rows for outcome in row.outcomes}
+    if len(found) < 2:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing"
+        raise DataFormatError(
+            f"graded solutions: outcomes must differ: got {', '.join(map(str, found)) or 'none'} only, and dropped {reasons} "
+            "-- give right and wrong solutions"
+        )
     return rows
 
 
@@ -249,7 +251,7 @@ def add_reference(model: PreTrainedModel, rows: Sequence[OutcomeRow], settings: 
     model.eval()
     added = []
     for row in rows:
-        batch = collate_outcomes([replace(row, reference_logps=[0.0] * len(row.paths))])
+        batch = collate_outcomes([row])
         with autocast(settings, model.device):
             logps = solution_logps(model, batch["inputs"]["input_ids"].to(model.device), batch["spans"].to(model.device))
         added.append(replace(row, reference_logps=logps.tolist()))
@@ -274,7 +276,7 @@ def collate_outcomes(rows: Sequence[OutcomeRow]) -> Batch:
     """
     paths = [path for row in rows for path in row.paths]
     width = max(len(row.paths) for row in rows)
-    members, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), _NO_OUTCOME)
+    members, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), NO_TARGET)
     at = 0
     for i, row in enumerate(rows):
         count = len(row.paths)

@@ -8,6 +8,7 @@ from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.prm.layout import Layout
 from stepladder.prm.reader import StepReader
+from stepladder.prm.requests import next_branches
 from stepladder.prm.specs import PRMSpec
 
 
@@ -18,21 +19,20 @@ class ImplicitStepScorer:
     either model, holds an id that they do not have, or comes after such a step.
     """
 
-    def __init__(self, reader: StepReader, *, prompt_length: Callable[[tuple[int, ...]], int | None], max_batch_branches: int = 64) -> None:
+    def __init__(self, reader: StepReader, *, prompt_length: Callable[[tuple[int, ...]], int | None]) -> None:
         """Serve a reader.
 
         Args:
             reader: Reads an implicit spec with the prompt ``tokens``.
             prompt_length: Says how many tokens of a prefix are its prompt, behind which the log-ratio is summed; None where that is not
                 known, and nothing behind such a prefix has a score.
-            max_batch_branches: Branches scored in one call of ``collect``, >= 1; more where one request has more.
 
         Raises:
             ConfigError: If the reader's spec is another.
         """
         if (reader.spec.family, reader.spec.prompt) != ("implicit", "tokens"):
             raise ConfigError(f"PRM spec: must be implicit on the policy's tokens: got {reader.spec.family!r} on {reader.spec.prompt!r}")
-        self._reader, self._prompt_length, self._max_batch_branches = reader, prompt_length, max_batch_branches
+        self._reader, self._prompt_length = reader, prompt_length
         self._waiting: deque[ScoreRequest] = deque()
 
     @property
@@ -55,11 +55,7 @@ class ImplicitStepScorer:
 
     def collect(self) -> list[ScoreResult]:
         """Return the results of the oldest requests; empty only when nothing is in flight."""
-        batch: list[ScoreRequest] = []
-        branches = 0
-        while self._waiting and branches < self._max_batch_branches:
-            batch.append(self._waiting.popleft())
-            branches += max(1, len(batch[-1].branches))
+        batch = next_branches(self._waiting)
         layouts = [self._layout(request, branch) for request in batch for branch in request.branches]
         scores = iter(self._reader.read(layouts))
         return [ScoreResult(ticket=request.ticket, scores=tuple(next(scores) for _ in request.branches)) for request in batch]

@@ -43,7 +43,7 @@ def load_reward_model(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     with quiet():
         if spec.family == "vocabulary":
-            rows = _vocabulary_rows(tokenizer, spec)
+            rows = list(vocabulary_ids(tokenizer, spec))
             model = load_causal_lm(source, **options)
             model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
             return model
@@ -73,7 +73,7 @@ def load_head(source: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerB
     weight = next((tensors[key] for name in _VOCABULARY_HEADS for key in tensors if key.endswith(name)), None)
     if weight is None:
         raise CheckpointError(f"{source}: must be a language model: found none of {', '.join(_VOCABULARY_HEADS)} -- use another --spec")
-    return _linear({"weight": weight[_vocabulary_rows(tokenizer, spec)]}, "").float()
+    return _linear({"weight": weight[list(vocabulary_ids(tokenizer, spec))]}, "").float()
 
 
 def load_bare_lm(
@@ -104,10 +104,14 @@ def has_head(source: str | Path) -> bool:
     return bool(_head_tensors(_local_directory(source)))
 
 
-def _vocabulary_rows(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> list[int]:
-    """Return the ids of the bad and of the good token: the second output stands for a good step."""
+def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> tuple[int, int]:
+    """Return the ids of the bad and of the good token of a ``vocabulary`` spec: the second output stands for a good step.
+
+    Raises:
+        CheckpointError: If the tokenizer is another model's.
+    """
     assert spec.good is not None and spec.bad is not None, "a vocabulary spec has both"
-    return [token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)]
+    return token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)
 
 
 def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_token_classifier
-from stepladder.lm.training import quiet
+from stepladder.lm.training import quiet, save_model
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, Transform
 from stepladder.types import derive_seed
 
@@ -87,6 +87,12 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
     return model
 
 
+def save_prm(model: PreTrainedModel, directory: Path, *, spec: PRMSpec, **options: Any) -> None:
+    """Write a trained model as a Hugging Face directory with its spec; further options as for ``save_model``."""
+    save_model(model, directory, **options)
+    spec.save(directory)
+
+
 def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
     """Return values of raw outputs, as ``PRMSpec`` defines them, but without clipping ``identity``: a clipped value has no gradient."""
     if transform == "sigmoid":
@@ -96,7 +102,7 @@ def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
     return logits
 
 
-def _head(model: PreTrainedModel, start: str | Path, num_outputs: int = 1) -> torch.nn.Linear:
+def _head(model: PreTrainedModel, start: str | Path, num_outputs: int) -> torch.nn.Linear:
     head = getattr(model, "score", getattr(model, "classifier", None))
     if not isinstance(head, torch.nn.Linear) or head.out_features != num_outputs:
         raise CheckpointError(

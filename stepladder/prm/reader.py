@@ -22,6 +22,7 @@ from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.prm.layout import Layout, SolutionLayout
 from stepladder.prm.loading import load_bare_lm, load_reward_model
 from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
+from stepladder.prm.requests import known_ids
 from stepladder.prm.specs import PRMSpec, resolve_reference
 
 Scores = tuple[float | None, ...]
@@ -86,29 +87,19 @@ class TokenLogps(ServedModel, Protocol):
 class CachedModel:
     """``TokenOutputs`` and ``TokenLogps`` of a transformers model; what paths share, now or later, is forwarded once."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        num_outputs: int,
-        head: nn.Module | None = None,
-        max_batch_tokens: int = 4096,
-        cache_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, num_outputs: int, head: nn.Module | None = None) -> None:
         """Serve a model.
 
         Args:
             model: A model with ``num_outputs`` logits per token; with ``head``, one whose logits are its hidden states.
             num_outputs: Numbers that are kept for every token.
             head: The language head, where log-probabilities are asked for.
-            max_batch_tokens: New tokens forwarded in one pass, >= 1.
-            cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
 
         Raises:
             BackendError: If the model's attention cannot be served from a cache.
         """
         self._flat, self._head = FlatModel(model), head
-        self._cache = PrefixCache(self._flat, max_tokens=cache_tokens, pass_tokens=max_batch_tokens, num_outputs=num_outputs)
+        self._cache = PrefixCache(self._flat, num_outputs=num_outputs)
 
     @classmethod
     def of_language_model(cls, bare: PreTrainedModel, head: nn.Module) -> "CachedModel":
@@ -243,8 +234,7 @@ class StepReader:
 
     def knows(self, token_ids: Sequence[int]) -> bool:
         """Say whether the model, and its reference, have an embedding for every id."""
-        size = min(each.vocab_size for each in self._models)
-        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < size)
+        return known_ids(token_ids, min(each.vocab_size for each in self._models))
 
     def reset(self) -> None:
         """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
@@ -347,7 +337,7 @@ def load_parts(source: str | Path, spec: PRMSpec, *, reference: str | Path | Non
         ConfigError: If device, dtype or reference do not fit.
     """
     tokenizer = load_tokenizer(source, trust_remote_code=options.get("trust_remote_code", False))
-    other = resolve_reference(source, spec, None if reference is None else str(reference))
+    other = resolve_reference(source, spec, reference)
     if other is None:
         return ReaderParts(models=((load_reward_model(source, spec, tokenizer, **options), None),), tokenizer=tokenizer)
     return ReaderParts(models=tuple(load_bare_lm(each, **options) for each in (source, other)), tokenizer=tokenizer)

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.lm.slots import Placement
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.requests import known_ids, next_batch
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 
 
 class TransformersStepScorer:
@@ -49,8 +50,7 @@ class TransformersStepScorer:
             BackendError: If the model's attention cannot be cached or its head has another number of outputs.
             ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
-        if spec.prompt != "tokens":
-            raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
+        check_reads_tokens(spec)
         if model.config.num_labels != spec.num_outputs:
             raise BackendError(f"{spec.family}: must have {spec.num_outputs} outputs per token: got num_labels={model.config.num_labels}")
         check_entropy_penalty(entropy_penalty, spec)
@@ -91,12 +91,9 @@ class TransformersStepScorer:
     @torch.inference_mode()
     def collect(self) -> list[ScoreResult]:
         """Return the results of the oldest requests, as many as fill a pass, at least one; empty only when nothing is in flight."""
-        batch, num_tokens = [], 0
-        while self._waiting and num_tokens < self._max_batch_tokens:
-            request = self._waiting.popleft()
-            batch.append(request)
-            # Prefixes are nearly always cached, so the branches are the work.
-            num_tokens += sum(len(step) for branch in request.branches for step in branch)
+        # Prefixes are nearly always cached, so the branches are the work.
+        num_tokens = lambda request: sum(len(step) for branch in request.branches for step in branch)  # noqa: E731
+        batch = next_batch(self._waiting, most=self._max_batch_tokens, work=num_tokens)
         counts = [self._num_scorable(request) for request in batch]
         groups = [_path_group(request, numbers) for request, numbers in zip(batch, counts, strict=True)]
         placed = iter(self._cache.extend([group for group in groups if group is not None]))
@@ -108,16 +105,13 @@ class TransformersStepScorer:
     def _num_scorable(self, request: ScoreRequest) -> list[int]:
         """Return how many leading steps of each branch the model can read."""
         room = self._model.max_positions - len(request.prefix_ids)
-        if room < 0 or not request.prefix_ids or not self._known(request.prefix_ids):
+        if room < 0 or not request.prefix_ids or not known_ids(request.prefix_ids, self._model.vocab_size):
             return [0] * len(request.branches)
         return [self._num_readable(branch, room) for branch in request.branches]
 
     def _num_readable(self, branch: Sequence[Sequence[int]], room: int) -> int:
-        ends = accumulate(map(len, branch))
-        return next((i for i, (end, step) in enumerate(zip(ends, branch, strict=True)) if end > room or not self._known(step)), len(branch))
-
-    def _known(self, token_ids: Sequence[int]) -> bool:
-        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size)
+        steps = enumerate(zip(accumulate(map(len, branch)), branch, strict=True))
+        return next((i for i, (end, step) in steps if end > room or not known_ids(step, self._model.vocab_size)), len(branch))
 
     def _scores(
         self, request: ScoreRequest, counts: Sequence[int], placed: Sequence[Placement] | None

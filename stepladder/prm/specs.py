@@ -6,9 +6,10 @@ another public model is another entry of ``NAMED_SPECS``, not another class.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
@@ -87,12 +88,17 @@ class PRMSpec:
     num_verdicts: int = 1
     """Verdicts that a ``judge`` samples per step, >= 1."""
     verdict: str = ""
-    """Regular expression whose first group is a judge's word; the last match counts."""
+    """Regular expression that finds a judge's word, as its only group where it has one; the last match counts."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("family", Family), ("prompt", Prompt), ("read", Read), ("transform", Transform)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ConfigError(f"PRM spec: {name} must be one of {list(get_args(allowed))}: got {getattr(self, name)!r}")
+        for each in fields(self):
+            value, choices = getattr(self, each.name), get_args(each.type) if get_origin(each.type) is Literal else None
+            if choices is not None and value not in choices:
+                raise ConfigError(f"PRM spec: {each.name} must be one of {list(choices)}: got {value!r} -- correct the spec")
+            kind: Any = int | float if each.type is float else each.type
+            if choices is None and not isinstance(value, kind):
+                name = getattr(kind, "__name__", kind)
+                raise ConfigError(f"PRM spec: {each.name} must be of type {name}: got {value!r} -- correct the spec")
         rules = {
             "a marker to read at": self.read not in ("marker", "before-marker") or self.marker,
             "a good and a bad token": self.family not in ("vocabulary", "judge") or (self.good and self.bad),
@@ -101,14 +107,16 @@ class PRMSpec:
             "a value head, two classes or an implicit model for the prompt 'tokens'": self.prompt != "tokens"
             or self.family in ("value-head", "two-class", "implicit"),
             "the read 'step-end' for an implicit model": self.family != "implicit" or self.read == "step-end",
-            "a verdict pattern for a judge": self.family != "judge" or self.verdict,
+            "a verdict pattern, with one group at most, for a judge": self.family != "judge" or _is_verdict(self.verdict),
             "a positive beta, bins and num_verdicts": self.beta > 0 and self.bins >= 1 and self.num_verdicts >= 1,
             "bins on a value head with the transform 'identity' only": self.bins == 1
             or (self.family == "value-head" and self.transform == "identity"),
         }
         for rule, holds in rules.items():
             if not holds:
-                raise ConfigError(f"PRM spec: needs {rule}: got {self!r} -- correct the spec")
+                changed = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+                given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed) or "the defaults"
+                raise ConfigError(f"PRM spec: needs {rule}: got {given} -- correct the spec")
 
     @property
     def num_outputs(self) -> int:
@@ -129,18 +137,29 @@ class PRMSpec:
         path = Path(directory) if Path(directory).suffix == ".json" else Path(directory) / SPEC_FILE
         try:
             row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = row.pop("schema_version")
+            version = int(row.pop("schema_version"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: must say how scores are read: not found -- use a directory that PRM training wrote") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the PRM again") from error
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         if set(row) != {1: _VERSION_1, 2: names - _NEW_IN_VERSION_3, SPEC_VERSION: names}.get(version):
             raise CheckpointError(
                 f"{path}: must be of version 1 to {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
                 "-- use the stepladder that wrote it"
             )
-        return cls(**row)
+        try:
+            return cls(**row)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+
+def _is_verdict(pattern: str) -> bool:
+    """Whether a regular expression can be compiled and gives one word per match."""
+    try:
+        return bool(pattern) and re.compile(pattern).groups <= 1
+    except re.error:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +279,7 @@ NAMED_SPECS: dict[str, NamedSpec] = {
 """Specs by name; ``prm specs`` lists them."""
 
 
-def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = None) -> str | None:
+def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | None = None) -> str | None:
     """Return the reference of an implicit model: the one that is given, else the one that its spec names; None for other families.
 
     Raises:
@@ -268,12 +287,24 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | None = Non
     """
     if spec.family != "implicit":
         return None
+    if given:
+        return str(given)
     named = spec.reference
-    if given is None and named is None:
+    if named is None:
         raise ConfigError(
             f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference, or set prm.reference"
         )
-    return given or (str(Path(source, named).resolve()) if named and named.startswith(".") else named)
+    return str(Path(source, named).resolve()) if named.startswith(".") else named
+
+
+def check_reads_tokens(spec: PRMSpec) -> None:
+    """Refuse a spec that reads text where only the policy's own tokens are at hand.
+
+    Raises:
+        ConfigError: If the prompt is not ``tokens``.
+    """
+    if spec.prompt != "tokens":
+        raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- score or train on text instead")
 
 
 def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import fit_context
+from stepladder.lm.rows import fit_context, vocabulary_size
 from stepladder.lm.training import (
     ProgressCallback,
     TrainReport,
@@ -24,11 +24,10 @@ from stepladder.lm.training import (
     load_options,
     quiet,
     run_training,
-    save_model,
 )
-from stepladder.prm.layout import SolutionLayout, token_id
-from stepladder.prm.loading import has_head, load_reward_model
-from stepladder.prm.model import new_head_model
+from stepladder.prm.layout import SolutionLayout
+from stepladder.prm.loading import has_head, load_reward_model, vocabulary_ids
+from stepladder.prm.model import new_head_model, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
 from stepladder.prm.reader import Solution
 from stepladder.prm.rows import (
@@ -129,15 +128,10 @@ def train_stepwise(
     with quiet():
         model = initialise_reader(init, spec, tokenizer, settings=settings, trust_remote_code=trust_remote_code)
     rows = fit_context(rows, model, dropped, what="labelled solutions")
-    check_path_ids(rows, vocabulary=model.get_input_embeddings().num_embeddings, what="labelled solution")  # pyright: ignore
+    check_path_ids(rows, vocabulary=vocabulary_size(model), what="labelled solution")
     _freeze_body(model, scope)
-    columns = _columns(spec, tokenizer)
+    columns = vocabulary_ids(tokenizer, spec) if spec.family == "vocabulary" else None
     objective = StepObjective(loss_name=loss, spec=spec, columns=columns, regression_weight=regression_weight)
-
-    def save(trained: PreTrainedModel, directory: Path) -> None:
-        save_model(trained, directory, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        spec.save(directory)
-
     return run_training(
         model,
         rows,
@@ -147,7 +141,7 @@ def train_stepwise(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="stepwise", start=str(init), rows=rows, objective=objective, scope=scope),
-        save=save,
+        save=partial(save_prm, spec=spec, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -234,13 +228,6 @@ def initialise_reader(
     if has_head(init):
         return load_reward_model(init, spec, tokenizer, **options)
     return new_head_model(init, num_outputs=spec.num_outputs, seed=settings.seed, **options)
-
-
-def _columns(spec: PRMSpec, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
-    if spec.family != "vocabulary":
-        return None
-    assert spec.good is not None and spec.bad is not None, "a vocabulary spec has both"
-    return token_id(tokenizer, spec.bad, spec.bad_id), token_id(tokenizer, spec.good, spec.good_id)
 
 
 def _freeze_body(model: PreTrainedModel, scope: Scope) -> None:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.prm.reader import Scores, Solution
+from stepladder.prm.requests import next_branches
 
 Split = Callable[[tuple[int, ...]], tuple[str, tuple[str, ...]] | None]
 """From the tokens of a prompt and the steps behind it to question and steps; None where they are not of any known problem."""
@@ -35,19 +36,15 @@ class TextStepScorer:
     or that comes behind text which does not fit the spec, is None.
     """
 
-    def __init__(
-        self, reader: SolutionReader, *, split: Split, decode: Callable[[Sequence[int]], str], max_batch_branches: int = 64
-    ) -> None:
+    def __init__(self, reader: SolutionReader, *, split: Split, decode: Callable[[Sequence[int]], str]) -> None:
         """Serve a reader.
 
         Args:
             reader: Scores written solutions.
             split: Finds question and earlier steps of a prefix.
             decode: Text of a step, as ``split`` gives it for earlier ones.
-            max_batch_branches: Branches scored in one call of ``collect``, >= 1; more where one request has more.
         """
         self._reader, self._split, self._decode = reader, split, decode
-        self._max_batch_branches = max_batch_branches
         self._waiting: deque[ScoreRequest] = deque()
 
     @property
@@ -65,11 +62,7 @@ class TextStepScorer:
 
     def collect(self) -> list[ScoreResult]:
         """Return the results of the oldest requests; empty only when nothing is in flight."""
-        batch: list[ScoreRequest] = []
-        branches = 0
-        while self._waiting and branches < self._max_batch_branches:
-            batch.append(self._waiting.popleft())
-            branches += max(1, len(batch[-1].branches))
+        batch = next_branches(self._waiting)
         solutions = [self._solutions(request) for request in batch]
         scores = iter(self._reader.score([solution for some in solutions for solution in some], strict=False))
         return [

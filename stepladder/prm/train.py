@@ -5,14 +5,13 @@ default the paths of a problem are merged into trees: one forward pass scores ev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import Any, get_args
 
 from stepladder.errors import ConfigError
 from stepladder.lm.loading import load_tokenizer
-from stepladder.lm.rows import check_provenance, fit_context
+from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import (
     ProgressCallback,
     TrainReport,
@@ -21,9 +20,8 @@ from stepladder.lm.training import (
     load_options,
     quiet,
     run_training,
-    save_model,
 )
-from stepladder.prm.model import initialise_prm
+from stepladder.prm.model import initialise_prm, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
 from stepladder.prm.rows import (
     Supervise,
@@ -35,7 +33,7 @@ from stepladder.prm.rows import (
     pair_rows,
     target_rows,
 )
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.types import PreferencePair, ValueRow
 
 
@@ -81,7 +79,9 @@ def train_value(
             dropping, or nothing can be compared.
     """
     check_provenance((row.provenance for row in rows), renderer_hash=renderer_hash, what="value rows")
+    _check_choices(rows, loss, supervise)
     if spec is not None:
+        check_reads_tokens(spec)
         check_loss(loss, spec)
     with quiet():
         model, spec = initialise_prm(
@@ -94,14 +94,9 @@ def train_value(
         )
     objective = StepObjective(loss_name=loss, spec=spec)
     dropped: dict[str, int] = {}
-    made = _made_rows(rows, loss, supervise, vocabulary=model.get_input_embeddings().num_embeddings, dropped=dropped)  # pyright: ignore
+    made = _made_rows(rows, loss, supervise, vocabulary=vocabulary_size(model), dropped=dropped)
     made = fit_context(made, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
-
-    def save(trained: PreTrainedModel, directory: Path) -> None:
-        save_model(trained, directory, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        spec.save(directory)
-
     return run_training(
         model,
         made,
@@ -111,19 +106,23 @@ def train_value(
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="value", start=str(init_dir), rows=made, objective=objective),
-        save=save,
+        save=partial(save_prm, spec=spec, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
 
 
-def _made_rows(rows: Sequence[Any], loss: Loss, supervise: Supervise, *, vocabulary: int, dropped: dict[str, int]) -> list[Any]:
-    are_pairs = isinstance(rows[0], PreferencePair)
+def _check_choices(rows: Sequence[Any], loss: Loss, supervise: Supervise) -> None:
+    if supervise not in get_args(Supervise):
+        raise ConfigError(f"PRM training: supervise must be one of {', '.join(get_args(Supervise))}: got {supervise!r} -- change it")
     if supervise == "every-token" and loss in COMPARING:
         raise ConfigError(f"PRM training: loss {loss!r} compares steps where they end: got supervise 'every-token' -- use 'step-end'")
-    if are_pairs and loss not in ("pairwise", "pairwise+mse"):
+    if isinstance(rows[0], PreferencePair) and loss not in ("pairwise", "pairwise+mse"):
         raise ConfigError(f"PRM training: pairs need the loss 'pairwise' or 'pairwise+mse': got {loss!r} -- change loss or target")
-    if are_pairs:
+
+
+def _made_rows(rows: Sequence[Any], loss: Loss, supervise: Supervise, *, vocabulary: int, dropped: dict[str, int]) -> list[Any]:
+    if isinstance(rows[0], PreferencePair):
         return pair_rows(rows, vocabulary=vocabulary, dropped=dropped)
     if loss in COMPARING:
         compare = "problem" if loss == "listwise" else "siblings"

@@ -20,14 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult, check_ticket
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.vllm import EngineSettings, VLLMEngine
 from stepladder.prm.loading import load_head, out_features
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.reader import StepReader
-from stepladder.prm.specs import PRMSpec, resolve_reference
+from stepladder.prm.requests import known_ids
+from stepladder.prm.specs import PRMSpec, check_reads_tokens, resolve_reference
 
 _MAX_KEPT = 1 << 18
 """Sequences whose outputs are remembered."""
@@ -239,8 +240,7 @@ class VLLMStepScorer:
             ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
         """
         check_entropy_penalty(entropy_penalty, spec)
-        if spec.prompt != "tokens":
-            raise ConfigError(f"PRM spec: must read the policy's tokens: got prompt {spec.prompt!r} -- use stepladder.prm.reader")
+        check_reads_tokens(spec)
         self.spec, self._entropy_penalty = spec, entropy_penalty
         self._model = model
         self._jobs: dict[int, _Job] = {}
@@ -277,7 +277,7 @@ class VLLMStepScorer:
             check_ticket(request.ticket, self._jobs)
             job = _Job(request=request, scores=[[None] * len(branch) for branch in request.branches])
             self._jobs[request.ticket] = job
-            if _known(request.prefix_ids, self._model.vocab_size) and request.prefix_ids:
+            if known_ids(request.prefix_ids, self._model.vocab_size) and request.prefix_ids:
                 for number in range(len(request.branches)):
                     self._read_branch(job, number)
             if not job.num_open:
@@ -303,7 +303,7 @@ class VLLMStepScorer:
         next(ends)
         path = job.request.prefix_ids + tuple(token for step in branch for token in step)
         for index, (step, end) in enumerate(zip(branch, ends, strict=True)):
-            if end > self._model.max_positions or not _known(step, self._model.vocab_size):
+            if end > self._model.max_positions or not known_ids(step, self._model.vocab_size):
                 return
             if not step:
                 continue
@@ -338,7 +338,7 @@ def vllm_reader(
     """
     settings = settings or EngineSettings()
     tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    other = resolve_reference(source, spec, None if reference is None else str(reference))
+    other = resolve_reference(source, spec, reference)
     if other is None:
         return StepReader([VLLMOutputs.start(source, load_head(source, spec, tokenizer), settings=settings)], tokenizer, spec)
     return StepReader([VLLMLogps(VLLMEngine(each, task="generate", settings=settings)) for each in (source, other)], tokenizer, spec)
@@ -346,7 +346,3 @@ def vllm_reader(
 
 def _digest(token_ids: Sequence[int]) -> str:
     return hashlib.blake2b(np.asarray(token_ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
-
-
-def _known(token_ids: Sequence[int], vocab_size: int) -> bool:
-    return not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size)

@@ -599,8 +599,15 @@ def test_what_cannot_be_imported_is_refused(tmp_path):
     (out / "README.md").write_text(card.replace("version: 1", "version: 2"))
     with pytest.raises(DataFormatError, match="got 'tree-json' of version 2 -- use the stepladder that wrote it"):
         import_dataset(out, tmp_path / "back")
+    for broken in ("---\n: [\n---\n", "---\n- a\n---\n", card.replace("data_files:", "files:")):
+        (out / "README.md").write_text(broken)
+        with pytest.raises(DataFormatError, match="out: must be a data set that stepladder export wrote"):
+            import_dataset(out, tmp_path / "back")
     (out / "README.md").write_text(card)
     row = json.loads(data.read_text())
+    data.write_text(json.dumps(row | {"parents": "abc"}))
+    with pytest.raises(DataFormatError, match=r"jsonl: must hold values of the columns' types: .*'a'"):
+        import_dataset(out, tmp_path / "back")
     data.write_text(json.dumps({name: value for name, value in row.items() if name != "logps"}))
     with pytest.raises(DataFormatError, match="jsonl:1: must have the columns of the format: logps missing"):
         import_dataset(out, tmp_path / "back")
@@ -614,6 +621,8 @@ def test_what_cannot_be_imported_is_refused(tmp_path):
     export_dataset(shards(tmp_path, "sft", [TRACE]), job("sft"), tmp_path / "sft")
     with pytest.raises(CheckpointError, match="sft: must be new or empty"):
         import_dataset(tmp_path / "sft", tmp_path / "sft")
+    with pytest.raises(CheckpointError, match=r"README\.md: must be new or empty"):
+        import_dataset(tmp_path / "sft", tmp_path / "sft" / "README.md")
 
 
 def test_kinds_of_shards_are_those_of_the_run():

@@ -14,40 +14,14 @@ from stepladder.data.advantages import (
     treepo_advantages,
 )
 from stepladder.data.labels import ValueTarget
-from stepladder.types import Provenance, TreeRecord
-
-PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="c" * 16, renderer_hash="r" * 16)
+from stepladder.types import TreeRecord
+from tests import trees
 
 
 def tree(parents: list[int], outcomes: dict[int, float], values: list[float | None] | None = None) -> TreeRecord:
     """Return a tree of one-token steps with the outcomes of some leaves."""
-    size = len(parents)
-    depths = [0] * size
-    for node in range(1, size):
-        depths[node] = depths[parents[node]] + 1
-    return TreeRecord(
-        problem_id="p",
-        question="q",
-        prompt_ids=[1],
-        method="mcts",
-        parents=parents,
-        depths=depths,
-        token_ids=[[]] + [[2 + node] for node in range(1, size)],
-        logps=[[]] + [[-0.5]] * (size - 1),
-        texts=[""] + ["s\n"] * (size - 1),
-        priors=[1.0] * size,
-        scores=[None] * size,
-        visits=[1] * size,
-        values=values or [None] * size,
-        stop_reasons=["end" if node in outcomes else "step" for node in range(size)],
-        answers=[None] * size,
-        outcomes=[outcomes.get(node) for node in range(size)],
-        generated_tokens=size - 1,
-        policy_calls=1,
-        scored_tokens=0,
-        num_simulations=1,
-        provenance=PROVENANCE,
-    )
+    known = values or [None] * len(parents)
+    return trees.tree(*((parent, known[node], outcomes.get(node)) for node, parent in enumerate(parents)))
 
 
 # Root 0 with children 1 and 2; below 1 the leaves 3 (right) and 4 (wrong), below 2 the leaf 5 (wrong) and 6, which nobody graded.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepladder.data.export_rows import ExportSource, trace_chats, trace_rows
+from stepladder.data.export_rows import ExportSource, prompted_rows, trace_chats
 from stepladder.data.pairs import (
     PAIR_RULES,
     agent_q_pairs,
@@ -101,6 +101,17 @@ def test_rstar_takes_four_against_a_single_one() -> None:
     )
     selection = rstar_pairs([two], min_edit_distance=0, pairs_per_problem=99)
     assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 6), (1, 7), (2, 6), (2, 7)]
+
+
+def test_a_failed_step_is_no_member_of_a_side() -> None:
+    """Four children succeed, one fails and at one the policy failed, which can be in no pair: still the best four take part."""
+    right = [(0, value, None) for value in (0.9, 0.8, 0.7, 0.6)]
+    record = tree(
+        (-1, None, None), *right, (0, 0.1, None), (0, 0.0, 0.0), *((i, 1.0, 1.0) for i in range(1, 5)), (5, 0.0, 0.0), tokens={6: []}
+    )
+    selection = rstar_pairs([record], min_edit_distance=0, pairs_per_problem=99)
+    assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 5), (2, 5), (3, 5), (4, 5)]
+    assert selection.dropped_by_reason["failed step"] == 4
 
 
 def test_rstar_asks_for_a_better_continuation_and_other_words() -> None:
@@ -412,7 +423,7 @@ def test_revisions_are_exported_behind_their_mistake() -> None:
     (revision,) = revision_traces([BUSH], revision_ids=[7], revision="no!\n", per_problem=1).rows
     (plain, *_) = select_traces([BUSH]).rows
     source, dropped = ExportSource(questions={"p": "Q?"}, prompt_template="<{question}>\n"), Counter[str]()
-    prompts = [row["prompt"] for _, row in trace_rows([revision, plain], source, dropped)]
+    prompts = [row["prompt"] for _, row in prompted_rows([revision, plain], source, dropped)]
     assert prompts == ["<Q?>\ns2\n", "<Q?>\n"] and not dropped
     assert [record for record, _ in trace_chats([revision, plain], source, dropped)] == [plain]
     assert dropped == {"revision, which needs text or token ids": 1}

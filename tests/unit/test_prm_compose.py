@@ -35,6 +35,8 @@ def test_ensembles_by_hand():
     assert ensemble_scores(np.array([[0.0], [1.0]]), rule="mean-variance", penalty=9.0) == [0.0]
     with pytest.raises(ConfigError, match="median"):
         ensemble_scores(scores, rule="median")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="penalty >= 0: got 'mean' with -1"):
+        ensemble_scores(scores, penalty=-1)
 
 
 def test_bin_entropy_is_nought_for_a_sure_head_and_one_for_an_even_one():

@@ -114,6 +114,8 @@ def test_outcomes_of_paths_teach_which_step_is_bad(models, tmp_path):
     assert np.mean([got[2 * i] > got[2 * i + 1] for i in range(12)]) > 0.9
     with pytest.raises(DataFormatError, match="outcomes must differ"):
         train_implicit_on_tokens(models[0], paths(2)[:1], tmp_path / "b", settings, renderer_hash=HASH, spec=spec)
+    with pytest.raises(ConfigError, match="must read the policy's tokens: got prompt 'plain'"):
+        train_implicit_on_tokens(models[0], paths(2), tmp_path / "b", settings, renderer_hash=HASH, spec=replace(spec, prompt="plain"))
     with pytest.raises(DataFormatError, match="renderer"):
         train_implicit_on_tokens(models[0], paths(2), tmp_path / "b", settings, renderer_hash="other", spec=spec)
 

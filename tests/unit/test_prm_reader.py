@@ -1,5 +1,6 @@
 """Every family is read from a saved tiny model with the real marker ids and compared with an obvious reading of plain logits."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -318,10 +319,30 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
         {"bins": 8},
         {"beta": 0.0},
         {"family": "judge", "good": "a", "bad": "b", "prompt": "chat"},
+        {"family": "judge", "good": "a", "bad": "b", "prompt": "chat", "verdict": "("},
+        {"family": "judge", "good": "a", "bad": "b", "prompt": "chat", "verdict": "(yes)|(no)"},
         {"family": "nonsense"},
+        {"beta": "0.05"},
+        {"num_verdicts": 2.5},
+        {"marker": None},
     ],
 )
 def test_specs_that_contradict_themselves_are_refused(fields):
     """Each says what it needs."""
-    with pytest.raises(ConfigError, match="PRM spec: "):
+    with pytest.raises(ConfigError, match=r"PRM spec: .* -- correct the spec"):
         PRMSpec(**fields)
+
+
+def test_spec_files_that_cannot_be_used_are_named(tmp_path):
+    """A field of another type, a contradiction, a version that is no number, and a directory in place of the file."""
+    spec("judge").save(tmp_path)
+    row = json.loads((tmp_path / SPEC_FILE).read_text())
+    own = tmp_path / "own.json"
+    for broken in ({"beta": "x"}, {"family": "implicit", "read": "marker"}, {"schema_version": [3]}):
+        own.write_text(json.dumps(row | broken))
+        with pytest.raises(CheckpointError, match=r"own\.json: "):
+            PRMSpec.load(own)
+    own.unlink()
+    own.mkdir()
+    with pytest.raises(CheckpointError, match=r"own\.json: "):
+        PRMSpec.load(own)

@@ -165,6 +165,8 @@ def test_choices_that_do_not_fit_each_other_are_refused(policy: Path, tmp_path: 
         (siblings, {"loss": "pairwise", "supervise": "every-token"}, "where they end"),
         (siblings, {"loss": "bce", "spec": PRMSpec(bins=8, transform="identity")}, "bins must go together"),
         (siblings, {"loss": "nonsense"}, "loss must be one of"),
+        (siblings, {"supervise": "all"}, "supervise must be one of step-end, every-token: got 'all'"),
+        (siblings, {"spec": PRMSpec(prompt="plain")}, "must read the policy's tokens: got prompt 'plain'"),
     ]
     for rows, choices, message in cases:
         with pytest.raises(ConfigError, match=message):
