@@ -78,7 +78,7 @@ class RunDir:
         return self.root / "imported" / name
 
     def imported(self, kind: str) -> list[Path]:
-        """Return the imported shards of a kind, in the order of their data sets' names."""
+        """Return the imported shards of a kind, or of all kinds (``*``), in the order of their data sets' names."""
         return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
 
     def check_new(self) -> None:

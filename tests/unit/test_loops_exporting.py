@@ -331,14 +331,15 @@ def test_import_into_the_wrong_place_is_refused(run: RunDir, tmp_path: Path) -> 
     assert not (tmp_path / "newer").exists()
 
 
-def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evolve looks at the imported rows before it searches anything."""
+@pytest.mark.parametrize("format", ["preference", "kto", "tree"])
+def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Evolve looks at the imported rows, of whatever kind, before it searches anything."""
     from stepladder.loops import run as run_module
 
     class Renderer:
         hash = "s" * 16
 
-    export(run, tmp_path / "out", format="preference")
+    export(run, tmp_path / "out", format=format)
     import_rows(str(tmp_path / "out"), tmp_path / "new")
     monkeypatch.setattr(run_module.build, "check_model", lambda policy: None)
     monkeypatch.setattr(run_module.build, "build_renderer", lambda config, model: Renderer())
