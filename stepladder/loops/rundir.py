@@ -85,8 +85,10 @@ class RunDir:
         """Check that a run can be started here.
 
         Raises:
-            CheckpointError: If the directory holds anything but what is put there before a run.
+            CheckpointError: If it is a file, or holds anything but what is put there before a run.
         """
+        if self.root.is_file():
+            raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
         if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 

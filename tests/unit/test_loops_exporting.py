@@ -326,6 +326,9 @@ def test_import_into_the_wrong_place_is_refused(run: RunDir, tmp_path: Path) -> 
         import_rows(str(tmp_path / "out"), tmp_path / "new")
     with pytest.raises(CheckpointError, match="must be empty or a stepladder run"):
         import_rows(str(tmp_path / "out"), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="must be a directory or not exist: it is a file"):
+        import_rows(str(tmp_path / "out"), tmp_path / "file")
     with pytest.raises(DataFormatError, match="must be a data set that stepladder export wrote"):
         import_rows(str(tmp_path / "absent"), tmp_path / "newer")
     assert not (tmp_path / "newer").exists()
