@@ -170,7 +170,7 @@ class PolicyConfig(Section):
     """Settings of vLLM."""
     openai: OpenAIConfig = OpenAIConfig()
     """Settings of the server."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights' type; ``auto`` is what the checkpoint says on a GPU and float32 on a CPU."""
@@ -561,7 +561,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file -- give the path of a TOML file, or none for the embedded task") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 

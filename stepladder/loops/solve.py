@@ -123,6 +123,8 @@ def choose_models(
     """
     if run is not None and policy is not None:
         raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if number is not None and policy is not None:
+        raise ConfigError("--round and --policy: a round has a policy of its own: got both -- give one")
     if "none" in prm and len(prm) > 1:
         raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
     if policy is not None:

@@ -70,6 +70,8 @@ def test_a_call_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path
         (["--method", "mtcs"], "did you mean 'mcts'"),
         (["--tokens", "many"], "--tokens: must be whole numbers above 0"),
         (["--run", "runs/demo"], "--run and --policy: both name a policy"),
+        (["--round", "1"], "--round and --policy: a round has a policy of its own"),
+        (["--set", "policy.device=gpu"], "setting 'policy.device': string should match pattern"),
         (["--policy", "/nowhere/model"], "'/nowhere/model' does not exist"),
         (["--set", "search.depth=3"], "unknown setting 'search.depth'"),
     ],

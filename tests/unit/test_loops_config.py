@@ -152,3 +152,11 @@ def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path
         result = CliRunner().invoke(app, ["evolve", "--set", "search.method=mtcs", "--run-dir", str(run), *more])
         assert result.exit_code == 2 and "did you mean 'mcts'" in result.output
     assert not run.exists()
+
+
+@pytest.mark.parametrize("words", [("1+1", "--output", "out.jsonl"), ("--input", "in.jsonl")], ids=["question", "file"])
+def test_the_files_of_solve_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """A file of questions without one for the answers, or the other way round, is told before a run is looked for."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["solve", *words])
+    assert (result.exit_code, "--input and --output go together" in result.output) == (2, True), result.output
