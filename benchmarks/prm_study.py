@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.labels import value_rows
+from stepladder.data.labels import path_to, value_rows
 from stepladder.data.metrics import within_problem_auc
 from stepladder.data.prm_metrics import best_of_n_curve
 from stepladder.data.step_pairs import step_pairs
@@ -217,19 +217,10 @@ def sample_pool(study: Study) -> list[dict[str, Any]]:
         for result in results:
             tree = result.tree
             last = [node for node, reason in enumerate(tree.stop_reasons) if reason != "step"]
-            paths = [path_tokens(tree, node) for node in last]
+            paths = [tuple(tuple(tree.token_ids[step]) for step in path_to(tree, node)) for node in last]
             verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last])
             pool.append({"prompt": tuple(tree.prompt_ids), "samples": paths, "right": [verdict.correct for verdict in verdicts]})
     return pool
-
-
-def path_tokens(tree: Any, node: int) -> tuple[tuple[int, ...], ...]:
-    """Return the steps that lead to a node, as tokens."""
-    steps = []
-    while node > 0:
-        steps.append(tuple(tree.token_ids[node]))
-        node = tree.parents[node]
-    return tuple(reversed(steps))
 
 
 def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[Any]]:

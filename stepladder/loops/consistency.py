@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from stepladder.data.labels import path_to
 from stepladder.interfaces import Policy, StepRequest, StepResult
 from stepladder.mcts.answer_rules import Choice
 from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord, derive_seed
@@ -137,8 +138,4 @@ class Discriminator:
 
 def _solution(tree: TreeRecord, node: int) -> str:
     """Return the steps up to a node as text."""
-    steps = []
-    while node > 0:
-        steps.append(tree.texts[node])
-        node = tree.parents[node]
-    return "".join(reversed(steps))
+    return "".join(tree.texts[step] for step in path_to(tree, node))

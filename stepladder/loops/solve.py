@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.answers import answer_key
+from stepladder.data.labels import path_to
 from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
@@ -307,20 +308,11 @@ def _discriminator(settings: SolveSettings) -> Discriminator | None:
     )
 
 
-def _path(result: SearchResult) -> list[int]:
-    """Nodes from the first step to the answer, root left out."""
-    path, node = [], result.answer_node
-    while node is not None and node > 0:
-        path.append(node)
-        node = result.tree.parents[node]
-    return path[::-1]
-
-
 def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
     tree = result.tree
     steps = [
         {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
-        for node in _path(result)
+        for node in path_to(tree, result.answer_node or 0)
     ]
     return {
         "id": result.problem_id,
