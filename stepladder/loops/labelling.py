@@ -29,14 +29,13 @@ class LabelSources:
     """The PRM before the one that guided the search; None where there is none, or nothing asks for it."""
 
 
-def policy_selections(config: Config, sources: LabelSources) -> dict[str, Selection[Any]]:
-    """Return what the policy learns from, by kind.
+def policy_selections(config: Config, own: list[TreeRecord], sources: LabelSources) -> dict[str, Selection[Any]]:
+    """Return what the policy learns from the round's own trees, and from its other sources, by kind.
 
     There are always ``traces`` and ``pairs``; where the configuration asks for them, ``trees`` (those within the policy window),
     ``revisions`` and ``graded``.
     """
     labels = config.labels
-    own = read_trees(sources.trees)
     reads_earlier = labels.data == "on-policy" or labels.pairs == "anchored"
     earlier = [record for path in sources.earlier for record in read_trees(path)] if reads_earlier else []
     selections: dict[str, Selection[Any]] = {}
