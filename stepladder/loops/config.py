@@ -579,16 +579,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise ConfigError(f"--set {override!r}: must have the form section.key=value, for example --set search.simulations=64")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     target = raw
     for part in parts[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-    target[parts[-1]] = value
+    target[parts[-1]] = read_value(text)
+
+
+def read_value(text: str) -> Any:
+    """Return a value written as in TOML, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _merge(raw: dict[str, Any], over: dict[str, Any]) -> None:

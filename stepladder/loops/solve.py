@@ -2,7 +2,6 @@
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
-from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
+from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, read_value, with_overrides
 from stepladder.loops.consistency import Discriminator
 from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
@@ -256,10 +255,7 @@ def read_option(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
+    return key, read_value(value)
 
 
 def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
