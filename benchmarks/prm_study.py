@@ -32,7 +32,7 @@ from stepladder.data.prm_metrics import best_of_n_curve
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
 from stepladder.loops import build
 from stepladder.loops.config import Config
@@ -229,11 +229,7 @@ def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[
     problems = [labelled.problem for labelled in study.problems]
     scorer = build.build_scorer(study.config, prm, renderer=renderer, problems=problems)
     requests = [ScoreRequest(ticket=i, prefix_ids=entry["prompt"], branches=tuple(entry["samples"])) for i, entry in enumerate(pool)]
-    scorer.submit(requests)
-    found: dict[int, Any] = {}
-    while results := scorer.collect():
-        found |= {result.ticket: result.scores for result in results}
-    return [list(found[i]) for i in range(len(pool))]
+    return [list(result.scores) for result in collect_all(scorer, requests)]
 
 
 def pool_figures(pool: list[dict[str, Any]], step_scores: list[list[Any]], *, aggregation: str) -> dict[str, Any]:

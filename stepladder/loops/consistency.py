@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from stepladder.data.labels import path_to
-from stepladder.interfaces import Policy, StepRequest, StepResult
+from stepladder.interfaces import Policy, StepRequest, StepResult, collect_all
 from stepladder.mcts.answer_rules import Choice
 from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord, derive_seed
 
@@ -115,12 +115,9 @@ class Discriminator:
             )
             for ticket, (text, beginning, share) in enumerate(begun)
         ]
-        self._policy.submit(requests)
         keys: dict[str, list[str | None]] = {text: [] for text in solutions}
-        while results := self._policy.collect():
-            for finished in results:
-                text, beginning, _ = begun[finished.ticket]
-                keys[text].append(self._key_after(beginning, finished))
+        for (text, beginning, _), finished in zip(begun, collect_all(self._policy, requests), strict=True):
+            keys[text].append(self._key_after(beginning, finished))
         return keys
 
     def _beginnings(self, text: str) -> list[tuple[float, tuple[int, ...]]]:

@@ -9,7 +9,7 @@ from stepladder.data.labels import Selection, children_of, path_to
 from stepladder.data.pairs import select_pairs
 from stepladder.data.store import read_trees
 from stepladder.data.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
-from stepladder.interfaces import ScoreRequest, StepScorer
+from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.types import GradedRow, Problem, Trace, TreeRecord
@@ -117,10 +117,7 @@ def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[
             requests.append(ScoreRequest(ticket=len(requests), prefix_ids=(*record.prompt_ids, *above), branches=branches))
             places.append((index, children))
     scores: list[list[float | None]] = [[None] * len(record.parents) for record in records]
-    scorer.submit(requests)
-    while found := scorer.collect():
-        for result in found:
-            index, children = places[result.ticket]
-            for child, branch in zip(children, result.scores, strict=True):
-                scores[index][child] = branch[0]
+    for result, (index, children) in zip(collect_all(scorer, requests), places, strict=True):
+        for child, branch in zip(children, result.scores, strict=True):
+            scores[index][child] = branch[0]
     return scores

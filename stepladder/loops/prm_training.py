@@ -15,7 +15,7 @@ from stepladder.data.stepwise import StepwiseSolution, load_stepwise
 from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.loops import build
 from stepladder.loops.prm_scoring import PRMSource, open_scorer, open_step_scorer, score_solutions
 from stepladder.loops.progress import ProgressDisplay
@@ -192,14 +192,12 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) 
     """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
     rows = value_rows(records).rows
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
-    scorer = open_step_scorer(source)
-    for ticket, row in enumerate(rows):
-        branch = tuple(map(tuple, row.step_ids))
-        scorer.submit([ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(branch,))])
-    found: dict[int, tuple[float | None, ...]] = {}
-    while results := scorer.collect():
-        found |= {result.ticket: result.scores[0] for result in results}
-    return _step_figures([(found[ticket], row.targets) for ticket, row in enumerate(rows)])
+    requests = [
+        ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(tuple(map(tuple, row.step_ids)),))
+        for ticket, row in enumerate(rows)
+    ]
+    results = collect_all(open_step_scorer(source), requests)
+    return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
 
 
 def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
