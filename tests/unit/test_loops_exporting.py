@@ -154,6 +154,8 @@ def test_wrong_options_are_refused(run: RunDir, tmp_path: Path) -> None:
     for options, message in cases:
         with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out", **options)
+    with pytest.raises(DataFormatError, match="graded is made of graded rows: got none in rounds 1, 2"):
+        export(run, tmp_path / "out", format="graded")
     for number in (1, 2):
         (run.round(number) / "round.json").unlink()
     with pytest.raises(ConfigError, match="no finished round to export"):
