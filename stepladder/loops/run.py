@@ -35,6 +35,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     build.check_searches(config)
     build.check_labels(config)
     build.check_model(config.policy)
+    build.check_prm(config.prm)
     build.check_backends(config, trains=True)
     build.check_training(config)
     problems = build.build_problems(config.problems, seed=config.run.seed)

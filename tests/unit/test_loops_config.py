@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.build import check_model, check_searches
+from stepladder.loops.build import check_model, check_prm, check_searches
 from stepladder.loops.config import Config, load_config
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
@@ -108,6 +108,15 @@ def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"must hold tokenizer\.json"):
         check_model(policy(tmp_path).policy)
+
+
+@pytest.mark.parametrize("name", ["model", "reference"])
+def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str) -> None:
+    """A path that does not exist is refused; a hub id and a directory are left to the loader."""
+    for source in (tmp_path, "owner/prm"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={source}"]).prm)
+    with pytest.raises(ConfigError, match=rf"prm\.{name}: must be a model directory or a hub id: '.*absent' does not exist"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={tmp_path / 'absent'}"]).prm)
 
 
 @pytest.mark.parametrize(
