@@ -139,7 +139,8 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
             from stepladder.prm.train import train_value
 
             given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
-            report = train_value(job.init, selection.rows, job.output, settings, spec=given, supervise=job.supervise, **common)
+            options = {"spec": given, "supervise": job.supervise}
+            report = train_value(job.init, selection.rows, job.output, settings, **options, **common)
     renderer.step_format.save(job.output)
     dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
     figures = _tree_figures(held_out, job, settings.device) if held_out else None
