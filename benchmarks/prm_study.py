@@ -152,7 +152,7 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     if rows is None:
         records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
         if variant.target == "step-pairs":
-            rows = step_pairs(records, min_margin=study.config.labels.min_margin).rows
+            rows = step_pairs(records, **study.config.labels.margin).rows
         else:
             rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
     section = study.config.prm.train

@@ -466,6 +466,11 @@ class LabelsConfig(Section):
     window: int = Field(default=2, ge=1)
     """Rounds, or policy versions, kept with ``data = "window"`` or ``"on-policy"``."""
 
+    @property
+    def margin(self) -> dict[str, float]:
+        """``min_margin`` as an argument of a rule that has its own; nothing where none is set."""
+        return {} if self.min_margin is None else {"min_margin": self.min_margin}
+
 
 class EvaluateConfig(Section):
     """What is measured after each round."""

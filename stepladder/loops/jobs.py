@@ -372,8 +372,7 @@ def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow
 
 def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
     if config.prm.target == "step-pairs":
-        margin: dict[str, Any] = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
-        write_pairs(out, step_pairs(records, **margin).rows)
+        write_pairs(out, step_pairs(records, **config.labels.margin).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:

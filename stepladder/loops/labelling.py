@@ -72,8 +72,7 @@ def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
     labels = config.labels
     if labels.graded == "solutions":
         return graded_solutions(records, per_problem=labels.traces_per_problem)
-    margin: dict[str, Any] = {} if labels.min_margin is None else {"min_margin": labels.min_margin}
-    return graded_steps(records, per_problem=labels.pairs_per_problem, **margin)
+    return graded_steps(records, per_problem=labels.pairs_per_problem, **labels.margin)
 
 
 def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
