@@ -11,6 +11,7 @@ whose lengths differ tenfold, where an engine that waits for the longest one of 
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,9 +60,7 @@ class Bench:
 
     def _warm_up(self, task: PreparedTask, out: Path, device: str) -> Path:
         renderer = PromptRenderer(load_tokenizer(task.base_model), self.step_format)
-        provenance = Provenance(
-            round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash=renderer.hash
-        )
+        provenance = replace(PROVENANCE, renderer_hash=renderer.hash)
         traces = [trace_from_solution(row, renderer=renderer, provenance=provenance) for row in load_seed_solutions(task.warmup)]
         settings = TrainSettings(learning_rate=2e-3, batch_size=32, max_updates=WARM_UP_UPDATES, device=device)
         train_sft(task.base_model, traces, out, settings, renderer_hash=renderer.hash)

@@ -345,7 +345,7 @@ def sweep(trees: Contestant, trl: Contestant, path: Path, *, num_pairs: int, rep
 
 
 def row_sizes(trees: Contestant, setup: Setup, *, repeats: int, console: Console) -> None:
-    """Print the time of an epoch by the largest tree allowed, on trees of about 300 and of about 1,200 tokens."""
+    """Print the time of an epoch by the largest tree allowed, on trees of about 300 and of about 1,000 tokens."""
     for case in (Case(num_trees=8, depth=8, branching=4), Case(num_trees=2, depth=8, branching=16)):
         unique = num_unique_tokens(case, setup, trainer="trees")
         table = Table(title=f"{case.num_trees} trees of {unique // case.num_trees} tokens")

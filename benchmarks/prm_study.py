@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.labels import value_rows
+from stepladder.data.labels import path_to, value_rows
 from stepladder.data.metrics import within_problem_auc
 from stepladder.data.prm_metrics import best_of_n_curve
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
 from stepladder.loops import build
 from stepladder.loops.config import Config
@@ -152,7 +152,7 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     if rows is None:
         records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
         if variant.target == "step-pairs":
-            rows = step_pairs(records, min_margin=study.config.labels.min_margin).rows
+            rows = step_pairs(records, **study.config.labels.margin).rows
         else:
             rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
     section = study.config.prm.train
@@ -217,19 +217,10 @@ def sample_pool(study: Study) -> list[dict[str, Any]]:
         for result in results:
             tree = result.tree
             last = [node for node, reason in enumerate(tree.stop_reasons) if reason != "step"]
-            paths = [path_tokens(tree, node) for node in last]
+            paths = [tuple(tuple(tree.token_ids[step]) for step in path_to(tree, node)) for node in last]
             verdicts = verifier.grade([(result.problem_id, tree.answers[node]) for node in last])
             pool.append({"prompt": tuple(tree.prompt_ids), "samples": paths, "right": [verdict.correct for verdict in verdicts]})
     return pool
-
-
-def path_tokens(tree: Any, node: int) -> tuple[tuple[int, ...], ...]:
-    """Return the steps that lead to a node, as tokens."""
-    steps = []
-    while node > 0:
-        steps.append(tuple(tree.token_ids[node]))
-        node = tree.parents[node]
-    return tuple(reversed(steps))
 
 
 def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[Any]]:
@@ -238,11 +229,7 @@ def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[
     problems = [labelled.problem for labelled in study.problems]
     scorer = build.build_scorer(study.config, prm, renderer=renderer, problems=problems)
     requests = [ScoreRequest(ticket=i, prefix_ids=entry["prompt"], branches=tuple(entry["samples"])) for i, entry in enumerate(pool)]
-    scorer.submit(requests)
-    found: dict[int, Any] = {}
-    while results := scorer.collect():
-        found |= {result.ticket: result.scores for result in results}
-    return [list(found[i]) for i in range(len(pool))]
+    return [list(result.scores) for result in collect_all(scorer, requests)]
 
 
 def pool_figures(pool: list[dict[str, Any]], step_scores: list[list[Any]], *, aggregation: str) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def solve(
             return
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+        if (input is None) != (output is None):
+            raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
         settings = SolveSettings.resolve(
             run=run,
@@ -158,9 +160,7 @@ def solve(
         if question is not None:
             typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
         else:
-            assert input is not None
-            if output is None:
-                raise ConfigError("solve: --input needs --output -- say where the answers go")
+            assert input is not None and output is not None
             typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
 
 

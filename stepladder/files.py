@@ -15,9 +15,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place on success and remove it on any failure.
 
     Raises:
-        CheckpointError: If the disk is full or the place cannot be written.
+        CheckpointError: If the disk is full, or the place cannot be written or is a directory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path, temporary):
         yield temporary
@@ -31,9 +30,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside ``path``; rename it into place on success, replacing what stood there.
 
     Raises:
-        CheckpointError: If the disk is full or the place cannot be written.
+        CheckpointError: If the disk is full, or the place cannot be written or is a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -58,6 +56,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
     """Turn a failed write into one sentence, and leave no temporary behind whatever went wrong."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -66,9 +65,12 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise CheckpointError(f"{path}: could not be written: {error.strerror} -- choose a place that you may write") from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            found = error.filename2 or error.filename
+            raise CheckpointError(f"{path}: could not be written: {error.strerror}: {str(found)!r} -- choose another place") from error
         raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            temporary.unlink()

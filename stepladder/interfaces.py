@@ -7,7 +7,7 @@ flight. A request that fails comes back as data (``StopReason.ERROR`` and a mess
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from stepladder.errors import BackendError
 from stepladder.types import Problem, Step, Verdict
@@ -129,6 +129,19 @@ class Verifier(Protocol):
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order."""
         ...
+
+
+@overload
+def collect_all(backend: Policy, requests: Sequence[StepRequest]) -> list[StepResult]: ...
+@overload
+def collect_all(backend: StepScorer, requests: Sequence[ScoreRequest]) -> list[ScoreResult]: ...
+def collect_all(backend: Any, requests: Sequence[Any]) -> list[Any]:
+    """Submit requests to a backend that has none in flight, and return their results in the order of the requests."""
+    backend.submit(requests)
+    found: dict[int, Any] = {}
+    while results := backend.collect():
+        found |= {result.ticket: result for result in results}
+    return [found[request.ticket] for request in requests]
 
 
 def check_ticket(ticket: int, open_tickets: Container[int]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stepladder.interfaces import Policy, StepRequest
+from stepladder.interfaces import Policy, StepRequest, collect_all
 from stepladder.types import Step
 
 
@@ -16,8 +16,4 @@ def step_request(
 
 def samples_of(policy: Policy, requests: Sequence[StepRequest]) -> list[tuple[tuple[Step, ...], ...]]:
     """Submit requests, collect until nothing is in flight, and return the samples of each, in the order of the requests."""
-    policy.submit(requests)
-    results = {}
-    while batch := policy.collect():
-        results.update({result.ticket: result.samples for result in batch})
-    return [results[request.ticket] for request in requests]
+    return [result.samples for result in collect_all(policy, requests)]

@@ -124,14 +124,31 @@ def check_model(config: PolicyConfig) -> None:
         ConfigError: If the path does not exist.
         CheckpointError: If a file of the model is missing.
     """
-    path = Path(config.model)
-    if not path.is_dir():
-        if path.is_absolute() or config.model.startswith((".", "~")):
-            raise ConfigError(f"policy.model: must be a model directory or a hub id: {config.model!r} does not exist -- correct the path")
+    if not _is_directory("policy.model", config.model):
         return
+    path = Path(config.model)
     for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         if not any((path / name).is_file() for name in names):
             raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
+
+
+def check_prm(config: PRMConfig) -> None:
+    """Check that the given PRM and its reference exist where they are named by paths: they are loaded after the first training only.
+
+    Raises:
+        ConfigError: If a path does not exist.
+    """
+    for name, source in (("prm.model", config.model), ("prm.reference", config.reference)):
+        if source is not None:
+            _is_directory(name, source)
+
+
+def _is_directory(setting: str, source: str) -> bool:
+    """Say whether a model is a directory, and not a hub id; a path that does not exist is refused."""
+    path = Path(source)
+    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} does not exist -- correct the path")
+    return path.is_dir()
 
 
 def step_format(config: Config) -> Any:

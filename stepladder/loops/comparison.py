@@ -239,6 +239,8 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
 
 def _claim(comparison: Comparison) -> dict[str, Any]:
     """Write what is compared, or check that the directory is of the same comparison; methods, budgets and seeds may be added later."""
+    if comparison.out.is_file():
+        raise CheckpointError(f"{comparison.out}: must be a directory or not exist: it is a file -- choose another --out")
     path, config = comparison.out / "eval.json", comparison.config
     facts = {
         "schema_version": SCHEMA_VERSION,

@@ -170,7 +170,7 @@ class PolicyConfig(Section):
     """Settings of vLLM."""
     openai: OpenAIConfig = OpenAIConfig()
     """Settings of the server."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights' type; ``auto`` is what the checkpoint says on a GPU and float32 on a CPU."""
@@ -466,6 +466,11 @@ class LabelsConfig(Section):
     window: int = Field(default=2, ge=1)
     """Rounds, or policy versions, kept with ``data = "window"`` or ``"on-policy"``."""
 
+    @property
+    def margin(self) -> dict[str, float]:
+        """``min_margin`` as an argument of a rule that has its own; nothing where none is set."""
+        return {} if self.min_margin is None else {"min_margin": self.min_margin}
+
 
 class EvaluateConfig(Section):
     """What is measured after each round."""
@@ -561,7 +566,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file -- give the path of a TOML file, or none for the embedded task") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
@@ -579,16 +584,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise ConfigError(f"--set {override!r}: must have the form section.key=value, for example --set search.simulations=64")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     target = raw
     for part in parts[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-    target[parts[-1]] = value
+    target[parts[-1]] = read_value(text)
+
+
+def read_value(text: str) -> Any:
+    """Return a value written as in TOML, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _merge(raw: dict[str, Any], over: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from stepladder.interfaces import Policy, StepRequest, StepResult
+from stepladder.data.labels import path_to
+from stepladder.interfaces import Policy, StepRequest, StepResult, collect_all
 from stepladder.mcts.answer_rules import Choice
 from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord, derive_seed
 
@@ -114,12 +115,9 @@ class Discriminator:
             )
             for ticket, (text, beginning, share) in enumerate(begun)
         ]
-        self._policy.submit(requests)
         keys: dict[str, list[str | None]] = {text: [] for text in solutions}
-        while results := self._policy.collect():
-            for finished in results:
-                text, beginning, _ = begun[finished.ticket]
-                keys[text].append(self._key_after(beginning, finished))
+        for (text, beginning, _), finished in zip(begun, collect_all(self._policy, requests), strict=True):
+            keys[text].append(self._key_after(beginning, finished))
         return keys
 
     def _beginnings(self, text: str) -> list[tuple[float, tuple[int, ...]]]:
@@ -137,8 +135,4 @@ class Discriminator:
 
 def _solution(tree: TreeRecord, node: int) -> str:
     """Return the steps up to a node as text."""
-    steps = []
-    while node > 0:
-        steps.append(tree.texts[node])
-        node = tree.parents[node]
-    return "".join(reversed(steps))
+    return "".join(tree.texts[step] for step in path_to(tree, node))

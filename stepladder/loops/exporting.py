@@ -19,7 +19,7 @@ from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.export_rows import ExportSource
 from stepladder.data.labels import ValueTarget
 from stepladder.data.store import VALUES
-from stepladder.errors import BackendError, CheckpointError, ConfigError
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.loops.build import build_problems
 from stepladder.loops.config import Config
 from stepladder.loops.progress import ProgressDisplay
@@ -68,9 +68,15 @@ def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: P
         BackendError: If the hub refuses or cannot be reached.
     """
     run, chosen = load_run(run_path), find_format(options.format)
-    rounds = _chosen_rounds(run, options.rounds, latest=chosen.per_problem)
-    shards = run.shards(_rows_of(chosen, run.config()), rounds=rounds)
-    job = _job(run, rounds, chosen, options)
+    config = run.config()
+    rounds, kind = _chosen_rounds(run, options.rounds, latest=chosen.per_problem), _rows_of(chosen, config)
+    shards = run.shards(kind, rounds=rounds)
+    if not shards:
+        raise DataFormatError(
+            f"{run.root}: {options.format} is made of {kind} rows: got none in rounds {', '.join(map(str, rounds))}, where nothing learned "
+            "from any -- choose another --format"
+        )
+    job = _job(run, config, rounds, chosen, kind, options)
     stage = f"export: {options.format}"
 
     def write(folder: Path) -> ExportSummary:
@@ -151,9 +157,7 @@ def _rows_of(chosen: ExportFormat, config: Config) -> str:
     return learned if chosen.kind is VALUES and learned.endswith("values") else chosen.kind.name
 
 
-def _job(run: RunDir, rounds: list[int], chosen: ExportFormat, options: ExportOptions) -> ExportJob:
-    config = run.config()
-    kind = _rows_of(chosen, config)
+def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, kind: str, options: ExportOptions) -> ExportJob:
     rollouts = run.shards("rollouts", rounds=rounds) if kind.endswith("-values") else []
     trees = rollouts or run.shards("trees", rounds=rounds)
     problems = _shown_source(config.problems.train)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stepladder.data.answers import answer_key
+from stepladder.data.labels import path_to
 from stepladder.data.metrics import known_within
 from stepladder.data.verifier import AnswerVerifier
 from stepladder.loops.config import Config
@@ -74,15 +75,7 @@ def _draws(tree: TreeRecord) -> list[list[int]]:
 
     Every draw has a last node of its own, and nodes are numbered in the order of the draws.
     """
-    draws = []
-    for node, reason in enumerate(tree.stop_reasons):
-        if reason != StopReason.STEP:
-            path = []
-            while node > 0:
-                path.append(node)
-                node = tree.parents[node]
-            draws.append(path[::-1])
-    return draws
+    return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
 
 
 def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.labels import Selection, ValueTarget, value_rows
+from stepladder.data.labels import Selection, ValueTarget, trace_from_solution, value_rows
+from stepladder.data.problems import load_seed_solutions
 from stepladder.data.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.step_pairs import step_pairs
 from stepladder.data.store import (
@@ -101,9 +102,9 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
         sources: What the rows are made from.
         out: Where each kind of rows goes: traces, pairs, graded, values and step-pairs.
     """
-    selections = policy_selections(config, sources)
-    # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
     records = read_trees(sources.trees)
+    selections = policy_selections(config, records, sources)
+    # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
     selections["values"] = _value_rows(config, records)
     write_traces(out["traces"], trace_rows(selections))
     write_pairs(out["pairs"], selections["pairs"].rows)
@@ -116,8 +117,6 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
 
 def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summary:
     """Fine-tune the base policy on solved problems (round 0)."""
-    from stepladder.data.labels import trace_from_solution
-    from stepladder.data.problems import load_seed_solutions
     from stepladder.policy.train import train_sft
 
     renderer = build.build_renderer(config, config.policy.model)
@@ -373,8 +372,7 @@ def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow
 
 def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
     if config.prm.target == "step-pairs":
-        margin: dict[str, Any] = {} if config.labels.min_margin is None else {"min_margin": config.labels.min_margin}
-        write_pairs(out, step_pairs(records, **margin).rows)
+        write_pairs(out, step_pairs(records, **config.labels.margin).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:

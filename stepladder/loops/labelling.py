@@ -9,7 +9,7 @@ from stepladder.data.labels import Selection, children_of, path_to
 from stepladder.data.pairs import select_pairs
 from stepladder.data.store import read_trees
 from stepladder.data.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
-from stepladder.interfaces import ScoreRequest, StepScorer
+from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops import build
 from stepladder.loops.config import Config
 from stepladder.types import GradedRow, Problem, Trace, TreeRecord
@@ -29,14 +29,13 @@ class LabelSources:
     """The PRM before the one that guided the search; None where there is none, or nothing asks for it."""
 
 
-def policy_selections(config: Config, sources: LabelSources) -> dict[str, Selection[Any]]:
-    """Return what the policy learns from, by kind.
+def policy_selections(config: Config, own: list[TreeRecord], sources: LabelSources) -> dict[str, Selection[Any]]:
+    """Return what the policy learns from the round's own trees, and from its other sources, by kind.
 
     There are always ``traces`` and ``pairs``; where the configuration asks for them, ``trees`` (those within the policy window),
     ``revisions`` and ``graded``.
     """
     labels = config.labels
-    own = read_trees(sources.trees)
     reads_earlier = labels.data == "on-policy" or labels.pairs == "anchored"
     earlier = [record for path in sources.earlier for record in read_trees(path)] if reads_earlier else []
     selections: dict[str, Selection[Any]] = {}
@@ -73,8 +72,7 @@ def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
     labels = config.labels
     if labels.graded == "solutions":
         return graded_solutions(records, per_problem=labels.traces_per_problem)
-    margin: dict[str, Any] = {} if labels.min_margin is None else {"min_margin": labels.min_margin}
-    return graded_steps(records, per_problem=labels.pairs_per_problem, **margin)
+    return graded_steps(records, per_problem=labels.pairs_per_problem, **labels.margin)
 
 
 def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
@@ -118,10 +116,7 @@ def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[
             requests.append(ScoreRequest(ticket=len(requests), prefix_ids=(*record.prompt_ids, *above), branches=branches))
             places.append((index, children))
     scores: list[list[float | None]] = [[None] * len(record.parents) for record in records]
-    scorer.submit(requests)
-    while found := scorer.collect():
-        for result in found:
-            index, children = places[result.ticket]
-            for child, branch in zip(children, result.scores, strict=True):
-                scores[index][child] = branch[0]
+    for result, (index, children) in zip(collect_all(scorer, requests), places, strict=True):
+        for child, branch in zip(children, result.scores, strict=True):
+            scores[index][child] = branch[0]
     return scores

@@ -14,7 +14,7 @@ import numpy as np
 from stepladder.data.stepwise import StepwiseSolution, load_stepwise
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import clip_bound, delta_bound, mix_with_verdict, par_bound
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec, resolve_spec
@@ -91,11 +91,8 @@ class TokenScorer:
         Raises:
             DataFormatError: If a step holds a step boundary of the model's format.
         """
-        self._scorer.submit([self._request(ticket, solution) for ticket, solution in enumerate(solutions)])
-        scores: dict[int, tuple[float | None, ...]] = {}
-        while results := self._scorer.collect():
-            scores |= {result.ticket: result.scores[0] for result in results}
-        return [scores[ticket] for ticket in range(len(solutions))]
+        requests = [self._request(ticket, solution) for ticket, solution in enumerate(solutions)]
+        return [result.scores[0] for result in collect_all(self._scorer, requests)]
 
     def _request(self, ticket: int, solution: "Solution") -> ScoreRequest:
         end = self._renderer.step_format.step_end

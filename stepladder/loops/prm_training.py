@@ -3,10 +3,11 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from stepladder.data import metrics
 from stepladder.data.labels import ValueTarget, value_rows
@@ -15,8 +16,9 @@ from stepladder.data.stepwise import StepwiseSolution, load_stepwise
 from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.loops import build
+from stepladder.loops.config import PRMConfig
 from stepladder.loops.prm_scoring import PRMSource, open_scorer, open_step_scorer, score_solutions
 from stepladder.loops.progress import ProgressDisplay
 from stepladder.loops.rundir import load_run
@@ -26,7 +28,6 @@ from stepladder.types import TreeRecord, derive_seed
 
 REPORT_FILE = "stepladder_prm_training.json"
 """Where a trained model's directory keeps what its training came to."""
-_BINS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,8 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         DataFormatError: If a file is malformed, or its labels do not fit.
         CheckpointError: If a model cannot be read or written.
     """
+    if (job.target, job.supervise) != ("monte-carlo", "step-end"):
+        raise ConfigError("prm train: files say themselves what their steps learn: got --target or --supervise -- give them with --trees")
     spec, settings = training_spec(job), _settings(job, training)
     dropped: Counter[str] = Counter()
     solutions: list[StepwiseSolution] = []
@@ -80,11 +83,18 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         solutions += file.solutions
         dropped.update(file.dropped_by_reason)
     kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed, what="labelled solutions")
-    with ProgressDisplay().stages({"PRM": None}) as tell:
-        report = _train(kept, job, settings, spec, lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total)))
+    with _progress() as on_progress:
+        report = _train(kept, job, settings, spec, on_progress)
     dropped.update(report.dropped_by_reason)
     figures = held_out_figures(held_out, job, settings.device) if held_out else None
     return _finished(job, "solutions", (len(kept), len(held_out)), dropped, report, figures)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, float, int], None]]:
+    """Show how far a training is, and yield what the trainer calls after each update."""
+    with ProgressDisplay().stages({"PRM": None}) as tell:
+        yield lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))
 
 
 def _finished(job: TrainingJob, what: str, counts: tuple[int, int], dropped: Counter[str], report: Any, figures: Any) -> str:
@@ -119,8 +129,7 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
     kept, held_out = split_by_problem(records, held_out=job.held_out, seed=settings.seed, what="trees")
     selection = _selection(kept, job)
     renderer = _tree_renderer(job, shards[0])
-    with ProgressDisplay().stages({"PRM": None}) as tell:
-        on_progress = lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))  # noqa: E731
+    with _progress() as on_progress:
         common = {"renderer_hash": renderer.hash, "loss": job.loss, "trust_remote_code": job.trust_remote_code, "on_progress": on_progress}
         if spec.family == "implicit":
             from stepladder.prm.implicit import train_implicit_on_tokens
@@ -130,9 +139,8 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
             from stepladder.prm.train import train_value
 
             given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
-            if job.supervise not in ("step-end", "every-token"):
-                raise ConfigError(f"--supervise: must be step-end or every-token: got {job.supervise!r}")
-            report = train_value(job.init, selection.rows, job.output, settings, spec=given, supervise=job.supervise, **common)
+            options = {"spec": given, "supervise": job.supervise}
+            report = train_value(job.init, selection.rows, job.output, settings, **options, **common)
     renderer.step_format.save(job.output)
     dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
     figures = _tree_figures(held_out, job, settings.device) if held_out else None
@@ -140,14 +148,19 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
 
 
 def _tree_spec(job: TrainingJob) -> PRMSpec:
+    from stepladder.prm.rows import Supervise
+
     if job.scope not in ("full", "lora") or job.head_first:
         raise ConfigError(f"prm train --trees: trains everything, or adapters: got --scope {job.scope} --head-first {job.head_first}")
-    if job.loss.startswith("implicit"):
-        reference = os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init
-        default = PRMSpec(family="implicit", beta=0.05, accumulate=True, reference=reference)
-    else:
-        bins = job.loss in ("hl-gauss", "two-hot")
-        default = PRMSpec(bins=_BINS, transform="identity") if bins else PRMSpec()
+    if job.target not in (*ValueTarget, "step-pairs"):
+        raise ConfigError(
+            f"--target: must be one of {', '.join(ValueTarget)}, step-pairs: got {job.target!r} -- evolve estimates the others"
+        )
+    if job.supervise not in get_args(Supervise):
+        raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
+    default = build.new_prm_spec(PRMConfig().model_copy(update={"loss": job.loss}))
+    if default.family == "implicit":
+        default = replace(default, reference=_reference(job))
     spec = default if job.spec is None else resolve_spec(job.init, job.spec)
     if spec.prompt != "tokens":
         raise ConfigError(
@@ -168,10 +181,6 @@ def _tree_shards(source: Path) -> list[Path]:
 def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Any:
     if job.target == "step-pairs":
         return step_pairs(records)
-    if job.target not in tuple(ValueTarget):
-        raise ConfigError(
-            f"--target: must be one of {', '.join(ValueTarget)}, step-pairs: got {job.target!r} -- evolve estimates the others"
-        )
     return value_rows(records, target=job.target)
 
 
@@ -192,14 +201,12 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) 
     """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
     rows = value_rows(records).rows
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
-    scorer = open_step_scorer(source)
-    for ticket, row in enumerate(rows):
-        branch = tuple(map(tuple, row.step_ids))
-        scorer.submit([ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(branch,))])
-    found: dict[int, tuple[float | None, ...]] = {}
-    while results := scorer.collect():
-        found |= {result.ticket: result.scores[0] for result in results}
-    return _step_figures([(found[ticket], row.targets) for ticket, row in enumerate(rows)])
+    requests = [
+        ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(tuple(map(tuple, row.step_ids)),))
+        for ticket, row in enumerate(rows)
+    ]
+    results = collect_all(open_step_scorer(source), requests)
+    return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
 
 
 def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
@@ -254,11 +261,15 @@ def training_spec(job: TrainingJob) -> PRMSpec:
     if spec.prompt == "tokens":
         raise ConfigError("prm train: the start model reads the policy's own tokens, which files do not hold -- give --spec, or use evolve")
     if spec.family == "implicit" and spec.reference is None:
-        # So that the directory says itself what it is read against.
-        return replace(spec, reference=os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init)
+        return replace(spec, reference=_reference(job))
     if job.loss in ("hl-gauss", "two-hot") and spec.family == "value-head" and spec.bins == 1:
-        return replace(spec, bins=_BINS, transform="identity")
+        return replace(spec, bins=PRMConfig().bins, transform="identity")
     return spec
+
+
+def _reference(job: TrainingJob) -> str:
+    """Return the start model as seen from the trained one, whose directory then says itself what it is read against."""
+    return os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init
 
 
 KeyedT = TypeVar("KeyedT", StepwiseSolution, TreeRecord)

@@ -35,6 +35,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     build.check_searches(config)
     build.check_labels(config)
     build.check_model(config.policy)
+    build.check_prm(config.prm)
     build.check_backends(config, trains=True)
     build.check_training(config)
     problems = build.build_problems(config.problems, seed=config.run.seed)
@@ -57,7 +58,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
 
 def _check_imported(run: RunDir, config: Config) -> None:
     """Refuse imported rows of another renderer now, not after a search: training would refuse them then."""
-    paths = [path for kind in ("pairs", "traces", "values", "trees") for path in run.imported(kind)]
+    paths = run.imported("*")
     if not paths:
         return
     expected = build.build_renderer(config, config.policy.model).hash

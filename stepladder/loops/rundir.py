@@ -78,15 +78,17 @@ class RunDir:
         return self.root / "imported" / name
 
     def imported(self, kind: str) -> list[Path]:
-        """Return the imported shards of a kind, in the order of their data sets' names."""
+        """Return the imported shards of a kind, or of all kinds (``*``), in the order of their data sets' names."""
         return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
 
     def check_new(self) -> None:
         """Check that a run can be started here.
 
         Raises:
-            CheckpointError: If the directory holds anything but what is put there before a run.
+            CheckpointError: If it is a file, or holds anything but what is put there before a run.
         """
+        if self.root.is_file():
+            raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
         if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 

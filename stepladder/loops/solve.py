@@ -2,18 +2,18 @@
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stepladder.data.answers import answer_key
+from stepladder.data.labels import path_to
 from stepladder.data.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops import build
-from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, with_overrides
+from stepladder.loops.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, read_value, with_overrides
 from stepladder.loops.consistency import Discriminator
 from stepladder.loops.run import best_models, round_models
 from stepladder.loops.rundir import load_run
@@ -123,6 +123,8 @@ def choose_models(
     """
     if run is not None and policy is not None:
         raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if number is not None and policy is not None:
+        raise ConfigError("--round and --policy: a round has a policy of its own: got both -- give one")
     if "none" in prm and len(prm) > 1:
         raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
     if policy is not None:
@@ -253,10 +255,7 @@ def read_option(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
+    return key, read_value(value)
 
 
 def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
@@ -305,20 +304,11 @@ def _discriminator(settings: SolveSettings) -> Discriminator | None:
     )
 
 
-def _path(result: SearchResult) -> list[int]:
-    """Nodes from the first step to the answer, root left out."""
-    path, node = [], result.answer_node
-    while node is not None and node > 0:
-        path.append(node)
-        node = result.tree.parents[node]
-    return path[::-1]
-
-
 def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
     tree = result.tree
     steps = [
         {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
-        for node in _path(result)
+        for node in path_to(tree, result.answer_node or 0)
     ]
     return {
         "id": result.problem_id,

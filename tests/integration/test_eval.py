@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from tests.models import save_tiny_policy
-from tests.runs import write_problems
+from tests.runs import start, write_problems
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
@@ -40,11 +38,7 @@ def outcomes(out: Path) -> list[dict]:
 def test_a_call_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C ends with code 130 and a sentence; the same command continues, and two processes come to the same outcomes."""
     more = ("--tokens", "12,24,48", "--seeds", "2")
-    command = [sys.executable, "-m", "stepladder.cli", *arguments(folder, tmp_path / "stopped", *more)]
-    # A shell starts what it puts in the background with interrupts ignored, and children inherit that.
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ) as process:
+    with start(*arguments(folder, tmp_path / "stopped", *more)) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("stopped/cells/*/*/*/shard-*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -70,6 +64,8 @@ def test_a_call_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path
         (["--method", "mtcs"], "did you mean 'mcts'"),
         (["--tokens", "many"], "--tokens: must be whole numbers above 0"),
         (["--run", "runs/demo"], "--run and --policy: both name a policy"),
+        (["--round", "1"], "--round and --policy: a round has a policy of its own"),
+        (["--set", "policy.device=gpu"], "setting 'policy.device': string should match pattern"),
         (["--policy", "/nowhere/model"], "'/nowhere/model' does not exist"),
         (["--set", "search.depth=3"], "unknown setting 'search.depth'"),
     ],

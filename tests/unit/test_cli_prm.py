@@ -312,12 +312,14 @@ def test_train_on_trees_gives_a_model_that_says_itself_how_it_is_read(tmp_path, 
 
 
 def test_trees_that_cannot_be_trained_on_are_refused(tmp_path):
-    """Files and trees at once, no trees, another format, a target that needs rollouts, and a spec for text."""
+    """Files and trees at once, no trees, another format, a target that needs rollouts, a spec for text, choices of trees for files."""
     policy, trees = save_policy_and_trees(tmp_path, problems=4)
     words = ("train", "--init", policy, "--output", tmp_path / "out", "--device", "cpu")
     assert "got both or neither" in run(*words, code=2)
     assert "found none" in run(*words, "--trees", policy, code=2)
-    assert "evolve estimates the others" in run(*words, "--trees", trees, "--held-out", 0, "--target", "rollouts", code=2)
+    assert "evolve estimates the others" in run(*words, "--trees", trees, "--target", "rollouts", code=2)
+    assert "--supervise: must be step-end or every-token" in run(*words, "--trees", trees, "--supervise", "all", code=2)
+    assert "give them with --trees" in run(*words, tmp_path / "absent.jsonl", "--target", "hard-max", code=2)
     assert "the policy's own tokens" in run(*words, "--trees", trees, "--spec", "trl", code=2)
     StepFormat(answer_pattern="([a-d])", prompt_template="Q: {question}").save(policy)
     assert "every row must come from renderer" in run(*words, "--trees", trees, "--held-out", 0, code=2)

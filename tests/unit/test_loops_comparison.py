@@ -248,6 +248,8 @@ def test_foreign_and_damaged_files_are_refused(world, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("x")
     with pytest.raises(CheckpointError, match="must be empty or hold an evaluation"):
         compare(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="must be a directory or not exist: it is a file"):
+        compare(tmp_path / "other" / "thesis.tex")
     compare(tmp_path / "ours")
     shard = tmp_path / "ours" / "cells" / "mcts" / "30" / "seed-1" / "shard-0001.json"
     held = json.loads(shard.read_text())

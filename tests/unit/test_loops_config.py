@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.build import check_model, check_searches
+from stepladder.loops.build import check_model, check_prm, check_searches
 from stepladder.loops.config import Config, load_config
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
@@ -110,6 +110,15 @@ def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
         check_model(policy(tmp_path).policy)
 
 
+@pytest.mark.parametrize("name", ["model", "reference"])
+def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str) -> None:
+    """A path that does not exist is refused; a hub id and a directory are left to the loader."""
+    for source in (tmp_path, "owner/prm"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={source}"]).prm)
+    with pytest.raises(ConfigError, match=rf"prm\.{name}: must be a model directory or a hub id: '.*absent' does not exist"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={tmp_path / 'absent'}"]).prm)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -152,3 +161,11 @@ def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path
         result = CliRunner().invoke(app, ["evolve", "--set", "search.method=mtcs", "--run-dir", str(run), *more])
         assert result.exit_code == 2 and "did you mean 'mcts'" in result.output
     assert not run.exists()
+
+
+@pytest.mark.parametrize("words", [("1+1", "--output", "out.jsonl"), ("--input", "in.jsonl")], ids=["question", "file"])
+def test_the_files_of_solve_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """A file of questions without one for the answers, or the other way round, is told before a run is looked for."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["solve", *words])
+    assert (result.exit_code, "--input and --output go together" in result.output) == (2, True), result.output

@@ -154,6 +154,8 @@ def test_wrong_options_are_refused(run: RunDir, tmp_path: Path) -> None:
     for options, message in cases:
         with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out", **options)
+    with pytest.raises(DataFormatError, match="graded is made of graded rows: got none in rounds 1, 2"):
+        export(run, tmp_path / "out", format="graded")
     for number in (1, 2):
         (run.round(number) / "round.json").unlink()
     with pytest.raises(ConfigError, match="no finished round to export"):
@@ -326,19 +328,23 @@ def test_import_into_the_wrong_place_is_refused(run: RunDir, tmp_path: Path) -> 
         import_rows(str(tmp_path / "out"), tmp_path / "new")
     with pytest.raises(CheckpointError, match="must be empty or a stepladder run"):
         import_rows(str(tmp_path / "out"), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="must be a directory or not exist: it is a file"):
+        import_rows(str(tmp_path / "out"), tmp_path / "file")
     with pytest.raises(DataFormatError, match="must be a data set that stepladder export wrote"):
         import_rows(str(tmp_path / "absent"), tmp_path / "newer")
     assert not (tmp_path / "newer").exists()
 
 
-def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evolve looks at the imported rows before it searches anything."""
+@pytest.mark.parametrize("format", ["preference", "kto", "tree"])
+def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Evolve looks at the imported rows, of whatever kind, before it searches anything."""
     from stepladder.loops import run as run_module
 
     class Renderer:
         hash = "s" * 16
 
-    export(run, tmp_path / "out", format="preference")
+    export(run, tmp_path / "out", format=format)
     import_rows(str(tmp_path / "out"), tmp_path / "new")
     monkeypatch.setattr(run_module.build, "check_model", lambda policy: None)
     monkeypatch.setattr(run_module.build, "build_renderer", lambda config, model: Renderer())
