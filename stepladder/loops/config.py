@@ -467,7 +467,7 @@ class LabelsConfig(Section):
     """Rounds, or policy versions, kept with ``data = "window"`` or ``"on-policy"``."""
 
     @property
-    def margin(self) -> dict[str, float]:
+    def margin(self) -> dict[str, Any]:
         """``min_margin`` as an argument of a rule that has its own; nothing where none is set."""
         return {} if self.min_margin is None else {"min_margin": self.min_margin}
 
