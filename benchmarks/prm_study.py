@@ -1,8 +1,9 @@
 """Which process reward model searches best on the embedded task, at equal tokens: losses, targets, aggregations, implicit models, noise.
 
 The policy is fixed: the one that round 1 of an embedded run trained. Every PRM starts from it and learns from the same solutions, those
-that it sampled for the training problems, with the same number of updates; ``trees`` learn from the round's search trees instead, which
-the policy before made. Each is measured on test problems:
+that it sampled for the training problems, with the same number of updates and of passes over them: a batch holds as many solutions, or the
+groups that their steps make where steps are compared. ``trees`` learn from the round's search trees instead, which the policy before made.
+Each is measured on test problems:
 
     AUC         of right against wrong solutions within a problem, over one pool of samples that all PRMs score
     best of n   accuracy of the best-scored of so many samples, over all subsets of the pool
@@ -42,6 +43,8 @@ from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import Ensemble, ensemble_scores
 from stepladder.prm.implicit import train_implicit_on_tokens
+from stepladder.prm.objective import COMPARING
+from stepladder.prm.rows import group_rows, pair_rows
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.train import train_value
 from stepladder.types import Budget, LabelledProblem, Provenance, SearchResult, derive_seed
@@ -149,18 +152,17 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     if out.exists():
         return
     build.release_weights()
-    if rows is None:
-        records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
-        if variant.target == "step-pairs":
-            rows = step_pairs(records, **study.config.labels.margin).rows
-        else:
-            rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
+    records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
+    if variant.target == "step-pairs":
+        rows = step_pairs(records, **study.config.labels.margin).rows
+    elif rows is None:
+        rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
     section = study.config.prm.train
     settings = TrainSettings(
         learning_rate=section.learning_rate,
         epochs=1000.0,
         max_updates=study.sizes.updates,
-        batch_size=section.batch_size,
+        batch_size=max(1, round(section.batch_size * rows_per_solution(variant, rows, records))),
         weight_decay=section.weight_decay,
         seed=seed,
         device="cpu",
@@ -173,6 +175,17 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     else:
         train_value(study.policy, rows, out, settings, spec=variant.spec, supervise=variant.supervise, **common)  # pyright: ignore
     renderer.step_format.save(out)
+
+
+def rows_per_solution(variant: Variant, rows: Sequence[Any], records: Sequence[Any]) -> float:
+    """Return how many rows a trainer makes of a solution: groups of steps, or of a problem's solutions, where these are compared."""
+    if variant.loss not in COMPARING:
+        return 1.0
+    solutions = value_rows(records, drop_one_sided=True).rows
+    if variant.target == "step-pairs":
+        return len(pair_rows(rows, vocabulary=sys.maxsize, dropped={})) / len(solutions)
+    compare = "problem" if variant.loss == "listwise" else "siblings"
+    return len(group_rows(rows, vocabulary=sys.maxsize, dropped={}, compare=compare)) / len(solutions)
 
 
 def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[SearchResult]:

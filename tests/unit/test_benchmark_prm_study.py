@@ -30,3 +30,17 @@ def test_step_pairs_have_the_margin_that_a_round_gives_them(
     study = prm_study.Study(run=run, config=config, problems=[], root=tmp_path, sizes=sizes)
     prm_study.train(study, prm_study.VARIANTS["pairwise, step pairs"], tmp_path / "prm")
     assert given == step_pairs([record], min_margin=min_margin).rows
+
+
+def test_every_loss_passes_over_the_solutions_as_often() -> None:
+    """Four solutions of one problem: four rows for bce, one group for listwise, and groups at the two nodes with steps that differ."""
+    record = tree((-1, 0.5, None), (0, 0.75, None), (0, 0.25, None), (1, 1.0, 1.0), (1, 0.5, 0.0), (2, 0.5, 1.0), (2, 0.0, 0.0))
+    rows = prm_study.value_rows([record], target="monte-carlo", drop_one_sided=True).rows
+    assert len(rows) == 4
+    shares = {
+        name: prm_study.rows_per_solution(prm_study.VARIANTS[name], rows, [record]) for name in ("bce", "pairwise", "listwise, outcomes")
+    }
+    assert shares == {"bce": 1.0, "pairwise": 0.5, "listwise, outcomes": 0.25}
+    pairs = step_pairs([record], min_margin=0.25).rows
+    nodes = {tuple(pair.prompt_ids) for pair in pairs}
+    assert prm_study.rows_per_solution(prm_study.VARIANTS["pairwise, step pairs"], pairs, [record]) == len(nodes) / 4
