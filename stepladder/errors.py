@@ -11,6 +11,9 @@ A message is one sentence: place, rule, got, expected, remedy. A spent budget is
 ``ConfigError``, ``DataFormatError`` and ``CheckpointError`` to exit code 2 and the others to 1.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class StepladderError(Exception):
     """Base of everything that stepladder raises on purpose."""
@@ -34,3 +37,10 @@ class BackendError(StepladderError, RuntimeError):
 
 class CheckpointError(StepladderError, RuntimeError):
     """A run directory or a model directory is incomplete, foreign or of another version."""
+
+
+def right_name(given: object, names: Iterable[str]) -> str:
+    """Return the remedy for a wrong name: the one that it was probably meant for, or all that are known."""
+    names = list(names)
+    near = difflib.get_close_matches(str(given), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"

@@ -4,7 +4,6 @@ Precedence is class defaults < file < ``--set section.key=value``. Everything is
 the library takes plain arguments. Paths in a file are relative to that file.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, right_name
 
 PATH_KEYS = (
     ("problems", "train"),
@@ -613,10 +612,7 @@ def _explain(error: ValidationError, *, where: str) -> str:
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        names = valid_names(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
-        return f"{where}: unknown setting {location!r} -- {hint}"
+        return f"{where}: unknown setting {location!r} -- {right_name(first['loc'][-1], valid_names(first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"{where}: setting {location!r} is required -- add it to the file or pass --set {location}=..."
     message = first["msg"].removeprefix("Value error, ")

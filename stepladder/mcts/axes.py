@@ -3,13 +3,11 @@
 Every method runs through the same loop of the engine (select, propose, score, insert, back up) and is a point on these axes.
 """
 
-import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, right_name
 from stepladder.mcts.answer_rules import ANSWER_RULES
 from stepladder.mcts.backup import BACKUP_RULES
 from stepladder.mcts.descent import DESCENTS, NORMALISATIONS
@@ -300,7 +298,7 @@ _RANGES = (
 
 def _check_member(method: str, name: str, value: Any, members: tuple[str, ...]) -> None:
     if value not in members:
-        raise ConfigError(f"method {method!r}: {name} must be one of {', '.join(members)}: got {value!r}{nearest(value, members)}")
+        raise ConfigError(f"method {method!r}: {name} must be one of its choices: got {value!r} -- {right_name(value, members)}")
 
 
 def _check_count(method: str, name: str, value: Any, *, least: int) -> None:
@@ -308,9 +306,3 @@ def _check_count(method: str, name: str, value: Any, *, least: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"method {method!r}: {name} must be a whole number >= {least}: got {value!r}")
-
-
-def nearest(value: Any, names: Iterable[str]) -> str:
-    """Return a question that names what a wrong name may have been meant for."""
-    matches = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.0)
-    return f" -- did you mean {matches[0]!r}?" if matches else ""

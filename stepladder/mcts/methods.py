@@ -6,8 +6,8 @@ The rows are in ``presets``, which says how to add one.
 from dataclasses import fields, replace
 from typing import Any
 
-from stepladder.errors import ConfigError
-from stepladder.mcts.axes import SearchMethod, nearest
+from stepladder.errors import ConfigError, right_name
+from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.presets.descent import DESCENT_ROWS
 from stepladder.mcts.presets.level import LEVEL_ROWS
 from stepladder.mcts.presets.preset import Preset
@@ -35,9 +35,9 @@ def resolve_method(name: str, /, **overrides: Any) -> SearchMethod:
         ConfigError: If the name or an axis is unknown, or a value is unknown or impossible.
     """
     if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}: got {name!r}{nearest(name, METHODS)}")
+        raise ConfigError(f"method must be a known one: got {name!r} -- {right_name(name, METHODS)}")
     axes = [f.name for f in fields(SearchMethod) if f.name not in ("name", "description")]
     for axis in overrides:
         if axis not in axes:
-            raise ConfigError(f"method {name!r}: unknown setting {axis!r}{nearest(axis, axes)}")
+            raise ConfigError(f"method {name!r}: unknown setting {axis!r} -- {right_name(axis, axes)}")
     return replace(METHODS[name], **overrides)
