@@ -67,7 +67,8 @@ evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with contro
 
 eval-methods: $(VENV)/.installed  ## every search method at equal budgets, with the models of the demo's first round
 	@test -f $(RUN_DIR)/rounds/001/round.json || { echo "$(RUN_DIR): no run with a finished first round -- make demo makes one" >&2; exit 1; }
-	$(BIN)/stepladder eval --run $(RUN_DIR) --round 1 --method all --tokens 128,256,512,1024 --limit 200 --out $(RUN_DIR)-methods
+	$(BIN)/stepladder eval --run $(RUN_DIR) --round 1 --method all --method mcts,num_children=8 --method uct,num_children=8 --method beam,wave=8 \
+		--tokens 128,256,512,1024 --limit 200 --out $(RUN_DIR)-methods
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
