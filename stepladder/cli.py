@@ -141,6 +141,8 @@ def solve(
             return
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+        if question is not None and not question.strip():
+            raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
         if (input is None) != (output is None):
             raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}

@@ -142,9 +142,10 @@ def choose_models(
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
     """Search one question and return the text to print."""
-    begin = time.monotonic()
     problems = [Problem(id="question", question=question)]
     engine = _engine(settings, problems)
+    # Importing and loading models takes seconds, and is no part of what a search costs.
+    begin = time.monotonic()
     ((result, reviewing),) = _search(settings, engine, problems)
     seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
@@ -175,7 +176,6 @@ def solve_file(
         DataFormatError: If the file breaks its format.
         CheckpointError: If the kept answers belong to other settings.
     """
-    begin = time.monotonic()
     loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
     problems = [labelled.problem for labelled in loaded]
     part = output.with_name(output.name + ".part")
@@ -184,6 +184,7 @@ def solve_file(
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
     engine, num_unique = _engine(settings, missing), 0
+    begin = time.monotonic()
     with part.open("a", encoding="utf-8") as file:
         for result, reviewing in _search(settings, engine, missing):
             num_unique += unique_tokens(result.tree)
@@ -198,7 +199,8 @@ def solve_file(
     part.unlink()
     tokens = sum(row["generated_tokens"] for row in rows.values())
     answered = sum(row["answer"] is not None for row in rows.values())
-    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {time.monotonic() - begin:.1f} s"
+    seconds = time.monotonic() - begin
+    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {seconds:.1f} s of search"
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique).sentence()
     return done if use is None else f"{done}\n{use}"
 
@@ -333,7 +335,8 @@ def _readable(row: dict[str, Any], result: SearchResult, seconds: float, use: To
     nodes = len(result.tree.parents)
     lines += [
         "",
-        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, {seconds:.2f} s",
+        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, "
+        f"{seconds:.2f} s of search",
         use.sentence() or "",
     ]
     return "\n".join(lines).rstrip("\n")

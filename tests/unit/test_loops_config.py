@@ -169,3 +169,10 @@ def test_the_files_of_solve_go_together(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["solve", *words])
     assert (result.exit_code, "--input and --output go together" in result.output) == (2, True), result.output
+
+
+def test_a_question_has_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks are told before a run is looked for: no solution of them could mean anything."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["solve", "  "])
+    assert (result.exit_code, "QUESTION: must have text: got '  '" in result.output) == (2, True), result.output
