@@ -36,9 +36,10 @@ def add_reference(
 
     Args:
         model: The reference; it is moved to the device of the settings.
-        rows: Rows, all with as many completions.
+        rows: The rows.
         settings: How to train; a reference is run as the model is.
-        collate: Lays rows out; the batch is one for ``contrast_sums``.
+        collate: Lays rows out for ``contrast_sums``. Where rows differ in their numbers of completions, ``members``, int64 ``[B, G]``, are
+            the completions of each row, -1 behind the last.
         collate_packed: Lays trees of rows out.
 
     Returns:
@@ -71,8 +72,9 @@ def _with_references(
         explained = memory_explained(settings, where=lambda: "the reference pass")
         with autocast(settings, model.device), explained:
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
-        # Completions of one kind stand together, in the order of the rows.
-        for i, values in zip(indices, contrast_sums(logps.cpu(), batch).view(-1, len(indices)).T.tolist(), strict=True):
-            found.append((i, rows[i].with_reference(values)))
+        sums = contrast_sums(logps.cpu(), batch)
+        # Completions of one kind stand together, in the order of the rows, unless the batch says otherwise.
+        members = batch["members"] if "members" in batch else torch.arange(len(sums)).view(-1, len(indices)).T
+        found += [(i, rows[i].with_reference(sums[mine[mine >= 0]].tolist())) for i, mine in zip(indices, members, strict=True)]
     by_index = dict(gathered(found, here))
     return [by_index[i] for i in range(len(rows))]
