@@ -107,7 +107,7 @@ def train(  # noqa: PLR0913 - one option each
     held_out: Annotated[float, typer.Option(help="Share of the problems that is measured instead of trained on.")] = 0.1,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Solutions, or groups of compared steps, per update.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Solutions, or groups of what is compared, per update.")] = 64,
     micro_batch_size: Annotated[int | None, typer.Option(min=1, help="The same per forward pass. Default: all of an update.")] = None,
     max_updates: Annotated[int | None, typer.Option(min=1, help="Cap on updates.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Updates between checkpoints; the same command continues. 0: none.")] = 0,

@@ -1,52 +1,16 @@
 """Losses of the policy, as pure functions over log-probabilities.
 
-``token_logps`` and ``gathered_logps`` turn logits into log-probabilities; every loss below takes one number per sequence and knows nothing
-of models, padding or packing. A mean runs over an explicit count, so that an update split into several forward passes has exactly the
-gradient of one undivided pass: pass the count of the whole update each time and add the results up.
+Every loss takes one number per sequence and knows nothing of models, padding or packing. A mean runs over an explicit count, so that an
+update split into several forward passes has exactly the gradient of one undivided pass: pass the count of the whole update each time and
+add the results up.
 
-Axes: B sequences or pairs, M mismatched sequences, T positions, V vocabulary. Log-probabilities are in nats.
+Axes: B sequences or pairs, M mismatched sequences. Log-probabilities are in nats.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-IGNORE = -100
-"""Target of a position whose prediction is not learned: prompt and padding."""
-
-
-def token_logps(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Return the log-probability of every target token.
-
-        logp[b, t] = log softmax(logits[b, t])[targets[b, t]]
-
-    Args:
-        logits: Unnormalised, any floating type; the softmax is taken in float32.
-        targets: ``targets[b, t]`` is the token that ``logits[b, t]`` predicts (already shifted), or ``IGNORE``.
-
-    Returns:
-        Values <= 0; exactly 0, without gradient, where the target is ``IGNORE``.
-    """
-    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return -flat.view(targets.shape)
-
-
-def gathered_logps(logits: Float[Tensor, "P V"], sources: Int[Tensor, "S L"], targets: Int[Tensor, "S L"]) -> Float[Tensor, "S L"]:
-    """Return the log-probability of target tokens that are predicted at any positions, several at one position where a tree branches.
-
-        logp[s, l] = log softmax(logits[sources[s, l]])[targets[s, l]]
-
-    Args:
-        logits: Unnormalised, any floating type, one line per position; the softmax is taken in float32.
-        sources: The position that predicts each target.
-        targets: The token predicted there, or ``IGNORE``.
-
-    Returns:
-        Values <= 0; exactly 0, without gradient, where the target is ``IGNORE``.
-    """
-    chosen = logits[sources, targets.clamp(min=0)].float()
-    return torch.where(targets == IGNORE, 0.0, chosen - logits.float().logsumexp(-1)[sources])
 
 
 def sft_loss(logps: Float[Tensor, " B"], num_tokens: Float[Tensor, ""] | float | int) -> Float[Tensor, ""]:

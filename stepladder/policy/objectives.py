@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepladder.errors import ConfigError
 from stepladder.lm.checks import check_ranges
+from stepladder.lm.completions import IGNORE, completion_logps, contrast_sums
 from stepladder.lm.training import Batch
-from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.losses import (
-    IGNORE,
     agreement_smoothing,
     apo_zero_losses,
     cpl_losses,
     dpo_losses,
-    gathered_logps,
     inpo_losses,
     ipo_losses,
     kto_losses,
@@ -30,7 +27,6 @@ from stepladder.policy.losses import (
     sft_loss,
     simpo_losses,
     sppo_losses,
-    token_logps,
     uncertainty_smoothing,
     visit_smoothing,
 )
@@ -50,14 +46,6 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "refuel": refuel_losses,
     "apo-zero": apo_zero_losses,
 }
-
-
-def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
-    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
-    targets = batch["targets"]
-    if "sources" not in batch:
-        return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
-    return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
 
 
 class CompletionObjective:
@@ -212,11 +200,3 @@ class UnpairedObjective:
 
     def _terms(self) -> dict[str, float]:
         return {"beta": self.beta, "good_weight": self.good_weight, "bad_weight": self.bad_weight}
-
-
-def contrast_sums(logps: Tensor, batch: Batch) -> Tensor:
-    """Return the sum of every completion's log-probabilities over the tokens that the loss compares.
-
-    For the two of a pair these begin where they first differ.
-    """
-    return torch.where(batch["contrast"], logps, 0.0).sum(-1)

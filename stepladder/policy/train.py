@@ -18,21 +18,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self, TypeVar, cast
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from stepladder.errors import DataFormatError
-from stepladder.lm.loading import load_causal_lm, load_tokenizer, resolve_device
-from stepladder.lm.memory import memory_explained
-from stepladder.lm.packing import Layout, PackableRow, PackedPass, PackedRow, group_rows, lay_out, pack_rows
-from stepladder.lm.processes import gathered, this_process
-from stepladder.lm.rows import check_ids, check_provenance, fit_context, pad, vocabulary_size
+from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, collate_packed_completions, read_at
+from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.packing import PackedRow, lay_out
+from stepladder.lm.references import ReferencedRow, add_reference
+from stepladder.lm.rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
     Batch,
@@ -41,49 +38,17 @@ from stepladder.lm.training import (
     ProgressCallback,
     TrainReport,
     TrainSettings,
-    autocast,
     identity_of,
     load_options,
-    packed_collate,
-    packed_layout,
     quiet,
     run_training,
     save_model,
 )
-from stepladder.lm.tree_attention import tree_attention, tree_inputs
-from stepladder.policy.losses import IGNORE
-from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, completion_logps, contrast_sums
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
 from stepladder.types import GradedRow, PreferencePair, Trace
 
 SAMPLER = "sampler"
 """Names the policies that sampled the rows as their reference."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompletionRow:
-    """A prompt and its completion."""
-
-    prompt_ids: list[int]
-    """Context, not empty; no loss on it."""
-    completion_ids: list[int]
-    """Learned tokens, not empty."""
-    group: str = ""
-    """Problem of the row."""
-
-    @property
-    def sequences(self) -> tuple[list[int], ...]:
-        """What is forwarded: all tokens but the last, which predicts nothing."""
-        return ([*self.prompt_ids, *self.completion_ids][:-1],)
-
-    @property
-    def length(self) -> int:
-        """Positions forwarded."""
-        return len(self.prompt_ids) + len(self.completion_ids) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens forwarded."""
-        return self.length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,20 +101,16 @@ class PreferenceRow:
         return replace(self, ref_chosen_logp=logps[0], ref_rejected_logp=logps[1])
 
 
-class ReferencedRow(PackableRow, Protocol):
-    """A row that holds what a reference model says about its completions."""
+class SampledRow(ReferencedRow, Protocol):
+    """A row whose reference may be the policy that sampled its completions."""
 
     @property
     def sampler_logps(self) -> Sequence[float] | None:
         """What the policy that sampled the completions says about them; None where that is not known."""
         ...
 
-    def with_reference(self, logps: Sequence[float]) -> Self:
-        """Return the row with the reference's log-probability of each of its completions."""
-        ...
 
-
-RowT = TypeVar("RowT", bound=ReferencedRow)
+RowT = TypeVar("RowT", bound=SampledRow)
 
 
 def train_sft(
@@ -310,20 +271,6 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
     return rows
 
 
-def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
-    """Lay rows out one below the other.
-
-    Returns:
-        ``inputs``: the model's arguments. ``targets``, int64 ``[B, T']``: the token that each of the last T' positions predicts,
-        ``IGNORE`` on prompt and padding; T' begins at the first completion token of the row with the shortest prompt.
-    """
-    start = min(len(row.prompt_ids) for row in rows) - 1
-    input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0)
-    prompt_targets = [[IGNORE] * (len(row.prompt_ids) - 1 - start) for row in rows]
-    targets = [(*ignored, *row.completion_ids) for ignored, row in zip(prompt_targets, rows, strict=True)]
-    return {"inputs": {"input_ids": input_ids}, "targets": pad(targets, value=IGNORE)}
-
-
 def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
     """Lay pairs out as the B preferred completions, then the B others.
 
@@ -337,19 +284,6 @@ def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
     return {**batch, **_pair_terms(rows, batch["targets"])}
 
 
-def collate_packed_completions(trees: Sequence[PackedRow[CompletionRow]], *, width: int = 0) -> Batch:
-    """Lay trees of completions out.
-
-    Returns:
-        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` behind
-        the last. ``columns``, ``[C]``: the columns whose logits predict one of them. ``sources``, ``[S, L]``: where each is predicted, as
-        an index into the B x C logits of these columns.
-    """
-    layout = lay_out([tree.tree for tree in trees], width=width)
-    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
-    return read_at(layout, paths, [row for tree in trees for row in tree.rows])
-
-
 def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, width: int = 0) -> Batch:
     """Lay trees of pairs out, as the B preferred completions, then the B others.
 
@@ -361,20 +295,6 @@ def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, wid
     rows = [row for tree in trees for row in tree.rows]
     batch = read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
     return {**batch, **_pair_terms(rows, batch["targets"])}
-
-
-def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
-    """Return the batch that reads completions along paths; the last prompt token predicts the first completion token."""
-    sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
-    rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
-    columns, indices = places.unique(return_inverse=True)
-    flat = (rows * len(columns) + indices).split([len(source) for source in sources])
-    return {
-        "inputs": tree_inputs(layout),
-        "targets": pad([side.completion_ids for side in sides], value=IGNORE),
-        "columns": columns,
-        "sources": pad_sequence(list(flat), batch_first=True),
-    }
 
 
 def _pair_terms(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
@@ -419,50 +339,6 @@ def reference_rows(
         return [row.with_reference(row.sampler_logps or ()) for row in rows]
     model = model if reference is None else load_policy(reference, settings, trust_remote_code)
     return add_reference(model, rows, settings, collate=collate, collate_packed=collate_packed)
-
-
-@torch.no_grad()
-def add_reference(
-    model: PreTrainedModel,
-    rows: Sequence[RowT],
-    settings: TrainSettings,
-    *,
-    collate: Collate = collate_preferences,
-    collate_packed: PackedCollate = collate_packed_preferences,
-) -> list[RowT]:
-    """Return the rows with the log-probabilities that the model gives them as it stands: once per tree where rows are packed.
-
-    The order is that of the rows given.
-    """
-    device = resolve_device(settings.device)
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
-    if packed_layout(model, rows, settings) != "trees":
-        return _with_references(model, rows, order, settings, collate)
-    packed = packed_collate(model, settings, collate_packed)
-    collate = lambda part: packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])  # noqa: E731
-    with tree_attention(model):
-        return _with_references(model, rows, [i for group in group_rows(rows) for i in group], settings, collate)
-
-
-def _with_references(
-    model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
-) -> list[RowT]:
-    """Forward the rows in the order given, in parts that processes take in turn."""
-    size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    found: list[tuple[int, RowT]] = []
-    for indices in parts[here.process_index :: here.num_processes]:
-        batch = collate([rows[i] for i in indices])
-        explained = memory_explained(settings, where=lambda: "the reference pass")
-        with autocast(settings, model.device), explained:
-            logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
-        # Completions of one kind stand together, in the order of the rows.
-        for i, values in zip(indices, contrast_sums(logps.cpu(), batch).view(-1, len(indices)).T.tolist(), strict=True):
-            found.append((i, rows[i].with_reference(values)))
-    by_index = dict(gathered(found, here))
-    return [by_index[i] for i in range(len(rows))]
 
 
 def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:

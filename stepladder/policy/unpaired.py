@@ -12,18 +12,15 @@ from pathlib import Path
 import torch
 
 from stepladder.errors import DataFormatError
+from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, read_at
 from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training
-from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import UnpairedObjective
 from stepladder.policy.train import (
     SAMPLER,
-    CompletionRow,
-    collate_completions,
     completion_row,
     load_policy,
-    read_at,
     reference_rows,
     saver,
 )

@@ -10,19 +10,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.lm.completions import (
+    IGNORE,
+    CompletionRow,
+    collate_completions,
+    collate_packed_completions,
+    completion_logps,
+    contrast_sums,
+)
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.rows import check_provenance, fit_context, pad, vocabulary_size
+from stepladder.lm.packing import PackedRow, group_rows
+from stepladder.lm.references import add_reference
+from stepladder.lm.rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
     TrainReport,
     TrainSettings,
-    autocast,
     identity_of,
     load_options,
     quiet,
@@ -32,7 +42,7 @@ from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.prm.model import save_prm
 from stepladder.prm.reader import Solution
-from stepladder.prm.rows import NO_TARGET, PathsRow, check_path_ids, count_dropped
+from stepladder.prm.rows import NO_TARGET, count_dropped
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.types import ValueRow
 
@@ -53,15 +63,49 @@ class GradedSolution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutcomeRow(PathsRow):
-    """The graded solutions of one problem."""
+class OutcomeRow(CompletionRow):
+    """A solution whose outcome is known; its steps are the completion."""
 
-    begins: list[int]
-    """Index of each one's first token that belongs to a step, >= 1."""
-    outcomes: list[float]
-    """How right each is, in [0, 1]."""
-    reference_logps: list[float]
-    """Log-probability of each one's step tokens under the start model, in nats; empty until it was computed."""
+    outcome: float
+    """How right it is, in [0, 1]."""
+    ref_logp: float = 0.0
+    """Log-probability of the steps under the start model, in nats."""
+
+    def with_reference(self, logps: Sequence[float]) -> "OutcomeRow":
+        """Return the row with the start model's log-probability of the steps."""
+        return replace(self, ref_logp=logps[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProblemRow:
+    """Solutions of one problem, which are compared."""
+
+    solutions: list[OutcomeRow]
+    """The solutions, of which not all are equally right."""
+
+    @property
+    def group(self) -> str:
+        """Problem of the row."""
+        return self.solutions[0].group
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded."""
+        return tuple(sequence for row in self.solutions for sequence in row.sequences)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest solution."""
+        return max(row.length for row in self.solutions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded."""
+        return sum(row.num_tokens for row in self.solutions)
+
+    def with_reference(self, logps: Sequence[float]) -> "ProblemRow":
+        """Return the row with the start model's log-probability of every solution's steps."""
+        return replace(self, solutions=[row.with_reference([logp]) for row, logp in zip(self.solutions, logps, strict=True)])
 
 
 def train_implicit(
@@ -79,11 +123,13 @@ def train_implicit(
 
     Args:
         init: Language model to start from, which is the reference when the result is read.
-        solutions: Graded solutions; those without an outcome, and for ``implicit-dpo`` problems of one kind only, are dropped and counted.
+        solutions: Graded solutions; one without an outcome, or too long for the context, and for ``implicit-dpo`` a problem whose solutions
+            are all equally right, is dropped and counted.
         out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts problems.
+        settings: How to train; ``batch_size`` counts solutions, or with ``implicit-dpo`` problems, whose solutions are compared.
         spec: An implicit spec; its beta is the loss's.
-        loss: ``implicit-ce`` on outcomes or ``implicit-dpo`` between solutions of a problem.
+        loss: ``implicit-ce`` on outcomes, a mean over solutions, or ``implicit-dpo`` between the solutions of a problem, a mean over
+            problems.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -91,12 +137,12 @@ def train_implicit(
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written or does not fit the spec.
         ConfigError: If the spec is not implicit or the loss is unknown.
-        DataFormatError: If outcomes are out of range or all equal, or a solution does not fit the spec.
+        DataFormatError: If outcomes are out of range or all equal, no solution is left, or one does not fit the spec.
     """
     _check_choices(spec, loss)
     tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
     dropped: dict[str, int] = {}
-    rows = outcome_rows(solutions, SolutionLayout(tokenizer, spec), compare=loss == "implicit-dpo", dropped=dropped)
+    rows = outcome_rows(solutions, SolutionLayout(tokenizer, spec), dropped=dropped)
     options: dict[str, Any] = {"spec": spec, "loss": loss, "trust_remote_code": trust_remote_code, "on_progress": on_progress}
     return _fit(init, rows, Path(out_dir), settings, tokenizer=tokenizer, dropped=dropped, **options)
 
@@ -134,7 +180,7 @@ def train_implicit_on_tokens(
     check_reads_tokens(spec)
     check_provenance((path.provenance for path in paths), renderer_hash=renderer_hash, what="value rows")
     dropped: dict[str, int] = {}
-    rows = outcome_rows_of_paths(paths, compare=loss == "implicit-dpo", dropped=dropped)
+    rows = outcome_rows_of_paths(paths, dropped=dropped)
     tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"loss": loss, "trust_remote_code": trust_remote_code, "on_progress": on_progress}
     spec = replace(spec, renderer_hash=renderer_hash)
@@ -164,32 +210,37 @@ def _fit(
 ) -> TrainReport:
     with quiet():
         model = load_causal_lm(init, **load_options(settings), trust_remote_code=trust_remote_code)
-    rows = fit_context(rows, model, dropped, what="graded solutions")
-    check_path_ids(rows, vocabulary=vocabulary_size(model), what="graded solution")
+    vocabulary, compare = vocabulary_size(model), loss == "implicit-dpo"
+    for number, row in enumerate(rows):
+        check_ids([*row.prompt_ids, *row.completion_ids], vocabulary=vocabulary, place=f"graded solution {number} (problem {row.group!r})")
+    rows = rows_to_learn(fit_context(rows, model, dropped, what="graded solutions"), compare=compare, dropped=dropped)
+    made: list[Any] = problem_rows(rows) if compare else rows
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
+    layouts: dict[str, Any] = {
+        "collate": collate_problems if compare else collate_outcomes,
+        "collate_packed": collate_packed_problems if compare else collate_packed_outcomes,
+    }
     return run_training(
         model,
-        add_reference(model, rows, settings),
-        collate=collate_outcomes,
+        add_reference(model, made, settings, **layouts),
+        **layouts,
         objective=objective,
         settings=settings,
         out_dir=out_dir,
-        identity=identity_of(settings, task="implicit", start=str(init), rows=rows, objective=objective),
+        identity=identity_of(settings, task="implicit", start=str(init), rows=made, objective=objective),
         save=partial(save_prm, spec=spec, source=init, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
 
 
-def outcome_rows(
-    solutions: Sequence[GradedSolution], layout: SolutionLayout, *, compare: bool, dropped: dict[str, int]
-) -> list[OutcomeRow]:
-    """Return one row per problem with graded solutions, in the order of the problems; what is left out is counted in ``dropped``.
+def outcome_rows(solutions: Sequence[GradedSolution], layout: SolutionLayout, *, dropped: dict[str, int]) -> list[OutcomeRow]:
+    """Return one row per graded solution that has tokens; the others are counted in ``dropped``.
 
     Raises:
-        DataFormatError: If an outcome is out of range, all are equal, or a solution does not fit the spec.
+        DataFormatError: If an outcome is out of range, or a solution does not fit the spec.
     """
-    problems: dict[str, list[tuple[list[int], int, float]]] = {}
+    rows: list[OutcomeRow] = []
     for graded in solutions:
         outcome, place = graded.outcome, graded.solution.place
         if outcome is None:
@@ -198,20 +249,23 @@ def outcome_rows(
         if not 0.0 <= outcome <= 1.0:
             raise DataFormatError(f"{place}: the outcome must be in [0, 1]: got {outcome!r} -- correct the row")
         laid = layout.lay_out(graded.solution.question, graded.solution.steps, place=place)
-        if not laid.token_ids:
+        # The first token of all is predicted by nothing.
+        begin = max(1, laid.begin)
+        prompt_ids, completion_ids = list(laid.token_ids[:begin]), list(laid.token_ids[begin:])
+        if not completion_ids:
             count_dropped(dropped, "no tokens", 1)
             continue
-        problems.setdefault(graded.problem_id, []).append((list(laid.token_ids), max(1, laid.begin), outcome))
-    return _finished(problems, compare=compare, dropped=dropped)
+        rows.append(OutcomeRow(prompt_ids=prompt_ids, completion_ids=completion_ids, group=graded.problem_id, outcome=outcome))
+    return rows
 
 
-def outcome_rows_of_paths(paths: Sequence[ValueRow], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
-    """Return one row per problem with graded solutions, in the order of the problems; what is left out is counted in ``dropped``.
+def outcome_rows_of_paths(paths: Sequence[ValueRow], *, dropped: dict[str, int]) -> list[OutcomeRow]:
+    """Return one row per graded path that has tokens behind its prompt; the others are counted in ``dropped``.
 
     Raises:
-        DataFormatError: If a prompt is empty, an outcome is out of range, or all are equal.
+        DataFormatError: If a prompt is empty, or an outcome is out of range.
     """
-    problems: dict[str, list[tuple[list[int], int, float]]] = {}
+    rows: list[OutcomeRow] = []
     for i, path in enumerate(paths):
         outcome = path.targets[-1] if path.targets else None
         if outcome is None:
@@ -222,74 +276,92 @@ def outcome_rows_of_paths(paths: Sequence[ValueRow], *, compare: bool, dropped: 
                 f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r} "
                 "-- drop the row"
             )
-        ids = [*path.prompt_ids, *(token for step in path.step_ids for token in step)]
-        problems.setdefault(path.problem_id, []).append((ids, len(path.prompt_ids), outcome))
-    return _finished(problems, compare=compare, dropped=dropped)
-
-
-def _finished(problems: dict[str, list[tuple[list[int], int, float]]], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
-    rows = []
-    for members in problems.values():
-        if compare and len({outcome for _, _, outcome in members}) < 2:
-            count_dropped(dropped, "problem without solutions to compare", 1)
+        completion_ids = [token for step in path.step_ids for token in step]
+        if not completion_ids:
+            count_dropped(dropped, "no tokens", 1)
             continue
-        paths, begins, outcomes = (list(column) for column in zip(*members, strict=True))
-        rows.append(OutcomeRow(paths=paths, begins=begins, outcomes=outcomes, reference_logps=[]))
-    found = {outcome for row in rows for outcome in row.outcomes}
-    if len(found) < 2:
+        rows.append(OutcomeRow(prompt_ids=path.prompt_ids, completion_ids=completion_ids, group=path.problem_id, outcome=outcome))
+    return rows
+
+
+def rows_to_learn(rows: Sequence[OutcomeRow], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
+    """Return the rows that teach something: all, or where they are compared those of problems with different outcomes.
+
+    Raises:
+        DataFormatError: If all outcomes are equal.
+    """
+    found: dict[str, set[float]] = {}
+    for row in rows:
+        found.setdefault(row.group, set()).add(row.outcome)
+    one_sided = {problem for problem, outcomes in found.items() if compare and len(outcomes) < 2}
+    count_dropped(dropped, "problem without solutions to compare", len(one_sided))
+    rows = [row for row in rows if row.group not in one_sided]
+    outcomes = sorted({row.outcome for row in rows})
+    if len(outcomes) < 2:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "nothing"
         raise DataFormatError(
-            f"graded solutions: outcomes must differ: got {', '.join(map(str, found)) or 'none'} only, and dropped {reasons} "
+            f"graded solutions: outcomes must differ: got {', '.join(map(str, outcomes)) or 'none'} only, and dropped {reasons} "
             "-- give right and wrong solutions"
         )
     return rows
 
 
-@torch.no_grad()
-def add_reference(model: PreTrainedModel, rows: Sequence[OutcomeRow], settings: TrainSettings) -> list[OutcomeRow]:
-    """Return the rows with the log-probabilities of the model as it is now."""
-    model.eval()
-    added = []
-    for row in rows:
-        batch = collate_outcomes([row])
-        with autocast(settings, model.device):
-            logps = solution_logps(model, batch["inputs"]["input_ids"].to(model.device), batch["spans"].to(model.device))
-        added.append(replace(row, reference_logps=logps.tolist()))
-    return added
-
-
-def solution_logps(model: nn.Module, input_ids: Int[Tensor, "S T"], spans: Int[Tensor, "S 2"]) -> Float[Tensor, " S"]:
-    """Return the log-probability of the tokens from begin to end of every sequence, given all before them, in nats."""
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
-    logps = logits.log_softmax(-1).gather(-1, input_ids[:, 1:, None])[..., 0]
-    places = torch.arange(1, input_ids.shape[1], device=input_ids.device)
-    inside = (places >= spans[:, :1]) & (places < spans[:, 1:])
-    return (logps * inside).sum(-1)
+def problem_rows(rows: Sequence[OutcomeRow]) -> list[ProblemRow]:
+    """Return the rows of every problem as one, in the order in which the problems come first."""
+    return [ProblemRow(solutions=[rows[i] for i in indices]) for indices in group_rows(rows)]
 
 
 def collate_outcomes(rows: Sequence[OutcomeRow]) -> Batch:
-    """Lay the solutions of all problems out one below the other.
+    """Lay solutions out one below the other.
 
     Returns:
-        ``inputs``: the model's arguments. ``spans`` [S, 2]: where the step tokens of every solution begin and end, ``members`` [B, G]: the
-        solutions of every problem, ``targets`` [B, G]: their outcomes, NaN where there is no such solution, ``reference`` [S].
+        What ``collate_completions`` returns, and ``contrast``, bool like ``targets``: where there is a target; ``outcomes`` and
+        ``ref_logps``, float32 ``[S]``: how right each of the S solutions is, and what the start model says of it.
     """
-    paths = [path for row in rows for path in row.paths]
-    width = max(len(row.paths) for row in rows)
-    members, targets = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), NO_TARGET)
-    at = 0
-    for i, row in enumerate(rows):
-        count = len(row.paths)
-        members[i, :count] = torch.arange(at, at + count)
-        targets[i, :count] = torch.tensor(row.outcomes)
-        at += count
+    batch = collate_completions(rows)
+    return {**batch, **_outcome_terms(rows, batch["targets"])}
+
+
+def collate_packed_outcomes(trees: Sequence[PackedRow[OutcomeRow]], *, width: int = 0) -> Batch:
+    """Lay trees of solutions out.
+
+    Returns:
+        What ``collate_packed_completions`` returns, and what ``collate_outcomes`` adds.
+    """
+    batch = collate_packed_completions(trees, width=width)
+    return {**batch, **_outcome_terms([row for tree in trees for row in tree.rows], batch["targets"])}
+
+
+def collate_problems(rows: Sequence[ProblemRow]) -> Batch:
+    """Lay the solutions of problems out one below the other.
+
+    Returns:
+        What ``collate_outcomes`` returns, and ``members``, int64 ``[B, G]``: the solutions of every problem, -1 behind the last.
+    """
+    return {**collate_outcomes([solution for row in rows for solution in row.solutions]), "members": _members(rows)}
+
+
+def collate_packed_problems(trees: Sequence[PackedRow[ProblemRow]], *, width: int = 0) -> Batch:
+    """Lay trees of the solutions of problems out.
+
+    Returns:
+        What ``collate_packed_outcomes`` returns, and what ``collate_problems`` adds.
+    """
+    flat = [PackedRow(rows=[solution for row in tree.rows for solution in row.solutions], tree=tree.tree) for tree in trees]
+    return {**collate_packed_outcomes(flat, width=width), "members": _members([row for tree in trees for row in tree.rows])}
+
+
+def _outcome_terms(rows: Sequence[OutcomeRow], targets: Tensor) -> Batch:
     return {
-        "inputs": {"input_ids": pad(paths, value=0)},
-        "spans": torch.tensor([[begin, len(path)] for row in rows for path, begin in zip(row.paths, row.begins, strict=True)]),
-        "members": members,
-        "targets": targets,
-        "reference": torch.tensor([logp for row in rows for logp in row.reference_logps]),
+        "contrast": targets != IGNORE,
+        "outcomes": torch.tensor([row.outcome for row in rows], dtype=torch.float32),
+        "ref_logps": torch.tensor([row.ref_logp for row in rows], dtype=torch.float32),
     }
+
+
+def _members(rows: Sequence[ProblemRow]) -> Int[Tensor, "B G"]:
+    counts = [len(row.solutions) for row in rows]
+    return pad_sequence(list(torch.arange(sum(counts)).split(counts)), batch_first=True, padding_value=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,16 +374,15 @@ class ImplicitObjective:
     """Factor on the log-ratio."""
 
     def counts(self, batch: Batch) -> Tensor:
-        """Return the number of solutions and of problems whose solutions can be compared."""
-        targets = batch["targets"]
-        known = ~targets.isnan()
-        differ = torch.where(known, targets, -torch.inf).amax(-1) > torch.where(known, targets, torch.inf).amin(-1)
-        return torch.stack([known.sum(), differ.sum()])
+        """Return the number of solutions, or of problems."""
+        rows = batch["outcomes"] if self.loss_name == "implicit-ce" else batch["members"]
+        return batch["targets"].new_tensor([len(rows)])
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean."""
-        ratios = solution_logps(model, batch["inputs"]["input_ids"], batch["spans"]) - batch["reference"]
-        grouped, targets = ratios[batch["members"]], batch["targets"]
+        log_ratios, outcomes = contrast_sums(completion_logps(model, batch), batch) - batch["ref_logps"], batch["outcomes"]
         if self.loss_name == "implicit-ce":
-            return implicit_ce_loss(grouped.flatten(), targets.flatten(), beta=self.beta, num_targets=counts[0].float())
-        return implicit_dpo_loss(grouped, targets, beta=self.beta, num_groups=counts[1].float())
+            return implicit_ce_loss(log_ratios, outcomes, beta=self.beta, num_targets=counts[0].float())
+        members = batch["members"]
+        grouped = torch.where(members < 0, NO_TARGET, outcomes[members])
+        return implicit_dpo_loss(log_ratios[members], grouped, beta=self.beta, num_groups=counts[0].float())

@@ -60,27 +60,11 @@ class TargetRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PathsRow:
-    """Several paths that come together."""
+class GroupRow:
+    """Paths that are compared by their outputs at the last token."""
 
     paths: list[list[int]]
     """Tokens of every path; not empty."""
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest path."""
-        return max(map(len, self.paths))
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens forwarded."""
-        return sum(map(len, self.paths))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupRow(PathsRow):
-    """Paths that are compared by their outputs at the last token."""
-
     targets: list[float]
     """Target of every member, in [0, 1]."""
     pairs: list[tuple[int, int]] | None = None
@@ -92,6 +76,16 @@ class GroupRow(PathsRow):
     def sequences(self) -> tuple[list[int], ...]:
         """What is forwarded."""
         return tuple(self.paths)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest path."""
+        return max(map(len, self.paths))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded."""
+        return sum(map(len, self.paths))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,12 +305,12 @@ def _check(row: ValueRow, place: str) -> None:
             raise DataFormatError(f"{place}: the target of step {number} must be in [0, 1]: got {target!r}")
 
 
-def check_path_ids(rows: Iterable[TargetRow | PathsRow], *, vocabulary: int, what: str) -> None:
+def check_path_ids(rows: Iterable[TargetRow | GroupRow], *, vocabulary: int, what: str) -> None:
     """Refuse token ids that the model has no embedding for.
 
     Raises:
         DataFormatError: If an id is outside [0, vocabulary).
     """
     for number, row in enumerate(rows):
-        for path in [row.ids] if isinstance(row, TargetRow) else row.paths:
+        for path in row.sequences:
             check_ids(path, vocabulary=vocabulary, place=f"{what} {number}")

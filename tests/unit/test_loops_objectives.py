@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from stepladder.data.pairs import PAIR_RULES
 from stepladder.data.store import read_graded, read_pairs, read_traces, read_trees, write_trees
 from stepladder.errors import ConfigError
+from stepladder.lm.completions import completion_logps, contrast_sums
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops import build, jobs
 from stepladder.loops.config import Config, LabelsConfig, PreferenceConfig, load_config, with_overrides
 from stepladder.loops.labelling import LabelSources, score_trees
 from stepladder.loops.round import earlier_prm
 from stepladder.loops.rundir import RunDir
-from stepladder.policy.objectives import PairLoss, UnpairedLoss, completion_logps, contrast_sums
+from stepladder.policy.objectives import PairLoss, UnpairedLoss
 from stepladder.policy.train import collate_preferences, preference_rows
 from stepladder.prm.specs import PRMSpec
 from stepladder.testing import TableScorer

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,16 +33,14 @@ from transformers import (
 
 from stepladder.errors import BackendError
 from stepladder.lm import tree_attention as attention
+from stepladder.lm.completions import IGNORE, collate_completions, collate_packed_completions, completion_logps
 from stepladder.lm.packing import pack_rows
+from stepladder.lm.references import add_reference
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.lm.tree_attention import check_tree_attention
-from stepladder.policy.losses import IGNORE
-from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, completion_logps
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
 from stepladder.policy.train import (
     PreferenceRow,
-    add_reference,
-    collate_completions,
-    collate_packed_completions,
     collate_packed_preferences,
     collate_preferences,
     completion_rows,
@@ -56,6 +55,7 @@ HASH = "renderer-a"
 PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=3.0, batch_size=64, device="cpu")
 VOCABULARY = 20
+COLLATES: dict[str, Any] = {"collate": collate_preferences, "collate_packed": collate_packed_preferences}
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -231,10 +231,10 @@ def test_references_are_computed_on_trees() -> None:
     rows = preference_rows(pairs[::-1], vocabulary=VOCABULARY, dropped={})
     forwarded = []
     handle = model.register_forward_pre_hook(lambda _, __, kwargs: forwarded.append(kwargs["input_ids"].numel()), with_kwargs=True)
-    packed = add_reference(model, rows, SETTINGS)
+    packed = add_reference(model, rows, SETTINGS, **COLLATES)
     handle.remove()
     assert sum(forwarded) < 0.4 * sum(row.num_tokens for row in rows)
-    plain = add_reference(model, rows, replace(SETTINGS, packed=False))
+    plain = add_reference(model, rows, replace(SETTINGS, packed=False), **COLLATES)
     for found, expected in zip(packed, plain, strict=True):
         assert (found.chosen, found.rejected) == (expected.chosen, expected.rejected)
         assert found.ref_chosen_logp == pytest.approx(expected.ref_chosen_logp, rel=1e-5)
@@ -406,7 +406,7 @@ def test_preference_training_agrees_with_trl(tmp_path: Path) -> None:
     expected = gradients(model, theirs)
 
     rows = preference_rows(pairs, vocabulary=len(tokenizer), dropped={})
-    rows = [row for tree in pack_rows(add_reference(reference, rows, SETTINGS), row_tokens=1000) for row in tree.rows]
+    rows = [row for tree in pack_rows(add_reference(reference, rows, SETTINGS, **COLLATES), row_tokens=1000) for row in tree.rows]
     ours_batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000))
     objective = PreferenceObjective(beta=0.3)
     ours = objective.loss(model, ours_batch, objective.counts(ours_batch))

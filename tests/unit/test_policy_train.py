@@ -4,7 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,17 +13,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.packing import pack_rows
+from stepladder.lm.references import add_reference
 from stepladder.lm.training import LoraSettings, TrainSettings
-from stepladder.policy.losses import IGNORE
 from stepladder.policy.objectives import CompletionObjective, PairLoss, PreferenceObjective, UnpairedLoss, UnpairedObjective
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.policy.train import (
     SAMPLER,
-    CompletionRow,
-    add_reference,
-    collate_completions,
+    collate_packed_preferences,
     collate_preferences,
     completion_rows,
     preference_rows,
@@ -37,6 +36,7 @@ from tests.models import save_tiny_policy, tiny_policy
 HASH = "renderer-a"
 PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=8.0, batch_size=8, device="cpu")
+COLLATES: dict[str, Any] = {"collate": collate_preferences, "collate_packed": collate_packed_preferences}
 
 
 def trace(prompt_ids: list[int], completion_ids: list[int], provenance: Provenance = PROVENANCE) -> Trace:
@@ -135,7 +135,7 @@ def test_preference_loss_and_gradient_equal_the_slow_ones(sft_weight: float) -> 
     model, _ = tiny_policy(hidden=32, layers=1)
     reference, _ = tiny_policy(hidden=32, layers=1, seed=1)
     pairs = [*random_pairs(3), pair([5], [7], [7, 8]), pair([5, 9, 9], [7, 8, 8, 8], [7])]
-    rows = add_reference(reference, preference_rows(pairs, vocabulary=100, dropped={}), replace(SETTINGS, micro_batch_size=2))
+    rows = add_reference(reference, preference_rows(pairs, vocabulary=100, dropped={}), replace(SETTINGS, micro_batch_size=2), **COLLATES)
     objective = PreferenceObjective(beta=0.3, label_smoothing=0.1, sft_weight=sft_weight)
     batch = collate_preferences(rows)
     objective.loss(model, batch, objective.counts(batch)).backward()
@@ -217,7 +217,7 @@ def test_references_do_not_depend_on_batching() -> None:
     model, _ = tiny_policy(hidden=32, layers=1)
     rows = preference_rows(random_pairs(7), vocabulary=100, dropped={})
     for size in (1, 3):
-        batched = add_reference(model, rows, replace(SETTINGS, batch_size=size))
+        batched = add_reference(model, rows, replace(SETTINGS, batch_size=size), **COLLATES)
         for row, source in zip(batched, rows, strict=True):
             assert row.chosen == source.chosen
             exact = log_likelihood(model, [*row.chosen.prompt_ids, *row.chosen.completion_ids[:2]], row.chosen.completion_ids[2:])

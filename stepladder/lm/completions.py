@@ -1,0 +1,143 @@
+"""Completions: rows of tokens of which those behind a prompt are learned, and their log-probabilities under a model.
+
+Axes: B sequences, T positions, V vocabulary; on trees S completions of at most L tokens, P positions with logits, C columns with logits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from stepladder.lm.packing import Layout, PackedRow, lay_out
+from stepladder.lm.rows import pad
+from stepladder.lm.trainer import Batch
+from stepladder.lm.tree_attention import logits_at, tree_inputs
+
+IGNORE = -100
+"""Target of a position whose prediction is not learned: prompt and padding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRow:
+    """A prompt and its completion."""
+
+    prompt_ids: list[int]
+    """Context, not empty; no loss on it."""
+    completion_ids: list[int]
+    """Learned tokens, not empty."""
+    group: str = ""
+    """Problem of the row."""
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded: all tokens but the last, which predicts nothing."""
+        return ([*self.prompt_ids, *self.completion_ids][:-1],)
+
+    @property
+    def length(self) -> int:
+        """Positions forwarded."""
+        return len(self.prompt_ids) + len(self.completion_ids) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded."""
+        return self.length
+
+
+RowT = TypeVar("RowT", bound=CompletionRow)
+
+
+def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
+    """Lay rows out one below the other.
+
+    Returns:
+        ``inputs``: the model's arguments. ``targets``, int64 ``[B, T']``: the token that each of the last T' positions predicts,
+        ``IGNORE`` on prompt and padding; T' begins at the first completion token of the row with the shortest prompt.
+    """
+    start = min(len(row.prompt_ids) for row in rows) - 1
+    input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0)
+    prompt_targets = [[IGNORE] * (len(row.prompt_ids) - 1 - start) for row in rows]
+    targets = [(*ignored, *row.completion_ids) for ignored, row in zip(prompt_targets, rows, strict=True)]
+    return {"inputs": {"input_ids": input_ids}, "targets": pad(targets, value=IGNORE)}
+
+
+def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int = 0) -> Batch:
+    """Lay trees of completions out.
+
+    Returns:
+        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` behind
+        the last. ``columns``, ``[C]``: the columns whose logits predict one of them. ``sources``, ``[S, L]``: where each is predicted, as
+        an index into the B x C logits of these columns.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
+    return read_at(layout, paths, [row for tree in trees for row in tree.rows])
+
+
+def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
+    """Return the batch that reads completions along paths; the last prompt token predicts the first completion token."""
+    sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
+    rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
+    columns, indices = places.unique(return_inverse=True)
+    flat = (rows * len(columns) + indices).split([len(source) for source in sources])
+    return {
+        "inputs": tree_inputs(layout),
+        "targets": pad([side.completion_ids for side in sides], value=IGNORE),
+        "columns": columns,
+        "sources": pad_sequence(list(flat), batch_first=True),
+    }
+
+
+def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
+    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
+    targets = batch["targets"]
+    if "sources" not in batch:
+        return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
+    return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
+
+
+def contrast_sums(logps: Float[Tensor, "S L"], batch: Batch) -> Float[Tensor, " S"]:
+    """Return the sum of every completion's log-probabilities over the tokens that the loss compares.
+
+    For the two of a pair these begin where they first differ.
+    """
+    return torch.where(batch["contrast"], logps, 0.0).sum(-1)
+
+
+def token_logps(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Return the log-probability of every target token.
+
+        logp[b, t] = log softmax(logits[b, t])[targets[b, t]]
+
+    Args:
+        logits: Unnormalised, any floating type; the softmax is taken in float32.
+        targets: ``targets[b, t]`` is the token that ``logits[b, t]`` predicts (already shifted), or ``IGNORE``.
+
+    Returns:
+        Values <= 0; exactly 0, without gradient, where the target is ``IGNORE``.
+    """
+    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return -flat.view(targets.shape)
+
+
+def gathered_logps(logits: Float[Tensor, "P V"], sources: Int[Tensor, "S L"], targets: Int[Tensor, "S L"]) -> Float[Tensor, "S L"]:
+    """Return the log-probability of target tokens that are predicted at any positions, several at one position where a tree branches.
+
+        logp[s, l] = log softmax(logits[sources[s, l]])[targets[s, l]]
+
+    Args:
+        logits: Unnormalised, any floating type, one line per position; the softmax is taken in float32.
+        sources: The position that predicts each target.
+        targets: The token predicted there, or ``IGNORE``.
+
+    Returns:
+        Values <= 0; exactly 0, without gradient, where the target is ``IGNORE``.
+    """
+    chosen = logits[sources, targets.clamp(min=0)].float()
+    return torch.where(targets == IGNORE, 0.0, chosen - logits.float().logsumexp(-1)[sources])

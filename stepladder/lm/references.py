@@ -1,0 +1,80 @@
+"""What a reference model says about the rows of a training, computed once before the first update."""
+
+from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar, cast
+
+import torch
+from accelerate.utils import send_to_device
+from transformers import PreTrainedModel
+
+from stepladder.lm.completions import completion_logps, contrast_sums
+from stepladder.lm.loading import resolve_device
+from stepladder.lm.memory import memory_explained
+from stepladder.lm.packing import PackableRow, PackedPass, group_rows, pack_rows
+from stepladder.lm.processes import gathered, this_process
+from stepladder.lm.trainer import Batch, Collate
+from stepladder.lm.training import PackedCollate, TrainSettings, autocast, packed_collate, packed_layout
+from stepladder.lm.tree_attention import tree_attention
+
+
+class ReferencedRow(PackableRow, Protocol):
+    """A row that holds what a reference model says about its completions."""
+
+    def with_reference(self, logps: Sequence[float]) -> Self:
+        """Return the row with the reference's log-probability of each of its completions."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=ReferencedRow)
+
+
+@torch.no_grad()
+def add_reference(
+    model: PreTrainedModel, rows: Sequence[RowT], settings: TrainSettings, *, collate: Collate, collate_packed: PackedCollate
+) -> list[RowT]:
+    """Return the rows with the log-probabilities that the model gives them as it stands: once per tree where rows are packed.
+
+    Args:
+        model: The reference; it is moved to the device of the settings.
+        rows: The rows.
+        settings: How to train; a reference is run as the model is.
+        collate: Lays rows out for ``contrast_sums``. Where rows differ in their numbers of completions, ``members``, int64 ``[B, G]``, are
+            the completions of each row, -1 behind the last.
+        collate_packed: Lays trees of rows out.
+
+    Returns:
+        The rows in the order given.
+
+    Raises:
+        BackendError: If memory runs out.
+    """
+    device = resolve_device(settings.device)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
+    if packed_layout(model, rows, settings) != "trees":
+        return _with_references(model, rows, order, settings, collate)
+    packed = packed_collate(model, settings, collate_packed)
+    collate = lambda part: packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])  # noqa: E731
+    with tree_attention(model):
+        return _with_references(model, rows, [i for group in group_rows(rows) for i in group], settings, collate)
+
+
+def _with_references(
+    model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
+) -> list[RowT]:
+    """Forward the rows in the order given, in parts that processes take in turn."""
+    size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[tuple[int, RowT]] = []
+    for indices in parts[here.process_index :: here.num_processes]:
+        batch = collate([rows[i] for i in indices])
+        explained = memory_explained(settings, where=lambda: "the reference pass")
+        with autocast(settings, model.device), explained:
+            logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
+        sums = contrast_sums(logps.cpu(), batch)
+        # Completions of one kind stand together, in the order of the rows, unless the batch says otherwise.
+        members = batch["members"] if "members" in batch else torch.arange(len(sums)).view(-1, len(indices)).T
+        found += [(i, rows[i].with_reference(sums[mine[mine >= 0]].tolist())) for i, mine in zip(indices, members, strict=True)]
+    by_index = dict(gathered(found, here))
+    return [by_index[i] for i in range(len(rows))]
