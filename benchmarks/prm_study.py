@@ -9,8 +9,9 @@ Each is measured on test problems:
     best of n   accuracy of the best-scored of so many samples, over all subsets of the pool
     search      accuracy of the run's search method guided by the PRM, every problem with the same cap on generated tokens
 
-The noisy part trains members on few problems with flipped labels, each on its own, and follows the accuracy of best-of-n over growing n,
-the gold curve, for single members, their mean, their worst case, and their mean less the variance.
+The noisy part flips the labels of a quarter of the solutions (Coste et al. 2023, section 4), for every member others, trains implicit PRMs
+on them, and follows the accuracy of best-of-n over growing n, the gold curve, for single members, their mean, their worst case, and their
+mean less the variance.
 
 Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence`` leaves them) and made where they are missing. ``make prm-study``
 runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which only collects.
@@ -84,6 +85,8 @@ VARIANTS = {
 """What is compared, in the order of the table."""
 BASE = "bce"
 """The variant whose scores the aggregations are compared on."""
+NOISY = "implicit-ce, outcomes"
+"""The variant that learns from flipped labels."""
 COMPOSITIONS: dict[str, Ensemble | None] = {
     "one of them": None,
     "mean": "mean",
@@ -91,7 +94,7 @@ COMPOSITIONS: dict[str, Ensemble | None] = {
     "mean less variance": "mean-variance",
 }
 """What becomes of the noisy members' scores."""
-PENALTY = 2.0
+PENALTY = 1.0
 """Weight of the variance."""
 
 
@@ -111,8 +114,6 @@ class Sizes:
     """Noisy PRMs."""
     noise: float
     """Share of the solutions whose labels are flipped."""
-    noisy_share: float
-    """Share of the training problems that noisy PRMs see."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,12 +302,13 @@ def figures_of_seed(study: Study, names: Sequence[str]) -> dict[str, Any]:
 
 
 def noisy_figures(study: Study, pool: list[dict[str, Any]]) -> dict[str, Any]:
-    """Train PRMs on few problems with flipped labels and return the gold curves of each composition."""
-    records = [record for shard in study.run.shards("rollouts", rounds=[1]) for record in read_trees(shard)]
-    rows = value_rows(records, drop_one_sided=True).rows
+    """Train PRMs with flipped labels and return the gold curves of each composition."""
+    variant = VARIANTS[NOISY]
+    records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
+    rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
     members = [study.root / "prms" / f"noisy-{number}" for number in range(study.sizes.members)]
     for number, member in enumerate(members):
-        train(study, VARIANTS[BASE], member, rows=noisy_rows(study, rows, number), seed=number)
+        train(study, variant, member, rows=noisy_rows(study, rows, number), seed=number)
     scores = [score_pool(study, str(member), pool) for member in members]
     figures: dict[str, Any] = {}
     for name, rule in COMPOSITIONS.items():
@@ -320,12 +322,10 @@ def noisy_figures(study: Study, pool: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def noisy_rows(study: Study, rows: Sequence[Any], member: int) -> list[Any]:
-    """Return the rows of a few problems, the labels of some solutions flipped; problems and flips are the member's own."""
+    """Return the rows, the labels of some solutions flipped; which ones is the member's own."""
     rng = np.random.default_rng(derive_seed(study.config.run.seed, "noise", member))
-    problems = sorted({row.problem_id for row in rows})
-    few = set(rng.choice(problems, max(1, round(len(problems) * study.sizes.noisy_share)), replace=False).tolist())
     flipped = lambda row: replace(row, targets=[None if target is None else 1.0 - target for target in row.targets])  # noqa: E731
-    return [flipped(row) if rng.random() < study.sizes.noise else row for row in rows if row.problem_id in few]
+    return [flipped(row) if flip else row for row, flip in zip(rows, rng.random(len(rows)) < study.sizes.noise, strict=True)]
 
 
 def composed(members: list[list[list[Any]]], rule: Ensemble) -> list[list[Any]]:
@@ -401,10 +401,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--noise", type=float, default=0.3)
-    parser.add_argument("--noisy-share", type=float, default=0.1)
+    parser.add_argument("--noise", type=float, default=0.25)
     arguments = parser.parse_args()
-    names = ("problems", "updates", "samples", "tokens", "members", "noise", "noisy_share")
+    names = ("problems", "updates", "samples", "tokens", "members", "noise")
     sizes = Sizes(**{name: getattr(arguments, name) for name in names})
     seeds = {seed: figures_of_seed(open_study(arguments.runs, arguments.root, seed, sizes), arguments.variants) for seed in arguments.seeds}
     atomic_write_text(arguments.root / "study.json", json.dumps(seeds, indent=2) + "\n")

@@ -26,7 +26,7 @@ def test_step_pairs_have_the_margin_that_a_round_gives_them(
     renderer = SimpleNamespace(hash="r", step_format=SimpleNamespace(save=lambda out: None))
     monkeypatch.setattr(prm_study.build, "build_renderer", lambda config, policy: renderer)
     monkeypatch.setattr(prm_study, "train_value", lambda policy, rows, out, settings, **options: given.extend(rows))
-    sizes = prm_study.Sizes(problems=1, updates=1, samples=1, tokens=1, members=1, noise=0.0, noisy_share=1.0)
+    sizes = prm_study.Sizes(problems=1, updates=1, samples=1, tokens=1, members=1, noise=0.0)
     study = prm_study.Study(run=run, config=config, problems=[], root=tmp_path, sizes=sizes)
     prm_study.train(study, prm_study.VARIANTS["pairwise, step pairs"], tmp_path / "prm")
     assert given == step_pairs([record], min_margin=min_margin).rows
