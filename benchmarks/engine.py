@@ -5,7 +5,7 @@
 
 Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
 The ratio compares tokens per second inside the policy; the overall figure counts scoring and bookkeeping, too. A second table shows steps
-whose lengths differ tenfold, where an engine that waits for the longest one of a batch stalls.
+whose lengths differ tenfold, where an engine that waits for the longest one of a batch stalls, a third the same with twice the problems.
 """
 
 import argparse
@@ -38,7 +38,8 @@ from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 SETUPS = (("majority", 4), ("mcts", 1), ("mcts", 4), ("mcts", 8), ("beam", 4))
 WARM_UP_UPDATES = 150
-LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = 16, 8, 64
+LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = (16, 32), 8, 64
+"""With 16 problems and four steps a leaf, one leaf in flight per tree just fills the batch; with 32 there is work to refill it."""
 LONG_PROMPT_TOKENS = 200
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
 
@@ -167,9 +168,10 @@ def main() -> None:
         for name in ("majority", "mcts", "beam"):
             bench.search(resolve_method(name), Budget(num_simulations=2, max_depth=2, max_step_tokens=12), scored=name != "majority")
         measure(bench, console, simulations=arguments.simulations, title=f"embedded task: {extent}, {arguments.device}")
-        long_steps = LongSteps(Path(folder), num_problems=LONG_PROBLEMS, max_batch=LONG_BATCH, device=arguments.device)
-        extent = f"{LONG_PROBLEMS} problems x {LONG_SIMULATIONS} simulations, batch {LONG_BATCH}"
-        measure(long_steps, console, simulations=LONG_SIMULATIONS, title=f"long steps of uneven length: {extent}, {arguments.device}")
+        for num_problems in LONG_PROBLEMS:
+            long_steps = LongSteps(Path(folder), num_problems=num_problems, max_batch=LONG_BATCH, device=arguments.device)
+            extent = f"{num_problems} problems x {LONG_SIMULATIONS} simulations, batch {LONG_BATCH}"
+            measure(long_steps, console, simulations=LONG_SIMULATIONS, title=f"long steps of uneven length: {extent}, {arguments.device}")
     console.print(f"tree arrays: {allocate(1, num_nodes=1, num_slots=4).bytes_per_node} bytes per node at K = 4")
 
 
