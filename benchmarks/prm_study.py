@@ -383,7 +383,9 @@ def draw(path: Path, seeds: dict[int, dict[str, Any]]) -> None:
         for name in COMPOSITIONS:
             curve = np.mean([figures["noise"][name]["curve"] for figures in seeds.values()], axis=0)
             axes.plot(curve[:, 0], 100 * curve[:, 1], marker="o", label=name)
-        axes.set(xscale="log", xlabel="samples to choose from", ylabel="right answers of the best-scored, %")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(curve[:, 0], labels=[f"{n:.0f}" for n in curve[:, 0]])
+        axes.set(xlabel="samples to choose from", ylabel="right answers of the best-scored, %")
         axes.legend()
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
