@@ -182,8 +182,10 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     console = Console(width=120)
     extent = f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}"
     with tempfile.TemporaryDirectory() as folder:
