@@ -12,17 +12,7 @@ import pytest
 from stepladder.data import sandbox
 from stepladder.data.sandbox import CodeSandbox, check_sandbox, run_code
 from stepladder.errors import BackendError, ConfigError
-
-
-def _shuts_in() -> bool:
-    try:
-        check_sandbox()
-    except ConfigError:
-        return False
-    return True
-
-
-needs_locks = pytest.mark.skipif(not _shuts_in(), reason="this kernel or container offers no Landlock or no seccomp")
+from tests.locks import needs_locks
 
 ALLOWED = {
     "state": "a = 2\ndef f(x):\n    return g(x)\ndef g(x):\n    return x + a\nprint(f(1))",

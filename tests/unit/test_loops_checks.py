@@ -3,7 +3,7 @@
 import pytest
 
 from stepladder.data.code_steps import code_of
-from stepladder.data.sandbox import CodeSandbox, check_sandbox
+from stepladder.data.sandbox import CodeSandbox
 from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest
 from stepladder.loops import build
@@ -12,20 +12,10 @@ from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
 from stepladder.types import Budget, Problem, Provenance, StopReason
+from tests.locks import needs_locks
 
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
 PROMPT = "Use code, as in ```python\n1 / 0\n```\nQ\n"
-
-
-def _shuts_in() -> bool:
-    try:
-        check_sandbox()
-    except ConfigError:
-        return False
-    return True
-
-
-needs_locks = pytest.mark.skipif(not _shuts_in(), reason="this kernel or container offers no Landlock or no seccomp")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stepladder.errors import ConfigError, DataFormatError
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
 from stepladder.prm.implicit import train_implicit_on_tokens
 from stepladder.prm.implicit_scorer import ImplicitStepScorer
@@ -58,10 +58,7 @@ def test_scores_are_log_ratios_of_plain_forwards(models, accumulate):
         ScoreRequest(ticket=1, prefix_ids=prompt + first, branches=((third,), ((7,) * 60,))),
         ScoreRequest(ticket=2, prefix_ids=(1, 2), branches=((first,),)),
     ]
-    scorer.submit(requests)
-    got = {}
-    while results := scorer.collect():
-        got |= {result.ticket: result.scores for result in results}
+    got = [result.scores for result in collect_all(scorer, requests)]
     alone = plain_score(models, prompt, first)
     behind = plain_score(models, prompt, first + second) if accumulate else plain_score(models, prompt + first, second)
     later = plain_score(models, prompt, first + third) if accumulate else plain_score(models, prompt + first, third)

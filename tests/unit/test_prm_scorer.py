@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.prm.outputs import transform_outputs
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import SPEC_FILE, PRMSpec
@@ -16,11 +16,7 @@ STEPS = [(11, 12), (13,), (14, 15, 16, 17), (11, 20)]
 
 
 def _scores(scorer, requests):
-    scorer.submit(requests)
-    results = {}
-    while batch := scorer.collect():
-        results.update({result.ticket: result.scores for result in batch})
-    return [results[request.ticket] for request in requests]
+    return [result.scores for result in collect_all(scorer, requests)]
 
 
 def _plain(model, ids):

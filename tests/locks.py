@@ -1,0 +1,17 @@
+"""Tests of code that the kernel shuts in, where the kernel can."""
+
+import pytest
+
+from stepladder.data.sandbox import check_sandbox
+from stepladder.errors import ConfigError
+
+
+def _shuts_in() -> bool:
+    try:
+        check_sandbox()
+    except ConfigError:
+        return False
+    return True
+
+
+needs_locks = pytest.mark.skipif(not _shuts_in(), reason="this kernel or container offers no Landlock or no seccomp")
