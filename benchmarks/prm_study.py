@@ -9,9 +9,9 @@ Each is measured on test problems:
     best of n   accuracy of the best-scored of so many samples, over all subsets of the pool
     search      accuracy of the run's search method guided by the PRM, every problem with the same cap on generated tokens
 
-The noisy part flips the labels of a quarter of the solutions (Coste et al. 2023, section 4), for every member others, trains implicit PRMs
-on them, and follows the accuracy of best-of-n over growing n, the gold curve, for single members, their mean, their worst case, and their
-mean less the variance.
+The noisy part flips the labels of a quarter of the solutions (the label noise of Coste et al. 2023), for every member others, trains
+implicit PRMs on them, and follows the accuracy of best-of-n over growing n, the gold curve, for single members, their mean, their worst
+case, and their mean less the variance.
 
 Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence`` leaves them) and made where they are missing. ``make prm-study``
 runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which only collects.
@@ -153,17 +153,20 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     if out.exists():
         return
     build.release_weights()
-    records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
-    if variant.target == "step-pairs":
-        rows = step_pairs(records, **study.config.labels.margin).rows
-    elif rows is None:
-        rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
+    share = 1.0
+    if rows is None:
+        records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
+        if variant.target == "step-pairs":
+            rows = step_pairs(records, **study.config.labels.margin).rows
+        else:
+            rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
+        share = rows_per_solution(variant, rows, records)
     section = study.config.prm.train
     settings = TrainSettings(
         learning_rate=section.learning_rate,
         epochs=1000.0,
         max_updates=study.sizes.updates,
-        batch_size=max(1, round(section.batch_size * rows_per_solution(variant, rows, records))),
+        batch_size=max(1, round(section.batch_size * share)),
         weight_decay=section.weight_decay,
         seed=seed,
         device="cpu",
