@@ -143,10 +143,10 @@ def choose_models(
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
     """Search one question and return the text to print."""
     problems = [Problem(id="question", question=question)]
-    engine = _engine(settings, problems)
+    engine, discriminator = _engine(settings, problems), _discriminator(settings)
     # Importing and loading models takes seconds, and is no part of what a search costs.
     begin = time.monotonic()
-    ((result, reviewing),) = _search(settings, engine, problems)
+    ((result, reviewing),) = _search(engine, discriminator, problems)
     seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
@@ -183,10 +183,10 @@ def solve_file(
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
-    engine, num_unique = _engine(settings, missing), 0
+    engine, discriminator, num_unique = _engine(settings, missing), _discriminator(settings), 0
     begin = time.monotonic()
     with part.open("a", encoding="utf-8") as file:
-        for result, reviewing in _search(settings, engine, missing):
+        for result, reviewing in _search(engine, discriminator, missing):
             num_unique += unique_tokens(result.tree)
             rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
             file.write(json.dumps(rows[result.problem_id]) + "\n")
@@ -276,9 +276,10 @@ def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     )
 
 
-def _search(settings: SolveSettings, engine: SearchEngine, problems: list[Problem]) -> Iterator[tuple[SearchResult, int | None]]:
+def _search(
+    engine: SearchEngine, discriminator: Discriminator | None, problems: list[Problem]
+) -> Iterator[tuple[SearchResult, int | None]]:
     """Yield results, and the tokens that a discriminator generated to review them."""
-    discriminator = _discriminator(settings)
     by_id = {problem.id: problem for problem in problems}
     for result in engine.search(problems):
         if discriminator is None:
