@@ -28,6 +28,8 @@ ATTACKS = {
     "read a file through a link": ("import os\nos.symlink({secret!r}, 'a')\nprint(open('a').read())", "failed"),
     "list a folder": ("import os\nprint(os.listdir({folder!r}))", "failed"),
     "write a file": ("open({target!r}, 'w').write('x')", "failed"),
+    "empty a file by access mode 3": ("import os\nos.open({secret!r}, 3 | os.O_TRUNC)", "failed"),
+    "empty a file without writing": ("import os\nos.open({secret!r}, os.O_RDONLY | os.O_TRUNC)", "failed"),
     "move a file out": ("import os\nopen('a', 'w').close()\nos.rename('a', {target!r})", "failed"),
     "delete a file": ("import os\nos.remove({secret!r})", "failed"),
     "change a mode": ("import os\nos.chmod({secret!r}, 0)", "failed"),
