@@ -4,9 +4,10 @@ The next token depends on the last one alone: a fixed random table gives its pro
 Its random numbers depend on the request's seed and the position, as on a real server with per-request seeds.
 """
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -57,6 +58,9 @@ class FakeServer:
         """Every completions request, oldest first."""
         self.before: Callable[[int, dict[str, Any]], int | None] = lambda number, request: None
         """Called with the number of each request and its body: a status to answer with, 0 to hang up, or None to serve it."""
+        self.raw: Callable[[str, dict[str, Any] | None], Iterable[bytes] | None] = lambda path, request: None
+        """Called with the path of each request and its body: what to send before the connection is closed, with status line and headers; or
+        None to serve the request."""
         self.lock = threading.Lock()
         self.in_flight, self.most_in_flight = 0, 0
 
@@ -109,13 +113,21 @@ def serving(fake: FakeServer, *, port: int = 0):
         thread.join()
 
 
+def http_reply(body: bytes | str | Any, *, status: str = "200 OK", headers: Iterable[str] = (), length: object = None) -> bytes:
+    """Return a whole reply: bytes and text as they are, anything else as JSON; ``length`` is what Content-Length says, if not the truth."""
+    data = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
+    lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(data) if length is None else length}", "Connection: close"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
+
+
 def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
             pass
 
         def do_GET(self) -> None:
-            self._answer(200, {"data": [{"id": "table", "max_model_len": fake.context}]})
+            if not self._raw(None):
+                self._answer(200, {"data": [{"id": "table", "max_model_len": fake.context}]})
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -125,10 +137,21 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 fake.in_flight += 1
                 fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
             status = fake.before(number, request)
-            if status != 0:
+            if not self._raw(request) and status != 0:
                 self._answer(*((status, {"error": "as it was told to"}) if status else fake.complete(request)))
             with fake.lock:
                 fake.in_flight -= 1
+
+        def _raw(self, request: dict[str, Any] | None) -> bool:
+            pieces = fake.raw(self.path, request)
+            if pieces is None:
+                return False
+            self.close_connection = True
+            # A client that has heard enough hangs up.
+            with contextlib.suppress(OSError):
+                for piece in pieces:
+                    self.wfile.write(piece)
+            return True
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

@@ -423,7 +423,7 @@ def _openai_policy(config: Config, policy_dir: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _server(**options: Any) -> Any:
-    from stepladder.policy.backends.openai import CompletionServer, ServerSettings
+    from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings
 
     return CompletionServer(ServerSettings(**options))
 

@@ -149,11 +149,12 @@ class OpenAIConfig(Section):
     concurrency: int = Field(default=64, ge=1)
     """Requests in flight at once."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds until a request that was not answered is tried again."""
+    """Seconds for one try of a request, from the connection to the last byte of the reply."""
     retries: int = Field(default=6, ge=0)
     """Further tries of a request that failed in a way that may pass."""
     backoff_s: float = Field(default=0.5, ge=0)
-    """Mean delay before the first of them; it doubles with each, up to 30 s."""
+    """Mean delay before the first of them; it doubles with each, up to 30 s. A server that sends ``Retry-After`` is given that time, up to
+    60 s."""
     stop: Literal["server", "client"] = "server"
     """Who ends a step: a server that shows the token it stopped at (vLLM, SGLang), or stepladder, which wastes what comes behind it."""
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from stepladder.cli import app
 from stepladder.lm.text import TokenText
-from stepladder.policy.backends.openai import CompletionServer, OpenAIPolicy, ServerSettings
+from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings
+from stepladder.policy.backends.openai import OpenAIPolicy
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy

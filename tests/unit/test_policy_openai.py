@@ -1,19 +1,25 @@
 """The completions backend against a server on loopback whose model is a table."""
 
+import re
+import socket
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
-from stepladder.errors import BackendError
+from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.text import TokenText
-from stepladder.policy.backends.openai import CompletionServer, OpenAIPolicy, ServerSettings
+from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings, _retry_after
+from stepladder.policy.backends.openai import OpenAIPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
-from stepladder.types import StopReason
+from stepladder.types import Step, StopReason
 from tests.backends import samples_of, step_request
-from tests.servers import FakeServer, serving
+from tests.misbehaviour import DEADLINE_S, KEY, MISBEHAVIOURS, Misbehaviour, misbehave
+from tests.servers import FakeServer, http_reply, serving
 
 FORMAT = StepFormat(answer_pattern=r"=(\d)")
 NEWLINE, EOS = 4, 2
@@ -147,8 +153,8 @@ def test_answers_that_cannot_be_read_are_data(monkeypatch):
     """No log-probabilities, ids beyond the vocabulary, and text that the tokenizer does not give back each say so."""
     answers = {
         10: {"choices": [{"text": "a", "finish_reason": "length"}]},
-        11: {"choices": [{"text": "a", "token_ids": [999], "logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}}]},
-        12: {"choices": [{"text": "a~", "logprobs": {"tokens": ["a", "~"], "token_logprobs": [-1.0, -1.0]}}]},
+        11: {"choices": [{"token_ids": [999], "finish_reason": "length", "logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}}]},
+        12: {"choices": [{"text": "a~", "finish_reason": "length", "logprobs": {"tokens": ["a", "~"], "token_logprobs": [-1.0, -1.0]}}]},
         13: {"choices": [{"text": "", "token_ids": [], "finish_reason": "length", "logprobs": {"tokens": [], "token_logprobs": []}}]},
     }
     fake = FakeServer()
@@ -205,7 +211,7 @@ def test_a_server_that_stays_away_is_an_error_of_the_backend():
         policy.submit([step_request(i, (5,), 4, seed=i, max_steps=200) for i in range(20)])
         assert started.wait(10)
         context.__exit__(None, None, None)
-        with pytest.raises(BackendError, match="the last of 3 tries -- start it again"):
+        with pytest.raises(BackendError, match="the last of 3 tries -- start it"):
             while policy.collect():
                 pass
     finally:
@@ -249,3 +255,130 @@ def test_the_policy_refuses_what_the_others_refuse():
         assert len(policy.collect()) == 1
         cut = samples_of(policy, [replace(step_request(0, (5,) * 31), seed=seed) for seed in range(1)])[0][0][0]
         assert len(cut.token_ids) == 1
+
+
+@pytest.mark.parametrize("behaviour", MISBEHAVIOURS, ids=lambda behaviour: f"{behaviour.kind}: {behaviour.name}")
+def test_every_misbehaviour_ends_in_an_answer_a_failed_sample_or_one_sentence(behaviour: Misbehaviour):
+    """Nothing else comes out, nothing waits longer than the tries' deadlines, and the key is in no message."""
+    fake = FakeServer()
+    with serving(fake) as url:
+        misbehave(behaviour, fake)
+        begin = time.monotonic()
+        settings = ServerSettings(url=url, api_key=KEY, retries=1, backoff_s=0.001, timeout_s=DEADLINE_S)
+        outcome = _outcome(settings, fake.model.tokenizer)
+    assert time.monotonic() - begin < 4 * DEADLINE_S
+    if behaviour.ends == "command":
+        assert isinstance(outcome, BackendError)
+        message = str(outcome)
+    else:
+        assert isinstance(outcome, Step), outcome
+        assert (outcome.stop_reason == StopReason.ERROR) == (behaviour.ends == "sample"), outcome
+        message = outcome.message or ""
+    assert re.search(behaviour.says, message), message
+    assert KEY not in message and "\n" not in message and len(message) < 600
+
+
+def _outcome(settings, tokenizer) -> Step | BackendError:
+    """Ask for one step, and return it or the end of the search."""
+    server = None
+    try:
+        server = CompletionServer(settings)
+        policy = OpenAIPolicy(server, tokenizer, FORMAT, vocab_size=len(tokenizer))
+        [[(step,)]] = samples_of(policy, [step_request(0, (5, 6), 1, max_step_tokens=8)])
+        return step
+    except BackendError as error:
+        return error
+    finally:
+        if server is not None:
+            server.close()
+
+
+@pytest.mark.parametrize("header", ["1", "date"])
+def test_a_server_is_given_the_time_that_it_asks_for(header: str):
+    """After 429 with Retry-After, as seconds or as a date, the next try comes no sooner, and then counts."""
+    fake, arrivals = FakeServer(), []
+
+    def busy(path, request):
+        arrivals.append(time.monotonic())
+        value = header if header == "1" else format_datetime(datetime.now(UTC) + timedelta(seconds=2.2), usegmt=True)
+        return [http_reply("", status="429 Busy", headers=[f"Retry-After: {value}"])] if len(arrivals) == 2 else None
+
+    fake.raw = busy
+    with _Connected(fake, retries=1) as policy:
+        [[(step,)]] = samples_of(policy, [step_request(0, (5, 6), 1, max_step_tokens=8)])
+    assert step.stop_reason != StopReason.ERROR
+    assert 0.95 < arrivals[2] - arrivals[1] < 2.9
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, 0), ("2", 2), (" 7 ", 7), ("3600", 60), ("9" * 400, 60), ("-1", 0), ("1.5", 0), ("\u0663", 0), ("", 0), ("soon", 0)],
+)
+def test_the_time_a_server_asks_for_is_read_and_capped(header: str | None, seconds: float):
+    """Whole seconds up to a minute; what is no number and no date is nothing."""
+    assert _retry_after(header) == seconds
+
+
+def test_dates_ahead_are_capped_and_dates_behind_are_nothing():
+    """A date counts from now."""
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert _retry_after("Fri, 31 Dec 9999 23:59:59 GMT") == 60
+    assert 1 < _retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True)) <= 4
+
+
+def test_what_keeps_a_connection_from_standing_is_named_with_its_remedy(monkeypatch):
+    """No such name, nobody at the port, no TLS, no address, and a key that no header can hold."""
+    settings = {"retries": 1, "backoff_s": 0.001}
+    with serving(FakeServer()) as url:
+        with pytest.raises(BackendError, match=r"must speak TLS.*use http://"):
+            CompletionServer(ServerSettings(url=url.replace("http:", "https:"), **settings))
+        with pytest.raises(ConfigError, match="must be printable ASCII") as raised:
+            CompletionServer(ServerSettings(url=url, api_key="secret\nkey", **settings))
+        assert "secret" not in str(raised.value)
+    with pytest.raises(BackendError, match="connection refused in the last of 2 tries -- start it"):
+        CompletionServer(ServerSettings(url=url, **settings))
+    for wrong in ("127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http:///v1", "", "http://127.0.0.1:port/v1", "http://[::1/v1"):
+        with pytest.raises(ConfigError, match=r"policy\.openai\.url: must"):
+            CompletionServer(ServerSettings(url=wrong, **settings))
+
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(BackendError, match=r"its name is not known.*correct the name"):
+        CompletionServer(ServerSettings(url="http://nobody.invalid/v1", **settings))
+
+
+def test_passwords_in_an_address_are_sent_and_never_shown():
+    """Neither the password, as written or as sent, nor a query reaches a message."""
+    fake, seen = FakeServer(), []
+
+    def echo(path, request):
+        seen.append(path)
+        return [http_reply("user:pa ss dXNlcjpwYSBzcw== pa%20ss token=q1w2", status="400 Bad")]
+
+    fake.raw = echo
+    with serving(fake) as url, pytest.raises(BackendError) as raised:
+        CompletionServer(ServerSettings(url=url.replace("//", "//user:pa%20ss@") + "?token=q1w2", retries=0))
+    for secret in ("pa ss", "pa%20ss", "dXNlcjpwYSBzcw", "q1w2"):
+        assert secret not in str(raised.value)
+    assert seen
+
+
+def test_a_deadline_is_the_whole_of_a_try():
+    """A byte every tenth of a second keeps nobody longer than timeout_s."""
+    fake = FakeServer()
+
+    def drip(path, request):
+        if request is not None:
+            yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+            for _ in range(40):
+                yield b" "
+                time.sleep(0.1)
+
+    fake.raw = lambda path, request: drip(path, request) if request else None
+    with _Connected(fake, timeout_s=1.0, retries=0) as policy:
+        begin = time.monotonic()
+        [[(step,)]] = samples_of(policy, [step_request(0, (5, 6), 1, max_step_tokens=8)])
+        assert 0.9 < time.monotonic() - begin < 1.5
+    assert step.message == "the server did not answer in 1 try: no whole answer within 1 s"
