@@ -5,7 +5,7 @@ scored, stored and trained on; text stands beside them for people. "Not scored" 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -187,6 +187,42 @@ class TreeRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Failures:
+    """How many samples a policy was asked for and could not give."""
+
+    num_samples: int = 0
+    """Samples asked for, those of rollouts included."""
+    num_failed: int = 0
+    """Those of them that ended with an error, whatever came before it."""
+    first_message: str | None = None
+    """What the first of these said, in the order in which the search asked; None without any."""
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether samples were asked for and not one was given."""
+        return 0 < self.num_samples == self.num_failed
+
+    def sentence(self) -> str:
+        """Return the count and the first message for people."""
+        share = "all" if self.all_failed else f"{self.num_failed} of"
+        return f"{share} {self.num_samples} samples failed, the first with: {self.first_message}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a plain dictionary, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def sum(cls, parts: Iterable["Failures"]) -> "Failures":
+        """Add the failures of several searches; the first message is the first one's that has any."""
+        parts = list(parts)
+        return cls(
+            num_samples=sum(part.num_samples for part in parts),
+            num_failed=sum(part.num_failed for part in parts),
+            first_message=next((part.first_message for part in parts if part.first_message is not None), None),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
     """What a search found for one problem."""
 
@@ -204,6 +240,8 @@ class SearchResult:
     """(generated tokens so far, answer the rule would give) after each wave, oldest first."""
     tree: TreeRecord
     """The searched tree."""
+    failures: Failures = Failures()
+    """What the policy could not give."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

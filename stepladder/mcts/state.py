@@ -8,6 +8,7 @@ same for rollouts, and, once all of it is in, ``enter_nodes`` in wave order and 
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -20,14 +21,16 @@ from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.resample import draw_copies, particle_weights
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.mcts.wave import Expansion, Rollout, ScoreJob, are_whole, failed
-from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
+from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]
 """(parent, tokens, stop reason): what makes two samples the same node."""
 _NAMES = {reason: reason.value for reason in StopReason}
 """Plain strings: an enum's ``value`` is Python code."""
-_STEP, _END = StopReason.STEP, StopReason.END
+_STEP, _END, _ERROR = StopReason.STEP, StopReason.END, StopReason.ERROR
 """Looking a member up is Python code, too."""
+
+_NO_REASON = "no reason given"
 
 
 class SearchState:
@@ -74,13 +77,14 @@ class SearchState:
         self._provenance = provenance
         self._draws_solutions = method.samples_solutions
         self._max_steps = budget.max_depth if method.samples_solutions else 1
-        self._label_mode = label_mode
-        self._scored = scored
+        self._label_mode, self._scored = label_mode, scored
         self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
         """Derives every seed of the search from what it is for."""
         self.base = Tree.ROOT
         """Node from which the search goes on."""
-        self._num_samples = 0
+        self._num_samples, self._num_rollouts = 0, 0
+        self._failed: list[str] = []
+        """What each failed sample said, in wave order."""
         self._policy_calls = 0
         self._best_score = -1.0
         """Best score of a solution with an answer."""
@@ -398,6 +402,7 @@ class SearchState:
         """
         self._check_samples(result.samples, self.method.rollouts, rollout.max_steps)
         self.pending -= 1
+        self._num_rollouts += len(result.samples)
         text = self.table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
         for steps in result.samples:
             rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
@@ -463,12 +468,19 @@ class SearchState:
         for expansion in self.wave:
             if expansion.steps:
                 self._enter(expansion)
+            for rollout in expansion.rollouts:
+                self._note_failures(rollout.steps, [1] * len(rollout.steps))
         if not self._label_mode:
             return []
         rolled_out = [answer for expansion in self.wave for rollout in expansion.rollouts for answer in rollout.answers]
         new = [self.table.answers.get(node) for node in range(first, len(self.table.steps))]
         answers = dict.fromkeys(new + rolled_out)
         return [answer for answer in answers if answer is not None and answer not in self.verdicts]
+
+    def _note_failures(self, steps: Sequence[Step], counts: Sequence[int]) -> None:
+        for step, count in zip(steps, counts, strict=True):
+            if step.stop_reason is _ERROR:
+                self._failed += [step.message or _NO_REASON] * count
 
     def _enter(self, expansion: Expansion) -> None:
         table = self.table
@@ -491,6 +503,8 @@ class SearchState:
         expansion.reasons = reasons
         for i, twin in expansion.twins:
             table.scores[first + i] = table.scores[twin if twin >= 0 else first + ~twin]
+        if _ERROR in reasons:
+            self._note_failures(expansion.steps, expansion.counts)
         if _END in reasons:
             self._read_answers(reasons, first)
         if self._draws_solutions:
@@ -593,6 +607,11 @@ class SearchState:
             stop_reason=reason,
             anytime=tuple(self._anytime),
             tree=self._record(tree),
+            failures=Failures(
+                num_samples=self._num_samples + self._num_rollouts,
+                num_failed=len(self._failed),
+                first_message=self._failed[0] if self._failed else None,
+            ),
         )
 
     def _record(self, tree: Tree) -> TreeRecord:

@@ -8,6 +8,7 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -555,6 +556,53 @@ def test_beam_expands_its_width_and_narrows_as_solutions_end():
     per_depth = [sum(tree.depths[parent] == depth for parent in set(tree.parents[1:])) for depth in range(4)]
     assert per_depth == [1, 2, 2, 0]
     assert tree.parents.count(0) == 6
+
+
+class _Tallied(ScriptedPolicy):
+    """A scripted policy that fails for some samples, says which, and counts what it gives per problem."""
+
+    def __init__(self, *, shuffle_seed=None):
+        super().__init__(_failing, shuffle_seed=shuffle_seed)
+        self.samples, self.failed = Counter(), Counter()
+
+    def collect(self):
+        prompts = {request.ticket: request.prefix_ids[:2] for request in self.requests}
+        results = super().collect()
+        for result in results:
+            self.samples[prompts[result.ticket]] += len(result.samples)
+            self.failed[prompts[result.ticket]] += sum(sample[-1].stop_reason == StopReason.ERROR for sample in result.samples)
+        return results
+
+
+def _failing(prefix_ids, index, seed):
+    unlucky = derive_seed("unlucky", str(prefix_ids), index) % 4 == 0
+    return error_step(f"failed after {len(prefix_ids)} tokens") if unlucky else propose(prefix_ids, index, seed)
+
+
+@pytest.mark.parametrize("method", [*KINDS, "rstar"])
+def test_every_failed_sample_is_counted_whatever_the_order_of_arrival(method):
+    """A result's failures are those that the policy gave, rollouts and merged samples included, and their first message is fixed."""
+    budget = Budget(num_simulations=12, max_depth=4)
+    policy = _Tallied()
+    results = run(method, policy=policy, budget=budget)
+    for result in results.values():
+        prompt = tuple(result.tree.prompt_ids[:2])
+        failures = result.failures
+        assert (failures.num_samples, failures.num_failed) == (policy.samples[prompt], policy.failed[prompt])
+        assert (failures.first_message is None) == (failures.num_failed == 0)
+    assert any(result.failures.num_failed for result in results.values())
+    shuffled = run(method, policy=_Tallied(shuffle_seed=5), budget=budget, arrival_seed=5)
+    assert {key: result.failures for key, result in shuffled.items()} == {key: result.failures for key, result in results.items()}
+
+
+def test_a_search_whose_requests_all_fail_says_so():
+    """Then there is no answer because nothing was asked, and not because the search found none."""
+    policy = ScriptedPolicy(propose, fail_when=lambda request: True)
+    for method in ("mcts", "beam", "best-of-n"):
+        for result in run(method, policy=policy).values():
+            assert result.failures.all_failed
+            assert result.failures.sentence().endswith("samples failed, the first with: scripted failure")
+    assert not run("mcts")["p0"].failures.all_failed
 
 
 def test_error_steps_do_not_disturb_a_sample_of_several_steps():
