@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stepladder.data.labels import trace_from_solution
-from stepladder.data.problems import load_problems, load_seed_solutions
+from stepladder.data.datasets.problems import load_problems, load_seed_solutions
+from stepladder.data.labels.values import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import GlyphTask
 from stepladder.embedded.model import build_tokenizer
@@ -31,9 +31,9 @@ from stepladder.mcts.engine import EngineStats, SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.tree import allocate
 from stepladder.policy.backends.transformers import TransformersPolicy
+from stepladder.policy.fine_tuning import train_sft
 from stepladder.policy.prompts import PromptRenderer, StepFormat
-from stepladder.policy.train import train_sft
-from stepladder.prm.model import initialise_prm
+from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 

@@ -26,12 +26,14 @@ from stepladder.data.store import read_traces
 from stepladder.embedded.glyphs import GlyphTask, is_clean, make_world
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
-from stepladder.loops import build, evaluate, jobs
-from stepladder.loops.progress import ProgressDisplay
-from stepladder.loops.round import RoundContext
-from stepladder.loops.rundir import RunDir, load_run
-from stepladder.loops.workers import Task, worker_pool
-from stepladder.prm.model import initialise_prm
+from stepladder.loops.assembly import build
+from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.workers import Task, worker_pool
+from stepladder.loops.stages import figures as evaluate
+from stepladder.loops.stages import jobs
+from stepladder.loops.stages.round import RoundContext
+from stepladder.prm.new_models import initialise_prm
 
 
 def evolve(root: Path, seed: int, *settings: str) -> RunDir:
@@ -39,7 +41,7 @@ def evolve(root: Path, seed: int, *settings: str) -> RunDir:
     begin = time.monotonic()
     fresh = not root.exists()
     arguments = [value for setting in settings for value in ("--set", setting)]
-    command = [sys.executable, "-m", "stepladder.cli", "evolve", "--run-dir", str(root), "--seed", str(seed), *arguments]
+    command = [sys.executable, "-m", "stepladder", "evolve", "--run-dir", str(root), "--seed", str(seed), *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     if fresh:
         atomic_write_text(root / "wall.json", json.dumps({"seconds": round(time.monotonic() - begin, 1)}) + "\n")

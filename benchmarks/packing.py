@@ -178,8 +178,8 @@ def _clock(setup: Setup) -> float:
 def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
     """Train one epoch with stepladder; return seconds and tokens."""
     from stepladder.lm.training import TrainSettings
-    from stepladder.policy.train import train_preference
-    from stepladder.prm.train import train_value
+    from stepladder.policy.fine_tuning import train_preference
+    from stepladder.prm.value_training import train_value
 
     packed, settings = trainer in ("trees", PRM[0]), {"learning_rate": 1e-4, "epochs": 1.0, "device": setup.device, "bf16": setup.bf16}
     if trainer in PRM:

@@ -28,26 +28,26 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.labels import path_to, value_rows
-from stepladder.data.metrics import within_problem_auc
-from stepladder.data.prm_metrics import best_of_n_curve
-from stepladder.data.step_pairs import step_pairs
+from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.values import path_to, value_rows
+from stepladder.data.metrics.answers import within_problem_auc
+from stepladder.data.metrics.step_scores import best_of_n_curve
 from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
-from stepladder.loops import build
-from stepladder.loops.config import Config
-from stepladder.loops.rundir import RunDir, load_run
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config
+from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import Ensemble, ensemble_scores
 from stepladder.prm.implicit import train_implicit_on_tokens
 from stepladder.prm.objective import COMPARING
-from stepladder.prm.rows import group_rows, pair_rows
 from stepladder.prm.specs import PRMSpec
-from stepladder.prm.train import train_value
+from stepladder.prm.target_rows import group_rows, pair_rows
+from stepladder.prm.value_training import train_value
 from stepladder.types import Budget, LabelledProblem, Provenance, SearchResult, derive_seed
 
 BINS = PRMSpec(bins=32, transform="identity")
@@ -141,7 +141,7 @@ def open_study(runs: Path, root: Path, seed: int, sizes: Sizes) -> Study:
     """Open a seed's run, or make it as far as is needed."""
     path = runs / f"seed-{seed}"
     if not (path / "rounds" / "001" / "round.json").exists():
-        command = [sys.executable, "-m", "stepladder.cli", "evolve", "--run-dir", str(path), "--seed", str(seed), "--rounds", "1"]
+        command = [sys.executable, "-m", "stepladder", "evolve", "--run-dir", str(path), "--seed", str(seed), "--rounds", "1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     run = load_run(path)
     problems = build.build_problems(run.config().problems, seed=seed)["test"][: sizes.problems]

@@ -26,8 +26,8 @@ from benchmarks.engine import SETUPS, Bench, LongSteps
 from stepladder.errors import StepladderError
 from stepladder.interfaces import StepRequest, StepResult
 from stepladder.lm.loading import load_model_settings
-from stepladder.lm.vllm import EngineSettings, VLLMEngine
-from stepladder.loops.token_use import TokenUse, unique_tokens
+from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.mcts.methods import resolve_method
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.types import Budget, SearchResult

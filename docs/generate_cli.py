@@ -9,7 +9,7 @@ from pathlib import Path
 import typer.main
 from typer.testing import CliRunner
 
-from stepladder.cli import app
+from stepladder.cli.app import app
 
 TARGET = Path(__file__).with_name("cli.md")
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stepladder.data.advantages import AdvantageForm
-from stepladder.data.export import ExportJob, export_dataset
-from stepladder.data.export_formats import EXPORT_FORMATS, ExportFormat
-from stepladder.data.export_rows import ExportSource
-from stepladder.data.labels import value_rows
-from stepladder.data.pairs import preference_pairs
+from stepladder.data.exports.dataset import ExportJob, export_dataset
+from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat
+from stepladder.data.exports.rows import ExportSource
+from stepladder.data.labels.advantages import AdvantageForm
+from stepladder.data.labels.pairs import preference_pairs
+from stepladder.data.labels.traces import graded_steps, select_traces
+from stepladder.data.labels.values import value_rows
 from stepladder.data.store import PROVENANCE_COLUMNS, write_records
-from stepladder.data.traces import graded_steps, select_traces
 from stepladder.types import Provenance, TreeRecord
 
 TARGET = Path(__file__).with_name("exports.md")
@@ -63,7 +63,7 @@ SOURCE = ExportSource(
 INTRODUCTION = """\
 # Exports
 
-Generated from the table of formats in `stepladder.data.export_formats` by `make docs`.
+Generated from the table of formats in `stepladder.data.exports.formats` by `make docs`.
 
 ```
 stepladder export --format list

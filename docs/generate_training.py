@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from stepladder.data import traces
-from stepladder.data.pairs import PAIR_RULES
-from stepladder.policy import losses
+from stepladder.data.labels.pairs import PAIR_RULES
+from stepladder.data.labels.values import traces
+from stepladder.policy import preference_losses as losses
 from stepladder.policy.objectives import PairLoss, Smoothing, UnpairedLoss
 
 TARGET = Path(__file__).with_name("training.md")
@@ -46,7 +46,7 @@ TRACES = {
 INTRODUCTION = """\
 # What the policy learns from
 
-Generated from the docstrings of `stepladder.policy.losses`, `stepladder.data.pairs` and `stepladder.data.traces` by `make docs`.
+Generated from the docstrings of `stepladder.policy.preference_losses`, `stepladder.data.labels.pairs` and `stepladder.data.labels.traces` by `make docs`.
 
 A round turns its searched trees into traces, preference pairs and graded continuations, fine-tunes the policy on the traces (`[sft]`)
 and then trains it on preferences (`[preference]`). Rules that look at outcomes read finished, graded trees; no search ever does. What

@@ -17,9 +17,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from stepladder.lm.training import LoraSettings, TrainSettings
+from stepladder.policy.fine_tuning import train_preference, train_sft
 from stepladder.policy.objectives import PreferenceObjective
-from stepladder.policy.train import train_preference, train_sft
-from stepladder.prm.train import train_value
+from stepladder.prm.value_training import train_value
 from stepladder.types import PreferencePair, Provenance, Trace, ValueRow
 
 HASH = "renderer-a"

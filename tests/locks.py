@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepladder.data.sandbox import check_sandbox
+from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import ConfigError
 
 

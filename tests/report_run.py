@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.store import write_trees
-from stepladder.loops.config import Config
-from stepladder.loops.rundir import RunDir, open_run
+from stepladder.loops.config.config import Config
+from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.types import Provenance, TreeRecord
 
 HOSTILE = '4 1 7 2 : a c <script>alert("x")</script> </textarea> & <!-- \u2028 f é 問題'

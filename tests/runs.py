@@ -105,7 +105,7 @@ learning_rate = 1e-3
 
 def start(*arguments: object) -> subprocess.Popen:
     """Start the command line in a process group of its own."""
-    command = [sys.executable, "-m", "stepladder.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "stepladder", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # A test run started in the background ignores Ctrl-C, and what it starts would, too.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stepladder.lm.packing import Layout, PackedRow, lay_out
-from stepladder.lm.rows import pad
 from stepladder.lm.trainer import Batch
+from stepladder.lm.training_rows import pad
 from stepladder.lm.tree_attention import logits_at, tree_inputs
 
 IGNORE = -100

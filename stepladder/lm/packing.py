@@ -21,8 +21,8 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from stepladder.lm.rows import Row
 from stepladder.lm.slots import num_shared
+from stepladder.lm.training_rows import Row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

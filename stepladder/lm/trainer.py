@@ -20,8 +20,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from stepladder.errors import BackendError
 from stepladder.files import atomic_write_text
-from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule
+from stepladder.lm.training_rows import Row
 
 FINISHED_FILE = "stepladder_checkpoint.json"
 """Written last into a checkpoint: it is complete, and whose it is."""

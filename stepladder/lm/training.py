@@ -44,10 +44,10 @@ from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.processes import fill, this_process, whole_model
-from stepladder.lm.rows import Row
 from stepladder.lm.schedule import Schedule, batch_schedule
 from stepladder.lm.trackers import TRACKERS, check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
+from stepladder.lm.training_rows import Row
 from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, tree_attention
 from stepladder.types import derive_seed
 

@@ -1,8 +1,8 @@
 """Tree search over reasoning steps: the arrays, the rules, the event loop and the named methods."""
 
-from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.engine import EngineStats, SearchEngine, SearchEvent
 from stepladder.mcts.graph import to_networkx
+from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.tree import Tree
 

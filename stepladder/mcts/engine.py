@@ -19,14 +19,14 @@ import numpy as np
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import Policy, Renderer, ScoreRequest, ScoreResult, StepRequest, StepScorer, Verifier
-from stepladder.mcts.axes import SearchMethod
 from stepladder.mcts.descent import NO_LEAF, DescentRule, descent_rule, select_descent
+from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob
 from stepladder.mcts.gumbel import halving_schedules
+from stepladder.mcts.insertion import settle_waves
+from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.problem_search import SearchState
 from stepladder.mcts.selection import reserve_waves, select_beam, select_frontier, select_root
-from stepladder.mcts.settle import settle_waves
-from stepladder.mcts.state import SearchState
 from stepladder.mcts.tree import allocate, reset_rows
-from stepladder.mcts.wave import Expansion, Rollout, ScoreJob
 from stepladder.types import Budget, Problem, Provenance, SearchResult, StopReason
 
 

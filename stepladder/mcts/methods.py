@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from stepladder.errors import ConfigError, right_name
-from stepladder.mcts.axes import SearchMethod
-from stepladder.mcts.presets.descent import DESCENT_ROWS
+from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.presets.level import LEVEL_ROWS
 from stepladder.mcts.presets.preset import Preset
-from stepladder.mcts.presets.sampling import SAMPLING_ROWS
+from stepladder.mcts.presets.sampled_solutions import SAMPLING_ROWS
+from stepladder.mcts.presets.tree_search import DESCENT_ROWS
 
 __all__ = ["METHODS", "OUTSIDE", "PRESETS", "Preset", "SearchMethod", "resolve_method"]
 

@@ -11,7 +11,7 @@ from stepladder.errors import ConfigError
 from stepladder.lm.checks import check_ranges
 from stepladder.lm.completions import IGNORE, completion_logps, contrast_sums
 from stepladder.lm.training import Batch
-from stepladder.policy.losses import (
+from stepladder.policy.preference_losses import (
     agreement_smoothing,
     apo_zero_losses,
     cpl_losses,

@@ -14,16 +14,16 @@ import torch
 from stepladder.errors import DataFormatError
 from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, read_at
 from stepladder.lm.packing import PackedRow, lay_out
-from stepladder.lm.rows import check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training
-from stepladder.policy.objectives import UnpairedObjective
-from stepladder.policy.train import (
+from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
+from stepladder.policy.fine_tuning import (
     SAMPLER,
     completion_row,
     load_policy,
     reference_rows,
     saver,
 )
+from stepladder.policy.objectives import UnpairedObjective
 from stepladder.types import GradedRow
 
 

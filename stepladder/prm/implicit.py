@@ -27,7 +27,6 @@ from stepladder.lm.completions import (
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.packing import PackedRow, group_rows
 from stepladder.lm.references import add_reference
-from stepladder.lm.rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.lm.training import (
     Batch,
     ProgressCallback,
@@ -38,12 +37,13 @@ from stepladder.lm.training import (
     quiet,
     run_training,
 )
+from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.prm.layout import SolutionLayout
-from stepladder.prm.losses import implicit_ce_loss, implicit_dpo_loss
-from stepladder.prm.model import save_prm
+from stepladder.prm.new_models import save_prm
 from stepladder.prm.reader import Solution
-from stepladder.prm.rows import NO_TARGET, count_dropped
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
+from stepladder.prm.target_rows import NO_TARGET, count_dropped
+from stepladder.prm.value_losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.types import ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]

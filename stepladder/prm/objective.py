@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from stepladder.errors import ConfigError
 from stepladder.lm.training import Batch
 from stepladder.lm.tree_attention import run_rows
-from stepladder.prm.losses import bce_loss, categorical_loss, hl_gauss_targets, mse_loss, pairwise_loss, two_hot_targets
-from stepladder.prm.model import transform_logits
+from stepladder.prm.new_models import transform_logits
 from stepladder.prm.specs import PRMSpec
+from stepladder.prm.value_losses import bce_loss, categorical_loss, hl_gauss_targets, mse_loss, pairwise_loss, two_hot_targets
 
 Loss = Literal["bce", "mse", "hl-gauss", "two-hot", "pairwise", "pairwise+mse", "listwise"]
 LOSSES: tuple[Loss, ...] = ("bce", "mse", "hl-gauss", "two-hot", "pairwise", "pairwise+mse", "listwise")

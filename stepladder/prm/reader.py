@@ -19,8 +19,8 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from stepladder.prm.checkpoints import load_bare_lm, load_reward_model
 from stepladder.prm.layout import Layout, SolutionLayout
-from stepladder.prm.loading import load_bare_lm, load_reward_model
 from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
 from stepladder.prm.requests import known_ids
 from stepladder.prm.specs import PRMSpec, resolve_reference

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from stepladder.files import atomic_write_text
-from stepladder.loops.rundir import RunDir
+from stepladder.loops.runs.directory import RunDir
 from stepladder.report import figures, sections
 from stepladder.report.markup import html
 from stepladder.report.reproduce import reproduce

@@ -4,7 +4,7 @@ import json
 from html import escape
 from typing import Any
 
-from stepladder.loops.rundir import RunDir
+from stepladder.loops.runs.directory import RunDir
 from stepladder.report.markup import Markup, lead, section, table
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from stepladder.data.store import read_trees
 from stepladder.errors import CheckpointError
-from stepladder.loops.rundir import RunDir
+from stepladder.loops.runs.directory import RunDir
 from stepladder.types import TreeRecord
 
 NUM_TEST_TREES = 6

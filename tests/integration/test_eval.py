@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stepladder.cli import app
+from stepladder.cli.app import app
 from tests.models import save_tiny_policy
 from tests.runs import start, write_problems
 

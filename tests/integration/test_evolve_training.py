@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stepladder.loops.build import build_renderer
-from stepladder.loops.config import load_config
-from stepladder.prm.model import initialise_prm
+from stepladder.loops.assembly.build import build_renderer
+from stepladder.loops.config.config import load_config
+from stepladder.prm.new_models import initialise_prm
 from tests.runs import stepladder, write_tiny_config
 
 

@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 import pyarrow.parquet as pq
 import pytest
 
-from stepladder.data.advantages import AdvantageForm
-from stepladder.data.export import ExportJob, export_dataset, find_format, import_dataset, restored_kind
-from stepladder.data.export_card import CardFacts, Exploration
-from stepladder.data.export_formats import EXPORT_FORMATS
-from stepladder.data.export_rows import ExportSource
-from stepladder.data.labels import ValueTarget, value_rows
-from stepladder.data.stepwise import load_stepwise
+from stepladder.data.datasets.labelled_solutions import load_stepwise
+from stepladder.data.exports.card import CardFacts, Exploration
+from stepladder.data.exports.dataset import ExportJob, export_dataset, find_format, import_dataset, restored_kind
+from stepladder.data.exports.formats import EXPORT_FORMATS
+from stepladder.data.exports.rows import ExportSource
+from stepladder.data.labels.advantages import AdvantageForm
+from stepladder.data.labels.traces import graded_solutions
+from stepladder.data.labels.values import ValueTarget, value_rows
 from stepladder.data.store import (
     GRADED,
     PAIRS,
@@ -25,7 +26,6 @@ from stepladder.data.store import (
     write_records,
     write_trees,
 )
-from stepladder.data.traces import graded_solutions
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.types import GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stepladder.data.export import ExportJob, export_dataset
-from stepladder.data.export_formats import EXPORT_FORMATS
-from stepladder.data.export_rows import ExportSource
+from stepladder.data.exports.dataset import ExportJob, export_dataset
+from stepladder.data.exports.formats import EXPORT_FORMATS
+from stepladder.data.exports.rows import ExportSource
 from stepladder.data.store import write_records
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.policy.prompts import PromptRenderer, StepFormat

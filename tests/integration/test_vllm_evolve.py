@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stepladder.cli import app
+from stepladder.cli.app import app
 from stepladder.data.store import read_trees
 from stepladder.lm.loading import load_causal_lm
 from tests.runs import write_tiny_config

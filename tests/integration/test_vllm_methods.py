@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.policy.backends.vllm import VLLMPolicy

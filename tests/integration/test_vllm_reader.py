@@ -7,14 +7,14 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from stepladder.cli import app
+from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
 from stepladder.policy.prompts import PromptRenderer, StepFormat
-from stepladder.prm.loading import load_bare_lm
+from stepladder.prm.checkpoints import load_bare_lm
 from stepladder.prm.reader import CachedModel, Solution, StepReader
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
-from stepladder.prm.vllm import VLLMLogps, vllm_reader
+from stepladder.prm.vllm_scorers import VLLMLogps, vllm_reader
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
 

@@ -7,12 +7,12 @@ from transformers import LlamaForTokenClassification
 
 from stepladder.errors import BackendError, CheckpointError
 from stepladder.interfaces import ScoreRequest, StepRequest
-from stepladder.lm.vllm import EngineSettings, VLLMEngine
+from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
-from stepladder.prm.vllm import VLLMStepScorer
+from stepladder.prm.vllm_scorers import VLLMStepScorer
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_config, tiny_policy, tiny_scorer, tiny_tokenizer
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stepladder.cli import app
+from stepladder.cli.app import app
 from stepladder.lm.text import TokenText
 from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings
 from stepladder.policy.backends.openai import OpenAIPolicy

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stepladder.mcts.axes import SearchMethod
+from stepladder.mcts.method import SearchMethod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

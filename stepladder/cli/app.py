@@ -1,0 +1,255 @@
+"""The command line: config -> lazy import -> exit code. No logic that deserves a unit test of its own lives here.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepladder import __version__
+from stepladder.cli.errors import DebugOption, SetOption
+from stepladder.cli.errors import errors_explained as _errors_explained
+from stepladder.cli.eval import evaluate
+from stepladder.cli.prm import app as prm_app
+from stepladder.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Train a language model to reason by letting it search.",
+)
+
+app.add_typer(prm_app, name="prm")
+
+_CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
+_RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
+
+ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Train a language model to reason by letting it search."""
+    if version:
+        typer.echo(f"stepladder {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def evolve(
+    config: ConfigArgument = None,
+    run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR_HELP)] = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run self-evolution rounds: search, label, train policy and PRM, evaluate, gate.
+
+    Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
+
+    - `stepladder evolve` runs the embedded task, from nothing, in minutes
+    - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
+    """
+    with _errors_explained(debug):
+        from stepladder import embedded
+        from stepladder.loops.assembly.build import check_searches
+        from stepladder.loops.config.config import load_config
+
+        root = run_dir or Path("runs") / (config.stem if config else "embedded")
+        shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
+        chosen = [*overrides, *shorthands]
+        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
+        # The embedded task takes its time to prepare; a misspelt method is told before.
+        check_searches(resolved)
+        if dry_run:
+            typer.echo(resolved.model_dump_json(indent=2))
+            return
+        if config is None:
+            embedded.prepare(root / "start", seed=resolved.run.seed)
+        _evolve(resolved, root)
+
+
+def _evolve(config: Any, root: Path) -> None:
+    from stepladder.commands.evolve import evolve as run_rounds
+    from stepladder.loops.runs.progress import ProgressDisplay
+    from stepladder.report.page import write_report
+    from stepladder.report.table import RoundTable
+
+    display = ProgressDisplay()
+    table = RoundTable(display.console)
+    try:
+        run = run_rounds(config, root, display=display, on_round=table.add)
+    except KeyboardInterrupt:
+        display.console.print(f"\nstopped; everything finished is in {root} -- the same command continues", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    typer.echo(table.render())
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def solve(
+    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: runs/embedded.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
+    prm: Annotated[
+        list[str],
+        typer.Option(
+            help="Directory or hub id of a PRM; given several times: an ensemble. 'none' searches without one, with 'self' the policy "
+            "judges its own steps."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    prm_spec: Annotated[str | None, typer.Option(help="How a PRM is read whose directory does not say it; see `prm specs`.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference model of an implicit PRM that names none.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="One score of several PRMs': `mean`, `min` or `mean-variance`.")] = None,
+    input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL file for the answers; a stopped command continues it.")] = None,
+    id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
+    question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
+    method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Cap on seconds per question; such a search cannot be replayed.")] = None,
+    options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
+    discriminator: Annotated[
+        str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answer questions with a search.
+
+    - `stepladder solve "47193 GBAF" --run runs/demo`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
+    - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
+    """
+    with _errors_explained(debug):
+        from stepladder.commands.solve import SolveSettings, explain_methods, solve_file, solve_question
+
+        if method == "list":
+            typer.echo(explain_methods())
+            return
+        if (question is None) == (input is None):
+            raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+        if question is not None and not question.strip():
+            raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
+        if (input is None) != (output is None):
+            raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
+        named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
+        settings = SolveSettings.resolve(
+            run=run,
+            policy=policy,
+            prm=prm,
+            method=method,
+            tokens=tokens,
+            simulations=simulations,
+            options=options,
+            seed=seed,
+            overrides=[*overrides, *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)],
+            seconds=seconds,
+            discriminator=discriminator,
+        )
+        if question is not None:
+            typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
+        else:
+            assert input is not None and output is not None
+            typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
+
+
+app.command(name="eval")(evaluate)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="New or empty directory, `hub:OWNER/NAME`, or `hub` for a name made here.")] = None,
+    format: Annotated[str, typer.Option("--format", help="Kind of data set; `list` explains them.")] = "preference",
+    rounds: Annotated[str | None, typer.Option("--round", help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
+    splits: Annotated[
+        list[str], typer.Option("--split", metavar="NAME=SHARE", help="Set problems aside, e.g. `test=0.1`. Repeatable.")
+    ] = [],  # noqa: B006
+    advantage: Annotated[str, typer.Option(help="Advantages of trees and trajectories: `parent`, `treepo` or `group`.")] = "parent",
+    target: Annotated[str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `hard-max` or `distance`.")] = "monte-carlo",
+    license: Annotated[str | None, typer.Option("--license", help="Licence of the source problems (SPDX), for the data card.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new data set on the hub public. Default: private.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export in the same place; nothing else is ever replaced.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Export a run's trees and training rows as a data set with a data card.
+
+    The result loads with `datasets.load_dataset(DIR)`, other trainers take it as it stands, and `stepladder import` reads it back.
+
+    - `stepladder export --format list`
+    - `stepladder export runs/demo --format preference --to data/pairs --split test=0.1`
+    - `stepladder export runs/demo --format tree --round 3 --advantage treepo --to hub:me/trees`
+    """
+    with _errors_explained(debug):
+        from stepladder.commands.export import ExportOptions, explain_formats, export_rounds
+        from stepladder.loops.runs.progress import ProgressDisplay
+
+        if format == "list":
+            typer.echo(explain_formats())
+            return
+        if run is None or to is None:
+            raise ConfigError("export: give a RUN directory and --to DIR, hub or hub:OWNER/NAME -- see stepladder export --help")
+        options = ExportOptions(
+            format=format,
+            rounds=rounds,
+            splits=splits,
+            advantage=advantage,
+            target=target,
+            licence=license,
+            overwrite=overwrite,
+            public=public,
+        )
+        typer.echo(export_rounds(run, to, options, display=ProgressDisplay()))
+
+
+@app.command(name="import")
+def import_(
+    place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
+    run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
+    debug: DebugOption = False,
+) -> None:
+    """Give an exported data set to a run: every round of `evolve` trains on its rows beside its own.
+
+    Pairs, solutions and verdicts train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt
+    format and tokenizer must be those of the export.
+    """
+    with _errors_explained(debug):
+        from stepladder.commands.export import import_rows
+
+        typer.echo(import_rows(place, run_dir))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    to: Annotated[Path | None, typer.Option("--to", help="HTML file to write. Default: RUN/report.html.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, tables, and searched trees to click through."""
+    with _errors_explained(debug):
+        from stepladder.loops.runs.directory import load_run
+        from stepladder.report.page import write_report
+
+        typer.echo(f"report: {write_report(load_run(run), to)}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""``stepladder prm``: process reward models on the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepladder.cli.errors import DebugOption, errors_explained
+from stepladder.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Process reward models: score, train, evaluate.")
+
+ModelOption = Annotated[str, typer.Option("--model", help="Directory or hub id of the process reward model.")]
+SpecOption = Annotated[
+    str | None, typer.Option("--spec", help="How it is read; see `prm specs`. Default: what its directory or hub id says.")
+]
+ReferenceOption = Annotated[str | None, typer.Option("--reference", help="Reference model of an implicit PRM.")]
+DeviceOption = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
+DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")]
+BackendOption = Annotated[
+    str, typer.Option(help="`transformers`, or `vllm`, which takes a GPU where there is one and reads every spec but judges.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model; no named spec needs it.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet file with solutions.")]
+
+
+@app.command()
+def specs(
+    as_json: Annotated[bool, typer.Option("--json", help="Print every field as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the named specs and the public checkpoints that each of them reads."""
+    with errors_explained(debug):
+        from stepladder.commands.prm_score import explain_specs
+
+        typer.echo(explain_specs(as_json=as_json))
+
+
+@app.command()
+def score(
+    file: FileArgument,
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="JSONL file for the scores.")],
+    spec: SpecOption = None,
+    reference: ReferenceOption = None,
+    aggregation: Annotated[str, typer.Option(help="How step scores become one.")] = "last",
+    rewards: Annotated[
+        str | None,
+        typer.Option(help="Also write rewards for training: of steps by `clip`, `delta` or `par`, of the solution by `verdict`."),
+    ] = None,
+    bound_at: Annotated[float, typer.Option(help="Bound of `clip`, reference of `par`.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
+    backend: BackendOption = "transformers",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Score every step of the solutions in a file.
+
+    Rows have `question` (or `problem`, `prompt`) and `steps` or `solution`; the labelled files of `prm train` will do as well.
+
+    - `stepladder prm score solutions.jsonl --model Qwen/Qwen2.5-Math-PRM-7B --output scores.jsonl`
+    - `stepladder prm score solutions.jsonl --model ./my-prm --spec trl --output scores.jsonl`
+    """
+    with errors_explained(debug):
+        from stepladder.commands.prm_score import PRMSource, score_file
+
+        source = PRMSource(
+            model=model,
+            spec=spec,
+            reference=reference,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            backend=backend,
+        )
+        typer.echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
+
+
+@app.command()
+def train(
+    init: Annotated[str, typer.Option(help="Policy or process reward model to start from: directory or hub id.")],
+    output: Annotated[Path, typer.Option(help="Directory for the trained model.")],
+    files: Annotated[list[Path], typer.Argument(metavar="[FILE...]", help="Files of solutions with labelled steps.")] = [],  # noqa: B006
+    trees: Annotated[  # - typer copies both
+        list[Path], typer.Option(help="Searched trees to learn from instead: a run, one of its rounds, or shards; may be repeated.")
+    ] = [],  # noqa: B006
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What a step of a tree learns: `monte-carlo`, `tree-value`, `hard-max`, `distance`, `outcome`, `progress` or `step-pairs`."
+        ),
+    ] = "monte-carlo",
+    supervise: Annotated[
+        str, typer.Option(help="Tokens of a tree's step that learn its target: `step-end` or `every-token`.")
+    ] = "step-end",
+    spec: SpecOption = None,
+    loss: Annotated[
+        str,
+        typer.Option(help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`, `listwise`, `implicit-ce` or `implicit-dpo`."),
+    ] = "bce",
+    scope: Annotated[str, typer.Option(help="`full`, `head` or `lora`.")] = "full",
+    head_first: Annotated[float, typer.Option(min=0, help="Passes with the head alone before everything is trained.")] = 0.0,
+    neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
+    held_out: Annotated[float, typer.Option(help="Share of the problems that is measured instead of trained on.")] = 0.1,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Solutions, or groups of what is compared, per update.")] = 64,
+    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="The same per forward pass. Default: all of an update.")] = None,
+    max_updates: Annotated[int | None, typer.Option(min=1, help="Cap on updates.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=0, help="Updates between checkpoints; the same command continues. 0: none.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split, row order and new weights.")] = 0,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
+    trust_remote_code: TrustOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a process reward model on labelled steps, or on searched trees.
+
+    Reads PRM800K, Math-Shepherd, OmegaPRM (flat and tree), ProcessBench, and `prompt`/`completions`/`labels` rows; problems are split, not
+    solutions. A model that `prm train` wrote is scored, evaluated and trained on without `--spec`.
+
+    - `stepladder prm train phase2_train.jsonl --init ./policy --spec trl --output ./my-prm`
+    - `stepladder prm train math-aps.jsonl --init ./policy --spec ppm --loss pairwise --output ./my-ppm`
+    - `stepladder prm train --trees runs/demo --init runs/demo/rounds/001/models/policy --loss two-hot --output ./my-prm`
+    """
+    with errors_explained(debug):
+        from stepladder.commands.prm_train import TrainingJob, train_files, train_trees
+
+        if bool(files) == bool(trees):
+            raise ConfigError("prm train: needs files of labelled solutions or --trees: got both or neither -- give one of them")
+        settings = dict(
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            max_updates=max_updates,
+            checkpoint_every=checkpoint_every,
+            bf16=bf16,
+            seed=seed,
+            device=device,
+        )
+        job = TrainingJob(
+            init=init,
+            output=output,
+            spec=spec,
+            loss=loss,
+            scope=scope,
+            head_first=head_first,
+            neutral=neutral,
+            held_out=held_out,
+            trust_remote_code=trust_remote_code,
+            target=target,
+            supervise=supervise,
+        )
+        typer.echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
+
+
+@app.command(name="eval")
+def evaluate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files of graded or labelled solutions.")],
+    model: ModelOption,
+    spec: SpecOption = None,
+    reference: ReferenceOption = None,
+    aggregation: Annotated[str, typer.Option(help="How step scores become the score of a solution.")] = "last",
+    threshold: Annotated[float, typer.Option(help="A step counts as wrong below it.")] = 0.5,
+    tune_on: Annotated[Path | None, typer.Option(help="Choose the threshold on this file, which must hold other problems.")] = None,
+    neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
+    to_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Directory for plots (SVG).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
+    backend: BackendOption = "transformers",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure a process reward model: every figure that the files allow.
+
+    - first wrong step (ProcessBench): F1 of the accuracies on wrong and on right solutions
+    - one right solution against wrong ones (RewardMATH): accuracy and mean reciprocal rank, ties counting against
+    - best of n with the unbiased estimator: the over-optimisation curve of score and verifier
+    - labelled steps: AUC, Brier score, reliability, AUC by depth
+    """
+    with errors_explained(debug):
+        from stepladder.commands.prm_eval import EvaluationJob, evaluate_files
+        from stepladder.commands.prm_score import PRMSource
+
+        source = PRMSource(
+            model=model,
+            spec=spec,
+            reference=reference,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            backend=backend,
+        )
+        job = EvaluationJob(source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral)
+        typer.echo(evaluate_files(files, job, json_path=to_json, plots=plots))

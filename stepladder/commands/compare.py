@@ -1,0 +1,437 @@
+"""Search methods compared at equal budgets of generated tokens: what ``stepladder eval`` does.
+
+    OUT/
+      eval.json                                       problems, models and settings; another comparison in the same place is refused
+      cells/METHOD/TOKENS/seed-N/shard-0000.json      graded rows and their costs; a file that exists is whole and is not made again
+      results.json                                    figures of every method and budget, and the outcome of every problem
+
+A cell is one method at one budget with one seed. Its search sees no answers and is graded afterwards. A search cannot stop in the middle
+of a step, so it may go beyond its budget, by its first wave or by the last expansion. What it learns there does not count: its answer is
+the one it would have given when the budget was spent. Budgets are therefore equal to the token, whatever a method asks for at once.
+
+Of a method that draws whole solutions, the draws count that fit. One whose schedule is made for a number of simulations (gumbel) is run at
+each budget once before, as a pilot, and gets the mean number that the budget paid for. A greedy method takes what it takes, whatever the
+budget, and is a point.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option, token_simulations
+from stepladder.data.metrics import answers as metrics
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.files import atomic_write_text
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config
+from stepladder.loops.runs.directory import software
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.workers import Task, WorkerPool, worker_pool
+from stepladder.loops.stages import jobs
+from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.methods import METHODS, resolve_method
+from stepladder.types import Budget, LabelledProblem, Provenance
+
+SCHEMA_VERSION = 1
+REFERENCE = "greedy"
+"""The method that is always run: what the policy does without any search."""
+DEFAULT_METHODS = ("mcts", "beam", "best-of-n", "weighted-vote", "majority")
+
+_OUTCOME = ("problem_id", "answer", "correct", "generated_tokens", "stop_reason")
+"""What ``results.json`` says of every search; the cells say more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A method that is compared, under its name in tables and plots."""
+
+    label: str
+    """The method and its changed settings, as the user wrote them: ``beam,wave=8``."""
+    method: SearchMethod
+    """The method."""
+
+    @property
+    def is_point(self) -> bool:
+        """Whether no budget changes what it does."""
+        return self.method.samples_solutions and self.method.temperature == 0
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it has to know its simulations beforehand."""
+        return self.method.selection == "gumbel"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What is compared, and where it is kept."""
+
+    config: Config
+    """Format, limits, grading and device."""
+    policy: str
+    """Directory or hub id of the policy."""
+    prm: tuple[str, ...]
+    """Directories of the PRMs, of which several make an ensemble; empty compares without one."""
+    source: str
+    """Where the problems come from, for people."""
+    problems: Sequence[LabelledProblem]
+    """The problems with their answers, which only the grading sees; at least one."""
+    contenders: Sequence[Contender]
+    """The methods; every other one is set against the first that is no point."""
+    budgets: Sequence[int]
+    """Generated tokens per problem, ascending."""
+    num_seeds: int
+    """Searches of each problem at each budget, >= 1; their seeds are 0, 1, ..."""
+    out: Path
+    """Directory of the cells and results."""
+
+    def shards(self) -> list[list[LabelledProblem]]:
+        """Return the problems cut into shards, in their order."""
+        size = self.config.run.shard_size
+        return [list(self.problems[begin : begin + size]) for begin in range(0, len(self.problems), size)]
+
+    def cells(self, contender: Contender) -> Iterator["Cell"]:
+        """Yield the cells of a method, seed by seed; a point has one."""
+        if contender.is_point:
+            yield Cell(contender=contender, tokens=None, seed=0)
+            return
+        for seed in range(self.num_seeds):
+            for tokens in self.budgets:
+                yield Cell(contender=contender, tokens=tokens, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One method at one budget with one seed."""
+
+    contender: Contender
+    tokens: int | None
+    """The budget; None for a point."""
+    seed: int
+    is_pilot: bool = False
+    """Whether it only counts the expansions that the budget pays for."""
+
+    def folder(self, out: Path) -> Path:
+        """Return where its files lie."""
+        name = re.sub(r"[^\w.,=-]", "_", self.contender.label)
+        budget = "any" if self.tokens is None else str(self.tokens)
+        return out / "cells" / name / budget / ("pilot" if self.is_pilot else f"seed-{self.seed}")
+
+
+def read_contenders(texts: Sequence[str]) -> list[Contender]:
+    """Return the methods that a user names, each once, and the reference.
+
+    Args:
+        texts: Each a method with settings that differ from its defaults, as ``beam,wave=8``; ``all`` stands for every method. None of them
+            stands for ``DEFAULT_METHODS``.
+
+    Raises:
+        ConfigError: If a method or setting is unknown or impossible.
+    """
+    named = [name for text in (texts or DEFAULT_METHODS) for name in (METHODS if text == "all" else [text])]
+    return [_contender(text) for text in dict.fromkeys([*named, REFERENCE])]
+
+
+def _contender(text: str) -> Contender:
+    name, *options = text.split(",")
+    return Contender(label=text, method=resolve_method(name, **dict(map(read_option, options))))
+
+
+def read_budgets(text: str) -> list[int]:
+    """Return budgets written as ``64,128,256``, ascending, each once.
+
+    Raises:
+        ConfigError: If one is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"--tokens: must be whole numbers above 0 with commas between them, such as 64,128,256: got {text!r}")
+    return sorted(set(map(int, parts)))
+
+
+def resolve_comparison(
+    *,
+    problems: Path | None,
+    split: str,
+    limit: int | None,
+    run: Path | None,
+    number: int | None,
+    policy: str | None,
+    prm: Sequence[str],
+    methods: Sequence[str],
+    tokens: str,
+    num_seeds: int,
+    overrides: Sequence[str],
+    out: Path,
+) -> Comparison:
+    """Find problems and models, and check the settings.
+
+    Args:
+        problems: JSONL or Parquet file with answers; None takes the run's own.
+        split: Which of the run's problems: ``train``, ``held_out`` or ``test``.
+        limit: Use at most so many problems.
+        run: As in ``choose_models``.
+        number: As in ``choose_models``.
+        policy: As in ``choose_models``.
+        prm: As in ``choose_models``.
+        methods: As in ``read_contenders``.
+        tokens: As in ``read_budgets``.
+        num_seeds: Searches of each problem at each budget, >= 1.
+        overrides: As in ``choose_models``.
+        out: Directory of the cells and results.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: If settings, problems or models cannot be used.
+    """
+    contenders, budgets = read_contenders(methods), read_budgets(tokens)
+    config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
+    if policy is not None:
+        build.check_model(config.policy)
+    if problems is not None:
+        loaded = build.load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
+    elif policy is None:
+        splits = build.build_problems(config.problems, seed=config.run.seed)
+        if split not in splits:
+            raise ConfigError(f"--split: must be one of {', '.join(splits)}: got {split!r}")
+        loaded = splits[split][:limit]
+    else:
+        raise ConfigError("eval: a policy of its own has no problems: got no PROBLEMS -- name a file with questions and answers")
+    return Comparison(
+        config=config,
+        policy=chosen_policy,
+        prm=chosen_prm,
+        source=str(problems or f"{run or DEFAULT_RUN}: {split}"),
+        problems=loaded,
+        contenders=contenders,
+        budgets=budgets,
+        num_seeds=num_seeds,
+        out=out,
+    )
+
+
+def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: WorkerPool | None = None) -> dict[str, Any]:
+    """Run the cells that are missing, write ``results.json``, and return what it holds.
+
+    Args:
+        comparison: What to compare.
+        display: Where progress is shown.
+        pool: Workers to use; None starts those that the configuration asks for.
+
+    Raises:
+        CheckpointError: If the directory holds another comparison.
+        BackendError: If a model engine or a worker fails.
+    """
+    facts = _claim(comparison)
+    if pool is None:
+        section, gpus = comparison.config.run, build.gpus_per_worker(comparison.config)
+        with worker_pool(build.num_workers(comparison.config), threads=section.threads, gpus_each=gpus) as started:
+            _fill(comparison, started, display)
+    else:
+        _fill(comparison, pool, display)
+    results = {**facts, **_summary(comparison)}
+    atomic_write_text(comparison.out / "results.json", json.dumps(results) + "\n")
+    return results
+
+
+def _claim(comparison: Comparison) -> dict[str, Any]:
+    """Write what is compared, or check that the directory is of the same comparison; methods, budgets and seeds may be added later."""
+    if comparison.out.is_file():
+        raise CheckpointError(f"{comparison.out}: must be a directory or not exist: it is a file -- choose another --out")
+    path, config = comparison.out / "eval.json", comparison.config
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        **software(),
+        "problems": {"source": comparison.source, "count": len(comparison.problems), "hash": _problems_hash(comparison.problems)},
+        "policy": {"path": comparison.policy, "hash": _model_hash(comparison.policy)},
+        "prm": [{"path": prm, "hash": _model_hash(prm)} for prm in comparison.prm],
+        "config_hash": config.hash(),
+        "config": config.model_dump(mode="json"),
+    }
+    if path.exists():
+        _check_same(path, facts, config)
+    elif comparison.out.exists() and any(not path.name.startswith(".") for path in comparison.out.iterdir()):
+        raise CheckpointError(f"{comparison.out}: must be empty or hold an evaluation: it holds other files -- choose another --out")
+    else:
+        atomic_write_text(path, json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def _check_same(path: Path, facts: dict[str, Any], config: Config) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differences = [name for name in ("schema_version", "problems", "policy", "prm") if _identity(found[name]) != _identity(facts[name])]
+        if found["config_hash"] != facts["config_hash"]:
+            differences += config.differences(Config.model_validate(found["config"]))[:3] or ["config"]
+    # Settings of another version do not pass the checks of this one; that error is a ValueError, too.
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: must be what an evaluation of this version wrote: {error!r} -- choose another --out") from None
+    if differences:
+        raise CheckpointError(
+            f"{path.parent}: holds an evaluation that differs in {'; '.join(differences)}: only methods, budgets and seeds may be added to "
+            "it -- use the same problems, models and settings, or another --out"
+        )
+
+
+def _identity(fact: Any) -> Any:
+    # Where problems and models lie may change, what they are may not.
+    if isinstance(fact, list):
+        return [_identity(one) for one in fact]
+    return fact["hash"] if isinstance(fact, dict) else fact
+
+
+def _problems_hash(problems: Iterable[LabelledProblem]) -> str:
+    return hashlib.blake2b(json.dumps([asdict(problem) for problem in problems]).encode(), digest_size=8).hexdigest()
+
+
+def _model_hash(source: str) -> str:
+    """Return a hash of the files of a model directory, or the name of a model elsewhere."""
+    if not Path(source).is_dir():
+        return source
+    state = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in Path(source).rglob("*") if path.is_file()):
+        state.update(str(path.relative_to(source)).encode())
+        with path.open("rb") as file:
+            state.update(hashlib.file_digest(file, "blake2b").digest())
+    return state.hexdigest()
+
+
+def _fill(comparison: Comparison, pool: WorkerPool, display: ProgressDisplay) -> None:
+    """Run what is missing: pilots first, since schedules need them, then the cells, one seed after the other."""
+    scheduled = [contender for contender in comparison.contenders if contender.is_scheduled]
+    _work(comparison, [_pilot(contender, tokens) for contender in scheduled for tokens in comparison.budgets], pool, display, "pilots")
+    cells = [cell for contender in comparison.contenders for cell in comparison.cells(contender)]
+    _work(comparison, sorted(cells, key=lambda cell: cell.seed), pool, display, "searches")
+
+
+def _pilot(contender: Contender, tokens: int | None) -> Cell:
+    return Cell(contender=contender, tokens=tokens, seed=0, is_pilot=True)
+
+
+def _work(comparison: Comparison, cells: Sequence[Cell], pool: WorkerPool, display: ProgressDisplay, stage: str) -> None:
+    missing = [task for cell in cells for task in _missing(comparison, cell, stage)]
+    if missing:
+        with display.stages({stage: sum(len(task.arguments["problems"]) for task in missing)}) as on_progress:
+            pool.run(missing, on_progress=on_progress)
+
+
+def _missing(comparison: Comparison, cell: Cell, stage: str) -> Iterator[Task]:
+    """Yield a task for every shard of a cell that is not there."""
+    config, budget = comparison.config, _budget(comparison, cell)
+    facts = _cell_facts(cell, budget)
+    models = jobs.Models(
+        policy=comparison.policy,
+        prm=comparison.prm,
+        provenance=Provenance(round=0, policy_version=0, scorer_version=None, seed=cell.seed, config_hash=config.hash(), renderer_hash=""),
+    )
+    for index, problems in enumerate(comparison.shards()):
+        out = cell.folder(comparison.out) / f"shard-{index:04d}.json"
+        if out.exists():
+            _read_shard(out, facts)
+            continue
+        arguments = {"config": config, "models": models, "problems": problems, "method": cell.contender.method, "budget": budget}
+        yield Task(function=jobs.compare_shard, arguments={**arguments, "facts": facts, "out": out, "stage": stage})
+
+
+def _budget(comparison: Comparison, cell: Cell) -> Budget:
+    section = comparison.config.search
+    num_simulations = token_simulations(cell.tokens) if cell.tokens else 1
+    if cell.is_pilot and cell.tokens:
+        # A sample takes a token at least; what a pilot visits beyond its expansions is not counted.
+        num_simulations = max(cell.tokens // cell.contender.method.num_children, 1)
+    elif cell.contender.is_scheduled:
+        pilot = [row for shard in _read_cell(comparison, _pilot(cell.contender, cell.tokens)) for row in shard["rows"]]
+        num_simulations = max(round(float(np.mean([row["policy_calls"] for row in pilot]))), 1)
+    return Budget(
+        num_simulations=num_simulations,
+        max_tokens=cell.tokens,
+        max_depth=section.max_depth,
+        max_step_tokens=section.max_step_tokens,
+    )
+
+
+def _cell_facts(cell: Cell, budget: Budget) -> dict[str, Any]:
+    settings = asdict(cell.contender.method)
+    del settings["description"]
+    return {"method": cell.contender.label, "settings": settings, "budget": asdict(budget), "seed": cell.seed}
+
+
+def _read_cell(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
+    facts = _cell_facts(cell, _budget(comparison, cell))
+    return [_read_shard(cell.folder(comparison.out) / f"shard-{index:04d}.json", facts) for index in range(len(comparison.shards()))]
+
+
+def _read_shard(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    try:
+        shard = json.loads(path.read_text(encoding="utf-8"))
+        found = shard["facts"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a cell of an evaluation: {error!r} -- remove the file and run the same command again") from None
+    if found != facts:
+        known = {**facts["settings"], **facts["budget"]}
+        changed = [name for name, value in {**found["settings"], **found["budget"]}.items() if known.get(name) != value]
+        raise CheckpointError(
+            f"{path}: holds results of {found['method']!r} with other settings ({', '.join(changed) or 'renamed'}) than "
+            f"{facts['method']!r} has now -- remove {path.parents[2]} or choose another --out"
+        )
+    return shard
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    """Return the figures of every method and budget, and the outcome of every search."""
+    shares: dict[tuple[str, int | None], list[float]] = {}
+    figures, outcomes = [], []
+    baseline = next((contender.label for contender in comparison.contenders if not contender.is_point), None)
+    for contender in comparison.contenders:
+        for tokens in [None] if contender.is_point else comparison.budgets:
+            cells = [cell for cell in comparison.cells(contender) if cell.tokens == tokens]
+            shards = [_read_cell(comparison, cell) for cell in cells]
+            figure, known = _figures(shards, tokens)
+            shares[contender.label, tokens] = known
+            rival = None if baseline is None or contender.label == baseline else shares.get((baseline, tokens))
+            figures.append({"method": contender.label, "budget": tokens, **figure, **_against(known, rival)})
+            for cell, read in zip(cells, shards, strict=True):
+                place = {"method": contender.label, "budget": tokens, "seed": cell.seed}
+                outcomes += [place | {name: row[name] for name in _OUTCOME} for shard in read for row in shard["rows"]]
+    return {
+        "methods": {contender.label: contender.method.settings() for contender in comparison.contenders},
+        "budgets": list(comparison.budgets),
+        "seeds": comparison.num_seeds,
+        "baseline": baseline,
+        "figures": figures,
+        "outcomes": outcomes,
+    }
+
+
+def _figures(cells: Sequence[Sequence[dict[str, Any]]], tokens: int | None) -> tuple[dict[str, Any], list[float]]:
+    """Return the figures of one method at one budget over its seeds, and the share of right answers of each problem."""
+    by_seed = [[row for shard in cell for row in shard["rows"]] for cell in cells]
+    shares = [float(np.mean([row["correct"] for row in tries])) for tries in zip(*by_seed, strict=True)]
+    rows = [row for seed in by_seed for row in seed]
+    costs = {name: sum(shard["costs"][name] for cell in cells for shard in cell) for name in cells[0][0]["costs"]}
+    within = [row["generated_tokens"] if tokens is None else min(row["generated_tokens"], tokens) for row in rows]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in ("policy_calls", "scored_tokens", "simulations")}
+    return {
+        "problems": len(shares),
+        "seeds": len(cells),
+        "accuracy": float(np.mean(shares)),
+        "interval": list(metrics.clustered_interval(shares, num_repeats=len(cells))),
+        "answered": float(np.mean([row["answer"] is not None for row in rows])),
+        "tokens": float(np.mean(within)),
+        "tokens_beyond": float(np.mean([row["generated_tokens"] for row in rows])) - float(np.mean(within)),
+        **{name: value / len(rows) for name, value in costs.items()},
+        **means,
+    }, shares
+
+
+def _against(shares: list[float], baseline: list[float] | None) -> dict[str, Any]:
+    """Return how much better a method is than the baseline at the same budget, problem by problem."""
+    if baseline is None:
+        return {"difference": None, "difference_interval": None}
+    # The generator resamples problems for an interval only; its seed is fixed so that the same rows give the same figures.
+    paired = metrics.paired_difference(baseline, shares, rng=np.random.default_rng(0))
+    return {"difference": paired.difference, "difference_interval": list(paired.interval)}

@@ -1,0 +1,97 @@
+"""Many rounds: warm-up, then search -> label -> train -> evaluate -> gate, until the configured number of rounds is done.
+
+``evolve`` can be stopped at any moment and called again with the same arguments. What is finished is found on disk and not done again.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config
+from stepladder.loops.runs.directory import RunDir, open_run
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.workers import worker_pool
+from stepladder.loops.stages.round import RoundContext, run_round
+
+
+def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[dict[str, Any]], None]) -> RunDir:
+    """Run the rounds that are missing in a run directory.
+
+    Args:
+        config: The resolved configuration; for an existing run it must be the one it was started with.
+        root: Run directory, created if it does not exist.
+        display: Where progress is shown.
+        on_round: Called with the figures of every finished round, those found on disk included.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
+        BackendError: If a model engine or a worker fails.
+    """
+    build.check_searches(config)
+    build.check_labels(config)
+    build.check_model(config.policy)
+    build.check_prm(config.prm)
+    build.check_backends(config, trains=True)
+    build.check_training(config)
+    problems = build.build_problems(config.problems, seed=config.run.seed)
+    run = open_run(root, config)
+    _check_imported(run, config)
+    for row in run.rows():
+        on_round(row)
+    if len(run.rows()) > config.run.rounds:
+        return run
+    run.log_event("start", rounds=config.run.rounds, workers=build.num_workers(config))
+    with worker_pool(build.num_workers(config), threads=config.run.threads, gpus_each=build.gpus_per_worker(config)) as pool:
+        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
+        while (number := len(run.rows())) <= config.run.rounds:
+            begin = time.monotonic()
+            row = run_round(context, number)
+            run.finish_round({**row, "seconds": round(time.monotonic() - begin, 1)})
+            on_round(run.row(number) or {})
+    return run
+
+
+def _check_imported(run: RunDir, config: Config) -> None:
+    """Refuse imported rows of another renderer now, not after a search: training would refuse them then."""
+    paths = run.imported("*")
+    if not paths:
+        return
+    expected = build.build_renderer(config, config.policy.model).hash
+    for path in paths:
+        foreign = set(pq.ParquetFile(path).read(columns=["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
+        if foreign:
+            raise DataFormatError(
+                f"{path}: every row must come from renderer {expected!r}: got {', '.join(map(repr, sorted(foreign)))} "
+                "-- import rows that were made with the same prompt format and tokenizer"
+            )
+
+
+def best_models(run: RunDir) -> tuple[str, str | None]:
+    """Return the best policy and PRM of a run: what ``solve`` uses.
+
+    Raises:
+        CheckpointError: If no round is finished yet.
+    """
+    rows = run.rows()
+    if not rows:
+        raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
+    policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())
+
+
+def round_models(run: RunDir, number: int) -> tuple[str, str | None]:
+    """Return the policy and the PRM that a finished round measured, adopted or not.
+
+    Raises:
+        CheckpointError: If the round is not finished.
+    """
+    row = run.row(number)
+    if row is None:
+        raise CheckpointError(f"{run.root}: round {number} must be finished: {len(run.rows())} rounds are, from 0 on -- choose one of them")
+    policy, prm = row["policy_version"], row["scorer_version"]
+    return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())

@@ -1,0 +1,264 @@
+"""``stepladder prm eval``: every figure that a file of graded or labelled solutions allows, as a table, JSON and plots."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.commands.prm_score import PRMSource, SolutionScorer, open_scorer, resolve_source, score_solutions
+from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
+from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
+from stepladder.data.metrics import step_scores as prm_metrics
+from stepladder.errors import ConfigError, DataFormatError
+from stepladder.files import atomic_file, atomic_write_text
+from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
+
+Scored = tuple[StepwiseSolution, tuple[float | None, ...]]
+"""A solution and the scores of its steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationJob:
+    """What to evaluate on, and how."""
+
+    source: PRMSource
+    """The model."""
+    aggregation: str = "last"
+    """How step scores become the score of a solution."""
+    threshold: float = 0.5
+    """A step is wrong below it."""
+    tune_on: Path | None = None
+    """File whose solutions with known first errors choose the threshold instead: other problems than those evaluated."""
+    neutral: str = "good"
+    """What a PRM800K rating of 0 means."""
+
+
+def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path | None = None, plots: Path | None = None) -> str:
+    """Score the solutions of some files and return the table to print.
+
+    Args:
+        files: Files in a form that ``load_stepwise`` reads.
+        job: What to do.
+        json_path: Where the figures go as JSON; None writes none.
+        plots: Directory for reliability, best-of-n and depth plots; None draws none.
+
+    Raises:
+        ConfigError: If the aggregation is unknown.
+        DataFormatError: If a file is malformed, has nothing that can be measured, or shares problems with the tuning file.
+        CheckpointError: If the model cannot be read.
+    """
+    if job.aggregation not in AGGREGATIONS:
+        raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {job.aggregation!r}")
+    split = resolve_source(job.source).split
+    loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]
+    solutions = [solution for file in loaded for solution in file.solutions]
+    with open_scorer(job.source) as scorer:
+        threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, job.tune_on, solutions)
+        scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
+    figures = evaluate_scores(scored, aggregation=job.aggregation, threshold=threshold)
+    for reason, count in ((reason, count) for file in loaded for reason, count in file.dropped_by_reason.items()):
+        figures["dropped_by_reason"][reason] = figures["dropped_by_reason"].get(reason, 0) + count
+    if not any(figures[name] for name in ("first_error", "ranking", "best_of_n", "steps")):
+        raise DataFormatError(
+            f"{', '.join(map(str, files))}: must hold something to measure scores against: found no first errors, no graded solutions and "
+            "no step labels -- use ProcessBench, RewardMATH or labelled files"
+        )
+    if json_path is not None:
+        atomic_write_text(json_path, json.dumps(figures, indent=2) + "\n")
+    drawn = draw_plots(figures, plots) if plots is not None else []
+    return "\n".join([*table(figures), *(f"plot: {path}" for path in drawn)])
+
+
+def _tuned_threshold(scorer: SolutionScorer, job: EvaluationJob, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
+    """Return the threshold that is best on a file of other problems."""
+    tuning = load_stepwise(path, neutral=job.neutral, split=resolve_source(job.source).split).solutions
+    _check_disjoint(tuning, solutions, path)
+    known = [each for each in tuning if each.first_error is not None]
+    return prm_metrics.best_threshold(score_solutions(scorer, known), [each.first_error for each in known])  # pyright: ignore
+
+
+def _check_disjoint(tuning: Sequence[StepwiseSolution], solutions: Sequence[StepwiseSolution], path: Path) -> None:
+    shared = {each.problem_id for each in tuning} & {each.problem_id for each in solutions}
+    if shared:
+        raise DataFormatError(
+            f"{path}: the threshold must be chosen on other problems than are evaluated: {len(shared)} are in both, such as "
+            f"{min(shared)!r} -- remove them from one side"
+        )
+
+
+def evaluate_scores(scored: Sequence[Scored], *, aggregation: str = "last", threshold: float = 0.5) -> dict[str, Any]:
+    """Return every figure that scored solutions allow; a part that they do not allow is None.
+
+    ``first_error``: ProcessBench, over solutions whose first wrong step is known. ``ranking``: RewardMATH, over problems with exactly one
+    right solution. ``best_of_n``: over problems with several graded solutions. ``steps``: over labelled steps. ``outcomes``: how the
+    solutions' scores tell right from wrong.
+    """
+    return {
+        "solutions": len(scored),
+        "aggregation": aggregation,
+        "unscored_steps": sum(score is None for _, scores in scored for score in scores),
+        "dropped_by_reason": {},
+        "first_error": _first_error(scored, threshold),
+        **_graded(scored, aggregation),
+        "steps": _steps(scored),
+    }
+
+
+def _first_error(scored: Sequence[Scored], threshold: float) -> dict[str, Any] | None:
+    known = [(solution.first_error, scores) for solution, scores in scored if solution.first_error is not None]
+    if not known:
+        return None
+    predicted = [prm_metrics.predicted_first_error(scores, threshold=threshold) for _, scores in known]
+    return {"threshold": threshold, **asdict(prm_metrics.first_error_figures(predicted, [truth for truth, _ in known]))}
+
+
+def _graded(scored: Sequence[Scored], aggregation: str) -> dict[str, Any]:
+    groups: dict[str, list[tuple[float | None, bool]]] = {}
+    for solution, scores in scored:
+        if solution.correct is not None:
+            groups.setdefault(solution.problem_id, []).append((aggregate_scores(scores, rule=aggregation), solution.correct))
+    several = [group for group in groups.values() if len(group) > 1]
+    contests = [
+        (next(score for score, right in group if right), [score for score, right in group if not right])
+        for group in several
+        if sum(right for _, right in group) == 1
+    ]
+    ranking = prm_metrics.rank_figures(contests)
+    # A sample without a score is never chosen, so it is none to choose from.
+    pools = [[(score, right) for score, right in group if score is not None] for group in several]
+    lists = [([score for score, _ in pool], [right for _, right in pool]) for pool in pools if len(pool) > 1]
+    everything = [(score, right) for group in groups.values() for score, right in group if score is not None]
+    outcomes = {
+        "within_problem_auc": within_problem_auc(lists),
+        "pooled_auc": pooled_auc([score for score, _ in everything], [right for _, right in everything]),
+    }
+    return {
+        "ranking": None if ranking is None else asdict(ranking),
+        "best_of_n": [asdict(point) for point in prm_metrics.best_of_n_curve(lists)] or None,
+        "outcomes": outcomes if everything else None,
+    }
+
+
+def _steps(scored: Sequence[Scored]) -> dict[str, Any] | None:
+    steps = [
+        (depth, score, label)
+        for solution, scores in scored
+        for depth, (score, label) in enumerate(zip(scores, solution.labels, strict=True), 1)
+        if score is not None and label is not None
+    ]
+    if not steps:
+        return None
+    scores, labels = [score for _, score, _ in steps], [label for _, _, label in steps]
+    bins = prm_metrics.reliability(scores, labels)
+    sided = [(score, label > 0.5) for _, score, label in steps if label != 0.5]
+    return {
+        "count": len(steps),
+        "brier": sum((score - label) ** 2 for score, label in zip(scores, labels, strict=True)) / len(steps),
+        "calibration_error": prm_metrics.calibration_error(bins),
+        "auc": pooled_auc([score for score, _ in sided], [good for _, good in sided]),
+        "reliability": [asdict(each) for each in bins],
+        "auc_by_depth": [{"depth": depth, "auc": auc, "count": count} for depth, (auc, count) in prm_metrics.auc_by_depth(steps).items()],
+    }
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """Return the figures as lines of text."""
+    rows: list[tuple[str, str]] = [
+        ("solutions", str(figures["solutions"])),
+        ("steps without a score", str(figures["unscored_steps"])),
+        *((f"dropped: {reason}", str(count)) for reason, count in sorted(figures["dropped_by_reason"].items())),
+    ]
+    if first := figures["first_error"]:
+        rows += [
+            ("first error: F1", _shown(first["f1"])),
+            ("  on wrong solutions", f"{_shown(first['wrong_accuracy'])} of {first['num_wrong']}"),
+            ("  on right solutions", f"{_shown(first['right_accuracy'])} of {first['num_right']}"),
+            ("  threshold", _shown(first["threshold"])),
+        ]
+    if ranking := figures["ranking"]:
+        low, high = ranking["num_wrong"]
+        against = f"{low}" if low == high else f"{low} to {high}"
+        rows += [
+            (f"right against {against} wrong: accuracy", f"{_shown(ranking['accuracy'])} of {ranking['num_problems']}"),
+            ("  mean reciprocal rank", _shown(ranking["mrr"])),
+        ]
+    if outcomes := figures["outcomes"]:
+        rows += [
+            ("solutions: AUC within problems", _shown(outcomes["within_problem_auc"])),
+            ("  pooled", _shown(outcomes["pooled_auc"])),
+        ]
+    for point in figures["best_of_n"] or []:
+        rows.append((f"best of {point['n']} (KL {point['kl']:.2f}): accuracy", f"{_shown(point['accuracy'])}, score {point['score']:.4f}"))
+    if steps := figures["steps"]:
+        rows += [
+            ("steps: AUC", f"{_shown(steps['auc'])} of {steps['count']}"),
+            ("  Brier score", _shown(steps["brier"])),
+            ("  calibration error", _shown(steps["calibration_error"])),
+            *((f"  AUC at step {row['depth']}", f"{_shown(row['auc'])} of {row['count']}") for row in steps["auc_by_depth"]),
+        ]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def draw_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
+    """Draw what the figures allow as SVG files that depend on the figures alone, and return their paths."""
+    drawn = []
+    if steps := figures["steps"]:
+        bins = [each for each in steps["reliability"] if each["count"]]
+        drawn.append(
+            _plot(
+                directory / "reliability.svg",
+                "mean score",
+                "mean label",
+                diagonal=True,
+                lines={f"{steps['count']} steps": ([each["mean_score"] for each in bins], [each["mean_label"] for each in bins])},
+            )
+        )
+        depths = [row for row in steps["auc_by_depth"] if row["auc"] is not None]
+        if depths:
+            drawn.append(
+                _plot(
+                    directory / "auc-by-depth.svg",
+                    "step",
+                    "AUC",
+                    lines={"steps": ([row["depth"] for row in depths], [row["auc"] for row in depths])},
+                )
+            )
+    if curve := figures["best_of_n"]:
+        distances = [point["kl"] for point in curve]
+        drawn.append(
+            _plot(
+                directory / "best-of-n.svg",
+                "KL of best-of-n from the sampler, nats",
+                "mean over problems",
+                lines={
+                    "right answers": (distances, [point["accuracy"] for point in curve]),
+                    "score": (distances, [point["score"] for point in curve]),
+                },
+            )
+        )
+    return drawn
+
+
+def _plot(path: Path, x_label: str, y_label: str, *, lines: dict[str, tuple[list[float], list[float]]], diagonal: bool = False) -> Path:
+    # The figure is made without pyplot, whose windows and global state a command has no use for.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "stepladder"}):
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.subplots()
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, marker="o", label=name)
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.02, 1.02))
+        axes.legend()
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return path

@@ -1,0 +1,365 @@
+"""``stepladder prm train``: from labelled solutions, or searched trees, to a process reward model that says how good it is."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from stepladder.commands.prm_score import PRMSource, open_scorer, open_step_scorer, score_solutions
+from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
+from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.values import ValueTarget, value_rows
+from stepladder.data.metrics import answers as metrics
+from stepladder.data.store import read_trees
+from stepladder.errors import ConfigError, DataFormatError
+from stepladder.files import atomic_write_text
+from stepladder.interfaces import ScoreRequest, collect_all
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import PRMConfig
+from stepladder.loops.runs.directory import load_run
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.workers import Progress
+from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
+from stepladder.types import TreeRecord, derive_seed
+
+REPORT_FILE = "stepladder_prm_training.json"
+"""Where a trained model's directory keeps what its training came to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingJob:
+    """What to train on, from where, and how."""
+
+    init: str
+    """Policy or process reward model to start from: directory or hub id."""
+    output: Path
+    """Directory of the trained model."""
+    spec: str | None = None
+    """Name of a spec or a ``.json`` file; None takes the start model's own."""
+    loss: str = "bce"
+    """Name of the loss."""
+    scope: str = "full"
+    """``full``, ``head``, or ``lora``."""
+    head_first: float = 0.0
+    """Passes with the head alone before everything is trained."""
+    neutral: str = "good"
+    """What a PRM800K rating of 0 means."""
+    held_out: float = 0.1
+    """Share of the problems that is not trained on and measured instead, in [0, 1)."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model."""
+    target: str = "monte-carlo"
+    """What a step of a tree learns: a ``ValueTarget``, or ``step-pairs``."""
+    supervise: str = "step-end"
+    """Tokens of a step of a tree that learn its target: ``step-end`` or ``every-token``."""
+
+
+def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
+    """Train on files of labelled solutions and return the lines to print; the same facts are in the model's directory as JSON.
+
+    Args:
+        files: Files in a form that ``load_stepwise`` reads.
+        job: What to do.
+        training: Fields of ``TrainSettings``.
+
+    Problems are kept whole: a problem is either trained on or held out, whatever file its solutions stand in.
+
+    Raises:
+        ConfigError: If the choices do not fit each other.
+        DataFormatError: If a file is malformed, or its labels do not fit.
+        CheckpointError: If a model cannot be read or written.
+    """
+    if (job.target, job.supervise) != ("monte-carlo", "step-end"):
+        raise ConfigError("prm train: files say themselves what their steps learn: got --target or --supervise -- give them with --trees")
+    spec, settings = training_spec(job), _settings(job, training)
+    dropped: Counter[str] = Counter()
+    solutions: list[StepwiseSolution] = []
+    for path in files:
+        file = load_stepwise(path, neutral=job.neutral, split=spec.split)
+        solutions += file.solutions
+        dropped.update(file.dropped_by_reason)
+    kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed, what="labelled solutions")
+    with _progress() as on_progress:
+        report = _train(kept, job, settings, spec, on_progress)
+    dropped.update(report.dropped_by_reason)
+    figures = held_out_figures(held_out, job, settings.device) if held_out else None
+    return _finished(job, "solutions", (len(kept), len(held_out)), dropped, report, figures)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, float, int], None]]:
+    """Show how far a training is, and yield what the trainer calls after each update."""
+    with ProgressDisplay().stages({"PRM": None}) as tell:
+        yield lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))
+
+
+def _finished(job: TrainingJob, what: str, counts: tuple[int, int], dropped: Counter[str], report: Any, figures: Any) -> str:
+    facts = {
+        what: counts[0],
+        f"held_out_{what}": counts[1],
+        "dropped_by_reason": dict(sorted(dropped.items())),
+        "training": asdict(replace(report, dropped_by_reason={})),
+        "held_out": figures,
+    }
+    atomic_write_text(job.output / REPORT_FILE, json.dumps(facts, indent=2) + "\n")
+    return _told(job, what, facts)
+
+
+def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
+    """Train on searched trees, on the tokens that they hold, and return the lines to print; otherwise as ``train_files``.
+
+    Args:
+        sources: Shards of trees, directories of shards, or a run or one of its rounds, of which all training trees are taken.
+        job: What to do; the start model has the policy's tokenizer and step format.
+        training: Fields of ``TrainSettings``.
+
+    Raises:
+        ConfigError: If the choices do not fit each other.
+        DataFormatError: If there are no trees, they come from another prompt format or tokenizer, or nothing can be learned from them.
+        CheckpointError: If a model cannot be read or written, or nothing says how its steps are written.
+    """
+    settings = _settings(job, training)
+    spec = _tree_spec(job)
+    shards = [shard for source in sources for shard in _tree_shards(source)]
+    records = [record for shard in shards for record in read_trees(shard)]
+    kept, held_out = split_by_problem(records, held_out=job.held_out, seed=settings.seed, what="trees")
+    selection = _selection(kept, job)
+    renderer = _tree_renderer(job, shards[0])
+    with _progress() as on_progress:
+        common = {"renderer_hash": renderer.hash, "loss": job.loss, "trust_remote_code": job.trust_remote_code, "on_progress": on_progress}
+        if spec.family == "implicit":
+            from stepladder.prm.implicit import train_implicit_on_tokens
+
+            report = train_implicit_on_tokens(job.init, selection.rows, job.output, settings, spec=spec, **common)
+        else:
+            from stepladder.prm.value_training import train_value
+
+            given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
+            options = {"spec": given, "supervise": job.supervise}
+            report = train_value(job.init, selection.rows, job.output, settings, **options, **common)
+    renderer.step_format.save(job.output)
+    dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
+    figures = _tree_figures(held_out, job, settings.device) if held_out else None
+    return _finished(job, "trees", (len(kept), len(held_out)), dropped, report, figures)
+
+
+def _tree_spec(job: TrainingJob) -> PRMSpec:
+    from stepladder.prm.target_rows import Supervise
+
+    if job.scope not in ("full", "lora") or job.head_first:
+        raise ConfigError(f"prm train --trees: trains everything, or adapters: got --scope {job.scope} --head-first {job.head_first}")
+    if job.target not in (*ValueTarget, "step-pairs"):
+        raise ConfigError(
+            f"--target: must be one of {', '.join(ValueTarget)}, step-pairs: got {job.target!r} -- evolve estimates the others"
+        )
+    if job.supervise not in get_args(Supervise):
+        raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
+    default = build.new_prm_spec(PRMConfig().model_copy(update={"loss": job.loss}))
+    if default.family == "implicit":
+        default = replace(default, reference=_reference(job))
+    spec = default if job.spec is None else resolve_spec(job.init, job.spec)
+    if spec.prompt != "tokens":
+        raise ConfigError(
+            f"prm train --trees: trees hold the policy's own tokens: got a spec with the prompt {spec.prompt!r} -- leave --spec out"
+        )
+    return spec
+
+
+def _tree_shards(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    shards = sorted(source.glob("shard-*.parquet")) or sorted(source.rglob("trees/shard-*.parquet"))
+    if not shards:
+        raise DataFormatError(f"{source}: must be a shard of trees, or a directory with some: found none -- give RUN/rounds/001/trees")
+    return shards
+
+
+def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Any:
+    if job.target == "step-pairs":
+        return step_pairs(records)
+    return value_rows(records, target=job.target)
+
+
+def _tree_renderer(job: TrainingJob, shard: Path) -> Any:
+    """Return the renderer of the start model: of its own step format, or of that of the run that the trees stand in."""
+    from stepladder.lm.loading import FORMAT_FILE, load_tokenizer
+    from stepladder.policy.prompts import PromptRenderer, StepFormat
+
+    run = next((folder for folder in shard.resolve().parents if (folder / "run.json").is_file()), None)
+    if run is not None and not (Path(job.init) / FORMAT_FILE).is_file():
+        step_format = build.step_format(load_run(run).config())
+    else:
+        step_format = StepFormat.load(job.init)
+    return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), step_format)
+
+
+def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) -> dict[str, Any]:
+    """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
+    rows = value_rows(records).rows
+    source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
+    requests = [
+        ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(tuple(map(tuple, row.step_ids)),))
+        for ticket, row in enumerate(rows)
+    ]
+    results = collect_all(open_step_scorer(source), requests)
+    return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
+
+
+def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
+    from stepladder.lm.training import LoraSettings, TrainSettings
+
+    if not 0 <= job.held_out < 1:
+        raise ConfigError(f"--held-out: must be in [0, 1): got {job.held_out}")
+    return TrainSettings(**training, lora=LoraSettings() if job.scope == "lora" else None)
+
+
+def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: Any, spec: PRMSpec, on_progress: Any) -> Any:
+    if spec.family == "implicit":
+        if job.scope == "head" or job.head_first:
+            raise ConfigError("prm train: an implicit model has no head of its own to train alone -- use --scope full or lora")
+        from stepladder.prm.implicit import train_implicit
+
+        return train_implicit(
+            job.init,
+            [_graded(solution) for solution in solutions],
+            job.output,
+            settings,
+            spec=spec,
+            loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+            trust_remote_code=job.trust_remote_code,
+            on_progress=on_progress,
+        )
+    from stepladder.prm.text_training import train_stepwise
+
+    return train_stepwise(
+        job.init,
+        [_labelled(solution, job.loss) for solution in solutions],
+        job.output,
+        settings,
+        spec=spec,
+        loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+        scope="head" if job.scope == "head" else "full",
+        head_first=job.head_first,
+        trust_remote_code=job.trust_remote_code,
+        on_progress=on_progress,
+    )
+
+
+def training_spec(job: TrainingJob) -> PRMSpec:
+    """Return the spec that a job trains under; a categorical loss gives a value head its bins.
+
+    Raises:
+        ConfigError: If the spec cannot be trained on files.
+    """
+    if job.scope not in ("full", "head", "lora"):
+        raise ConfigError(f"--scope: must be full, head or lora: got {job.scope!r}")
+    spec = resolve_spec(job.init, job.spec)
+    if spec.prompt == "tokens":
+        raise ConfigError("prm train: the start model reads the policy's own tokens, which files do not hold -- give --spec, or use evolve")
+    if spec.family == "implicit" and spec.reference is None:
+        return replace(spec, reference=_reference(job))
+    if job.loss in ("hl-gauss", "two-hot") and spec.family == "value-head" and spec.bins == 1:
+        return replace(spec, bins=PRMConfig().bins, transform="identity")
+    return spec
+
+
+def _reference(job: TrainingJob) -> str:
+    """Return the start model as seen from the trained one, whose directory then says itself what it is read against."""
+    return os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init
+
+
+KeyedT = TypeVar("KeyedT", StepwiseSolution, TreeRecord)
+
+
+def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, what: str) -> tuple[list[KeyedT], list[KeyedT]]:
+    """Return (what to train on, what to hold out), in order; a problem's side depends on its key and the seed alone.
+
+    Raises:
+        DataFormatError: If a side that must hold something is empty.
+    """
+    limit = held_out * 2.0**63
+    aside = {key for key in {each.problem_id for each in items} if derive_seed(seed, "held out", key) < limit}
+    kept = [each for each in items if each.problem_id not in aside]
+    rest = [each for each in items if each.problem_id in aside]
+    if not kept or (held_out and not rest):
+        raise DataFormatError(
+            f"{what}: both sides of a split need a problem: got {len(kept)} to train on and {len(rest)} held out "
+            "-- give more problems, another --seed, or --held-out 0"
+        )
+    return kept, rest
+
+
+def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
+    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
+    source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
+    with open_scorer(source) as scorer:
+        scores = score_solutions(scorer, solutions)
+    return _step_figures([(steps, solution.labels) for solution, steps in zip(solutions, scores, strict=True)])
+
+
+def _step_figures(judged: Sequence[tuple[Sequence[float | None], Sequence[float | None]]]) -> dict[str, Any]:
+    """Return the figures of (scores, labels) of solutions."""
+    pairs = [
+        (score, label)
+        for scores, labels in judged
+        for score, label in zip(scores, labels, strict=True)
+        if score is not None and label is not None
+    ]
+    given = [score for score, _ in pairs]
+    # A soft label of exactly one half says neither.
+    sided = [(score, label > 0.5) for score, label in pairs if label != 0.5]
+    return {
+        "steps": len(pairs),
+        "auc": metrics.pooled_auc([score for score, _ in sided], [good for _, good in sided]),
+        "mean_squared_error": sum((score - label) ** 2 for score, label in pairs) / len(pairs) if pairs else None,
+        "mean_score": sum(given) / len(given) if given else None,
+    }
+
+
+def _graded(solution: StepwiseSolution) -> Any:
+    from stepladder.prm.implicit import GradedSolution
+    from stepladder.prm.reader import Solution
+
+    outcome = None if solution.correct is None else float(solution.correct)
+    return GradedSolution(
+        solution=Solution(question=solution.question, steps=solution.steps, place=solution.place),
+        problem_id=solution.problem_id,
+        outcome=outcome,
+    )
+
+
+def _labelled(solution: StepwiseSolution, loss: str) -> Any:
+    from stepladder.prm.reader import Solution
+    from stepladder.prm.text_training import LabelledSolution
+
+    return LabelledSolution(
+        solution=Solution(question=solution.question, steps=solution.steps, place=solution.place),
+        labels=_outcome_labels(solution) if loss == "listwise" else solution.labels,
+        problem_id=solution.problem_id,
+    )
+
+
+def _outcome_labels(solution: StepwiseSolution) -> tuple[float | None, ...]:
+    """Return whether the solution is right as the label of its last step, which a comparison of whole solutions reads."""
+    if not solution.steps or solution.correct is None:
+        return (None,) * len(solution.steps)
+    return (*(None,) * (len(solution.steps) - 1), float(solution.correct))
+
+
+def _told(job: TrainingJob, what: str, facts: dict[str, Any]) -> str:
+    training, held_out, dropped = facts["training"], facts["held_out"], facts["dropped_by_reason"]
+    lines = [
+        f"{job.output}: {training['updates']} updates on {training['rows']} rows of {facts[what]} {what}, "
+        f"loss {training['first_loss']:.4f} -> {training['last_loss']:.4f} in {training['seconds']:.0f} s",
+        f"dropped: {', '.join(f'{count} {reason}' for reason, count in dropped.items()) or 'nothing'}",
+    ]
+    if held_out is not None:
+        auc = "none (one class)" if held_out["auc"] is None else f"{held_out['auc']:.3f}"
+        error = held_out["mean_squared_error"]
+        shown = "none" if error is None else f"{error:.4f}"
+        lines.append(f"held out: {held_out['steps']} steps of {facts[f'held_out_{what}']} {what}, AUC {auc}, squared error {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,366 @@
+"""Search as an inference-time solver: models of a run or of directories, any method, no answers anywhere."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.commands.evolve import best_models, round_models
+from stepladder.data.datasets.problems import load_problems
+from stepladder.data.grading.answers import answer_key
+from stepladder.data.labels.values import path_to
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.files import atomic_write_text
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, read_value, with_overrides
+from stepladder.loops.runs.directory import load_run
+from stepladder.loops.runs.token_use import TokenUse, unique_tokens
+from stepladder.mcts.consistency import Discriminator
+from stepladder.mcts.engine import SearchEngine
+from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
+from stepladder.types import Budget, Problem, Provenance, SearchResult
+
+DEFAULT_RUN = Path("runs/embedded")
+_UNBOUNDED_SIMULATIONS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SolveSettings:
+    """Everything a search for answers needs."""
+
+    config: Config
+    """Format, limits and device; a run's own configuration, or defaults for bare model directories."""
+    policy: str
+    """Directory or hub id of the policy."""
+    prm: tuple[str, ...]
+    """Directories or hub ids of the PRMs, of which several make an ensemble; empty searches without one."""
+    method: SearchMethod
+    """Search method."""
+    budget: Budget
+    """Spending caps per question."""
+    seed: int
+    """Seed of the search."""
+    discriminator: str | None = None
+    """Directory of a second model by whose consistency the answer is chosen; None leaves it to the method's answer rule."""
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        run: Path | None,
+        policy: str | None,
+        prm: Sequence[str],
+        method: str | None,
+        tokens: int | None,
+        simulations: int | None,
+        options: list[str],
+        seed: int,
+        overrides: Sequence[str] = (),
+        seconds: float | None = None,
+        discriminator: str | None = None,
+    ) -> "SolveSettings":
+        """Find the models and check the settings.
+
+        With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
+        Models and ``overrides`` are chosen as ``choose_models`` says.
+
+        Raises:
+            ConfigError: If settings contradict each other, or the method or an option is unknown.
+            CheckpointError: If there is no such run or it has no finished round.
+        """
+        config, policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
+        defaults = config.evaluate
+        same_method = method in (None, defaults.method)
+        chosen_options = (defaults.options if same_method else {}) | dict(read_option(text) for text in options)
+        unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
+        num_simulations = simulations or unbounded or defaults.simulations
+        budget = Budget(
+            num_simulations=num_simulations,
+            max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+            max_seconds=seconds,
+            max_depth=config.search.max_depth,
+            max_step_tokens=config.search.max_step_tokens,
+        )
+        return cls(
+            config=config,
+            policy=policy,
+            prm=chosen_prm,
+            method=resolve_method(method or defaults.method, **chosen_options),
+            budget=budget,
+            seed=seed,
+            discriminator=discriminator,
+        )
+
+
+def token_simulations(max_tokens: int) -> int:
+    """Return the cap on simulations of a search that its tokens are to end.
+
+    An expansion takes a token at least. A second visit to a terminal takes none, and methods that allow it could go on visiting for ever:
+    so many simulations as tokens are enough for the former and an end to the latter.
+    """
+    return max_tokens
+
+
+def choose_models(
+    *, run: Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
+) -> tuple[Config, str, tuple[str, ...]]:
+    """Find the models to search with and return configuration, policy and PRMs: none, one, or an ensemble.
+
+    Args:
+        run: Run whose models are taken; None is the default run, unless a policy is named.
+        policy: Directory or hub id of a policy, instead of a run's.
+        prm: PRMs instead of the run's; ``none`` is no PRM, and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as
+            the spec ``judge`` says. Empty takes the run's.
+        overrides: ``section.key=value`` over the run's configuration.
+        number: Round whose models are taken; None takes the best ones.
+
+    Raises:
+        ConfigError: If settings contradict each other or are unknown.
+        CheckpointError: If there is no such run or round, or none is finished.
+    """
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if number is not None and policy is not None:
+        raise ConfigError("--round and --policy: a round has a policy of its own: got both -- give one")
+    if "none" in prm and len(prm) > 1:
+        raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+    if policy is not None:
+        config, run_prm = _bare_config(policy), None
+    else:
+        config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
+    config = with_overrides(config, list(overrides))
+    build.check_backends(config, trains=False)
+    if "self" in prm and config.prm.spec is None:
+        config = with_overrides(config, ["prm.spec=judge"])
+    if not prm:
+        return config, policy, () if run_prm is None else (run_prm,)
+    return config, policy, () if "none" in prm else tuple(policy if name == "self" else name for name in prm)
+
+
+def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
+    """Search one question and return the text to print."""
+    problems = [Problem(id="question", question=question)]
+    engine, discriminator = _engine(settings, problems), _discriminator(settings)
+    # Importing and loading models takes seconds, and is no part of what a search costs.
+    begin = time.monotonic()
+    ((result, reviewing),) = _search(engine, discriminator, problems)
+    seconds = time.monotonic() - begin
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
+    if tree_path is not None:
+        _write_trees(tree_path, [result])
+    row = _row(result, question, reviewing)
+    if as_json:
+        return json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()})
+    return _readable(row, result, seconds, use)
+
+
+def solve_file(
+    settings: SolveSettings, source: Path, output: Path, *, tree_path: Path | None, id_field: str = "id", question_field: str = "question"
+) -> str:
+    """Search every question of a file and write one JSON line each, in the order of the file.
+
+    Finished answers are kept beside the output while the work goes on, so a stopped command continues where it was.
+
+    Args:
+        settings: Models, method and budget.
+        source: JSONL or Parquet file; answers in it are not kept.
+        output: JSONL file to write.
+        tree_path: Where the searched trees go; None writes none.
+        id_field: Field of the ids; empty makes them from file name and line number.
+        question_field: Field of the questions.
+
+    Raises:
+        DataFormatError: If the file breaks its format.
+        CheckpointError: If the kept answers belong to other settings.
+    """
+    loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
+    problems = [labelled.problem for labelled in loaded]
+    part = output.with_name(output.name + ".part")
+    rows = _kept_rows(part, settings)
+    missing = [problem for problem in problems if problem.id not in rows]
+    questions = {problem.id: problem.question for problem in problems}
+    results: list[SearchResult] = []
+    engine, discriminator, num_unique = _engine(settings, missing), _discriminator(settings), 0
+    begin = time.monotonic()
+    with part.open("a", encoding="utf-8") as file:
+        for result, reviewing in _search(engine, discriminator, missing):
+            num_unique += unique_tokens(result.tree)
+            rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
+            file.write(json.dumps(rows[result.problem_id]) + "\n")
+            file.flush()
+            if tree_path is not None:
+                results.append(result)
+    atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
+    if tree_path is not None:
+        _write_trees(tree_path, results)
+    part.unlink()
+    tokens = sum(row["generated_tokens"] for row in rows.values())
+    answered = sum(row["answer"] is not None for row in rows.values())
+    seconds = time.monotonic() - begin
+    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {seconds:.1f} s of search"
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique).sentence()
+    return done if use is None else f"{done}\n{use}"
+
+
+def explain_methods() -> str:
+    """Return one paragraph per search method (what it does, its settings, its source), and why some published ones are missing."""
+    paragraphs = [_explained(preset) for preset in PRESETS.values()]
+    outside = [f"  {name}: {reason}" for name, reason in OUTSIDE.items()]
+    note = "Settings not named have their defaults, which docs/methods.md lists; --option KEY=VALUE changes any of them."
+    return "\n".join([*paragraphs, "", note, "", "Published searches that the settings do not express:", *outside])
+
+
+def _explained(preset: Preset) -> str:
+    method = preset.method
+    lines = [f"{method.name}: {method.description}"]
+    details = {
+        "settings": ", ".join(f"{name}={value}" for name, value in method.settings().items()),
+        "source": preset.source,
+        "published budget": preset.budget,
+        "differs": preset.differs,
+    }
+    return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
+
+
+def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | None]:
+    try:
+        run = load_run(run_path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or name a model with --policy DIR") from None
+    policy, prm = best_models(run) if number is None else round_models(run, number)
+    return run.config(), policy, prm
+
+
+def _bare_config(policy: str) -> Config:
+    """Settings for a model directory without a run; its saved step format is used if there is one."""
+    from stepladder.policy.prompts import StepFormat
+
+    saved = asdict(StepFormat.load(policy)) if _has_format(policy) else {}
+    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
+
+
+def _has_format(directory: str) -> bool:
+    from stepladder.lm.loading import FORMAT_FILE
+
+    return (Path(directory) / FORMAT_FILE).is_file()
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """Return name and value of a method's setting written as ``key=value``.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
+    return key, read_value(value)
+
+
+def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
+    config = settings.config
+    renderer = build.build_renderer(config, settings.policy)
+    return SearchEngine(
+        policy=build.build_policy(config, settings.policy),
+        scorer=build.build_scorer(config, settings.prm, renderer=renderer, problems=problems),
+        renderer=renderer,
+        method=settings.method,
+        budget=settings.budget,
+        provenance=Provenance(
+            round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=renderer.hash
+        ),
+        max_trees=config.search.max_trees,
+    )
+
+
+def _search(
+    engine: SearchEngine, discriminator: Discriminator | None, problems: list[Problem]
+) -> Iterator[tuple[SearchResult, int | None]]:
+    """Yield results, and the tokens that a discriminator generated to review them."""
+    by_id = {problem.id: problem for problem in problems}
+    for result in engine.search(problems):
+        if discriminator is None:
+            yield result, None
+            continue
+        before = discriminator.generated_tokens
+        reviewed = discriminator.review(by_id[result.problem_id], result)
+        yield reviewed, discriminator.generated_tokens - before
+
+
+def _discriminator(settings: SolveSettings) -> Discriminator | None:
+    """Return the second model, on the embedded engine whatever the backend: that may hold one model only."""
+    directory = settings.discriminator
+    if directory is None:
+        return None
+    base = settings.config
+    own = _bare_config(directory).format if _has_format(directory) else base.format
+    config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
+    return Discriminator(
+        build.build_policy(config, directory),
+        build.build_renderer(config, directory),
+        key_of=lambda answer: answer_key(answer, base.problems.rule),
+        budget=settings.budget,
+        seed=settings.seed,
+    )
+
+
+def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
+    tree = result.tree
+    steps = [
+        {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
+        for node in path_to(tree, result.answer_node or 0)
+    ]
+    return {
+        "id": result.problem_id,
+        "question": question,
+        "answer": result.answer,
+        "steps": steps,
+        "votes": result.votes,
+        "method": tree.method,
+        "generated_tokens": tree.generated_tokens,
+        **({} if reviewing is None else {"discriminator_tokens": reviewing}),
+        "policy_calls": tree.policy_calls,
+        "simulations": tree.num_simulations,
+        "stop_reason": str(result.stop_reason),
+    }
+
+
+def _readable(row: dict[str, Any], result: SearchResult, seconds: float, use: TokenUse) -> str:
+    lines = [f"answer: {row['answer'] if row['answer'] is not None else 'none found -- raise --tokens or try another --method'}", ""]
+    for number, step in enumerate(row["steps"], start=1):
+        score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
+        lines.append(f"  {number:>2}  {score}  {step['text'].strip()}")
+    nodes = len(result.tree.parents)
+    lines += [
+        "",
+        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, "
+        f"{seconds:.2f} s of search",
+        use.sentence() or "",
+    ]
+    return "\n".join(lines).rstrip("\n")
+
+
+def _write_trees(path: Path, results: list[SearchResult]) -> None:
+    trees = [result.tree.to_dict() for result in results]
+    atomic_write_text(path, json.dumps(trees[0] if len(trees) == 1 else trees) + "\n")
+
+
+def _kept_rows(part: Path, settings: SolveSettings) -> dict[str, dict[str, Any]]:
+    """Answers of an earlier, stopped call; its last line may be torn and is then searched again."""
+    if not part.exists():
+        return {}
+    lines = part.read_text(encoding="utf-8").split("\n")
+    rows = {}
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except (json.JSONDecodeError, KeyError):
+            raise DataFormatError(f"{part}:{number}: not an answer of an earlier call -- remove the file to start over") from None
+    if any(row["method"] != settings.method.name for row in rows.values()):
+        raise CheckpointError(f"{part}: holds answers of another method -- remove the file to start over, or use the same --method")
+    part.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
+    return rows

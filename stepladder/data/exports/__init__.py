@@ -1,0 +1,1 @@
+"""Data sets for other trainers, with a data card."""

@@ -1,0 +1,268 @@
+"""Data cards: what a reader of an exported data set has to know, made from the rows, the trees behind them and the run's settings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+from stepladder.data.exports.formats import ExportFormat, Row
+from stepladder.data.exports.rows import ExportSource
+from stepladder.data.labels.advantages import AdvantageForm
+from stepladder.data.labels.values import gather_evidence
+from stepladder.data.store import PROVENANCE_COLUMNS
+from stepladder.types import StopReason, TreeRecord
+
+CARD_MARK = "<!-- made by stepladder export -->"
+"""Stands in every data card; only a data set with it is ever replaced."""
+EXPORT_VERSION = 1
+"""Version of the exported columns; an import refuses others."""
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportSummary:
+    """What was exported, gathered row by row."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows of every split."""
+    problems: dict[str, set[str]] = field(default_factory=dict)
+    """Problem ids of every split."""
+    provenance: dict[str, set[Any]] = field(default_factory=lambda: {name: set() for name in PROVENANCE_COLUMNS})
+    """Values of every provenance column."""
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    """Figures of the rows, by name."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """What the export left out, by reason."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all splits."""
+        return sum(self.rows.values())
+
+    def add(self, split: str, rows: Sequence[Row], chosen: ExportFormat) -> int:
+        """Count rows of a split and return the tokens they hold."""
+        self.rows[split] = self.rows.get(split, 0) + len(rows)
+        self.problems.setdefault(split, set()).update(row["problem_id"] for row in rows)
+        for name, values in self.provenance.items():
+            values.update(row[name] for row in rows)
+        num_tokens = 0
+        for name, measure in chosen.measures.items():
+            known = [float(value) for row in rows if (value := measure(row)) is not None]
+            self.measures.setdefault(name, []).extend(known)
+            num_tokens += int(sum(known)) if name.endswith("tokens") else 0
+        return num_tokens
+
+
+@dataclass(kw_only=True, slots=True)
+class Exploration:
+    """How widely trees were searched; sums over trees."""
+
+    trees: int = 0
+    """Trees."""
+    solved: int = 0
+    """Trees with a right leaf."""
+    nodes: int = 0
+    """Nodes, roots included."""
+    expanded: int = 0
+    """Nodes with children."""
+    leaves: int = 0
+    """Nodes without children, roots excluded."""
+    leaf_depths: int = 0
+    """Steps from the root to the leaves."""
+    deepest: int = 0
+    """Largest depth."""
+    terminals: int = 0
+    """Leaves that ended by themselves."""
+    truncated: int = 0
+    """Leaves that a limit cut."""
+    failed: int = 0
+    """Leaves at which the policy failed."""
+    right: int = 0
+    """Leaves graded right."""
+    graded: int = 0
+    """Graded leaves."""
+    distinct_answers: int = 0
+    """Different final answers, tree by tree."""
+    kept_tokens: int = 0
+    """Tokens of the nodes."""
+    generated_tokens: int = 0
+    """Tokens sampled."""
+
+    def add(self, record: TreeRecord) -> None:
+        """Add one tree."""
+        evidence = gather_evidence(record)
+        inner = set(record.parents[1:])
+        leaves = [node for node in range(1, len(record.parents)) if node not in inner]
+        reasons = [record.stop_reasons[leaf] for leaf in leaves]
+        self.trees += 1
+        self.solved += evidence.right[0] > 0
+        self.nodes += len(record.parents)
+        self.expanded += len(inner)
+        self.leaves += len(leaves)
+        self.leaf_depths += sum(record.depths[leaf] for leaf in leaves)
+        self.deepest = max(self.deepest, *record.depths)
+        self.terminals += reasons.count(StopReason.END)
+        self.truncated += reasons.count(StopReason.LENGTH) + reasons.count(StopReason.DEPTH)
+        self.failed += reasons.count(StopReason.ERROR)
+        self.right += evidence.right[0]
+        self.graded += evidence.right[0] + evidence.wrong[0]
+        self.distinct_answers += len({answer for answer in record.answers if answer is not None})
+        self.kept_tokens += sum(map(len, record.token_ids))
+        self.generated_tokens += record.generated_tokens
+
+    def table(self) -> dict[str, str]:
+        """Return the figures for people."""
+        return {
+            "searched trees": f"{self.trees}",
+            "trees with a right solution": _share(self.solved, self.trees),
+            "nodes per tree": _ratio(self.nodes, self.trees),
+            "children per expanded node": _ratio(self.nodes - self.trees, self.expanded),
+            "depth of leaves, mean": _ratio(self.leaf_depths, self.leaves),
+            "depth of leaves, largest": f"{self.deepest}",
+            "leaves that ended by themselves": _share(self.terminals, self.leaves),
+            "leaves that a limit cut": _share(self.truncated, self.leaves),
+            "leaves at which the policy failed": _share(self.failed, self.leaves),
+            "leaves that were not expanded": _share(self.leaves - self.terminals - self.truncated - self.failed, self.leaves),
+            "graded leaves that are right": _share(self.right, self.graded),
+            "different answers per tree": _ratio(self.distinct_answers, self.trees),
+            "sampled tokens that no node holds (duplicates, rollouts)": _share(
+                self.generated_tokens - self.kept_tokens, self.generated_tokens
+            ),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardFacts:
+    """What the run says about itself."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Settings and models worth stating, by name."""
+    selected: Mapping[str, Any] | None = None
+    """What labelling kept (``kept``) and dropped (``dropped_by_reason``) in the exported rounds; None where the format needs no labels."""
+    licence: str | None = None
+    """SPDX identifier of the licence of the source problems; None where nobody said."""
+    problems: str | None = None
+    """Where the problems come from."""
+
+
+def data_card(
+    name: str, chosen: ExportFormat, summary: ExportSummary, exploration: Exploration, facts: CardFacts, source: ExportSource
+) -> str:
+    """Return the text of README.md, with the metadata that the hub and ``datasets.load_dataset`` read."""
+    parts = [
+        "---",
+        _front_matter(name, chosen, summary, facts),
+        "---",
+        CARD_MARK,
+        "",
+        f"# {chosen.title}",
+        "",
+        chosen.about,
+        "",
+        f"Format `{name}` of `stepladder export`: {summary.num_rows} rows from {len(set().union(*summary.problems.values()))} problems.",
+        "",
+        *_splits(summary),
+        *_section("Columns", "column", "meaning", _columns(chosen, source)),
+        *_section("Provenance", "what", "values in this data set", _provenance(summary)),
+        *_section("Models and settings", "what", "value", facts.settings),
+        *_counts(chosen, summary, facts),
+        *_section("Exploration", "of the trees behind the rows", "figure", exploration.table() if exploration.trees else {}),
+        *_quality(summary),
+        "## Licence",
+        "",
+        _licence(facts),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(name: str, chosen: ExportFormat, summary: ExportSummary, facts: CardFacts) -> str:
+    from datasets import DatasetInfo, Features
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    data_files = [{"split": split, "path": f"data/{split}-*.{chosen.suffix}"} for split in summary.rows]
+    size = next((label for bound, label in _SIZES if summary.num_rows < bound), "n>10M")
+    card = DatasetCardData(
+        pretty_name=chosen.title,
+        license=facts.licence,
+        size_categories=[size],
+        tags=["stepladder", name],
+        configs=[{"config_name": "default", "data_files": data_files}],
+        stepladder={
+            "format": name,
+            "version": EXPORT_VERSION,
+            "rows": dict(summary.rows),
+            **{column: _sorted(values) for column, values in summary.provenance.items()},
+            "dropped_by_reason": {**(facts.selected or {}).get("dropped_by_reason", {}), **summary.dropped},
+        },
+    )
+    # Without stated types, a column of a JSON file that is null throughout has no type, and the next file's numbers do not fit it.
+    DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(chosen.schema))).to_dataset_card_data(card)
+    return card.to_yaml()
+
+
+def _splits(summary: ExportSummary) -> list[str]:
+    if len(summary.rows) < 2:
+        return []
+    rows = {split: f"{count} rows, {len(summary.problems[split])} problems" for split, count in summary.rows.items()}
+    note = "Splits are by problem: a hash of its id, the same in every export, and problems that ask the same question stay together."
+    return [*_section("Splits", "split", "size", rows), note, ""]
+
+
+def _columns(chosen: ExportFormat, source: ExportSource) -> dict[str, str]:
+    meanings = {name: column.meaning for name, column in chosen.all_columns().items()} | PROVENANCE_COLUMNS
+    if "advantages" in meanings:
+        values = f", V by `{source.target}`" if source.advantage is AdvantageForm.PARENT else ""
+        meanings["advantages"] += f" Form `{source.advantage}`: {source.advantage.definition}{values}."
+    if "target" in meanings:
+        meanings["target"] += f" Definition `{source.target}`."
+    return {f"`{name}`": meaning for name, meaning in meanings.items()}
+
+
+def _provenance(summary: ExportSummary) -> dict[str, str]:
+    return {f"`{name}`": ", ".join(f"`{value}`" for value in _sorted(values)) or "none" for name, values in summary.provenance.items()}
+
+
+def _sorted(values: Iterable[Any]) -> list[Any]:
+    return sorted(values, key=lambda value: (value is None, value))
+
+
+def _counts(chosen: ExportFormat, summary: ExportSummary, facts: CardFacts) -> list[str]:
+    kept = {"kept by the export": summary.num_rows}
+    dropped = {f"left out by the export: {reason}": count for reason, count in summary.dropped.items()}
+    labelled = {}
+    if facts.selected is not None:
+        labelled = {f"kept by the run's labelling ({chosen.kind.name})": facts.selected["kept"]}
+        labelled |= {f"dropped by the run's labelling: {reason}": count for reason, count in facts.selected["dropped_by_reason"].items()}
+    return _section("Kept and dropped", "what", "rows", {name: f"{count}" for name, count in {**labelled, **kept, **dropped}.items()})
+
+
+def _quality(summary: ExportSummary) -> list[str]:
+    lines = ["## Quality and size", "", "| per row | mean | smallest | median | largest |", "|---|---|---|---|---|"]
+    for name, values in summary.measures.items():
+        if values:
+            figures = (fmean(values), min(values), median(values), max(values))
+            lines.append(f"| {name} | {' | '.join(f'{value:.4g}' for value in figures)} |")
+    return [*lines, ""]
+
+
+def _licence(facts: CardFacts) -> str:
+    origin = f" ({facts.problems})" if facts.problems else ""
+    if facts.licence is None:
+        return f"The licence of the source problems{origin} was not stated. Find it out before you pass this data set on."
+    return f"Licence of the source problems{origin}: `{facts.licence}`. The questions are theirs; a policy wrote the steps."
+
+
+def _section(title: str, left: str, right: str, rows: Mapping[str, str]) -> list[str]:
+    if not rows:
+        return []
+    return [f"## {title}", "", f"| {left} | {right} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+
+
+def _ratio(sum_: float, count: int) -> str:
+    return f"{sum_ / count:.4g}" if count else "none"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%} ({part} of {whole})" if whole else "none"

@@ -1,0 +1,273 @@
+"""Data sets made of shards: a directory that ``datasets.load_dataset`` reads, with a data card; and shards made of such a directory.
+
+``export_formats.EXPORT_FORMATS`` lists the formats.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stepladder.data.datasets.problems import normalise_question
+from stepladder.data.exports.card import CARD_MARK, EXPORT_VERSION, CardFacts, Exploration, ExportSummary, data_card
+from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat, record_from
+from stepladder.data.exports.rows import ExportSource, Row
+from stepladder.data.store import PROVENANCE_TYPES, ShardKind, read_records, read_trees, write_records, write_table
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.files import atomic_directory
+from stepladder.types import TreeRecord, derive_seed
+
+REST = "train"
+"""The split of the problems that no other split takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportJob:
+    """What to export, and how."""
+
+    format: str
+    """A name in ``EXPORT_FORMATS``."""
+    source: ExportSource
+    """What the rows need beyond themselves."""
+    trees: Sequence[Path] = ()
+    """Shards of the searched trees behind the rows, for the data card."""
+    facts: CardFacts = field(default_factory=CardFacts)
+    """What the data card says about the run."""
+    splits: Mapping[str, float] = field(default_factory=dict)
+    """Share of the problems in each split besides ``train``, in (0, 1)."""
+    overwrite: bool = False
+    """Replace an earlier export; anything else is never removed."""
+
+
+def export_dataset(
+    paths: Sequence[Path], job: ExportJob, out_dir: Path, *, on_shard: Callable[[int], None] = lambda num_tokens: None
+) -> ExportSummary:
+    """Write shards as a data set directory, whole or not at all.
+
+    The directory holds ``data/SPLIT-*.parquet`` (or ``.jsonl``), one file per shard and split that holds rows, and ``README.md``, the data
+    card. Equal shards give equal bytes.
+
+    Args:
+        paths: Shards of the kind that the format is made of, in order.
+        job: What to export.
+        out_dir: New or empty directory.
+        on_shard: Called after every shard with the tokens of its rows.
+
+    Raises:
+        ConfigError: If the format is unknown, or a split is impossible.
+        DataFormatError: If there is no row to export, a split gets none, or a file is no shard of the right kind and version.
+        CheckpointError: If ``out_dir`` holds something, or cannot be written.
+    """
+    chosen = find_format(job.format)
+    _check_splits(job.splits)
+    if not paths:
+        raise DataFormatError(f"{out_dir}: an export needs at least one shard: got none -- run a round first")
+    check_free(out_dir, overwrite=job.overwrite)
+    keys = _split_keys(job.source.questions)
+    summary, dropped = ExportSummary(rows=dict.fromkeys((REST, *job.splits), 0)), Counter[str]()
+    exploration, unread = Exploration(), dict.fromkeys(job.trees)
+    with atomic_directory(out_dir) as temporary:
+        (temporary / "data").mkdir()
+        for index, path in enumerate(paths):
+            num_tokens = 0
+            records = read_records(path, chosen.kind)
+            if path in unread:
+                _explore(exploration, records)
+                del unread[path]
+            rows = list(_rows(records, chosen, job.source, dropped))
+            for split, part in _by_split(rows, job.splits, keys).items():
+                _write_rows(temporary / "data" / f"{split}-{index:05d}.{chosen.suffix}", part, chosen)
+                num_tokens += summary.add(split, part, chosen)
+            on_shard(num_tokens)
+        summary.dropped = dict(sorted(dropped.items()))
+        _check_rows(summary, out_dir, num_shards=len(paths))
+        for path in unread:
+            _explore(exploration, read_trees(path))
+        card = data_card(job.format, chosen, summary, exploration, job.facts, job.source)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return summary
+
+
+def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]:
+    """Write an exported data set as shards, whole or not at all, and return their kind and the number of rows.
+
+    Every field of every record is what it was before the export, bit for bit. Splits follow one another as the data card lists them, with
+    a shard per file.
+
+    Args:
+        directory: What an export wrote.
+        out_dir: New or empty directory, for ``shard-*.parquet``.
+
+    Raises:
+        DataFormatError: If the directory is no export that can be imported, or a file of it lacks columns.
+        CheckpointError: If ``out_dir`` holds something, or cannot be written.
+    """
+    chosen, files = _exported_files(directory)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise CheckpointError(f"{out_dir}: must be new or empty: it is a file or holds files -- import into another place")
+    kind = chosen.restored
+    assert kind is not None, "formats without it were refused"
+    num_rows = 0
+    with atomic_directory(out_dir) as temporary:
+        for index, path in enumerate(files):
+            records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
+            try:
+                write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise DataFormatError(f"{path}: must hold values of the columns' types: {error} -- fetch it again") from None
+            num_rows += len(records)
+    return kind, num_rows
+
+
+def restored_kind(directory: Path) -> ShardKind[Any]:
+    """Return the kind of shard that an exported data set becomes; errors as for ``import_dataset``."""
+    kind = _exported_files(directory)[0].restored
+    assert kind is not None, "formats without it were refused"
+    return kind
+
+
+def find_format(name: str) -> ExportFormat:
+    """Return a format by name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in EXPORT_FORMATS:
+        raise ConfigError(f"format: must be one of {', '.join(EXPORT_FORMATS)}: got {name!r} -- choose one of these")
+    return EXPORT_FORMATS[name]
+
+
+def check_free(out_dir: Path, *, overwrite: bool) -> None:
+    """Check that an export may write a directory: it must be new, empty, or with ``overwrite`` an earlier export.
+
+    Raises:
+        CheckpointError: If it may not.
+    """
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise CheckpointError(f"{out_dir}: must be a directory or not exist: it is a file -- choose another place")
+    card = out_dir / "README.md"
+    ours = card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
+    if not any(out_dir.iterdir()) or (overwrite and ours):
+        return
+    remedy = "choose another directory" if not ours else "choose another directory or pass --overwrite"
+    what = "an earlier export" if ours else "files that are no export of stepladder"
+    raise CheckpointError(f"{out_dir}: must be new or empty: it holds {what} -- {remedy}")
+
+
+def _check_splits(splits: Mapping[str, float]) -> None:
+    for name, share in splits.items():
+        if name == REST or not name.isidentifier() or not 0 < share < 1:
+            raise ConfigError(
+                f"split {name!r}: must be a word other than {REST!r} with a share in (0, 1): got {share!r} -- for example test=0.1"
+            )
+    if sum(splits.values()) >= 1:
+        raise ConfigError(f"splits: shares must leave something to {REST!r}: got {sum(splits.values()):.4g} in all -- lower them")
+
+
+def _split_keys(questions: Mapping[str, str]) -> dict[str, str]:
+    """Return what decides the split of every problem: the smallest id of those that ask the same."""
+    first: dict[str, str] = {}
+    for problem_id in sorted(questions):
+        first.setdefault(normalise_question(questions[problem_id]), problem_id)
+    return {problem_id: first[normalise_question(question)] for problem_id, question in questions.items()}
+
+
+def _by_split(rows: Sequence[Row], splits: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(_split_of(keys.get(row["problem_id"], row["problem_id"]), splits), []).append(row)
+    return parts
+
+
+def _split_of(key: str, splits: Mapping[str, float]) -> str:
+    # No seed of a run enters: a problem is in the same split in every export, so data sets can be joined without a leak.
+    place, bound = derive_seed("export split", key) / 2**63, 0.0
+    for name, share in splits.items():
+        bound += share
+        if place < bound:
+            return name
+    return REST
+
+
+def _rows(records: Sequence[Any], chosen: ExportFormat, source: ExportSource, dropped: Counter[str]) -> Iterator[Row]:
+    columns = chosen.all_columns()
+    for record, made in chosen.rows(records, source, dropped):
+        row = {name: made[name] if column.field is None else getattr(record, column.field) for name, column in columns.items()}
+        yield row | {name: getattr(record.provenance, name) for name in PROVENANCE_TYPES}
+
+
+def _write_rows(path: Path, rows: Sequence[Row], chosen: ExportFormat) -> None:
+    if chosen.suffix == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        return
+    write_table(path, pa.Table.from_pylist(list(rows), schema=chosen.schema))
+
+
+def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> None:
+    if not summary.num_rows:
+        left_out = f", {sum(summary.dropped.values())} candidates were left out" if summary.dropped else ""
+        raise DataFormatError(
+            f"{out_dir}: an export needs at least one row: the {num_shards} shards hold none{left_out} -- export other rounds"
+        )
+    if empty := [split for split, count in summary.rows.items() if not count]:
+        raise DataFormatError(f"{out_dir}: every split needs a row: got none in {', '.join(map(repr, empty))} -- change its share")
+
+
+def _explore(exploration: Exploration, records: Iterable[TreeRecord]) -> None:
+    for record in records:
+        exploration.add(record)
+
+
+def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
+    """Return the format of an export and its files, split by split."""
+    from huggingface_hub import metadata_load
+
+    card = directory / "README.md"
+    try:
+        facts: Any = metadata_load(card) or {}
+        ours, patterns = facts["stepladder"], [entry["path"] for entry in facts["configs"][0]["data_files"]]
+    # A card of somebody else may hold anything, and the parser's own errors belong to a library below huggingface_hub.
+    except Exception:
+        ours, patterns = None, []
+    if not isinstance(ours, dict):
+        raise DataFormatError(
+            f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
+        )
+    name, version = ours.get("format"), ours.get("version")
+    if version != EXPORT_VERSION or name not in EXPORT_FORMATS:
+        raise DataFormatError(
+            f"{card}: must be a known format of version {EXPORT_VERSION}: got {name!r} of version {version!r} "
+            "-- use the stepladder that wrote it"
+        )
+    chosen = EXPORT_FORMATS[name]
+    if chosen.restore is None:
+        able = ", ".join(known for known, format in EXPORT_FORMATS.items() if format.restore is not None)
+        raise DataFormatError(
+            f"{directory}: must be of a format that can be imported ({able}): got {name!r} -- export the run's trees instead"
+        )
+    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+    if not files:
+        raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
+    return chosen, files
+
+
+def _read_rows(path: Path, chosen: ExportFormat) -> list[Row]:
+    try:
+        if chosen.suffix == "jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        else:
+            rows = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataFormatError(f"{path}: must be a {chosen.suffix} file: {str(error).splitlines()[0]} -- fetch it again") from None
+    expected = set(chosen.schema.names)
+    for number, row in enumerate(rows, 1):
+        if missing := sorted(expected - set(row)):
+            raise DataFormatError(f"{path}:{number}: must have the columns of the format: {', '.join(missing)} missing -- export it again")
+    return rows

@@ -1,0 +1,539 @@
+"""The kinds of data set that can be exported: what each is made of, and its columns.
+
+A format is a table of columns over one kind of shard. To add one, write its row function in ``export_rows.py`` and add an ``ExportFormat``
+to ``EXPORT_FORMATS``. Fields of the record that no column holds are appended under their own names, so that a format that stands for
+whole records never loses anything. Text columns have the names that TRL trains on; token ids stand beside them as ``*_token_ids``, which
+no trainer overwrites.
+
+Source: columns of other trainers as read by TRL 1.16 (``trl/trainer/{dpo,sft,kto}_trainer.py``, ``_prepare_dataset``; its stepwise type
+before 1.14), verl (``verl/utils/dataset/rl_dataset.py``, ``RLHFDataset``, and ``verl/utils/dataset/README.md``), OpenRLHF
+(``openrlhf/datasets/prompts_dataset.py`` and ``process_reward_dataset.py``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from stepladder.data.exports.rows import (
+    Row,
+    RowMaker,
+    pair_chats,
+    problem_rows,
+    prompted_rows,
+    restore_path,
+    restore_prompted,
+    restore_solution,
+    restore_stepwise,
+    restore_trace,
+    restore_tree,
+    shepherd_rows,
+    solution_rows,
+    state_rows,
+    stepwise_rows,
+    trace_chats,
+    trace_ids,
+    trajectory_rows,
+    tree_rows,
+    value_path_rows,
+)
+from stepladder.data.store import GRADED, PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind
+from stepladder.types import Provenance
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_IDS, _NUMBERS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
+_MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+_REWARD_MODEL = pa.struct([("style", _TEXT), ("ground_truth", _TEXT)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportColumn:
+    """One column of an exported data set."""
+
+    type: pa.DataType
+    """Its Arrow type."""
+    meaning: str
+    """What the data card says."""
+    field: str | None = None
+    """Field of the record that it is a copy of; None where the format's function makes it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportFormat:
+    """One kind of data set."""
+
+    kind: ShardKind[Any]
+    """Shards that it is made of."""
+    title: str
+    """Heading of the data card."""
+    about: str
+    """How the rows were made and how to train on them."""
+    columns: dict[str, ExportColumn]
+    """Columns by name, in order; problem id, further fields of the record and provenance are added to all formats."""
+    rows: RowMaker
+    """Makes the rows."""
+    restore: Callable[[Row], Row] | None = None
+    """From a row to the fields of a record of ``restored`` that are no copies; None where the rows do not hold all of it."""
+    restored: ShardKind[Any] | None = None
+    """Shards that an import writes."""
+    suffix: str = "parquet"
+    """``parquet`` or ``jsonl``."""
+    whole: bool = True
+    """Whether a row stands for a whole record, so that all its fields are kept."""
+    measures: dict[str, Callable[[Row], float | None]]
+    """Figures of a row that the data card summarises, by name; those that end with "tokens" count them."""
+    per_problem: bool = False
+    """Whether a row stands for a problem, so that only one round is exported."""
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the rows hold reference answers."""
+        return "reward_model" in self.columns
+
+    def all_columns(self) -> dict[str, ExportColumn]:
+        """Return the columns with those that every format has."""
+        held = {column.field for column in self.columns.values()} | {"problem_id", *_made(self)}
+        further = [name for name in self.kind.columns if name not in held] if self.whole else []
+        extra = {name: ExportColumn(type=self.kind.columns[name], meaning="As in the run's rows.", field=name) for name in further}
+        return {"problem_id": ExportColumn(type=_TEXT, meaning="Key of the problem.", field="problem_id"), **self.columns, **extra}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the files."""
+        return pa.schema({name: column.type for name, column in self.all_columns().items()} | PROVENANCE_TYPES)
+
+
+def _made(format: ExportFormat) -> tuple[str, ...]:
+    """Fields of the record that ``restore`` computes instead of copying."""
+    return ("schema_version",) if format.kind is TREES else ("prompt",)
+
+
+def _column(type: pa.DataType, meaning: str, field: str | None = None) -> ExportColumn:
+    return ExportColumn(type=type, meaning=meaning, field=field)
+
+
+def _value(name: str) -> Callable[[Row], float | None]:
+    return lambda row: row[name]
+
+
+def _size(name: str) -> Callable[[Row], float]:
+    return lambda row: len(row[name])
+
+
+def _inner_size(name: str) -> Callable[[Row], float]:
+    return lambda row: sum(map(len, row[name]))
+
+
+def _mean_target(row: Row) -> float:
+    known = [target for target in row["labels"] if target is not None]
+    return sum(known) / len(known)
+
+
+_LOGPS_MEANING = "Log-probability of each of its tokens under the policy at temperature 1, in nats."
+_PROMPT_TEXT = "The prompt as text: the run's template with the question"
+_QUESTION = _column(_TEXT, "The question, verbatim.")
+_PROMPT_TOKENS = _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids")
+_MISTAKE = _column(_TEXT, "The wrong steps that a revision goes on from, as text; empty for a solution from the beginning.")
+_STEP_COLUMNS = {
+    "steps": _column(_TEXTS, "The steps, as decoded: they concatenate to the solution."),
+    "step_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled."),
+    "prompt_token_ids": _PROMPT_TOKENS,
+}
+_TRACE_COLUMNS = {
+    "prompt_token_ids": _PROMPT_TOKENS,
+    "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
+    "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
+}
+_PAIR_COLUMNS = {
+    "question": _QUESTION,
+    "shared_steps": _column(_TEXT, "The steps that both continue, as text; empty after the question."),
+    "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the shared steps: what the policy saw.", "prompt_ids"),
+    "chosen_token_ids": _column(_IDS, "Token ids of the preferred step, as sampled.", "chosen_ids"),
+    "rejected_token_ids": _column(_IDS, "Token ids of the other step, as sampled.", "rejected_ids"),
+    "chosen_value": _column(_FLOAT, "Value of the preferred step, in [0, 1].", "chosen_value"),
+    "rejected_value": _column(_FLOAT, "Value of the other step, in [0, 1].", "rejected_value"),
+    "depth": _column(_INT, "Depth of the two steps; 1 follows the question.", "depth"),
+    "chosen_visits": _column(_INT, "Simulations that passed through the preferred step.", "chosen_visits"),
+    "rejected_visits": _column(_INT, "Simulations that passed through the other step.", "rejected_visits"),
+    "chosen_logps": _column(_NUMBERS, "Log-probability of each token of the preferred step when it was sampled, in nats.", "chosen_logps"),
+    "rejected_logps": _column(_NUMBERS, "The same for the other step.", "rejected_logps"),
+    "agreement": _column(_FLOAT, "Share of sibling pairs that two PRMs rank alike; null where not known.", "agreement"),
+    "uncertainty": _column(_FLOAT, "What the leaves leave open about the order of the two, in bits; null where not known.", "uncertainty"),
+}
+_PAIRS_ABOUT = (
+    "Each row holds two continuations of the same prefix from search trees, steps or whole solutions. The chosen one's value is higher; by "
+    "the default rule, a right final answer was found below it and a wrong one below the other."
+)
+_TRACES_ABOUT = (
+    "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the value of their "
+    "steps. A right final answer does not prove that every step is right."
+)
+_JUDGED_ABOUT = (
+    "Each row is a path through a search tree. A step is good where a right final answer was found at or below it, bad where only wrong "
+    "ones were (Math-Shepherd's hard estimation). A step that several paths share stands in each of them."
+)
+_PROBLEM_COLUMNS = {
+    "data_source": _column(_TEXT, "Where the problem comes from; verl chooses the reward function by it."),
+    "prompt": _column(_MESSAGES, "The prompt as messages."),
+    "ability": _column(_TEXT, "Kind of problem."),
+    "reward_model": _column(_REWARD_MODEL, "How verl grades: `style` is `rule`, `ground_truth` the reference answer."),
+    "extra_info": _column(
+        pa.struct([("index", _TEXT), ("question", _TEXT)]), "`index` is the problem's id, `question` the question, verbatim."
+    ),
+    "datasource": _column(_TEXT, "The same as `data_source`, under OpenRLHF's name."),
+    "label": _column(_TEXT, "The reference answer, for OpenRLHF's `--label_key label`."),
+}
+_TREE_COLUMNS = {
+    "question": _column(_TEXT, "The question.", "question"),
+    "prompt_ids": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
+    "method": _column(_TEXT, "Search method.", "method"),
+    "parents": _column(_IDS, "Parent of each node; -1 for the root.", "parents"),
+    "depths": _column(_IDS, "Steps from the root.", "depths"),
+    "token_ids": _column(pa.list_(_IDS), "Token ids of the step that leads into each node; none for the root.", "token_ids"),
+    "logps": _column(pa.list_(_NUMBERS), "Log-probability of each of these tokens under the policy at temperature 1, in nats.", "logps"),
+    "texts": _column(_TEXTS, "The step as text.", "texts"),
+    "priors": _column(_NUMBERS, "Prior probability of the node among its siblings.", "priors"),
+    "scores": _column(_NUMBERS, "Score of the step by the process reward model, in [0, 1]; null if not scored.", "scores"),
+    "visits": _column(_IDS, "Simulations that passed through the node.", "visits"),
+    "values": _column(_NUMBERS, "Mean backed-up return; null while unvisited.", "values"),
+    "stop_reasons": _column(_TEXTS, "Why the step ended.", "stop_reasons"),
+    "answers": _column(_TEXTS, "Final answer of a terminal; null elsewhere.", "answers"),
+    "outcomes": _column(_NUMBERS, "1 right, 0 wrong, null where not graded.", "outcomes"),
+    "advantages": _column(_NUMBERS, "Advantage of the step into each node; null for the root and where nothing was graded."),
+    "token_advantages": _column(pa.list_(_NUMBERS), "The same for every token of the step."),
+    "generated_tokens": _column(_INT, "Tokens sampled for the whole tree.", "generated_tokens"),
+    "policy_calls": _column(_INT, "Requests to the policy.", "policy_calls"),
+    "scored_tokens": _column(_INT, "Tokens sent to the process reward model.", "scored_tokens"),
+    "num_simulations": _column(_INT, "Simulations done.", "num_simulations"),
+}
+_TREES_ABOUT = (
+    "Each row is the search tree of one problem, flat: node i is entry i of every list, the root is node 0, and parents come before their "
+    "children. `prompt_ids` and the `token_ids` along a path are exactly what the models saw. Every step has an advantage."
+)
+
+_PAIR_MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "margin": lambda row: row["chosen_value"] - row["rejected_value"],
+    "depth": _value("depth"),
+    "prompt tokens": _size("prompt_token_ids"),
+    "chosen tokens": _size("chosen_token_ids"),
+    "rejected tokens": _size("rejected_token_ids"),
+}
+_TRACE_MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "mean value": _value("mean_value"),
+    "prompt tokens": _size("prompt_token_ids"),
+    "solution tokens": _size("completion_token_ids"),
+}
+_GRADED_MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "share good": lambda row: float(row["label"]),
+    "value": _value("value"),
+    "completion tokens": _size("completion_token_ids"),
+}
+_TREE_MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "nodes": _size("parents"),
+    "simulations": _value("num_simulations"),
+    "largest advantage": lambda row: max((abs(value) for value in row["advantages"] if value is not None), default=None),
+    "step tokens": _inner_size("token_ids"),
+}
+
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "preference": ExportFormat(
+        kind=PAIRS,
+        title="Step-level preference pairs",
+        about=(
+            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the text columns as they stand. It ends every completion with the "
+            "end-of-sequence token, which these steps do not have unless they are last steps; training on the token ids avoids that."
+        ),
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps that both continue."),
+            "chosen": _column(_TEXT, "The preferred step.", "chosen"),
+            "rejected": _column(_TEXT, "The other step.", "rejected"),
+            **_PAIR_COLUMNS,
+        },
+        measures=_PAIR_MEASURES,
+        rows=prompted_rows,
+        restore=restore_prompted,
+        restored=PAIRS,
+    ),
+    "preference-chat": ExportFormat(
+        kind=PAIRS,
+        title="Step-level preference pairs as chats",
+        about=(
+            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the chats as they stand. A reply begins with the steps that both share: their "
+            "part of the log-probability is the same in both and leaves the difference, on which the DPO losses depend, as it is."
+        ),
+        columns={
+            "prompt": _column(_MESSAGES, "The prompt as messages."),
+            "chosen": _column(_MESSAGES, "The reply: shared steps, then the preferred one."),
+            "rejected": _column(_MESSAGES, "The reply: shared steps, then the other one."),
+            "chosen_step": _column(_TEXT, "The preferred step.", "chosen"),
+            "rejected_step": _column(_TEXT, "The other step.", "rejected"),
+            **_PAIR_COLUMNS,
+        },
+        measures=_PAIR_MEASURES,
+        rows=pair_chats,
+        restore=restore_prompted,
+        restored=PAIRS,
+    ),
+    "sft": ExportFormat(
+        kind=TRACES,
+        title="Solutions with right final answers",
+        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the text columns as they stand, with the loss on the completions.",
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
+            "completion": _column(_TEXT, "The whole solution.", "completion"),
+            "question": _QUESTION,
+            "shared_steps": _MISTAKE,
+            **_TRACE_COLUMNS,
+        },
+        measures=_TRACE_MEASURES,
+        rows=prompted_rows,
+        restore=restore_trace,
+        restored=TRACES,
+    ),
+    "sft-chat": ExportFormat(
+        kind=TRACES,
+        title="Solutions with right final answers as chats",
+        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the chats as they stand, with the loss on the replies.",
+        columns={
+            "prompt": _column(_MESSAGES, "The prompt as messages."),
+            "completion": _column(_MESSAGES, "The reply: the whole solution."),
+            "solution": _column(_TEXT, "The whole solution.", "completion"),
+            "question": _QUESTION,
+            "shared_steps": _MISTAKE,
+            **_TRACE_COLUMNS,
+        },
+        measures=_TRACE_MEASURES,
+        rows=trace_chats,
+        restore=restore_trace,
+        restored=TRACES,
+    ),
+    "sft-ids": ExportFormat(
+        kind=TRACES,
+        title="Solutions with right final answers as token ids",
+        about=(
+            f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer`, and any trainer that takes `input_ids` and `labels`, trains on exactly the sampled "
+            "tokens; nothing is tokenised again."
+        ),
+        columns={
+            "input_ids": _column(_IDS, "Token ids of prompt and solution."),
+            "labels": _column(_IDS, "The same, with -100 in place of the prompt."),
+            "question": _QUESTION,
+            "shared_steps": _MISTAKE,
+            "solution": _column(_TEXT, "The solution as text.", "completion"),
+            **_TRACE_COLUMNS,
+        },
+        measures=_TRACE_MEASURES,
+        rows=trace_ids,
+        restore=restore_trace,
+        restored=TRACES,
+    ),
+    "kto": ExportFormat(
+        kind=TREES,
+        title="Right and wrong solutions",
+        about=(
+            "Each row is a solution that ended by itself, with its verdict. Equal solutions of one search are one row.\n\n"
+            "TRL's `KTOTrainer` trains on the text columns as they stand."
+        ),
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
+            "completion": _column(_TEXT, "The whole solution."),
+            "label": _column(_BOOL, "Whether its final answer is right."),
+            "question": _QUESTION,
+            "shared_steps": _column(_TEXT, "Steps before the completion: none."),
+            "prompt_token_ids": _PROMPT_TOKENS,
+            "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled."),
+            "value": _column(_FLOAT, "Mean backed-up value of its steps, in [0, 1]."),
+            "prompt_value": _column(_FLOAT, "Share of right ones among the graded solutions of its tree, in [0, 1]."),
+            "completion_logps": _column(_NUMBERS, _LOGPS_MEANING),
+        },
+        rows=solution_rows,
+        measures=_GRADED_MEASURES,
+        restore=restore_solution,
+        restored=GRADED,
+        whole=False,
+    ),
+    "graded": ExportFormat(
+        kind=GRADED,
+        title="Good and bad continuations",
+        about=(
+            "Each row is a step or a solution that was found good or bad by itself: what the run's losses without pairs learn from, if it "
+            "uses one.\n\nTRL's `KTOTrainer` trains on the text columns as they stand. It ends every completion with the end-of-sequence "
+            "token, which a step does not have unless it is a last one; training on the token ids avoids that."
+        ),
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps before."),
+            "completion": _column(_TEXT, "The step, or the solution.", "completion"),
+            "label": _column(_BOOL, "Whether it is good.", "good"),
+            "question": _QUESTION,
+            "shared_steps": _column(_TEXT, "The steps before, as text; empty for a solution."),
+            "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the steps before.", "prompt_ids"),
+            "completion_token_ids": _column(_IDS, "Token ids of the step, or the solution, as sampled.", "completion_ids"),
+            "value": _column(_FLOAT, "Value of the continuation, in [0, 1].", "value"),
+            "prompt_value": _column(
+                _FLOAT, "Value of the place that it continues; for a solution the share of right ones of its problem.", "prompt_value"
+            ),
+            "completion_logps": _column(_NUMBERS, _LOGPS_MEANING, "logps"),
+        },
+        rows=prompted_rows,
+        measures=_GRADED_MEASURES,
+        restore=restore_prompted,
+        restored=GRADED,
+    ),
+    "stepwise": ExportFormat(
+        kind=TREES,
+        title="Solutions with good and bad steps",
+        about=(
+            f"{_JUDGED_ABOUT}\n\nThe columns are those of TRL's stepwise supervision, which its PRMTrainer took until 1.13; "
+            "`stepladder prm train` takes them as well."
+        ),
+        columns={
+            "prompt": _column(_TEXT, "The question, verbatim."),
+            "completions": _column(_TEXTS, "The steps, without the text that closes each."),
+            "labels": _column(pa.list_(_BOOL), "Whether each step is good."),
+            "targets": _column(_NUMBERS, "The labels as numbers, null where an earlier row of the same tree has the step: each step once."),
+            **_STEP_COLUMNS,
+        },
+        measures={
+            "steps": _size("labels"),
+            "solution tokens": _inner_size("step_token_ids"),
+            "share of good steps": lambda row: sum(row["labels"]) / len(row["labels"]),
+        },
+        rows=stepwise_rows,
+        restore=restore_stepwise,
+        restored=VALUES,
+        whole=False,
+    ),
+    "math-shepherd": ExportFormat(
+        kind=TREES,
+        title="Solutions with good and bad steps in Math-Shepherd's form",
+        about=(
+            f"{_JUDGED_ABOUT}\n\nThe text is that of the Math-Shepherd data set. `stepladder prm train` takes it, and so does OpenRLHF's "
+            "process reward trainer: `--input_key input --label_key value --placeholder_token ки --reward_tokens + -`."
+        ),
+        columns={
+            "input": _column(_TEXT, "The question and the steps, a `ки` behind each."),
+            "label": _column(_TEXT, "The same text with `+` or `-` in place of every `ки`."),
+            "value": _column(_TEXTS, "The signs alone."),
+        },
+        measures={"steps": _size("value"), "share of good steps": lambda row: row["value"].count("+") / len(row["value"])},
+        rows=shepherd_rows,
+        whole=False,
+    ),
+    "value": ExportFormat(
+        kind=TREES,
+        title="Values of states",
+        about="Each row is a state of a search: a prompt with the steps so far, and its value. A regression learns `target` from `state`.",
+        columns={
+            "state": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps so far."),
+            "target": _column(_FLOAT, "Value of the state, in [0, 1]."),
+            "visits": _column(_INT, "Simulations that passed through the state."),
+            "depth": _column(_INT, "Steps so far; 0 is the prompt alone."),
+            "stop_reason": _column(_TEXT, "Why the last step ended; `end` where the state is a finished solution."),
+            "state_token_ids": _column(_IDS, "Token ids of the state."),
+        },
+        measures={name: _value(name) for name in ("target", "visits", "depth")} | {"state tokens": _size("state_token_ids")},
+        rows=state_rows,
+        whole=False,
+    ),
+    "value-paths": ExportFormat(
+        kind=VALUES,
+        title="Value targets of reasoning steps",
+        about=(
+            "Each row is a path through a search tree with a value target in [0, 1] at the end of its steps: what the run's own process "
+            "reward model learns from. A step that several paths share has its target in one of them only and null in the others, so that "
+            "every step counts once: null is context, not zero."
+        ),
+        columns={
+            "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
+            "completions": _column(_TEXTS, "The steps, in order.", "steps"),
+            "labels": _column(_NUMBERS, "Value target of each step, in [0, 1]; null where the step is context only.", "targets"),
+            "question": _QUESTION,
+            "prompt_token_ids": _PROMPT_TOKENS,
+            "completion_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled.", "step_ids"),
+        },
+        measures={"steps": _size("completions"), "mean target": _mean_target, "solution tokens": _inner_size("completion_token_ids")},
+        rows=value_path_rows,
+        restore=restore_path,
+        restored=VALUES,
+    ),
+    "tree": ExportFormat(
+        kind=TREES,
+        title="Search trees",
+        about=_TREES_ABOUT,
+        columns=_TREE_COLUMNS,
+        measures=_TREE_MEASURES,
+        rows=tree_rows,
+        restore=restore_tree,
+        restored=TREES,
+    ),
+    "tree-json": ExportFormat(
+        kind=TREES,
+        title="Search trees as JSON",
+        about=(
+            f"{_TREES_ABOUT} A line of a file is a tree.\n\nThe data set library reads numbers of JSON files to within their last bit; "
+            "`stepladder import`, and Python's `json`, read them exactly."
+        ),
+        columns=_TREE_COLUMNS,
+        measures=_TREE_MEASURES,
+        rows=tree_rows,
+        restore=restore_tree,
+        restored=TREES,
+        suffix="jsonl",
+    ),
+    "trajectories": ExportFormat(
+        kind=TREES,
+        title="Graded solutions with advantages of every token",
+        about=(
+            "Each row is a solution of a search tree with the log-probabilities under which its tokens were sampled and the advantage of "
+            "each. verl's `RLHFDataset` reads the columns of the prompt and hands the others on; the columns of tokens have the names of "
+            "verl's batches. Solutions of one problem share a `uid`."
+        ),
+        columns={
+            **_PROBLEM_COLUMNS,
+            "uid": _column(_TEXT, "The problem's id, by which solutions are grouped."),
+            "response": _column(_TEXT, "The solution as text."),
+            "outcome": _column(_FLOAT, "1 where its final answer is right, else 0."),
+            "stop_reason": _column(_TEXT, "Why it ended: `end` by itself; `length` or `depth` where a limit cut it."),
+            "prompts": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
+            "responses": _column(_IDS, "Token ids of the solution, as sampled."),
+            "old_log_probs": _column(_NUMBERS, _LOGPS_MEANING),
+            "advantages": _column(_NUMBERS, "Advantage of the step that each token belongs to."),
+            "token_level_rewards": _column(_NUMBERS, "The outcome at the last token, 0 before."),
+            "step_ends": _column(_IDS, "Index in `responses` of the last token of each step."),
+        },
+        measures={
+            "share right": _value("outcome"),
+            "largest advantage": lambda row: max(map(abs, row["advantages"])),
+            "solution tokens": _size("responses"),
+        },
+        rows=trajectory_rows,
+        whole=False,
+    ),
+    "prompts": ExportFormat(
+        kind=TREES,
+        title="Problems for reinforcement learning",
+        about=(
+            "Each row is a problem with its reference answer and how often the search solved it.\n\nverl's `RLHFDataset` reads the rows "
+            "as they stand; OpenRLHF with `--input_key prompt --label_key label --apply_chat_template`."
+        ),
+        columns={
+            **_PROBLEM_COLUMNS,
+            "share_right": _column(_FLOAT, "Share of right ones among its solutions in the tree, in [0, 1]; null without any."),
+            "num_solutions": _column(_INT, "Graded solutions in the tree."),
+        },
+        measures={"share right": _value("share_right"), "solutions": _value("num_solutions")},
+        rows=problem_rows,
+        per_problem=True,
+        whole=False,
+    ),
+}
+
+
+def record_from(row: Row, chosen: ExportFormat) -> Any:
+    """Return the record that an exported row was made of."""
+    assert chosen.restore is not None and chosen.restored is not None, "only formats that can be imported come here"
+    copies = {column.field: row[name] for name, column in chosen.all_columns().items() if column.field in chosen.restored.columns}
+    provenance = Provenance(**{name: row[name] for name in Provenance.__dataclass_fields__})
+    fields = {**copies, **chosen.restore(row), "provenance": provenance}
+    return chosen.restored.record(**fields)

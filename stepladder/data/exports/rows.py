@@ -1,0 +1,341 @@
+"""From the records of a run to the rows of exported data sets, and back.
+
+Every function ``*_rows`` yields (record, columns that are no copies of its fields) pairs and counts what it leaves out by reason; every
+function ``restore_*`` returns the fields of a record that are no copies of columns. The texts of prompts are what the run's template makes
+of a question; with a chat template, the policy saw them inside it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from stepladder.data.datasets.labelled_solutions import SHEPHERD_BEGIN, SHEPHERD_MARKER
+from stepladder.data.labels.advantages import AdvantageForm, node_advantages, path_advantages
+from stepladder.data.labels.candidates import find_solutions, judge_trees
+from stepladder.data.labels.values import ValueTarget, join_prompt, node_values, untaken_paths
+from stepladder.data.store import TREES
+from stepladder.errors import DataFormatError
+from stepladder.types import GradedRow, PreferencePair, StopReason, Trace, TreeRecord, ValueRow
+
+Row = dict[str, Any]
+PromptedT = TypeVar("PromptedT", PreferencePair, GradedRow, Trace)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSource:
+    """What a run says about its rows beyond the rows themselves."""
+
+    questions: Mapping[str, str]
+    """Question of every problem by id."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """Reference answer of every problem by id, for the formats that hand problems to another trainer."""
+    prompt_template: str = "{question}\n"
+    """What the policy's prompt is made of."""
+    step_end: str = "\n"
+    """Text that closes a step."""
+    system: str | None = None
+    """System message of the prompt."""
+    target: ValueTarget = ValueTarget.MONTE_CARLO
+    """What the value of a node is, for ``value`` and for advantages over the parent."""
+    advantage: AdvantageForm = AdvantageForm.PARENT
+    """What advantages are compared with."""
+    name: str = "stepladder"
+    """Name of the problems' source: a data set's hub id or the stem of a file."""
+    ability: str = "reasoning"
+    """Kind of problem, as verl's tables name it."""
+
+    def prompt(self, question: str) -> str:
+        """Return the text of the prompt for a question."""
+        return self.prompt_template.replace("{question}", question)
+
+    def messages(self, question: str) -> list[Row]:
+        """Return the prompt as messages of a chat."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": self.prompt(question)}]
+
+    def question(self, problem_id: str) -> str:
+        """Return the question of a problem.
+
+        Raises:
+            DataFormatError: If it is not known.
+        """
+        if problem_id not in self.questions:
+            raise DataFormatError(f"problem {problem_id!r}: its question must be in the trees of the exported rounds: not found")
+        return self.questions[problem_id]
+
+    def answer(self, problem_id: str) -> str:
+        """Return the reference answer of a problem.
+
+        Raises:
+            DataFormatError: If it is not known.
+        """
+        if problem_id not in self.answers:
+            raise DataFormatError(
+                f"problem {problem_id!r}: its reference answer must be in the run's training problems: not found "
+                "-- restore that file, or export another format"
+            )
+        return self.answers[problem_id]
+
+
+RowMaker = Callable[[Sequence[Any], ExportSource, Counter[str]], Iterator[tuple[Any, Row]]]
+"""From the records of a shard to (record, columns that are no copies) pairs; what is left out is counted by reason."""
+
+
+def prompted_rows(records: Sequence[PromptedT], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PromptedT, Row]]:
+    """Yield every pair, trace or graded row as text."""
+    for record in records:
+        question, shared = _split_prompt(record, source)
+        yield record, {"prompt": source.prompt(question) + shared, "question": question, "shared_steps": shared}
+
+
+def pair_chats(records: Sequence[PreferencePair], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PreferencePair, Row]]:
+    """Yield every pair as chats: the shared steps begin both replies."""
+    for pair in records:
+        question, shared = _split_prompt(pair, source)
+        yield (
+            pair,
+            {
+                "prompt": source.messages(question),
+                "chosen": _reply(shared + pair.chosen),
+                "rejected": _reply(shared + pair.rejected),
+                "question": question,
+                "shared_steps": shared,
+            },
+        )
+
+
+def _split_prompt(record: PromptedT, source: ExportSource) -> tuple[str, str]:
+    """Return the question of a row and the text of the steps before its completion."""
+    question = source.question(record.problem_id)
+    head = join_prompt(question, [])
+    if record.prompt != question and not record.prompt.startswith(head):
+        raise DataFormatError(
+            f"row of {record.problem_id!r}: prompt must begin with its question {question[:80]!r}: got {record.prompt[:80]!r}"
+        )
+    return question, record.prompt[len(head) :]
+
+
+def restore_prompted(row: Row) -> Row:
+    """Return what a row with a question and steps before its completion does not copy."""
+    return {"prompt": join_prompt(row["question"], [row["shared_steps"]])}
+
+
+def trace_chats(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
+    """Yield every trace that begins with the question as a chat; in a reply, the mistake of a revision would be learned."""
+    for trace in records:
+        question, shared = _split_prompt(trace, source)
+        if shared:
+            dropped["revision, which needs text or token ids"] += 1
+            continue
+        yield (
+            trace,
+            {
+                "prompt": source.messages(question),
+                "completion": _reply(trace.completion),
+                "question": question,
+                "shared_steps": shared,
+            },
+        )
+
+
+def trace_ids(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
+    """Yield every trace as token ids with labels."""
+    for trace in records:
+        question, shared = _split_prompt(trace, source)
+        ids = [*trace.prompt_ids, *trace.completion_ids]
+        labels = [-100] * len(trace.prompt_ids) + trace.completion_ids
+        yield trace, {"input_ids": ids, "labels": labels, "question": question, "shared_steps": shared}
+
+
+def restore_trace(row: Row) -> Row:
+    """Return what a trace does not copy."""
+    return restore_prompted(row) if row["shared_steps"] else restore_path(row)
+
+
+def restore_path(row: Row) -> Row:
+    """Return what a path of values does not copy."""
+    return {"prompt": row["question"]}
+
+
+def _reply(text: str) -> list[Row]:
+    return [{"role": "assistant", "content": text}]
+
+
+def value_path_rows(records: Sequence[ValueRow], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[ValueRow, Row]]:
+    """Yield every path with its targets."""
+    for row in records:
+        yield row, {"prompt": source.prompt(row.prompt), "question": row.prompt}
+
+
+def _solutions(record: TreeRecord, dropped: Counter[str]) -> Iterator[tuple[int, list[int]]]:
+    """Yield every graded leaf that has tokens, with the nodes of its path."""
+    for leaf, path in untaken_paths(record, [0.0] * len(record.parents)):
+        if not record.token_ids[leaf]:
+            dropped["failed step" if leaf else "not expanded"] += 1
+        elif record.outcomes[leaf] is None:
+            dropped["not graded"] += 1
+        else:
+            yield leaf, [node for node, _ in path]
+
+
+def _path_columns(record: TreeRecord, path: Sequence[int]) -> Row:
+    return {"steps": [record.texts[node] for node in path], "step_token_ids": [record.token_ids[node] for node in path]}
+
+
+def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield the finished graded solutions of a tree, once each, in the order of their leaves."""
+    for record in records:
+        (tree,) = judge_trees([record], target=ValueTarget.TREE_VALUE)
+        found = [solution for right in (True, False) for solution in find_solutions(tree, right=right, dropped=dropped)]
+        graded = [outcome for outcome in record.outcomes if outcome is not None]
+        seen: set[tuple[int, ...]] = set()
+        for solution in sorted(found, key=lambda solution: solution.path[-1]):
+            leaf = solution.path[-1]
+            if record.stop_reasons[leaf] != StopReason.END:
+                dropped["did not end by itself"] += 1
+            elif tuple(solution.token_ids) in seen:
+                dropped["same tokens"] += 1
+            else:
+                seen.add(tuple(solution.token_ids))
+                yield (
+                    record,
+                    {
+                        "prompt": source.prompt(record.question),
+                        "completion": solution.text,
+                        "label": record.outcomes[leaf] == 1.0,
+                        "question": record.question,
+                        "shared_steps": "",
+                        "completion_token_ids": solution.token_ids,
+                        "value": solution.mean,
+                        "prompt_value": sum(graded) / len(graded),
+                        "completion_logps": solution.logps,
+                    },
+                )
+
+
+def restore_solution(row: Row) -> Row:
+    """Return a solution as a graded row."""
+    names = {"good": "label", "completion": "completion", "completion_ids": "completion_token_ids", "logps": "completion_logps"}
+    copies = {field: row[column] for field, column in names.items()} | {name: row[name] for name in ("value", "prompt_value")}
+    return {**copies, **restore_prompted(row)}
+
+
+def _judged_paths(record: TreeRecord, dropped: Counter[str]) -> Iterator[tuple[list[int], list[bool], list[float | None]]]:
+    """Yield the paths that end at a step with evidence: nodes, whether a right leaf is at or below each, and each step's target once."""
+    targets = node_values(record, ValueTarget.HARD_MAX)
+    for leaf, path in untaken_paths(record, targets):
+        if path:
+            nodes = [node for node, _ in path]
+            # A step above one with evidence has it as well.
+            yield nodes, [targets[node] == 1.0 for node in nodes], [target for _, target in path]
+        else:
+            dropped["no target" if record.token_ids[leaf] or leaf == 0 else "failed step"] += 1
+
+
+def stepwise_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every judged path with the labels of all its steps."""
+    for record in records:
+        for nodes, labels, targets in _judged_paths(record, dropped):
+            steps = _path_columns(record, nodes)
+            texts = [step.removesuffix(source.step_end) for step in steps["steps"]]
+            yield record, {"prompt": record.question, "completions": texts, "labels": labels, "targets": targets, **steps}
+
+
+def shepherd_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every judged path as Math-Shepherd's pair of texts."""
+    for record in records:
+        for nodes, labels, _ in _judged_paths(record, dropped):
+            texts = [record.texts[node].strip() for node in nodes]
+            if any(SHEPHERD_MARKER in text for text in (record.question, *texts)) or SHEPHERD_BEGIN in record.question:
+                dropped["holds a marker of the form"] += 1
+                continue
+            parts = [f"Step {number}: {text} " for number, text in enumerate(texts, 1)]
+            signs = ["+" if label else "-" for label in labels]
+            marked, signed = (
+                f"{record.question} " + "\n".join(f"{part}{mark}" for part, mark in zip(parts, marks, strict=True))
+                for marks in ([SHEPHERD_MARKER] * len(parts), signs)
+            )
+            yield record, {"input": marked, "label": signed, "value": signs}
+
+
+def restore_stepwise(row: Row) -> Row:
+    """Return a judged path on which every step of the tree has its target once."""
+    copies = {"prompt_ids": "prompt_token_ids", "step_ids": "step_token_ids", "prompt": "prompt", "steps": "steps", "targets": "targets"}
+    return {field: row[column] for field, column in copies.items()}
+
+
+def state_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every node that has a value, with the whole text and all tokens before it."""
+    for record in records:
+        texts, ids = [source.prompt(record.question)], [record.prompt_ids]
+        targets = node_values(record, source.target)
+        for node, parent in enumerate(record.parents):
+            if node:
+                texts.append(texts[parent] + record.texts[node])
+                ids.append([*ids[parent], *record.token_ids[node]])
+            if node and not record.token_ids[node]:
+                dropped["failed step"] += 1
+            elif targets[node] is None:
+                dropped["no target"] += 1
+            else:
+                place = {"depth": record.depths[node], "visits": record.visits[node], "stop_reason": record.stop_reasons[node]}
+                yield record, {"state": texts[node], "target": targets[node], **place, "state_token_ids": ids[node]}
+
+
+def tree_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every tree with the advantages of its steps."""
+    for record in records:
+        advantages = node_advantages(record, source.advantage, target=source.target)
+        per_token = [[advantage] * len(ids) for advantage, ids in zip(advantages, record.token_ids, strict=True)]
+        yield record, {"advantages": advantages, "token_advantages": per_token}
+
+
+def restore_tree(row: Row) -> Row:
+    """Return what a tree does not copy."""
+    return {"schema_version": TREES.version}
+
+
+def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every graded solution with what each of its tokens earned."""
+    for record in records:
+        advantages = node_advantages(record, source.advantage, target=source.target)
+        for leaf, path in _solutions(record, dropped):
+            of_steps = path_advantages(advantages, path, source.advantage)
+            if None in of_steps:
+                dropped["no advantage"] += 1
+                continue
+            ids = [token for node in path for token in record.token_ids[node]]
+            tokens = {
+                "responses": ids,
+                "old_log_probs": [logp for node in path for logp in record.logps[node]],
+                "advantages": [value for node, value in zip(path, of_steps, strict=True) for _ in record.token_ids[node]],
+                "token_level_rewards": [0.0] * (len(ids) - 1) + [record.outcomes[leaf]],
+                "step_ends": [end - 1 for end in accumulate(len(record.token_ids[node]) for node in path)],
+            }
+            ends = {"outcome": record.outcomes[leaf], "stop_reason": record.stop_reasons[leaf]}
+            text = "".join(record.texts[node] for node in path)
+            yield record, {**_problem_columns(record, source), "uid": record.problem_id, "response": text, **ends, **tokens}
+
+
+def problem_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
+    """Yield every problem with how often it was solved."""
+    for record in records:
+        # A problem is a row whatever its solutions are: nothing is left out here.
+        outcomes = [record.outcomes[leaf] for leaf, _ in _solutions(record, Counter())]
+        share = sum(outcome == 1.0 for outcome in outcomes) / len(outcomes) if outcomes else None
+        yield record, {**_problem_columns(record, source), "share_right": share, "num_solutions": len(outcomes)}
+
+
+def _problem_columns(record: TreeRecord, source: ExportSource) -> Row:
+    answer = source.answer(record.problem_id)
+    return {
+        "data_source": source.name,
+        "prompt": source.messages(record.question),
+        "ability": source.ability,
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {"index": record.problem_id, "question": record.question},
+        "datasource": source.name,
+        "label": answer,
+    }

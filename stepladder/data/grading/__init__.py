@@ -1,0 +1,1 @@
+"""Grading of final answers: reading, comparing, and a killable process for the algebra."""

@@ -1,0 +1,1 @@
+"""From searched trees to training rows: values, pairs, traces, targets."""

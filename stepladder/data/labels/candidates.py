@@ -1,0 +1,254 @@
+"""What the rules that choose training rows share: judged trees, whole solutions, distances between texts, caps per problem.
+
+``pairs.py`` and ``traces.py`` hold the rules. They read trees that are finished and graded; nothing here is seen by a search.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Generic, TypeVar
+
+from stepladder.data.labels.values import Evidence, ValueTarget, children_of, gather_evidence, node_values, path_to
+from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord
+
+RowT = TypeVar("RowT", Trace, PreferencePair, GradedRow)
+
+DECIMALS = 12
+"""Differences and means of floats are rounded to so many decimals before they are compared: 0.7 - 0.5 must reach a margin of 0.2, and what
+is equal but for the last bit must tie."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked(Generic[RowT]):
+    """A row that competes with the others of its problem."""
+
+    rank: tuple[float, ...]
+    """Higher is better."""
+    row: RowT
+    """The row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedTree:
+    """A tree with what is known of its nodes; entry i of every list belongs to node i."""
+
+    record: TreeRecord
+    """The tree."""
+    values: list[float | None]
+    """Values, in [0, 1]; None where there is none."""
+    evidence: Evidence
+    """Graded leaves at and below each node."""
+    children: list[list[int]]
+    """Children of each node."""
+    earlier_scores: Sequence[float | None] | None = None
+    """Scores by the process reward model before the one that guided the search; None where there is none."""
+
+    def comparable(self, node: int) -> bool:
+        """Say whether a node's step can be set against another: it did not fail, and it has a value."""
+        return self.values[node] is not None and bool(self.record.token_ids[node])
+
+    def value(self, node: int) -> float:
+        """Return the value of a node that has one."""
+        value = self.values[node]
+        assert value is not None, "nodes without a value were left out"
+        return value
+
+    def agreement(self, parent: int) -> float | None:
+        """Return how far both process reward models rank the children of a node alike; None where that is not known."""
+        if self.earlier_scores is None:
+            return None
+        children = self.children[parent]
+        return ranking_agreement([self.record.scores[node] for node in children], [self.earlier_scores[node] for node in children])
+
+
+def judge_trees(
+    records: Sequence[TreeRecord],
+    *,
+    target: ValueTarget | str,
+    critic_weight: float = 0.0,
+    earlier_scores: Sequence[Sequence[float | None]] | None = None,
+) -> list[JudgedTree]:
+    """Return trees with their values and evidence.
+
+    Args:
+        records: Searched trees.
+        target: What the value of a node is.
+        critic_weight: Share of the step's score in its value, in [0, 1]; with a share of it, a step without a score has no value.
+        earlier_scores: For each tree, scores of its nodes by an earlier process reward model.
+
+    Raises:
+        DataFormatError: If a tree breaks its own rules.
+    """
+    return [
+        JudgedTree(
+            record=record,
+            values=_mixed(node_values(record, target), record.scores, critic_weight),
+            evidence=gather_evidence(record),
+            children=children_of(record),
+            earlier_scores=None if earlier_scores is None else earlier_scores[index],
+        )
+        for index, record in enumerate(records)
+    ]
+
+
+def _mixed(values: list[float | None], scores: list[float | None], weight: float) -> list[float | None]:
+    if not weight:
+        return values
+    return [
+        None if value is None or score is None else (1 - weight) * value + weight * score
+        for value, score in zip(values, scores, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solution:
+    """A graded path from the root to a leaf."""
+
+    tree: JudgedTree
+    """Its tree."""
+    path: list[int]
+    """Its nodes below the root."""
+    mean: float
+    """Mean of the known values of its steps, in [0, 1]."""
+    least: float
+    """Smallest of them."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: by mean value, then by smallest value."""
+        return self.mean, self.least
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of its steps."""
+        return [token for node in self.path for token in self.tree.record.token_ids[node]]
+
+    @property
+    def logps(self) -> list[float]:
+        """Their log-probabilities under the policy that sampled them."""
+        return [logp for node in self.path for logp in self.tree.record.logps[node]]
+
+    @property
+    def text(self) -> str:
+        """Its steps as text."""
+        return "".join(self.tree.record.texts[node] for node in self.path)
+
+
+def find_solutions(tree: JudgedTree, *, right: bool, dropped: Counter[str]) -> list[Solution]:
+    """Return the right, or the wrong, solutions of a tree in the order of their leaves; count those that cannot be used.
+
+    Counted as ``failed step`` where the last step of a wrong one has no tokens, as ``no value`` where no step has a value.
+    """
+    found = []
+    for leaf, outcome in enumerate(tree.record.outcomes):
+        if outcome != float(right):
+            continue
+        path = path_to(tree.record, leaf)
+        known = [value for node in path if (value := tree.values[node]) is not None]
+        # A step that failed is graded wrong.
+        if not right and not tree.record.token_ids[leaf]:
+            dropped["failed step"] += 1
+        elif known:
+            found.append(Solution(tree=tree, path=path, mean=round(sum(known) / len(known), DECIMALS), least=min(known)))
+        else:
+            dropped["no value"] += 1
+    return found
+
+
+def best_per_problem(candidates: list[Ranked[RowT]], cap: int) -> list[RowT]:
+    """Keep the ``cap`` highest-ranked candidates of each problem, ties to the earlier one, in the original order."""
+    by_problem: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        by_problem.setdefault(candidate.row.problem_id, []).append(index)
+    # Sorting is stable in reverse as well, so equal ranks stay in order.
+    kept = [index for group in by_problem.values() for index in sorted(group, key=lambda index: candidates[index].rank, reverse=True)[:cap]]
+    return [candidates[index].row for index in sorted(kept)]
+
+
+def edit_distance(first: Sequence[object], second: Sequence[object], *, limit: int | None = None) -> int:
+    """Return the fewest insertions, deletions and replacements that turn one sequence into another.
+
+    Args:
+        first: Characters or token ids.
+        second: The same.
+        limit: Stop at this distance; a larger one is returned as ``limit``.
+
+    Source: Levenshtein 1966, "Binary codes capable of correcting deletions, insertions, and reversals".
+    """
+    bound = len(first) + len(second) if limit is None else limit
+    if abs(len(first) - len(second)) >= bound:
+        return bound
+    row = list(range(len(second) + 1))
+    for i, left in enumerate(first, 1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(second, 1):
+            cheapest = diagonal if left == right else 1 + min(diagonal, row[j], row[j - 1])
+            diagonal, row[j] = row[j], cheapest
+        # Every way to the end passes through this row, and costs never fall on it.
+        if min(row) >= bound:
+            return bound
+    return min(row[-1], bound)
+
+
+def ranking_agreement(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """Return how far two scorers rank some siblings alike, in [0, 1]: (tau + 1) / 2 with Kendall's tau.
+
+        C = (pairs in the same order + half of the pairs that one of them ties) / pairs
+
+    Siblings that one of them did not score are left out; None where fewer than two are left.
+
+    Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the consistency rate; their code breaks ties
+        by place.
+    """
+    known = [(left, right) for left, right in zip(first, second, strict=True) if left is not None and right is not None]
+    signs = [(a - c) * (b - d) for (a, b), (c, d) in combinations(known, 2)]
+    return sum(0.5 if sign == 0 else float(sign > 0) for sign in signs) / len(signs) if signs else None
+
+
+def order_uncertainty(chosen: tuple[int, int], rejected: tuple[int, int]) -> float:
+    """Return how little the graded leaves say about which of two continuations is better, in bits.
+
+        H(p) = -p log2 p - (1 - p) log2 (1 - p),   p = P(V_chosen > V_rejected)
+
+    V is the probability of a right end, with a uniform prior: after r right and w wrong leaves it is Beta(1 + r, 1 + w). Whether one V
+    is larger is known once both are, so H is also the information that V has on the order of the pair.
+
+    Args:
+        chosen: Right and wrong leaves at and below the preferred one.
+        rejected: The same for the other one.
+
+    Returns:
+        0 (sure) to 1 (open, as it is without any graded leaf).
+
+    Source: Wang et al. 2025, "Self-Evolutionary Large Language Models through Uncertainty-Enhanced Preference Optimization", section
+        "Reliable Preference Learning": information gain of an estimator, whose posterior they sample by dropout; ours is exact and needs
+        no estimator.
+    """
+    probability = _beats(*chosen, *rejected)
+    return sum(-p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
+
+
+def _beats(right: int, wrong: int, other_right: int, other_wrong: int) -> float:
+    """Return P(X > Y) for X ~ Beta(1 + right, 1 + wrong) and Y ~ Beta(1 + other_right, 1 + other_wrong), a finite sum."""
+    a, b, c, d = 1 + right, 1 + wrong, 1 + other_right, 1 + other_wrong
+    terms = (_log_beta(c + i, b + d) - math.log(b + i) - _log_beta(1 + i, b) - _log_beta(c, d) for i in range(a))
+    return min(1.0, sum(math.exp(term) for term in terms))
+
+
+def _log_beta(a: int, b: int) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def distinct_rows(candidates: Iterable[Ranked[RowT]]) -> list[Ranked[RowT]]:
+    """Keep the best-ranked one of each problem's candidates with the same prompt and completion, in the original order."""
+    candidates = list(candidates)
+    best: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
+    for index, candidate in enumerate(candidates):
+        row = candidate.row
+        completion = row.chosen_ids if isinstance(row, PreferencePair) else row.completion_ids
+        key = (row.problem_id, tuple(row.prompt_ids), tuple(completion))
+        if key not in best or candidate.rank > candidates[best[key]].rank:
+            best[key] = index
+    return [candidates[index] for index in sorted(best.values())]

@@ -1,0 +1,213 @@
+"""Step labels from rollouts: how often a policy still ends right from a prefix of a solution.
+
+``estimate_prefixes`` asks policy and verifier; ``rollout_values`` and ``first_error_values`` make values of a tree's nodes of the answers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from stepladder.data.labels.values import gather_evidence, path_to
+from stepladder.errors import ConfigError
+from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier
+from stepladder.types import Problem, StopReason, TreeRecord, derive_seed
+
+
+class Prefix(NamedTuple):
+    """A question and the beginning of a solution that states no final answer."""
+
+    problem: Problem
+    """The problem."""
+    token_ids: tuple[int, ...]
+    """The steps so far, concatenated."""
+
+
+class Estimate(NamedTuple):
+    """Rollouts from one prefix."""
+
+    right: int
+    """Rollouts that ended right."""
+    total: int
+    """Rollouts."""
+    tokens: int = 0
+    """Tokens that they generated."""
+
+    @property
+    def soft(self) -> float:
+        """Share of right ones, in [0, 1]."""
+        return self.right / self.total
+
+    @property
+    def hard(self) -> float:
+        """1 where at least one ended right, else 0."""
+        return float(self.right > 0)
+
+
+Ask = Callable[[Sequence[Prefix]], list[Estimate]]
+"""Rolls out from prefixes."""
+
+
+def estimate_prefixes(
+    policy: Policy,
+    renderer: Renderer,
+    verifier: Verifier,
+    prefixes: Sequence[Prefix],
+    *,
+    num_rollouts: int,
+    seed: int,
+    temperature: float = 1.0,
+    max_steps: int = 16,
+    max_step_tokens: int = 256,
+) -> list[Estimate]:
+    """Return how many of ``num_rollouts`` rollouts from every prefix end right.
+
+    Args:
+        policy: Samples the rollouts.
+        renderer: Its renderer.
+        verifier: Grades them.
+        prefixes: Where they begin.
+        num_rollouts: Rollouts per prefix, >= 1.
+        seed: Seed of the rollouts; those of a prefix depend on it, the problem's id and the prefix alone.
+        temperature: Of the rollouts, > 0.
+        max_steps: Steps of a rollout, >= 1.
+        max_step_tokens: Tokens of a step, >= 1.
+
+    Raises:
+        ConfigError: If ``num_rollouts`` is below 1.
+
+    Source: Wang et al. 2024, "Math-Shepherd: verify and reinforce LLMs step-by-step without human annotations", section 3.3.
+    """
+    if num_rollouts < 1:
+        raise ConfigError(f"estimate_prefixes: num_rollouts must be >= 1: got {num_rollouts}")
+    policy.submit(
+        [
+            StepRequest(
+                ticket=ticket,
+                prefix_ids=(*renderer.prompt_ids(problem), *token_ids),
+                num_samples=num_rollouts,
+                seed=derive_seed(seed, "rollout", problem.id, *token_ids),
+                temperature=temperature,
+                max_step_tokens=max_step_tokens,
+                max_steps=max_steps,
+            )
+            for ticket, (problem, token_ids) in enumerate(prefixes)
+        ]
+    )
+    answers: list[list[str | None]] = [[] for _ in prefixes]
+    tokens = [0] * len(prefixes)
+    while results := policy.collect():
+        for result in results:
+            tokens[result.ticket] = sum(len(step.token_ids) for sample in result.samples for step in sample)
+            answers[result.ticket] = [renderer.extract_answer(sample[-1].text) if sample else None for sample in result.samples]
+    asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
+    verdicts = iter(verifier.grade(asked))
+    return [Estimate(sum(next(verdicts).correct for _ in given), len(given), count) for given, count in zip(answers, tokens, strict=True)]
+
+
+def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
+    """Return the value of every node as rollouts from it say: Math-Shepherd's soft or hard estimate.
+
+    A graded leaf is worth its outcome and is not rolled out; the root, and a failed step that was not graded, have no value. Equal prefixes
+    are asked about once.
+
+    Args:
+        records: Searched trees, or sampled solutions.
+        ask: Rolls out.
+        hard: 1 where any rollout ended right, instead of the share of them.
+    """
+    prefixes = [_prefixes(record) for record in records]
+    open_nodes = [
+        [
+            node > 0 and outcome is None and bool(ids)
+            for node, (outcome, ids) in enumerate(zip(record.outcomes, record.token_ids, strict=True))
+        ]
+        for record in records
+    ]
+    wanted = dict.fromkeys(
+        prefix for own, asked in zip(prefixes, open_nodes, strict=True) for prefix, each in zip(own, asked, strict=True) if each
+    )
+    estimates = dict(zip(wanted, ask(list(wanted)), strict=True))
+    value = lambda estimate: estimate.hard if hard else estimate.soft  # noqa: E731
+    return [
+        [value(estimates[prefix]) if each else outcome for prefix, each, outcome in zip(own, asked, record.outcomes, strict=True)]
+        for own, asked, record in zip(prefixes, open_nodes, records, strict=True)
+    ]
+
+
+def first_error_values(records: Sequence[TreeRecord], ask: Ask) -> list[list[float | None]]:
+    """Return labels of the nodes on every graded solution: 1 before its first error, 0 on it, none behind it, where nothing was asked.
+
+    The first error of a wrong solution is found by halving. A prefix with a right leaf below it can succeed and is not rolled out, nor is
+    any prefix twice. A node that is a first error on one path and good on another is good.
+
+    Source: Luo et al. 2024, "Improve mathematical reasoning in language models by automated process supervision" (OmegaPRM), section 3.2.
+    """
+    prefixes, evidence = [_prefixes(record) for record in records], [gather_evidence(record) for record in records]
+    wrong = [
+        (number, path_to(record, leaf))
+        for number, record in enumerate(records)
+        for leaf, outcome in enumerate(record.outcomes)
+        if outcome == 0.0
+    ]
+    known: dict[Prefix, bool] = {}
+
+    def can_succeed(questions: Sequence[tuple[int, int]]) -> list[bool]:
+        places = [(wrong[path][0], wrong[path][1][count - 1]) for path, count in questions]
+        settled = [_settled(records[number], evidence[number].right, node) for number, node in places]
+        unknown = [prefixes[number][node] for (number, node), given in zip(places, settled, strict=True) if given is None]
+        fresh = [prefix for prefix in dict.fromkeys(unknown) if prefix not in known]
+        known.update((prefix, bool(estimate.right)) for prefix, estimate in zip(fresh, ask(fresh) if fresh else [], strict=True))
+        return [known[prefixes[number][node]] if given is None else given for (number, node), given in zip(places, settled, strict=True)]
+
+    labels: list[list[float | None]] = [[None] * len(record.parents) for record in records]
+    errors = find_first_errors([len(path) for _, path in wrong], can_succeed)
+    for (number, path), error in zip(wrong, errors, strict=True):
+        for node, label in zip(path, labels_until_error(len(path), error), strict=True):
+            if label is not None:
+                labels[number][node] = max(label, labels[number][node] or 0.0)
+    for own, found in zip(labels, evidence, strict=True):
+        own[1:] = [1.0 if right else label for right, label in zip(found.right[1:], own[1:], strict=True)]
+    return labels
+
+
+def find_first_errors(lengths: Sequence[int], can_succeed: Callable[[Sequence[tuple[int, int]]], list[bool]]) -> list[int | None]:
+    """Return the index of the first step after which no rollout ends right, by halving all solutions at the same time.
+
+    A solution is assumed to stay wrong once it is: then ceil(log2(num_steps + 1)) prefixes are asked about instead of all.
+
+    Args:
+        lengths: Steps of every solution, >= 0.
+        can_succeed: Says of each (solution, k) whether some rollout from its first k steps ends right, for k in [1, num_steps].
+
+    Returns:
+        An index in [0, num_steps) per solution, or None where the whole solution can succeed.
+
+    Source: Luo et al. 2024, section 3.2.
+    """
+    good, bad = [0] * len(lengths), [length + 1 for length in lengths]
+    while asked := [(i, (good[i] + bad[i]) // 2) for i in range(len(lengths)) if bad[i] - good[i] > 1]:
+        for (i, middle), can in zip(asked, can_succeed(asked), strict=True):
+            (good if can else bad)[i] = middle
+    return [None if found == length else found for found, length in zip(good, lengths, strict=True)]
+
+
+def labels_until_error(num_steps: int, first_error: int | None) -> list[float | None]:
+    """Return labels of a solution with a known first error: 1 before it, 0 on it, none behind it, where nothing was asked."""
+    if first_error is None:
+        return [1.0] * num_steps
+    return [1.0] * first_error + [0.0] + [None] * (num_steps - first_error - 1)
+
+
+def _settled(record: TreeRecord, right: Sequence[int], node: int) -> bool | None:
+    """Return whether a node is known to succeed (or fail) without any rollout; None where it must be asked."""
+    if right[node]:
+        return True
+    ended = record.outcomes[node] is not None or record.stop_reasons[node] != StopReason.STEP or not record.token_ids[node]
+    return False if ended else None
+
+
+def _prefixes(record: TreeRecord) -> list[Prefix]:
+    problem = Problem(id=record.problem_id, question=record.question)
+    paths: list[tuple[int, ...]] = []
+    for parent, token_ids in zip(record.parents, record.token_ids, strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), *token_ids))
+    return [Prefix(problem, path) for path in paths]

@@ -1,0 +1,297 @@
+"""Rules that choose from searched trees what the policy imitates, and what it learns from without a partner.
+
+``select_traces`` takes right solutions, ``revision_traces`` ways back from a wrong step; ``graded_steps`` and ``graded_solutions`` take
+good and bad continuations one by one. ``within_window`` says which trees are recent enough to be used at all.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from stepladder.data.labels.candidates import (
+    DECIMALS,
+    JudgedTree,
+    Ranked,
+    RowT,
+    Solution,
+    best_per_problem,
+    distinct_rows,
+    find_solutions,
+    judge_trees,
+)
+from stepladder.data.labels.values import Selection, ValueTarget, join_prompt, path_to
+from stepladder.types import GradedRow, StopReason, Trace, TreeRecord
+
+
+def within_window(records: Sequence[TreeRecord], *, versions: int | None) -> Selection[TreeRecord]:
+    """Return the trees that one of the newest policy versions sampled.
+
+    A round that was not accepted leaves the version as it is, so this is not the same as a number of rounds.
+
+    Args:
+        records: Searched trees of any rounds.
+        versions: How many distinct policy versions count as recent, newest first, >= 1; None is all.
+
+    Dropped by reason: ``outside the policy window``.
+    """
+    found = sorted({record.provenance.policy_version for record in records}, reverse=True)
+    recent = set(found[:versions])
+    rows = [record for record in records if record.provenance.policy_version in recent]
+    dropped = len(records) - len(rows)
+    return Selection(rows=rows, considered=len(records), dropped_by_reason={"outside the policy window": dropped} if dropped else {})
+
+
+def select_traces(
+    records: Sequence[TreeRecord],
+    *,
+    per_problem: int = 2,
+    min_value: float = 0.0,
+    target: ValueTarget | str = ValueTarget.TREE_VALUE,
+) -> Selection[Trace]:
+    """Return the best right solutions of every problem: by mean value along the path, then by its smallest value.
+
+    Candidates are the terminals with outcome 1.0. The values of a path are those of its steps; a step without one is left out of both
+    figures, and a path without any is dropped.
+
+    Args:
+        records: Searched trees with outcomes.
+        per_problem: Solutions kept per problem, >= 1; they differ in their tokens.
+        min_value: Smallest value that every step with a value must have, in [0, 1]; 0 keeps all.
+        target: What the value of a step is.
+
+    Dropped by reason: ``no value``, ``failed step``, ``below value``, ``same tokens``, ``over problem cap``.
+
+    Source: Guan et al. 2025, "rStar-Math": the two right trajectories of highest mean value, then of highest smallest value. The threshold
+        is that of Zhang et al. 2024, "ReST-MCTS*", who take right trajectories with values of at least 0.2.
+    """
+    dropped: Counter[str] = Counter()
+    considered = sum(record.outcomes.count(1.0) for record in records)
+    right = [solution for tree in judge_trees(records, target=target) for solution in find_solutions(tree, right=True, dropped=dropped)]
+    valued = [solution for solution in right if solution.least >= min_value]
+    dropped["below value"] += len(right) - len(valued)
+    return _kept_of([[Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued]], considered, dropped, per_problem)
+
+
+def revision_traces(
+    records: Sequence[TreeRecord],
+    *,
+    revision_ids: Sequence[int],
+    revision: str,
+    of_solution: bool = False,
+    end_ids: Collection[int] = (),
+    per_problem: int = 2,
+    target: ValueTarget | str = ValueTarget.TREE_VALUE,
+) -> Selection[Trace]:
+    """Return ways back from a mistake: what went wrong as context, then a sentence that says so, then a right continuation.
+
+    The mistake is the first wrong step, a step below which everything is wrong although its siblings lead to a right answer; it is followed
+    by the best right path through a sibling. With ``of_solution`` it is a whole wrong solution, followed by the best right one of its tree
+    from the beginning. Nothing is learned of the mistake itself. Candidates are the first wrong steps, or the wrong solutions, of the trees
+    that hold a right one. Solutions whose right path is better by mean value go first.
+
+    Args:
+        records: Searched trees with outcomes.
+        revision_ids: Tokens of the sentence, steps like others; may be empty.
+        revision: The sentence.
+        of_solution: Show the whole wrong solution instead of the way to its first wrong step.
+        end_ids: Tokens that end a sequence; behind a mistake the solution goes on, so they are taken off its end.
+        per_problem: Rows kept per problem, >= 1.
+        target: What the value of a step is.
+
+    Dropped by reason: ``failed step``, ``no value`` (of the right path), ``same tokens``, ``over problem cap``.
+
+    Source: Yuan et al. 2025, "Agent-R: Training Language Model Agents to Reflect via Iterative Self-Training": bad prefix,
+        revision signal, good suffix; the first wrong step is found by the leaves below it, not by asking the model. ``of_solution`` is Qu
+        et al. 2024, "Recursive Introspection: Teaching Language Model Agents How to Self-Improve" (RISE), with one turn back.
+    """
+    dropped: Counter[str] = Counter()
+    considered = 0
+    candidates: list[Ranked[Trace]] = []
+    for tree in judge_trees(records, target=target):
+        right = find_solutions(tree, right=True, dropped=Counter())
+        for parent, wrong in _mistakes(tree, of_solution=of_solution):
+            considered += 1
+            below = [solution for solution in right if parent == 0 or parent in solution.path]
+            if not tree.record.token_ids[wrong[-1]]:
+                dropped["failed step"] += 1
+            elif not below:
+                dropped["no value"] += 1
+            else:
+                best = max(below, key=lambda solution: solution.rank)
+                row = _revision(best, wrong, after=parent, revision_ids=revision_ids, revision=revision, end_ids=end_ids)
+                candidates.append(Ranked(rank=best.rank, row=row))
+    return _kept_of([candidates], considered, dropped, per_problem)
+
+
+def graded_steps(
+    records: Sequence[TreeRecord],
+    *,
+    min_margin: float = 0.2,
+    per_problem: int = 8,
+    target: ValueTarget | str = ValueTarget.TREE_VALUE,
+) -> Selection[GradedRow]:
+    """Return steps that by themselves made a right end more likely, or less.
+
+    A step is good if its value is above its parent's by the margin and a right leaf is below it, and bad if it is below by the margin and a
+    wrong leaf is below it. Candidates are all steps. Within the cap, which holds for good and for bad ones each, larger changes go first.
+
+    Args:
+        records: Searched trees with outcomes.
+        min_margin: Smallest change of value, in [0, 1]; it must also be above zero.
+        per_problem: Good, and bad, steps per problem, >= 1.
+        target: What the value of a node is.
+
+    Dropped by reason: ``failed step``, ``no value``, ``below margin``, ``no evidence``, ``same tokens``, ``over problem cap``.
+
+    Source: the progress of a step in Setlur et al. 2024, "Rewarding progress"; the rows are what Ethayarajh et al. 2024, "KTO", learns
+        from.
+    """
+    dropped: Counter[str] = Counter()
+    considered = 0
+    sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
+    for tree in judge_trees(records, target=target):
+        for node, parent in enumerate(tree.record.parents[1:], 1):
+            considered += 1
+            value, before = tree.values[node], tree.values[parent]
+            if not tree.record.token_ids[node]:
+                dropped["failed step"] += 1
+            elif value is None or before is None:
+                dropped["no value"] += 1
+            elif not (change := round(value - before, DECIMALS)) or abs(change) < min_margin:
+                dropped["below margin"] += 1
+            elif not (tree.evidence.right if change > 0 else tree.evidence.wrong)[node]:
+                dropped["no evidence"] += 1
+            else:
+                row = _graded_step(tree, node, good=change > 0, value=value, prompt_value=before)
+                sides[row.good].append(Ranked(rank=(abs(change),), row=row))
+    return _kept_of(sides.values(), considered, dropped, per_problem)
+
+
+def graded_solutions(
+    records: Sequence[TreeRecord], *, per_problem: int = 2, target: ValueTarget | str = ValueTarget.TREE_VALUE
+) -> Selection[GradedRow]:
+    """Return right and wrong solutions of the problems that have a right one, each with the share of right ones.
+
+    Candidates are all graded leaves. Within the cap, which holds for right and for wrong ones each, higher mean values go first: the best
+    right ones, and the wrong ones that the search took for right.
+
+    Args:
+        records: Searched trees with outcomes.
+        per_problem: Right, and wrong, solutions per problem, >= 1.
+        target: What the value of a step is.
+
+    Dropped by reason: ``no right solution``, ``failed step``, ``no value``, ``same tokens``, ``over problem cap``.
+
+    Source: Lyu et al. 2025, "Exploring the Limit of Outcome Reward for Learning Mathematical Reasoning" (OREAL), sections 2.2, 2.3: right
+        samples, and wrong ones with the share p of right ones; a problem is sampled until it has a right one.
+    """
+    dropped: Counter[str] = Counter()
+    outcomes: dict[str, list[float]] = {}
+    for record in records:
+        outcomes.setdefault(record.problem_id, []).extend(outcome for outcome in record.outcomes if outcome is not None)
+    considered = sum(map(len, outcomes.values()))
+    sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
+    for tree in judge_trees(records, target=target):
+        graded = outcomes[tree.record.problem_id]
+        if not any(graded):
+            dropped["no right solution"] += sum(outcome is not None for outcome in tree.record.outcomes)
+            continue
+        for good, side in sides.items():
+            for solution in find_solutions(tree, right=good, dropped=dropped):
+                row = _graded_solution(solution, good=good, share=sum(graded) / len(graded))
+                side.append(Ranked(rank=solution.rank, row=row))
+    return _kept_of(sides.values(), considered, dropped, per_problem)
+
+
+def _kept_of(sides: Iterable[list[Ranked[RowT]]], considered: int, dropped: Counter[str], cap: int) -> Selection[RowT]:
+    """Return the best distinct rows of every side, one side after the other; the cap is per problem and side."""
+    rows: list[RowT] = []
+    for candidates in sides:
+        distinct = distinct_rows(candidates)
+        kept = best_per_problem(distinct, cap)
+        dropped["same tokens"] += len(candidates) - len(distinct)
+        dropped["over problem cap"] += len(distinct) - len(kept)
+        rows += kept
+    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
+
+
+def _mistakes(tree: JudgedTree, *, of_solution: bool) -> list[tuple[int, list[int]]]:
+    """Return (node from which a right path is to be taken, path of what went wrong) in the order of the nodes."""
+    right, wrong = tree.evidence.right, tree.evidence.wrong
+    if not right[0]:
+        return []
+    if of_solution:
+        # A solution that was cut is no attempt: what would follow it is the rest of its last step.
+        ended = [
+            leaf
+            for leaf, outcome in enumerate(tree.record.outcomes)
+            if outcome == 0.0 and tree.record.stop_reasons[leaf] in (StopReason.END, StopReason.ERROR)
+        ]
+        return [(0, path_to(tree.record, leaf)) for leaf in ended if leaf]
+    parents = tree.record.parents
+    first_wrong = [node for node in range(1, len(parents)) if wrong[node] and not right[node] and right[parents[node]]]
+    return [(parents[node], path_to(tree.record, node)) for node in first_wrong]
+
+
+def _trace(solution: Solution) -> Trace:
+    record = solution.tree.record
+    return Trace(
+        problem_id=record.problem_id,
+        prompt_ids=record.prompt_ids,
+        completion_ids=solution.token_ids,
+        prompt=record.question,
+        completion=solution.text,
+        mean_value=solution.mean,
+        provenance=record.provenance,
+    )
+
+
+def _revision(
+    best: Solution, wrong: list[int], *, after: int, revision_ids: Sequence[int], revision: str, end_ids: Collection[int]
+) -> Trace:
+    record = best.tree.record
+    mistake = [token for node in wrong for token in record.token_ids[node]]
+    while mistake and mistake[-1] in end_ids:
+        mistake.pop()
+    rest = best.path[best.path.index(after) + 1 :] if after else best.path
+    return Trace(
+        problem_id=record.problem_id,
+        prompt_ids=[*record.prompt_ids, *mistake],
+        completion_ids=[*revision_ids, *(token for node in rest for token in record.token_ids[node])],
+        prompt=join_prompt(record.question, [record.texts[node] for node in wrong]),
+        completion=revision + "".join(record.texts[node] for node in rest),
+        mean_value=best.mean,
+        provenance=record.provenance,
+    )
+
+
+def _graded_step(tree: JudgedTree, node: int, *, good: bool, value: float, prompt_value: float) -> GradedRow:
+    record = tree.record
+    shared = path_to(record, record.parents[node])
+    return GradedRow(
+        problem_id=record.problem_id,
+        prompt_ids=[*record.prompt_ids, *(token for step in shared for token in record.token_ids[step])],
+        completion_ids=record.token_ids[node],
+        good=good,
+        value=value,
+        prompt_value=prompt_value,
+        prompt=join_prompt(record.question, [record.texts[step] for step in shared]),
+        completion=record.texts[node],
+        logps=record.logps[node],
+        provenance=record.provenance,
+    )
+
+
+def _graded_solution(solution: Solution, *, good: bool, share: float) -> GradedRow:
+    record = solution.tree.record
+    return GradedRow(
+        problem_id=record.problem_id,
+        prompt_ids=record.prompt_ids,
+        completion_ids=solution.token_ids,
+        good=good,
+        value=solution.mean,
+        prompt_value=share,
+        prompt=join_prompt(record.question, []),
+        completion=solution.text,
+        logps=solution.logps,
+        provenance=record.provenance,
+    )

@@ -1,0 +1,1 @@
+"""Checks of single steps: their arithmetic, and their code in a sandbox."""

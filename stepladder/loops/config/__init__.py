@@ -1,0 +1,1 @@
+"""The configuration of a run, by section, and how it is loaded."""

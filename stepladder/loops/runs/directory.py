@@ -1,0 +1,225 @@
+"""The layout of a run directory, and the rule that makes starting again continue.
+
+    RUN/
+      run.json                       schema version, resolved configuration, package versions, git revision; written first
+      metrics.jsonl                  one object per finished round
+      events.jsonl                   when each stage began and ended; the only place for wall-clock times
+      start/                         what the embedded task generated, if it did
+      imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
+      rounds/000/ ... 00N/
+        models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
+        trees|traces|pairs|graded|values/shard-0000.parquet
+        labels.json                  what was kept and dropped, by reason
+        evaluation/<split>/<method>/shard-0000.parquet and .json
+        round.json                   the round's figures; written last, so a round with it is finished
+
+Every file is written to a temporary name and renamed, so a file that exists is whole. Nothing is ever rewritten but metrics.jsonl, which is
+made anew from the round.json files.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stepladder import __version__
+from stepladder.errors import CheckpointError
+from stepladder.files import atomic_write_text
+from stepladder.loops.config.config import PATH_KEYS, Config
+
+RUN_SCHEMA_VERSION = 1
+_RUN_DIR = "{run_dir}"
+_VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "math-verify", "sympy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDir:
+    """Paths within one run directory."""
+
+    root: Path
+    """The directory."""
+
+    def round(self, number: int) -> Path:
+        """Return the directory of a round."""
+        return self.root / "rounds" / f"{number:03d}"
+
+    def policy(self, number: int) -> Path:
+        """Return the policy that a round trained."""
+        return self.round(number) / "models" / "policy"
+
+    def policy_source(self, version: int, config: Config) -> str:
+        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none."""
+        return str(self.policy(version)) if self.policy(version).exists() else config.policy.model
+
+    def prm(self, number: int) -> Path:
+        """Return the PRM that a round trained."""
+        return self.round(number) / "models" / "prm"
+
+    def prm_source(self, version: int, config: Config) -> str:
+        """Return where a PRM version is: its round's directory, or the given model for version 0."""
+        return str(self.prm(version)) if version else str(config.prm.model)
+
+    def shard(self, number: int, kind: str, shard: int) -> Path:
+        """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
+        return self.round(number) / kind / f"shard-{shard:04d}.parquet"
+
+    def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
+        """Return the finished shards of a kind, in order; of all rounds unless some are named."""
+        folders = [self.round(number) for number in rounds] if rounds is not None else sorted((self.root / "rounds").glob("[0-9]*"))
+        return [path for folder in folders for path in sorted((folder / kind).glob("shard-*.parquet"))]
+
+    def imported_folder(self, name: str) -> Path:
+        """Return where the rows of an imported data set lie, one folder per kind."""
+        return self.root / "imported" / name
+
+    def imported(self, kind: str) -> list[Path]:
+        """Return the imported shards of a kind, or of all kinds (``*``), in the order of their data sets' names."""
+        return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
+
+    def check_new(self) -> None:
+        """Check that a run can be started here.
+
+        Raises:
+            CheckpointError: If it is a file, or holds anything but what is put there before a run.
+        """
+        if self.root.is_file():
+            raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
+        if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
+            raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
+
+    def row(self, number: int) -> dict[str, Any] | None:
+        """Return a finished round's figures, or None."""
+        path = self.round(number) / "round.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the figures of the finished rounds, in order, up to the first unfinished one."""
+        rows: list[dict[str, Any]] = []
+        while (row := self.row(len(rows))) is not None:
+            rows.append(row)
+        return rows
+
+    def finish_round(self, row: dict[str, Any]) -> None:
+        """Write a round's figures, which finishes it, and bring metrics.jsonl up to date."""
+        atomic_write_text(self.round(row["round"]) / "round.json", json.dumps(row, indent=2) + "\n")
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Make metrics.jsonl from the finished rounds."""
+        atomic_write_text(self.root / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows()))
+
+    def log_event(self, event: str, **fields: Any) -> None:
+        """Append one line to events.jsonl."""
+        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+
+    def config(self) -> Config:
+        """Return the configuration that the run was started with.
+
+        Raises:
+            CheckpointError: If the directory is no run, or one of another version.
+        """
+        return Config.model_validate(_with_paths(_read_run_json(self.root)["config"], _RUN_DIR, str(self.root.resolve())))
+
+
+def open_run(root: Path, config: Config) -> RunDir:
+    """Create a run directory, or open an existing one to continue it.
+
+    Raises:
+        CheckpointError: If the directory holds something else, a run of another version, or a run with other settings.
+    """
+    run = RunDir(root=root)
+    if (root / "run.json").exists():
+        _check_same(run, config)
+        run.write_metrics()
+        return run
+    run.check_new()
+    (root / "rounds").mkdir(parents=True, exist_ok=True)
+    facts = {
+        "schema_version": RUN_SCHEMA_VERSION,
+        **software(),
+        "config_hash": config.hash(),
+        "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
+    }
+    atomic_write_text(root / "run.json", json.dumps(facts, indent=2) + "\n")
+    return run
+
+
+def load_run(root: Path) -> RunDir:
+    """Open an existing run for reading.
+
+    Raises:
+        CheckpointError: If the directory is no run, or one of another version.
+    """
+    _read_run_json(root)
+    return RunDir(root=root)
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of what computes: stepladder, Python, the packages that matter, and the checkout if it is one."""
+    return {
+        "stepladder": __version__,
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "git_revision": _git_revision(),
+    }
+
+
+def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
+    for section, key in PATH_KEYS:
+        # A run of an earlier version does not have every setting.
+        value = plain.get(section, {}).get(key)
+        if isinstance(value, str) and value.startswith(old):
+            plain[section][key] = new + value[len(old) :]
+    return plain
+
+
+def _check_same(run: RunDir, config: Config) -> None:
+    differences = config.differences(run.config())
+    if differences:
+        raise CheckpointError(
+            f"{run.root}: a run continues only with the settings it was started with: {'; '.join(differences[:3])}"
+            f"{' and more' if len(differences) > 3 else ''} -- use these settings or another --run-dir"
+        )
+
+
+def _read_run_json(root: Path) -> dict[str, Any]:
+    path = root / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{root}: not a stepladder run: run.json is missing -- give the directory that evolve wrote") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: must be JSON: {error} -- the run cannot be used") from None
+    if facts.get("schema_version") != RUN_SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema_version must be {RUN_SCHEMA_VERSION}: got {facts.get('schema_version')!r} "
+            f"-- use stepladder {facts.get('stepladder')!r} for this run or start another"
+        )
+    return facts
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that stepladder runs from; None for an installed package."""
+    command = ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

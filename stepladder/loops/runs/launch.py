@@ -1,0 +1,160 @@
+"""A training in several processes: a job that ``accelerate launch`` starts once per process.
+
+The job and what comes of it are files in a temporary directory, the progress of the first process among them, a line each. Every process
+makes the same call; the trainers share the work out and let the first one write. A process ends itself when the one that launched
+it is gone.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from traceback import format_exc
+from typing import Any
+
+from stepladder.errors import BackendError
+from stepladder.loops.runs import workers
+from stepladder.loops.config.config import TrainingConfig
+from stepladder.loops.runs.workers import Progress, Task
+
+_JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.pickle", "progress.jsonl", "log.txt"
+_POLL_S = 1.0
+_PROGRESS_POLL_S = 0.2
+_LOG_LINES = 8
+
+
+def run_launched(task: Task, section: TrainingConfig, *, threads: int, on_progress: Callable[[Progress], None]) -> Any:
+    """Make a call in several processes that train together, and return what it returned in the first.
+
+    Args:
+        task: The call; every process makes it.
+        section: How many processes, and how they divide the model.
+        threads: CPU threads of each process, >= 1.
+        on_progress: Told what the first process reports.
+
+    Raises:
+        Exception: What the call raised.
+        BackendError: If a process died otherwise; the message ends with its last lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="stepladder-") as name:
+        folder = Path(name)
+        (folder / _JOB).write_bytes(pickle.dumps((task.function, task.arguments, os.getpid())))
+        (folder / _PROGRESS).touch()
+        with (folder / _LOG).open("w") as log:
+            process = subprocess.Popen(
+                [*launch_command(section), "-m", "stepladder.loops.runs.launch", name],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+                # Ctrl-C reaches the whole process group; only this process decides what it means.
+                start_new_session=True,
+            )
+            try:
+                _follow(process, folder / _PROGRESS, on_progress)
+            finally:
+                _end(process)
+        return _result(folder, process.returncode)
+
+
+def launch_command(section: TrainingConfig) -> list[str]:
+    """Return the command that starts a module in every process: ``accelerate launch`` with what the section says."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={section.num_processes}", "--main_process_port=0"]
+    if section.accelerate_config is not None:
+        return [*command, f"--config_file={section.accelerate_config}"]
+    # On a CPU too: what is launched asks for the device of its own settings, and "--cpu" would ask for MPI.
+    return [*command, "--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def _follow(process: subprocess.Popen, path: Path, on_progress: Callable[[Progress], None]) -> None:
+    """Pass progress on until the process has ended; a line that is still being written waits for its end."""
+    rest = ""
+    with path.open(encoding="utf-8") as lines:
+        running = True
+        while running:
+            running = process.poll() is None
+            *whole, rest = (rest + lines.read()).split("\n")
+            for line in whole:
+                on_progress(Progress(**json.loads(line)))
+            if running:
+                time.sleep(_PROGRESS_POLL_S)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Leave no process behind: those that were started end themselves when their parent is gone."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _result(folder: Path, code: int) -> Any:
+    if (folder / _FAILURE).exists():
+        error, traceback = pickle.loads((folder / _FAILURE).read_bytes())
+        # What a debugger wants to see is where it happened, in the other process.
+        error.add_note(traceback)
+        raise error
+    if code or not (folder / _RESULT).exists():
+        lines = [line.strip() for line in (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise BackendError(
+            f"training: a launched process ended with code {code}, most likely for memory -- lower micro_batch_size; it said: "
+            + " | ".join(lines[-_LOG_LINES:])
+        )
+    return pickle.loads((folder / _RESULT).read_bytes())
+
+
+class _Lines:
+    """What ``report_progress`` needs of a queue, writing lines to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def put(self, progress: Progress) -> None:
+        self._file.write(json.dumps(asdict(progress)) + "\n")
+        self._file.flush()
+
+
+def main(folder: Path) -> None:
+    """Do the job of a directory as one of several processes."""
+    function, arguments, launcher = pickle.loads((folder / _JOB).read_bytes())
+    threading.Thread(target=_exit_with, args=(os.getppid(), launcher), daemon=True).start()
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        workers.connect(_Lines(folder / _PROGRESS))
+    try:
+        result = function(**arguments)
+    except Exception as error:
+        # The end of a process, as in the workers: whatever was raised is raised again where the call was made. All processes may fail
+        # alike, at the same time; any one's word will do.
+        temporary = folder / f"{_FAILURE}.{os.getpid()}"
+        temporary.write_bytes(pickle.dumps((error, format_exc())))
+        os.replace(temporary, folder / _FAILURE)
+        sys.exit(1)
+    if first:
+        (folder / _RESULT).write_bytes(pickle.dumps(result))
+
+
+def _exit_with(parent: int, launcher: int) -> None:
+    """End this process when accelerate's, its parent, is gone, or the one that called accelerate."""
+    while os.getppid() == parent and _lives(launcher):
+        time.sleep(_POLL_S)
+    os._exit(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""The stages of a round, each with its plan and its job."""

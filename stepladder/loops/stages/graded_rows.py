@@ -1,0 +1,88 @@
+"""What a search in solve mode came to: the rows that evaluations and comparisons write, graded from outside."""
+
+from typing import Any
+
+from stepladder.data.grading.answers import answer_key
+from stepladder.data.grading.verifier import AnswerVerifier
+from stepladder.data.labels.values import path_to
+from stepladder.data.metrics.answers import known_within
+from stepladder.loops.config.config import Config
+from stepladder.mcts.answer_rules import AnswerTally
+from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.types import SearchResult, StopReason, TreeRecord
+
+
+def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
+    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
+
+    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
+    """
+    tree = result.tree
+    if max_tokens is None or tree.generated_tokens <= max_tokens:
+        return result.answer
+    if not method.samples_solutions:
+        return known_within(result.anytime, max_tokens)
+    tally, spent = AnswerTally(method.answer_rule), 0
+    for path in _draws(tree):
+        spent += sum(len(tree.token_ids[step]) for step in path)
+        if spent > max_tokens:
+            break
+        answer = tree.answers[path[-1]]
+        if answer is not None:
+            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
+    return tally.leader()
+
+
+def outcome_row(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
+    """Return the row of a comparison for one problem: the answer that counts, its verdict, and what the search spent."""
+    tree = result.tree
+    return {
+        "problem_id": result.problem_id,
+        "answer": answer,
+        "correct": correct,
+        "generated_tokens": tree.generated_tokens,
+        "steps": len(tree.parents) - 1,
+        "simulations": tree.num_simulations,
+        "policy_calls": tree.policy_calls,
+        "scored_tokens": tree.scored_tokens,
+        "stop_reason": str(result.stop_reason),
+    }
+
+
+def evaluation_row(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
+    """Return the row of an evaluation for one problem, graded; ``kind`` as for ``stepladder.loops.stages.jobs.evaluate_shard``."""
+    if kind == "samples":
+        return {"problem_id": result.problem_id, "samples": _graded_samples(result, verifier, config)}
+    answers = [result.answer, *(answer for _, answer in result.anytime)]
+    correct = [verdict.correct for verdict in verifier.grade([(result.problem_id, answer) for answer in answers])]
+    row = {"problem_id": result.problem_id, "answer": result.answer, "correct": correct[0], "tokens": result.tree.generated_tokens}
+    if kind == "search":
+        row["anytime"] = [[tokens, right] for (tokens, _), right in zip(result.anytime, correct[1:], strict=True)]
+    return row
+
+
+def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
+    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
+    tree = result.tree
+    draws = _draws(tree)
+    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
+    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
+
+
+def _draws(tree: TreeRecord) -> list[list[int]]:
+    """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
+
+    Every draw has a last node of its own, and nodes are numbered in the order of the draws.
+    """
+    return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
+
+
+def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
+    answer = tree.answers[path[-1]]
+    return {
+        "num_tokens": sum(len(tree.token_ids[step]) for step in path),
+        "answer_key": None if answer is None else answer_key(answer, config.problems.rule),
+        "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
+        "correct": correct,
+    }

@@ -1,0 +1,122 @@
+"""From a shard of searched trees to the rows that the policy learns from, by the rules that the configuration names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.data.labels.pairs import select_pairs
+from stepladder.data.labels.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
+from stepladder.data.labels.values import Selection, children_of, path_to
+from stepladder.data.store import read_trees
+from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config
+from stepladder.types import GradedRow, Problem, Trace, TreeRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSources:
+    """What the rows of a shard are made from."""
+
+    trees: Path
+    """The round's trees."""
+    earlier: tuple[Path, ...] = ()
+    """Trees of the same problems from earlier rounds, oldest first; read only where a rule needs them."""
+    policy: str = ""
+    """The policy that searched; its tokenizer writes revisions."""
+    earlier_prm: str | None = None
+    """The PRM before the one that guided the search; None where there is none, or nothing asks for it."""
+
+
+def policy_selections(config: Config, own: list[TreeRecord], sources: LabelSources) -> dict[str, Selection[Any]]:
+    """Return what the policy learns from the round's own trees, and from its other sources, by kind.
+
+    There are always ``traces`` and ``pairs``; where the configuration asks for them, ``trees`` (those within the policy window),
+    ``revisions`` and ``graded``.
+    """
+    labels = config.labels
+    reads_earlier = labels.data == "on-policy" or labels.pairs == "anchored"
+    earlier = [record for path in sources.earlier for record in read_trees(path)] if reads_earlier else []
+    selections: dict[str, Selection[Any]] = {}
+    records = own
+    if labels.data == "on-policy":
+        selections["trees"] = within_window([*earlier, *own], versions=labels.window)
+        records = selections["trees"].rows
+    selections["traces"] = select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value)
+    if labels.revisions:
+        selections["revisions"] = _revisions(config, records, sources.policy)
+    selections["pairs"] = select_pairs(
+        labels.pairs,
+        records,
+        anchors=_first_version([*earlier, *own]),
+        min_margin=labels.min_margin,
+        min_edit_distance=labels.min_edit_distance,
+        critic_weight=labels.critic_weight,
+        pairs_per_node=labels.pairs_per_node,
+        pairs_per_problem=labels.pairs_per_problem,
+        rejected_must_fail=labels.rejected_must_fail,
+        earlier_scores=_earlier_scores(config, records, sources),
+    )
+    if config.preference.unpaired:
+        selections["graded"] = _graded(config, records)
+    return selections
+
+
+def trace_rows(selections: dict[str, Selection[Any]]) -> list[Trace]:
+    """Return the rows of the SFT stage."""
+    return [row for kind in ("traces", "revisions") if kind in selections for row in selections[kind].rows]
+
+
+def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
+    labels = config.labels
+    if labels.graded == "solutions":
+        return graded_solutions(records, per_problem=labels.traces_per_problem)
+    return graded_steps(records, per_problem=labels.pairs_per_problem, **labels.margin)
+
+
+def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
+    renderer, text = build.build_renderer(config, policy), config.labels.revision_text
+    return revision_traces(
+        records,
+        revision_ids=[token for step in renderer.encode_steps(text) for token in step],
+        revision=text,
+        of_solution=config.labels.revision_of == "solution",
+        end_ids={renderer.tokenizer.eos_token_id},
+        per_problem=config.labels.revisions,
+    )
+
+
+def _first_version(records: list[TreeRecord]) -> list[TreeRecord]:
+    """Return the trees of the oldest policy version."""
+    first = min((record.provenance.policy_version for record in records), default=0)
+    return [record for record in records if record.provenance.policy_version == first]
+
+
+def _earlier_scores(config: Config, records: list[TreeRecord], sources: LabelSources) -> list[list[float | None]] | None:
+    """Return the scores that the earlier PRM gives the steps of every tree; None without one."""
+    if sources.earlier_prm is None:
+        return None
+    renderer = build.build_renderer(config, sources.policy)
+    problems = {record.problem_id: Problem(id=record.problem_id, question=record.question) for record in records}
+    scorer = build.build_scorer(config, sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores)
+    return score_trees(scorer, records)
+
+
+def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[float | None]]:
+    """Return a score of every node of every tree; None for the root and for steps that could not be scored."""
+    requests, places = [], []
+    for index, record in enumerate(records):
+        for parent, nodes in enumerate(children_of(record)):
+            children = [node for node in nodes if record.token_ids[node]]
+            if not children:
+                continue
+            above = [token for node in path_to(record, parent) for token in record.token_ids[node]]
+            branches = tuple((tuple(record.token_ids[child]),) for child in children)
+            requests.append(ScoreRequest(ticket=len(requests), prefix_ids=(*record.prompt_ids, *above), branches=branches))
+            places.append((index, children))
+    scores: list[list[float | None]] = [[None] * len(record.parents) for record in records]
+    for result, (index, children) in zip(collect_all(scorer, requests), places, strict=True):
+        for child, branch in zip(children, result.scores, strict=True):
+            scores[index][child] = branch[0]
+    return scores

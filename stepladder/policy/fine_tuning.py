@@ -1,0 +1,388 @@
+"""Training the policy: supervised fine-tuning on traces, and step-level preference training on sibling steps.
+
+Token ids are trained on as they were sampled: nothing is tokenised again and no end-of-sequence is appended. The loss is on completion
+tokens only.
+
+Three layers, of which only the first two know how tokens lie in a batch:
+
+- ``CompletionRow`` and ``PreferenceRow`` are made from the stored records (``completion_rows``, ``preference_rows``);
+- ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets``, one line per completion;
+- ``objectives.py`` turns logits and targets into the losses of ``losses.py``.
+
+By default the rows of a problem are merged into trees (``collate_packed_*``): the batch then says at which positions of the trees each
+completion token is predicted, and everything from the log-probabilities on is the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stepladder.errors import DataFormatError
+from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, collate_packed_completions, read_at
+from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.packing import PackedRow, lay_out
+from stepladder.lm.references import ReferencedRow, add_reference
+from stepladder.lm.slots import num_shared
+from stepladder.lm.training import (
+    Batch,
+    Collate,
+    PackedCollate,
+    ProgressCallback,
+    TrainReport,
+    TrainSettings,
+    identity_of,
+    load_options,
+    quiet,
+    run_training,
+    save_model,
+)
+from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
+from stepladder.types import GradedRow, PreferencePair, Trace
+
+SAMPLER = "sampler"
+"""Names the policies that sampled the rows as their reference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceRow:
+    """Two completions of one prompt, with what the reference model says about them."""
+
+    chosen: CompletionRow
+    """The preferred completion."""
+    rejected: CompletionRow
+    """The other completion of the same prompt."""
+    num_shared: int
+    """Tokens that both completions begin with; they cancel in the preference loss and are left out of its sums."""
+    ref_chosen_logp: float = 0.0
+    """Reference log-probability of the preferred completion from the first differing token on, in nats."""
+    ref_rejected_logp: float = 0.0
+    """The same for the other completion."""
+    value_margin: float = 0.0
+    """By how much the preferred step's value is higher."""
+    visits: tuple[int, int] = (0, 0)
+    """Simulations through the preferred and through the other step."""
+    sampler_logps: tuple[float, float] | None = None
+    """What the reference's log-probabilities are, under the policy that sampled the pair; None where that is not known."""
+    agreement: float | None = None
+    """How far two scorers rank the siblings alike, in [0, 1]; None where that is not known."""
+    uncertainty: float | None = None
+    """How uncertain the order of the pair is, in bits, in [0, 1]; None where that is not known."""
+
+    @property
+    def group(self) -> str:
+        """Problem of the pair."""
+        return self.chosen.group
+
+    @property
+    def sequences(self) -> tuple[list[int], ...]:
+        """What is forwarded: the preferred sequence, then the other."""
+        return (*self.chosen.sequences, *self.rejected.sequences)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longer sequence."""
+        return max(self.chosen.length, self.rejected.length)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded for both sequences."""
+        return self.chosen.num_tokens + self.rejected.num_tokens
+
+    def with_reference(self, logps: Sequence[float]) -> "PreferenceRow":
+        """Return the row with the reference's log-probabilities of the preferred and of the other completion."""
+        return replace(self, ref_chosen_logp=logps[0], ref_rejected_logp=logps[1])
+
+
+class SampledRow(ReferencedRow, Protocol):
+    """A row whose reference may be the policy that sampled its completions."""
+
+    @property
+    def sampler_logps(self) -> Sequence[float] | None:
+        """What the policy that sampled the completions says about them; None where that is not known."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=SampledRow)
+
+
+def train_sft(
+    model_dir: str | Path,
+    traces: Sequence[Trace],
+    out_dir: str | Path,
+    settings: TrainSettings,
+    *,
+    renderer_hash: str,
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Fine-tune a policy on full solutions and save it to ``out_dir`` as a Hugging Face directory.
+
+    Args:
+        model_dir: Start model, a directory or hub id.
+        traces: Solutions to imitate; the mean negative log-likelihood of their completion tokens is minimised.
+        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        settings: How to train.
+        renderer_hash: Hash that every trace must carry.
+        trust_remote_code: Run code that ships with a hub model.
+        on_progress: Called after every update.
+
+    Returns:
+        What the training came to.
+
+    Raises:
+        BackendError: If the loss stops being finite.
+        CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
+        ConfigError: If the device cannot be had.
+        DataFormatError: If there are no traces, one comes from another renderer or vocabulary, one has an empty prompt or completion,
+            or all are longer than the model's context.
+    """
+    check_provenance((trace.provenance for trace in traces), renderer_hash=renderer_hash, what="traces")
+    model = load_policy(model_dir, settings, trust_remote_code)
+    save = saver(model_dir, trust_remote_code)
+    dropped: dict[str, int] = {}
+    rows = fit_context(completion_rows(traces, vocabulary=vocabulary_size(model)), model, dropped, what="traces")
+    return run_training(
+        model,
+        rows,
+        collate=collate_completions,
+        collate_packed=collate_packed_completions,
+        objective=CompletionObjective(),
+        settings=settings,
+        out_dir=Path(out_dir),
+        identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows),
+        save=save,
+        on_progress=on_progress,
+        dropped=dropped,
+    )
+
+
+def train_preference(
+    model_dir: str | Path,
+    pairs: Sequence[PreferencePair],
+    out_dir: str | Path,
+    settings: TrainSettings,
+    *,
+    renderer_hash: str,
+    objective: PreferenceObjective | None = None,
+    reference: str | Path | None = None,
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train a policy to prefer the chosen continuations and save it to ``out_dir`` as a Hugging Face directory.
+
+    The reference's log-probabilities are computed once, before the first update and on trees, so there is never a second model in memory.
+    To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
+
+    Args:
+        model_dir: Start model, a directory or hub id.
+        pairs: Sibling steps; a pair whose two steps are equal is dropped and counted.
+        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        settings: How to train; ``batch_size`` counts pairs.
+        renderer_hash: Hash that every pair must carry.
+        objective: The loss; None is DPO with its defaults.
+        reference: Reference model, a directory or hub id; None is the start model. ``SAMPLER`` takes the policies that sampled the pairs,
+            whose log-probabilities are stored with them: off-policy DPO, as Agent Q has it.
+        trust_remote_code: Run code that ships with a hub model.
+        on_progress: Called after every update.
+
+    Returns:
+        What the training came to.
+
+    Raises:
+        BackendError: If the loss stops being finite.
+        CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
+        ConfigError: If the device cannot be had.
+        DataFormatError: If there are no pairs, one comes from another renderer or vocabulary, one has an empty prompt or step, or none
+            is left after dropping; or a pair lacks what the loss needs.
+    """
+    objective = objective or PreferenceObjective()
+    check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="preference pairs")
+    model = load_policy(model_dir, settings, trust_remote_code)
+    save = saver(model_dir, trust_remote_code)
+    dropped: dict[str, int] = {}
+    rows = preference_rows(pairs, vocabulary=vocabulary_size(model), dropped=dropped)
+    rows = fit_context(rows, model, dropped, what="preference pairs")
+    _check_known(objective, rows, off_policy=reference == SAMPLER)
+    identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
+    if objective.needs_reference:
+        rows = reference_rows(model, rows, settings, reference=reference, trust_remote_code=trust_remote_code)
+    return run_training(
+        model,
+        rows,
+        collate=collate_preferences,
+        collate_packed=collate_packed_preferences,
+        objective=objective,
+        settings=settings,
+        out_dir=Path(out_dir),
+        identity=identity,
+        save=save,
+        on_progress=on_progress,
+        dropped=dropped,
+    )
+
+
+def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[CompletionRow]:
+    """Return one row per trace.
+
+    Raises:
+        DataFormatError: If a prompt or completion is empty, or an id is outside the vocabulary.
+    """
+    rows = []
+    for i, trace in enumerate(traces):
+        place = f"trace {i} (problem {trace.problem_id!r})"
+        rows.append(completion_row(trace, trace.completion_ids, vocabulary=vocabulary, place=place))
+    return rows
+
+
+def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int]) -> list[PreferenceRow]:
+    """Return one row per pair whose steps differ; the others, which teach nothing, are counted in ``dropped``.
+
+    Raises:
+        DataFormatError: If a prompt or step is empty, or an id is outside the vocabulary.
+    """
+    rows = []
+    for i, pair in enumerate(pairs):
+        place = f"pair {i} (problem {pair.problem_id!r})"
+        chosen = completion_row(pair, pair.chosen_ids, vocabulary=vocabulary, place=place)
+        rejected = completion_row(pair, pair.rejected_ids, vocabulary=vocabulary, place=place)
+        if chosen == rejected:
+            dropped["equal steps"] = dropped.get("equal steps", 0) + 1
+        else:
+            rows.append(
+                PreferenceRow(
+                    chosen=chosen,
+                    rejected=rejected,
+                    num_shared=num_shared(pair.chosen_ids, pair.rejected_ids),
+                    value_margin=pair.chosen_value - pair.rejected_value,
+                    visits=(pair.chosen_visits, pair.rejected_visits),
+                    sampler_logps=_sampler_logps(pair),
+                    agreement=pair.agreement,
+                    uncertainty=pair.uncertainty,
+                )
+            )
+    return rows
+
+
+def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
+    """Lay pairs out as the B preferred completions, then the B others.
+
+    Returns:
+        What ``collate_completions`` returns, and ``contrast``, bool ``[2B, T']``: targets from the first differing token on; ``ref_logps``,
+        float32 ``[2B]``: the reference's sums over them, and ``sampler_logps``, the same of the policies that sampled the pairs;
+        ``value_margins``, ``agreement`` and ``uncertainty``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``: what the search says of
+        the pairs. What is not known is NaN.
+    """
+    batch = collate_completions([row.chosen for row in rows] + [row.rejected for row in rows])
+    return {**batch, **_pair_terms(rows, batch["targets"])}
+
+
+def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, width: int = 0) -> Batch:
+    """Lay trees of pairs out, as the B preferred completions, then the B others.
+
+    Returns:
+        What ``collate_packed_completions`` returns, and what ``collate_preferences`` adds.
+    """
+    layout = lay_out([tree.tree for tree in trees], width=width)
+    paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
+    rows = [row for tree in trees for row in tree.rows]
+    batch = read_at(layout, paths[::2] + paths[1::2], [row.chosen for row in rows] + [row.rejected for row in rows])
+    return {**batch, **_pair_terms(rows, batch["targets"])}
+
+
+def _pair_terms(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
+    learned = targets != IGNORE
+    num_shared = torch.tensor([row.num_shared for row in rows] * 2)
+    ref_logps = [row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows]
+    sampler_logps = [row.sampler_logps or (math.nan, math.nan) for row in rows]
+    as_floats = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
+    return {
+        "contrast": learned & (learned.cumsum(1) > num_shared[:, None]),
+        "ref_logps": as_floats(ref_logps),
+        "sampler_logps": as_floats([logps for side in zip(*sampler_logps, strict=True) for logps in side]),
+        "value_margins": as_floats([row.value_margin for row in rows]),
+        "visits": as_floats([row.visits for row in rows]),
+        "agreement": as_floats([math.nan if row.agreement is None else row.agreement for row in rows]),
+        "uncertainty": as_floats([math.nan if row.uncertainty is None else row.uncertainty for row in rows]),
+    }
+
+
+def reference_rows(
+    model: PreTrainedModel,
+    rows: Sequence[RowT],
+    settings: TrainSettings,
+    *,
+    reference: str | Path | None,
+    trust_remote_code: bool,
+    collate: Collate = collate_preferences,
+    collate_packed: PackedCollate = collate_packed_preferences,
+) -> list[RowT]:
+    """Return the rows with the log-probabilities of a reference.
+
+    Args:
+        model: The start model, which is the reference if no other is named.
+        rows: Rows; with ``SAMPLER`` the log-probabilities of their samplers must be known.
+        settings: How to train; a reference is run as the model is.
+        reference: As for ``train_preference``.
+        trust_remote_code: Run code that ships with a hub model.
+        collate: Lays rows out.
+        collate_packed: Lays trees of rows out.
+    """
+    if reference == SAMPLER:
+        return [row.with_reference(row.sampler_logps or ()) for row in rows]
+    model = model if reference is None else load_policy(reference, settings, trust_remote_code)
+    return add_reference(model, rows, settings, collate=collate, collate_packed=collate_packed)
+
+
+def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:
+    """Return the sampler's log-probabilities of both steps from the first differing token on."""
+    if len(pair.chosen_logps) != len(pair.chosen_ids) or len(pair.rejected_logps) != len(pair.rejected_ids):
+        return None
+    start = num_shared(pair.chosen_ids, pair.rejected_ids)
+    return sum(pair.chosen_logps[start:]), sum(pair.rejected_logps[start:])
+
+
+def _check_known(objective: PreferenceObjective, rows: Sequence[PreferenceRow], *, off_policy: bool) -> None:
+    """Refuse pairs that lack what the loss needs."""
+    missing = {
+        "the visits": objective.label_smoothing == "visits" and sum(row.visits == (0, 0) for row in rows),
+        "the uncertainty": objective.label_smoothing == "uncertainty" and sum(row.uncertainty is None for row in rows),
+        "the sampler's log-probabilities": (objective.needs_sampler or off_policy) and sum(row.sampler_logps is None for row in rows),
+    }
+    for what, count in missing.items():
+        if count:
+            raise DataFormatError(
+                f"preference training: this loss needs {what} of every pair: {count} have none -- label the trees again, or choose another"
+            )
+
+
+def load_policy(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
+    """Load a policy as the settings train it."""
+    with quiet():
+        return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
+
+
+def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTrainedModel, Path], None]:
+    """Return what writes a trained policy beside the tokenizer and the step format of its start model."""
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    return partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+
+
+def completion_row(record: Trace | PreferencePair | GradedRow, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
+    """Return the row of a completion of a record's prompt.
+
+    Raises:
+        DataFormatError: If prompt or completion is empty, or an id is outside the vocabulary.
+    """
+    for name, ids in (("prompt", record.prompt_ids), ("completion", completion_ids)):
+        if not ids:
+            raise DataFormatError(f"{place}: the {name} must have at least one token: got none -- drop the row")
+        check_ids(ids, vocabulary=vocabulary, place=place)
+    return CompletionRow(prompt_ids=record.prompt_ids, completion_ids=completion_ids, group=record.problem_id)

@@ -1,0 +1,141 @@
+"""Labels from rollouts: counting on a scripted policy, the binary search for the first error, and values of a tree's nodes."""
+
+import math
+
+import pytest
+
+from stepladder.data.labels.rollouts import (
+    Estimate,
+    Prefix,
+    estimate_prefixes,
+    find_first_errors,
+    first_error_values,
+    labels_until_error,
+    rollout_values,
+)
+from stepladder.data.labels.values import value_rows
+from stepladder.errors import ConfigError
+from stepladder.testing import ScriptedPolicy
+from stepladder.types import Problem, Step, StopReason, Verdict
+from tests.unit.data.labels.test_values import random_tree, tree
+
+PROBLEM = Problem(id="p", question="?")
+
+
+class Renderer:
+    hash = "r"
+
+    def prompt_ids(self, problem):
+        return (1, 2)
+
+    def extract_answer(self, text):
+        return text.rpartition("=")[2] or None
+
+
+class IsFive:
+    def grade(self, answers):
+        return [Verdict(correct=answer == "5", reason="") for _, answer in answers]
+
+
+def scripted(prefix_ids, sample, seed):
+    """Return a step, then an answer: after token 9 never right, otherwise right in every second sample."""
+    if prefix_ids[-1] != 7:
+        return Step(token_ids=(7,), logps=(0.0,), text="so\n", stop_reason=StopReason.STEP)
+    right = 9 not in prefix_ids and sample % 2 == 0
+    return Step(token_ids=(8,), logps=(0.0,), text="=5" if right else "=6", stop_reason=StopReason.END)
+
+
+def test_rollouts_from_every_prefix_are_counted():
+    """Half of four rollouts, of two tokens each, are right without token 9 and none with it, whatever order the results arrive in."""
+    prefixes = [Prefix(PROBLEM, ids) for ids in ((), (3,), (3, 9), (3, 9, 4))]
+    expected = [Estimate(2, 4, 8), Estimate(2, 4, 8), Estimate(0, 4, 8), Estimate(0, 4, 8)]
+    for shuffle in (None, 5):
+        policy = ScriptedPolicy(scripted, shuffle_seed=shuffle)
+        got = estimate_prefixes(policy, Renderer(), IsFive(), prefixes, num_rollouts=4, seed=0)
+        assert got == expected
+    assert [(estimate.soft, estimate.hard) for estimate in got] == [(0.5, 1.0), (0.5, 1.0), (0.0, 0.0), (0.0, 0.0)]
+    alone = ScriptedPolicy(scripted)
+    estimate_prefixes(alone, Renderer(), IsFive(), prefixes[2:3], num_rollouts=4, seed=0)
+    seeds = {request.prefix_ids: request.seed for request in policy.requests}
+    assert alone.requests[0].seed == seeds[1, 2, 3, 9], "a prefix's rollouts do not depend on the others"
+    with pytest.raises(ConfigError, match="num_rollouts"):
+        estimate_prefixes(alone, Renderer(), IsFive(), [], num_rollouts=0, seed=0)
+
+
+def test_halving_finds_every_first_error_with_few_questions():
+    """For solutions of all lengths at once, every place of the error and none: at most ceil(log2(n + 1)) questions of each."""
+    cases = [(length, error) for length in (0, 1, 2, 3, 8, 13) for error in [*range(length), None]]
+    asked = [0] * len(cases)
+
+    def can_succeed(questions):
+        for i, count in questions:
+            asked[i] += 1
+            assert 1 <= count <= cases[i][0]
+        return [cases[i][1] is None or count <= cases[i][1] for i, count in questions]
+
+    assert find_first_errors([length for length, _ in cases], can_succeed) == [error for _, error in cases]
+    assert all(count <= math.ceil(math.log2(length + 1)) for count, (length, _) in zip(asked, cases, strict=True))
+
+
+def test_labels_say_nothing_behind_the_first_error():
+    """Good steps, the wrong one, and unknown ones."""
+    assert labels_until_error(4, 1) == [1.0, 0.0, None, None]
+    assert labels_until_error(2, None) == [1.0, 1.0]
+    assert labels_until_error(1, 0) == [0.0]
+
+
+class Asked:
+    """Answers from a table over prefixes and remembers the questions."""
+
+    def __init__(self, right):
+        self.right, self.prefixes = right, []
+
+    def __call__(self, prefixes):
+        self.prefixes += [prefix.token_ids for prefix in prefixes]
+        return [Estimate(self.right(prefix.token_ids), 4) for prefix in prefixes]
+
+
+# A wrong solution of four steps (1 2 3 4), a right one that leaves it after two (5), and a wrong one of two steps (6 7).
+SOLUTIONS = tree(
+    (-1, None, None),
+    (0, None, None),
+    (1, None, None),
+    (2, None, None),
+    (3, None, 0.0),
+    (2, None, 1.0),
+    (0, None, None),
+    (6, None, 0.0),
+)
+
+
+def test_values_of_nodes_are_shares_of_their_rollouts():
+    """Leaves are worth their outcome, the root nothing, equal prefixes are asked about once."""
+    ask = Asked(lambda path: 3 if 103 not in path else 1)
+    assert rollout_values([SOLUTIONS, SOLUTIONS], ask) == [[None, 0.75, 0.75, 0.25, 0.0, 1.0, 0.75, 0.0]] * 2
+    assert sorted(ask.prefixes) == [(101,), (101, 102), (101, 102, 103), (106,)]
+    hard = rollout_values([SOLUTIONS], Asked(lambda path: int(106 in path)), hard=True)
+    assert hard == [[None, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]]
+
+
+def test_first_errors_of_a_tree_cost_few_rollouts():
+    """Step 3 is the first error of the long solution: 2 has a right leaf below and is not asked. Step 6 fails, so 7 has no label."""
+    ask = Asked(lambda path: 0)
+    assert first_error_values([SOLUTIONS], ask) == [[None, 1.0, 1.0, 0.0, None, 1.0, 0.0, None]]
+    assert sorted(ask.prefixes) == [(101, 102, 103), (106,)]
+    good = Asked(lambda path: 1)
+    assert first_error_values([SOLUTIONS], good) == [[None, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_of_random_trees_are_monotone_where_the_policy_is(seed):
+    """Where success depends on how deep a prefix is, labels are 1 above the first error and 0 on it, and rows can be made of them."""
+    record = random_tree(seed)
+    (labels,) = first_error_values([record], Asked(lambda path: int(len(path) <= 2)))
+    for node, label in enumerate(labels):
+        if label == 0.0:
+            above = record.parents[node]
+            assert above == 0 or labels[above] == 1.0
+    rows = value_rows([record], given=[labels]).rows
+    assert sum(target is not None for row in rows for target in row.targets) == sum(
+        label is not None and bool(record.token_ids[node]) for node, label in enumerate(labels) if node
+    )

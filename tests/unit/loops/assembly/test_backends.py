@@ -1,0 +1,180 @@
+"""Backends from the configuration: what is checked before any work, and a solve whose server dies."""
+
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from stepladder.cli.app import app
+from stepladder.errors import ConfigError
+from stepladder.lm.vllm_engine import engine_arguments
+from stepladder.loops.assembly import build
+from stepladder.loops.config.config import Config, load_config, with_overrides
+from stepladder.loops.runs.workers import Task, gpu_names, gpu_shares, worker_pool
+from stepladder.policy.prompts import StepFormat
+from tests.models import save_tiny_policy
+from tests.servers import FakeServer, serving
+
+
+def _config(*overrides: str) -> Config:
+    base = {"problems": {"train": "a.jsonl", "test": "b.jsonl"}, "policy": {"model": "m"}}
+    return load_config(None, list(overrides), base=base)
+
+
+def test_where_a_backend_runs_is_no_part_of_a_run() -> None:
+    """Memory shares, GPUs and addresses may change when a run is continued; the backend and what it computes may not."""
+    plain = _config("policy.backend=vllm")
+    moved = _config("policy.backend=vllm", "policy.vllm.memory_share=0.3", "policy.vllm.tensor_parallel=2", "policy.openai.url=http://x")
+    assert plain.hash() == moved.hash() and plain.differences(moved) == []
+    assert with_overrides(plain, []) is plain
+    assert with_overrides(plain, ["policy.vllm.max_context=64"]).differences(plain) == ["policy.vllm.max_context: 64 != None"]
+    assert _config().hash() != plain.hash()
+
+
+def test_a_mistyped_backend_setting_is_named() -> None:
+    """Sub-sections are as strict as sections."""
+    with pytest.raises(ConfigError, match="did you mean 'memory_share'"):
+        _config("policy.vllm.memory_shar=0.5")
+    with pytest.raises(ConfigError, match=r"policy\.backend"):
+        _config("policy.backend=vlm")
+
+
+def test_backends_are_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VLLM must be installed, evolve needs weights it can change, and data parallel engines need GPUs of their own."""
+    build.check_backends(_config(), trains=True)
+    build.check_backends(_config("policy.backend=openai"), trains=False)
+    with pytest.raises(ConfigError, match="keeps the weights"):
+        build.check_backends(_config("policy.backend=openai"), trains=True)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    for setting in ("policy.backend=vllm", "prm.backend=vllm"):
+        with pytest.raises(ConfigError, match="needs the package vllm"):
+            build.check_backends(_config(setting), trains=False)
+    monkeypatch.setattr(build, "find_spec", lambda name: object())
+    shares = ["policy.backend=vllm", "policy.vllm.memory_share=0.7", "policy.vllm.prm_memory_share=0.4"]
+    build.check_backends(_config(*shares), trains=False)
+    with pytest.raises(ConfigError, match=r"at most 1: got 0\.7 and 0\.4"):
+        build.check_backends(_config(*shares, "prm.backend=vllm"), trains=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=3"), trains=True)
+    with pytest.raises(ConfigError, match="got 4 > 3"):
+        build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
+
+
+def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
+    """Policy and PRM get their stated shares of the memory; tensor parallelism, block size, context and options pass through to both."""
+    config = _config(
+        *("policy.vllm.memory_share=0.5", "policy.vllm.prm_memory_share=0.3", "policy.vllm.tensor_parallel=2", "policy.dtype=bfloat16"),
+        *("policy.vllm.block_size=16", "policy.vllm.max_context=2048", "policy.max_batch=64", 'policy.vllm.options.quantization="fp8"'),
+    )
+    section = config.policy.vllm
+    policy = engine_arguments("p", "generate", build._engine_settings(config, section.memory_share), on_cpu=False)
+    prm = engine_arguments("q", "embed", build._engine_settings(config, section.prm_memory_share), on_cpu=False)
+    shared = {
+        "tensor_parallel_size": 2,
+        "dtype": "bfloat16",
+        "block_size": 16,
+        "max_model_len": 2048,
+        "max_num_seqs": 64,
+        "quantization": "fp8",
+        "enable_prefix_caching": True,
+    }
+    for arguments, model, share in ((policy, "p", 0.5), (prm, "q", 0.3)):
+        assert arguments | shared | {"model": model, "gpu_memory_utilization": share} == arguments
+        assert "enforce_eager" not in arguments and "data_parallel_size" not in arguments
+    assert prm["runner"] == "pooling" and "runner" not in policy
+
+
+def test_data_parallel_engines_are_workers_with_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three engines of two GPUs each are three workers that see two GPUs each; on a CPU the setting changes nothing."""
+    settings = ["policy.backend=vllm", "policy.vllm.data_parallel=3", "policy.vllm.tensor_parallel=2"]
+    config = _config(*settings, "policy.device=cuda")
+    assert (build.num_workers(config), build.gpus_per_worker(config)) == (3, 2)
+    assert gpu_shares(list("012345"), build.num_workers(config), 2) == ["0,1", "2,3", "4,5"]
+    assert build.num_workers(_config(*settings, "policy.device=cpu", "run.workers=1")) == 1
+
+
+def test_a_new_round_starts_a_new_engine_and_ends_the_old_one() -> None:
+    """An engine is kept while model and settings stay, and closed before one of other weights starts; training ends all of them."""
+
+    class Engine:
+        closed = False
+        resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+
+        def close(self) -> None:
+            self.closed = True
+
+    alive: list[bool] = []
+
+    def start() -> Engine:
+        alive.extend(engine.closed for engine in engines)
+        engines.append(Engine())
+        return engines[-1]
+
+    engines: list[Engine] = []
+    first = build._held_engine("policy", ("round 0", 1), start)
+    assert build._held_engine("policy", ("round 0", 1), start) is first and first.resets == 2
+    second = build._held_engine("policy", ("round 1", 1), start)
+    assert second is not first and first.closed and alive == [True]
+    build.release_weights()
+    assert second.closed and build._held_engine("policy", ("round 1", 1), start) is engines[2]
+    build.release_weights()
+
+
+def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker gets neighbours of its own among the visible ones; too few is an error; without data parallel engines all see all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert gpu_shares(gpu_names(), 2, 2) == ["4,5", "6,7"]
+    with pytest.raises(ConfigError, match="need 6: found 4"):
+        gpu_shares(gpu_names(), 3, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_names() == []
+    assert build.gpus_per_worker(_config("policy.backend=vllm")) is None
+    assert build.gpus_per_worker(_config("policy.vllm.data_parallel=2")) is None
+    settings = ["policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=4", "policy.device=cuda"]
+    assert build.gpus_per_worker(_config(*settings)) == 4
+    assert build.num_workers(_config(*settings)) == 2
+
+
+def visible() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.slow
+def test_a_worker_sees_its_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share is in the worker's environment before torch is imported there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    with worker_pool(1, threads=1, gpus_each=2) as pool:
+        assert pool.run([Task(function=visible, arguments={})], on_progress=lambda progress: None) == ["6,7"]
+
+
+def _solve(folder, url, output, *settings):
+    arguments = ["solve", "--policy", str(folder / "model"), "--input", str(folder / "questions.jsonl"), "--output", str(output)]
+    arguments += ["--method", "mcts", "--simulations", "6", "--option", "wave=2", "--set", "search.max_trees=2"]
+    chosen = ["backend=openai", f"openai.url={url}", "openai.retries=1", "openai.backoff_s=0.01", *settings]
+    return CliRunner().invoke(app, [*arguments, *(word for setting in chosen for word in ("--set", f"policy.{setting}"))])
+
+
+def test_a_server_killed_during_a_solve_loses_nothing(tmp_path) -> None:
+    """The command ends with one sentence and exit code 1, keeps finished answers, and continues to the bytes of one never disturbed."""
+    StepFormat(answer_pattern=r"(\d)").save(save_tiny_policy(tmp_path / "model"))
+    (tmp_path / "questions.jsonl").write_text("".join(f'{{"id": "q{i}", "question": "{i}+{i}"}}\n' for i in range(8)))
+    with serving(FakeServer()) as url:
+        done = _solve(tmp_path, url, tmp_path / "whole.jsonl")
+        assert done.exit_code == 0, done.output
+    fake = FakeServer()
+    fake.before = lambda number, request: 503 if number >= 60 else None
+    with serving(fake) as url:
+        failed = _solve(tmp_path, url, tmp_path / "answers.jsonl")
+    assert failed.exit_code == 1 and "the server must be there" in failed.output and "Traceback" not in failed.output
+    assert not (tmp_path / "answers.jsonl").exists()
+    kept = (tmp_path / "answers.jsonl.part").read_text().splitlines()
+    assert 0 < len(kept) < 8
+    second = FakeServer()
+    with serving(second) as url:
+        assert _solve(tmp_path, url, tmp_path / "answers.jsonl").exit_code == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    prompts = {tuple(request["prompt"][:4]) for request in second.requests}
+    assert len(prompts) == 8 - len(kept)

@@ -1,0 +1,178 @@
+"""Configuration: precedence, checks, hash, and messages that name the way out."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stepladder.cli.app import app
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.loops.assembly.build import check_model, check_prm, check_searches
+from stepladder.loops.config.config import Config, load_config
+
+REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
+
+
+def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path: Path) -> None:
+    """Defaults < file < --set, and paths that exist beside the file become absolute."""
+    (tmp_path / "train.jsonl").write_text("{}")
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[problems]\ntrain = "train.jsonl"\ntest = "org/data"\n[policy]\nmodel = "m"\n[search]\nsimulations = 5\nmax_depth = 3\n'
+    )
+    config = load_config(path, ["search.simulations=7", "search.method=beam"])
+    assert (config.search.simulations, config.search.max_depth, config.search.max_step_tokens) == (7, 3, 256)
+    assert config.search.method == "beam"
+    assert config.problems.train == str(tmp_path / "train.jsonl")
+    assert config.problems.test == "org/data"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.simulation=3", "unknown setting 'search.simulation' -- did you mean 'simulations'"),
+        ("sft.lora.rank=4", "unknown setting 'sft.lora.rank'"),
+        ("serch.simulations=3", "did you mean 'search'"),
+        ("search.simulations=0", "'search.simulations': input should be greater than or equal to 1: got 0"),
+        ("run.rounds=many", "'run.rounds'"),
+        ("labels.data=some", "'labels.data'"),
+        ("format.prompt_template=hello", "must contain '{question}'"),
+        ("format.step_end=''", "step_end must not be empty"),
+        ("search=3", "'search'"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_wrong_settings_are_named(override: str, words: str) -> None:
+    """The message names the setting, what it was and, for a misspelt key, the nearest one."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_is_reported_before_what_is_missing() -> None:
+    """A misspelt required key is explained as misspelt, not as missing."""
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        load_config(None, ["problems.train=a", "problems.tset=b", "policy.model=m"])
+
+
+@pytest.mark.parametrize("text", ["[search\n", "\xff"])
+def test_unreadable_file_is_named(tmp_path: Path, text: str) -> None:
+    """A file that is no TOML, or no UTF-8, is an error of one sentence with its path."""
+    path = tmp_path / "c.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load_config(path, [])
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "absent.toml", [])
+
+
+def test_hash_names_what_is_computed_and_nothing_else() -> None:
+    """Paths, workers and the number of rounds leave the hash alone; a search setting does not."""
+    base = load_config(None, REQUIRED).hash()
+    same = ["problems.train=c.jsonl", "run.workers=3", "run.rounds=9", "policy.max_batch=7"]
+    assert load_config(None, [*REQUIRED, *same]).hash() == base
+    assert load_config(None, [*REQUIRED, "search.simulations=33"]).hash() != base
+    assert len(base) == 16
+
+
+def test_differences_name_the_settings_that_differ() -> None:
+    """What may not change within a run is listed with both values; what may is not."""
+    ours, theirs = load_config(None, REQUIRED), load_config(None, [*REQUIRED, "search.simulations=33", "run.rounds=9"])
+    assert ours.differences(theirs) == ["search.simulations: 32 != 33"]
+
+
+def test_impossible_searches_are_refused_before_work() -> None:
+    """An unknown method, an unknown option, no children, and a wave larger than the search are configuration errors."""
+    for override, words in (
+        ("search.method=mtcs", "did you mean 'mcts'"),
+        ("search.options.childs=3", "unknown setting 'childs'"),
+        ("search.options.num_children=0", "num_children must be a whole number >= 1"),
+        ("evaluate.options.wave=17", "evaluate.options.wave: must be at most evaluate.simulations: got 17 > 16"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_searches(load_config(None, [*REQUIRED, override]))
+        assert words in str(caught.value)
+    check_searches(load_config(None, REQUIRED))
+
+
+def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
+    """A path that does not exist, or holds no tokenizer, is refused; a hub id is left to the loader."""
+
+    def policy(model: object) -> Config:
+        return load_config(None, [*REQUIRED, f"policy.model={model}"])
+
+    check_model(policy("Qwen/Qwen2.5-0.5B").policy)
+    with pytest.raises(ConfigError, match="does not exist"):
+        check_model(policy(tmp_path / "absent").policy)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"must hold tokenizer\.json"):
+        check_model(policy(tmp_path).policy)
+
+
+@pytest.mark.parametrize("name", ["model", "reference"])
+def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str) -> None:
+    """A path that does not exist is refused; a hub id and a directory are left to the loader."""
+    for source in (tmp_path, "owner/prm"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={source}"]).prm)
+    with pytest.raises(ConfigError, match=rf"prm\.{name}: must be a model directory or a hub id: '.*absent' does not exist"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}={tmp_path / 'absent'}"]).prm)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["prm.start=fixed"], "needs a model to keep"),
+        (["prm.start=fixed", "prm.model=x", "prm.ensemble=2"], "trains nothing"),
+        (["prm.target=step-pairs"], "needs the loss 'pairwise'"),
+        (["prm.target=step-pairs", "prm.loss=listwise"], "needs the loss 'pairwise'"),
+        (["prm.loss=implicit-ce"], "expected 'outcome'"),
+        (["prm.loss=implicit-ce", "prm.target=outcome", "prm.start=last"], "expected 'policy'"),
+        (["prm.loss=pairwise", "prm.supervise=every-token"], "expected 'step-end'"),
+        (["prm.loss=two-hot", "prm.head=two-class"], "needs a value head"),
+        (["prm.loss=hinge"], "prm.loss"),
+        (["search.scores.bound_at=2"], "search.scores.bound_at"),
+        (["evaluate.scores.penalty=-1"], "evaluate.scores.penalty"),
+        (["search.scores.ensembl=min"], "did you mean 'ensemble'"),
+    ],
+)
+def test_prm_choices_that_do_not_fit_each_other_are_explained(settings: list[str], words: str) -> None:
+    """Loss, target, head, start and what becomes of scores are checked before anything is loaded."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, *settings])
+    assert words in str(caught.value)
+
+
+def test_every_prm_loss_and_target_can_be_configured() -> None:
+    """What the configuration names is what the trainers know."""
+    from stepladder.data.labels.values import ValueTarget
+    from stepladder.loops.config.config import PRMConfig
+    from stepladder.prm import implicit, objective
+
+    losses = set(PRMConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
+    assert losses == {*objective.LOSSES, *implicit.LOSSES}
+    assert set(ValueTarget) < set(PRMConfig.model_fields["target"].annotation.__args__)  # type: ignore[union-attr]
+
+
+def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path: Path) -> None:
+    """Even a dry run refuses it, and nothing is written."""
+    run = tmp_path / "run"
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["evolve", "--set", "search.method=mtcs", "--run-dir", str(run), *more])
+        assert result.exit_code == 2 and "did you mean 'mcts'" in result.output
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("words", [("1+1", "--output", "out.jsonl"), ("--input", "in.jsonl")], ids=["question", "file"])
+def test_the_files_of_solve_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """A file of questions without one for the answers, or the other way round, is told before a run is looked for."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["solve", *words])
+    assert (result.exit_code, "--input and --output go together" in result.output) == (2, True), result.output
+
+
+def test_a_question_has_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks are told before a run is looked for: no solution of them could mean anything."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["solve", "  "])
+    assert (result.exit_code, "QUESTION: must have text: got '  '" in result.output) == (2, True), result.output

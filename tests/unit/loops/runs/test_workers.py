@@ -1,0 +1,88 @@
+"""Worker processes: order, progress, failures, and no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stepladder.errors import BackendError, DataFormatError
+from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
+
+
+def square(*, number: int) -> int:
+    report_progress(Progress(stage="squares", items=1, tokens=number))
+    return number * number
+
+
+def fail(*, message: str) -> None:
+    raise DataFormatError(message)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_results_come_in_order_with_progress() -> None:
+    """Results stand in the order of the tasks, and every report arrives."""
+    seen: list[Progress] = []
+    with worker_pool(2, threads=1) as pool:
+        results = pool.run([Task(function=square, arguments={"number": n}) for n in range(5)], on_progress=seen.append)
+        assert results == [0, 1, 4, 9, 16]
+        time.sleep(0.3)
+        pool.run([Task(function=square, arguments={"number": 0})], on_progress=seen.append)
+    assert sum(progress.items for progress in seen) >= 5
+
+
+@pytest.mark.slow
+def test_failures_keep_their_type() -> None:
+    """An error of a task is raised as it is, and a worker that was killed is explained."""
+    with pytest.raises(DataFormatError, match=r"file\.jsonl:3"), worker_pool(1, threads=1) as pool:
+        pool.run([Task(function=fail, arguments={"message": "file.jsonl:3: wrong"})], on_progress=lambda progress: None)
+    with pytest.raises(BackendError, match="a worker process was killed"), worker_pool(1, threads=1) as pool:
+        pool.run([Task(function=die, arguments={})], on_progress=lambda progress: None)
+
+
+_PARENT = """
+import time
+from stepladder.loops.runs.workers import Task, worker_pool
+from tests.unit.loops.runs.test_workers import wait_long
+if __name__ == "__main__":
+    with worker_pool(1, threads=1) as pool:
+        pool.run([Task(function=wait_long, arguments={})], on_progress=lambda p: print(p.items, flush=True))
+"""
+
+
+def wait_long() -> None:
+    report_progress(Progress(stage="pid", items=os.getpid()))
+    time.sleep(120)
+
+
+@pytest.mark.slow
+def test_worker_ends_with_its_killed_parent(tmp_path) -> None:
+    """When the parent is killed, its worker is gone within seconds."""
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"

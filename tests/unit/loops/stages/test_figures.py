@@ -1,0 +1,97 @@
+"""Figures of an evaluation, worked out by hand from rows of three problems."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepladder.errors import CheckpointError
+from stepladder.loops.stages.figures import headline, split_figures
+
+
+def sample(tokens: int, key: str | None, score: float | None, correct: bool) -> dict:
+    return {"num_tokens": tokens, "answer_key": key, "score": score, "correct": correct}
+
+
+GREEDY = [{"problem_id": name, "answer": "x", "correct": name == "a", "tokens": 10} for name in "abc"]
+SEARCH = [
+    {"problem_id": "a", "answer": "1", "correct": True, "tokens": 30, "anytime": [[10, False], [30, True]]},
+    {"problem_id": "b", "answer": "2", "correct": True, "tokens": 20, "anytime": [[20, True]]},
+    {"problem_id": "c", "answer": None, "correct": False, "tokens": 5, "anytime": [[5, False]]},
+]
+SAMPLES = [
+    # 30 tokens buy three samples: two for the wrong 9, one for the right 1 with the best score.
+    {
+        "problem_id": "a",
+        "samples": [sample(10, "9", 0.2, False), sample(10, "1", 0.9, True), sample(10, "9", 0.3, False), sample(10, "1", 0.8, True)],
+    },
+    # 20 tokens buy one sample of 15; a second would overrun.
+    {
+        "problem_id": "b",
+        "samples": [sample(15, "2", 0.4, True), sample(10, "7", 0.6, False), sample(10, "7", 0.1, False), sample(10, None, None, False)],
+    },
+    # 5 tokens buy none, but a method that may ask asks once.
+    {"problem_id": "c", "samples": [sample(10, "4", 0.5, False)] * 4},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind, rows in (("greedy", GREEDY), ("search", SEARCH), ("samples", SAMPLES)):
+        (tmp_path / kind).mkdir()
+        for index, row in enumerate(rows):
+            (tmp_path / kind / f"shard-{index:04d}.json").write_text(json.dumps({"rows": [row]}))
+    return tmp_path
+
+
+def test_figures_by_hand(folder: Path) -> None:
+    """Every figure of a split follows from its rows."""
+    figures = split_figures(folder)
+    assert figures["problems"] == 3
+    assert figures["tokens"] == {"greedy": 30, "samples": 40 + 45 + 40, "search": 55}
+    assert figures["pass_at_1"] == pytest.approx(1 / 3)
+    assert figures["search_accuracy"] == pytest.approx(2 / 3)
+    # a: majority says 9, best of n says 1, the vote is 0.9 against 0.5; b: the single sample is right; c: wrong everywhere.
+    assert figures["majority_accuracy"] == pytest.approx(1 / 3)
+    assert figures["best_of_n_accuracy"] == pytest.approx(2 / 3)
+    assert figures["weighted_vote_accuracy"] == pytest.approx(2 / 3)
+    assert figures["sampling_tokens_per_problem"] == pytest.approx((30 + 15 + 10) / 3)
+    # a: right .9 .8 against wrong .2 .3, all four pairs ordered; b: right .4 against .6 and .1, one of two; c has no right one.
+    assert figures["prm_within_problem_auc"] == pytest.approx((1.0 + 0.5) / 2)
+    assert figures["sampled_pass_at_1"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
+    assert figures["pass_at_k"] == pytest.approx(2 / 3)
+    assert figures["search_against_majority"]["num_better"] == 1
+    assert figures["search_against_majority"]["num_worse"] == 0
+    assert headline(figures)["tokens_per_problem"] == pytest.approx(55 / 3)
+
+
+def test_curves_end_where_the_search_ended(folder: Path) -> None:
+    """The last point of the search's curve is its accuracy, and before its first wave a search has no answer."""
+    curves = split_figures(folder)["curves"]
+    assert set(curves) == {"search", "majority", "best_of_n", "weighted_vote"}
+    assert curves["search"][-1][1] == pytest.approx(2 / 3)
+    assert curves["search"][0][1] == 0.0
+
+
+def test_missing_evaluations_are_none(tmp_path: Path) -> None:
+    """What was not measured is None, never 0; without scores the PRM's figures are None and majority stays."""
+    assert split_figures(tmp_path)["pass_at_1"] is None
+    for kind, rows in (("greedy", GREEDY), ("search", SEARCH)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "shard-0000.json").write_text(json.dumps({"rows": rows}))
+    bare = [{**row, "samples": [{**entry, "score": None} for entry in row["samples"]]} for row in SAMPLES]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "shard-0000.json").write_text(json.dumps({"rows": bare}))
+    figures = split_figures(tmp_path)
+    assert figures["prm_within_problem_auc"] is None
+    assert figures["best_of_n_accuracy"] is None
+    assert figures["majority_accuracy"] == pytest.approx(1 / 3)
+    assert set(figures["curves"]) == {"search", "majority"}
+
+
+def test_foreign_file_is_named(tmp_path: Path) -> None:
+    """A file that no evaluation wrote is an error with its path."""
+    (tmp_path / "greedy").mkdir()
+    (tmp_path / "greedy" / "shard-0000.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"shard-0000\.json"):
+        split_figures(tmp_path)

@@ -1,0 +1,92 @@
+"""Gates: only a model that is not worse on held-out problems replaces the best one."""
+
+import json
+
+import pytest
+
+from stepladder.loops.config.config import Config
+from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.stages import round as rounds
+from stepladder.loops.stages.gate import fails, fall_back, gate_policy, gate_prm
+from stepladder.types import LabelledProblem, Problem
+
+
+@pytest.mark.parametrize(
+    ("candidate", "best", "max_drop", "accepted"),
+    [
+        (0.5, 0.4, 0.0, True),
+        (0.4, 0.4, 0.0, True),
+        (0.39, 0.4, 0.0, False),
+        (0.39, 0.4, 0.02, True),
+        (None, 0.4, 0.0, False),
+        (0.1, None, 0.0, True),
+    ],
+)
+def test_policy_gate(candidate: float | None, best: float | None, max_drop: float, accepted: bool) -> None:
+    """Equal or better passes, worse by more than the tolerance does not, and an untrained policy never does."""
+    decision = gate_policy(candidate, best, max_drop=max_drop)
+    assert decision.accepted is accepted
+    assert decision.reason
+
+
+@pytest.mark.parametrize(
+    ("candidate", "best", "accepted"), [(0.5, None, False), (0.51, None, True), (0.7, 0.8, False), (0.8, 0.8, True), (None, None, False)]
+)
+def test_prm_gate_asks_for_more_than_chance(candidate: float | None, best: float | None, accepted: bool) -> None:
+    """A PRM at chance is never adopted, not even as the first."""
+    assert gate_prm(candidate, best, max_drop=0.0).accepted is accepted
+
+
+def test_a_failing_prm_gives_way_to_the_best_earlier_one() -> None:
+    """The highest AUC above chance, the newest of equals; none where all are at chance or could not be measured."""
+    assert fall_back({1: 0.6, 2: 0.7, 3: 0.5}) == 2
+    assert fall_back({1: 0.6, 2: 0.6}) == 2
+    assert fall_back({1: 0.5, 2: None}) is None
+    assert fall_back({}) is None
+    assert (fails(0.5), fails(0.51), fails(None)) == (True, False, False)
+
+
+def run_with_history(root, aucs):
+    """Write a run whose rounds 1 to 3 had PRMs accepted, and the samples of round 4 as the earlier ones score them."""
+    run = RunDir(root=root)
+    for number in range(4):
+        row = {"round": number, "prm_accepted": number > 0}
+        run.round(number).mkdir(parents=True)
+        (run.round(number) / "round.json").write_text(json.dumps(row))
+    for earlier, auc in aucs.items():
+        right, wrong = (0.9, 0.1) if auc == 1.0 else (0.5, 0.5)
+        samples = [{"num_tokens": 1, "answer_key": "a", "score": right, "correct": True}]
+        samples += [{"num_tokens": 1, "answer_key": "b", "score": wrong, "correct": False}]
+        folder = run.round(4) / "evaluation" / "held_out" / f"samples-prm-{earlier}"
+        folder.mkdir(parents=True)
+        (folder / "shard-0000.json").write_text(json.dumps({"rows": [{"problem_id": "p", "samples": samples}]}))
+    config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}})
+    problems = {"held_out": [LabelledProblem(problem=Problem(id="p", question="?"), answer="a")]}
+    return rounds.RoundContext(config=config, run=run, problems=problems, pool=None, display=ProgressDisplay())  # type: ignore[arg-type]
+
+
+def held_out(candidate: float | None, best: float | None) -> dict[str, float | None]:
+    return {"prm_within_problem_auc": candidate, "best_prm_within_problem_auc": best}
+
+
+def test_a_round_without_a_new_prm_keeps_the_best_one_unless_it_fails(tmp_path) -> None:
+    """At 0.6 it stays; at 0.48 the best of rounds 1 and 2 takes its place, or none; the clause says which."""
+    context = run_with_history(tmp_path / "a", {1: 1.0, 2: 0.5})
+    assert rounds._kept_prm(context, 4, 4, 3, held_out(0.55, 0.6)) == (3, "; the PRM of round 3 stays")
+    assert rounds._kept_prm(context, 4, 4, 3, held_out(0.6, None)) == (3, "; the PRM of round 3 stays")
+    assert rounds._kept_prm(context, 4, 4, None, held_out(0.4, None)) == (None, "")
+    chosen, clause = rounds._kept_prm(context, 4, 4, 3, held_out(0.45, 0.48))
+    assert chosen == 1
+    assert clause == "; the PRM of round 3 has 0.480 on the new policy's solutions and is given up for that of round 1"
+    chosen, clause = rounds._kept_prm(run_with_history(tmp_path / "b", {1: 0.5, 2: 0.5}), 4, 4, 3, held_out(0.45, 0.48))
+    assert chosen is None
+    assert clause.endswith("is given up, the search goes on without one")
+
+
+def test_a_training_that_fails_is_a_rejection_with_its_reason(tmp_path) -> None:
+    """A loss that is not finite, or nothing to compare, leaves the earlier PRM in place."""
+    context = run_with_history(tmp_path, {})
+    decision = rounds._prm_decision(context, 3, 3, held_out(0.6, None), failed="the loss must be finite")
+    assert not decision.accepted
+    assert decision.reason == "training failed: the loss must be finite"

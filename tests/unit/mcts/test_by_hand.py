@@ -1,0 +1,254 @@
+"""Small trees of published methods, worked out by hand from the papers' rules."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from stepladder.testing import ScriptedPolicy, make_step
+from stepladder.types import Budget, StopReason
+from tests.unit.mcts.test_engine import one
+
+
+def solution(prefix):
+    """Return the steps so far, without the prompt."""
+    return "".join(map(chr, prefix)).split("\n", 1)[1]
+
+
+def letters(prefix, index, seed):
+    """Sample i is the i-th letter; nothing ends."""
+    return make_step("abcdefgh"[index])
+
+
+def scores(**table):
+    """Return a scorer that knows some solutions; 0.5 elsewhere."""
+    return lambda prefix: table.get(solution(prefix), 0.5)
+
+
+def test_rstar_math_by_hand():
+    """Children 0.2, 0.9, 0.4 after one descent; the second expands b: 0.1, 0.3, 0.2 of mean 0.2, so b falls to (0.9 + 0.2) / 2 = 0.55.
+
+    The root has N = 2. With c = 2, UCT is 0.55 + 2 sqrt(ln 2 / 2) = 1.727 for b and 0.4 + 2 sqrt(ln 2) = 2.065 for c, which comes third.
+    """
+    table = scores(a=0.2, b=0.9, c=0.4, ba=0.1, bb=0.3, bc=0.2)
+    options = {"policy": letters, "scorer": table, "num_children": 3}
+    two = one("rstar-math:code", budget=Budget(num_simulations=2), **options).tree
+    assert two.parents == [-1, 0, 0, 0, 2, 2, 2] and two.visits == [2, 1, 2, 1, 1, 1, 1]
+    assert two.values[:4] == pytest.approx([(0.5 + 0.2) / 2, 0.2, 0.55, 0.4])
+    assert 0.55 + 2 * math.sqrt(math.log(2) / 2) < 0.4 + 2 * math.sqrt(math.log(2))
+    assert one("rstar-math:code", budget=Budget(num_simulations=3), **options).tree.parents[7:] == [3, 3, 3]
+
+
+def test_rest_mcts_by_hand():
+    """Scores 0.2, 0.6, 0.4: the best, b, is rolled forward by three steps (a each), the best of which, 0.8, makes it (0.6 + 0.8) / 2 = 0.7.
+
+    It alone has a visit then, and the root, by the visit-weighted mean of its children, the same value. Second descent: with ln 1 = 0, b
+    has 0.7, a and c have their scores and the bonus of 1: c is expanded, its first child (all are 0.5) is rolled out at 0.5, and the root
+    is worth (0.7 + 0.5) / 2. Third: b has 0.7 + 0.99 sqrt(ln 2) = 1.52, c 0.5 + 0.82, a 1.2. Below b, ba is 0.5 and its rollout finds 0.8
+    again: (0.5 + 0.8) / 2 = 0.65 for ba and for b, which has two visits: (2 * 0.65 + 0.5) / 3.
+    """
+    table = scores(a=0.2, b=0.6, c=0.4, baaa=0.8)
+    options = {"policy": letters, "scorer": table}
+    first = one("rest-mcts", budget=Budget(num_simulations=1), **options).tree
+    assert first.scores[1:] == [0.2, 0.6, 0.4] and first.visits == [1, 0, 1, 0]
+    assert first.values[::2] == pytest.approx([0.7, 0.7]) and first.values[1::2] == [None, None]
+    assert (first.generated_tokens, first.policy_calls) == (3 + 3, 2)
+    second = one("rest-mcts", budget=Budget(num_simulations=2), **options).tree
+    assert second.parents[4:] == [3, 3, 3] and second.visits == [2, 0, 1, 1, 1, 0, 0]
+    assert [second.values[node] for node in (0, 2, 3, 4)] == pytest.approx([0.6, 0.7, 0.5, 0.5])
+    third = one("rest-mcts", budget=Budget(num_simulations=3), **options).tree
+    assert third.parents[7:] == [2, 2, 2] and third.visits == [3, 0, 2, 1, 1, 0, 0, 1, 0, 0]
+    assert [third.values[node] for node in (0, 2, 7)] == pytest.approx([(2 * 0.65 + 0.5) / 3, 0.65, 0.65])
+
+
+def test_rstar_by_hand():
+    """No PRM. The first child, a, is rolled out: three of four solutions say 7, so a and the root are worth 0.75.
+
+    Next is b, the first without a visit. Two of its three samples end with 7, one with 8: that end is worth 2/3, the other 1/3, and the
+    first is backed up. The third descent takes c, none of whose rollouts ends: 0.
+    """
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        if text.startswith("a"):
+            return make_step("=8" if index == 3 else "=7", stop_reason=StopReason.END)
+        if text.startswith("b"):
+            return make_step("=8" if index == 1 else "=7", stop_reason=StopReason.END)
+        return make_step("abc"[index % 3])
+
+    options = {"policy": policy, "scorer": None, "rollouts": 4}
+    first = one("rstar", budget=Budget(num_simulations=1, max_depth=4), **options)
+    assert first.tree.visits == [1, 1, 0, 0] and first.tree.values == [0.75, 0.75, None, None] and first.answer is None
+    second = one("rstar", budget=Budget(num_simulations=2, max_depth=4), **options)
+    assert second.tree.parents[4:] == [2, 2] and second.tree.answers[4:] == ["7", "8"] and second.tree.visits[2:] == [1, 0, 1, 0]
+    assert [second.tree.values[node] for node in (0, 2, 4)] == pytest.approx([(0.75 + 2 / 3) / 2, 2 / 3, 2 / 3])
+    assert (second.answer, second.votes) == ("7", {"7": 2.0, "8": 1.0})
+    third = one("rstar", budget=Budget(num_simulations=3, max_depth=4), **options)
+    assert third.tree.parents[6:] == [3, 3, 3] and third.tree.values[3] == 0.0
+    assert third.tree.values[0] == pytest.approx((0.75 + 2 / 3) / 3)
+
+
+def test_lats_backs_up_the_best_child_alone():
+    """Of 0.2, 0.6, 0.4 the second is played out to an end that scores 0.9: it is worth 0.9, the root too, and its siblings nothing yet."""
+
+    def policy(prefix, index, seed):
+        return make_step("=1", stop_reason=StopReason.END) if len(solution(prefix)) == 3 else make_step("abc"[index])
+
+    table = {"a": 0.2, "b": 0.6, "c": 0.4, "baa=1": 0.9}
+    options = {"policy": policy, "scorer": lambda prefix: table.get(solution(prefix), 0.5), "num_children": 3}
+    tree = one("lats:paper", budget=Budget(num_simulations=1), **options).tree
+    assert tree.visits == [1, 0, 1, 0] and tree.values[::2] == pytest.approx([0.9, 0.9]) and tree.values[1::2] == [None, None]
+
+
+def test_q_star_by_hand():
+    """A path has (min + last) / 2: the root's children 0.9 and 0.6; below a, aa has 0.5 and the solution a=1 has 0.7.
+
+    No leaf has more than that solution, so the search ends after two expansions. Were it 0.55, b (0.6) would be expanded before it ended;
+    and were its last step 1 after one of 0.3, it would have (0.3 + 1) / 2 = 0.65, and win.
+    """
+
+    def policy(prefix, index, seed):
+        return make_step("=1", stop_reason=StopReason.END) if solution(prefix) == "a" and index else make_step("ab"[index])
+
+    def search(**table):
+        known = {"a": 0.9, "b": 0.6, "aa": 0.5, "ba": 0.1, "bb": 0.1, "a=1": 0.7, **table}
+        return one(
+            "q-star",
+            policy=policy,
+            scorer=lambda prefix: known[solution(prefix)],
+            num_children=2,
+            budget=Budget(num_simulations=9, max_depth=3),
+        )
+
+    found = search()
+    assert (found.stop_reason, found.answer, found.tree.num_simulations) == (StopReason.GOAL, "1", 2)
+    assert found.tree.values == pytest.approx([found.tree.values[0], found.tree.values[1], 0.6, 0.5, 0.7])
+    assert found.votes == pytest.approx({"1": 0.7})
+    later = search(**{"a=1": 0.55})
+    assert (later.stop_reason, later.tree.num_simulations, later.tree.parents[5:]) == (StopReason.GOAL, 3, [2, 2])
+    weak = search(a=0.3, b=0.2, aa=0.3, **{"a=1": 1.0})
+    assert weak.stop_reason == StopReason.GOAL and weak.votes == pytest.approx({"1": 0.65})
+
+
+def test_particles_by_hand():
+    """Four particles: only a has odds worth the name, so all four go on from it; two of the four copies end, and ended ones stay."""
+
+    def policy(prefix, index, seed):
+        if solution(prefix) == "a" and index < 2:
+            return make_step("=1", stop_reason=StopReason.END)
+        return make_step("abcd"[index])
+
+    table = {"a": 1.0, "a=1": 1.0}
+    policy = ScriptedPolicy(policy)
+    result = one("particle-filter", policy=policy, scorer=lambda prefix: table.get(solution(prefix), 0.0), budget=Budget(num_simulations=9))
+    assert [(solution(request.prefix_ids), request.num_samples) for request in policy.requests] == [("", 4), ("a", 4)]
+    assert result.tree.texts[5:] == ["=1", "c", "d"] and result.tree.priors[5:] == pytest.approx([0.5, 0.25, 0.25])
+    # The next draw takes the ended particle four times: nothing is left to extend.
+    assert (result.stop_reason, result.answer) == (StopReason.EXHAUSTED, "1")
+
+
+def test_particles_are_as_many_as_they_were():
+    """While none ends, every generation has as many samples as there are particles; a smaller budget cuts the last ones."""
+    policy = ScriptedPolicy(lambda prefix, index, seed: make_step("abcdefgh"[index] + "xy"[seed % 2]))
+    one("particle-filter", policy=policy, wave=6, budget=Budget(num_simulations=1000, max_depth=5))
+    samples = Counter(len(solution(request.prefix_ids)) for request in policy.requests for _ in range(request.num_samples))
+    assert samples == {depth: 6 for depth in (0, 2, 4, 6, 8)}
+    cut = one("particle-filter", policy=letters, wave=6, budget=Budget(num_simulations=1000, max_depth=5, max_tokens=8))
+    assert cut.tree.generated_tokens == 8 and cut.stop_reason == StopReason.TOKENS
+
+
+def test_a_certain_step_does_not_branch():
+    """Step a has a surprisal of 0.1 nats a token, b of 2: with a threshold of 0.5, a goes on by one step and b by three."""
+
+    def policy(prefix, index, seed):
+        return make_step("abc"[index] * 2, logp=(-0.1, -2.0, -2.0)[index])
+
+    tree = one("mcts", policy=policy, branch_entropy=0.5, num_children=3, wave=3, budget=Budget(num_simulations=4)).tree
+    families = Counter(tree.texts[parent] for parent in tree.parents[4:])
+    assert families == {"aa": 1, "bb": 3, "cc": 3}
+
+
+def test_rest_mcts_stops_at_a_good_solution():
+    """A solution that scores 0.9 ends the search at once, one of 0.89 does not."""
+
+    def policy(prefix, index, seed):
+        return make_step("=1", stop_reason=StopReason.END) if index == 0 else make_step("abcdefgh"[index])
+
+    budget = Budget(num_simulations=3, max_depth=20)
+    for known, reason, simulations in ((0.9, StopReason.VALUE, 1), (0.89, StopReason.SIMULATIONS, 3)):
+        result = one("rest-mcts", policy=policy, scorer=lambda prefix, known=known: known if prefix[-1] == ord("1") else 0.5, budget=budget)
+        assert (result.stop_reason, result.tree.num_simulations) == (reason, simulations)
+
+
+def test_mcts_dpo_by_hand():
+    """The root is unknown (0.5): children 0.7 and 0.4 gain 0.2 and -0.1, so Q = 0.9 and 0.3, and the root is worth their mean 0.6.
+
+    The second descent takes a. Its children 0.9 and 0.3 gain 0.2 and -0.4: Q = 1.1 and -0.1, mean 0.5. At the root Q_a = 0.2 + 0.5 = 0.7
+    with two visits, Q_b = 0.3 with one: (2 * 0.7 + 0.3) / 3.
+    """
+    options = {"policy": letters, "scorer": scores(a=0.7, b=0.4, aa=0.9, ab=0.3), "num_children": 2}
+    first = one("mcts-dpo", budget=Budget(num_simulations=1), **options).tree
+    assert first.values == pytest.approx([0.6, 0.7, 0.4])
+    second = one("mcts-dpo", budget=Budget(num_simulations=2), **options).tree
+    assert second.parents[3:] == [1, 1]
+    assert second.values == pytest.approx([(2 * 0.7 + 0.3) / 3, 0.5, 0.4, 0.9, 0.3])
+
+
+def test_a_committed_step_is_never_left():
+    """Two simulations a step: then the search goes on below a, however good b becomes; the whole tree stays in the record."""
+    table = scores(a=0.9, b=0.8, aa=0.1, ab=0.0)
+    tree = one("mcts-dpo", policy=letters, scorer=table, num_children=2, commit=2, budget=Budget(num_simulations=6, max_depth=9)).tree
+    free = one("mcts-dpo", policy=letters, scorer=table, num_children=2, commit=None, budget=Budget(num_simulations=6, max_depth=9)).tree
+    assert tree.parents[:5] == free.parents[:5] == [-1, 0, 0, 1, 1]
+    assert 2 not in tree.parents and 2 in free.parents
+
+
+def test_treepo_by_hand():
+    """Segments of two tokens: a cut is no end. Two branches of the root, each goes on by two until the text ends at six tokens."""
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        return make_step(f"={text[0]}", stop_reason=StopReason.END) if len(text) == 4 else make_step("abcdefgh"[index] * 3)
+
+    options = {"policy": policy, "scorer": None, "root_num_children": 2}
+    result = one("treepo", budget=Budget(num_simulations=99, max_step_tokens=2), **options)
+    assert result.tree.depths == [0] + [1] * 2 + [2] * 4 + [3] * 4
+    assert result.tree.stop_reasons[1:7] == ["step"] * 6 and result.tree.stop_reasons[7:] == ["end"] * 4
+    assert result.votes == {"a": 4.0, "b": 4.0} and result.stop_reason == StopReason.EXHAUSTED
+
+
+def test_branches_of_treepo_share_their_width():
+    """Four branches: two segments become four by two each, then each goes on by one; where one ends, three are left, of one each."""
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        return make_step("=1", stop_reason=StopReason.END) if text == "aaaa" else make_step("abcdefgh"[index] * 2)
+
+    options = {"policy": policy, "scorer": None, "root_num_children": 2, "wave": 4}
+    tree = one("treepo", budget=Budget(num_simulations=99, max_depth=5, max_step_tokens=2), **options).tree
+    assert [tree.depths.count(depth) for depth in range(6)] == [1, 2, 4, 4, 3, 3]
+    assert [tree.texts[node] for node in range(7, 11)] == ["=1", "aa", "aa", "aa"]
+
+
+def test_siblings_of_one_text_are_one_child():
+    """Steps "a b", "a  b" and "a b " differ in tokens only: one child with the tokens of the first; all tokens count."""
+
+    def policy(prefix, index, seed):
+        return make_step(["a b", "a  b", "a b ", "ab"][index])
+
+    merged = one(policy=policy, merge="text", budget=Budget(num_simulations=1)).tree
+    assert merged.texts == ["", "a b", "ab"] and merged.priors == [1.0, 0.75, 0.25] and merged.generated_tokens == 3 + 4 + 4 + 2
+    assert len(one(policy=policy, budget=Budget(num_simulations=1)).tree.texts) == 5
+
+
+def test_a_search_stops_when_its_answer_has_settled():
+    """Every wave leads to the same answer: with 3 of the last 5, the third wave is the last; waves without any answer do not count."""
+
+    def policy(prefix, index, seed):
+        if len(solution(prefix)) == 0 or index:
+            return make_step("abcdefgh"[index])
+        return make_step("=7", stop_reason=StopReason.END)
+
+    result = one(policy=policy, stop_agreement=3, stop_window=5, budget=Budget(num_simulations=50, max_depth=20))
+    assert (result.stop_reason, result.answer) == (StopReason.CONVERGED, "7")
+    assert [answer for _, answer in result.anytime] == [None, "7", "7", "7"]

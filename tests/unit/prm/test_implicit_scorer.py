@@ -1,0 +1,130 @@
+"""An implicit PRM on the policy's own tokens: scores by plain forwards, the contract, and training from graded paths."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stepladder.errors import ConfigError, DataFormatError
+from stepladder.interfaces import ScoreRequest, collect_all
+from stepladder.lm.training import TrainSettings
+from stepladder.prm.implicit import train_implicit_on_tokens
+from stepladder.prm.implicit_scorer import ImplicitStepScorer
+from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.specs import PRMSpec, resolve_reference
+from stepladder.testing import check_scorer
+from tests.models import save_tiny_policy
+from tests.unit.prm.test_value_training import HASH, value_row
+
+SPEC = PRMSpec(family="implicit", beta=0.5)
+PROMPTS = [(5, 6, 7), (9, 8)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [save_tiny_policy(folder / name, hidden=32, layers=1, max_positions=64, seed=seed) for seed, name in enumerate("ab")]
+
+
+def prompt_length(prefix_ids):
+    return next((len(prompt) for prompt in PROMPTS if prefix_ids[: len(prompt)] == prompt), None)
+
+
+def scorer_of(models, spec=SPEC):
+    reader = StepReader.from_pretrained(models[0], spec, reference=models[1], device="cpu")
+    return ImplicitStepScorer(reader, prompt_length=prompt_length)
+
+
+def plain_score(models, before, step, beta=0.5):
+    """The sigmoid of beta times the summed log-ratio, by two forward passes over everything."""
+    sums = []
+    for directory in models:
+        with torch.no_grad():
+            logps = AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([[*before, *step]])).logits[0].double().log_softmax(-1)
+        sums.append(sum(logps[len(before) - 1 + i, token].item() for i, token in enumerate(step)))
+    return 1 / (1 + math.exp(-beta * (sums[0] - sums[1])))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_scores_are_log_ratios_of_plain_forwards(models, accumulate):
+    """Of every step alone, or of the path from the prompt on; what cannot be read is None, and so is all behind it."""
+    scorer = scorer_of(models, replace(SPEC, accumulate=accumulate))
+    prompt, first, second, third = PROMPTS[0], (10, 11), (12,), (13, 14, 15)
+    requests = [
+        ScoreRequest(ticket=0, prefix_ids=prompt, branches=((first, second), (third,), ((), second), (first, (10_000,), second))),
+        ScoreRequest(ticket=1, prefix_ids=prompt + first, branches=((third,), ((7,) * 60,))),
+        ScoreRequest(ticket=2, prefix_ids=(1, 2), branches=((first,),)),
+    ]
+    got = [result.scores for result in collect_all(scorer, requests)]
+    alone = plain_score(models, prompt, first)
+    behind = plain_score(models, prompt, first + second) if accumulate else plain_score(models, prompt + first, second)
+    later = plain_score(models, prompt, first + third) if accumulate else plain_score(models, prompt + first, third)
+    expected = [(alone, behind), (plain_score(models, prompt, third),), (None, plain_score(models, prompt, second)), (alone, None, None)]
+    assert got[0] == tuple(pytest.approx(each, abs=1e-5) for each in expected)
+    assert got[1] == (pytest.approx((later,), abs=1e-5), (None,))
+    assert got[2] == ((None,),)
+
+
+def test_the_scorer_keeps_the_contract(models):
+    """The shipped contract suite passes, and only new tokens are forwarded."""
+    steps = [(10,), (11, 12), (13, 14, 15)]
+    check_scorer(lambda: scorer_of(models), prefix_ids=PROMPTS, steps=steps, over_long_step_ids=(7,) * 70)
+    scorer = scorer_of(models)
+    scorer.submit([ScoreRequest(ticket=0, prefix_ids=PROMPTS[0], branches=((steps[0],), (steps[1],)))])
+    assert scorer.collect()
+    before = scorer.forwarded_tokens
+    scorer.submit([ScoreRequest(ticket=1, prefix_ids=PROMPTS[0] + steps[1], branches=((steps[2],),))])
+    assert scorer.collect()
+    assert scorer.forwarded_tokens - before <= len(steps[2]) + 1
+
+
+def test_outcomes_of_paths_teach_which_step_is_bad(models, tmp_path):
+    """Trained on graded paths against the policy, the model scores paths with the bad token below others; the spec names its reference."""
+    rng = np.random.default_rng(0)
+
+    def paths(count):
+        rows = []
+        for number in range(count):
+            for right in (1.0, 0.0):
+                steps = [rng.integers(11, 50, 3).tolist(), [10 if right else 12, *rng.integers(13, 50, 2).tolist()]]
+                rows.append(replace(value_row(rng.integers(13, 50, 4).tolist(), steps, [None, right]), problem_id=f"p{number}"))
+        return rows
+
+    settings = TrainSettings(learning_rate=3e-3, epochs=4.0, batch_size=8, schedule="constant", device="cpu")
+    spec = replace(SPEC, accumulate=True, reference=str(models[0]))
+    report = train_implicit_on_tokens(models[0], paths(48), tmp_path / "out", settings, renderer_hash=HASH, spec=spec)
+    assert report.first_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert report.last_loss < 0.5
+    saved = PRMSpec.load(tmp_path / "out")
+    assert saved == replace(spec, renderer_hash=HASH)
+    scorer = ImplicitStepScorer(StepReader.from_pretrained(tmp_path / "out", saved, device="cpu"), prompt_length=lambda prefix: 4)
+    fresh = paths(12)
+    for ticket, row in enumerate(fresh):
+        branches = (tuple(map(tuple, row.step_ids)),)
+        scorer.submit([ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=branches)])
+    got = {}
+    while results := scorer.collect():
+        got |= {result.ticket: result.scores[0][1] for result in results}
+    assert np.mean([got[2 * i] > got[2 * i + 1] for i in range(12)]) > 0.9
+    with pytest.raises(DataFormatError, match="outcomes must differ"):
+        train_implicit_on_tokens(models[0], paths(2)[:1], tmp_path / "b", settings, renderer_hash=HASH, spec=spec)
+    with pytest.raises(ConfigError, match="must read the policy's tokens: got prompt 'plain'"):
+        train_implicit_on_tokens(models[0], paths(2), tmp_path / "b", settings, renderer_hash=HASH, spec=replace(spec, prompt="plain"))
+    with pytest.raises(DataFormatError, match="renderer"):
+        train_implicit_on_tokens(models[0], paths(2), tmp_path / "b", settings, renderer_hash="other", spec=spec)
+
+
+def test_references_are_found_and_other_readers_refused(models, tmp_path):
+    """A dot stands for the model's own directory; without any name it must be told; text is not read."""
+    assert resolve_reference(tmp_path / "a", replace(SPEC, reference="../b")) == str((tmp_path / "b").resolve())
+    assert resolve_reference("m", replace(SPEC, reference="hub/id")) == "hub/id"
+    assert resolve_reference("m", replace(SPEC, reference="hub/id"), "other") == "other"
+    assert resolve_reference("m", PRMSpec(), "other") is None
+    with pytest.raises(ConfigError, match="names none"):
+        resolve_reference("m", SPEC)
+    reader = StepReader.from_pretrained(models[0], SPEC, reference=models[1], device="cpu")
+    with pytest.raises(ConfigError, match="no text"):
+        reader.score([Solution(question="Q", steps=("a",))])
