@@ -21,7 +21,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepladder.data.datasets.problems import load_problems, load_seed_solutions
-from stepladder.data.labels.values import trace_from_solution
+from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import GlyphTask
 from stepladder.embedded.model import build_tokenizer

@@ -26,7 +26,9 @@ from stepladder.data.store import read_traces
 from stepladder.embedded.glyphs import GlyphTask, is_clean, make_world
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
-from stepladder.loops.assembly import build
+from stepladder.loops.assembly.devices import num_workers
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, worker_pool
@@ -78,9 +80,7 @@ def random_scorer(context: RoundContext, row: dict[str, Any]) -> float:
     out = context.run.root / "controls" / f"random-scorer-{row['round']}"
     policy = context.run.policy_source(row["policy_version"], context.config)
     if not (out / "prm").exists():
-        model, spec = initialise_prm(
-            policy, renderer_hash=build.build_renderer(context.config, policy).hash, seed=row["round"], device="cpu"
-        )
+        model, spec = initialise_prm(policy, renderer_hash=build_renderer(context.config, policy).hash, seed=row["round"], device="cpu")
         # The head starts near zero, where all scores are alike; wider, it tells steps apart, at random.
         model.score.weight.data *= 100.0
         with atomic_directory(out / "prm") as temporary:
@@ -130,8 +130,8 @@ def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
         "preference.enabled=false",
     ]
     star = evolve(root / f"star-{seed}", seed, *star_settings)
-    problems = build.build_problems(config.problems, seed=seed)
-    with worker_pool(build.num_workers(config), threads=config.run.threads) as pool:
+    problems = build_problems(config.problems, seed=seed)
+    with worker_pool(num_workers(config), threads=config.run.threads) as pool:
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=ProgressDisplay())
         control = more_warm_up(context, rows)
         return [

@@ -29,15 +29,17 @@ from typing import Any
 import numpy as np
 
 from stepladder.data.labels.prm_pairs import step_pairs
-from stepladder.data.labels.values import path_to, value_rows
+from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.metrics.answers import within_problem_auc
 from stepladder.data.metrics.step_scores import best_of_n_curve
 from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config
+from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.problems import build_problems, build_verifier
+from stepladder.loops.assembly.scorers import build_scorer, release_weights
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
@@ -48,6 +50,7 @@ from stepladder.prm.objective import COMPARING
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.target_rows import group_rows, pair_rows
 from stepladder.prm.value_training import train_value
+from stepladder.tree_paths import path_to
 from stepladder.types import Budget, LabelledProblem, Provenance, SearchResult, derive_seed
 
 BINS = PRMSpec(bins=32, transform="identity")
@@ -144,7 +147,7 @@ def open_study(runs: Path, root: Path, seed: int, sizes: Sizes) -> Study:
         command = [sys.executable, "-m", "stepladder", "evolve", "--run-dir", str(path), "--seed", str(seed), "--rounds", "1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     run = load_run(path)
-    problems = build.build_problems(run.config().problems, seed=seed)["test"][: sizes.problems]
+    problems = build_problems(run.config().problems, seed=seed)["test"][: sizes.problems]
     return Study(run=run, config=run.config(), problems=problems, root=root / f"seed-{seed}", sizes=sizes)
 
 
@@ -152,7 +155,7 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     """Train a PRM that is missing."""
     if out.exists():
         return
-    build.release_weights()
+    release_weights()
     share = 1.0
     if rows is None:
         records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
@@ -171,7 +174,7 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
         seed=seed,
         device="cpu",
     )
-    renderer = build.build_renderer(study.config, study.policy)
+    renderer = build_renderer(study.config, study.policy)
     common: dict[str, Any] = {"renderer_hash": renderer.hash, "loss": variant.loss}
     if variant.spec.family == "implicit":
         spec = replace(variant.spec, reference=str(Path(study.policy).resolve()))
@@ -194,11 +197,11 @@ def rows_per_solution(variant: Variant, rows: Sequence[Any], records: Sequence[A
 
 def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[SearchResult]:
     """Search the test problems and return the results in their order."""
-    renderer = build.build_renderer(study.config, study.policy)
+    renderer = build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
     engine = SearchEngine(
-        policy=build.build_policy(study.config, study.policy),
-        scorer=build.build_scorer(study.config, prm, renderer=renderer, problems=problems),
+        policy=build_policy(study.config, study.policy),
+        scorer=build_scorer(study.config, prm, renderer=renderer, problems=problems),
         renderer=renderer,
         method=method,
         budget=budget,
@@ -218,7 +221,7 @@ def search_accuracy(study: Study, prm: str, **options: Any) -> tuple[float, floa
     )
     chosen = study.config.evaluate
     results = search(study, prm, resolve_method(chosen.method, **(chosen.options | options)), limits)
-    with build.build_verifier(study.config.problems, study.problems) as verifier:
+    with build_verifier(study.config.problems, study.problems) as verifier:
         verdicts = verifier.grade([(result.problem_id, result.answer) for result in results])
     tokens = sum(result.tree.generated_tokens for result in results)
     return sum(verdict.correct for verdict in verdicts) / len(verdicts), tokens / len(results)
@@ -230,7 +233,7 @@ def sample_pool(study: Study) -> list[dict[str, Any]]:
     budget = Budget(num_simulations=study.sizes.samples, max_depth=section.max_depth, max_step_tokens=section.max_step_tokens)
     results = search(study, None, resolve_method("majority"), budget)
     pool = []
-    with build.build_verifier(study.config.problems, study.problems) as verifier:
+    with build_verifier(study.config.problems, study.problems) as verifier:
         for result in results:
             tree = result.tree
             last = [node for node, reason in enumerate(tree.stop_reasons) if reason != "step"]
@@ -242,9 +245,9 @@ def sample_pool(study: Study) -> list[dict[str, Any]]:
 
 def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[Any]]:
     """Return the step scores of every sample."""
-    renderer = build.build_renderer(study.config, study.policy)
+    renderer = build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
-    scorer = build.build_scorer(study.config, prm, renderer=renderer, problems=problems)
+    scorer = build_scorer(study.config, prm, renderer=renderer, problems=problems)
     requests = [ScoreRequest(ticket=i, prefix_ids=entry["prompt"], branches=tuple(entry["samples"])) for i, entry in enumerate(pool)]
     return [list(result.scores) for result in collect_all(scorer, requests)]
 

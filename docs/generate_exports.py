@@ -17,7 +17,7 @@ from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.pairs import preference_pairs
 from stepladder.data.labels.traces import graded_steps, select_traces
-from stepladder.data.labels.values import value_rows
+from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.store import PROVENANCE_COLUMNS, write_records
 from stepladder.types import Provenance, TreeRecord
 

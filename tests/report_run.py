@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.store import write_trees
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.types import Provenance, TreeRecord
 

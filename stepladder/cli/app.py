@@ -59,8 +59,8 @@ def evolve(
     """
     with _errors_explained(debug):
         from stepladder import embedded
-        from stepladder.loops.assembly.build import check_searches
-        from stepladder.loops.config.config import load_config
+        from stepladder.loops.assembly.checks import check_searches
+        from stepladder.loops.config.load import load_config
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]

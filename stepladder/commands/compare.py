@@ -28,8 +28,10 @@ from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option, t
 from stepladder.data.metrics import answers as metrics
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config
+from stepladder.loops.assembly.checks import check_model
+from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
+from stepladder.loops.assembly.problems import build_problems, load_split
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import software
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool, worker_pool
@@ -191,11 +193,11 @@ def resolve_comparison(
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
     if policy is not None:
-        build.check_model(config.policy)
+        check_model(config.policy)
     if problems is not None:
-        loaded = build.load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
+        loaded = load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
     elif policy is None:
-        splits = build.build_problems(config.problems, seed=config.run.seed)
+        splits = build_problems(config.problems, seed=config.run.seed)
         if split not in splits:
             raise ConfigError(f"--split: must be one of {', '.join(splits)}: got {split!r}")
         loaded = splits[split][:limit]
@@ -228,8 +230,8 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
     """
     facts = _claim(comparison)
     if pool is None:
-        section, gpus = comparison.config.run, build.gpus_per_worker(comparison.config)
-        with worker_pool(build.num_workers(comparison.config), threads=section.threads, gpus_each=gpus) as started:
+        section, gpus = comparison.config.run, gpus_per_worker(comparison.config)
+        with worker_pool(num_workers(comparison.config), threads=section.threads, gpus_each=gpus) as started:
             _fill(comparison, started, display)
     else:
         _fill(comparison, pool, display)

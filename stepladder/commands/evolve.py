@@ -11,8 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stepladder.errors import CheckpointError, DataFormatError
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config
+from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
+from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import worker_pool
@@ -32,21 +35,21 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
         BackendError: If a model engine or a worker fails.
     """
-    build.check_searches(config)
-    build.check_labels(config)
-    build.check_model(config.policy)
-    build.check_prm(config.prm)
-    build.check_backends(config, trains=True)
-    build.check_training(config)
-    problems = build.build_problems(config.problems, seed=config.run.seed)
+    check_searches(config)
+    check_labels(config)
+    check_model(config.policy)
+    check_prm(config.prm)
+    check_backends(config, trains=True)
+    check_training(config)
+    problems = build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
     _check_imported(run, config)
     for row in run.rows():
         on_round(row)
     if len(run.rows()) > config.run.rounds:
         return run
-    run.log_event("start", rounds=config.run.rounds, workers=build.num_workers(config))
-    with worker_pool(build.num_workers(config), threads=config.run.threads, gpus_each=build.gpus_per_worker(config)) as pool:
+    run.log_event("start", rounds=config.run.rounds, workers=num_workers(config))
+    with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
         while (number := len(run.rows())) <= config.run.rounds:
             begin = time.monotonic()
@@ -61,7 +64,7 @@ def _check_imported(run: RunDir, config: Config) -> None:
     paths = run.imported("*")
     if not paths:
         return
-    expected = build.build_renderer(config, config.policy.model).hash
+    expected = build_renderer(config, config.policy.model).hash
     for path in paths:
         foreign = set(pq.ParquetFile(path).read(columns=["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
         if foreign:

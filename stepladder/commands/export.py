@@ -20,8 +20,8 @@ from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import VALUES
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.loops.assembly.build import build_problems
-from stepladder.loops.config.config import Config
+from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress

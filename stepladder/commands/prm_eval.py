@@ -8,8 +8,8 @@ from typing import Any
 
 from stepladder.commands.prm_score import PRMSource, SolutionScorer, open_scorer, resolve_source, score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
-from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
 from stepladder.data.metrics import step_scores as prm_metrics
+from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_file, atomic_write_text
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores

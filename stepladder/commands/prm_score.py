@@ -24,15 +24,19 @@ if TYPE_CHECKING:
     from stepladder.lm.vllm_engine import EngineSettings
     from stepladder.policy.prompts import PromptRenderer
     from stepladder.prm.implicit_scorer import ImplicitStepScorer
-    from stepladder.prm.judge import Judge
     from stepladder.prm.reader import Solution, StepReader
     from stepladder.prm.scorer import TransformersStepScorer
     from stepladder.prm.vllm_scorers import VLLMStepScorer
+from stepladder.loops.assembly.judges import build_judge, load_judge, prm_members
 
 BACKENDS = ("transformers", "vllm")
 """What can forward the model."""
+
+
 REWARDS = ("clip", "delta", "par", "verdict")
 """Forms of reward that ``prm score`` writes."""
+
+
 _CHUNK = 64
 """Solutions scored between two lines of output."""
 
@@ -121,11 +125,6 @@ class EnsembleReader:
             tuple(None if None in step else math.fsum(step) / len(step) for step in zip(*scores, strict=True))
             for scores in zip(*by_member, strict=True)
         ]
-
-
-def prm_members(directory: str) -> list[str]:
-    """Return the directories of an ensemble's models, in order; of a single model its own."""
-    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
 
 
 def resolve_source(source: PRMSource) -> PRMSpec:
@@ -224,25 +223,6 @@ def open_step_scorer(source: PRMSource) -> "TransformersStepScorer | ImplicitSte
 
 def _places(source: PRMSource) -> dict[str, Any]:
     return {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
-
-
-def load_judge(model: str, places: dict[str, Any]) -> tuple[Any, Any]:
-    """Load the language model and the tokenizer of a judge."""
-    from stepladder.lm.loading import load_causal_lm, load_tokenizer
-
-    return load_causal_lm(model, **places), load_tokenizer(model, trust_remote_code=places["trust_remote_code"])
-
-
-def build_judge(model: Any, tokenizer: Any, spec: PRMSpec, *, seed: int) -> "Judge":
-    """Return a judge on the embedded engine."""
-    from stepladder.policy.backends.transformers import TransformersPolicy
-    from stepladder.policy.prompts import PromptRenderer, StepFormat
-    from stepladder.prm.judge import Judge
-
-    step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
-    renderer = PromptRenderer(tokenizer, step_format)
-    policy = TransformersPolicy(model, tokenizer, step_format)
-    return Judge(policy, spec, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt)), seed=seed)
 
 
 def score_solutions(

@@ -12,14 +12,16 @@ from typing import Any, TypeVar, get_args
 from stepladder.commands.prm_score import PRMSource, open_scorer, open_step_scorer, score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.labels.prm_pairs import step_pairs
-from stepladder.data.labels.values import ValueTarget, value_rows
+from stepladder.data.labels.value_rows import value_rows
+from stepladder.data.labels.values import ValueTarget
 from stepladder.data.metrics import answers as metrics
 from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import PRMConfig
+from stepladder.loops.assembly.policies import step_format
+from stepladder.loops.assembly.training import new_prm_spec
+from stepladder.loops.config.training import PRMConfig
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
@@ -158,7 +160,7 @@ def _tree_spec(job: TrainingJob) -> PRMSpec:
         )
     if job.supervise not in get_args(Supervise):
         raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
-    default = build.new_prm_spec(PRMConfig().model_copy(update={"loss": job.loss}))
+    default = new_prm_spec(PRMConfig().model_copy(update={"loss": job.loss}))
     if default.family == "implicit":
         default = replace(default, reference=_reference(job))
     spec = default if job.spec is None else resolve_spec(job.init, job.spec)
@@ -191,10 +193,10 @@ def _tree_renderer(job: TrainingJob, shard: Path) -> Any:
 
     run = next((folder for folder in shard.resolve().parents if (folder / "run.json").is_file()), None)
     if run is not None and not (Path(job.init) / FORMAT_FILE).is_file():
-        step_format = build.step_format(load_run(run).config())
+        chosen = step_format(load_run(run).config())
     else:
-        step_format = StepFormat.load(job.init)
-    return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), step_format)
+        chosen = StepFormat.load(job.init)
+    return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), chosen)
 
 
 def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) -> dict[str, Any]:

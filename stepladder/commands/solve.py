@@ -10,17 +10,22 @@ from typing import Any
 from stepladder.commands.evolve import best_models, round_models
 from stepladder.data.datasets.problems import load_problems
 from stepladder.data.grading.answers import answer_key
-from stepladder.data.labels.values import path_to
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, FormatConfig, PolicyConfig, ProblemsConfig, read_value, with_overrides
+from stepladder.loops.assembly.checks import check_backends
+from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.config.load import read_value, with_overrides
+from stepladder.loops.config.models import PolicyConfig
+from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
+from stepladder.tree_paths import path_to
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
@@ -132,7 +137,7 @@ def choose_models(
     else:
         config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
     config = with_overrides(config, list(overrides))
-    build.check_backends(config, trains=False)
+    check_backends(config, trains=False)
     if "self" in prm and config.prm.spec is None:
         config = with_overrides(config, ["prm.spec=judge"])
     if not prm:
@@ -262,10 +267,10 @@ def read_option(text: str) -> tuple[str, Any]:
 
 def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     config = settings.config
-    renderer = build.build_renderer(config, settings.policy)
+    renderer = build_renderer(config, settings.policy)
     return SearchEngine(
-        policy=build.build_policy(config, settings.policy),
-        scorer=build.build_scorer(config, settings.prm, renderer=renderer, problems=problems),
+        policy=build_policy(config, settings.policy),
+        scorer=build_scorer(config, settings.prm, renderer=renderer, problems=problems),
         renderer=renderer,
         method=settings.method,
         budget=settings.budget,
@@ -299,8 +304,8 @@ def _discriminator(settings: SolveSettings) -> Discriminator | None:
     own = _bare_config(directory).format if _has_format(directory) else base.format
     config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
     return Discriminator(
-        build.build_policy(config, directory),
-        build.build_renderer(config, directory),
+        build_policy(config, directory),
+        build_renderer(config, directory),
         key_of=lambda answer: answer_key(answer, base.problems.rule),
         budget=settings.budget,
         seed=settings.seed,

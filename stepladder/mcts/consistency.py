@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from stepladder.data.labels.values import path_to
 from stepladder.interfaces import Policy, StepRequest, StepResult, collect_all
 from stepladder.mcts.answer_rules import Choice
+from stepladder.tree_paths import path_to
 from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord, derive_seed
 
 KEPT_SHARES = (0.2, 0.3, 0.4, 0.5)

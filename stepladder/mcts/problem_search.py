@@ -21,7 +21,6 @@ from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.resample import draw_copies, particle_weights
 from stepladder.mcts.tree import StepTable, Tree
-from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, are_whole, failed
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]

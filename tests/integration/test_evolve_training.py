@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stepladder.loops.assembly.build import build_renderer
-from stepladder.loops.config.config import load_config
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.config.load import load_config
 from stepladder.prm.new_models import initialise_prm
 from tests.runs import stepladder, write_tiny_config
 

@@ -14,7 +14,8 @@ from stepladder.data.exports.formats import EXPORT_FORMATS
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.traces import graded_solutions
-from stepladder.data.labels.values import ValueTarget, value_rows
+from stepladder.data.labels.value_rows import value_rows
+from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import (
     GRADED,
     PAIRS,

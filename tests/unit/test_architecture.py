@@ -9,28 +9,43 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files"}
+BASE = {"errors", "types", "files", "tree_paths"}
 MODELS = BASE | {"interfaces", "lm"}
+DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
+LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
 ALLOWED = {
     "__init__": set(),
+    "__main__": {"cli"},
     "errors": set(),
     "types": set(),
     "files": {"errors"},
+    "tree_paths": {"types"},
     "interfaces": BASE,
     "testing": BASE | {"interfaces"},
     "lm": BASE | {"interfaces"},
     "mcts": BASE | {"interfaces"},
     "policy": MODELS,
     "prm": MODELS,
-    "data": BASE | {"interfaces", "mcts.tree"},
+    "data": set(),
+    "data.store": BASE,
+    "data.grading": BASE | {"interfaces"},
+    "data.step_checks": BASE | {"interfaces"},
+    "data.datasets": BASE | {"data.grading"},
+    "data.metrics": BASE,
+    "data.labels": BASE | {"interfaces", "data.datasets"},
+    "data.exports": BASE | {"data.datasets", "data.labels", "data.store"},
     "embedded": MODELS,
-    "loops": MODELS | {"mcts", "policy", "prm", "data"},
-    "commands": MODELS | {"mcts", "policy", "prm", "data", "loops"},
-    "report": BASE | {"data", "loops"},
-    "cli": BASE | {"loops", "commands", "report", "embedded"},
-    "__main__": {"cli"},
+    "loops": set(),
+    "loops.config": BASE,
+    "loops.runs": MODELS | {"loops.config"},
+    "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
+    "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
+    "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm"},
+    "report": BASE | {"data.store", "loops.runs"},
+    "cli": BASE | LOOPS | {"commands", "report", "embedded"},
 }
-"""What each part may import, besides itself and the package's version."""
+"""What each part may import, besides itself and the package's version; ``data`` and ``loops`` are cut into rooms of their own."""
+ROOMS = ("data", "loops")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -46,9 +61,9 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def part_of(path: Path) -> str:
-    """Return the top-level part of the package that a file belongs to."""
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+    """Return the part of the package that a file belongs to: its top-level name, or its room."""
+    names = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(names[:2]) if names[0] in ROOMS and names[1] != "__init__" else names[0]
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -71,7 +86,7 @@ def test_light_modules_load_no_model_library() -> None:
     """The command line, the configuration and the whole search import neither torch nor transformers, nor vllm nor datasets."""
     modules = [
         "stepladder.cli.app",
-        "stepladder.loops.config.config",
+        "stepladder.loops.config.load",
         "stepladder.loops.runs.directory",
         "stepladder.testing",
         "stepladder.embedded",

@@ -45,8 +45,8 @@ def test_paths_in_documentation_exist(page: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     """Every file in configs/ passes the checks that a run would make, once it is told which model to use."""
-    from stepladder.loops.assembly.build import check_searches
-    from stepladder.loops.config.config import load_config
+    from stepladder.loops.assembly.checks import check_searches
+    from stepladder.loops.config.load import load_config
 
     assert tomllib.loads(path.read_text(encoding="utf-8"))
     check_searches(load_config(path, ["policy.model=some-model"]))

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from stepladder.data.datasets.labelled_solutions import SHEPHERD_BEGIN, SHEPHERD_MARKER
 from stepladder.data.labels.advantages import AdvantageForm, node_advantages, path_advantages
 from stepladder.data.labels.candidates import find_solutions, judge_trees
-from stepladder.data.labels.values import ValueTarget, join_prompt, node_values, untaken_paths
+from stepladder.data.labels.value_rows import untaken_paths
+from stepladder.data.labels.values import ValueTarget, node_values
 from stepladder.data.store import TREES
 from stepladder.errors import DataFormatError
+from stepladder.tree_paths import join_prompt
 from stepladder.types import GradedRow, PreferencePair, StopReason, Trace, TreeRecord, ValueRow
 
 Row = dict[str, Any]

@@ -19,10 +19,12 @@ from stepladder.data.labels.candidates import (
     edit_distance,
     find_solutions,
     judge_trees,
-    order_uncertainty,
 )
-from stepladder.data.labels.values import Selection, ValueTarget, join_prompt, path_to
+from stepladder.data.labels.pair_weights import order_uncertainty
+from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.values import ValueTarget
 from stepladder.errors import ConfigError
+from stepladder.tree_paths import join_prompt, path_to
 from stepladder.types import PreferencePair, StopReason, TreeRecord
 
 _Offers = list[Ranked[PreferencePair]]

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from itertools import product
 
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, judge_trees
-from stepladder.data.labels.values import Selection, ValueTarget, join_prompt, path_to
+from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.values import ValueTarget
+from stepladder.tree_paths import join_prompt, path_to
 from stepladder.types import PreferencePair, TreeRecord
 
 _FEW, _MANY = 2, 4

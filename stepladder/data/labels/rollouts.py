@@ -6,9 +6,10 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.data.labels.values import gather_evidence, path_to
+from stepladder.data.labels.values import gather_evidence
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier
+from stepladder.tree_paths import path_to
 from stepladder.types import Problem, StopReason, TreeRecord, derive_seed
 
 

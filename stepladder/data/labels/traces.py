@@ -18,7 +18,9 @@ from stepladder.data.labels.candidates import (
     find_solutions,
     judge_trees,
 )
-from stepladder.data.labels.values import Selection, ValueTarget, join_prompt, path_to
+from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.values import ValueTarget
+from stepladder.tree_paths import join_prompt, path_to
 from stepladder.types import GradedRow, StopReason, Trace, TreeRecord
 
 

@@ -9,17 +9,12 @@ dropped, by reason. Caps are per problem, over all trees of that problem that ar
 depend on the trees alone.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from stepladder.data.datasets.problems import SeedSolution
 from stepladder.errors import DataFormatError
-from stepladder.types import Problem, Provenance, Trace, TreeRecord, ValueRow
-
-RowT = TypeVar("RowT")
+from stepladder.types import TreeRecord
 
 
 class ValueTarget(StrEnum):
@@ -38,36 +33,6 @@ class ValueTarget(StrEnum):
     """Of a graded leaf, whether it is right; none elsewhere. Whole solutions are judged, as an outcome reward model does."""
     PROGRESS = "progress"
     """Monte Carlo value plus what the step achieves for the best of several attempts from there; see ``progress_values``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection(Generic[RowT]):
-    """What was made of some trees; ``considered == kept + sum(dropped_by_reason.values())``."""
-
-    rows: list[RowT]
-    """The kept rows, in the order of the trees."""
-    considered: int
-    """Candidates looked at."""
-    dropped_by_reason: dict[str, int]
-    """Candidates not kept; only reasons that occurred."""
-
-    @property
-    def kept(self) -> int:
-        """Number of kept rows."""
-        return len(self.rows)
-
-
-@runtime_checkable
-class SolutionRenderer(Protocol):
-    """What is needed of a renderer to write a solved problem as tokens."""
-
-    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        """Return the prompt of a problem as token ids."""
-        ...
-
-    def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
-        """Return the steps of a written solution as token ids, ending as a sampled solution would."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,125 +172,3 @@ def progress_values(
         else:
             out.append(min(1.0, max(0.0, base + alpha * (own - above))))
     return out
-
-
-def value_rows(
-    records: Sequence[TreeRecord],
-    *,
-    target: ValueTarget | str = ValueTarget.MONTE_CARLO,
-    given: Sequence[Sequence[float | None]] | None = None,
-    require_evidence: bool = False,
-    drop_one_sided: bool = False,
-) -> Selection[ValueRow]:
-    """Return value targets as root-to-leaf paths; every node that has a target carries it in exactly one path.
-
-    A path ends at its last node with a target, and a path without any is dropped. Steps that failed (no tokens) are no part of any path.
-    Candidates are the root-to-leaf paths.
-
-    Args:
-        records: Searched trees; without outcomes only ``tree-value`` gives targets.
-        target: What the targets are.
-        given: The targets themselves, one list per record, instead of ``target``: where they were estimated elsewhere.
-        require_evidence: Under ``tree-value``, give a target only to nodes with a graded leaf at or below them.
-        drop_one_sided: Leave out problems whose graded leaves are all right or all wrong: they teach which problems are hard, not
-            which steps are good.
-
-    Dropped by reason: ``no target``, ``failed step``, ``one-sided problem``.
-    """
-    rows: list[ValueRow] = []
-    dropped: Counter[str] = Counter()
-    considered = 0
-    one_sided = _one_sided_problems(records) if drop_one_sided else set()
-    for number, record in enumerate(records):
-        targets = node_values(record, target) if given is None else list(given[number])
-        if require_evidence:
-            evidence = gather_evidence(record)
-            judged = [right + wrong > 0 for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
-            targets = [value if known else None for value, known in zip(targets, judged, strict=True)]
-        for leaf, path in untaken_paths(record, targets):
-            considered += 1
-            if record.problem_id in one_sided:
-                dropped["one-sided problem"] += 1
-            elif path:
-                rows.append(_value_row(record, path))
-            else:
-                dropped["no target" if record.token_ids[leaf] or leaf == 0 else "failed step"] += 1
-    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(dropped))
-
-
-def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, provenance: Provenance) -> Trace:
-    """Return a written solution as a trace; being the teacher's, its mean value is 1.
-
-    Raises:
-        DataFormatError: If no step can be read out of the solution.
-    """
-    steps = renderer.encode_solution(solution.solution)
-    completion_ids = [token for step in steps for token in step]
-    if not completion_ids:
-        raise DataFormatError(f"solution {solution.id!r}: must hold at least one step: got {solution.solution[:80]!r} -- correct the row")
-    return Trace(
-        problem_id=solution.id,
-        prompt_ids=list(renderer.prompt_ids(Problem(id=solution.id, question=solution.question))),
-        completion_ids=completion_ids,
-        prompt=solution.question,
-        completion=solution.solution,
-        mean_value=1.0,
-        provenance=provenance,
-    )
-
-
-def children_of(record: TreeRecord) -> list[list[int]]:
-    """Return the children of every node, in the order of their indices."""
-    children: list[list[int]] = [[] for _ in record.parents]
-    for node, parent in enumerate(record.parents[1:], 1):
-        children[parent].append(node)
-    return children
-
-
-def path_to(record: TreeRecord, node: int) -> list[int]:
-    """Return the nodes from the root's child down to ``node``; nothing for the root."""
-    path = []
-    while node:
-        path.append(node)
-        node = record.parents[node]
-    return path[::-1]
-
-
-def _one_sided_problems(records: Sequence[TreeRecord]) -> set[str]:
-    sides: dict[str, set[float]] = {}
-    for record in records:
-        sides.setdefault(record.problem_id, set()).update(outcome for outcome in record.outcomes if outcome is not None)
-    return {problem_id for problem_id, outcomes in sides.items() if len(outcomes) < 2}
-
-
-def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
-    """Yield every leaf with its path as (node, target) pairs; the target is None where an earlier path has it, and the tail is cut."""
-    taken: set[int] = set()
-    for leaf, children in enumerate(children_of(record)):
-        if children:
-            continue
-        path: list[tuple[int, float | None]] = []
-        for node in path_to(record, leaf):
-            if record.token_ids[node]:
-                path.append((node, None if node in taken else targets[node]))
-                taken.add(node)
-        while path and path[-1][1] is None:
-            path.pop()
-        yield leaf, path
-
-
-def _value_row(record: TreeRecord, path: list[tuple[int, float | None]]) -> ValueRow:
-    return ValueRow(
-        problem_id=record.problem_id,
-        prompt_ids=record.prompt_ids,
-        step_ids=[record.token_ids[node] for node, _ in path],
-        targets=[target for _, target in path],
-        prompt=record.question,
-        steps=[record.texts[node] for node, _ in path],
-        provenance=record.provenance,
-    )
-
-
-def join_prompt(question: str, steps: Sequence[str]) -> str:
-    """Return a question and the steps after it as one text: the question closed by a line break, the steps as they were decoded."""
-    return f"{question}\n{''.join(steps)}"

@@ -30,7 +30,7 @@ from typing import Any
 from stepladder import __version__
 from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text
-from stepladder.loops.config.config import PATH_KEYS, Config
+from stepladder.loops.config.run import PATH_KEYS, Config
 
 RUN_SCHEMA_VERSION = 1
 _RUN_DIR = "{run_dir}"

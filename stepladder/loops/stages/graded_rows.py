@@ -4,12 +4,12 @@ from typing import Any
 
 from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.verifier import AnswerVerifier
-from stepladder.data.labels.values import path_to
 from stepladder.data.metrics.answers import known_within
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.tree_paths import path_to
 from stepladder.types import SearchResult, StopReason, TreeRecord
 
 

@@ -18,7 +18,10 @@ from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.data.labels.prm_pairs import step_pairs
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
-from stepladder.data.labels.values import Selection, ValueTarget, trace_from_solution, value_rows
+from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.solution_traces import trace_from_solution
+from stepladder.data.labels.value_rows import value_rows
+from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import (
     read_graded,
     read_pairs,
@@ -34,8 +37,13 @@ from stepladder.data.store import (
 from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, ScoresConfig
+from stepladder.loops.assembly.policies import build_policy, build_renderer, step_format
+from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.scorers import build_scorer, release_weights
+from stepladder.loops.assembly.search import build_method, search_budget
+from stepladder.loops.assembly.training import build_preference_objective, new_prm_spec, train_settings
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import ScoresConfig
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.runs.workers import Progress, report_progress
 from stepladder.loops.stages.graded_rows import answer_within, evaluation_row, outcome_row
@@ -70,14 +78,12 @@ class Models:
 
 def search_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Search a shard of training problems in label mode and write its trees."""
-    _write_labelled(
-        config, models, problems, method=build.build_method(config.search), budget=build.search_budget(config.search), out=out, stage=stage
-    )
+    _write_labelled(config, models, problems, method=build_method(config.search), budget=search_budget(config.search), out=out, stage=stage)
 
 
 def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Sample full solutions of a shard of training problems, grade them, and write them as trees."""
-    limits = build.search_budget(config.search)
+    limits = search_budget(config.search)
     budget = replace(limits, num_simulations=config.prm.rollouts, max_tokens=None)
     _write_labelled(config, models, problems, method=resolve_method("majority"), budget=budget, out=out, stage=stage)
 
@@ -85,7 +91,7 @@ def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledPro
 def _write_labelled(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
-    with build.build_verifier(config.problems, problems) as verifier:
+    with build_verifier(config.problems, problems) as verifier:
         results, use = _search(
             config, models, problems, method=method, budget=budget, verifier=verifier, scores=config.search.scores, stage=stage
         )
@@ -119,16 +125,16 @@ def warm_up(*, config: Config, solutions: Path, out: Path, stage: str) -> Summar
     """Fine-tune the base policy on solved problems (round 0)."""
     from stepladder.policy.fine_tuning import train_sft
 
-    renderer = build.build_renderer(config, config.policy.model)
+    renderer = build_renderer(config, config.policy.model)
     provenance = Provenance(
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     rows = [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-    settings = build.train_settings(config.warmup.train, seed=config.run.seed, config=config)
+    settings = train_settings(config.warmup.train, seed=config.run.seed, config=config)
     trust = config.policy.trust_remote_code
     progress = _training_progress(stage)
     report = train_sft(config.policy.model, rows, out, settings, renderer_hash=renderer.hash, trust_remote_code=trust, on_progress=progress)
-    build.step_format(config).save(out)
+    step_format(config).save(out)
     return _summary(report)
 
 
@@ -146,25 +152,25 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     """
     from stepladder.policy.fine_tuning import train_sft
 
-    build.release_weights()
+    release_weights()
     traces: list[Trace] = [row for path in rows["traces"] for row in read_traces(path)]
     preferences = _preference_rows(config, rows)
     common: dict[str, Any] = {
-        "renderer_hash": build.build_renderer(config, start).hash,
+        "renderer_hash": build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
     }
     summaries: dict[str, Any] = {}
     if traces:
         sft_out = out.with_name("sft") if preferences else out
         if not sft_out.exists():
-            settings = build.train_settings(config.sft, seed=seed, config=config)
+            settings = train_settings(config.sft, seed=seed, config=config)
             report = train_sft(start, traces, sft_out, settings, **common, on_progress=_training_progress(f"{stage} SFT"))
             summaries["sft"] = _summary(report)
         start = str(sft_out)
     if preferences:
         common["on_progress"] = _training_progress(f"{stage} preferences")
         summaries["preference"] = _summary(_train_preferences(config, preferences, start, base, out, seed, common))
-    build.step_format(config).save(out)
+    step_format(config).save(out)
     return summaries
 
 
@@ -189,9 +195,9 @@ def _train_preferences(config: Config, rows: list[Any], start: str, base: str, o
         start,
         rows,
         out,
-        build.train_settings(section, seed=seed, config=config),
+        train_settings(section, seed=seed, config=config),
         **common,
-        objective=build.build_preference_objective(section),
+        objective=build_preference_objective(section),
         reference={"start": None, "base": base, "sampler": SAMPLER}[section.reference],
     )
 
@@ -205,15 +211,15 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     from stepladder.prm.implicit import train_implicit_on_tokens
     from stepladder.prm.value_training import train_value
 
-    build.release_weights()
+    release_weights()
     section = config.prm
     read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
     rows: list[Any] = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
-    spec, settings = build.new_prm_spec(section), build.train_settings(section.train, seed=seed, config=config)
+    spec, settings = new_prm_spec(section), train_settings(section.train, seed=seed, config=config)
     common: dict[str, Any] = {
-        "renderer_hash": build.build_renderer(config, start).hash,
+        "renderer_hash": build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
         "loss": section.loss,
         "on_progress": _training_progress(stage),
@@ -228,7 +234,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     except (BackendError, DataFormatError) as error:
         return {"failed": str(error)}
     # With its format a model can be scored with and evaluated outside the run.
-    build.step_format(config).save(out)
+    step_format(config).save(out)
     return _summary(report)
 
 
@@ -244,8 +250,8 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
     tokens = 0
     records = read_trees(trees)
-    renderer, policy = build.build_renderer(config, models.policy), build.build_policy(config, models.policy)
-    with build.build_verifier(config.problems, problems) as verifier:
+    renderer, policy = build_renderer(config, models.policy), build_policy(config, models.policy)
+    with build_verifier(config.problems, problems) as verifier:
 
         def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
             nonlocal tokens
@@ -284,14 +290,14 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
         max_step_tokens=config.search.max_step_tokens,
     )
     if kind == "search":
-        method = build.build_method(section)
+        method = build_method(section)
     elif kind == "greedy":
         method = resolve_method("greedy")
     else:
         method = resolve_method("best-of-n", temperature=section.temperature)
         budget = Budget(num_simulations=section.samples, max_depth=budget.max_depth, max_step_tokens=budget.max_step_tokens)
     results, _ = _search(config, models, problems, method=method, budget=budget, verifier=None, scores=section.scores, stage=stage)
-    with build.build_verifier(config.problems, problems) as verifier:
+    with build_verifier(config.problems, problems) as verifier:
         rows = [evaluation_row(result, kind, verifier, config) for result in results]
     if kind == "search":
         write_trees(out.with_suffix(".parquet"), [result.tree for result in results])
@@ -328,7 +334,7 @@ def compare_shard(
     if engine.scorer is not None:
         engine.scorer = calls = _CountedScorer(engine.scorer)
     results, _ = _run(engine, problems, stage=stage)
-    with build.build_verifier(config.problems, problems) as verifier:
+    with build_verifier(config.problems, problems) as verifier:
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
         verdicts = verifier.grade(answers)
     rows = [outcome_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
@@ -408,12 +414,10 @@ def _engine(
     verifier: AnswerVerifier | None,
     scores: ScoresConfig,
 ) -> SearchEngine:
-    renderer = build.build_renderer(config, models.policy)
+    renderer = build_renderer(config, models.policy)
     return SearchEngine(
-        policy=build.build_policy(config, models.policy),
-        scorer=build.build_scorer(
-            config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores
-        ),
+        policy=build_policy(config, models.policy),
+        scorer=build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores),
         renderer=renderer,
         method=method,
         budget=budget,

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.data.labels.pairs import select_pairs
+from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
-from stepladder.data.labels.values import Selection, children_of, path_to
 from stepladder.data.store import read_trees
 from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.config.run import Config
+from stepladder.tree_paths import children_of, path_to
 from stepladder.types import GradedRow, Problem, Trace, TreeRecord
 
 
@@ -76,7 +78,7 @@ def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
 
 
 def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
-    renderer, text = build.build_renderer(config, policy), config.labels.revision_text
+    renderer, text = build_renderer(config, policy), config.labels.revision_text
     return revision_traces(
         records,
         revision_ids=[token for step in renderer.encode_steps(text) for token in step],
@@ -97,9 +99,9 @@ def _earlier_scores(config: Config, records: list[TreeRecord], sources: LabelSou
     """Return the scores that the earlier PRM gives the steps of every tree; None without one."""
     if sources.earlier_prm is None:
         return None
-    renderer = build.build_renderer(config, sources.policy)
+    renderer = build_renderer(config, sources.policy)
     problems = {record.problem_id: Problem(id=record.problem_id, question=record.question) for record in records}
-    scorer = build.build_scorer(config, sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores)
+    scorer = build_scorer(config, sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores)
     return score_trees(scorer, records)
 
 

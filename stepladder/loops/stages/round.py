@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.files import atomic_write_text
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.progress import ProgressDisplay

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import prm_study
 from stepladder.data.labels.prm_pairs import step_pairs
 from stepladder.data.store import write_trees
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from tests.unit.data.labels.test_values import tree
 
@@ -24,7 +24,7 @@ def test_step_pairs_have_the_margin_that_a_round_gives_them(
     write_trees(run.shard(1, "rollouts", 0), [record])
     given: list[object] = []
     renderer = SimpleNamespace(hash="r", step_format=SimpleNamespace(save=lambda out: None))
-    monkeypatch.setattr(prm_study.build, "build_renderer", lambda config, policy: renderer)
+    monkeypatch.setattr(prm_study, "build_renderer", lambda config, policy: renderer)
     monkeypatch.setattr(prm_study, "train_value", lambda policy, rows, out, settings, **options: given.extend(rows))
     sizes = prm_study.Sizes(problems=1, updates=1, samples=1, tokens=1, members=1, noise=0.0)
     study = prm_study.Study(run=run, config=config, problems=[], root=tmp_path, sizes=sizes)

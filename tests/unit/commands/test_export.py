@@ -12,10 +12,10 @@ from rich.console import Console
 from stepladder.commands.export import ExportOptions, explain_formats, export_rounds, import_rows
 from stepladder.data.labels.pairs import preference_pairs
 from stepladder.data.labels.traces import select_traces
-from stepladder.data.labels.values import value_rows
+from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task
@@ -346,8 +346,8 @@ def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Pat
 
     export(run, tmp_path / "out", format=format)
     import_rows(str(tmp_path / "out"), tmp_path / "new")
-    monkeypatch.setattr(run_module.build, "check_model", lambda policy: None)
-    monkeypatch.setattr(run_module.build, "build_renderer", lambda config, model: Renderer())
+    monkeypatch.setattr(run_module, "check_model", lambda policy: None)
+    monkeypatch.setattr(run_module, "build_renderer", lambda config, model: Renderer())
     with pytest.raises(DataFormatError, match=f"every row must come from renderer '{'s' * 16}': got '{'r' * 16}'"):
         run_module.evolve(run.config(), tmp_path / "new", display=display(), on_round=lambda row: None)
     Renderer.hash = "r" * 16

@@ -160,8 +160,8 @@ def test_tokenizer_and_model(tmp_path: Path) -> None:
 
 def test_settings_are_an_ordinary_configuration(tmp_path: Path) -> None:
     """What evolve gets without a file passes the checks of a file, and names the files that were prepared."""
-    from stepladder.loops.assembly.build import check_model, check_searches
-    from stepladder.loops.config.config import load_config
+    from stepladder.loops.assembly.checks import check_model, check_searches
+    from stepladder.loops.config.load import load_config
 
     base = settings(tmp_path / "start")
     assert not (tmp_path / "start").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.report.markup import Markup, html, table
 from stepladder.report.page import json_block, render_page, write_report
 from stepladder.report.reproduce import as_toml

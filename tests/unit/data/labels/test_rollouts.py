@@ -13,7 +13,7 @@ from stepladder.data.labels.rollouts import (
     labels_until_error,
     rollout_values,
 )
-from stepladder.data.labels.values import value_rows
+from stepladder.data.labels.value_rows import value_rows
 from stepladder.errors import ConfigError
 from stepladder.testing import ScriptedPolicy
 from stepladder.types import Problem, Step, StopReason, Verdict

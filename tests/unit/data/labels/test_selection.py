@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from stepladder.data.exports.rows import ExportSource, prompted_rows, trace_chats
-from stepladder.data.labels.candidates import edit_distance, order_uncertainty, ranking_agreement
+from stepladder.data.labels.candidates import edit_distance
+from stepladder.data.labels.pair_weights import order_uncertainty, ranking_agreement
 from stepladder.data.labels.pairs import (
     PAIR_RULES,
     agent_q_pairs,

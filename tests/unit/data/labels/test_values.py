@@ -8,17 +8,10 @@ import pytest
 
 from stepladder.data.datasets.problems import SeedSolution
 from stepladder.data.labels.pairs import preference_pairs
+from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.data.labels.traces import select_traces
-from stepladder.data.labels.values import (
-    ValueTarget,
-    best_of_values,
-    distance_values,
-    gather_evidence,
-    node_values,
-    progress_values,
-    trace_from_solution,
-    value_rows,
-)
+from stepladder.data.labels.value_rows import value_rows
+from stepladder.data.labels.values import ValueTarget, best_of_values, distance_values, gather_evidence, node_values, progress_values
 from stepladder.errors import DataFormatError
 from stepladder.types import TreeRecord
 from tests.trees import PROVENANCE, random_tree, tree

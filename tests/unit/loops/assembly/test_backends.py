@@ -8,8 +8,13 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.lm.vllm_engine import engine_arguments
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, load_config, with_overrides
+from stepladder.loops.assembly import checks
+from stepladder.loops.assembly.checks import check_backends
+from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
+from stepladder.loops.assembly.engines import engine_settings, held_engine
+from stepladder.loops.assembly.scorers import release_weights
+from stepladder.loops.config.load import load_config, with_overrides
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.workers import Task, gpu_names, gpu_shares, worker_pool
 from stepladder.policy.prompts import StepFormat
 from tests.models import save_tiny_policy
@@ -41,23 +46,23 @@ def test_a_mistyped_backend_setting_is_named() -> None:
 
 def test_backends_are_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """VLLM must be installed, evolve needs weights it can change, and data parallel engines need GPUs of their own."""
-    build.check_backends(_config(), trains=True)
-    build.check_backends(_config("policy.backend=openai"), trains=False)
+    check_backends(_config(), trains=True)
+    check_backends(_config("policy.backend=openai"), trains=False)
     with pytest.raises(ConfigError, match="keeps the weights"):
-        build.check_backends(_config("policy.backend=openai"), trains=True)
-    monkeypatch.setattr(build, "find_spec", lambda name: None)
+        check_backends(_config("policy.backend=openai"), trains=True)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     for setting in ("policy.backend=vllm", "prm.backend=vllm"):
         with pytest.raises(ConfigError, match="needs the package vllm"):
-            build.check_backends(_config(setting), trains=False)
-    monkeypatch.setattr(build, "find_spec", lambda name: object())
+            check_backends(_config(setting), trains=False)
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
     shares = ["policy.backend=vllm", "policy.vllm.memory_share=0.7", "policy.vllm.prm_memory_share=0.4"]
-    build.check_backends(_config(*shares), trains=False)
+    check_backends(_config(*shares), trains=False)
     with pytest.raises(ConfigError, match=r"at most 1: got 0\.7 and 0\.4"):
-        build.check_backends(_config(*shares, "prm.backend=vllm"), trains=False)
+        check_backends(_config(*shares, "prm.backend=vllm"), trains=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=3"), trains=True)
+    check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=3"), trains=True)
     with pytest.raises(ConfigError, match="got 4 > 3"):
-        build.check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
+        check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
 
 
 def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
@@ -67,8 +72,8 @@ def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
         *("policy.vllm.block_size=16", "policy.vllm.max_context=2048", "policy.max_batch=64", 'policy.vllm.options.quantization="fp8"'),
     )
     section = config.policy.vllm
-    policy = engine_arguments("p", "generate", build._engine_settings(config, section.memory_share), on_cpu=False)
-    prm = engine_arguments("q", "embed", build._engine_settings(config, section.prm_memory_share), on_cpu=False)
+    policy = engine_arguments("p", "generate", engine_settings(config, section.memory_share), on_cpu=False)
+    prm = engine_arguments("q", "embed", engine_settings(config, section.prm_memory_share), on_cpu=False)
     shared = {
         "tensor_parallel_size": 2,
         "dtype": "bfloat16",
@@ -88,9 +93,9 @@ def test_data_parallel_engines_are_workers_with_gpus_of_their_own(monkeypatch: p
     """Three engines of two GPUs each are three workers that see two GPUs each; on a CPU the setting changes nothing."""
     settings = ["policy.backend=vllm", "policy.vllm.data_parallel=3", "policy.vllm.tensor_parallel=2"]
     config = _config(*settings, "policy.device=cuda")
-    assert (build.num_workers(config), build.gpus_per_worker(config)) == (3, 2)
-    assert gpu_shares(list("012345"), build.num_workers(config), 2) == ["0,1", "2,3", "4,5"]
-    assert build.num_workers(_config(*settings, "policy.device=cpu", "run.workers=1")) == 1
+    assert (num_workers(config), gpus_per_worker(config)) == (3, 2)
+    assert gpu_shares(list("012345"), num_workers(config), 2) == ["0,1", "2,3", "4,5"]
+    assert num_workers(_config(*settings, "policy.device=cpu", "run.workers=1")) == 1
 
 
 def test_a_new_round_starts_a_new_engine_and_ends_the_old_one() -> None:
@@ -114,13 +119,13 @@ def test_a_new_round_starts_a_new_engine_and_ends_the_old_one() -> None:
         return engines[-1]
 
     engines: list[Engine] = []
-    first = build._held_engine("policy", ("round 0", 1), start)
-    assert build._held_engine("policy", ("round 0", 1), start) is first and first.resets == 2
-    second = build._held_engine("policy", ("round 1", 1), start)
+    first = held_engine("policy", ("round 0", 1), start)
+    assert held_engine("policy", ("round 0", 1), start) is first and first.resets == 2
+    second = held_engine("policy", ("round 1", 1), start)
     assert second is not first and first.closed and alive == [True]
-    build.release_weights()
-    assert second.closed and build._held_engine("policy", ("round 1", 1), start) is engines[2]
-    build.release_weights()
+    release_weights()
+    assert second.closed and held_engine("policy", ("round 1", 1), start) is engines[2]
+    release_weights()
 
 
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +136,11 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_shares(gpu_names(), 3, 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_names() == []
-    assert build.gpus_per_worker(_config("policy.backend=vllm")) is None
-    assert build.gpus_per_worker(_config("policy.vllm.data_parallel=2")) is None
+    assert gpus_per_worker(_config("policy.backend=vllm")) is None
+    assert gpus_per_worker(_config("policy.vllm.data_parallel=2")) is None
     settings = ["policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=4", "policy.device=cuda"]
-    assert build.gpus_per_worker(_config(*settings)) == 4
-    assert build.num_workers(_config(*settings)) == 2
+    assert gpus_per_worker(_config(*settings)) == 4
+    assert num_workers(_config(*settings)) == 2
 
 
 def visible() -> str:

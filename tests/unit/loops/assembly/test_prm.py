@@ -10,8 +10,9 @@ from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.loading import load_tokenizer
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, with_overrides
+from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.config.load import with_overrides
+from stepladder.loops.config.run import Config
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.reader import Solution, StepReader
@@ -38,7 +39,7 @@ def test_a_prm_that_reads_text_scores_the_steps_of_a_policy_with_another_tokeniz
     """Question and earlier steps are found in the prefix; a prompt of no known problem has no score."""
     renderer = PromptRenderer(tiny_tokenizer("chars"), StepFormat())
     problems = [Problem(id="a", question="1+1"), Problem(id="b", question="1+12")]
-    scorer = build.build_scorer(config(), prm_dir, renderer=renderer, problems=problems)
+    scorer = build_scorer(config(), prm_dir, renderer=renderer, problems=problems)
     prompt = renderer.prompt_ids(problems[1])
     first, second, third = renderer.encode_solution("is\nso\nend\n")
     scorer.submit(
@@ -133,7 +134,7 @@ def test_several_prms_are_one_scorer_as_the_settings_say(tmp_path, policy):
 
     def scores_with(prm, *overrides):
         chosen = with_overrides(config(), list(overrides))
-        scorer = build.build_scorer(chosen, prm, renderer=renderer, problems=[problem])
+        scorer = build_scorer(chosen, prm, renderer=renderer, problems=[problem])
         scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(problem), branches=(tuple(steps),))])
         return scorer.collect()[0].scores[0]
 

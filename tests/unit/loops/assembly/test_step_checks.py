@@ -6,8 +6,12 @@ from stepladder.data.step_checks.code_blocks import code_of
 from stepladder.data.step_checks.sandbox import CodeSandbox
 from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, ScoresConfig, load_config
+from stepladder.loops.assembly import checks
+from stepladder.loops.assembly.checks import check_backends
+from stepladder.loops.assembly.scorers import composed_scorer
+from stepladder.loops.config.load import load_config
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import ScoresConfig
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
@@ -45,7 +49,7 @@ def composed(score=lambda path: 0.9, **scores):
     settings = ScoresConfig(**{"check": "code", "check_cap": 0.2, **scores})
     length = len(PROMPT)
     known = lambda prefix: length if CharRenderer().decode(prefix[:length]) == PROMPT else None  # noqa: E731
-    return build.composed_scorer([TableScorer(score)], settings, decode=CharRenderer().decode, prompt_length=known)
+    return composed_scorer([TableScorer(score)], settings, decode=CharRenderer().decode, prompt_length=known)
 
 
 def scores_of(prefix, *branches, **scores):
@@ -105,7 +109,7 @@ def test_a_machine_that_cannot_shut_code_in_is_said_before_any_work(monkeypatch)
     def refuse():
         raise ConfigError("sandbox: no locks")
 
-    monkeypatch.setattr(build, "check_sandbox", refuse)
+    monkeypatch.setattr(checks, "check_sandbox", refuse)
 
     def configured(*overrides) -> Config:
         base = {"problems": {"train": "a.jsonl", "test": "b.jsonl"}, "policy": {"model": "m"}}
@@ -113,7 +117,7 @@ def test_a_machine_that_cannot_shut_code_in_is_said_before_any_work(monkeypatch)
 
     for section, trains in (("search", True), ("evaluate", True), ("evaluate", False)):
         with pytest.raises(ConfigError, match="no locks"):
-            build.check_backends(configured(f"{section}.scores.check=code"), trains=trains)
-        build.check_backends(configured(f"{section}.scores.check=code", f"{section}.scores.allow_unsandboxed=true"), trains=trains)
-    build.check_backends(configured("search.scores.check=code"), trains=False)
+            check_backends(configured(f"{section}.scores.check=code"), trains=trains)
+        check_backends(configured(f"{section}.scores.check=code", f"{section}.scores.allow_unsandboxed=true"), trains=trains)
+    check_backends(configured("search.scores.check=code"), trains=False)
     assert CodeSandbox(allow_unsandboxed=True).run([]) == []

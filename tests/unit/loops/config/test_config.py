@@ -7,8 +7,9 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.assembly.build import check_model, check_prm, check_searches
-from stepladder.loops.config.config import Config, load_config
+from stepladder.loops.assembly.checks import check_model, check_prm, check_searches
+from stepladder.loops.config.load import load_config
+from stepladder.loops.config.run import Config
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
 
@@ -146,7 +147,7 @@ def test_prm_choices_that_do_not_fit_each_other_are_explained(settings: list[str
 def test_every_prm_loss_and_target_can_be_configured() -> None:
     """What the configuration names is what the trainers know."""
     from stepladder.data.labels.values import ValueTarget
-    from stepladder.loops.config.config import PRMConfig
+    from stepladder.loops.config.training import PRMConfig
     from stepladder.prm import implicit, objective
 
     losses = set(PRMConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]

@@ -13,8 +13,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from stepladder.errors import BackendError, ConfigError, DataFormatError
-from stepladder.loops.assembly.build import check_training
-from stepladder.loops.config.config import TrainingConfig, load_config
+from stepladder.loops.assembly.checks import check_training
+from stepladder.loops.config.training import TrainingConfig
+from stepladder.loops.config.load import load_config
 from stepladder.loops.runs.launch import launch_command, run_launched
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
 
@@ -120,7 +121,7 @@ def test_resting_workers_are_other_processes_afterwards(tmp_path: Path) -> None:
 def test_missing_parts_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker or bitsandbytes that is not installed, a file that does not exist, and too few GPUs are configuration errors."""
     monkeypatch.setattr("stepladder.lm.trackers.find_spec", lambda name: None)
-    monkeypatch.setattr("stepladder.loops.assembly.build.find_spec", lambda name: None)
+    monkeypatch.setattr("stepladder.loops.assembly.checks.find_spec", lambda name: None)
     cases = {
         "training.report_to=['mlflow']": "pip install mlflow",
         f"training.accelerate_config={tmp_path / 'absent.yaml'}": "absent.yaml' does not exist",
@@ -129,8 +130,8 @@ def test_missing_parts_are_named_before_any_work(tmp_path: Path, monkeypatch: py
     for override, words in cases.items():
         with pytest.raises(ConfigError, match=words):
             check_training(load_config(None, [*REQUIRED, override]))
-    monkeypatch.setattr("stepladder.loops.assembly.build.uses_gpu", lambda device: True)
-    monkeypatch.setattr("stepladder.loops.assembly.build.gpu_names", lambda: ["0", "1"])
+    monkeypatch.setattr("stepladder.loops.assembly.checks.uses_gpu", lambda device: True)
+    monkeypatch.setattr("stepladder.loops.assembly.checks.gpu_names", lambda: ["0", "1"])
     check_training(load_config(None, [*REQUIRED, "training.num_processes=2"]))
     with pytest.raises(ConfigError, match=r"training.num_processes: .* got 4 > 2"):
         check_training(load_config(None, [*REQUIRED, "training.num_processes=4"]))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stepladder.loops.config.config import Config
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.stages import round as rounds

@@ -17,8 +17,13 @@ from stepladder.data.store import read_graded, read_pairs, read_traces, read_tre
 from stepladder.errors import ConfigError
 from stepladder.lm.completions import completion_logps, contrast_sums
 from stepladder.lm.loading import load_tokenizer
-from stepladder.loops.assembly import build
-from stepladder.loops.config.config import Config, LabelsConfig, PreferenceConfig, load_config, with_overrides
+from stepladder.loops.assembly.checks import check_labels
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.config.load import load_config, with_overrides
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import LabelsConfig
+from stepladder.loops.config.training import PreferenceConfig
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.stages import jobs
 from stepladder.loops.stages.labelling import LabelSources, score_trees
@@ -46,10 +51,10 @@ class World:
         self.config = load_config(path, ["prm.enabled=false"])
         self.policy = folder / "policy"
         jobs.warm_up(config=self.config, solutions=folder / "warmup.jsonl", out=self.policy, stage="")
-        renderer = build.build_renderer(self.config, str(self.policy))
+        renderer = build_renderer(self.config, str(self.policy))
         provenance = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=renderer.hash)
         models = jobs.Models(policy=str(self.policy), prm=None, provenance=provenance)
-        problems = build.build_problems(self.config.problems, seed=0)["train"]
+        problems = build_problems(self.config.problems, seed=0)["train"]
         self.trees = folder / "trees.parquet"
         jobs.search_shard(config=self.config, models=models, problems=problems, out=self.trees, stage="")
         # What a PRM would have said: half of what came out.
@@ -184,7 +189,7 @@ def test_revisions_train_in_the_loop(world: World, tmp_path: Path, of: str) -> N
     assert len(revisions) == counts["revisions"]["kept"] > 3
     assert len(traces) == counts["traces"]["kept"] + len(revisions)
     eos = load_tokenizer(world.policy).eos_token_id
-    renderer = build.build_renderer(config, str(world.policy))
+    renderer = build_renderer(config, str(world.policy))
     for trace in revisions:
         assert renderer.decode(trace.completion_ids) == trace.completion
         assert eos not in trace.prompt_ids and trace.prompt_ids[-1] != eos
@@ -290,5 +295,5 @@ def test_impossible_combinations_are_refused(world: World, settings: list[str], 
 def test_a_revision_must_end_a_step(world: World) -> None:
     """A sentence that does not close a step would run into the next one."""
     with pytest.raises(ConfigError, match=r"labels.revision_text: must end with format.step_end '\\n'"):
-        build.check_labels(world.configured({"labels.revision_text": '"no"'}))
-    build.check_labels(world.configured({"labels.revision_text": '"no\\n"'}))
+        check_labels(world.configured({"labels.revision_text": '"no"'}))
+    check_labels(world.configured({"labels.revision_text": '"no\\n"'}))

@@ -275,7 +275,10 @@ def test_many_rows_come_and_go():
 
 
 def test_a_saved_directory_samples_like_the_objects(tmp_path):
-    """Model, tokenizer and format load together; without a format the directory is refused."""
+    """Model, tokenizer and format load together; without a format the directory is refused.
+
+    Weights mapped from a file lie at other addresses than drawn ones, and some processors' matrix products then differ in the last bit.
+    """
     save_tiny_policy(tmp_path, arch="qwen2")
     with pytest.raises(CheckpointError, match="stepladder_format"):
         TransformersPolicy.from_pretrained(tmp_path, device="cpu")
@@ -283,9 +286,10 @@ def test_a_saved_directory_samples_like_the_objects(tmp_path):
     model, tokenizer = tiny_policy(arch="qwen2")
     prefix = PromptRenderer(tokenizer, FORMAT).prompt_ids(Problem(id="p", question="1+2"))
     loaded = TransformersPolicy.from_pretrained(tmp_path, device="cpu")
-    assert samples_of(loaded, [step_request(prefix_ids=prefix)]) == samples_of(
-        TransformersPolicy(model, tokenizer, FORMAT), [step_request(prefix_ids=prefix)]
-    )
+    (((saved,),),) = samples_of(loaded, [step_request(prefix_ids=prefix)])
+    (((drawn,),),) = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [step_request(prefix_ids=prefix)])
+    assert replace(saved, logps=()) == replace(drawn, logps=())
+    assert saved.logps == pytest.approx(drawn.logps, abs=1e-6)
 
 
 @pytest.mark.gpu

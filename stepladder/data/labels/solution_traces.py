@@ -1,0 +1,42 @@
+"""Written solutions as traces: what the warm-up learns from."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from stepladder.data.datasets.problems import SeedSolution
+from stepladder.errors import DataFormatError
+from stepladder.types import Problem, Provenance, Trace
+
+
+@runtime_checkable
+class SolutionRenderer(Protocol):
+    """What is needed of a renderer to write a solved problem as tokens."""
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the prompt of a problem as token ids."""
+        ...
+
+    def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
+        """Return the steps of a written solution as token ids, ending as a sampled solution would."""
+        ...
+
+
+def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, provenance: Provenance) -> Trace:
+    """Return a written solution as a trace; being the teacher's, its mean value is 1.
+
+    Raises:
+        DataFormatError: If no step can be read out of the solution.
+    """
+    steps = renderer.encode_solution(solution.solution)
+    completion_ids = [token for step in steps for token in step]
+    if not completion_ids:
+        raise DataFormatError(f"solution {solution.id!r}: must hold at least one step: got {solution.solution[:80]!r} -- correct the row")
+    return Trace(
+        problem_id=solution.id,
+        prompt_ids=list(renderer.prompt_ids(Problem(id=solution.id, question=solution.question))),
+        completion_ids=completion_ids,
+        prompt=solution.question,
+        completion=solution.solution,
+        mean_value=1.0,
+        provenance=provenance,
+    )

@@ -1,0 +1,131 @@
+"""What is checked of a configuration before any work starts."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from stepladder.data.step_checks.sandbox import check_sandbox
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.lm.trackers import check_trackers
+from stepladder.loops.assembly.devices import uses_gpu
+from stepladder.loops.assembly.search import build_method
+from stepladder.loops.config.models import PolicyConfig
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.training import PRMConfig
+from stepladder.loops.runs.workers import gpu_names
+
+
+def check_searches(config: Config) -> None:
+    """Check both search methods before any work starts.
+
+    Raises:
+        ConfigError: If a method or option is unknown, or a wave is larger than the simulations it is part of.
+    """
+    for name, section in (("search", config.search), ("evaluate", config.evaluate)):
+        method = build_method(section)
+        if method.wave > section.simulations:
+            raise ConfigError(
+                f"{name}.options.wave: must be at most {name}.simulations: got {method.wave} > {section.simulations} -- lower the wave"
+            )
+
+
+def check_labels(config: Config) -> None:
+    """Check what the label settings must share with the format of steps.
+
+    Raises:
+        ConfigError: If a revision would not end a step.
+    """
+    text, end = config.labels.revision_text, config.format.step_end
+    if text and not text.endswith(end):
+        raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
+
+
+def check_model(config: PolicyConfig) -> None:
+    """Check that a policy that is named by a path is a model directory with a tokenizer; a hub id is left to the loader.
+
+    Raises:
+        ConfigError: If the path does not exist.
+        CheckpointError: If a file of the model is missing.
+    """
+    if not _is_directory("policy.model", config.model):
+        return
+    path = Path(config.model)
+    for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        if not any((path / name).is_file() for name in names):
+            raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
+
+
+def check_prm(config: PRMConfig) -> None:
+    """Check that the given PRM and its reference exist where they are named by paths: they are loaded after the first training only.
+
+    Raises:
+        ConfigError: If a path does not exist.
+    """
+    for name, source in (("prm.model", config.model), ("prm.reference", config.reference)):
+        if source is not None:
+            _is_directory(name, source)
+
+
+def _is_directory(setting: str, source: str) -> bool:
+    """Say whether a model is a directory, and not a hub id; a path that does not exist is refused."""
+    path = Path(source)
+    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} does not exist -- correct the path")
+    return path.is_dir()
+
+
+def check_backends(config: Config, *, trains: bool) -> None:
+    """Check that the configured backends can do the work, before any is done; nothing is loaded.
+
+    Args:
+        config: The configuration.
+        trains: Whether rounds change the policy's weights.
+
+    Raises:
+        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code that steps are
+            checked by cannot be shut in.
+    """
+    searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
+    if any(scores.check == "code" and not scores.allow_unsandboxed for scores in searches):
+        check_sandbox()
+    if "vllm" in (config.policy.backend, config.prm.backend):
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "policy.backend: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
+                "GPU, or see docs/backends.md for the CPU"
+            )
+        shares = (config.policy.vllm.memory_share, config.policy.vllm.prm_memory_share)
+        if config.policy.backend == config.prm.backend and sum(shares) > 1:
+            raise ConfigError(
+                f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
+                f"{shares[1]} -- lower one"
+            )
+        wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
+        if trains and wanted > max(found, 1):
+            raise ConfigError(
+                f"policy.vllm: data_parallel * tensor_parallel must be at most the number of GPUs: got {wanted} > {found} -- lower one"
+            )
+    if trains and config.policy.backend == "openai":
+        raise ConfigError(
+            "policy.backend: evolve trains the policy, and a server keeps the weights it was started with: got 'openai' -- use 'vllm' or "
+            "'transformers'"
+        )
+
+
+def check_training(config: Config) -> None:
+    """Check that the trainings can run as configured, before any work is done; nothing is loaded.
+
+    Raises:
+        ConfigError: If a package, a file or GPUs are missing.
+    """
+    section = config.training
+    check_trackers(section.report_to)
+    if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
+        raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
+    if section.num_processes > 1 and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
+        raise ConfigError(
+            f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
+        )
+    stages = {"warmup.train": config.warmup.train, "sft": config.sft, "preference": config.preference, "prm.train": config.prm.train}
+    quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")

@@ -1,0 +1,34 @@
+"""Workers and GPUs of this machine."""
+
+import os
+from pathlib import Path
+
+from stepladder.loops.config.run import Config
+
+
+def num_workers(config: Config) -> int:
+    """Return how many worker processes to start: as told, else one per core on a CPU and one where a GPU is used."""
+    if config.run.workers:
+        return config.run.workers
+    if uses_gpu(config.policy.device):
+        return config.policy.vllm.data_parallel if config.policy.backend == "vllm" else 1
+    return max(1, len(os.sched_getaffinity(0)) // config.run.threads)
+
+
+def gpus_per_worker(config: Config) -> int | None:
+    """Return how many GPUs each worker has for itself; None where all workers see all."""
+    section = config.policy.vllm
+    return section.tensor_parallel if config.policy.backend == "vllm" and section.data_parallel > 1 else None
+
+
+def uses_gpu(device: str) -> bool:
+    """Say whether a device setting means a GPU on this machine; decided without importing torch for plain CPU settings."""
+    if device == "cpu":
+        return False
+    if device.startswith("cuda"):
+        return True
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()

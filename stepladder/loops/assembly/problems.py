@@ -1,0 +1,46 @@
+"""Problems and their grader, from the configuration."""
+
+from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
+from stepladder.data.grading.verifier import AnswerVerifier
+from stepladder.loops.config.problems import ProblemsConfig
+from stepladder.types import LabelledProblem
+
+
+def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:
+    """Load the three splits, keyed ``train``, ``held_out`` and ``test``, and check that they are disjoint.
+
+    Raises:
+        DataFormatError: If a file breaks its format or a problem stands in two splits.
+    """
+    train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
+    test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)
+    if config.held_out is not None:
+        held_out = load_split(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
+    else:
+        train, held_out = split_problems(train, held_out=config.held_out_size, seed=seed)
+        train, held_out = train[: config.train_limit], held_out[: config.held_out_limit]
+    check_disjoint(train=train, held_out=held_out, test=test)
+    return {"train": train, "held_out": held_out, "test": test}
+
+
+def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
+    """Load the labelled problems of one source with the configured fields.
+
+    Raises:
+        DataFormatError: If the source breaks its format.
+    """
+    return load_problems(
+        source,
+        id_field=config.id_field or None,
+        question_field=config.question_field,
+        answer_field=config.answer_field,
+        answer_pattern=config.answer_pattern,
+        subset=config.subset,
+        split=split,
+        limit=limit,
+    )
+
+
+def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> AnswerVerifier:
+    """Return the grader that holds the answers; close it when done."""
+    return AnswerVerifier(problems, config.rule, deadline_s=config.deadline_s)

@@ -1,0 +1,67 @@
+"""Sections ``problems`` and ``format``: where problems come from, how they are graded, how prompts and steps are written."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stepladder.loops.config.section import Section
+
+
+class ProblemsConfig(Section):
+    """Where problems come from and how answers are graded."""
+
+    train: str
+    """JSONL or Parquet file, or a Hugging Face data set id, of the problems to search."""
+    held_out: str | None = None
+    """File of held-out problems for the gate; None sets ``held_out_size`` training problems aside."""
+    held_out_size: int = Field(default=200, ge=1)
+    """Training problems set aside for the gate when there is no ``held_out`` file; chosen by a hash of their ids."""
+    test: str
+    """File of test problems; never used for a decision."""
+    id_field: str = "id"
+    """Field that holds the problem id; an empty string makes ids from file name and line number."""
+    question_field: str = "question"
+    """Field that holds the question."""
+    answer_field: str = "answer"
+    """Field that holds the reference answer."""
+    answer_pattern: str | None = None
+    """Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``)."""
+    subset: str | None = None
+    """Configuration name of a Hugging Face data set (GSM8K: ``main``); None for files."""
+    train_split: str = "train"
+    """Split of a Hugging Face data set for ``train``."""
+    test_split: str = "test"
+    """Split of a Hugging Face data set for ``test``."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many training problems."""
+    held_out_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many held-out problems."""
+    test_limit: int | None = Field(default=None, ge=1)
+    """Use at most this many test problems."""
+    rule: Literal["exact", "number", "math"] = "math"
+    """Grading rule: same text, same number, or mathematically equivalent (math-verify)."""
+    deadline_s: float = Field(default=5.0, gt=0)
+    """Seconds after which grading one answer is killed and the answer counts as wrong."""
+
+
+class FormatConfig(Section):
+    """How prompts, steps and final answers are written."""
+
+    prompt_template: str = "{question}\n"
+    """Prompt text; ``{question}`` is replaced."""
+    step_end: str = "\n"
+    """Text that closes a step."""
+    answer_pattern: str = r"\\boxed\{(.*)\}"
+    """Regular expression with one group that reads the final answer out of a step; such a step ends the solution."""
+    chat: bool = False
+    """Render the prompt with the tokenizer's chat template."""
+    system: str | None = None
+    """System message for the chat template."""
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        if "{question}" not in self.prompt_template:
+            raise ValueError(f"prompt_template must contain '{{question}}': got {self.prompt_template!r}")
+        if not self.step_end:
+            raise ValueError("step_end must not be empty: without a boundary there are no steps")
+        return self

@@ -1,0 +1,99 @@
+"""The whole configuration of a run, its hash, and what may change when a run is continued."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stepladder.loops.config.models import PolicyConfig
+from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
+from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
+from stepladder.loops.config.section import Section
+from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainConfig, TrainingConfig, WarmupConfig
+
+PATH_KEYS = (
+    ("problems", "train"),
+    ("problems", "held_out"),
+    ("problems", "test"),
+    ("policy", "model"),
+    ("prm", "model"),
+    ("prm", "reference"),
+    ("warmup", "solutions"),
+    ("training", "accelerate_config"),
+)
+"""Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
+
+
+_SPEED_ONLY = (
+    ("run", "workers"),
+    ("run", "rounds"),
+    ("policy", "max_batch"),
+    *(("policy", "vllm", name) for name in ("memory_share", "prm_memory_share", "tensor_parallel", "data_parallel", "block_size")),
+    ("policy", "openai"),
+    ("training",),
+)
+"""Settings that may change when a run is continued: they do not change what a given round produces."""
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed from which every other seed is derived."""
+    rounds: int = Field(default=4, ge=0)
+    """Rounds after the warm-up."""
+    shard_size: int = Field(default=64, ge=1)
+    """Problems per shard: the unit of work and of loss."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that search and train; 0 is one per CPU core, or one where a GPU is used."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads per worker. Small models are slower with more."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    problems: ProblemsConfig
+    format: FormatConfig = FormatConfig()
+    policy: PolicyConfig
+    warmup: WarmupConfig = WarmupConfig()
+    prm: PRMConfig = PRMConfig()
+    search: SearchConfig = SearchConfig()
+    labels: LabelsConfig = LabelsConfig()
+    training: TrainingConfig = TrainingConfig()
+    sft: TrainConfig = TrainConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    start_from: Literal["best", "base"] = "best"
+    """Each round trains the best policy so far, or the warmed-up one on all data (rStar-Math)."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits that name what the run computes: every setting but paths and speed."""
+        plain = without_keys(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
+        return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: "Config") -> list[str]:
+        """Return ``key: ours != theirs`` for every setting that may not change within a run."""
+        ours, theirs = (flatten_keys(without_keys(config.model_dump(mode="json"), _SPEED_ONLY)) for config in (self, other))
+        return [f"{key}: {ours.get(key)!r} != {theirs.get(key)!r}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+
+
+def without_keys(plain: dict[str, Any], keys: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """Return nested settings less those whose path begins with one of some keys."""
+    kept: dict[str, Any] = {}
+    for name, value in plain.items():
+        inner = tuple(key[1:] for key in keys if key[0] == name)
+        if () not in inner:
+            kept[name] = without_keys(value, inner) if isinstance(value, dict) else value
+    return kept
+
+
+def flatten_keys(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level, keyed ``section.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat |= flatten_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
