@@ -15,6 +15,7 @@ from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
 from stepladder.errors import ConfigError
+from stepladder.terminal import echo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +37,7 @@ ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", 
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Train a language model to reason by letting it search."""
     if version:
-        typer.echo(f"stepladder {__version__}")
+        echo(f"stepladder {__version__}")
         raise typer.Exit
 
 
@@ -69,7 +70,7 @@ def evolve(
         # The embedded task takes its time to prepare; a misspelt method is told before.
         check_searches(resolved)
         if dry_run:
-            typer.echo(resolved.model_dump_json(indent=2))
+            echo(resolved.model_dump_json(indent=2))
             return
         if config is None:
             embedded.prepare(root / "start", seed=resolved.run.seed)
@@ -87,10 +88,10 @@ def _evolve(config: Any, root: Path) -> None:
     try:
         run = run_rounds(config, root, display=display, on_round=table.add)
     except KeyboardInterrupt:
-        display.console.print(f"\nstopped; everything finished is in {root} -- the same command continues", highlight=False, soft_wrap=True)
+        echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
         raise typer.Exit(130) from None
-    typer.echo(table.render())
-    typer.echo(f"report: {write_report(run)}")
+    echo(table.render())
+    echo(f"report: {write_report(run)}")
 
 
 @app.command()
@@ -137,7 +138,7 @@ def solve(
         from stepladder.commands.solve import SolveSettings, explain_methods, solve_file, solve_question
 
         if method == "list":
-            typer.echo(explain_methods())
+            echo(explain_methods())
             return
         if (question is None) == (input is None):
             raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
@@ -160,10 +161,10 @@ def solve(
             discriminator=discriminator,
         )
         if question is not None:
-            typer.echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
+            echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
         else:
             assert input is not None and output is not None
-            typer.echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
+            echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
 
 
 app.command(name="eval")(evaluate)
@@ -198,7 +199,7 @@ def export(
         from stepladder.loops.runs.progress import ProgressDisplay
 
         if format == "list":
-            typer.echo(explain_formats())
+            echo(explain_formats())
             return
         if run is None or to is None:
             raise ConfigError("export: give a RUN directory and --to DIR, hub or hub:OWNER/NAME -- see stepladder export --help")
@@ -212,7 +213,7 @@ def export(
             overwrite=overwrite,
             public=public,
         )
-        typer.echo(export_rounds(run, to, options, display=ProgressDisplay()))
+        echo(export_rounds(run, to, options, display=ProgressDisplay()))
 
 
 @app.command(name="import")
@@ -229,7 +230,7 @@ def import_(
     with _errors_explained(debug):
         from stepladder.commands.export import import_rows
 
-        typer.echo(import_rows(place, run_dir))
+        echo(import_rows(place, run_dir))
 
 
 @app.command()
@@ -243,7 +244,7 @@ def report(
         from stepladder.loops.runs.directory import load_run
         from stepladder.report.page import write_report
 
-        typer.echo(f"report: {write_report(load_run(run), to)}")
+        echo(f"report: {write_report(load_run(run), to)}")
 
 
 def main() -> None:

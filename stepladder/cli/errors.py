@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
+from stepladder.terminal import echo
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 SetOption = Annotated[
@@ -23,7 +24,7 @@ def errors_explained(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+        echo("stopped", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
@@ -31,7 +32,7 @@ def errors_explained(debug: bool) -> Iterator[None]:
         raise typer.Exit(0) from None
     except StepladderError as error:
         if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+            echo(traceback.format_exc(), err=True)
+        echo(f"error: {error}", err=True)
         wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
         raise typer.Exit(2 if wrong_use else 1) from None

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from stepladder.cli.errors import DebugOption, SetOption, errors_explained
+from stepladder.terminal import echo
 
 _METHOD_HELP = (
     "Method to compare, with changed settings behind commas: `beam,wave=8`. May be repeated; `all` is every method of `stepladder solve "
@@ -66,9 +67,7 @@ def evaluate(
         try:
             results = run_comparison(comparison, display=display)
         except KeyboardInterrupt:
-            display.console.print(
-                f"\nstopped; everything finished is in {out} -- the same command continues", highlight=False, soft_wrap=True
-            )
+            echo(f"\nstopped; everything finished is in {out} -- the same command continues", err=True)
             raise typer.Exit(130) from None
-        typer.echo(render_table(results))
-        typer.echo(f"page: {write_comparison(results, out)[-1]}")
+        echo(render_table(results))
+        echo(f"page: {write_comparison(results, out)[-1]}")

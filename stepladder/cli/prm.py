@@ -7,6 +7,7 @@ import typer
 
 from stepladder.cli.errors import DebugOption, errors_explained
 from stepladder.errors import ConfigError
+from stepladder.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Process reward models: score, train, evaluate.")
 
@@ -33,7 +34,7 @@ def specs(
     with errors_explained(debug):
         from stepladder.commands.prm_score import explain_specs
 
-        typer.echo(explain_specs(as_json=as_json))
+        echo(explain_specs(as_json=as_json))
 
 
 @app.command()
@@ -76,7 +77,7 @@ def score(
             seed=seed,
             backend=backend,
         )
-        typer.echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
+        echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
 
 
 @app.command()
@@ -155,7 +156,7 @@ def train(
             target=target,
             supervise=supervise,
         )
-        typer.echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
+        echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
 
 
 @app.command(name="eval")
@@ -199,4 +200,4 @@ def evaluate(
             backend=backend,
         )
         job = EvaluationJob(source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral)
-        typer.echo(evaluate_files(files, job, json_path=to_json, plots=plots))
+        echo(evaluate_files(files, job, json_path=to_json, plots=plots))

@@ -15,6 +15,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stepladder.files import atomic_write_text
 from stepladder.report import charts
@@ -80,9 +81,9 @@ def render_table(results: dict[str, Any]) -> str:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     header, rows = _rows(results)
     for index, name in enumerate(header):
-        shown.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        shown.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     out = io.StringIO()
     Console(file=out, width=_WIDE_ENOUGH, color_system=None, force_terminal=False).print(shown)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]

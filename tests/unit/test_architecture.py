@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files", "tree_paths"}
+BASE = {"errors", "types", "files", "tree_paths", "terminal"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -20,6 +20,7 @@ ALLOWED = {
     "types": set(),
     "files": {"errors"},
     "tree_paths": {"types"},
+    "terminal": set(),
     "interfaces": BASE,
     "testing": BASE | {"interfaces"},
     "lm": BASE | {"interfaces"},

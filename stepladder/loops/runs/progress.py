@@ -95,4 +95,4 @@ class _Tracker:
         seconds, total = self._seconds(now.stage), self._totals[now.stage] or now.items
         # Before the first item is done nothing is known of the time that one takes.
         left = f", {seconds / now.items * max(total - now.items, 0):.0f} s left" if now.items else ""
-        self._console.print(f"{now.stage}: {now.items}/{total}, {self._rate(now)}, {seconds:.0f} s{left}", highlight=False)
+        self._console.print(f"{now.stage}: {now.items}/{total}, {self._rate(now)}, {seconds:.0f} s{left}", highlight=False, markup=False)
