@@ -36,12 +36,12 @@ from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
-from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problems import build_problems, build_verifier
 from stepladder.loops.assembly.scorers import build_scorer, release_weights
+from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
-from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import Ensemble, ensemble_scores
@@ -197,16 +197,16 @@ def rows_per_solution(variant: Variant, rows: Sequence[Any], records: Sequence[A
 
 def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[SearchResult]:
     """Search the test problems and return the results in their order."""
-    renderer = build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
-    engine = SearchEngine(
-        policy=build_policy(study.config, study.policy),
-        scorer=build_scorer(study.config, prm, renderer=renderer, problems=problems),
-        renderer=renderer,
+    engine = search_engine(
+        study.config,
+        problems,
+        policy=study.policy,
+        prm=prm,
         method=method,
         budget=budget,
         provenance=Provenance(
-            round=1, policy_version=1, scorer_version=None, seed=study.config.run.seed, config_hash="study", renderer_hash=renderer.hash
+            round=1, policy_version=1, scorer_version=None, seed=study.config.run.seed, config_hash="study", renderer_hash=""
         ),
     )
     found = {result.problem_id: result for result in engine.search(problems)}

@@ -14,7 +14,7 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.policies import build_policy, build_renderer
-from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
@@ -267,17 +267,16 @@ def read_option(text: str) -> tuple[str, Any]:
 
 def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     config = settings.config
-    renderer = build_renderer(config, settings.policy)
-    return SearchEngine(
-        policy=build_policy(config, settings.policy),
-        scorer=build_scorer(config, settings.prm, renderer=renderer, problems=problems),
-        renderer=renderer,
+    return search_engine(
+        config,
+        problems,
+        policy=settings.policy,
+        prm=settings.prm,
         method=settings.method,
         budget=settings.budget,
         provenance=Provenance(
-            round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=renderer.hash
+            round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=""
         ),
-        max_trees=config.search.max_trees,
     )
 
 

@@ -1,8 +1,16 @@
-"""Search methods and budgets, from the configuration."""
+"""Search methods, budgets and engines, from the configuration."""
 
-from stepladder.loops.config.search import EvaluateConfig, SearchConfig
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stepladder.interfaces import Verifier
+from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchConfig
+from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
-from stepladder.types import Budget
+from stepladder.types import Budget, Problem, Provenance
 
 
 def build_method(section: SearchConfig | EvaluateConfig) -> SearchMethod:
@@ -21,4 +29,48 @@ def search_budget(section: SearchConfig) -> Budget:
         max_tokens=section.max_tokens,
         max_depth=section.max_depth,
         max_step_tokens=section.max_step_tokens,
+    )
+
+
+def search_engine(
+    config: Config,
+    problems: Sequence[Problem],
+    *,
+    policy: str,
+    prm: str | Sequence[str] | None,
+    method: SearchMethod,
+    budget: Budget,
+    provenance: Provenance,
+    scores: ScoresConfig | None = None,
+    verifier: Verifier | None = None,
+) -> SearchEngine:
+    """Return a search engine with its models loaded.
+
+    Args:
+        config: The configuration.
+        problems: The problems that will be searched; a PRM that reads text finds its questions among them.
+        policy: Directory or hub id of the policy.
+        prm: As for ``build_scorer``.
+        method: How to search.
+        budget: Caps per problem.
+        provenance: What the trees are stored with; the renderer hash is filled in.
+        scores: As for ``build_scorer``.
+        verifier: Grades answers during the search; None searches without reference answers.
+
+    Raises:
+        ConfigError: If a backend is not installed or settings are impossible.
+        CheckpointError: If a model cannot be loaded.
+        DataFormatError: If the PRM was trained on prompts of another policy.
+        BackendError: If a server does not answer.
+    """
+    renderer = build_renderer(config, policy)
+    return SearchEngine(
+        policy=build_policy(config, policy),
+        scorer=build_scorer(config, prm, renderer=renderer, problems=problems, scores=scores),
+        renderer=renderer,
+        method=method,
+        budget=budget,
+        verifier=verifier,
+        provenance=replace(provenance, renderer_hash=renderer.hash),
+        max_trees=config.search.max_trees,
     )

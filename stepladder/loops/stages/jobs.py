@@ -39,8 +39,8 @@ from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops.assembly.policies import build_policy, build_renderer, step_format
 from stepladder.loops.assembly.problems import build_verifier
-from stepladder.loops.assembly.scorers import build_scorer, release_weights
-from stepladder.loops.assembly.search import build_method, search_budget
+from stepladder.loops.assembly.scorers import release_weights
+from stepladder.loops.assembly.search import build_method, search_budget, search_engine
 from stepladder.loops.assembly.training import build_preference_objective, new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ScoresConfig
@@ -414,16 +414,16 @@ def _engine(
     verifier: AnswerVerifier | None,
     scores: ScoresConfig,
 ) -> SearchEngine:
-    renderer = build_renderer(config, models.policy)
-    return SearchEngine(
-        policy=build_policy(config, models.policy),
-        scorer=build_scorer(config, models.prm, renderer=renderer, problems=[labelled.problem for labelled in problems], scores=scores),
-        renderer=renderer,
+    return search_engine(
+        config,
+        [labelled.problem for labelled in problems],
+        policy=models.policy,
+        prm=models.prm,
         method=method,
         budget=budget,
+        provenance=models.provenance,
+        scores=scores,
         verifier=verifier,
-        provenance=replace(models.provenance, renderer_hash=renderer.hash),
-        max_trees=config.search.max_trees,
     )
 
 

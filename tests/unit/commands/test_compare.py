@@ -12,9 +12,9 @@ import pytest
 from stepladder.commands.compare import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.commands.solve import token_simulations
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.loops.assembly import search
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.stages import jobs
 from stepladder.loops.stages.graded_rows import answer_within
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import METHODS, resolve_method
@@ -60,9 +60,9 @@ class InlinePool:
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(jobs, "build_renderer", lambda config, policy: CharRenderer())
-    monkeypatch.setattr(jobs, "build_policy", lambda config, policy: ScriptedPolicy(propose))
-    monkeypatch.setattr(jobs, "build_scorer", lambda config, prm, **_: TableScorer(score) if prm else None)
+    monkeypatch.setattr(search, "build_renderer", lambda config, policy: CharRenderer())
+    monkeypatch.setattr(search, "build_policy", lambda config, policy: ScriptedPolicy(propose))
+    monkeypatch.setattr(search, "build_scorer", lambda config, prm, **_: TableScorer(score) if prm else None)
 
 
 def comparison(out, methods=("mcts", "beam", "majority"), *, given=None, budgets=(30, 90), num_seeds=2, prm=("scripted",), **sections):
