@@ -1,4 +1,4 @@
-"""Tests of code that the kernel shuts in, where the kernel can."""
+"""Tests of code that the kernel sandboxes, where the kernel can."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import ConfigError
 
 
-def _shuts_in() -> bool:
+def _sandboxes() -> bool:
     try:
         check_sandbox()
     except ConfigError:
@@ -14,4 +14,4 @@ def _shuts_in() -> bool:
     return True
 
 
-needs_locks = pytest.mark.skipif(not _shuts_in(), reason="this kernel or container offers no Landlock or no seccomp")
+needs_locks = pytest.mark.skipif(not _sandboxes(), reason="this kernel or container offers no Landlock or no seccomp")

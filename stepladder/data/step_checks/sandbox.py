@@ -1,19 +1,22 @@
-"""Running Python that a model wrote: a fresh process per piece, shut in by the kernel, killed when its time is up.
+"""Running Python that a model wrote: fresh processes per piece, sandboxed by the kernel, killed when its time is up.
 
-``sandbox_worker`` says what the process cannot do and which lock sees to it. From outside come an environment of a few fixed variables, a
-working directory that is deleted afterwards, a cap on what that directory and the output may hold, and a deadline. Where a lock is missing
-(other systems than Linux, kernels before 5.13, processors other than x86-64, containers that forbid Landlock or seccomp) nothing is run,
-unless the caller allows it; then a misbehaving piece has the user's own rights, for as long as the deadline lets it.
+``sandbox_worker`` says what the code cannot do and which lock sees to it. From outside come an environment of a few fixed variables, a
+working directory that is deleted afterwards, a cap on the output, and a deadline. Where a lock is missing (other systems than Linux,
+kernels before 5.13, processors other than x86-64, containers that forbid Landlock or seccomp) nothing is run, unless the caller allows it;
+then a misbehaving piece has the user's own rights, for as long as the deadline lets it.
 
 The same code gives the same result, as far as code can: hash seed and environment are fixed, but not clocks and random numbers.
 """
 
-import json
+import marshal
 import os
+import secrets
 import signal
+import site
+import socket
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,37 +26,40 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+from stepladder.data.step_checks.scratch import scratch_directory
 from stepladder.errors import BackendError, ConfigError
 
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _MEMORY_BYTES = 1 << 30
-_FILE_BYTES = 16 << 20
+# Files times bytes per file is what code can hold on disk.
+_FILES, _FILE_BYTES = 64, 1 << 20
 _OPEN_FILES = 64
-_SCRATCH_BYTES, _SCRATCH_FILES = 64 << 20, 256
 _OUTPUT_BYTES, _PRINTED_BYTES = 8192, 4 << 20
+_MARK_BYTES = 16
 _LOOK_EVERY_S = 0.05
 # The deadline counts CPU time, so that a crowded machine does not change a result. What waits instead of computing is ended when it has
-# used no CPU time for so long, and by a generous wall time if it wakes now and then.
-_IDLE_S = 5.0
+# waited for as long, and everything by a generous wall time.
 _WALL_FACTOR = 20.0
+_START_S, _END_S = 120.0, 10.0
 _MAX_REMEMBERED = 65_536
 _UNSAFE = (
-    "code that a model wrote must be shut in before it runs: that needs Linux 5.13 or later on x86-64 with Landlock and seccomp: one is "
+    "code that a model wrote must be sandboxed before it runs: that needs Linux 5.13 or later on x86-64 with Landlock and seccomp: one is "
     "missing here, or forbidden in this container -- allow them, or set allow_unsandboxed if it may run with your own rights"
 )
-# Isolated mode (-I) would ignore the hash seed; -P and -s, and an environment without anything else, are the same isolation.
-_FLAGS = ("-P", "-s", "-B")
+# Isolated mode (-I) would ignore the hash seed; -P and -s, and an environment without anything else, are the same isolation. Without
+# ``site`` (-S) the start takes half the time, and the folders of editable installs, which are the user's, stay unknown.
+_FLAGS = ("-P", "-s", "-S", "-B")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 
 
 class CodeRun(NamedTuple):
     """What became of a piece of code."""
 
     passed: bool
-    """Whether it ran to its end, with exit status 0."""
+    """Whether it ran to its end. Code that exits before, with whatever status, has not."""
     reason: str
-    """``ran``, ``failed`` (an exception, or another exit status), ``timeout``, ``killed`` by a signal, or ``overfull`` (it wrote or printed
-    too much)."""
+    """``ran``, ``failed`` (an error or an exit), ``timeout``, ``killed`` (by a signal), or ``overfull`` (it wrote or printed too much)."""
     output: str
     """What it printed, errors included, cut after 8192 bytes."""
 
@@ -62,15 +68,15 @@ class CodeSandbox:
     """Runs pieces of Python, some at a time, and remembers what became of them."""
 
     def __init__(self, *, deadline_s: int = 5, num_workers: int = 4, allow_unsandboxed: bool = False) -> None:
-        """Check that code can be shut in here.
+        """Check that code can be sandboxed here.
 
         Args:
-            deadline_s: CPU seconds after which code counts as failed, >= 1.
+            deadline_s: CPU seconds after which code counts as failed, >= 1. Code that waits has as many seconds for that.
             num_workers: Pieces run at once, >= 1.
-            allow_unsandboxed: Run code even where it cannot be shut in.
+            allow_unsandboxed: Run code even where it cannot be sandboxed.
 
         Raises:
-            ConfigError: If it cannot be shut in and that is not allowed, or a number is out of range.
+            ConfigError: If it cannot be sandboxed and that is not allowed, or a number is out of range.
         """
         if deadline_s < 1 or num_workers < 1:
             raise ConfigError(f"sandbox: needs deadline_s and num_workers >= 1: got {deadline_s!r} and {num_workers!r} -- raise them")
@@ -98,7 +104,7 @@ class CodeSandbox:
 
 @cache
 def check_sandbox() -> None:
-    """Check that code can be shut in on this machine.
+    """Check that code can be sandboxed on this machine.
 
     Raises:
         ConfigError: If a lock is missing.
@@ -113,11 +119,11 @@ def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> 
 
     Args:
         code: Python source.
-        deadline_s: CPU seconds that it may take, >= 1.
-        allow_unsandboxed: Run it even where it cannot be shut in.
+        deadline_s: CPU seconds that it may take, and seconds that it may wait, >= 1.
+        allow_unsandboxed: Run it even where it cannot be sandboxed.
 
     Raises:
-        BackendError: If the process does not start, or the code cannot be shut in and that is not allowed.
+        BackendError: If the process does not start, or the code cannot be sandboxed and that is not allowed.
     """
     safe, run = _run(code, deadline_s=deadline_s, allow_unsandboxed=allow_unsandboxed)
     if not (safe or allow_unsandboxed):
@@ -126,31 +132,43 @@ def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> 
 
 
 def _run(code: str, *, deadline_s: int, allow_unsandboxed: bool) -> tuple[bool, CodeRun]:
-    """Return whether the code was shut in, and what became of it; code that is not, and may not run otherwise, is not run."""
-    limits = {"cpu_s": deadline_s, "memory_bytes": _MEMORY_BYTES, "file_bytes": _FILE_BYTES, "open_files": _OPEN_FILES}
-    request = json.dumps({"code": code, "limits": limits, "trusting": allow_unsandboxed})
-    with tempfile.TemporaryDirectory(prefix="stepladder-code-") as scratch:
-        process = _start(scratch)
+    """Return whether the code was sandboxed, and what became of it; code that cannot be sandboxed is run only where that is allowed."""
+    mark = secrets.token_bytes(_MARK_BYTES)
+    ours, theirs = socket.socketpair()
+    with ours, scratch_directory() as scratch:
+        with theirs:
+            process = _start(scratch, theirs)
         try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(request.encode())
-            ending, output = _watch(process, Path(scratch), give_up_at=time.monotonic() + _WALL_FACTOR * deadline_s)
+            sandboxed, pid = _send(ours, _request(code, deadline_s=deadline_s, trusting=allow_unsandboxed), mark) or (None, 0)
+            if sandboxed is None:
+                raise BackendError(_startup_error(process))
+            ending, output, tail = _watch(process, pid, deadline_s=deadline_s)
         finally:
-            _kill(process)
-    if output[:1] not in (b"R", b"U"):
-        raise BackendError(
-            f"sandbox: its process must start: it ended with status {process.returncode} and {output[-200:].decode(errors='replace')!r} "
-            f"-- check {sys.executable!r}"
-        )
-    reason = ending or _reason(process.returncode)
-    return output[:1] == b"R", CodeRun(reason == "ran", reason, output[1:].decode(errors="replace"))
+            _end(process, ours)
+    reason = ending or ("ran" if tail == mark else _reason(process.returncode))
+    return sandboxed, CodeRun(reason == "ran", reason, output.removesuffix(mark)[:_OUTPUT_BYTES].decode(errors="replace"))
 
 
-def _start(scratch: str) -> "subprocess.Popen[bytes]":
+def _request(code: str, *, deadline_s: int, trusting: bool) -> bytes:
+    packages, readable = _installed()
+    limits = {"cpu_s": deadline_s, "memory_bytes": _MEMORY_BYTES, "files": _FILES, "file_bytes": _FILE_BYTES, "open_files": _OPEN_FILES}
+    # Both ends are the same interpreter, whose start a larger format would slow down.
+    return marshal.dumps({"code": code, "limits": limits, "trusting": trusting, "packages": packages, "readable": readable})
+
+
+@cache
+def _installed() -> tuple[list[str], list[str]]:
+    """Return the paths of installed packages, and all that code may read."""
+    packages = [path for path in site.getsitepackages() if os.path.isdir(path)]
+    added = [path for path in sys.path if path not in packages and path.startswith(tuple(packages))]
+    library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
+    return packages + added, [*_LIBRARIES, *packages, *library]
+
+
+def _start(scratch: Path, channel: socket.socket) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, *_FLAGS, os.fspath(_WORKER)],
-        stdin=subprocess.PIPE,
+        [sys.executable, *_FLAGS, os.fspath(_WORKER), str(os.getpid())],
+        stdin=channel.fileno(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=_ENVIRONMENT,
@@ -159,65 +177,97 @@ def _start(scratch: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def _watch(process: "subprocess.Popen[bytes]", scratch: Path, *, give_up_at: float) -> tuple[str | None, bytes]:
-    """Wait for the process and return why it has to be killed, None where it ended by itself, and the first part of its output."""
+def _send(channel: socket.socket, request: bytes, mark: bytes) -> tuple[bool, int] | None:
+    """Send a request; return whether the code is sandboxed and its process id, None where the process ended before."""
+    channel.settimeout(_START_S)
+    with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+        channel.sendall(len(request).to_bytes(8, "little") + request + mark)
+        channel.shutdown(socket.SHUT_WR)
+        if hello := channel.recv(5):
+            return hello[:1] == b"R", int.from_bytes(hello[1:], sys.byteorder)
+    return None
+
+
+def _startup_error(process: "subprocess.Popen[bytes]") -> str:
+    # Where it has ended, this changes nothing.
+    _kill(process)
+    output, _ = process.communicate()
+    return (
+        f"sandbox: its process must start: it ended with status {process.returncode} and {output[-200:].decode(errors='replace')!r} "
+        f"-- check {sys.executable!r}"
+    )
+
+
+def _watch(process: "subprocess.Popen[bytes]", pid: int, *, deadline_s: float) -> tuple[str | None, bytes, bytes]:
+    """Wait for the end of output, which the supervisor holds open to its own end.
+
+    Returns:
+        Why the code has to be killed, None where it ended by itself, and the first and the last bytes of its output.
+    """
     assert process.stdout is not None
-    kept, printed, printing, looked_at = b"", 0, True, 0.0
-    used_s, moved_at = -1.0, time.monotonic()
-    while printing or not _ended(process):
-        if not printing:
-            time.sleep(_LOOK_EVERY_S)
-        elif wait([process.stdout.fileno()], _LOOK_EVERY_S):
+    kept = tail = b""
+    printed = 0
+    idle, started = _Idle(pid), time.monotonic()
+    while True:
+        if wait([process.stdout.fileno()], _LOOK_EVERY_S):
             # What is beyond the cut is read and dropped, so that printing never blocks.
             part = os.read(process.stdout.fileno(), 65_536)
-            kept, printed, printing = kept + part[: 1 + _OUTPUT_BYTES - len(kept)], printed + len(part), bool(part)
+            if not part:
+                return None, kept, tail
+            kept, tail = kept + part[: _OUTPUT_BYTES + _MARK_BYTES - len(kept)], (tail + part)[-_MARK_BYTES:]
+            printed += len(part)
+        if printed > _PRINTED_BYTES:
+            return "overfull", kept, tail
+        if idle.seconds() > deadline_s or time.monotonic() - started > _WALL_FACTOR * deadline_s:
+            return "timeout", kept, tail
+
+
+class _Idle:
+    """The time for which a process has waited for something else than a processor or a disk."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._seconds, self._looked_at, self._busy_s = pid, 0.0, time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds up to now; looks at the process at most every ``_LOOK_EVERY_S``. Always 0 elsewhere than on Linux."""
         now = time.monotonic()
-        if now - looked_at < _LOOK_EVERY_S:
-            continue
-        looked_at = now
-        if (used := _cpu_s(process.pid, now)) > used_s:
-            used_s, moved_at = used, now
-        if now > give_up_at or now - moved_at > _IDLE_S:
-            return "timeout", kept
-        if printed > _PRINTED_BYTES or _overfull(scratch):
-            return "overfull", kept
-    return None, kept
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            with suppress(OSError, ValueError):
+                state = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0]
+                busy_s = _busy_s(self._pid)
+                if state in "StT":
+                    self._seconds += max(0.0, now - self._looked_at - busy_s + self._busy_s)
+                self._busy_s = busy_s
+            self._looked_at = now
+        return self._seconds
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether a process has ended. It is not reaped, so that its group, which is killed at the end, is still its own."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _cpu_s(pid: int, now: float) -> float:
-    """Return the CPU seconds that a child has used; elsewhere than on Linux, whose clock ids these are, the time that always moves."""
-    return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else now
-
-
-def _overfull(scratch: Path) -> bool:
-    """Whether the working directory, which has no folders, holds too much."""
-    count = size = 0
-    with os.scandir(scratch) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                count, size = count + 1, size + entry.stat(follow_symlinks=False).st_size
-            if count > _SCRATCH_FILES or size > _SCRATCH_BYTES:
-                return True
-    return False
+def _busy_s(pid: int) -> float:
+    """Return the seconds that a child was on a processor, or in the queue for one where the kernel says so."""
+    try:
+        return sum(map(int, Path(f"/proc/{pid}/schedstat").read_text().split()[:2])) / 1e9
+    except FileNotFoundError:
+        return time.clock_gettime(~pid << 3 | 2)
 
 
 def _reason(status: int) -> str:
-    if status == 0:
-        return "ran"
-    if status == -signal.SIGXCPU:
-        return "timeout"
-    return "killed" if status < 0 else "failed"
+    """Return why code did not run to its end, from the status with which its process ended."""
+    return {-signal.SIGXCPU: "timeout", -signal.SIGXFSZ: "overfull"}.get(status, "killed" if status < 0 else "failed")
+
+
+def _end(process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
+    """Have the supervisor kill the code and end; kill the supervisor itself where that takes long."""
+    with suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and, where it was not shut in, its children."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()

@@ -1,7 +1,11 @@
-"""The process that runs one piece of model-written Python, after shutting itself in; nothing of stepladder is imported.
+"""The two processes that run one piece of model-written Python; nothing of stepladder is imported.
 
-It is run as a script in a fresh interpreter: a JSON request on standard input, then one mark, "R" or "U", on standard output, then whatever
-the code prints. "R" says that both locks below hold; "U" that at least one does not. The exit status is the code's.
+This file is run as a script in a fresh interpreter, in an empty working directory, with a socket as standard input. The interpreter becomes
+the supervisor: it reads a request from the socket, forks the process that runs the code, and ends when that one has ended, in the same way.
+When the caller shuts the socket or dies, the supervisor kills the code and deletes the working directory.
+
+The forked process gives up what the code must not have, writes "R" and its process id to the socket, or "U" where a lock does not hold, and
+runs the code. The request's mark at the end of the output says that the code ran to its end; nothing else is a success.
 
 - Resource limits: CPU time, address space, size of a file, open files, no core file, no new processes (root is exempt from that one).
 - Capabilities: root gives up all of them.
@@ -11,24 +15,38 @@ the code prints. "R" says that both locks below hold; "U" that at least one does
 - seccomp: of the system calls only those listed below; the rest fail with "operation not permitted". Not among them: sockets, new processes
   and threads, other programs, signals to others, tracing, changing owners or modes, namespaces, mounting, and limits. Files are opened
   only with the flags and modes that Landlock judges rightly in every version.
+- The supervisor counts files before each new one, those without a name included, and ends code that holds too many. No file exceeds its
+  limit, so that files times size bounds the disk.
 
-Both locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. What remains is the kernel itself: an
+The locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. What remains is the kernel itself: an
 exploitable bug in one of the system calls listed. Where that is too much, run stepladder in a virtual machine.
+
+The mark stays in the socket until the code is about to start. Then it is only on the interpreter's evaluation stack, which no frame, module
+or garbage collector shows to Python. Code that reads its own memory natively (ctypes, the array interface of numpy) can find it.
 """
 
+from __future__ import annotations
+
+import atexit
 import ctypes
-import json
+import fcntl
+import marshal
 import os
 import resource
+import select
 import signal
-import site
+import stat
 import struct
 import sys
-import sysconfig
-import traceback
-from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Only checkers of types need these; importing them takes as long as the rest of this file.
+    from types import FrameType
+    from typing import Any, NoReturn
+
+_MARK_BYTES, _LOOK_EVERY_MS = 16, 50
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION_3 = 24, 47, 4, 0x20080522
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT, _LANDLOCK_PATH_BENEATH = 444, 445, 446, 1
 _LANDLOCK_VERSION = 1
@@ -40,7 +58,6 @@ _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """Number of file rights from a version of Landlock on: 2 adds moving between directories, 3 truncation, 5 ioctl on devices."""
 _NET_RIGHTS, _SCOPES = {4: 0b11}, {6: 0b11}
 """TCP (bind, connect), and what reaches processes outside (abstract Unix sockets, signals)."""
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 
 # System call numbers of x86-64. Without ioctl(TIOCSTI), fcntl(F_SETOWN), prlimit, chmod and their like, by default refusal.
 _CALLS = {
@@ -68,8 +85,13 @@ _TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC = 0x5401, 0x5451, 0x5450
 _DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC = 0, 1, 2, 3, 1030
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _LOAD, _AND, _ANY_OF, _EQUALS, _RETURN = 0x20, 0x54, 0x45, 0x15, 0x06
-_ALLOW, _REFUSE, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x80000000
-"""What a filter returns; a refused call fails with EPERM."""
+_ALLOW, _REFUSE, _ASK, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x7FC00000, 0x80000000
+"""What a filter returns; a refused call fails with EPERM, and one that is asked for waits for the supervisor's answer."""
+_SECCOMP, _SET_FILTER, _NEW_LISTENER = 317, 1, 8
+_RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
+"""Requests of a seccomp listener, for its structures of 80 and 24 bytes, and the answer that lets a call go on."""
+_UNSEEN = frozenset({"sys.settrace", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
+"""Audit events of functions that could move a frame past the rest of its code, or find what refuses them."""
 
 
 def limit_resources(limits: dict[str, int]) -> None:
@@ -162,46 +184,228 @@ def lock_calls(libc: Any) -> bool:
     """Refuse every system call that is not listed; say whether the kernel does that, and the list is for this machine."""
     if os.uname().machine != "x86_64":
         return False
-    program = b"".join(struct.pack("HBBI", *instruction) for instruction in filter_program())
-    instructions = ctypes.create_string_buffer(program)
-    described = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions)))
-    return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, described, 0, 0) == 0
+    return _filter(libc, filter_program(), 0) == 0
 
 
-def shut_in(limits: dict[str, int]) -> bool:
-    """Take away what the code must not have; say whether both locks hold."""
-    packages = [path for path in site.getsitepackages() if os.path.isdir(path)]
-    # Other entries, such as those of editable installs, are folders of the user's.
-    sys.path[:] = [path for path in sys.path if path.startswith((sysconfig.get_path("stdlib"), *packages)) or path.endswith(".zip")]
+def listen_to_new_files(libc: Any) -> int:
+    """Let every call that may create a file wait for an answer; return the descriptor on which they are asked for, -1 without one."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64" or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return -1
+    program = [(_LOAD, 0, 0, 0)]
+    for number, argument in ((_OPEN, 1), (_OPENAT, 2)):
+        program += [(_EQUALS, 0, 4, number), (_LOAD, 0, 0, 16 + 8 * argument), (_ANY_OF, 0, 1, os.O_CREAT), (_RETURN, 0, 0, _ASK)]
+        program += [(_RETURN, 0, 0, _ALLOW)]
+    return _filter(libc, [*program, (_RETURN, 0, 0, _ALLOW)], _NEW_LISTENER)
+
+
+def _filter(libc: Any, program: list[tuple[int, int, int, int]], flags: int) -> int:
+    packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+    described = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(packed))
+    return libc.syscall(_SECCOMP, _SET_FILTER, flags, described)
+
+
+def restrict(libc: Any, limits: dict[str, int], readable: list[str]) -> bool:
+    """Take away what the code must not have; say whether all locks hold."""
     limit_resources(limits)
     if sys.platform != "linux":
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    # A parent that is killed takes the code with it.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if not drop_capabilities(libc) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False
-    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
-    readable = [*_LIBRARIES, *packages, *own]
     # Both are tried: one alone is better than none where the user accepts that.
     files = lock_files(libc, readable, os.getcwd())
     return lock_calls(libc) and files
 
 
-def main() -> None:
-    """Serve one request ``{"code", "limits", "trusting"}``; ``trusting`` runs the code where a lock does not hold."""
-    request = json.load(sys.stdin)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    safe = shut_in(request["limits"])
-    os.write(1, b"R" if safe else b"U")
-    if not (safe or request["trusting"]):
-        return
+def refuse_tracing() -> None:
+    """Refuse what ``_UNSEEN`` lists. The hook has no name that code could find, and cannot be removed."""
+
+    def hook(event: str, _: object, unseen: frozenset[str] = _UNSEEN) -> None:
+        if event in unseen:
+            raise PermissionError(f"{event} is refused in a sandbox")
+
+    sys.addaudithook(hook)
+
+
+def run(code: str) -> NoReturn:
+    """Run the code, write the mark where it ran to its end, and end this process. What is used afterwards is bound before."""
+    write, read, leave = os.write, os.read, os._exit
+    namespace = {"__name__": "__main__", "__builtins__": __builtins__}
     try:
-        exec(compile(request["code"], "<code>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        # Evaluated from the left: the mark is read before the code runs, has no name, and is written only where ``exec`` returns.
+        write(1, read(0, _MARK_BYTES) + _finished(exec(compile(code, "<code>", "exec"), namespace)))
+        leave(0)
+    except BaseException as error:
+        _report(error)
+    finally:
+        leave(1)
+
+
+def _finished(_: None) -> bytes:
+    """Do what follows the end of a program: its exit functions, whose errors count, and the rest of its output."""
+    errors: list[Any] = []
+    sys.unraisablehook = errors.append
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    if errors:
+        raise errors[0].exc_value
+    return b""
+
+
+def _report(error: BaseException) -> None:
+    """Print an error with the last line of its traceback, if the code left the means to."""
+    try:
+        # The first entry is that of this file.
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        sys.__excepthook__(type(error), error.with_traceback(trace), None)
         sys.stdout.flush()
-    except Exception:
-        traceback.print_exc(limit=-1)
-        sys.exit(1)
+        sys.stderr.flush()
+    except BaseException:
+        # The verdict stands without it.
+        return
+
+
+def start(libc: Any, request: dict[str, Any]) -> NoReturn:
+    """Be the process that runs the code."""
+    try:
+        supervisor = os.getppid()
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == supervisor == request["supervisor"]:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.closerange(3, 256)
+            sys.path += request["packages"]
+            safe = restrict(libc, request["limits"], request["readable"])
+            os.write(0, struct.pack("=cI", b"R" if safe else b"U", os.getpid()))
+            if safe or request["trusting"]:
+                refuse_tracing()
+                run(request["code"])
+    finally:
+        os._exit(1)
+
+
+def supervise(child: int, listener: int, wakeup: int, max_files: int) -> tuple[int, str | None]:
+    """Wait for the end of the code, or for a reason to end it: ``alone`` (without a caller) or ``overfull``; return its status and that."""
+    poll = select.poll()
+    # The caller has shut its sending half; only the end of the other half is of interest.
+    poll.register(0, 0)
+    poll.register(wakeup, select.POLLIN)
+    if listener >= 0:
+        poll.register(listener, select.POLLIN)
+    reason = None
+    while not reason:
+        happened = dict(poll.poll(None if listener >= 0 else _LOOK_EVERY_MS))
+        if 0 in happened or (wakeup in happened and signal.SIGTERM in os.read(wakeup, 64)):
+            reason = "alone"
+        elif os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        elif listener in happened or listener < 0:
+            may_go_on = _answer(listener, child, max_files) if listener >= 0 else not _too_many_files(child, max_files)
+            reason = None if may_go_on else "overfull"
+    # The code is not reaped yet, so that its group is still its own; until it leads one it has no children.
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(child, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return os.waitpid(child, 0)[1], reason
+
+
+def _answer(listener: int, child: int, max_files: int) -> bool:
+    """Let a call that may create a file go on; say whether it may. It waits meanwhile, and with it the code's only thread."""
+    asked = bytearray(80)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, asked)
+        if _too_many_files(child, max_files):
+            return False
+        fcntl.ioctl(listener, _SEND, struct.pack("=QqiI", int.from_bytes(asked[:8], sys.byteorder), 0, 0, _CONTINUE))
+    except (FileNotFoundError, InterruptedError):
+        # The code was killed, or a signal interrupted its call, which is then asked for again.
+        return True
+    return True
+
+
+def _too_many_files(child: int, max_files: int) -> bool:
+    """Whether the code holds as many files as it may, those included that it deleted and still has open or mapped."""
+    count, process = len(os.listdir(".")), f"/proc/{child}"
+    try:
+        for name in os.listdir(f"{process}/fd"):
+            state = os.stat(f"{process}/fd/{name}")
+            count += stat.S_ISREG(state.st_mode) and not state.st_nlink
+        with open(f"{process}/maps", "rb") as maps:
+            count += len({tuple(line.split()[3:5]) for line in maps if line.endswith(b" (deleted)\n")})
+    except (FileNotFoundError, ProcessLookupError):
+        # Elsewhere than on Linux there is no such folder; on Linux, the process has ended.
+        return count >= max_files
+    return count >= max_files
+
+
+def _read(num_bytes: int) -> bytes:
+    """Read so many bytes of the socket, and no more, since what follows is for another reader; fewer where it ends."""
+    parts = b""
+    while num_bytes > len(parts) and (part := os.read(0, num_bytes - len(parts))):
+        parts += part
+    return parts
+
+
+def _catch_signals() -> int:
+    """Return a descriptor from which the signals can be read that end the supervisor's waiting."""
+
+    def nothing(number: int, frame: FrameType | None) -> None:
+        """Do nothing; the wake-up descriptor gets the signal's number."""
+
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, nothing)
+    return ours
+
+
+def _delete_scratch() -> None:
+    """Delete the working directory for a caller that may be unable to."""
+    import shutil
+
+    shutil.rmtree(os.getcwd(), ignore_errors=True)
+
+
+def _end_like(status: int) -> NoReturn:
+    """End this process as another one ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def main() -> None:
+    """Serve one request: ``{"code", "limits", "trusting", "readable", "packages"}``; ``trusting`` runs code where a lock does not hold."""
+    caller, libc = int(sys.argv[1]), ctypes.CDLL(None, use_errno=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    wakeup = _catch_signals()
+    if sys.platform == "linux":
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    size = int.from_bytes(_read(8), "little")
+    packed = _read(size)
+    if not packed or len(packed) < size or os.getppid() != caller:
+        return _delete_scratch()
+    request = marshal.loads(packed)
+    request["supervisor"] = os.getpid()
+    listener = listen_to_new_files(libc)
+    child = os.fork()
+    if not child:
+        start(libc, request)
+    status, reason = supervise(child, listener, wakeup, request["limits"]["files"])
+    # The threads of a caller die one after the other; its first sign of death may come while its process id is still there.
+    if reason == "alone" or os.getppid() != caller:
+        _delete_scratch()
+    # The signal of files that are too large also speaks of files that are too many.
+    _end_like(signal.SIGXFSZ if reason == "overfull" else status)
 
 
 if __name__ == "__main__":

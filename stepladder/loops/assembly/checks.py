@@ -82,7 +82,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
 
     Raises:
         ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code that steps are
-            checked by cannot be shut in.
+            checked by cannot be sandboxed.
     """
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(scores.check == "code" and not scores.allow_unsandboxed for scores in searches):

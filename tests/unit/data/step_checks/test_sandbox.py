@@ -1,8 +1,9 @@
-"""Model-written code: what it may do, real attempts at what it may not, and machines that cannot shut it in."""
+"""Model-written code: what it may do, real attempts at what it may not, and machines that cannot sandbox it."""
 
 import os
 import socket
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ ALLOWED = {
     "an installed package": "import numpy as np\nprint(int(np.linalg.det(np.eye(2))) + 2)",
     "own files": "open('a', 'w').write('3')\nimport os\nassert os.listdir('.') == ['a']\nprint(open('a').read())\nos.remove('a')",
     "long": f"x = '{'a' * 300_000}'\nprint(len(x) // 100_000)",
-    "exit with status 0": "import sys\nprint(3)\nsys.exit()",
+    "read the empty input": "print(open(0).read() + '3')",
 }
 ATTACKS = {
     "read a file": ("print(open({secret!r}).read())", "failed"),
@@ -63,6 +64,7 @@ ATTACKS = {
     "crash": ("import ctypes\nctypes.string_at(0)", "killed"),
     "an error": ("1 / 0", "failed"),
     "another exit status": ("import sys\nsys.exit(3)", "failed"),
+    "exit with status 0": ("import sys\nprint(3)\nsys.exit()", "failed"),
     "no Python": ("x = (", "failed"),
     "no text": ("print('\ud800')", "failed"),
 }
@@ -85,7 +87,6 @@ def attacked(tmp_path_factory):
     """
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as server:
         patch.setenv("STEPLADDER_SECRET", "secret")
-        patch.setattr(sandbox, "_IDLE_S", 1.5)
         folder = tmp_path_factory.mktemp("outside")
         (folder / "secret").write_text("secret")
         places = {"folder": str(folder), "secret": str(folder / "secret"), "target": str(folder / "target")}
@@ -114,7 +115,7 @@ def test_an_attack_fails_and_leaves_nothing_behind(attacked, name):
 @needs_locks
 def test_scratch_is_gone_and_starts_empty(tmp_path, monkeypatch):
     """What one piece writes, no other finds, and nothing of it stays."""
-    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run_code("open('a', 'w').write('x')", deadline_s=5).passed
     assert run_code("import os\nassert not os.listdir('.')", deadline_s=5).passed
     assert list(tmp_path.iterdir()) == []
@@ -150,19 +151,19 @@ def unlocked(tmp_path, monkeypatch):
     check_sandbox.cache_clear()
 
 
-def test_nothing_runs_where_it_cannot_be_shut_in_unless_that_is_allowed(unlocked):
+def test_nothing_runs_where_it_cannot_be_sandboxed_unless_that_is_allowed(unlocked):
     """Without a lock there is one clear error, before and at the run; with the user's word the code runs, with a limit on its time."""
-    with pytest.raises(ConfigError, match=r"sandbox: code that a model wrote must be shut in .* or set allow_unsandboxed"):
+    with pytest.raises(ConfigError, match=r"sandbox: code that a model wrote must be sandboxed .* or set allow_unsandboxed"):
         CodeSandbox()
     code = f"open({str(unlocked)!r}, 'w').close()"
-    with pytest.raises(BackendError, match="must be shut in"):
+    with pytest.raises(BackendError, match="must be sandboxed"):
         run_code(code, deadline_s=5)
     assert not unlocked.exists()
     runner = CodeSandbox(deadline_s=1, allow_unsandboxed=True)
     assert [run.reason for run in runner.run(["1 / 0", "x = 1", "while True: pass"])] == ["failed", "ran", "timeout"]
 
 
-def test_children_of_code_that_was_not_shut_in_die_with_it(unlocked):
+def test_children_of_code_that_was_not_sandboxed_die_with_it(unlocked):
     """A child that holds the output and outlives its parent does not hold up the search, and is killed."""
     if os.geteuid() != 0:
         pytest.skip("only root is exempt from the limit on processes")
@@ -173,9 +174,7 @@ def test_children_of_code_that_was_not_shut_in_die_with_it(unlocked):
             time.sleep(1000)
         print(child)
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "_IDLE_S", 1.0)
-        run = run_code(textwrap.dedent(code), deadline_s=5, allow_unsandboxed=True)
+    run = run_code(textwrap.dedent(code), deadline_s=5, allow_unsandboxed=True)
     stat, patience = Path(f"/proc/{int(run.output)}/stat"), time.monotonic() + 20
     # A killed process takes a moment to end, and is then a zombie until the init process takes note.
     while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
