@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
-RUN_DIR ?= runs/demo
+RUN_DIR ?= runs/embedded
 # Small models are slower with more threads; the loop uses processes instead.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -129,7 +129,7 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    - `stepladder solve "47193 GBAF" --run runs/demo`
+    - `stepladder solve "47193 GBAF"`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
     - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
@@ -191,8 +191,8 @@ def export(
     The result loads with `datasets.load_dataset(DIR)`, other trainers take it as it stands, and `stepladder import` reads it back.
 
     - `stepladder export --format list`
-    - `stepladder export runs/demo --format preference --to data/pairs --split test=0.1`
-    - `stepladder export runs/demo --format tree --round 3 --advantage treepo --to hub:me/trees`
+    - `stepladder export runs/embedded --format preference --to data/pairs --split test=0.1`
+    - `stepladder export runs/embedded --format tree --round 3 --advantage treepo --to hub:me/trees`
     """
     with _errors_explained(debug):
         from stepladder.commands.export import ExportOptions, explain_formats, export_rounds

@@ -39,9 +39,9 @@ def evaluate(
     does not count. `greedy` is always run, as a point of reference. The directory then holds `comparison.html`,
     `results.json`, `results.csv`, `results.md` and two charts. Stopped with Ctrl-C, the same command continues.
 
-    - `stepladder eval --run runs/demo --out runs/demo-eval`
-    - `stepladder eval --run runs/demo --round 1 --method all --tokens 64,256 --seeds 3 --limit 100 --out runs/methods`
-    - `stepladder eval --run runs/demo --method beam,wave=2 --method beam,wave=8,num_children=2 --out runs/beams`
+    - `stepladder eval --run runs/embedded --out runs/eval`
+    - `stepladder eval --run runs/embedded --round 1 --method all --tokens 64,256 --seeds 3 --limit 100 --out runs/methods`
+    - `stepladder eval --run runs/embedded --method beam,wave=2 --method beam,wave=8,num_children=2 --out runs/beams`
     - `stepladder eval problems.jsonl --policy ./model --prm ./prm --set problems.rule=number --out results`
     """
     with errors_explained(debug):

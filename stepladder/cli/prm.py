@@ -125,7 +125,7 @@ def train(
 
     - `stepladder prm train phase2_train.jsonl --init ./policy --spec trl --output ./my-prm`
     - `stepladder prm train math-aps.jsonl --init ./policy --spec ppm --loss pairwise --output ./my-ppm`
-    - `stepladder prm train --trees runs/demo --init runs/demo/rounds/001/models/policy --loss two-hot --output ./my-prm`
+    - `stepladder prm train --trees runs/embedded --init runs/embedded/rounds/001/models/policy --loss two-hot --output ./my-prm`
     """
     with errors_explained(debug):
         from stepladder.commands.prm_train import TrainingJob, train_files, train_trees

@@ -14,7 +14,7 @@ MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
 ALLOWED = {
-    "__init__": set(),
+    "__init__": {"types", "interfaces", "mcts", "loops.config", "loops.runs", "commands"},
     "__main__": {"cli"},
     "errors": set(),
     "types": set(),
