@@ -14,7 +14,7 @@ from stepladder.cli.errors import DebugOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
-from stepladder.errors import ConfigError
+from stepladder.errors import BackendError, ConfigError
 from stepladder.terminal import echo
 
 app = typer.Typer(
@@ -29,6 +29,14 @@ app.add_typer(prm_app, name="prm")
 
 _CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
+_TOKENS_HELP = (
+    "Cap on generated tokens per question. It is checked before each wave of samples: the first wave is always sampled, and the last one "
+    "may go beyond the cap, by less than its own steps; `solve` prints by how much."
+)
+_SECONDS_HELP = (
+    "Cap on seconds per question, checked before each wave but the first; loading and compiling do not count. "
+    "Such a search cannot be replayed."
+)
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
 
@@ -114,9 +122,9 @@ def solve(
     id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
     question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on generated tokens per question.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help=_TOKENS_HELP)] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.001, help="Cap on seconds per question; such a search cannot be replayed.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help=_SECONDS_HELP)] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
     discriminator: Annotated[
         str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
@@ -161,10 +169,14 @@ def solve(
             discriminator=discriminator,
         )
         if question is not None:
-            echo(solve_question(settings, question, tree_path=tree, as_json=as_json))
+            solved = solve_question(settings, question, tree_path=tree, as_json=as_json)
         else:
             assert input is not None and output is not None
-            echo(solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field))
+            solved = solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field)
+        if solved.text:
+            echo(solved.text)
+        if solved.failure is not None:
+            raise BackendError(solved.failure)
 
 
 app.command(name="eval")(evaluate)

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepladder.commands.evolve import best_models, round_models
+from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
 from stepladder.data.datasets.problems import load_problems
 from stepladder.data.grading.answers import answer_key
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
@@ -25,8 +26,8 @@ from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
-from stepladder.tree_paths import path_to
-from stepladder.types import Budget, Problem, Provenance, SearchResult
+from stepladder.mcts.warm_up import compile_loops
+from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
 _UNBOUNDED_SIMULATIONS = 1_000_000
@@ -145,8 +146,17 @@ def choose_models(
     return config, policy, () if "none" in prm else tuple(policy if name == "self" else name for name in prm)
 
 
-def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> str:
-    """Search one question and return the text to print."""
+class Solved(NamedTuple):
+    """What a call of ``solve`` comes to."""
+
+    text: str
+    """What to print."""
+    failure: str | None
+    """Why the call as a whole failed; None where any sample was given."""
+
+
+def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> Solved:
+    """Search one question."""
     problems = [Problem(id="question", question=question)]
     engine, discriminator = _engine(settings, problems), _discriminator(settings)
     # Importing and loading models takes seconds, and is no part of what a search costs.
@@ -156,18 +166,20 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
         _write_trees(tree_path, [result])
-    row = _row(result, question, reviewing)
+    row = answer_row(result, question, discriminator_tokens=reviewing)
+    failure = _failure("QUESTION", result.failures)
     if as_json:
-        return json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()})
-    return _readable(row, result, seconds, use)
+        return Solved(json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()}), failure)
+    return Solved("" if failure else readable(row, result, settings.budget, seconds=seconds, use=use), failure)
 
 
 def solve_file(
     settings: SolveSettings, source: Path, output: Path, *, tree_path: Path | None, id_field: str = "id", question_field: str = "question"
-) -> str:
+) -> Solved:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
-    Finished answers are kept beside the output while the work goes on, so a stopped command continues where it was.
+    Finished answers are kept beside the output while the work goes on, so a stopped command continues where it was. They stay there when
+    questions failed: the same command then asks these again.
 
     Args:
         settings: Models, method and budget.
@@ -188,26 +200,34 @@ def solve_file(
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
+    failures: list[Failures] = []
     engine, discriminator, num_unique = _engine(settings, missing), _discriminator(settings), 0
     begin = time.monotonic()
     with part.open("a", encoding="utf-8") as file:
         for result, reviewing in _search(engine, discriminator, missing):
             num_unique += unique_tokens(result.tree)
-            rows[result.problem_id] = _row(result, questions[result.problem_id], reviewing)
-            file.write(json.dumps(rows[result.problem_id]) + "\n")
-            file.flush()
+            failures.append(result.failures)
+            row = rows[result.problem_id] = answer_row(result, questions[result.problem_id], discriminator_tokens=reviewing)
+            if not has_failed(row):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
             if tree_path is not None:
                 results.append(result)
+    seconds = time.monotonic() - begin
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:
         _write_trees(tree_path, results)
-    part.unlink()
-    tokens = sum(row["generated_tokens"] for row in rows.values())
-    answered = sum(row["answer"] is not None for row in rows.values())
-    seconds = time.monotonic() - begin
-    done = f"{output}: {len(problems)} questions, {answered} answered, {tokens} generated tokens, {seconds:.1f} s of search"
-    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique).sentence()
-    return done if use is None else f"{done}\n{use}"
+    if not any(map(has_failed, rows.values())):
+        part.unlink()
+    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique)
+    total = Failures.sum(failures)
+    return Solved(file_summary(list(rows.values()), total, output, seconds=seconds, use=use), _failure(str(source), total))
+
+
+def _failure(place: str, failures: Failures) -> str | None:
+    if not failures.all_failed:
+        return None
+    return f"{place}: must be asked: {failures.sentence()} -- mend that and repeat the command"
 
 
 def explain_methods() -> str:
@@ -267,6 +287,8 @@ def read_option(text: str) -> tuple[str, Any]:
 
 def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
     config = settings.config
+    if settings.budget.max_seconds is not None:
+        compile_loops(settings.method, scored=bool(settings.prm))
     return search_engine(
         config,
         problems,
@@ -309,42 +331,6 @@ def _discriminator(settings: SolveSettings) -> Discriminator | None:
         budget=settings.budget,
         seed=settings.seed,
     )
-
-
-def _row(result: SearchResult, question: str, reviewing: int | None) -> dict[str, Any]:
-    tree = result.tree
-    steps = [
-        {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
-        for node in path_to(tree, result.answer_node or 0)
-    ]
-    return {
-        "id": result.problem_id,
-        "question": question,
-        "answer": result.answer,
-        "steps": steps,
-        "votes": result.votes,
-        "method": tree.method,
-        "generated_tokens": tree.generated_tokens,
-        **({} if reviewing is None else {"discriminator_tokens": reviewing}),
-        "policy_calls": tree.policy_calls,
-        "simulations": tree.num_simulations,
-        "stop_reason": str(result.stop_reason),
-    }
-
-
-def _readable(row: dict[str, Any], result: SearchResult, seconds: float, use: TokenUse) -> str:
-    lines = [f"answer: {row['answer'] if row['answer'] is not None else 'none found -- raise --tokens or try another --method'}", ""]
-    for number, step in enumerate(row["steps"], start=1):
-        score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
-        lines.append(f"  {number:>2}  {score}  {step['text'].strip()}")
-    nodes = len(result.tree.parents)
-    lines += [
-        "",
-        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, "
-        f"{seconds:.2f} s of search",
-        use.sentence() or "",
-    ]
-    return "\n".join(lines).rstrip("\n")
 
 
 def _write_trees(path: Path, results: list[SearchResult]) -> None:

@@ -1,0 +1,127 @@
+"""What ``solve`` says about its searches: a row for a file, lines for people, and the nearest cause where there is no answer."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stepladder.loops.runs.token_use import TokenUse
+from stepladder.terminal import one_line
+from stepladder.tree_paths import path_to
+from stepladder.types import Budget, Failures, SearchResult, StopReason
+
+Row = dict[str, Any]
+
+
+def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int | None) -> Row:
+    """Return the row of a question for a file or for ``--json``.
+
+    Args:
+        result: What the search found.
+        question: The question, verbatim.
+        discriminator_tokens: Tokens that a second model generated to review the answer; None without one.
+    """
+    tree = result.tree
+    steps = [
+        {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
+        for node in path_to(tree, result.answer_node or 0)
+    ]
+    return {
+        "id": result.problem_id,
+        "question": question,
+        "answer": result.answer,
+        "steps": steps,
+        "votes": result.votes,
+        "method": tree.method,
+        "generated_tokens": tree.generated_tokens,
+        **({} if discriminator_tokens is None else {"discriminator_tokens": discriminator_tokens}),
+        "policy_calls": tree.policy_calls,
+        "simulations": tree.num_simulations,
+        "stop_reason": str(result.stop_reason),
+        "samples": result.failures.num_samples,
+        "failed_samples": result.failures.num_failed,
+        "error": result.failures.first_message,
+    }
+
+
+def has_failed(row: Row) -> bool:
+    """Say whether a question got no answer and samples of it failed: it counts as not asked, and is asked again."""
+    return row["answer"] is None and row["failed_samples"] > 0
+
+
+def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, use: TokenUse) -> str:
+    """Return an answer with its steps, and what the search spent, for people."""
+    lines = [f"answer: {one_line(row['answer']) if row['answer'] is not None else f'none found -- {why_no_answer(result)}'}", ""]
+    for number, step in enumerate(row["steps"], start=1):
+        score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
+        text = step["text"].strip().replace("\n", f"\n{'':13}")
+        lines.append(f"  {number:>2}  {score}  {text}")
+    nodes = len(result.tree.parents)
+    lines += [
+        "",
+        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, "
+        f"{seconds:.2f} s of search",
+        ended_by(result, budget),
+    ]
+    if result.failures.num_failed:
+        lines.append(result.failures.sentence())
+    return "\n".join([*lines, *filter(None, [use.sentence()])])
+
+
+def file_summary(rows: Sequence[Row], failures: Failures, output: Path, *, seconds: float, use: TokenUse) -> str:
+    """Return what became of the questions of a file, for people.
+
+    Args:
+        rows: All rows of the file.
+        failures: What the policy could not give in this call.
+        output: Where the rows are.
+        seconds: Time of this call's searches.
+        use: What the backends did in this call.
+    """
+    answered, failed = sum(row["answer"] is not None for row in rows), sum(map(has_failed, rows))
+    counts = f"{len(rows)} questions, {answered} answered" + (f", {failed} failed" if failed else "")
+    lines = [f"{output}: {counts}, {sum(row['generated_tokens'] for row in rows)} generated tokens, {seconds:.1f} s of search"]
+    if failures.num_failed:
+        lines.append(failures.sentence() + (" -- repeat the command to ask the failed questions again" if failed else ""))
+    return "\n".join([*lines, *filter(None, [use.sentence()])])
+
+
+def ended_by(result: SearchResult, budget: Budget) -> str:
+    """Return a clause that says what ended a search, and by how much its last wave overshot a cap on tokens."""
+    spent, cap = result.tree.generated_tokens, budget.max_tokens
+    over = f", which the last wave overshot by {spent - cap}" if cap is not None and spent > cap else ""
+    if over or result.stop_reason == StopReason.TOKENS:
+        return f"ended by the cap of {cap} tokens{over}"
+    clauses = {
+        StopReason.SIMULATIONS: f"ended by the cap of {budget.num_simulations} simulations",
+        StopReason.SECONDS: f"ended by the cap of {budget.max_seconds} seconds",
+        StopReason.CALLS: f"ended by the cap of {budget.max_calls} calls",
+        StopReason.EXHAUSTED: "ended because nothing was left to expand",
+        StopReason.VALUE: "ended because a solution scored as much as the method asks for",
+        StopReason.GOAL: "ended because no open branch is worth more than the best solution",
+        StopReason.CONVERGED: "ended because the answer stayed the same",
+    }
+    return clauses[result.stop_reason]
+
+
+def why_no_answer(result: SearchResult) -> str:
+    """Return the nearest cause of a search without an answer, with a remedy."""
+    inner, reasons = set(result.tree.parents), result.tree.stop_reasons
+    leaves = Counter(reason for node, reason in enumerate(reasons) if node and node not in inner)
+    ended = leaves[StopReason.END]
+    if ended:
+        return f"{ended} of {leaves.total()} branches ended without a readable answer: see format.answer_pattern, or try another --method"
+    if result.failures.all_failed:
+        return "no sample was given"
+    caps = {StopReason.TOKENS: "--tokens", StopReason.SECONDS: "--seconds", StopReason.SIMULATIONS: "--simulations"}
+    if leaves[StopReason.STEP] and result.stop_reason in caps:
+        return f"no branch came to its end: raise {caps[result.stop_reason]}, or try another --method"
+    kind = max((StopReason.LENGTH, StopReason.DEPTH, StopReason.ERROR), key=leaves.__getitem__)
+    causes = {
+        StopReason.LENGTH: "were cut: raise search.max_step_tokens, or take a model with a longer context",
+        StopReason.DEPTH: "came to the limit of steps: raise search.max_depth",
+        StopReason.ERROR: "failed: mend what the first of them says",
+    }
+    if leaves[kind]:
+        return f"{leaves[kind]} of {leaves.total()} branches {causes[kind]}"
+    return "no branch came to its end: raise --simulations or --tokens, or try another --method"

@@ -1,0 +1,71 @@
+"""What ``solve`` says about a search: the nearest cause where there is no answer, and what ended it."""
+
+import pytest
+
+from stepladder.commands.solve_report import ended_by, readable, why_no_answer
+from stepladder.loops.runs.token_use import TokenUse
+from stepladder.mcts.engine import SearchEngine
+from stepladder.mcts.methods import resolve_method
+from stepladder.terminal import plain
+from stepladder.testing import CharRenderer, ScriptedPolicy, error_step, make_step
+from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason
+
+_PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
+_USE = TokenUse(unique_tokens=1, forwarded_tokens=None, prefix_tokens=None, cached_tokens=None, prm_forwarded_tokens=None)
+
+
+def _searched(step: Step, budget: Budget, method: str = "mcts") -> SearchResult:
+    """Search with a policy that always gives the same step."""
+    policy = ScriptedPolicy(lambda prefix, index, seed: step)
+    engine = SearchEngine(policy=policy, renderer=CharRenderer(), method=resolve_method(method), budget=budget, provenance=_PROVENANCE)
+    (result,) = engine.search([Problem(id="p", question="q")])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("step", "budget", "says"),
+    [
+        (
+            make_step("abc", stop_reason=StopReason.END),
+            Budget(),
+            "1 of 1 branches ended without a readable answer: see format.answer_pattern",
+        ),
+        (make_step("abc", stop_reason=StopReason.LENGTH), Budget(), "1 of 1 branches were cut: raise search.max_step_tokens"),
+        (make_step("ab\n"), Budget(max_depth=2), "1 of 1 branches came to the limit of steps: raise search.max_depth"),
+        (error_step("gone"), Budget(), "no sample was given"),
+        (make_step("ab\n"), Budget(max_tokens=20), "no branch came to its end: raise --tokens"),
+        (make_step("ab\n"), Budget(num_simulations=3), "no branch came to its end: raise --simulations"),
+        (make_step("ab\n"), Budget(max_seconds=1e-9), "no branch came to its end: raise --seconds"),
+    ],
+)
+def test_the_nearest_cause_is_named(step: Step, budget: Budget, says: str) -> None:
+    """Solutions that cannot be read, cuts, limits and caps each have their own remedy."""
+    assert why_no_answer(_searched(step, budget)).startswith(says)
+
+
+def test_what_ended_a_search_is_named() -> None:
+    """The cap, with what its last wave overshot, or that nothing was left."""
+    step = make_step("ab\n")
+    samples = resolve_method("mcts").root_samples
+    assert ended_by(_searched(step, Budget(num_simulations=3)), Budget(num_simulations=3)) == "ended by the cap of 3 simulations"
+    budget = Budget(max_tokens=5)
+    expected = f"ended by the cap of 5 tokens, which the last wave overshot by {3 * samples - 5}"
+    assert ended_by(_searched(step, budget), budget) == expected
+    budget = Budget(max_seconds=1e-9)
+    assert ended_by(_searched(step, budget), budget) == "ended by the cap of 1e-09 seconds"
+    ended = _searched(make_step("x", stop_reason=StopReason.LENGTH), Budget())
+    assert ended_by(ended, Budget()) == "ended because nothing was left to expand"
+
+
+def test_text_of_a_model_cannot_forge_lines_or_drive_the_terminal() -> None:
+    """An answer stays on its line, further lines of a step are indented, and control characters are shown."""
+    hostile = "a\nanswer: 7\x1b]52;c;aGk=\x07=5"
+    result = _searched(make_step(hostile, stop_reason=StopReason.END), Budget())
+    row = {
+        **{"answer": "5\nanswer: 6", "method": "mcts", "generated_tokens": 1, "simulations": 1},
+        "steps": [{"text": hostile, "score": None}],
+    }
+    shown = plain(readable(row, result, Budget(), seconds=0.0, use=_USE))
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert [line for line in shown.splitlines() if line.startswith("answer:")] == ["answer: 5 answer: 6"]
+    assert hostile in result.tree.texts
