@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from stepladder.terminal import plain
 from stepladder.loops.runs.workers import Progress
 
 _PLAIN_INTERVAL_S = 10.0
@@ -20,6 +21,10 @@ class ProgressDisplay:
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``, by default standard error, so that standard output stays for results."""
         self.console = console or Console(file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars; control characters and markup in it are shown as they are."""
+        self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stages(self, totals: Mapping[str, int | None]) -> Iterator[Callable[[Progress], None]]:

@@ -46,6 +46,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ScoresConfig
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.runs.workers import Progress, report_progress
+from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import answer_within, evaluation_row, outcome_row
 from stepladder.loops.stages.labelling import LabelSources, policy_selections, trace_rows
 from stepladder.mcts.engine import SearchEngine, SearchEvent
@@ -97,6 +98,7 @@ def _write_labelled(
         )
     # The shard comes last: a job is done when its shard is there.
     atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")
+    write_failures(out, results)
     write_trees(out, [result.tree for result in results])
 
 
@@ -301,6 +303,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
         rows = [evaluation_row(result, kind, verifier, config) for result in results]
     if kind == "search":
         write_trees(out.with_suffix(".parquet"), [result.tree for result in results])
+    write_failures(out, results)
     atomic_write_text(out, json.dumps({"rows": rows}) + "\n")
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool
 from stepladder.loops.stages import figures as evaluate
 from stepladder.loops.stages import jobs
+from stepladder.loops.stages.failures import check_stage, failure_figures
 from stepladder.loops.stages.gate import GateDecision, fails, fall_back, gate_policy, gate_prm
 from stepladder.loops.stages.labelling import LabelSources
 from stepladder.types import LabelledProblem, Provenance, derive_seed
@@ -74,12 +75,20 @@ class RoundContext:
         return [problems[begin : begin + size] for begin in range(0, len(problems), size)]
 
     @contextmanager
-    def stage(self, number: int, name: str) -> Iterator[None]:
-        """Log when a stage began and how long it took."""
-        begin = time.monotonic()
+    def stage(self, number: int, name: str) -> Iterator[dict[str, Any]]:
+        """Log when a stage began, how long it took, and what is put into the dictionary that is yielded."""
+        begin, facts = time.monotonic(), dict[str, Any]()
         self.run.log_event("stage_begin", round=number, stage=name)
-        yield
-        self.run.log_event("stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2))
+        yield facts
+        self.run.log_event("stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), **facts)
+
+    def failed_samples(self, shards: Sequence[Path], place: str) -> dict[str, Any]:
+        """Show what failed in a stage and return it for the stage's event; raises as ``check_stage`` does."""
+        failures = check_stage(shards, place)
+        if not failures.num_failed:
+            return {}
+        self.display.say(f"{place}: {failures.num_failed} samples failed, the first with: {failures.first_message}")
+        return {"failed_samples": failures.num_failed, "first_failure": failures.first_message}
 
     def work(self, tasks: list[Task], totals: Mapping[str, int | None]) -> list[Any]:
         """Run jobs in the workers under a progress display."""
@@ -192,16 +201,18 @@ def _over_shards(
         stage: Name of the work.
         source: Argument of the job, and the kind of shard of this round that it is given there.
     """
-    label, tasks, total = f"round {number}: {stage}", [], 0
+    label, tasks, total, outs = f"round {number}: {stage}", [], 0, []
     for index, problems in enumerate(context.shards("train")):
         out = context.run.shard(number, kind, index)
+        outs.append(out)
         if not out.exists():
             arguments = {"config": context.config, "models": models, "problems": problems, "out": out, "stage": label}
             arguments |= {} if source is None else {source[0]: context.run.shard(number, source[1], index)}
             tasks.append(Task(function=function, arguments=arguments))
             total += len(problems)
-    with context.stage(number, stage):
+    with context.stage(number, stage) as facts:
         context.work(tasks, {label: total})
+        facts |= context.failed_samples(outs, label)
 
 
 def _label(context: RoundContext, number: int, policy_version: int, prm_version: int | None) -> dict[str, Any]:
@@ -378,8 +389,8 @@ def _judge(
     run = context.run
     candidate = number if run.policy(number).exists() or number == 0 else best_policy
     candidate_prm = number if run.prm(number).exists() else best_prm
-    with context.stage(number, "evaluate"):
-        _evaluate(context, number, policy=candidate, prm=candidate_prm, best_prm=best_prm)
+    with context.stage(number, "evaluate") as facts:
+        facts |= _evaluate(context, number, policy=candidate, prm=candidate_prm, best_prm=best_prm)
     figures = {split: evaluate.split_figures(run.round(number) / "evaluation" / split) for split in ("held_out", "test")}
     policy_gate = _policy_decision(context, number, candidate, best_policy, figures["held_out"])
     prm_gate = _prm_decision(context, candidate_prm, best_prm, figures["held_out"], failed=(training.get("prm") or {}).get("failed"))
@@ -403,24 +414,29 @@ def _judge(
         "search": search,
         "labels": labels,
         "training": training,
+        **failure_figures(run.round(number)),
     }
 
 
-def _evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None, best_prm: int | None) -> None:
-    """Run the evaluations that are missing: everything on test, what the gates need on held-out."""
+def _evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None, best_prm: int | None) -> dict[str, Any]:
+    """Run the evaluations that are missing (everything on test, what the gates need on held-out), and return what failed in them."""
     wanted = [(split, kind, kind, prm) for split, kind in _EVALUATIONS]
     if best_prm is not None and best_prm != prm:
         # The same seeds give the same samples, now scored by the PRM that the new one has to match.
         wanted.append(("held_out", "samples", "samples-best-prm", best_prm))
-    _work_evaluations(context, number, policy, wanted)
+    return _work_evaluations(context, number, policy, wanted)
 
 
-def _work_evaluations(context: RoundContext, number: int, policy: int, wanted: list[tuple[str, str, str, int | None]]) -> None:
-    """Run what is missing of some evaluations, each a split, a kind, the name of its folder, and the PRM that scores."""
-    tasks, totals = [], {}
+def _work_evaluations(context: RoundContext, number: int, policy: int, wanted: list[tuple[str, str, str, int | None]]) -> dict[str, Any]:
+    """Run what is missing of some evaluations, each a split, a kind, the name of its folder, and the PRM that scores.
+
+    Returns what failed in them, for the stage's event.
+    """
+    tasks, totals, outs = [], {}, []
     for split, kind, folder, scorer in wanted:
         for index, problems in enumerate(context.shards(split)):
             out = context.run.round(number) / "evaluation" / split / folder / f"shard-{index:04d}.json"
+            outs.append(out)
             if out.exists():
                 continue
             stage = f"round {number}: {split} {folder}"
@@ -435,6 +451,7 @@ def _work_evaluations(context: RoundContext, number: int, policy: int, wanted: l
             }
             tasks.append(Task(function=jobs.evaluate_shard, arguments=arguments))
     context.work(tasks, totals)
+    return context.failed_samples(outs, f"round {number}: evaluate")
 
 
 def _policy_decision(context: RoundContext, number: int, candidate: int, best: int, held_out: dict[str, Any]) -> GateDecision:
@@ -469,8 +486,9 @@ def _kept_prm(context: RoundContext, number: int, policy: int, best: int | None,
     if not best or not fails(auc):
         return best, "" if not best else f"; the PRM of round {best} stays"
     accepted = [row["round"] for row in context.run.rows() if row["prm_accepted"] and row["round"] != best]
-    with context.stage(number, "evaluate earlier PRMs"):
-        _work_evaluations(context, number, policy, [("held_out", "samples", f"samples-prm-{earlier}", earlier) for earlier in accepted])
+    with context.stage(number, "evaluate earlier PRMs") as facts:
+        wanted = [("held_out", "samples", f"samples-prm-{earlier}", earlier) for earlier in accepted]
+        facts |= _work_evaluations(context, number, policy, wanted)
     folder = context.run.round(number) / "evaluation" / "held_out"
     chosen = fall_back({earlier: evaluate.folder_auc(folder / f"samples-prm-{earlier}") for earlier in accepted})
     went = f"; the PRM of round {best} has {auc:.3f} on the new policy's solutions"

@@ -1,0 +1,67 @@
+"""Samples that failed in a stage: kept beside the shard that they are missing from, counted, and shown.
+
+A stage of which every sample failed is a failed run, not a row of hard questions: its shards are removed, so that the same command asks
+again.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepladder.errors import BackendError
+from stepladder.files import atomic_write_text
+from stepladder.types import Failures, SearchResult
+
+_SUFFIX = ".failures"
+
+
+def failures_path(shard: Path) -> Path:
+    """Return where the ``Failures`` of a shard stand, as JSON; there is no file where no sample failed."""
+    return shard.with_suffix(_SUFFIX)
+
+
+def write_failures(shard: Path, results: Iterable[SearchResult]) -> None:
+    """Keep what failed in the searches of a shard that is about to be written."""
+    total, path = Failures.sum(result.failures for result in results), failures_path(shard)
+    if total.num_failed:
+        atomic_write_text(path, json.dumps(total.to_dict()) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_failures(shards: Iterable[Path]) -> Failures:
+    """Return the failures of shards; ``num_samples`` counts those of shards in which any failed."""
+    paths = [failures_path(shard) for shard in shards]
+    return Failures.sum(Failures(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists())
+
+
+def check_stage(shards: Sequence[Path], place: str) -> Failures:
+    """Return the failures of a finished stage.
+
+    Args:
+        shards: Everything that the stage wrote.
+        place: The stage, for the message.
+
+    Raises:
+        BackendError: If every sample failed; the shards are then gone.
+    """
+    total = read_failures(shards)
+    if not (total.all_failed and all(failures_path(shard).exists() for shard in shards)):
+        return total
+    for path in shards:
+        path.unlink(missing_ok=True)
+        failures_path(path).unlink()
+    raise BackendError(f"{place}: samples must be given: {total.sentence()} -- mend that and repeat the command")
+
+
+def failure_figures(folder: Path) -> dict[str, Any]:
+    """Return the failed samples of a round by the folder of their shards, with the first message; nothing where none failed."""
+    paths = sorted(folder.rglob(f"*{_SUFFIX}"))
+    if not paths:
+        return {}
+    counts: dict[str, int] = {}
+    for path in paths:
+        kind = path.parent.relative_to(folder).as_posix()
+        counts[kind] = counts.get(kind, 0) + read_failures([path]).num_failed
+    return {"failed_samples": counts, "first_failure": read_failures(paths).first_message}

@@ -1,0 +1,48 @@
+"""Runs whose requests fail: counted and shown, and the end of the run where every one did."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import stepladder, write_tiny_config
+
+
+def _lengthen(path: Path, *, every: int) -> None:
+    """Make every so many-th question longer than the model's context."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::every]:
+        row["question"] = "too long " * 400
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Write the configuration of a run of one round."""
+    return write_tiny_config(tmp_path, rounds=1, workers=1, num_train=8)
+
+
+def test_failed_samples_are_counted_in_figures_and_events_and_shown(config: Path, tmp_path: Path) -> None:
+    """Half of the training questions do not fit the context: the run goes on, and says so."""
+    _lengthen(tmp_path / "train.jsonl", every=2)
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    failed = row["failed_samples"]["trees"]
+    assert failed > 0 and row["first_failure"].startswith("prefix must")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    [searched] = [event for event in events if event.get("stage") == "search" and "seconds" in event]
+    assert searched["failed_samples"] == failed and searched["first_failure"] == row["first_failure"]
+    assert f"round 1: search: {failed} samples failed, the first with: prefix must" in done.stderr
+
+
+def test_a_round_of_which_every_request_failed_is_a_failed_run(config: Path, tmp_path: Path) -> None:
+    """One sentence and exit code 1; no shard is left, so the same command asks again."""
+    _lengthen(tmp_path / "train.jsonl", every=1)
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert done.returncode == 1
+    assert "error: round 1: search: samples must be given: all" in done.stderr and "prefix must" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert again.returncode == 1 and "all" in again.stderr
+    assert not list((tmp_path / "run" / "rounds" / "001").rglob("shard-*.parquet"))
