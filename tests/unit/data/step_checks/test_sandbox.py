@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -192,3 +193,42 @@ def test_settings_and_interpreters_that_cannot_be(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_WORKER", broken)
     with pytest.raises(BackendError, match=f"status 1 and .*broken.* -- check {sys.executable!r}"):
         run_code("", deadline_s=5)
+
+
+@needs_locks
+def test_computing_takes_its_time_on_a_busy_machine():
+    """Code gets its CPU seconds beside many busy processes, however long the wait for a processor is."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        began = time.monotonic()
+        code = "import time\nwhile time.process_time() < 0.7:\n    pass"
+        assert run_code(code, deadline_s=1).reason == "ran"
+        assert time.monotonic() - began > 1.0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@needs_locks
+@pytest.mark.parametrize("nap_s", [0.5, 0.01])
+def test_sleeping_ends_at_the_deadline(nap_s):
+    """Code that wakes now and then has the deadline's seconds, no multiple of them; a shorter sleep is fine."""
+    began = time.monotonic()
+    assert run_code(f"import time\nwhile True:\n    time.sleep({nap_s})", deadline_s=2).reason == "timeout"
+    assert 1.5 < time.monotonic() - began < 10
+    assert run_code("import time\ntime.sleep(0.5)", deadline_s=2).passed
+
+
+@needs_locks
+def test_an_exit_function_is_part_of_the_run():
+    """What exit functions print belongs to the output, and they run once."""
+    assert run_code("import atexit\natexit.register(print, 2)\nprint(1)", deadline_s=5) == (True, "ran", "1\n2\n")
+
+
+@needs_locks
+@pytest.mark.parametrize("length", [8175, 8191, 8192, 8193, 8210, 70_000])
+def test_the_mark_of_success_is_no_part_of_the_output(length):
+    """Around the cut, and far beyond it, the output holds what was printed and nothing else."""
+    run = run_code(f"import sys\nsys.stdout.write('x' * {length})", deadline_s=5)
+    assert run.passed and run.output == "x" * min(length, 8192)
