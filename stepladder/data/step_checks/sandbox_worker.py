@@ -79,8 +79,8 @@ _OPEN_FLAGS = (
 """Flags with which files can be opened, O_LARGEFILE (its number) included. Not O_PATH, and not O_TMPFILE, whose file no directory shows."""
 _OPEN_MODES = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC)
 """Access modes, with truncation. Landlock asks for no right where the mode is 3, and before version 3 for none to truncate."""
-_ADVICE = (0, 1, 2, 3, 4, 8, 14, 15)
-"""Advice about memory that only concerns the process's own: how it will be read, that it is free, and huge pages."""
+_ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)
+"""Advice about memory that only concerns the process's own: how it is read, that it is free, huge pages, and core files."""
 _TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC = 0x5401, 0x5451, 0x5450
 _DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC = 0, 1, 2, 3, 1030
 _AUDIT_ARCH_X86_64 = 0xC000003E
@@ -231,8 +231,10 @@ def run(code: str) -> NoReturn:
     write, read, leave = os.write, os.read, os._exit
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}
     try:
+        # This file's future imports are not the code's.
+        program = compile(code, "<code>", "exec", dont_inherit=True)
         # Evaluated from the left: the mark is read before the code runs, has no name, and is written only where ``exec`` returns.
-        write(1, read(0, _MARK_BYTES) + _finished(exec(compile(code, "<code>", "exec"), namespace)))
+        write(1, read(0, _MARK_BYTES) + _finished(exec(program, namespace)))
         leave(0)
     except BaseException as error:
         _report(error)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ ALLOWED = {
     "an installed package": "import numpy as np\nprint(int(np.linalg.det(np.eye(2))) + 2)",
     "own files": "open('a', 'w').write('3')\nimport os\nassert os.listdir('.') == ['a']\nprint(open('a').read())\nos.remove('a')",
     "long": f"x = '{'a' * 300_000}'\nprint(len(x) // 100_000)",
+    "annotations are evaluated": "def f(x: 1 + 2): pass\nprint(f.__annotations__['x'])",
     "read the empty input": "print(open(0).read() + '3')",
 }
 ATTACKS = {
@@ -232,3 +235,42 @@ def test_the_mark_of_success_is_no_part_of_the_output(length):
     """Around the cut, and far beyond it, the output holds what was printed and nothing else."""
     run = run_code(f"import sys\nsys.stdout.write('x' * {length})", deadline_s=5)
     assert run.passed and run.output == "x" * min(length, 8192)
+
+
+@needs_locks
+def test_the_process_has_no_rights_left(tmp_path, monkeypatch):
+    """Seen from outside: no capability of any set, no new privileges, two filters, and no descriptor but the three standard ones."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = {}
+
+    def look():
+        end = time.monotonic() + 60
+        while not seen and time.monotonic() < end:
+            for path in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if (path / "cwd").readlink().is_relative_to(tmp_path) and "Seccomp_filters:\t2" in (
+                        status := (path / "status").read_text()
+                    ):
+                        seen["status"] = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+                        seen["descriptors"] = sorted(link.name for link in (path / "fd").iterdir())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    assert run_code("import time\ntime.sleep(2)", deadline_s=5).passed
+    looking.join()
+    status = seen["status"]
+    wanted = ["CapInh", "CapPrm", "CapEff", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else [])]
+    assert {name: int(status[name], 16) for name in wanted} == dict.fromkeys(wanted, 0)
+    assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2" and seen["descriptors"] == ["0", "1", "2"]
+
+
+@needs_locks
+def test_files_are_counted_where_no_call_can_be_listened_to(tmp_path, monkeypatch):
+    """In a container that listens to its processes' calls itself, too many files still end a piece."""
+    worker, source = tmp_path / "sandbox_worker.py", Path(sandbox._WORKER).read_text()
+    listens = "return _filter(libc, [*program, (_RETURN, 0, 0, _ALLOW)], _NEW_LISTENER)"
+    assert source.count(listens) == 1
+    worker.write_text(source.replace(listens, "return -1"))
+    monkeypatch.setattr(sandbox, "_WORKER", worker)
+    assert run_code("open('a', 'w')", deadline_s=5).passed
+    assert run_code("i = 0\nwhile True:\n    i += 1\n    open(str(i), 'w').close()", deadline_s=20).reason == "overfull"
