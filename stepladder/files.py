@@ -22,6 +22,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        _apply_umask(temporary)
         os.replace(temporary, path)
 
 
@@ -37,6 +38,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
+        for written in (temporary, *temporary.rglob("*")):
+            _apply_umask(written)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -50,6 +53,28 @@ def atomic_write_text(path: Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed processes left below a directory. Nobody else may be writing there: hold a lock."""
+    for path in sorted(directory.rglob(".*.tmp"), reverse=True):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _apply_umask(path: Path) -> None:
+    """Give a file or directory the rights of one that was made by ``open`` or ``mkdir``: some libraries write for their user alone."""
+    if not path.is_symlink():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    # There is no way to ask without setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

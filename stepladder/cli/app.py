@@ -10,11 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from stepladder import __version__
-from stepladder.cli.errors import DebugOption, SetOption
+from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
+from stepladder.cli.signals import handle_signals, stopped
 from stepladder.errors import BackendError, ConfigError
+from stepladder.locks import locked
+from stepladder.outputs import check_output, rows_with, text_with
 from stepladder.terminal import echo
 
 app = typer.Typer(
@@ -68,21 +71,24 @@ def evolve(
     """
     with _errors_explained(debug):
         from stepladder import embedded
-        from stepladder.loops.assembly.checks import check_searches
+        from stepladder.commands.evolve import check_settings
         from stepladder.loops.config.load import load_config
+        from stepladder.loops.runs.directory import LOCK_FILE, check_run
 
         root = run_dir or Path("runs") / (config.stem if config else "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
         chosen = [*overrides, *shorthands]
         resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
-        # The embedded task takes its time to prepare; a misspelt method is told before.
-        check_searches(resolved)
+        # All of this before anything is written. What the embedded task will prepare need not be there yet.
+        check_settings(resolved, prepared=config is not None)
+        check_run(root, resolved)
         if dry_run:
             echo(resolved.model_dump_json(indent=2))
             return
-        if config is None:
-            embedded.prepare(root / "start", seed=resolved.run.seed)
-        _evolve(resolved, root)
+        with locked(root / LOCK_FILE, place=root):
+            if config is None:
+                embedded.prepare(root / "start", seed=resolved.run.seed)
+            _evolve(resolved, root)
 
 
 def _evolve(config: Any, root: Path) -> None:
@@ -95,9 +101,9 @@ def _evolve(config: Any, root: Path) -> None:
     table = RoundTable(display.console)
     try:
         run = run_rounds(config, root, display=display, on_round=table.add)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
-        raise typer.Exit(130) from None
+        raise stopped(stop) from None
     echo(table.render())
     echo(f"report: {write_report(run)}")
 
@@ -133,6 +139,7 @@ def solve(
     tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Answer questions with a search.
@@ -154,6 +161,11 @@ def solve(
             raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
         if (input is None) != (output is None):
             raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
+        inputs = [] if input is None else [input]
+        if output is not None:
+            check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=overwrite, inputs=inputs)
+        if tree is not None:
+            check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=overwrite, inputs=inputs)
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
         settings = SolveSettings.resolve(
             run=run,
@@ -195,7 +207,7 @@ def export(
     target: Annotated[str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `hard-max` or `distance`.")] = "monte-carlo",
     license: Annotated[str | None, typer.Option("--license", help="Licence of the source problems (SPDX), for the data card.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new data set on the hub public. Default: private.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export in the same place; nothing else is ever replaced.")] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Export a run's trees and training rows as a data set with a data card.
@@ -249,6 +261,7 @@ def import_(
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     to: Annotated[Path | None, typer.Option("--to", help="HTML file to write. Default: RUN/report.html.")] = None,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, tables, and searched trees to click through."""
@@ -256,13 +269,10 @@ def report(
         from stepladder.loops.runs.directory import load_run
         from stepladder.report.page import write_report
 
-        echo(f"report: {write_report(load_run(run), to)}")
+        echo(f"report: {write_report(load_run(run), to, overwrite=overwrite)}")
 
 
 def main() -> None:
     """Run the command line."""
+    handle_signals()
     app()
-
-
-if __name__ == "__main__":
-    main()

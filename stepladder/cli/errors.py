@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from stepladder.cli.signals import stopped
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError, StepladderError
 from stepladder.terminal import echo
 
@@ -17,15 +18,19 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. `search.simulations=64`. May be repeated.")
 ]
 
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result of this command in the same place; nothing else is ever replaced.")
+]
+
 
 @contextmanager
 def errors_explained(debug: bool) -> Iterator[None]:
     """Turn exceptions into one line and an exit code; with ``--debug`` show the traceback as well."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         echo("stopped", err=True)
-        raise typer.Exit(130) from None
+        raise stopped(stop) from None
     except BrokenPipeError:
         # The reader of our output went away (head, less): that is its right, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

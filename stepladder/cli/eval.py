@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from stepladder.cli.errors import DebugOption, SetOption, errors_explained
+from stepladder.cli.signals import stopped
+from stepladder.locks import locked
 from stepladder.terminal import echo
 
 _METHOD_HELP = (
@@ -65,9 +67,10 @@ def evaluate(
         )
         display = ProgressDisplay()
         try:
-            results = run_comparison(comparison, display=display)
-        except KeyboardInterrupt:
+            with locked(out / ".lock", place=out):
+                results = run_comparison(comparison, display=display)
+        except KeyboardInterrupt as stop:
             echo(f"\nstopped; everything finished is in {out} -- the same command continues", err=True)
-            raise typer.Exit(130) from None
+            raise stopped(stop) from None
         echo(render_table(results))
         echo(f"page: {write_comparison(results, out)[-1]}")

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from stepladder.cli.errors import DebugOption, errors_explained
+from stepladder.cli.errors import DebugOption, OverwriteOption, errors_explained
 from stepladder.errors import ConfigError
+from stepladder.locks import locked
+from stepladder.outputs import check_output, directory_with, rows_with, text_with
 from stepladder.terminal import echo
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Process reward models: score, train, evaluate.")
@@ -55,6 +57,7 @@ def score(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Score every step of the solutions in a file.
@@ -67,6 +70,7 @@ def score(
     with errors_explained(debug):
         from stepladder.commands.prm_score import PRMSource, score_file
 
+        check_output(output, option="--output", ours=rows_with("place", "steps", "scores"), overwrite=overwrite, inputs=[file])
         source = PRMSource(
             model=model,
             spec=spec,
@@ -116,6 +120,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of split, row order and new weights.")] = 0,
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
     trust_remote_code: TrustOption = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a process reward model on labelled steps, or on searched trees.
@@ -128,10 +133,12 @@ def train(
     - `stepladder prm train --trees runs/embedded --init runs/embedded/rounds/001/models/policy --loss two-hot --output ./my-prm`
     """
     with errors_explained(debug):
-        from stepladder.commands.prm_train import TrainingJob, train_files, train_trees
+        from stepladder.commands.prm_train import REPORT_FILE, TrainingJob, train_files, train_trees
 
         if bool(files) == bool(trees):
             raise ConfigError("prm train: needs files of labelled solutions or --trees: got both or neither -- give one of them")
+        inputs = [*files, *trees, Path(init)]
+        check_output(output, option="--output", ours=directory_with(REPORT_FILE), overwrite=overwrite, inputs=inputs)
         settings = dict(
             learning_rate=learning_rate,
             epochs=epochs,
@@ -156,7 +163,8 @@ def train(
             target=target,
             supervise=supervise,
         )
-        echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
+        with locked(output.with_name(f".{output.name}.lock"), place=output):
+            echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
 
 
 @app.command(name="eval")
@@ -176,6 +184,7 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Measure a process reward model: every figure that the files allow.
@@ -189,6 +198,8 @@ def evaluate(
         from stepladder.commands.prm_eval import EvaluationJob, evaluate_files
         from stepladder.commands.prm_score import PRMSource
 
+        if to_json is not None:
+            check_output(to_json, option="--json", ours=text_with('"dropped_by_reason"'), overwrite=overwrite, inputs=files)
         source = PRMSource(
             model=model,
             spec=spec,

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.policies import build_renderer, step_format
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
@@ -35,14 +36,10 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
         BackendError: If a model engine or a worker fails.
     """
-    check_searches(config)
-    check_labels(config)
-    check_model(config.policy)
-    check_prm(config.prm)
-    check_backends(config, trains=True)
-    check_training(config)
+    check_settings(config)
     problems = build_problems(config.problems, seed=config.run.seed)
     run = open_run(root, config)
+    remove_temporaries(root)
     _check_imported(run, config)
     for row in run.rows():
         on_round(row)
@@ -57,6 +54,27 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
             run.finish_round({**row, "seconds": round(time.monotonic() - begin, 1)})
             on_round(run.row(number) or {})
     return run
+
+
+def check_settings(config: Config, *, prepared: bool = True) -> None:
+    """Make every check of the settings that can be made before anything is written.
+
+    Args:
+        config: The resolved configuration.
+        prepared: Whether models and problem files must be there already; otherwise the command makes them.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: If settings, models or problems cannot be used.
+    """
+    check_searches(config)
+    check_labels(config)
+    check_prm(config.prm)
+    check_backends(config, trains=True)
+    check_training(config)
+    step_format(config)
+    if prepared:
+        check_model(config.policy)
+        build_problems(config.problems, seed=config.run.seed)
 
 
 def _check_imported(run: RunDir, config: Config) -> None:

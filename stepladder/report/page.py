@@ -14,23 +14,26 @@ from typing import Any
 
 from stepladder.files import atomic_write_text
 from stepladder.loops.runs.directory import RunDir
+from stepladder.outputs import PAGE_MARK, check_output, text_with
 from stepladder.report import figures, sections
 from stepladder.report.markup import html
 from stepladder.report.reproduce import reproduce
 from stepladder.report.trees import trees_for_page
 
 
-def write_report(run: RunDir, to: Path | None = None) -> Path:
+def write_report(run: RunDir, to: Path | None = None, *, overwrite: bool = False) -> Path:
     """Write the page about a run and return where it lies.
 
     Args:
         run: The run; it may be unfinished, even without a finished round.
         to: The file; None writes RUN/report.html.
+        overwrite: Replace an earlier page at ``to``.
 
     Raises:
-        CheckpointError: If an evaluation file is damaged, or the page cannot be written.
+        CheckpointError: If an evaluation file is damaged, or the page cannot be written, or ``to`` holds anything else.
     """
     path = to or run.root / "report.html"
+    check_output(path, option="--to", ours=text_with(PAGE_MARK), overwrite=overwrite or to is None)
     atomic_write_text(path, render_page(run))
     return path
 

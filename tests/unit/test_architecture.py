@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files", "tree_paths", "terminal"}
+BASE = {"errors", "types", "files", "tree_paths", "terminal", "outputs", "locks", "digests"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -19,6 +19,9 @@ ALLOWED = {
     "errors": set(),
     "types": set(),
     "files": {"errors"},
+    "digests": set(),
+    "locks": {"errors"},
+    "outputs": {"errors"},
     "tree_paths": {"types"},
     "terminal": set(),
     "interfaces": BASE,

@@ -1,11 +1,12 @@
 """Files and directories appear whole or not at all, and a place that cannot take them is one sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from stepladder.errors import CheckpointError
-from stepladder.files import atomic_directory, atomic_file, atomic_write_text
+from stepladder.files import atomic_directory, atomic_file, atomic_write_text, remove_temporaries
 
 
 def test_what_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -40,3 +41,32 @@ def test_a_place_that_cannot_hold_a_directory_is_one_sentence(tmp_path: Path) ->
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_and_directories_take_the_umask(tmp_path):
+    """A library that writes for its user alone does not decide who may read the result."""
+
+    def write(path):
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+
+    before = os.umask(0o022)
+    try:
+        with atomic_directory(tmp_path / "model") as temporary:
+            (temporary / "below").mkdir(mode=0o700)
+            write(temporary / "below" / "model.safetensors")
+        with atomic_file(tmp_path / "rows.jsonl") as temporary:
+            write(temporary)
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"model": 0o755, "model/below": 0o755, "model/below/model.safetensors": 0o644, "rows.jsonl": 0o644}
+
+
+def test_temporaries_of_killed_processes_are_removed(tmp_path):
+    """Files and directories alike, at any depth; everything else stays."""
+    (tmp_path / "rounds" / ".policy.123.tmp" / "below").mkdir(parents=True)
+    (tmp_path / "rounds" / ".shard-0000.parquet.123.tmp").write_text("half")
+    (tmp_path / "rounds" / "shard-0000.parquet").write_text("whole")
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["rounds", "shard-0000.parquet"]

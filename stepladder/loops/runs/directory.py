@@ -31,8 +31,11 @@ from stepladder import __version__
 from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text
 from stepladder.loops.config.run import PATH_KEYS, Config
+from stepladder.loops.runs.inputs import check_inputs, input_digests
 
 RUN_SCHEMA_VERSION = 1
+LOCK_FILE = ".lock"
+"""Held by the process that works on a run."""
 _RUN_DIR = "{run_dir}"
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "math-verify", "sympy")
 
@@ -89,7 +92,7 @@ class RunDir:
         """
         if self.root.is_file():
             raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
-        if self.root.exists() and any(path.name not in ("start", "imported") for path in self.root.iterdir()):
+        if self.root.exists() and any(path.name not in ("start", "imported", LOCK_FILE) for path in self.root.iterdir()):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 
     def row(self, number: int) -> dict[str, Any] | None:
@@ -134,20 +137,34 @@ def open_run(root: Path, config: Config) -> RunDir:
         CheckpointError: If the directory holds something else, a run of another version, or a run with other settings.
     """
     run = RunDir(root=root)
+    check_run(root, config)
     if (root / "run.json").exists():
-        _check_same(run, config)
         run.write_metrics()
         return run
-    run.check_new()
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
         **software(),
         "config_hash": config.hash(),
         "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
+        "inputs": input_digests(config),
     }
     atomic_write_text(root / "run.json", json.dumps(facts, indent=2) + "\n")
     return run
+
+
+def check_run(root: Path, config: Config) -> None:
+    """Check that a run can be started or continued in a directory; nothing is written.
+
+    Raises:
+        CheckpointError: If the directory holds something else, a run of another version, or a run with other settings or inputs.
+    """
+    run = RunDir(root=root)
+    if (root / "run.json").exists():
+        _check_same(run, config)
+        check_inputs(config, _read_run_json(root).get("inputs", {}), place=root)
+    else:
+        run.check_new()
 
 
 def load_run(root: Path) -> RunDir:

@@ -82,9 +82,10 @@ def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path
     scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
     assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]
     inside = write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["i\ns"]})
-    assert "in.jsonl:1: a step must not hold the model's step boundary" in run("score", inside, "--model", model, "--output", out, code=2)
+    words = ("score", inside, "--model", model, "--output", out, "--overwrite")
+    assert "in.jsonl:1: a step must not hold the model's step boundary" in run(*words, code=2)
     PRMSpec(renderer_hash="f" * 16).save(model)
-    assert "must be the one that the PRM was trained with" in run("score", inside, "--model", model, "--output", out, code=2)
+    assert "must be the one that the PRM was trained with" in run(*words, code=2)
 
 
 def test_score_asks_a_judge(tmp_path):
@@ -253,7 +254,7 @@ def test_score_writes_bounded_rewards(tmp_path):
     model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="mlp", num_outputs=2, max_positions=200)
     rows = [{"question": "1 + 1?", "steps": ["It is", "", "2"], "correct": right} for right in (True, False)]
     file, out = write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
-    words = ("score", file, "--model", model, "--spec", "trl", "--output", out, "--device", "cpu")
+    words = ("score", file, "--model", model, "--spec", "trl", "--output", out, "--overwrite", "--device", "cpu")
 
     def rewards(rule, *more):
         run(*words, "--rewards", rule, *more)

@@ -58,9 +58,7 @@ def test_a_stage_goes_on_while_any_sample_was_given(tmp_path: Path) -> None:
 def test_a_stage_of_which_every_sample_failed_ends_the_run_and_is_asked_again(tmp_path: Path) -> None:
     """One sentence with count and reason; no shard is left, so that the same command begins the stage anew."""
     shards = [_shard(tmp_path, number, 2, 0) for number in range(2)]
-    with pytest.raises(
-        BackendError, match="round 1: search: samples must be given: all 16 samples failed, the first with: scripted"
-    ):
+    with pytest.raises(BackendError, match="round 1: search: samples must be given: all 16 samples failed, the first with: scripted"):
         check_stage(shards, "round 1: search")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,29 @@
+"""Digests of files and directories: whether something is still what it was."""
+
+import hashlib
+from pathlib import Path
+
+_BLOCK_BYTES = 1 << 20
+
+
+def digest_of(path: Path) -> str:
+    """Return 32 hexadecimal digits that name the bytes of a file, or the names and bytes of all files below a directory.
+
+    Raises:
+        OSError: If something cannot be read.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        name = "" if file == path else file.relative_to(path).as_posix()
+        # The lengths keep names and contents apart.
+        state.update(f"{len(name)}:{name}:{file.stat().st_size}:".encode())
+        with file.open("rb") as content:
+            while block := content.read(_BLOCK_BYTES):
+                state.update(block)
+    return state.hexdigest()
+
+
+def file_stats(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of a file, or of all files below a directory: equal stats mean that nothing was written."""
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

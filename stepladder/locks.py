@@ -1,0 +1,66 @@
+"""A lock on a place that one process at a time may write."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stepladder.errors import CheckpointError
+
+
+@contextmanager
+def locked(path: Path, *, place: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs.
+
+    The kernel holds the lock for the process, so a killed process leaves none. The file names its holder for the message, and is removed at
+    the end.
+
+    Args:
+        path: The lock file; its directory is made where it is missing.
+        place: What it guards, for messages.
+
+    Raises:
+        CheckpointError: If another process holds the lock, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(path, place)
+    except OSError as error:
+        raise CheckpointError(f"{place}: must be writable: {error.strerror} -- choose a place that you may write") from error
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        os.close(handle)
+
+
+def _acquire(path: Path, place: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 1024, 0).decode(errors="replace")
+            os.close(handle)
+            raise CheckpointError(
+                f"{place}: only one process may write here at a time: {_named(holder)} is at work -- wait for it, or end it"
+            ) from None
+        # The last holder may have removed the file between our two calls: a lock on a removed file locks nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+                return handle
+        os.close(handle)
+
+
+def _named(holder: str) -> str:
+    try:
+        facts = json.loads(holder)
+        return f"process {facts['pid']} on {facts['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
