@@ -38,10 +38,11 @@ from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problems import build_problems, build_verifier
-from stepladder.loops.assembly.scorers import build_scorer, release_weights
+from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.workers import worker_models
 from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import Ensemble, ensemble_scores
@@ -155,7 +156,7 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     """Train a PRM that is missing."""
     if out.exists():
         return
-    release_weights()
+    worker_models().release()
     share = 1.0
     if rows is None:
         records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
@@ -200,6 +201,7 @@ def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[S
     problems = [labelled.problem for labelled in study.problems]
     engine = search_engine(
         study.config,
+        worker_models(),
         problems,
         policy=study.policy,
         prm=prm,
@@ -247,7 +249,7 @@ def score_pool(study: Study, prm: str, pool: list[dict[str, Any]]) -> list[list[
     """Return the step scores of every sample."""
     renderer = build_renderer(study.config, study.policy)
     problems = [labelled.problem for labelled in study.problems]
-    scorer = build_scorer(study.config, prm, renderer=renderer, problems=problems)
+    scorer = build_scorer(study.config, worker_models(), prm=prm, renderer=renderer, problems=problems)
     requests = [ScoreRequest(ticket=i, prefix_ids=entry["prompt"], branches=tuple(entry["samples"])) for i, entry in enumerate(pool)]
     return [list(result.scores) for result in collect_all(scorer, requests)]
 

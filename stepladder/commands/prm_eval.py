@@ -4,15 +4,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stepladder.commands.prm_score import PRMSource, SolutionScorer, open_scorer, resolve_source, score_solutions
+from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.metrics import step_scores as prm_metrics
 from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_file, atomic_write_text
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
+from stepladder.prm.sources import PRMSource, check_backend
+
+if TYPE_CHECKING:
+    from stepladder.prm.open import SolutionScorer
 
 Scored = tuple[StepwiseSolution, tuple[float | None, ...]]
 """A solution and the scores of its steps."""
@@ -50,10 +55,14 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     """
     if job.aggregation not in AGGREGATIONS:
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {job.aggregation!r}")
-    split = resolve_source(job.source).split
+    split = job.source.resolve().split
+    check_backend(job.source)
     loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]
     solutions = [solution for file in loaded for solution in file.solutions]
-    with open_scorer(job.source) as scorer:
+    from stepladder.loops.assembly.prms import open_solution_scorer
+
+    with LoadedModels() as models:
+        scorer = open_solution_scorer(job.source, models)
         threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, job.tune_on, solutions)
         scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
     figures = evaluate_scores(scored, aggregation=job.aggregation, threshold=threshold)
@@ -70,12 +79,13 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     return "\n".join([*table(figures), *(f"plot: {path}" for path in drawn)])
 
 
-def _tuned_threshold(scorer: SolutionScorer, job: EvaluationJob, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
+def _tuned_threshold(scorer: "SolutionScorer", job: EvaluationJob, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
     """Return the threshold that is best on a file of other problems."""
-    tuning = load_stepwise(path, neutral=job.neutral, split=resolve_source(job.source).split).solutions
+    tuning = load_stepwise(path, neutral=job.neutral, split=job.source.resolve().split).solutions
     _check_disjoint(tuning, solutions, path)
-    known = [each for each in tuning if each.first_error is not None]
-    return prm_metrics.best_threshold(score_solutions(scorer, known), [each.first_error for each in known])  # pyright: ignore
+    known = [(each, each.first_error) for each in tuning if each.first_error is not None]
+    scores = score_solutions(scorer, [solution for solution, _ in known])
+    return prm_metrics.best_threshold(scores, [first_error for _, first_error in known])
 
 
 def _check_disjoint(tuning: Sequence[StepwiseSolution], solutions: Sequence[StepwiseSolution], path: Path) -> None:
@@ -94,13 +104,16 @@ def evaluate_scores(scored: Sequence[Scored], *, aggregation: str = "last", thre
     right solution. ``best_of_n``: over problems with several graded solutions. ``steps``: over labelled steps. ``outcomes``: how the
     solutions' scores tell right from wrong.
     """
+    groups = graded_groups(scored, aggregation=aggregation)
     return {
         "solutions": len(scored),
         "aggregation": aggregation,
         "unscored_steps": sum(score is None for _, scores in scored for score in scores),
         "dropped_by_reason": {},
         "first_error": _first_error(scored, threshold),
-        **_graded(scored, aggregation),
+        "ranking": _ranking(groups),
+        "best_of_n": _best_of_n(groups),
+        "outcomes": _outcomes(groups),
         "steps": _steps(scored),
     }
 
@@ -113,31 +126,62 @@ def _first_error(scored: Sequence[Scored], threshold: float) -> dict[str, Any] |
     return {"threshold": threshold, **asdict(prm_metrics.first_error_figures(predicted, [truth for truth, _ in known]))}
 
 
-def _graded(scored: Sequence[Scored], aggregation: str) -> dict[str, Any]:
-    groups: dict[str, list[tuple[float | None, bool]]] = {}
-    for solution, scores in scored:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradedGroup:
+    """The graded solutions of one problem, in the order of the files."""
+
+    scores: tuple[float | None, ...]
+    """The score of each; None where it has none."""
+    right: tuple[bool, ...]
+    """Whether each is right."""
+
+    @property
+    def scored(self) -> tuple[list[float], list[bool]]:
+        """Scores and verdicts of the solutions that have a score: a solution without one is never chosen."""
+        known = [(score, right) for score, right in zip(self.scores, self.right, strict=True) if score is not None]
+        return [score for score, _ in known], [right for _, right in known]
+
+
+def graded_groups(scored: Sequence[Scored], *, aggregation: str) -> list[GradedGroup]:
+    """Return one group per problem that has graded solutions."""
+    scores: dict[str, list[float | None]] = {}
+    right: dict[str, list[bool]] = {}
+    for solution, steps in scored:
         if solution.correct is not None:
-            groups.setdefault(solution.problem_id, []).append((aggregate_scores(scores, rule=aggregation), solution.correct))
-    several = [group for group in groups.values() if len(group) > 1]
-    contests = [
-        (next(score for score, right in group if right), [score for score, right in group if not right])
-        for group in several
-        if sum(right for _, right in group) == 1
-    ]
-    ranking = prm_metrics.rank_figures(contests)
-    # A sample without a score is never chosen, so it is none to choose from.
-    pools = [[(score, right) for score, right in group if score is not None] for group in several]
-    lists = [([score for score, _ in pool], [right for _, right in pool]) for pool in pools if len(pool) > 1]
-    everything = [(score, right) for group in groups.values() for score, right in group if score is not None]
-    outcomes = {
-        "within_problem_auc": within_problem_auc(lists),
-        "pooled_auc": pooled_auc([score for score, _ in everything], [right for _, right in everything]),
-    }
-    return {
-        "ranking": None if ranking is None else asdict(ranking),
-        "best_of_n": [asdict(point) for point in prm_metrics.best_of_n_curve(lists)] or None,
-        "outcomes": outcomes if everything else None,
-    }
+            scores.setdefault(solution.problem_id, []).append(aggregate_scores(steps, rule=aggregation))
+            right.setdefault(solution.problem_id, []).append(solution.correct)
+    return [GradedGroup(scores=tuple(scores[problem]), right=tuple(right[problem])) for problem in scores]
+
+
+def _ranking(groups: Sequence[GradedGroup]) -> dict[str, Any] | None:
+    """Return how one right solution ranks among wrong ones, over the problems that have exactly one."""
+    contests = []
+    for group in groups:
+        if len(group.right) > 1 and sum(group.right) == 1:
+            winner = group.right.index(True)
+            contests.append((group.scores[winner], [score for i, score in enumerate(group.scores) if i != winner]))
+    figures = prm_metrics.rank_figures(contests)
+    return None if figures is None else asdict(figures)
+
+
+def _best_of_n(groups: Sequence[GradedGroup]) -> list[dict[str, Any]] | None:
+    """Return the curve of best-of-n over the problems with several solutions to choose from."""
+    return [asdict(point) for point in prm_metrics.best_of_n_curve(_choices(groups))] or None
+
+
+def _outcomes(groups: Sequence[GradedGroup]) -> dict[str, Any] | None:
+    """Return how the scores of solutions tell right from wrong, within problems and over all of them."""
+    pools = [group.scored for group in groups]
+    scores = [score for known, _ in pools for score in known]
+    if not scores:
+        return None
+    right = [verdict for _, verdicts in pools for verdict in verdicts]
+    return {"within_problem_auc": within_problem_auc(_choices(groups)), "pooled_auc": pooled_auc(scores, right)}
+
+
+def _choices(groups: Sequence[GradedGroup]) -> list[tuple[list[float], list[bool]]]:
+    """Return scores and verdicts of the problems with at least two scored solutions."""
+    return [(scores, right) for scores, right in (group.scored for group in groups) if len(scores) > 1]
 
 
 def _steps(scored: Sequence[Scored]) -> dict[str, Any] | None:
@@ -171,37 +215,40 @@ def table(figures: dict[str, Any]) -> list[str]:
     ]
     if first := figures["first_error"]:
         rows += [
-            ("first error: F1", _shown(first["f1"])),
-            ("  on wrong solutions", f"{_shown(first['wrong_accuracy'])} of {first['num_wrong']}"),
-            ("  on right solutions", f"{_shown(first['right_accuracy'])} of {first['num_right']}"),
-            ("  threshold", _shown(first["threshold"])),
+            ("first error: F1", _four_digits(first["f1"])),
+            ("  on wrong solutions", f"{_four_digits(first['wrong_accuracy'])} of {first['num_wrong']}"),
+            ("  on right solutions", f"{_four_digits(first['right_accuracy'])} of {first['num_right']}"),
+            ("  threshold", _four_digits(first["threshold"])),
         ]
     if ranking := figures["ranking"]:
         low, high = ranking["num_wrong"]
         against = f"{low}" if low == high else f"{low} to {high}"
         rows += [
-            (f"right against {against} wrong: accuracy", f"{_shown(ranking['accuracy'])} of {ranking['num_problems']}"),
-            ("  mean reciprocal rank", _shown(ranking["mrr"])),
+            (f"right against {against} wrong: accuracy", f"{_four_digits(ranking['accuracy'])} of {ranking['num_problems']}"),
+            ("  mean reciprocal rank", _four_digits(ranking["mrr"])),
         ]
     if outcomes := figures["outcomes"]:
         rows += [
-            ("solutions: AUC within problems", _shown(outcomes["within_problem_auc"])),
-            ("  pooled", _shown(outcomes["pooled_auc"])),
+            ("solutions: AUC within problems", _four_digits(outcomes["within_problem_auc"])),
+            ("  pooled", _four_digits(outcomes["pooled_auc"])),
         ]
     for point in figures["best_of_n"] or []:
-        rows.append((f"best of {point['n']} (KL {point['kl']:.2f}): accuracy", f"{_shown(point['accuracy'])}, score {point['score']:.4f}"))
+        rows.append(
+            (f"best of {point['n']} (KL {point['kl']:.2f}): accuracy", f"{_four_digits(point['accuracy'])}, score {point['score']:.4f}")
+        )
     if steps := figures["steps"]:
         rows += [
-            ("steps: AUC", f"{_shown(steps['auc'])} of {steps['count']}"),
-            ("  Brier score", _shown(steps["brier"])),
-            ("  calibration error", _shown(steps["calibration_error"])),
-            *((f"  AUC at step {row['depth']}", f"{_shown(row['auc'])} of {row['count']}") for row in steps["auc_by_depth"]),
+            ("steps: AUC", f"{_four_digits(steps['auc'])} of {steps['count']}"),
+            ("  Brier score", _four_digits(steps["brier"])),
+            ("  calibration error", _four_digits(steps["calibration_error"])),
+            *((f"  AUC at step {row['depth']}", f"{_four_digits(row['auc'])} of {row['count']}") for row in steps["auc_by_depth"]),
         ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
-def _shown(value: float | None) -> str:
+def _four_digits(value: float | None) -> str:
+    """Return a figure as text; a dash where there is none."""
     return "-" if value is None else f"{value:.4f}"
 
 

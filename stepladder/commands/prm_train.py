@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from stepladder.commands.prm_score import PRMSource, open_scorer, open_step_scorer, score_solutions
+from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.labels.prm_pairs import step_pairs
 from stepladder.data.labels.value_rows import value_rows
@@ -19,12 +19,14 @@ from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
 from stepladder.loops.config.training import PRMConfig
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
+from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
 from stepladder.types import TreeRecord, derive_seed
 
@@ -145,7 +147,7 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
             report = train_value(job.init, selection.rows, job.output, settings, **options, **common)
     renderer.step_format.save(job.output)
     dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
-    figures = _tree_figures(held_out, job, settings.device) if held_out else None
+    figures = _tree_figures(held_out, job, settings.device, renderer_hash=renderer.hash) if held_out else None
     return _finished(job, "trees", (len(kept), len(held_out)), dropped, report, figures)
 
 
@@ -199,7 +201,7 @@ def _tree_renderer(job: TrainingJob, shard: Path) -> Any:
     return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), chosen)
 
 
-def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) -> dict[str, Any]:
+def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str, *, renderer_hash: str) -> dict[str, Any]:
     """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
     rows = value_rows(records).rows
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
@@ -207,7 +209,10 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str) 
         ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(tuple(map(tuple, row.step_ids)),))
         for ticket, row in enumerate(rows)
     ]
-    results = collect_all(open_step_scorer(source), requests)
+    from stepladder.loops.assembly.prms import open_token_scorer
+
+    with LoadedModels() as models:
+        results = collect_all(open_token_scorer(source, models, renderer_hash=renderer_hash), requests)
     return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
 
 
@@ -298,8 +303,10 @@ def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, wha
 def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
     """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
-    with open_scorer(source) as scorer:
-        scores = score_solutions(scorer, solutions)
+    from stepladder.loops.assembly.prms import open_solution_scorer
+
+    with LoadedModels() as models:
+        scores = score_solutions(open_solution_scorer(source, models), solutions)
     return _step_figures([(steps, solution.labels) for solution, steps in zip(solutions, scores, strict=True)])
 
 

@@ -13,8 +13,9 @@ from stepladder.data.datasets.problems import load_problems
 from stepladder.data.grading.answers import answer_key
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends
-from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
@@ -158,11 +159,12 @@ class Solved(NamedTuple):
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> Solved:
     """Search one question."""
     problems = [Problem(id="question", question=question)]
-    engine, discriminator = _engine(settings, problems), _discriminator(settings)
-    # Importing and loading models takes seconds, and is no part of what a search costs.
-    begin = time.monotonic()
-    ((result, reviewing),) = _search(engine, discriminator, problems)
-    seconds = time.monotonic() - begin
+    with LoadedModels() as models:
+        engine, discriminator = _engine(settings, models, problems), _discriminator(settings, models)
+        # Importing and loading models takes seconds, and is no part of what a search costs.
+        begin = time.monotonic()
+        ((result, reviewing),) = _search(engine, discriminator, problems)
+        seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
         _write_trees(tree_path, [result])
@@ -201,9 +203,10 @@ def solve_file(
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
     failures: list[Failures] = []
-    engine, discriminator, num_unique = _engine(settings, missing), _discriminator(settings), 0
-    begin = time.monotonic()
-    with part.open("a", encoding="utf-8") as file:
+    num_unique = 0
+    with LoadedModels() as models, part.open("a", encoding="utf-8") as file:
+        engine, discriminator = _engine(settings, models, missing), _discriminator(settings, models)
+        begin = time.monotonic()
         for result, reviewing in _search(engine, discriminator, missing):
             num_unique += unique_tokens(result.tree)
             failures.append(result.failures)
@@ -213,7 +216,7 @@ def solve_file(
                 file.flush()
             if tree_path is not None:
                 results.append(result)
-    seconds = time.monotonic() - begin
+        seconds = time.monotonic() - begin
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:
         _write_trees(tree_path, results)
@@ -285,12 +288,13 @@ def read_option(text: str) -> tuple[str, Any]:
     return key, read_value(value)
 
 
-def _engine(settings: SolveSettings, problems: list[Problem]) -> SearchEngine:
+def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Problem]) -> SearchEngine:
     config = settings.config
     if settings.budget.max_seconds is not None:
         compile_loops(settings.method, scored=bool(settings.prm))
     return search_engine(
         config,
+        models,
         problems,
         policy=settings.policy,
         prm=settings.prm,
@@ -316,7 +320,7 @@ def _search(
         yield reviewed, discriminator.generated_tokens - before
 
 
-def _discriminator(settings: SolveSettings) -> Discriminator | None:
+def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminator | None:
     """Return the second model, on the embedded engine whatever the backend: that may hold one model only."""
     directory = settings.discriminator
     if directory is None:
@@ -325,7 +329,7 @@ def _discriminator(settings: SolveSettings) -> Discriminator | None:
     own = _bare_config(directory).format if _has_format(directory) else base.format
     config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
     return Discriminator(
-        build_policy(config, directory),
+        build_policy(config, models, directory, role=DISCRIMINATOR),
         build_renderer(config, directory),
         key_of=lambda answer: answer_key(answer, base.problems.rule),
         budget=settings.budget,

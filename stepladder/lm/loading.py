@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,25 @@ def load_causal_lm(
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     return _load_model(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageModelSource:
+    """A causal language model and where it is to be loaded; equal sources give equal weights."""
+
+    model: str
+    """Directory in Hugging Face form, or a hub id."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    dtype: str = "auto"
+    """``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model."""
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return model and tokenizer; errors as for ``load_causal_lm``."""
+        model = load_causal_lm(self.model, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return model, load_tokenizer(self.model, trust_remote_code=self.trust_remote_code)
 
 
 def load_token_classifier(

@@ -119,6 +119,11 @@ class PromptRenderer:
         self.hash = _renderer_hash(tokenizer, step_format)
         self._text = TokenText(tokenizer)
 
+    @property
+    def step_end(self) -> str:
+        """The text that ends a step."""
+        return self.step_format.step_end
+
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Return the prompt of a problem as token ids: never empty, with the begin-of-sequence token once if the tokenizer adds one.
 

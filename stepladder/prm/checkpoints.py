@@ -27,53 +27,83 @@ _VOCABULARY_HEADS = ("lm_head.weight", "embed_tokens.weight", "wte.weight")
 def load_reward_model(
     source: str | Path,
     spec: PRMSpec,
-    tokenizer: PreTrainedTokenizerBase,
     *,
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
     quantization: Any = None,
 ) -> PreTrainedModel:
-    """Return a model whose logits are ``spec.num_outputs`` numbers per token; of two, the second stands for a good step.
+    """Return a model with a head on every token, whose logits are ``spec.num_outputs`` numbers; of two, the second stands for a good step.
 
     Raises:
-        CheckpointError: If there is no such model, its head has another number of outputs, or the tokenizer is another model's.
+        CheckpointError: If there is no such model, or its head has another number of outputs.
         ConfigError: If device or dtype cannot be had.
     """
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     with quiet():
-        if spec.family == "vocabulary":
-            rows = list(vocabulary_ids(tokenizer, spec))
-            model = load_causal_lm(source, **options)
-            model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
-            return model
-        head = _checked_head(source, spec)
-        model: Any = load_token_classifier(source, **options, num_labels=spec.num_outputs)
+        head = load_head(source, spec)
+        model: Any = load_token_classifier(
+            source,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+            num_labels=spec.num_outputs,
+        )
     name = "score" if hasattr(model, "score") else "classifier"
     setattr(model, name, head.to(device=model.device, dtype=model.dtype))
     return model
 
 
-def load_head(source: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerBase | None = None) -> nn.Module:
-    """Return what makes ``spec.num_outputs`` numbers of a last hidden state, in float32 on the CPU; the body is not loaded.
-
-    Args:
-        source: Model directory or hub id.
-        spec: How the model is read.
-        tokenizer: Its tokenizer, which a ``vocabulary`` spec needs.
+def load_vocabulary_model(
+    source: str | Path,
+    spec: PRMSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Return a language model whose logits are those of two tokens, of the bad one and of the good one.
 
     Raises:
-        CheckpointError: If there is no such head, it has another number of outputs, or the tokenizer is another model's.
+        CheckpointError: If there is no such model, or the tokenizer is another model's.
+        ConfigError: If device or dtype cannot be had.
     """
-    if spec.family != "vocabulary":
-        return _checked_head(source, spec).float()
-    assert tokenizer is not None, "a vocabulary spec names tokens"
+    rows = list(vocabulary_ids(tokenizer, spec))
+    with quiet():
+        model = load_causal_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
+    return model
+
+
+def load_head(source: str | Path, spec: PRMSpec) -> nn.Module:
+    """Return what makes ``spec.num_outputs`` numbers of a last hidden state, in the checkpoint's type on the CPU; the body is not loaded.
+
+    Raises:
+        CheckpointError: If there is no such model, or its head has another number of outputs.
+    """
+    head = _read_head(_local_directory(source), source)
+    outputs = out_features(head)
+    if outputs != spec.num_outputs:
+        raise CheckpointError(
+            f"{source}: the head of a {spec.family} model must have {spec.num_outputs} outputs per token: got {outputs} "
+            "-- use another --spec"
+        )
+    return head
+
+
+def load_vocabulary_head(source: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """Return what makes the logits of the bad and of the good token of a last hidden state; otherwise as ``load_head``.
+
+    Raises:
+        CheckpointError: If there is no such model, it has no embeddings, or the tokenizer is another model's.
+    """
     tensors = _tensors(_local_directory(source), lambda key: key.endswith(_VOCABULARY_HEADS))
     # A language model without a head of its own predicts with its input embeddings.
     weight = next((tensors[key] for name in _VOCABULARY_HEADS for key in tensors if key.endswith(name)), None)
     if weight is None:
         raise CheckpointError(f"{source}: must be a language model: found none of {', '.join(_VOCABULARY_HEADS)} -- use another --spec")
-    return _linear({"weight": weight[list(vocabulary_ids(tokenizer, spec))]}, "").float()
+    return _linear({"weight": weight[list(vocabulary_ids(tokenizer, spec))]}, "")
 
 
 def load_bare_lm(
@@ -139,17 +169,6 @@ def _local_directory(source: str | Path) -> Path:
         raise CheckpointError(
             f"{source}: must be a model directory or a hub id: {first_line} -- check the path or the connection"
         ) from error
-
-
-def _checked_head(source: str | Path, spec: PRMSpec) -> nn.Module:
-    head = _read_head(_local_directory(source), source)
-    outputs = out_features(head)
-    if outputs != spec.num_outputs:
-        raise CheckpointError(
-            f"{source}: the head of a {spec.family} model must have {spec.num_outputs} outputs per token: got {outputs} "
-            "-- use another --spec"
-        )
-    return head
 
 
 def _read_head(directory: Path, source: str | Path) -> nn.Module:

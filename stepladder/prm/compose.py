@@ -46,6 +46,14 @@ def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean
     return mean if rule == "mean" else np.maximum(0.0, mean - penalty * scores.var(axis=0))
 
 
+def ensemble_score(scores: Sequence[float | None], *, rule: Ensemble = "mean", penalty: float = 0.5) -> float | None:
+    """Return one score of several models' scores of one step, None where a model has none; otherwise as ``ensemble_scores``."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    return float(ensemble_scores(np.asarray(known, dtype=np.float64)[:, None], rule=rule, penalty=penalty)[0])
+
+
 def bin_entropy_penalty(probabilities: Float[np.ndarray, "*s F"]) -> Float[np.ndarray, "*s"]:
     """Return how unsure a categorical head is: the entropy of its bins over log F, in [0, 1], to be subtracted with a weight.
 
@@ -149,10 +157,7 @@ class EnsembleScorer:
         )
 
     def _one(self, scores: Sequence[float | None]) -> float | None:
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
-            return None
-        return float(ensemble_scores(np.asarray(known, dtype=np.float64)[:, None], rule=self._rule, penalty=self._penalty)[0])
+        return ensemble_score(scores, rule=self._rule, penalty=self._penalty)
 
 
 class BoundedScorer:

@@ -29,6 +29,11 @@ class Layout:
     reads: tuple[int | None, ...]
     """Per step, the index at which its output is taken; None for a step without tokens."""
 
+    @property
+    def read_indices(self) -> list[int]:
+        """The indices of the steps that have one."""
+        return [read for read in self.reads if read is not None]
+
 
 class SolutionLayout:
     """Lays solutions out as a spec says."""

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from transformers import PreTrainedModel
 from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.flat import FlatModel
-from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from stepladder.lm.slots import Placement
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
@@ -61,20 +59,6 @@ class TransformersStepScorer:
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[ScoreRequest] = deque()
 
-    @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
-    ) -> "TransformersStepScorer":
-        """Load a model and its ``PRMSpec`` from a directory.
-
-        Raises:
-            CheckpointError: If a part is missing.
-            ConfigError: If device or dtype cannot be had.
-            BackendError: If the model cannot be served.
-        """
-        spec = PRMSpec.load(directory)
-        return cls(load_token_classifier(directory, device=device, dtype=dtype, trust_remote_code=trust_remote_code), spec)
-
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far, prefixes included."""
@@ -91,9 +75,7 @@ class TransformersStepScorer:
     @torch.inference_mode()
     def collect(self) -> list[ScoreResult]:
         """Return the results of the oldest requests, as many as fill a pass, at least one; empty only when nothing is in flight."""
-        # Prefixes are nearly always cached, so the branches are the work.
-        num_tokens = lambda request: sum(len(step) for branch in request.branches for step in branch)  # noqa: E731
-        batch = next_batch(self._waiting, most=self._max_batch_tokens, work=num_tokens)
+        batch = next_batch(self._waiting, most=self._max_batch_tokens, work=_num_new_tokens)
         counts = [self._num_scorable(request) for request in batch]
         groups = [_path_group(request, numbers) for request, numbers in zip(batch, counts, strict=True)]
         placed = iter(self._cache.extend([group for group in groups if group is not None]))
@@ -128,6 +110,11 @@ class TransformersStepScorer:
         scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec, entropy_penalty=self._entropy_penalty).tolist()
         read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
         return (*read, *(None,) * (len(branch) - count))
+
+
+def _num_new_tokens(request: ScoreRequest) -> int:
+    """Return the tokens of a request's branches: they are the work, since prefixes are nearly always cached."""
+    return sum(len(step) for branch in request.branches for step in branch)
 
 
 def _path_group(request: ScoreRequest, counts: Sequence[int]) -> PathGroup | None:

@@ -1,18 +1,18 @@
 """What a process reward model is, as data: what it reads, where its output stands, how that becomes a score.
 
 A spec has three parts. *Prompt*: how a question and its steps become the model's input. *Read*: at which token of a step the output is
-taken. *Family* and *transform*: what the output is, and the score it stands for. One reader (``reader.py``) interprets all of them, so
-another public model is another entry of ``NAMED_SPECS``, not another class.
+taken. *Family* and *transform*: what the output is, and the score it stands for. Another public model of a known family is another entry of
+``NAMED_SPECS``, not another class; another family is a row of ``families.FAMILIES``.
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
+from stepladder.prm.families import FAMILIES
 
 SPEC_FILE = "stepladder_prm.json"
 """Where a model directory keeps its ``PRMSpec``."""
@@ -22,7 +22,6 @@ _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
 """What the first version held; the rest had the values that are the defaults now."""
 _NEW_IN_VERSION_3 = {"accumulate", "reference"}
 
-Family = Literal["value-head", "two-class", "vocabulary", "implicit", "judge"]
 Prompt = Literal["tokens", "plain", "chat", "turns"]
 Read = Literal["step-end", "piece-end", "marker", "before-marker"]
 Transform = Literal["sigmoid", "tanh01", "identity"]
@@ -35,10 +34,10 @@ class PRMSpec:
     Templates hold ``{question}``, ``{step}`` and ``{marker}``; nothing else in them is replaced, so braces need no escape.
     """
 
-    family: Family = "value-head"
-    """``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs on every token, the second for a
-    good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``. ``implicit``: log-ratio of two language
-    models. ``judge``: a language model writes verdicts."""
+    family: str = "value-head"
+    """A name of ``families.FAMILIES``. ``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs
+    on every token, the second for a good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``.
+    ``implicit``: log-ratio of two language models. ``judge``: a language model writes verdicts."""
     prompt: Prompt = "tokens"
     """``tokens``: the policy's own prompt and step tokens, as sampled. ``plain``: text. ``chat``: user asks, assistant gives all steps.
     ``turns``: the user gives the steps one by one, the assistant answers each with the marker."""
@@ -91,6 +90,8 @@ class PRMSpec:
     """Regular expression that finds a judge's word, as its only group where it has one; the last match counts."""
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ConfigError(f"PRM spec: family must be one of {list(FAMILIES)}: got {self.family!r} -- correct the spec")
         for each in fields(self):
             value, choices = getattr(self, each.name), get_args(each.type) if get_origin(each.type) is Literal else None
             if choices is not None and value not in choices:
@@ -99,29 +100,32 @@ class PRMSpec:
             if choices is None and not isinstance(value, kind):
                 name = getattr(kind, "__name__", kind)
                 raise ConfigError(f"PRM spec: {each.name} must be of type {name}: got {value!r} -- correct the spec")
-        rules = {
-            "a marker to read at": self.read not in ("marker", "before-marker") or self.marker,
-            "a good and a bad token": self.family not in ("vocabulary", "judge") or (self.good and self.bad),
-            "the read 'step-end' for the prompt 'tokens'": self.prompt != "tokens" or self.read == "step-end",
-            "the prompt 'plain' for the read 'piece-end'": self.read != "piece-end" or self.prompt == "plain",
-            "a value head, two classes or an implicit model for the prompt 'tokens'": self.prompt != "tokens"
-            or self.family in ("value-head", "two-class", "implicit"),
-            "the read 'step-end' for an implicit model": self.family != "implicit" or self.read == "step-end",
-            "a verdict pattern, with one group at most, for a judge": self.family != "judge" or _is_verdict(self.verdict),
-            "a positive beta, bins and num_verdicts": self.beta > 0 and self.bins >= 1 and self.num_verdicts >= 1,
-            "bins on a value head with the transform 'identity' only": self.bins == 1
-            or (self.family == "value-head" and self.transform == "identity"),
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                changed = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
-                given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed) or "the defaults"
-                raise ConfigError(f"PRM spec: needs {rule}: got {given} -- correct the spec")
+        lacking = self._lacking()
+        if lacking is not None:
+            changed = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed) or "the defaults"
+            raise ConfigError(f"PRM spec: needs {lacking}: got {given} -- correct the spec")
+
+    def _lacking(self) -> str | None:
+        """Name the first thing that the spec lacks; None where it is complete."""
+        if self.read in ("marker", "before-marker") and not self.marker:
+            return "a marker to read at"
+        if self.prompt == "tokens" and self.read != "step-end":
+            return "the read 'step-end' for the prompt 'tokens'"
+        if self.read == "piece-end" and self.prompt != "plain":
+            return "the prompt 'plain' for the read 'piece-end'"
+        if self.prompt == "tokens" and not FAMILIES[self.family].reads_policy_tokens:
+            return "a value head, two classes or an implicit model for the prompt 'tokens'"
+        if self.beta <= 0 or self.bins < 1 or self.num_verdicts < 1:
+            return "a positive beta, bins and num_verdicts"
+        if self.bins > 1 and (self.family, self.transform) != ("value-head", "identity"):
+            return "bins on a value head with the transform 'identity' only"
+        return FAMILIES[self.family].lacks(self)
 
     @property
     def num_outputs(self) -> int:
         """Outputs per token that the score is made of."""
-        return self.bins if self.family == "value-head" else 2
+        return FAMILIES[self.family].num_outputs(self)
 
     def save(self, directory: str | Path) -> None:
         """Write the spec into a model directory."""
@@ -152,14 +156,6 @@ class PRMSpec:
             return cls(**row)
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from None
-
-
-def _is_verdict(pattern: str) -> bool:
-    """Whether a regular expression can be compiled and gives one word per match."""
-    try:
-        return bool(pattern) and re.compile(pattern).groups <= 1
-    except re.error:
-        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,14 +275,12 @@ NAMED_SPECS: dict[str, NamedSpec] = {
 """Specs by name; ``prm specs`` lists them."""
 
 
-def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | None = None) -> str | None:
-    """Return the reference of an implicit model: the one that is given, else the one that its spec names; None for other families.
+def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | None = None) -> str:
+    """Return the reference of an implicit model: the one that is given, else the one that its spec names.
 
     Raises:
         ConfigError: If there is none.
     """
-    if spec.family != "implicit":
-        return None
     if given:
         return str(given)
     named = spec.reference
@@ -329,4 +323,12 @@ def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
     for entry in NAMED_SPECS.values():
         if str(source) in entry.checkpoints:
             return entry.spec
-    raise ConfigError(f"{source}: how its scores are read must be known: there is no {SPEC_FILE} -- give --spec (see stepladder prm specs)")
+    if not Path(source).is_dir():
+        raise ConfigError(
+            f"{source}: must be a model directory, or the hub id of a model that a named spec lists: it is neither -- correct the path, or "
+            "give --spec, or set prm.spec (see stepladder prm specs)"
+        )
+    raise ConfigError(
+        f"{source}: how its scores are read must be known: there is no {SPEC_FILE} -- give --spec, or set prm.spec "
+        "(see stepladder prm specs)"
+    )

@@ -24,7 +24,7 @@ class SolutionReader(Protocol):
         """Forget everything cached."""
         ...
 
-    def score(self, solutions: Sequence[Solution], *, strict: bool) -> list[Scores]:
+    def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps; where not ``strict``, a solution that does not fit the spec has none."""
         ...
 

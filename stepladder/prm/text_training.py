@@ -226,7 +226,7 @@ def initialise_reader(
     if spec.family == "vocabulary":
         return load_causal_lm(init, **options)
     if has_head(init):
-        return load_reward_model(init, spec, tokenizer, **options)
+        return load_reward_model(init, spec, **options)
     return new_head_model(init, num_outputs=spec.num_outputs, seed=settings.seed, **options)
 
 

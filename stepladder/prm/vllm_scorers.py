@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +21,11 @@ from torch import nn
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, ScoreResult, check_ticket
-from stepladder.lm.loading import load_tokenizer
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
-from stepladder.prm.checkpoints import load_head, out_features
+from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.prm.checkpoints import out_features
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
-from stepladder.prm.reader import StepReader
 from stepladder.prm.requests import known_ids
-from stepladder.prm.specs import PRMSpec, check_reads_tokens, resolve_reference
+from stepladder.prm.specs import PRMSpec, check_reads_tokens
 
 _MAX_KEPT = 1 << 18
 """Sequences whose outputs are remembered."""
@@ -52,16 +49,6 @@ class VLLMOutputs:
         """Tokens of all sequences that were read so far; the end of every step counts its whole path."""
         self.cached_tokens = 0
         """Tokens of these that were found in the prefix cache."""
-
-    @classmethod
-    def start(cls, source: str | Path, head: nn.Module, *, settings: EngineSettings | None = None) -> "VLLMOutputs":
-        """Start an engine on the body of a model.
-
-        Raises:
-            CheckpointError: If vLLM cannot serve the model.
-            ConfigError: If vLLM is not installed or an option is unknown.
-        """
-        return cls(VLLMEngine(source, task="embed", settings=settings or EngineSettings()), head)
 
     @property
     def max_positions(self) -> int:
@@ -141,10 +128,6 @@ class VLLMOutputs:
         self._kept.clear()
         self.num_open = 0
 
-    def close(self) -> None:
-        """Stop the engine."""
-        self._engine.close()
-
 
 class VLLMLogps:
     """``TokenLogps`` of a language model on vLLM.
@@ -207,10 +190,6 @@ class VLLMLogps:
         """Forget everything cached, and what is in flight."""
         self._engine.reset()
 
-    def close(self) -> None:
-        """Stop the engine."""
-        self._engine.close()
-
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Job:
@@ -247,25 +226,10 @@ class VLLMStepScorer:
         self._places: dict[str, tuple[_Job, int, int]] = {}
         self._done: list[ScoreResult] = []
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, *, settings: EngineSettings | None = None) -> "VLLMStepScorer":
-        """Start an engine on a model and its ``PRMSpec``.
-
-        Raises:
-            CheckpointError: If a part is missing, the head does not fit the spec, or vLLM cannot serve the model.
-            ConfigError: If vLLM is not installed or an option is unknown.
-        """
-        spec = PRMSpec.load(directory)
-        return cls(VLLMOutputs.start(directory, load_head(directory, spec), settings=settings), spec)
-
     @property
     def forwarded_tokens(self) -> int:
         """Tokens that went through the model so far."""
         return self._model.forwarded_tokens
-
-    def close(self) -> None:
-        """Stop the engine."""
-        self._model.close()
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
         """Queue requests.
@@ -325,23 +289,6 @@ class VLLMStepScorer:
 
     def _finish(self, job: _Job) -> None:
         self._done.append(ScoreResult(ticket=job.request.ticket, scores=tuple(tuple(branch) for branch in job.scores)))
-
-
-def vllm_reader(
-    source: str | Path, spec: PRMSpec, *, reference: str | Path | None = None, settings: EngineSettings | None = None
-) -> StepReader:
-    """Start engines on a model and, for an implicit spec, its reference, and return what scores written solutions on them.
-
-    Raises:
-        CheckpointError: If a part is missing, the head does not fit the spec, or vLLM cannot serve the model.
-        ConfigError: If vLLM is not installed, an option is unknown, or the reference does not fit the spec.
-    """
-    settings = settings or EngineSettings()
-    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    other = resolve_reference(source, spec, reference)
-    if other is None:
-        return StepReader([VLLMOutputs.start(source, load_head(source, spec, tokenizer), settings=settings)], tokenizer, spec)
-    return StepReader([VLLMLogps(VLLMEngine(each, task="generate", settings=settings)) for each in (source, other)], tokenizer, spec)
 
 
 def _digest(token_ids: Sequence[int]) -> str:

@@ -9,14 +9,17 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.checkpoints import load_bare_lm
-from stepladder.prm.reader import CachedModel, Solution, StepReader
+from stepladder.prm.reader import Solution
+from stepladder.prm.served import CachedModel
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
-from stepladder.prm.vllm_scorers import VLLMLogps, vllm_reader
+from stepladder.prm.vllm_scorers import VLLMLogps
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
+from tests.prms import load_reader
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -40,6 +43,10 @@ def _save(folder, name, seed=0):
     return save_language_model(folder, tokenizer(), arch=arch, **options)
 
 
+def _load(folder, spec, models, *, settings=SETTINGS, **options):
+    return load_reader(folder, spec, models=models, backend="vllm", settings=settings, **options)
+
+
 def _tie(folder):
     """Let a saved model predict with its input embeddings, and leave the head out of the checkpoint."""
     config = AutoConfig.from_pretrained(folder)
@@ -59,10 +66,8 @@ def test_scores_are_those_of_the_transformers_reader(name, tmp_path):
     spec, options = NAMED_SPECS[name].spec, {}
     if name == "implicit":
         options["reference"] = _save(tmp_path / "reference", name, seed=1)
-    reader, oracle = (
-        vllm_reader(folder, spec, settings=SETTINGS, **options),
-        StepReader.from_pretrained(folder, spec, device="cpu", **options),
-    )
+    models = LoadedModels()
+    reader, oracle = _load(folder, spec, models, **options), load_reader(folder, spec, **options)
     paths = (STEPS, STEPS[:1], (*STEPS[:2], "or 6"), (*STEPS[:2], "7 " * CONTEXT, "8"), ())
     solutions = [Solution(question=QUESTION, steps=steps) for steps in paths]
     try:
@@ -71,7 +76,7 @@ def test_scores_are_those_of_the_transformers_reader(name, tmp_path):
             np.testing.assert_allclose(np.array(got, float), np.array(expected, float), atol=1e-5)
         assert len({score for scores in reader.score(solutions) for score in scores}) > 4
     finally:
-        reader.close()
+        models.release()
 
 
 @pytest.mark.parametrize("name", ["trl", "tokens", "implicit", "ensemble"])
@@ -109,7 +114,8 @@ def test_prm_score_and_eval_are_the_same_on_either_backend(name, tmp_path):
 def test_a_new_step_forwards_what_lies_behind_the_last_whole_block(tmp_path):
     """Scored step by step, a step costs its own tokens and those of the last begun block of 32; earlier steps cost nothing."""
     spec = NAMED_SPECS["trl"].spec
-    reader = vllm_reader(_save(tmp_path, "trl"), spec, settings=SETTINGS)
+    models = LoadedModels()
+    reader = _load(_save(tmp_path, "trl"), spec, models)
     steps = tuple(f"step {i} has some words" for i in range(6))
     ends = [len(reader.layout.lay_out(QUESTION, steps[:count]).token_ids) for count in range(1, 7)]
     try:
@@ -123,13 +129,14 @@ def test_a_new_step_forwards_what_lies_behind_the_last_whole_block(tmp_path):
         np.testing.assert_allclose(reader.score([Solution(question=QUESTION, steps=steps)])[0], scores, atol=1e-6)
         assert reader.forwarded_tokens - before > ends[5]
     finally:
-        reader.close()
+        models.release()
 
 
 def test_log_probabilities_behind_a_long_prefix_use_the_cache(tmp_path):
     """Four siblings of five tokens behind 100: three blocks of 32 once; where the cache reaches the first token asked for, all again."""
     folder = _save(tmp_path, "implicit")
-    model = VLLMLogps(VLLMEngine(folder, task="generate", settings=SETTINGS))
+    engine = VLLMEngine(folder, task="generate", settings=SETTINGS)
+    model = VLLMLogps(engine)
     oracle = CachedModel.of_language_model(*load_bare_lm(folder, device="cpu"))
     prefix = tuple(range(20, 120))
     paths = [(*prefix, 30 + i, 40, 50, 60, 70) for i in range(4)]
@@ -140,7 +147,7 @@ def test_log_probabilities_behind_a_long_prefix_use_the_cache(tmp_path):
         np.testing.assert_allclose(model.logps(paths[:1], [96])[0], oracle.logps(paths[:1], [96])[0], atol=1e-5)
         assert model.forwarded_tokens == 105 + 3 * (105 - 96) + (105 - 96) + 105
     finally:
-        model.close()
+        engine.close()
 
 
 def test_a_search_is_guided_by_a_public_prm_on_vllm(tmp_path):
@@ -171,10 +178,10 @@ def test_what_does_not_fit_is_said_in_one_sentence(tmp_path):
     """A head with other outputs, another tokenizer, an implicit model without its reference, and options that a body cannot take."""
     head, language = _save(tmp_path / "head", "trl"), _save(tmp_path / "language", "math-shepherd")
     with pytest.raises(CheckpointError, match="must have 1 outputs per token: got 2"):
-        vllm_reader(head, NAMED_SPECS["ppm"].spec, settings=SETTINGS)
+        _load(head, NAMED_SPECS["ppm"].spec, LoadedModels())
     with pytest.raises(CheckpointError, match="must have id 12"):
-        vllm_reader(language, NAMED_SPECS["rlhflow-llama"].spec, settings=SETTINGS)
+        _load(language, NAMED_SPECS["rlhflow-llama"].spec, LoadedModels())
     with pytest.raises(ConfigError, match="give --reference"):
-        vllm_reader(language, NAMED_SPECS["implicit"].spec, settings=SETTINGS)
+        _load(language, NAMED_SPECS["implicit"].spec, LoadedModels())
     with pytest.raises(ConfigError, match="'load_format'"):
-        vllm_reader(head, NAMED_SPECS["trl"].spec, settings=EngineSettings(options={"load_format": "dummy"}))
+        _load(head, NAMED_SPECS["trl"].spec, LoadedModels(), settings=EngineSettings(options={"load_format": "dummy"}))

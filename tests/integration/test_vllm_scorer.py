@@ -7,14 +7,14 @@ from transformers import LlamaForTokenClassification
 
 from stepladder.errors import BackendError, CheckpointError
 from stepladder.interfaces import ScoreRequest, StepRequest
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
-from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
-from stepladder.prm.vllm_scorers import VLLMStepScorer
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_config, tiny_policy, tiny_scorer, tiny_tokenizer
+from tests.prms import load_step_scorer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -22,6 +22,10 @@ SPEC = PRMSpec(renderer_hash="0" * 16)
 PREFIXES = [(5, 6, 7), (8,), (5, 6, 9, 10) * 12]
 STEPS = [(11, 12), (13,), (14, 15, 16, 17), (11, 20)]
 CONTEXT = 128
+
+
+def _load(folder, models, max_batch=256):
+    return load_step_scorer(folder, models=models, backend="vllm", settings=EngineSettings(max_batch=max_batch))
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
@@ -33,9 +37,8 @@ def served(request, tmp_path_factory):
         model.score.bias.fill_(0.4)
     model.save_pretrained(folder)
     SPEC.save(folder)
-    scorer = VLLMStepScorer.from_pretrained(folder, settings=EngineSettings(max_batch=32))
-    yield model, scorer, folder
-    scorer.close()
+    with LoadedModels() as models:
+        yield model, _load(folder, models, max_batch=32), folder
 
 
 def _scores(scorer, requests):
@@ -124,11 +127,12 @@ def test_policy_and_scorer_share_a_process(served, tmp_path):
     expected = [_plain(model, (5, 6, 7, *step)) for (step,) in branches]
     np.testing.assert_allclose([score for (score,) in _scores(scorer, [request])[0]], expected, atol=1e-5)
     assert samples() == first
-    scorer.close()
-    other = VLLMStepScorer.from_pretrained(folder, settings=EngineSettings(max_batch=4))
+    scorer._model._engine.close()
+    models = LoadedModels()
+    other = _load(folder, models, max_batch=4)
     assert samples() == first
     np.testing.assert_allclose([score for (score,) in _scores(other, [request])[0]], expected, atol=1e-5)
-    other.close()
+    models.release()
     assert samples() == first
     engine.close()
     np.testing.assert_allclose([score for (score,) in _scores(scorer, [request])[0]], expected, atol=1e-5)
@@ -143,9 +147,9 @@ def test_two_classes_and_bins_are_read_as_the_embedded_engine_reads_them(tmp_pat
         model.save_pretrained(folder)
         spec.save(folder)
         requests = [ScoreRequest(ticket=i, prefix_ids=prefix, branches=(tuple(STEPS), (STEPS[1],))) for i, prefix in enumerate(PREFIXES)]
-        scorer = VLLMStepScorer.from_pretrained(folder, settings=EngineSettings(max_batch=32))
-        got, expected = (_scores(each, requests) for each in (scorer, TransformersStepScorer.from_pretrained(folder, device="cpu")))
-        scorer.close()
+        with LoadedModels() as models:
+            got = _scores(_load(folder, models, max_batch=32), requests)
+        expected = _scores(load_step_scorer(folder), requests)
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_allclose([s for branch in one for s in branch], [s for branch in other for s in branch], atol=1e-5)
 
@@ -154,4 +158,4 @@ def test_a_head_that_does_not_fit_its_spec_is_refused(tmp_path):
     """One output is no pair of classes."""
     PRMSpec(family="two-class").save(save_tiny_scorer(tmp_path))
     with pytest.raises(CheckpointError, match="must have 2 outputs per token: got 1"):
-        VLLMStepScorer.from_pretrained(tmp_path)
+        _load(tmp_path, LoadedModels())

@@ -1,14 +1,15 @@
-"""The vLLM engines of a process, each held by its role."""
+"""Settings of vLLM engines, from the configuration."""
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stepladder.loops.config.run import Config
 
+if TYPE_CHECKING:
+    from stepladder.lm.vllm_engine import EngineSettings
 
-def engine_settings(config: Config, memory_share: float) -> Any:
-    """Return the settings of an engine that takes a share of each GPU's memory."""
+
+def engine_settings(config: Config, memory_share: float) -> "EngineSettings":
+    """Return the settings of an engine that takes a share of each GPU's memory, in (0, 1]."""
     from stepladder.lm.vllm_engine import EngineSettings
 
     section = config.policy.vllm
@@ -22,21 +23,3 @@ def engine_settings(config: Config, memory_share: float) -> Any:
         trust_remote_code=config.policy.trust_remote_code,
         options=section.options,
     )
-
-
-@cache
-def held_engines() -> dict[str, tuple[Any, Any]]:
-    """Return the vLLM engines of this process by role, each with what it was started from."""
-    return {}
-
-
-def held_engine(role: str, made_from: Any, start: Callable[[], Any]) -> Any:
-    """Return the engine of a role with an empty cache; one of other weights or settings is ended first, to give its memory back."""
-    held = held_engines()
-    if role in held and held[role][0] != made_from:
-        held.pop(role)[1].close()
-    if role not in held:
-        held[role] = (made_from, start())
-    engine = held[role][1]
-    engine.reset()
-    return engine

@@ -4,23 +4,31 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stepladder.errors import ConfigError
-from stepladder.loops.assembly.engines import engine_settings, held_engine
+from stepladder.interfaces import Policy
+from stepladder.lm.loaded_models import LoadedModels, Role
+from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.models import OpenAIConfig
 from stepladder.loops.config.run import Config
 
+if TYPE_CHECKING:
+    from stepladder.policy.backends.completion_server import ServerSettings
+    from stepladder.policy.prompts import PromptRenderer, StepFormat
 
-def step_format(config: Config) -> Any:
-    """Return the ``StepFormat`` that the configuration describes."""
+POLICY = Role(kind="policy")
+DISCRIMINATOR = Role(kind="discriminator")
+
+
+def step_format(config: Config) -> "StepFormat":
+    """Return the step format that the configuration describes."""
     from stepladder.policy.prompts import StepFormat
 
     return StepFormat(**config.format.model_dump())
 
 
-def build_renderer(config: Config, policy_dir: str) -> Any:
+def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
     """Return the renderer of a policy: its tokenizer with the configured format."""
     from stepladder.lm.loading import load_tokenizer
     from stepladder.policy.prompts import PromptRenderer
@@ -28,8 +36,14 @@ def build_renderer(config: Config, policy_dir: str) -> Any:
     return PromptRenderer(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code), step_format(config))
 
 
-def build_policy(config: Config, policy_dir: str) -> Any:
-    """Return a policy on the configured backend; weights and engines are kept per process, caches of keys and values are new.
+def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role = POLICY) -> Policy:
+    """Return a policy on the configured backend; weights and engines are those of the process, caches of keys and values are new.
+
+    Args:
+        config: The configuration.
+        models: The models of this process.
+        policy_dir: Directory or hub id of the policy.
+        role: What the policy does.
 
     Raises:
         ConfigError: If the backend is not installed or its settings are impossible.
@@ -37,58 +51,49 @@ def build_policy(config: Config, policy_dir: str) -> Any:
         BackendError: If the server does not answer.
     """
     if config.policy.backend == "vllm":
-        return _vllm_policy(config, policy_dir)
+        return _vllm_policy(config, models, policy_dir, role=role)
     if config.policy.backend == "openai":
-        return _openai_policy(config, policy_dir)
+        return _openai_policy(config, models, policy_dir)
+    from stepladder.lm.loading import LanguageModelSource, silence_bars
     from stepladder.policy.backends.transformers import TransformersPolicy
 
-    model, tokenizer = policy_weights(policy_dir, config.policy.device, config.policy.dtype, config.policy.trust_remote_code)
-    return TransformersPolicy(model, tokenizer, step_format(config), max_batch=config.policy.max_batch)
+    silence_bars()
+    section = config.policy
+    source = LanguageModelSource(model=policy_dir, device=section.device, dtype=section.dtype, trust_remote_code=section.trust_remote_code)
+    model, tokenizer = models.weights(role, source, source.load)
+    return TransformersPolicy(model, tokenizer, step_format(config), max_batch=section.max_batch)
 
 
-def _vllm_policy(config: Config, policy_dir: str) -> Any:
+def _vllm_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role) -> Policy:
     from stepladder.lm.loading import load_model_settings, load_tokenizer
     from stepladder.lm.vllm_engine import VLLMEngine
     from stepladder.policy.backends.vllm import VLLMPolicy
 
     trust, settings = config.policy.trust_remote_code, engine_settings(config, config.policy.vllm.memory_share)
-    engine = held_engine("policy", (policy_dir, settings), lambda: VLLMEngine(policy_dir, task="generate", settings=settings))
+    engine = models.engine(role, (policy_dir, settings), lambda: VLLMEngine(policy_dir, task="generate", settings=settings))
     tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
     return VLLMPolicy(engine, tokenizer, step_format(config), *named)
 
 
-def _openai_policy(config: Config, policy_dir: str) -> Any:
+def _openai_policy(config: Config, models: LoadedModels, policy_dir: str) -> Policy:
     from stepladder.lm.loading import load_model_settings, load_tokenizer
+    from stepladder.policy.backends.completion_server import CompletionServer
     from stepladder.policy.backends.openai import OpenAIPolicy
 
-    section, trust = config.policy.openai, config.policy.trust_remote_code
+    trust = config.policy.trust_remote_code
     tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
     text = named[0].get_text_config()
     context = getattr(text, "max_position_embeddings", None)
-    server = _server(**_server_options(section))
+    settings = _server_settings(config.policy.openai)
+    server = models.weights(Role(kind="server"), settings, lambda: CompletionServer(settings))
     return OpenAIPolicy(server, tokenizer, step_format(config), *named, vocab_size=text.vocab_size, context=context)
 
 
-@lru_cache(maxsize=1)
-def _server(**options: Any) -> Any:
-    from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings
+def _server_settings(section: OpenAIConfig) -> "ServerSettings":
+    """Return the settings of a server's connection, with the key from the environment."""
+    from stepladder.policy.backends.completion_server import ServerSettings
 
-    return CompletionServer(ServerSettings(**options))
-
-
-def _server_options(section: OpenAIConfig) -> dict[str, Any]:
-    plain = section.model_dump(exclude={"api_key_env"})
     key = None if section.api_key_env is None else os.environ.get(section.api_key_env)
     if section.api_key_env is not None and not key:
         raise ConfigError(f"policy.openai.api_key_env: the variable must hold a key: {section.api_key_env!r} is not set -- export it")
-    return {**plain, "api_key": key}
-
-
-@lru_cache(maxsize=1)
-def policy_weights(policy_dir: str, device: str, dtype: str, trust_remote_code: bool) -> Any:
-    """Return model and tokenizer of a policy; the last ones are kept in memory."""
-    from stepladder.lm.loading import load_causal_lm, load_tokenizer, silence_bars
-
-    silence_bars()
-    model = load_causal_lm(policy_dir, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model, load_tokenizer(policy_dir, trust_remote_code=trust_remote_code)
+    return ServerSettings(**section.model_dump(exclude={"api_key_env"}), api_key=key)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stepladder.interfaces import Verifier
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import build_policy, build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
@@ -34,6 +35,7 @@ def search_budget(section: SearchConfig) -> Budget:
 
 def search_engine(
     config: Config,
+    models: LoadedModels,
     problems: Sequence[Problem],
     *,
     policy: str,
@@ -48,9 +50,10 @@ def search_engine(
 
     Args:
         config: The configuration.
+        models: The models of this process.
         problems: The problems that will be searched; a PRM that reads text finds its questions among them.
         policy: Directory or hub id of the policy.
-        prm: As for ``build_scorer``.
+        prm: As for ``build_scorer``; none searches without one.
         method: How to search.
         budget: Caps per problem.
         provenance: What the trees are stored with; the renderer hash is filled in.
@@ -65,8 +68,8 @@ def search_engine(
     """
     renderer = build_renderer(config, policy)
     return SearchEngine(
-        policy=build_policy(config, policy),
-        scorer=build_scorer(config, prm, renderer=renderer, problems=problems, scores=scores),
+        policy=build_policy(config, models, policy),
+        scorer=build_scorer(config, models, prm=prm, renderer=renderer, problems=problems, scores=scores) if prm else None,
         renderer=renderer,
         method=method,
         budget=budget,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.errors import BackendError, ConfigError
+from stepladder.lm.loaded_models import LoadedModels
 
 _PARENT_POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
@@ -43,6 +44,15 @@ class Progress:
 
 # One queue per worker process, set by the initializer: a task function cannot be handed a queue as an argument under spawn.
 _progress_queue: Any = None
+
+
+# What this process has loaded for its tasks: a task cannot be handed the models that an earlier task loaded either.
+_models = LoadedModels()
+
+
+def worker_models() -> LoadedModels:
+    """Return the models of this worker; they stay loaded from one task to the next."""
+    return _models
 
 
 def connect(progress_queue: Any) -> None:

@@ -39,13 +39,12 @@ from stepladder.files import atomic_write_text
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops.assembly.policies import build_policy, build_renderer, step_format
 from stepladder.loops.assembly.problems import build_verifier
-from stepladder.loops.assembly.scorers import release_weights
 from stepladder.loops.assembly.search import build_method, search_budget, search_engine
 from stepladder.loops.assembly.training import build_preference_objective, new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ScoresConfig
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
-from stepladder.loops.runs.workers import Progress, report_progress
+from stepladder.loops.runs.workers import Progress, report_progress, worker_models
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import answer_within, evaluation_row, outcome_row
 from stepladder.loops.stages.labelling import LabelSources, policy_selections, trace_rows
@@ -154,7 +153,7 @@ def train_policy(*, config: Config, start: str, base: str, rows: dict[str, list[
     """
     from stepladder.policy.fine_tuning import train_sft
 
-    release_weights()
+    worker_models().release()
     traces: list[Trace] = [row for path in rows["traces"] for row in read_traces(path)]
     preferences = _preference_rows(config, rows)
     common: dict[str, Any] = {
@@ -213,7 +212,7 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
     from stepladder.prm.implicit import train_implicit_on_tokens
     from stepladder.prm.value_training import train_value
 
-    release_weights()
+    worker_models().release()
     section = config.prm
     read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
     rows: list[Any] = [row for path in values for row in read(path)]
@@ -252,7 +251,7 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
     tokens = 0
     records = read_trees(trees)
-    renderer, policy = build_renderer(config, models.policy), build_policy(config, models.policy)
+    renderer, policy = build_renderer(config, models.policy), build_policy(config, worker_models(), models.policy)
     with build_verifier(config.problems, problems) as verifier:
 
         def ask(prefixes: Sequence[Prefix]) -> list[Estimate]:
@@ -419,6 +418,7 @@ def _engine(
 ) -> SearchEngine:
     return search_engine(
         config,
+        worker_models(),
         [labelled.problem for labelled in problems],
         policy=models.policy,
         prm=models.prm,

@@ -13,6 +13,7 @@ from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.workers import worker_models
 from stepladder.tree_paths import children_of, path_to
 from stepladder.types import GradedRow, Problem, Trace, TreeRecord
 
@@ -101,7 +102,9 @@ def _earlier_scores(config: Config, records: list[TreeRecord], sources: LabelSou
         return None
     renderer = build_renderer(config, sources.policy)
     problems = {record.problem_id: Problem(id=record.problem_id, question=record.question) for record in records}
-    scorer = build_scorer(config, sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores)
+    scorer = build_scorer(
+        config, worker_models(), prm=sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores
+    )
     return score_trees(scorer, records)
 
 

@@ -15,12 +15,12 @@ from stepladder.data.store import write_trees
 from stepladder.interfaces import ScoreRequest
 from stepladder.lm.loading import load_tokenizer
 from stepladder.policy.prompts import PromptRenderer, StepFormat
-from stepladder.prm.reader import Solution, StepReader
-from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.types import Problem
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import qwen_tokenizer, save_head_model, save_language_model
+from tests.prms import load_reader, load_step_scorer
 from tests.unit.data.labels.test_values import tree
 
 
@@ -60,7 +60,7 @@ def test_score_writes_the_readers_scores(tmp_path):
     out = tmp_path / "out.jsonl"
     said = run("score", file, "--model", model, "--spec", "qwen2.5-math-prm", "--output", out, "--device", "cpu", "--aggregation", "min")
     assert "4 steps of 3 solutions scored, 1 not scored" in said
-    reader = StepReader.from_pretrained(model, NAMED_SPECS["qwen2.5-math-prm"].spec, device="cpu")
+    reader = load_reader(model, NAMED_SPECS["qwen2.5-math-prm"].spec)
     solutions = [Solution(question="1 + 1?", steps=("It is", "2")), Solution(question="2 + 2?", steps=("Hm", "It is 4"))]
     rows = rows_of(out)
     assert [row["scores"] for row in rows] == [[*scores] for scores in reader.score(solutions)] + [[None]]
@@ -77,7 +77,7 @@ def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path
     PRMSpec(renderer_hash=renderer.hash).save(model)
     out = tmp_path / "out.jsonl"
     run("score", write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["is", "2\n"]}), "--model", model, "--output", out)
-    scorer = TransformersStepScorer.from_pretrained(model, device="cpu")
+    scorer = load_step_scorer(model)
     steps = tuple(renderer.encode_solution("is\n2\n"))
     scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
     assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]

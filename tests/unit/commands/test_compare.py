@@ -61,8 +61,8 @@ class InlinePool:
 @pytest.fixture
 def world(monkeypatch):
     monkeypatch.setattr(search, "build_renderer", lambda config, policy: CharRenderer())
-    monkeypatch.setattr(search, "build_policy", lambda config, policy: ScriptedPolicy(propose))
-    monkeypatch.setattr(search, "build_scorer", lambda config, prm, **_: TableScorer(score) if prm else None)
+    monkeypatch.setattr(search, "build_policy", lambda config, models, policy: ScriptedPolicy(propose))
+    monkeypatch.setattr(search, "build_scorer", lambda *_, **__: TableScorer(score))
 
 
 def comparison(out, methods=("mcts", "beam", "majority"), *, given=None, budgets=(30, 90), num_seeds=2, prm=("scripted",), **sections):

@@ -31,11 +31,12 @@ from stepladder.prm.implicit import (
     train_implicit_on_tokens,
 )
 from stepladder.prm.layout import SolutionLayout
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.types import ValueRow
 from tests.models import save_tiny_policy, tiny_policy
 from tests.prm_models import llama3_tokenizer, save_language_model
+from tests.prms import load_reader
 from tests.unit.prm.test_value_training import HASH, value_row
 
 SPEC = replace(NAMED_SPECS["implicit"].spec, beta=0.5)
@@ -242,7 +243,7 @@ def test_outcomes_alone_teach_which_step_is_bad(tmp_path, loss):
     report = train_implicit(start, toy(48), tmp_path / "out", SETTINGS, spec=SPEC, loss=loss)
     assert report.first_loss == pytest.approx(math.log(2), abs=1e-3)
     assert report.last_loss < 0.5
-    reader = StepReader.from_pretrained(tmp_path / "out", SPEC, reference=start, device="cpu")
+    reader = load_reader(tmp_path / "out", SPEC, reference=start)
     scores = reader.score([each.solution for each in toy(16, seed=1)])
     assert np.mean([good[1] > bad[1] for good, bad in zip(scores[::2], scores[1::2], strict=True)]) > 0.9
 

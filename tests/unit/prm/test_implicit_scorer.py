@@ -12,11 +12,11 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.training import TrainSettings
 from stepladder.prm.implicit import train_implicit_on_tokens
-from stepladder.prm.implicit_scorer import ImplicitStepScorer
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import PRMSpec, resolve_reference
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_policy
+from tests.prms import load_step_scorer
 from tests.unit.prm.test_value_training import HASH, value_row
 
 SPEC = PRMSpec(family="implicit", beta=0.5)
@@ -34,8 +34,7 @@ def prompt_length(prefix_ids):
 
 
 def scorer_of(models, spec=SPEC):
-    reader = StepReader.from_pretrained(models[0], spec, reference=models[1], device="cpu")
-    return ImplicitStepScorer(reader, prompt_length=prompt_length)
+    return load_step_scorer(models[0], spec, reference=models[1], prompt_length=prompt_length)
 
 
 def plain_score(models, before, step, beta=0.5):
@@ -100,7 +99,7 @@ def test_outcomes_of_paths_teach_which_step_is_bad(models, tmp_path):
     assert report.last_loss < 0.5
     saved = PRMSpec.load(tmp_path / "out")
     assert saved == replace(spec, renderer_hash=HASH)
-    scorer = ImplicitStepScorer(StepReader.from_pretrained(tmp_path / "out", saved, device="cpu"), prompt_length=lambda prefix: 4)
+    scorer = load_step_scorer(tmp_path / "out", saved, prompt_length=lambda prefix: 4)
     fresh = paths(12)
     for ticket, row in enumerate(fresh):
         branches = (tuple(map(tuple, row.step_ids)),)
@@ -122,9 +121,8 @@ def test_references_are_found_and_other_readers_refused(models, tmp_path):
     assert resolve_reference(tmp_path / "a", replace(SPEC, reference="../b")) == str((tmp_path / "b").resolve())
     assert resolve_reference("m", replace(SPEC, reference="hub/id")) == "hub/id"
     assert resolve_reference("m", replace(SPEC, reference="hub/id"), "other") == "other"
-    assert resolve_reference("m", PRMSpec(), "other") is None
     with pytest.raises(ConfigError, match="names none"):
         resolve_reference("m", SPEC)
-    reader = StepReader.from_pretrained(models[0], SPEC, reference=models[1], device="cpu")
+    reader = scorer_of(models)._reader
     with pytest.raises(ConfigError, match="no text"):
         reader.score([Solution(question="Q", steps=("a",))])

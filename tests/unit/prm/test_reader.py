@@ -12,9 +12,10 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.outputs import scores_of
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, SPEC_FILE, PRMSpec, resolve_spec
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
+from tests.prms import load_reader
 
 QUESTION = "What is 2 + 3 {really}? Say \\boxed{5}."
 STEPS = ("Step 1: Add 2 + 3 - 0.", "Step 2: That is {5}.", "", "So 5")
@@ -45,7 +46,7 @@ def lm_logits(directory, ids):
 
 def read(directory, name, steps=STEPS, **options):
     """Score one solution with a fresh reader."""
-    reader = StepReader.from_pretrained(directory, spec(name), device="cpu", **options)
+    reader = load_reader(directory, spec(name), **options)
     return reader.score([Solution(question=QUESTION, steps=tuple(steps))])[0]
 
 
@@ -174,14 +175,14 @@ def test_growing_solutions_forwards_new_tokens_only_and_gives_the_scores_of_a_fu
         )
         if name == "implicit":
             options["reference"] = save_language_model(tmp_path / "ref", tokenizer, seed=5)
-    reader = StepReader.from_pretrained(tmp_path, spec(name), device="cpu", **options)
+    reader = load_reader(tmp_path, spec(name), **options)
     paths = [("a = 1",), ("b = 2",), ("a = 1", "c = 3"), ("a = 1", "d"), ("a = 1", "c = 3", "So 4."), ("b = 2", "e")]
     solutions = [Solution(question=QUESTION, steps=path) for path in paths]
     grown = [reader.score([solution])[0] for solution in solutions]
     unique = {ids[: i + 1] for ids in (reader.layout.lay_out(QUESTION, path).token_ids for path in paths) for i in range(len(ids))}
     assert len(unique) <= reader.forwarded_tokens <= 1.05 * len(unique)
     for solution, scores in zip(solutions, grown, strict=True):
-        fresh = StepReader.from_pretrained(tmp_path, spec(name), device="cpu", **options)
+        fresh = load_reader(tmp_path, spec(name), **options)
         np.testing.assert_allclose(scores, fresh.score([solution])[0], atol=1e-5)
     forwarded = reader.forwarded_tokens
     assert reader.score(solutions) == grown
@@ -192,8 +193,8 @@ def test_scores_do_not_depend_on_how_solutions_are_batched(tmp_path):
     """One solution at a time, all at once, or in passes that are smaller than a solution."""
     save_head_model(tmp_path, qwen_tokenizer(), head="mlp", num_outputs=2)
     solutions = [Solution(question=QUESTION, steps=STEPS[: i + 1]) for i in range(4)] + [Solution(question="?", steps=())]
-    whole = StepReader.from_pretrained(tmp_path, spec("qwen2.5-math-prm"), device="cpu")
-    small = StepReader.from_pretrained(tmp_path, spec("qwen2.5-math-prm"), device="cpu")
+    whole = load_reader(tmp_path, spec("qwen2.5-math-prm"))
+    small = load_reader(tmp_path, spec("qwen2.5-math-prm"))
     small._max_batch_tokens = 1
     single, together = [small.score([solution])[0] for solution in solutions], whole.score(solutions)
     assert single[-1] == together[-1] == ()
@@ -256,8 +257,8 @@ def test_a_word_that_ends_like_the_marker_is_no_marker():
 def test_a_logit_gap_of_forty_keeps_its_score_in_half_precision(tmp_path, dtype):
     """A head that gives exactly -20 and +20 scores 1 - e^-40 or e^-40, not 0 or a rounding error."""
     save_head_model(tmp_path, qwen_tokenizer(), head="linear", num_outputs=2)
-    reader = StepReader.from_pretrained(tmp_path, spec("trl"), device="cpu", dtype=dtype)
-    model = reader._models[0]._flat._model
+    reader = load_reader(tmp_path, spec("trl"), dtype=dtype)
+    model = reader._reading._model._flat._model
     for sign, expected in ((1.0, np.exp(-40.0)), (-1.0, 1.0)):
         with torch.no_grad():
             model.score.weight.zero_()
@@ -278,11 +279,11 @@ def test_models_and_tokenizers_that_do_not_fit_a_spec_are_named(tmp_path):
     save_head_model(tmp_path / "one", qwen_tokenizer(), head="v_head", num_outputs=1)
     save_language_model(tmp_path / "lm", llama3_tokenizer(), arch="llama")
     with pytest.raises(CheckpointError, match="must have 2 outputs per token: got 1"):
-        StepReader.from_pretrained(tmp_path / "one", spec("qwen2.5-math-prm"), device="cpu")
+        load_reader(tmp_path / "one", spec("qwen2.5-math-prm"))
     with pytest.raises(CheckpointError, match="'▁-' must have id 387: got None"):
-        StepReader.from_pretrained(tmp_path / "lm", spec("math-shepherd"), device="cpu")
+        load_reader(tmp_path / "lm", spec("math-shepherd"))
     with pytest.raises(CheckpointError, match="must have a head"):
-        StepReader.from_pretrained(tmp_path / "lm", spec("trl"), device="cpu")
+        load_reader(tmp_path / "lm", spec("trl"))
     with pytest.raises(CheckpointError, match="marker '<extra_0>' must be the token 151651"):
         SolutionLayout(llama3_tokenizer(), spec("qwen2.5-math-prm"))
     with pytest.raises(CheckpointError, match="chat template"):

@@ -9,6 +9,7 @@ from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import SPEC_FILE, PRMSpec
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_scorer, tiny_policy, tiny_scorer
+from tests.prms import load_step_scorer
 
 SPEC = PRMSpec(renderer_hash="0" * 16)
 PREFIXES = [(5, 6, 7), (8,), (5, 6, 9, 10)]
@@ -109,12 +110,12 @@ def test_specs_and_models_load_together_and_mistakes_are_named(tmp_path):
     """A directory with model and spec scores like the objects; a missing, broken or impossible part is one sentence."""
     save_tiny_scorer(tmp_path)
     with pytest.raises(CheckpointError, match=SPEC_FILE):
-        TransformersStepScorer.from_pretrained(tmp_path, device="cpu")
+        load_step_scorer(tmp_path)
     spec = PRMSpec(renderer_hash="ab" * 8, transform="tanh01")
     spec.save(tmp_path)
     assert PRMSpec.load(tmp_path) == spec
     request = ScoreRequest(ticket=0, prefix_ids=(5, 6), branches=(((7, 8),),))
-    loaded = TransformersStepScorer.from_pretrained(tmp_path, device="cpu")
+    loaded = load_step_scorer(tmp_path)
     assert _scores(loaded, [request]) == _scores(TransformersStepScorer(tiny_scorer()[0], spec), [request])
     (tmp_path / SPEC_FILE).write_text('{"schema_version": 4}')
     with pytest.raises(CheckpointError, match="version 1 to 3"):

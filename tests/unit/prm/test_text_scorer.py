@@ -3,11 +3,12 @@
 import pytest
 
 from stepladder.interfaces import ScoreRequest
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS
 from stepladder.prm.text_scorer import TextStepScorer
 from stepladder.testing import check_scorer
 from tests.prm_models import qwen_tokenizer, save_head_model
+from tests.prms import load_reader
 
 SPEC = NAMED_SPECS["qwen2.5-math-prm"].spec
 STEP = 10
@@ -37,7 +38,7 @@ def test_the_scorer_keeps_the_contract(model_dir):
     """The shipped contract suite passes for a model that reads text."""
 
     def build():
-        return TextStepScorer(StepReader.from_pretrained(model_dir, SPEC, device="cpu"), split=split, decode=decode)
+        return TextStepScorer(load_reader(model_dir, SPEC), split=split, decode=decode)
 
     check_scorer(
         build, prefix_ids=[ids("Q\n"), ids("R\na\n")], steps=[ids("b\n"), ids("cd\n"), ids("e\n")], over_long_step_ids=ids("x" * 600)
@@ -46,7 +47,7 @@ def test_the_scorer_keeps_the_contract(model_dir):
 
 def test_scores_are_the_readers_and_cost_new_tokens_only(model_dir):
     """Siblings, then children of one cost the distinct tokens of all layouts; text with the marker, and foreign prefixes, are None."""
-    reader = StepReader.from_pretrained(model_dir, SPEC, device="cpu")
+    reader = load_reader(model_dir, SPEC)
     scorer = TextStepScorer(reader, split=split, decode=decode)
     requests = [
         ScoreRequest(ticket=0, prefix_ids=ids("Q\n"), branches=((ids("a\n"),), (ids("b\n"), ids("c\n")), (ids("<extra_0>\n"),), ((),))),
@@ -60,7 +61,7 @@ def test_scores_are_the_readers_and_cost_new_tokens_only(model_dir):
     assert scorer.collect() == []
     forwarded = scorer.forwarded_tokens
     paths = [("a",), ("b", "c"), ("",), ("b", "d")]
-    a, bc, _, bd = StepReader.from_pretrained(model_dir, SPEC, device="cpu").score([Solution(question="Q", steps=steps) for steps in paths])
+    a, bc, _, bd = load_reader(model_dir, SPEC).score([Solution(question="Q", steps=steps) for steps in paths])
     assert got == [
         (pytest.approx(a, abs=1e-6), pytest.approx(bc, abs=1e-6), (None,), (None,)),
         (pytest.approx(bd[1:], abs=1e-6),),

@@ -10,12 +10,13 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.objective import StepObjective
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.prm.target_rows import collate_groups, collate_values
 from stepladder.prm.text_training import LabelledSolution, group_solutions, step_rows, train_stepwise
 from stepladder.prm.value_losses import bce_loss, mse_loss, pairwise_loss
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
+from tests.prms import load_reader
 
 SETTINGS = TrainSettings(learning_rate=1e-2, epochs=6.0, batch_size=16, schedule="constant", device="cpu")
 NAN = float("nan")
@@ -41,7 +42,7 @@ def toy(num_solutions, seed=0):
 
 
 def scores(directory, solutions, reader_spec):
-    reader = StepReader.from_pretrained(directory, reader_spec, device="cpu")
+    reader = load_reader(directory, reader_spec)
     return [list(each) for each in reader.score([each.solution for each in solutions])]
 
 

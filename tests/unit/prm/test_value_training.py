@@ -14,12 +14,12 @@ from stepladder.lm.training import LoraSettings, TrainSettings
 from stepladder.prm.new_models import initialise_prm, transform_logits
 from stepladder.prm.objective import StepObjective
 from stepladder.prm.outputs import transform_outputs
-from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.target_rows import collate_values, target_rows
 from stepladder.prm.value_training import train_value
 from stepladder.types import Provenance, ValueRow
 from tests.models import save_tiny_policy
+from tests.prms import load_step_scorer
 
 HASH = "renderer-a"
 PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
@@ -59,7 +59,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def scores_of(directory: Path, rows: list[ValueRow]) -> np.ndarray:
     """Return the scores that a search would see, one per step."""
-    scorer = TransformersStepScorer.from_pretrained(directory, device="cpu")
+    scorer = load_step_scorer(directory)
     branches = [tuple(tuple(step) for step in row.step_ids) for row in rows]
     requests = [ScoreRequest(ticket=i, prefix_ids=tuple(row.prompt_ids), branches=(branches[i],)) for i, row in enumerate(rows)]
     scorer.submit(requests)

@@ -7,12 +7,12 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import ConfigError
+from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.vllm_engine import engine_arguments
 from stepladder.loops.assembly import checks
 from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.engines import engine_settings, held_engine
-from stepladder.loops.assembly.scorers import release_weights
+from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.workers import Task, gpu_names, gpu_shares, worker_pool
@@ -119,13 +119,18 @@ def test_a_new_round_starts_a_new_engine_and_ends_the_old_one() -> None:
         return engines[-1]
 
     engines: list[Engine] = []
-    first = held_engine("policy", ("round 0", 1), start)
-    assert held_engine("policy", ("round 0", 1), start) is first and first.resets == 2
-    second = held_engine("policy", ("round 1", 1), start)
-    assert second is not first and first.closed and alive == [True]
-    release_weights()
-    assert second.closed and held_engine("policy", ("round 1", 1), start) is engines[2]
-    release_weights()
+    models, policy = LoadedModels(), Role(kind="policy")
+    first = models.engine(policy, ("round 0", 1), start)
+    assert models.engine(policy, ("round 0", 1), start) is first
+    assert first.resets == 2
+    second = models.engine(policy, ("round 1", 1), start)
+    assert second is not first
+    assert alive == [True]
+    models.release()
+    assert second.closed
+    with models:
+        assert models.engine(policy, ("round 1", 1), start) is engines[2]
+    assert engines[2].closed
 
 
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:

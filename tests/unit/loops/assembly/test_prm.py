@@ -9,17 +9,19 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.interfaces import ScoreRequest
+from stepladder.lm.loaded_models import LoadedModels
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.load import with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.new_models import initialise_prm
-from stepladder.prm.reader import Solution, StepReader
+from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, PRMSpec
 from stepladder.types import Problem
 from tests.models import save_tiny_policy, tiny_tokenizer
 from tests.prm_models import llama3_tokenizer, save_language_model
+from tests.prms import load_reader
 
 SPEC = NAMED_SPECS["rlhflow-llama"].spec
 
@@ -39,7 +41,7 @@ def test_a_prm_that_reads_text_scores_the_steps_of_a_policy_with_another_tokeniz
     """Question and earlier steps are found in the prefix; a prompt of no known problem has no score."""
     renderer = PromptRenderer(tiny_tokenizer("chars"), StepFormat())
     problems = [Problem(id="a", question="1+1"), Problem(id="b", question="1+12")]
-    scorer = build_scorer(config(), prm_dir, renderer=renderer, problems=problems)
+    scorer = build_scorer(config(), LoadedModels(), prm=prm_dir, renderer=renderer, problems=problems)
     prompt = renderer.prompt_ids(problems[1])
     first, second, third = renderer.encode_solution("is\nso\nend\n")
     scorer.submit(
@@ -53,7 +55,7 @@ def test_a_prm_that_reads_text_scores_the_steps_of_a_policy_with_another_tokeniz
     while results := scorer.collect():
         got |= {result.ticket: result.scores for result in results}
     solutions = [Solution(question="1+12", steps=steps) for steps in (("is", "so"), ("end",), ("is", "end"))]
-    chain, one, two = StepReader.from_pretrained(prm_dir, SPEC, device="cpu").score(solutions)
+    chain, one, two = load_reader(prm_dir, SPEC).score(solutions)
     assert got[0] == (pytest.approx(chain, abs=1e-6), pytest.approx(one, abs=1e-6))
     assert got[1] == (pytest.approx(two[1:], abs=1e-6),)
     assert got[2] == ((None,),)
@@ -98,7 +100,7 @@ def test_solve_is_guided_by_a_prm_that_reads_text(tmp_path, prm_dir, policy):
 def test_solve_is_guided_by_an_implicit_model_and_by_a_judge(tmp_path, policy):
     """An implicit model needs its reference, a judge the name of its spec; a spec in the directory goes first."""
     chat = save_language_model(tmp_path / "chat", llama3_tokenizer(), arch="llama", max_positions=512)
-    assert "not found" in solve(tmp_path, policy, "--prm", chat, code=2)[0]
+    assert "give --spec" in solve(tmp_path, policy, "--prm", chat, code=2)[0]
     missing, _ = solve(tmp_path, policy, "--prm", chat, "--prm-spec", "implicit", code=2)
     assert "prm.reference" in missing
     other = save_language_model(tmp_path / "other", llama3_tokenizer(), arch="llama", seed=1, max_positions=512)
@@ -134,7 +136,7 @@ def test_several_prms_are_one_scorer_as_the_settings_say(tmp_path, policy):
 
     def scores_with(prm, *overrides):
         chosen = with_overrides(config(), list(overrides))
-        scorer = build_scorer(chosen, prm, renderer=renderer, problems=[problem])
+        scorer = build_scorer(chosen, LoadedModels(), prm=prm, renderer=renderer, problems=[problem])
         scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(problem), branches=(tuple(steps),))])
         return scorer.collect()[0].scores[0]
 

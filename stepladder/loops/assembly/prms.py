@@ -1,0 +1,123 @@
+"""Process reward models with the weights and engines of this process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from stepladder.interfaces import Policy, StepScorer
+from stepladder.lm.loaded_models import LoadedModels, Role
+from stepladder.lm.loading import LanguageModelSource, load_tokenizer
+from stepladder.lm.vllm_engine import EngineSettings, Task, VLLMEngine
+from stepladder.policy.backends.transformers import TransformersPolicy
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.prm.open import EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm
+from stepladder.prm.sources import PRMSource, check_backend, prm_members
+from stepladder.prm.specs import PRMSpec
+from stepladder.types import Problem
+
+T = TypeVar("T")
+
+
+class MemberAccess:
+    """``ModelAccess`` of one model of an ensemble, or of a PRM that stands alone."""
+
+    def __init__(self, models: LoadedModels, settings: EngineSettings, *, number: int = 0, num_members: int = 1) -> None:
+        """Give a PRM what it needs.
+
+        Args:
+            models: The process's models.
+            settings: Settings of vLLM; the engines of all members together take its memory share.
+            number: Place of the model in its ensemble, from 0.
+            num_members: Models of the ensemble, >= 1.
+        """
+        self._models, self._settings = models, settings
+        self._number, self._num_members = number, num_members
+
+    def weights(self, made_from: object, load: Callable[[], T], *, is_reference: bool = False) -> T:
+        """Return loaded weights; those that the process holds already where they are made from the same."""
+        return self._models.weights(self._role(is_reference), made_from, load)
+
+    def engine(self, model: str, *, task: Task, num_engines: int = 1, is_reference: bool = False) -> VLLMEngine:
+        """Return a vLLM engine with an empty cache.
+
+        Raises:
+            ConfigError: If vLLM is not installed or an option is unknown.
+            CheckpointError: If vLLM cannot serve the model.
+        """
+        share = self._settings.memory_share / (self._num_members * num_engines)
+        settings = replace(self._settings, memory_share=share)
+        return self._models.engine(
+            self._role(is_reference), (model, task, settings), lambda: VLLMEngine(model, task=task, settings=settings)
+        )
+
+    def renderer(self, source: PRMSource) -> TokenRenderer:
+        """Return the renderer that a model of a policy's tokens was saved with.
+
+        Raises:
+            CheckpointError: If tokenizer or step format are not beside the model.
+        """
+        tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+        return PromptRenderer(tokenizer, StepFormat.load(source.model))
+
+    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
+        """Return the policy that writes a judge's verdicts, on the embedded engine, and what turns a prompt into its tokens."""
+        language_model = LanguageModelSource(
+            model=source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code
+        )
+        model, tokenizer = self.weights(language_model, language_model.load)
+        step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
+        renderer = PromptRenderer(tokenizer, step_format)
+        policy = TransformersPolicy(model, tokenizer, step_format)
+        return policy, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt))
+
+    def _role(self, is_reference: bool) -> Role:
+        return Role(kind="prm", number=self._number, is_reference=is_reference)
+
+
+def open_members(sources: Sequence[PRMSource], models: LoadedModels, settings: EngineSettings) -> list[OpenedPRM]:
+    """Open PRMs that score together, and give up those that an earlier, larger ensemble has left; errors as for ``open_prm``."""
+    models.keep_first("prm", len(sources))
+    return [
+        open_prm(source, MemberAccess(models, settings, number=number, num_members=len(sources))) for number, source in enumerate(sources)
+    ]
+
+
+def open_solution_scorer(source: PRMSource, models: LoadedModels) -> SolutionScorer:
+    """Load a model, or an ensemble, and return what scores written solutions with it.
+
+    Raises:
+        CheckpointError: If the model is missing or does not fit its spec.
+        ConfigError: If nothing says how it is read, or backend, device, type or reference do not fit.
+        BackendError: If the model cannot be served.
+    """
+    check_backend(source)
+    settings = EngineSettings(dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+    members = [replace(source, model=member) for member in prm_members(source.model)]
+    scorers = [opened.solution_scorer() for opened in open_members(members, models, settings)]
+    return scorers[0] if len(scorers) == 1 else EnsembleSolutionScorer(scorers)
+
+
+class _PromptsAlone:
+    """``SearchPrompts`` of requests whose prefix is the prompt and nothing more."""
+
+    def __init__(self, renderer_hash: str) -> None:
+        self.renderer_hash = renderer_hash
+
+    def length(self, prefix_ids: tuple[int, ...]) -> int | None:
+        return len(prefix_ids)
+
+    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+        return None
+
+    def decode(self, step_ids: Sequence[int]) -> str:
+        return ""
+
+
+def open_token_scorer(source: PRMSource, models: LoadedModels, *, renderer_hash: str) -> StepScorer:
+    """Load a model of a policy's tokens and return what scores the steps of whole solutions, whose prefix is the prompt alone.
+
+    Raises:
+        DataFormatError: If the model was trained on prompts of another renderer; otherwise as for ``open_solution_scorer``.
+    """
+    settings = EngineSettings(dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+    return open_prm(source, MemberAccess(models, settings)).step_scorer(_PromptsAlone(renderer_hash))

@@ -1,0 +1,248 @@
+"""Opened process reward models: what scores the steps of a search, and what scores written solutions.
+
+``open_prm`` is the one place that turns a source into a model. An opened model loads its weights when one of its two views is taken, so
+what does not fit is refused before that.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from stepladder.errors import DataFormatError
+from stepladder.interfaces import Policy, ScoreRequest, StepScorer, collect_all
+from stepladder.lm.vllm_engine import Task, VLLMEngine
+from stepladder.prm.compose import ensemble_score
+from stepladder.prm.families import FAMILIES
+from stepladder.prm.reader import Scores, Solution
+from stepladder.prm.sources import PRMSource
+from stepladder.prm.specs import PRMSpec
+from stepladder.prm.text_scorer import SolutionReader, TextStepScorer
+from stepladder.types import Problem
+
+T = TypeVar("T")
+
+
+class TokenRenderer(Protocol):
+    """Turns questions and steps into the tokens that a policy would have."""
+
+    @property
+    def hash(self) -> str:
+        """Identifies template, tokenizer and step format."""
+        ...
+
+    @property
+    def step_end(self) -> str:
+        """The text that ends a step."""
+        ...
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the prompt of a problem."""
+        ...
+
+    def encode_solution(self, text: str) -> list[tuple[int, ...]]:
+        """Return the steps of a solution."""
+        ...
+
+
+class SearchPrompts(Protocol):
+    """Finds question and earlier steps in what a search wants to have scored."""
+
+    @property
+    def renderer_hash(self) -> str:
+        """Hash of the renderer that made the prompts."""
+        ...
+
+    def length(self, prefix_ids: tuple[int, ...]) -> int | None:
+        """Return how many tokens of a prefix are its prompt; None where it is that of no known problem."""
+        ...
+
+    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+        """Return question and steps of a prefix as text; None where it begins with no known problem."""
+        ...
+
+    def decode(self, step_ids: Sequence[int]) -> str:
+        """Return the text of a step as ``split`` gives it."""
+        ...
+
+
+class ModelAccess(Protocol):
+    """What the process that opens a PRM gives to it; ``loops.assembly.prms`` has the one of every command."""
+
+    def weights(self, made_from: object, load: Callable[[], T], *, is_reference: bool = False) -> T:
+        """Return loaded weights; those that the process holds already where they are made from the same.
+
+        Args:
+            made_from: All that decides what ``load`` returns.
+            load: Loads them.
+            is_reference: Whether they are those of the reference of an implicit model.
+        """
+        ...
+
+    def engine(self, model: str, *, task: Task, num_engines: int = 1, is_reference: bool = False) -> VLLMEngine:
+        """Return a vLLM engine.
+
+        Args:
+            model: Model directory or hub id.
+            task: As for ``VLLMEngine``.
+            num_engines: Engines that the PRM needs at once; they share its memory.
+            is_reference: Whether the engine serves the reference of an implicit model.
+        """
+        ...
+
+    def renderer(self, source: PRMSource) -> TokenRenderer:
+        """Return the renderer that a model of a policy's tokens was saved with."""
+        ...
+
+    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
+        """Return the policy that writes a judge's verdicts, and what turns a prompt into its tokens."""
+        ...
+
+
+class SolutionScorer(Protocol):
+    """Scores written solutions: a ``StepReader``, a ``Judge``, ``TokenSolutionScorer`` or ``EnsembleSolutionScorer``."""
+
+    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
+        """Return one score in [0, 1] or None per step of every solution.
+
+        Raises:
+            DataFormatError: If a solution does not fit the model's spec.
+        """
+        ...
+
+
+class OpenedPRM(Protocol):
+    """A process reward model with its two views; take one of them."""
+
+    @property
+    def spec(self) -> PRMSpec:
+        """How it is read."""
+        ...
+
+    def step_scorer(self, prompts: SearchPrompts) -> StepScorer:
+        """Return what scores the steps of a search.
+
+        Raises:
+            DataFormatError: If the model was trained on prompts of another renderer.
+        """
+        ...
+
+    def solution_scorer(self) -> SolutionScorer:
+        """Return what scores written solutions."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPRM:
+    """A model that reads text: the tokens of a search are turned into text for it."""
+
+    spec: PRMSpec
+    """How it is read."""
+    load: Callable[[], SolutionReader]
+    """Loads it."""
+
+    def step_scorer(self, prompts: SearchPrompts) -> StepScorer:
+        """Return what scores the steps of a search."""
+        return TextStepScorer(self.load(), split=prompts.split, decode=prompts.decode)
+
+    def solution_scorer(self) -> SolutionScorer:
+        """Return what scores written solutions."""
+        return self.load()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenPRM:
+    """A model that reads a policy's own tokens: written solutions are turned into tokens for it."""
+
+    spec: PRMSpec
+    """How it is read."""
+    model: str
+    """Where it comes from, for messages."""
+    load: Callable[[Callable[[tuple[int, ...]], int | None]], StepScorer]
+    """Loads it, given what says how many tokens of a prefix are its prompt."""
+    renderer: Callable[[], TokenRenderer]
+    """Loads the renderer that it was saved with."""
+
+    def step_scorer(self, prompts: SearchPrompts) -> StepScorer:
+        """Return what scores the steps of a search.
+
+        Raises:
+            DataFormatError: If the model was trained on prompts of another renderer.
+        """
+        if prompts.renderer_hash != self.spec.renderer_hash:
+            raise DataFormatError(
+                f"{self.model}: the PRM must have been trained on the prompts and steps of this policy: got renderer "
+                f"{prompts.renderer_hash!r}, expected {self.spec.renderer_hash!r} -- use the PRM of the same run, or one that reads text"
+            )
+        return self.load(prompts.length)
+
+    def solution_scorer(self) -> SolutionScorer:
+        """Return what scores written solutions.
+
+        Raises:
+            DataFormatError: If tokenizer or step format beside the model are not those that it was trained with.
+        """
+        renderer = self.renderer()
+        if renderer.hash != self.spec.renderer_hash:
+            raise DataFormatError(
+                f"renderer: must be the one that the PRM was trained with: got {renderer.hash!r}, expected {self.spec.renderer_hash!r} "
+                "-- keep tokenizer and step format of the model directory as they were saved"
+            )
+        # Whole solutions are scored, so that a request's prefix is the prompt alone.
+        return TokenSolutionScorer(self.load(len), renderer)
+
+
+class TokenSolutionScorer:
+    """Scores written solutions with a model that reads the policy's own tokens."""
+
+    def __init__(self, scorer: StepScorer, renderer: TokenRenderer) -> None:
+        """Combine a scorer with the renderer that its model was trained with."""
+        self._scorer, self._renderer = scorer, renderer
+
+    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
+        """Return one score in [0, 1] or None per step of every solution.
+
+        Raises:
+            DataFormatError: If a step holds a step boundary of the model's format.
+        """
+        requests = [self._request(ticket, solution) for ticket, solution in enumerate(solutions)]
+        return [result.scores[0] for result in collect_all(self._scorer, requests)]
+
+    def _request(self, ticket: int, solution: Solution) -> ScoreRequest:
+        end = self._renderer.step_end
+        text = "".join(step if step.endswith(end) else step + end for step in solution.steps)
+        steps = self._renderer.encode_solution(text) if solution.steps else []
+        if len(steps) != len(solution.steps):
+            raise DataFormatError(
+                f"{solution.place}: a step must not hold the model's step boundary {end!r} inside: got {len(steps)} pieces of "
+                f"{len(solution.steps)} steps -- split the steps there"
+            )
+        prefix = self._renderer.prompt_ids(Problem(id=solution.place, question=solution.question))
+        return ScoreRequest(ticket=ticket, prefix_ids=prefix, branches=(tuple(steps),))
+
+
+class EnsembleSolutionScorer:
+    """Scores written solutions with several models: the mean of their scores, None where one has none."""
+
+    def __init__(self, members: Sequence[SolutionScorer]) -> None:
+        """Combine scorers, at least one."""
+        self._members = members
+
+    def score(self, solutions: Sequence[Solution]) -> list[Scores]:
+        """Return one score in [0, 1] or None per step of every solution."""
+        by_member = [member.score(solutions) for member in self._members]
+        return [tuple(map(ensemble_score, zip(*scores, strict=True))) for scores in zip(*by_member, strict=True)]
+
+
+def open_prm(source: PRMSource, access: ModelAccess) -> OpenedPRM:
+    """Open one model; nothing is loaded before a view is taken.
+
+    Args:
+        source: The model, which is no ensemble.
+        access: Gives weights and engines.
+
+    Raises:
+        ConfigError: If nothing says how the model is read, or an implicit model has no reference.
+        CheckpointError: If its spec is malformed.
+    """
+    spec = source.resolve()
+    return FAMILIES[spec.family].open_with()(source, spec, access)

@@ -1,0 +1,142 @@
+"""What opens the models of each family; ``families.FAMILIES`` names these functions."""
+
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stepladder.interfaces import StepScorer
+from stepladder.lm.loading import load_tokenizer
+from stepladder.prm.checkpoints import load_bare_lm, load_head, load_reward_model, load_vocabulary_head, load_vocabulary_model
+from stepladder.prm.implicit_scorer import ImplicitStepScorer
+from stepladder.prm.judge import Judge
+from stepladder.prm.open import ModelAccess, OpenedPRM, TextPRM, TokenPRM
+from stepladder.prm.outputs import check_entropy_penalty
+from stepladder.prm.reader import StepReader
+from stepladder.prm.readings import HeadReading, RatioReading
+from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.prm.served import CachedModel, TokenLogps, TokenOutputs
+from stepladder.prm.sources import PRMSource
+from stepladder.prm.specs import PRMSpec, resolve_reference
+
+PromptLength = Callable[[tuple[int, ...]], int | None]
+
+
+def open_head(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a model with a head on its tokens: a value head, or two classes."""
+
+    def load_model() -> PreTrainedModel:
+        return load_reward_model(source.model, spec, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+
+    if spec.prompt != "tokens":
+        return _open_outputs(
+            source, spec, access, load_model=lambda tokenizer: load_model(), load_own_head=lambda tokenizer: load_head(source.model, spec)
+        )
+
+    def load_scorer(prompt_length: PromptLength) -> StepScorer:
+        if source.backend == "vllm":
+            from stepladder.prm.vllm_scorers import VLLMOutputs, VLLMStepScorer
+
+            outputs = VLLMOutputs(access.engine(source.model, task="embed"), load_head(source.model, spec).float())
+            return VLLMStepScorer(outputs, spec, entropy_penalty=source.entropy_penalty)
+        model = access.weights(("outputs", source.model, spec, *_place(source)), load_model)
+        return TransformersStepScorer(model, spec, entropy_penalty=source.entropy_penalty)
+
+    return TokenPRM(spec=spec, model=source.model, load=load_scorer, renderer=lambda: access.renderer(source))
+
+
+def open_vocabulary(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a language model whose logits of two tokens are read."""
+
+    def load_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        return load_vocabulary_model(
+            source.model, spec, tokenizer, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code
+        )
+
+    def load_rows(tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+        return load_vocabulary_head(source.model, spec, tokenizer)
+
+    return _open_outputs(source, spec, access, load_model=load_model, load_own_head=load_rows)
+
+
+def _open_outputs(
+    source: PRMSource,
+    spec: PRMSpec,
+    access: ModelAccess,
+    *,
+    load_model: Callable[[PreTrainedTokenizerBase], PreTrainedModel],
+    load_own_head: Callable[[PreTrainedTokenizerBase], nn.Module],
+) -> TextPRM:
+    """Open a model that reads text and has outputs at every token.
+
+    Args:
+        source: The model.
+        spec: How it is read.
+        access: Gives weights and engines.
+        load_model: Loads it on transformers.
+        load_own_head: Loads what makes its outputs of the hidden states that vLLM gives.
+    """
+
+    def load_outputs(tokenizer: PreTrainedTokenizerBase) -> TokenOutputs:
+        if source.backend == "vllm":
+            from stepladder.prm.vllm_scorers import VLLMOutputs
+
+            head = load_own_head(tokenizer).float()
+            return VLLMOutputs(access.engine(source.model, task="embed"), head)
+        model = access.weights(("outputs", source.model, spec, *_place(source)), lambda: load_model(tokenizer))
+        return CachedModel(model, num_outputs=spec.num_outputs)
+
+    def load() -> StepReader:
+        check_entropy_penalty(source.entropy_penalty, spec)
+        tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+        reading = HeadReading(load_outputs(tokenizer), spec, entropy_penalty=source.entropy_penalty)
+        return StepReader(reading, tokenizer, spec)
+
+    return TextPRM(spec=spec, load=load)
+
+
+def open_implicit(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a language model that is read against a reference; errors as for ``resolve_reference``."""
+    reference = resolve_reference(source.model, spec, source.reference)
+
+    def load_lm(model: str, *, is_reference: bool = False) -> TokenLogps:
+        if source.backend == "vllm":
+            from stepladder.prm.vllm_scorers import VLLMLogps
+
+            return VLLMLogps(access.engine(model, task="generate", num_engines=2, is_reference=is_reference))
+
+        def load_bare() -> tuple[PreTrainedModel, nn.Module]:
+            return load_bare_lm(model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+
+        bare, head = access.weights(("bare", model, *_place(source)), load_bare, is_reference=is_reference)
+        return CachedModel.of_language_model(bare, head)
+
+    def load() -> StepReader:
+        tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+        reading = RatioReading(load_lm(source.model), load_lm(reference, is_reference=True), spec, entropy_penalty=source.entropy_penalty)
+        return StepReader(reading, tokenizer, spec)
+
+    if spec.prompt == "tokens":
+        return TokenPRM(
+            spec=spec,
+            model=source.model,
+            load=lambda prompt_length: ImplicitStepScorer(load(), prompt_length=prompt_length),
+            renderer=lambda: access.renderer(source),
+        )
+    return TextPRM(spec=spec, load=load)
+
+
+def open_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a language model that writes verdicts, on the embedded engine."""
+
+    def load() -> Judge:
+        check_entropy_penalty(source.entropy_penalty, spec)
+        policy, prompt_ids = access.judge_policy(source, spec)
+        return Judge(policy, spec, prompt_ids, seed=source.seed)
+
+    return TextPRM(spec=spec, load=load)
+
+
+def _place(source: PRMSource) -> tuple[str, str, bool]:
+    """Return what decides where and in which type weights are loaded."""
+    return source.device, source.dtype, source.trust_remote_code

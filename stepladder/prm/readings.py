@@ -1,0 +1,144 @@
+"""From solutions that are laid out to scores: the part of a reader that differs from family to family.
+
+Axes: T tokens, F outputs of a token, S steps that are read.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from stepladder.prm.layout import Layout
+from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
+from stepladder.prm.served import TokenLogps, TokenOutputs
+from stepladder.prm.specs import PRMSpec
+
+
+class Reading(Protocol):
+    """Scores solutions that are laid out."""
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        ...
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        ...
+
+    def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
+        """Return the scores in [0, 1] of every solution's steps that are read, those with a token to read at, NaN where there is no number.
+
+        Args:
+            layouts: Solutions that have tokens and fit into the model's context.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forget everything cached and give the memory back."""
+        ...
+
+
+class HeadReading:
+    """Reads what a head says at one token of every step."""
+
+    def __init__(self, model: TokenOutputs, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
+        """Read a model that is served.
+
+        Args:
+            model: A model with ``spec.num_outputs`` outputs per token.
+            spec: How scores are read.
+            entropy_penalty: As for ``scores_of``.
+
+        Raises:
+            ConfigError: If there are no bins whose entropy could count.
+        """
+        check_entropy_penalty(entropy_penalty, spec)
+        self._model, self._spec, self._entropy_penalty = model, spec, entropy_penalty
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        return self._model.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._model.vocab_size
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._model.forwarded_tokens
+
+    def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
+        """Return the scores of every solution's steps that are read."""
+        indices = [np.array(layout.read_indices, dtype=np.int64) for layout in layouts]
+        outputs = self._model.outputs([layout.token_ids for layout in layouts], indices)
+        return [scores_of(each, self._spec, entropy_penalty=self._entropy_penalty) for each in outputs]
+
+    def clear(self) -> None:
+        """Forget everything cached and give the memory back."""
+        self._model.clear()
+
+
+class RatioReading:
+    """Reads the log-ratio of two language models over every step: an implicit reward model and its reference."""
+
+    def __init__(self, model: TokenLogps, reference: TokenLogps, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
+        """Read models that are served.
+
+        Args:
+            model: The model.
+            reference: The model that it was trained from.
+            spec: How scores are read.
+            entropy_penalty: 0, since there are no bins.
+
+        Raises:
+            ConfigError: If there is a penalty.
+        """
+        check_entropy_penalty(entropy_penalty, spec)
+        self._models, self._spec = (model, reference), spec
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have in both models."""
+        return min(each.max_positions for each in self._models)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that both models know."""
+        return min(each.vocab_size for each in self._models)
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far; as many went through its reference."""
+        return self._models[0].forwarded_tokens
+
+    def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
+        """Return the scores of every solution's steps that are read."""
+        paths = [layout.token_ids for layout in layouts]
+        # The first token of a sequence has no probability.
+        starts = [max(1, layout.begin) for layout in layouts]
+        own, other = (model.logps(paths, starts) for model in self._models)
+        ratios = [mine - theirs for mine, theirs in zip(own, other, strict=True)]
+        return [self._step_scores(layout, each, start) for layout, each, start in zip(layouts, ratios, starts, strict=True)]
+
+    def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:
+        """Return the scores of steps whose tokens, from ``start`` on, have these log-ratios, in nats."""
+        ends = np.array(layout.read_indices, dtype=np.int64) + 1 - start
+        sums = np.concatenate([[0.0], np.cumsum(ratios)])[np.concatenate([[0], ends])]
+        by_step = sums[1:] if self._spec.accumulate else np.diff(sums)
+        return transform_outputs(self._spec.beta * by_step, self._spec.transform)
+
+    def clear(self) -> None:
+        """Forget everything cached and give the memory back."""
+        for model in self._models:
+            model.clear()

@@ -1,0 +1,62 @@
+"""Where a process reward model comes from and what forwards it. No model library is imported here, so that mistakes show at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepladder.errors import ConfigError
+from stepladder.prm.families import FAMILIES
+from stepladder.prm.specs import PRMSpec, resolve_spec
+
+BACKENDS = ("transformers", "vllm")
+"""What can forward a model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PRMSource:
+    """Which model scores, and how."""
+
+    model: str
+    """Model directory, directory of an ensemble, or hub id."""
+    spec: str | None = None
+    """Name of a spec; None takes the directory's own, or the hub id's."""
+    reference: str | None = None
+    """Reference of an implicit model; None takes the one that its spec names."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    dtype: str = "auto"
+    """``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model; the public ones named in ``prm specs`` need none."""
+    seed: int = 0
+    """Seed of a judge's verdicts."""
+    backend: str = "transformers"
+    """One of ``BACKENDS``; a judge is asked on the embedded engine only."""
+    entropy_penalty: float = 0.0
+    """What a head of bins that is wholly unsure loses, >= 0; as for ``outputs.scores_of``."""
+
+    def resolve(self) -> PRMSpec:
+        """Return how the model is read, the first of an ensemble's for all of them; errors as for ``resolve_spec``."""
+        return resolve_spec(prm_members(self.model)[0], self.spec)
+
+
+def prm_members(directory: str) -> list[str]:
+    """Return the directories of an ensemble's models, in order; of a single model its own."""
+    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
+
+
+def check_backend(source: PRMSource) -> None:
+    """Refuse a backend that cannot forward the model; nothing is loaded.
+
+    Raises:
+        ConfigError: If the backend is unknown, does not fit the device, or cannot forward the model's family.
+    """
+    if source.backend not in BACKENDS:
+        raise ConfigError(f"--backend: must be one of {', '.join(BACKENDS)}: got {source.backend!r}")
+    if source.backend == "transformers":
+        return
+    if source.device != "auto":
+        raise ConfigError(f"--device: vLLM takes the GPU where there is one: got {source.device!r} -- leave it out with --backend vllm")
+    family = source.resolve().family
+    if source.backend not in FAMILIES[family].backends:
+        what = "a judge writes its verdicts" if family == "judge" else f"a PRM of the family {family} runs"
+        raise ConfigError(f"--backend: {what} on the embedded engine: got {source.backend!r} -- use 'transformers'")
