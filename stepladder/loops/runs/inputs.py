@@ -1,0 +1,57 @@
+"""What a run reads and did not make: files and models that must stay what they were when it began."""
+
+from pathlib import Path
+
+from stepladder.digests import digest_of, file_stats
+from stepladder.errors import CheckpointError
+from stepladder.loops.config.run import PATH_KEYS, Config
+
+_FREE = {("training", "accelerate_config")}
+"""Paths of settings that may change when a run is continued."""
+
+
+def input_paths(config: Config) -> dict[str, Path]:
+    """Return the problem files, solved examples and given models that lie on this machine, by the names of their settings."""
+    named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PATH_KEYS if (section, key) not in _FREE}
+    return {name: Path(value) for name, value in named.items() if value is not None and Path(value).exists()}
+
+
+def input_digests(config: Config) -> dict[str, str]:
+    """Return the digest of every input that lies on this machine, by the name of its setting."""
+    return {name: digest_of(path) for name, path in input_paths(config).items()}
+
+
+def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> None:
+    """Check that the inputs of a run are what they were when it began; hub ids are left to the hub.
+
+    Args:
+        config: The configuration of the run.
+        expected: What ``input_digests`` returned then.
+        place: The run directory, for the message.
+
+    Raises:
+        CheckpointError: If one has changed or is gone.
+    """
+    paths = input_paths(config)
+    for name, digest in expected.items():
+        if name not in paths or digest_of(paths[name]) != digest:
+            found = f"{paths[name]} has changed" if name in paths else "it is gone"
+            raise CheckpointError(f"{place}: {name} must stay what it was when the run began: {found} -- restore it, or start another run")
+
+
+class InputGuard:
+    """Notices between stages that an input has changed: cheap as long as nothing was written."""
+
+    def __init__(self, config: Config, place: Path) -> None:
+        """Remember the inputs of a configuration as they are now."""
+        self._config, self._place = config, place
+        self._digests, self._stats = input_digests(config), self._all_stats()
+
+    def check(self) -> None:
+        """Check that the inputs have not changed; errors as for ``check_inputs``."""
+        if (stats := self._all_stats()) != self._stats:
+            check_inputs(self._config, self._digests, place=self._place)
+            self._stats = stats
+
+    def _all_stats(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
+        return {name: file_stats(path) for name, path in input_paths(self._config).items()}

@@ -1,0 +1,59 @@
+"""A run notices that what it reads has changed."""
+
+import os
+
+import pytest
+
+from stepladder.errors import CheckpointError
+from stepladder.loops.config.load import load_config
+from stepladder.loops.runs.directory import check_run, open_run
+from stepladder.loops.runs.inputs import InputGuard, input_digests
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration of two problem files, a model directory and a hub id."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"id": "1", "question": "1+1?", "answer": "2"}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(1000))
+    settings = [f"problems.{split}={tmp_path / f'{split}.jsonl'}" for split in ("train", "test")]
+    return load_config(None, [*settings, f"policy.model={tmp_path / 'model'}", "prm.model=someone/prm"])
+
+
+def test_only_what_lies_here_has_a_digest(config):
+    """A hub id is the hub's business."""
+    assert sorted(input_digests(config)) == ["policy.model", "problems.test", "problems.train"]
+
+
+def test_a_run_refuses_to_go_on_with_other_problems_or_weights(config, tmp_path):
+    """One answer, or one byte of the weights; restored, the run goes on."""
+    run = tmp_path / "run"
+    open_run(run, config)
+    check_run(run, config)
+    for name, setting in (("train.jsonl", "problems.train"), ("model/model.safetensors", "policy.model")):
+        path = tmp_path / name
+        before = path.read_bytes()
+        path.write_bytes(before[:-3] + b"\x07" + before[-2:])
+        with pytest.raises(CheckpointError, match=f"{setting} must stay what it was when the run began: .* has changed -- restore it"):
+            check_run(run, config)
+        path.write_bytes(before)
+        check_run(run, config)
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"problems.test .*: it is gone"):
+        check_run(run, config)
+
+
+def test_a_guard_reads_again_only_what_was_written(config, tmp_path, monkeypatch):
+    """Between stages an unchanged model costs no reading; a file written with the same bytes is fine, other bytes are not."""
+    guard = InputGuard(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("stepladder.loops.runs.inputs.digest_of", None)
+        guard.check()
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(1, 1))
+    guard.check()
+    path.write_text('{"id": "1", "question": "1+1?", "answer": "3"}\n')
+    with pytest.raises(CheckpointError, match=r"problems.train .* has changed"):
+        guard.check()
