@@ -16,6 +16,7 @@ from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
+from stepladder.loops.assembly.problems import grading_options
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
@@ -328,10 +329,11 @@ def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminat
     base = settings.config
     own = _bare_config(directory).format if _has_format(directory) else base.format
     config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
+    options = grading_options(base.problems)
     return Discriminator(
         build_policy(config, models, directory, role=DISCRIMINATOR),
         build_renderer(config, directory),
-        key_of=lambda answer: answer_key(answer, base.problems.rule),
+        key_of=lambda answer: answer_key(answer, base.problems.rule, options),
         budget=settings.budget,
         seed=settings.seed,
     )

@@ -1,4 +1,4 @@
-"""The same code on a real task by configuration alone: GSM8K's own files, any causal model, answers graded by math-verify."""
+"""The same code on a real task by configuration alone: GSM8K's own files, any causal model, answers graded under rule math."""
 
 import json
 import os

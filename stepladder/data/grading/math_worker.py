@@ -1,15 +1,14 @@
-"""The worker process that runs math-verify: JSON lines in, JSON lines out.
+"""The worker process that decides what needs algebra: JSON lines in, JSON lines out.
 
-It is run as a script in a fresh interpreter and imports nothing of stepladder. Symbolic algebra may not come back (``9**9**9**9``) and may
-hold the interpreter lock while it computes, so no thread or Python signal handler here could stop it. The kernel does: a timer of CPU time
-whose signal keeps its default action, which is to end the process. That also covers a parent that was killed: a busy worker outlives it by
-the deadline at most, an idle one sees the end of its input at once.
+It is run as a script in a fresh interpreter. Numbers like ``9**9**9**9`` may not come back and may hold the interpreter lock while they are
+computed, so no thread or Python signal handler here could stop it. The kernel does: a timer of CPU time whose signal keeps its default
+action, which is to end the process. That also covers a parent that was killed: a busy worker outlives it by the deadline at most, an idle
+one sees the end of its input at once.
 
 CPU time, not wall time, so that the same answers run out of time on a loaded machine as on an idle one.
 """
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -17,43 +16,53 @@ import sys
 from contextlib import suppress
 from typing import IO
 
+from stepladder.data.grading.compare import Question, decide
+from stepladder.data.grading.forms import Expression
+from stepladder.data.grading.normal import UndefinedError, normal_form
+from stepladder.data.grading.numeric import proportional, same_value
+from stepladder.data.grading.reader import read
+from stepladder.data.grading.rules import MathOptions
+
 _MEMORY_BYTES = 4 << 30
-"""Cap on the address space; numbers that would need more end as unreadable instead of as a swapping machine."""
-_FLOAT_DECIMALS = 12
-"""Floats that agree in so many decimals are equal: room for rounding in the computation, none for 0.333333 in place of 1/3."""
+"""Cap on the address space; numbers that would need more end as a wrong answer instead of as a swapping machine."""
+_LARGE_BITS, _LARGE_WORK = 1 << 23, 10_000_000
 
 
-def grade(answer: str, reference: str) -> tuple[bool, str]:
-    """Return whether math-verify finds an answer equivalent to the reference, and why; may never return.
+def algebra(question: Question, left: Expression, right: Expression) -> bool | None:
+    """Answer a question about two expressions, exactly where their numbers allow it; may never return."""
+    if question == "same":
+        with suppress(UndefinedError):
+            forms = [normal_form(side, max_bits=_LARGE_BITS, max_work=_LARGE_WORK) for side in (left, right)]
+            values = [form.rational for form in forms if form is not None]
+            if len(values) == 2 and None not in values:
+                return values[0] == values[1]
+        return same_value(left, right)
+    return proportional(left, right, positive=question == "positive")
 
-    Both are texts with formulas between dollar signs.
-    """
-    from math_verify import parse, verify
 
-    # Its own time limits use SIGALRM and a Python handler, which would not stop a computation in C.
-    parsed_reference = parse(reference, parsing_timeout=0)
-    parsed_answer = parse(answer, parsing_timeout=0)
-    if not parsed_answer or not parsed_reference:
-        return False, "unreadable"
-    correct = verify(parsed_reference, parsed_answer, float_rounding=_FLOAT_DECIMALS, timeout_seconds=0)
-    return correct, "equivalent" if correct else "differs"
+def grade(answer: str, reference: str, options: MathOptions) -> tuple[bool, str]:
+    """Return whether an answer is equivalent to the reference, and why; may never return."""
+    try:
+        correct = decide(read(reference), read(answer), options, algebra=algebra)
+    except (MemoryError, OverflowError):
+        correct = None
+    return bool(correct), "undecided" if correct is None else "equivalent" if correct else "differs"
 
 
 def main() -> None:
-    """Serve requests ``{"answer", "reference", "deadline_s"}`` with replies ``{"correct", "reason"}`` until the input ends."""
+    """Serve requests ``{"answer", "reference", "options", "deadline_s"}`` with replies ``{"correct", "reason"}`` until the input ends."""
     # A Ctrl-C reaches every process of the terminal; what it means is decided by the parent alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _private_stdout()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):  # not every system lets an address space be capped
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, _MEMORY_BYTES), hard))
-    logging.disable(logging.CRITICAL)
-    grade("$1$", "$1$")  # the first call loads and builds everything; it is no part of any deadline
+    grade("\\sin x", "\\cos x", MathOptions())  # the first call builds tables; it is no part of any deadline
     _send(replies, {"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, request["deadline_s"])
-        correct, reason = grade(request["answer"], request["reference"])
+        correct, reason = grade(request["answer"], request["reference"], MathOptions(**request["options"]))
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(replies, {"correct": correct, "reason": reason})
 

@@ -1,6 +1,7 @@
 """Problems and their grader, from the configuration."""
 
 from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
+from stepladder.data.grading.rules import MathOptions
 from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.types import LabelledProblem
@@ -43,4 +44,9 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
 
 def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> AnswerVerifier:
     """Return the grader that holds the answers; close it when done."""
-    return AnswerVerifier(problems, config.rule, deadline_s=config.deadline_s)
+    return AnswerVerifier(problems, config.rule, options=grading_options(config), deadline_s=config.deadline_s)
+
+
+def grading_options(config: ProblemsConfig) -> MathOptions:
+    """Return the options of rule ``math``."""
+    return MathOptions.of(**config.grading.model_dump())

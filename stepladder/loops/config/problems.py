@@ -7,6 +7,25 @@ from pydantic import Field, model_validator
 from stepladder.loops.config.section import Section
 
 
+class GradingConfig(Section):
+    """Where rule ``math`` is to be less strict than it is by default; ``docs/grading.md`` has an example of each."""
+
+    percent: Literal["fraction", "unit"] = "fraction"
+    """``fraction``: 50% is 1/2. ``unit``: a per cent sign may be left out, so 50% is 50."""
+    units: Literal["stated", "optional"] = "stated"
+    """``optional``: a unit that the reference states may be left out."""
+    names: Literal["stated", "optional"] = "stated"
+    """``optional``: 3 will do where the reference is ``x = 3``."""
+    brackets: Literal["kept", "any"] = "kept"
+    """``any``: (1,2), [1,2] and {1,2} are the same."""
+    bases: Literal["stated", "optional"] = "stated"
+    """``optional``: 11 will do where the reference is ``11_2``."""
+    order: Literal["free", "kept"] = "free"
+    """``kept``: values without brackets must come in the order of the reference."""
+    case: Literal["kept", "ignored"] = "kept"
+    """``ignored``: X is x."""
+
+
 class ProblemsConfig(Section):
     """Where problems come from and how answers are graded."""
 
@@ -39,9 +58,11 @@ class ProblemsConfig(Section):
     test_limit: int | None = Field(default=None, ge=1)
     """Use at most this many test problems."""
     rule: Literal["exact", "number", "math"] = "math"
-    """Grading rule: same text, same number, or mathematically equivalent (math-verify)."""
+    """Grading rule: same text, same number, or mathematically equivalent."""
+    grading: GradingConfig = GradingConfig()
+    """Options of rule ``math``."""
     deadline_s: float = Field(default=5.0, gt=0)
-    """Seconds after which grading one answer is killed and the answer counts as wrong."""
+    """CPU seconds after which grading one answer is killed and the answer counts as wrong."""
 
 
 class FormatConfig(Section):

@@ -37,7 +37,7 @@ RUN_SCHEMA_VERSION = 1
 LOCK_FILE = ".lock"
 """Held by the process that works on a run."""
 _RUN_DIR = "{run_dir}"
-_VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "math-verify", "sympy")
+_VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "mpmath")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

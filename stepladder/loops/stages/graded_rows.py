@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.data.metrics.answers import known_within
 from stepladder.loops.config.run import Config
@@ -67,7 +66,7 @@ def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Conf
     tree = result.tree
     draws = _draws(tree)
     verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
-    return [_sample(tree, path, verdict.correct, config) for path, verdict in zip(draws, verdicts, strict=True)]
+    return [_sample(tree, path, verdict.correct, verifier, config) for path, verdict in zip(draws, verdicts, strict=True)]
 
 
 def _draws(tree: TreeRecord) -> list[list[int]]:
@@ -78,11 +77,11 @@ def _draws(tree: TreeRecord) -> list[list[int]]:
     return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
 
 
-def _sample(tree: TreeRecord, path: list[int], correct: bool, config: Config) -> dict[str, Any]:
+def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
     answer = tree.answers[path[-1]]
     return {
         "num_tokens": sum(len(tree.token_ids[step]) for step in path),
-        "answer_key": None if answer is None else answer_key(answer, config.problems.rule),
+        "answer_key": None if answer is None else verifier.answer_key(answer),
         "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
         "correct": correct,
     }

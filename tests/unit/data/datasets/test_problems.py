@@ -67,7 +67,7 @@ def test_answer_pattern_takes_its_last_match_and_ids_come_from_the_line(tmp_path
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_gsm8k_is_read_whole(split):
     """The real file has an answer in every row, and every answer is a number."""
-    from stepladder.data.grading.answers import parse_number
+    from stepladder.data.grading.numbers import parse_number
 
     path = oracle_path("gsm8k", f"{split}.jsonl")
     loaded = load_problems(path, id_field=None, answer_pattern=GSM8K_PATTERN)

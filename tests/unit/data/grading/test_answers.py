@@ -4,7 +4,11 @@ from fractions import Fraction
 
 import pytest
 
-from stepladder.data.grading.answers import MAX_MATH_CHARS, answer_key, math_readable, math_source, number_match, parse_number
+from stepladder.data.grading.answers import answer_key, math_match, number_match, unreadable_reason
+from stepladder.data.grading.notation import MAX_CHARS
+from stepladder.data.grading.numbers import parse_number
+from stepladder.data.grading.rules import MathOptions
+from stepladder.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_number_match_says_when_it_cannot_say():
     [
         ("exact", [" 3  1", "3 1"], ["31", "3 1."]),
         ("number", ["1,000", "1000.0", "$1e3", "2000/2"], ["1001", "a thousand"]),
-        ("math", ["0.5", "\\frac12", "$\\dfrac{1}{2}$", "\\boxed{1/2}", "2/4"], ["50%", "5", "\\frac{1}{3}"]),
+        ("math", ["0.5", "\\frac12", "$\\dfrac{1}{2}$", "\\boxed{1/2}", "2/4", "50%"], ["50", "5", "\\frac{1}{3}"]),
         ("math", ["\\left( 1,\\; 2 \\right)", "(1,2)", "$(1, 2)$."], ["(12)", "(2,1)"]),
         ("math", ["\\text{Monday}", "Monday"], ["monday"]),
         ("math", ["50%", "50\\%", "$50\\%$"], ["50"]),
@@ -99,27 +103,107 @@ def test_answer_key_is_idempotent():
 
 
 @pytest.mark.parametrize(
-    ("text", "source"),
+    ("text", "rule", "reason"),
     [
-        ("\\sqrt{8}", "$\\sqrt{8}$"),
-        ("$$x$$", "$x$"),
-        ("\\(x\\)", "$x$"),
-        ("\\boxed{\\frac{1}{2}}", "$\\frac{1}{2}$"),
-        ("it is $3$", "it is $3$"),
-        ("18$", "$18\\$$"),
-        ("x**2+1", "$x^{2}+1$"),
-        ("2**3**2", "$2^{3^{2}}$"),
-        ("a**(b+1)*c**2", "$a^{(b+1)}*c^{2}$"),
-        ("2**", "$2**$"),
+        ("\\frac{{{", "math", "a brace is not closed"),
+        ("5 6", "math", "two numbers stand side by side"),
+        ("x" * (MAX_CHARS + 1), "math", "it is longer than 1,000 characters"),
+        ("NaN", "math", "it is a gap"),
+        ("1/0", "math", "it divides by zero"),
+        (" ", "exact", "it is empty"),
+        ("$ $", "math", "it is empty"),
+        ("Janet has 4", "number", "it is not one number"),
+        ("--3", "math", "two signs stand side by side"),
+        ("(" * 50 + "1" + ")" * 50, "math", "nested more than"),
+        ("^" * 500, "math", "has nothing before or after it"),
     ],
 )
-def test_math_source_is_one_formula(text, source):
-    """What math-verify is given: dollar signs around a formula, powers as LaTeX writes them."""
-    assert math_source(text) == source
+def test_what_no_answer_can_equal_has_a_reason(text, rule, reason):
+    """Broken notation, gaps and several numbers are named as such."""
+    assert reason in (unreadable_reason(text, rule) or "")
 
 
-def test_math_readable_refuses_what_the_parser_would_misread():
-    """Adjacent numbers and endless texts never reach the parser."""
-    assert math_readable("3 \\pi 4")
-    assert not math_readable("5 6")
-    assert not math_readable("x" * (MAX_MATH_CHARS + 1))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x_1 2",
+        "2^3 5",
+        "3 \\pi 4",
+        "\\log_2 8",
+        "\\frac 1 2",
+        "1 + 2 + \\cdots + n",
+        "May 5",
+        "ABC",
+        "]0, 1[",
+        "a \\sim b",
+        "\\infty",
+        "3:05",
+    ],
+)
+def test_what_is_well_formed_equals_itself(text):
+    """Text that is not understood is still an answer."""
+    assert unreadable_reason(text, "math") is None
+    assert math_match(text, text) is True
+
+
+@pytest.mark.parametrize("text", ["$" * 10**6, "{" * 10**6, "\\boxed{" * 10**5, "1," * 10**5, "*" * 10**6, "`" * 10**6, "9" * 10**6])
+@pytest.mark.parametrize("rule", ["exact", "number", "math"])
+def test_long_answers_are_refused_at_once(text, rule):
+    """A megabyte of anything has a verdict before any of it is parsed; the test ends, so nothing here is quadratic."""
+    assert (unreadable_reason(text, rule) is None) == (rule == "exact")
+    assert len(answer_key(text, rule)) <= len(text)
+    assert math_match(text, "1") is False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+".join("x" * 500),
+        "x " * 499,
+        "2^" * 300 + "2",
+        "5!" * 400,
+        "-" * 999,
+        "(1," * 300,
+        "\\sin" * 199,
+        "\\sqrt" * 160 + "2",
+        "|" * 999,
+        "(a+b)" * 190,
+    ],
+)
+def test_repetitive_answers_end(text):
+    """Whatever a model repeats to the end of its budget is read, or refused, without deep recursion."""
+    assert math_match(text, "1") is not True
+
+
+@pytest.mark.parametrize(
+    ("option", "reference", "answer"),
+    [
+        ("percent=unit", "50", "50\\%"),
+        ("units=optional", "5 cm", "5"),
+        ("names=optional", "x=3", "3"),
+        ("brackets=any", "(1,2)", "[1,2]"),
+        ("bases=optional", "2516_8", "2516"),
+        ("case=ignored", "X", "x"),
+        ("case=ignored", "Monday", "monday"),
+    ],
+)
+def test_options_allow_what_is_strict_by_default(option, reference, answer):
+    """Each option opens one door, and the default keeps it shut."""
+    name, value = option.split("=")
+    assert math_match(answer, reference) is False
+    assert math_match(answer, reference, MathOptions.of(**{name: value})) is True
+
+
+def test_order_can_be_kept():
+    """Where the order of values is asked for, an option makes it count."""
+    assert math_match("2, 1", "1, 2") is True
+    assert math_match("2, 1", "1, 2", MathOptions.of(order="kept")) is False
+    assert answer_key("2, 1", "math", MathOptions.of(order="kept")) == "2, 1"
+
+
+def test_unknown_options_are_refused():
+    """A misspelt option is no option."""
+    with pytest.raises(ConfigError, match="option must be one of percent, units"):
+        MathOptions.of(percents="unit")
+    with pytest.raises(ConfigError, match="option percent must be fraction or unit: got 'both'"):
+        MathOptions.of(percent="both")
