@@ -31,9 +31,7 @@ from stepladder.errors import BackendError, ConfigError
 
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _MEMORY_BYTES = 1 << 30
-# Files times bytes per file is what code can hold on disk.
-_FILES, _FILE_BYTES = 64, 1 << 20
-_OPEN_FILES = 64
+_DISK_BYTES, _FILES, _FILE_BYTES, _OPEN_FILES = 64 << 20, 256, 16 << 20, 64
 _OUTPUT_BYTES, _PRINTED_BYTES = 8192, 4 << 20
 _MARK_BYTES = 16
 _LOOK_EVERY_S = 0.05
@@ -151,7 +149,8 @@ def _run(code: str, *, deadline_s: int, allow_unsandboxed: bool) -> tuple[bool, 
 
 def _request(code: str, *, deadline_s: int, trusting: bool) -> bytes:
     packages, readable = _installed()
-    limits = {"cpu_s": deadline_s, "memory_bytes": _MEMORY_BYTES, "files": _FILES, "file_bytes": _FILE_BYTES, "open_files": _OPEN_FILES}
+    limits = {"cpu_s": deadline_s, "memory_bytes": _MEMORY_BYTES, "disk_bytes": _DISK_BYTES}
+    limits |= {"files": _FILES, "file_bytes": _FILE_BYTES, "open_files": _OPEN_FILES}
     # Both ends are the same interpreter, whose start a larger format would slow down.
     return marshal.dumps({"code": code, "limits": limits, "trusting": trusting, "packages": packages, "readable": readable})
 

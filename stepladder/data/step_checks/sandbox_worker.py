@@ -15,8 +15,8 @@ runs the code. The request's mark at the end of the output says that the code ra
 - seccomp: of the system calls only those listed below; the rest fail with "operation not permitted". Not among them: sockets, new processes
   and threads, other programs, signals to others, tracing, changing owners or modes, namespaces, mounting, and limits. Files are opened
   only with the flags and modes that Landlock judges rightly in every version.
-- The supervisor counts files before each new one, those without a name included, and ends code that holds too many. No file exceeds its
-  limit, so that files times size bounds the disk.
+- The supervisor measures all files before each new one, those without a name included. It ends code that holds too many, and lowers the
+  limit on the size of a file until the files that there are cannot grow beyond the cap on the disk.
 
 The locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. What remains is the kernel itself: an
 exploitable bug in one of the system calls listed. Where that is too much, run stepladder in a virtual machine.
@@ -58,6 +58,8 @@ _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """Number of file rights from a version of Landlock on: 2 adds moving between directories, 3 truncation, 5 ioctl on devices."""
 _NET_RIGHTS, _SCOPES = {4: 0b11}, {6: 0b11}
 """TCP (bind, connect), and what reaches processes outside (abstract Unix sockets, signals)."""
+_QUIET = {7: 1}
+"""The flag that keeps what code tries out of the machine's audit log."""
 
 # System call numbers of x86-64. Without ioctl(TIOCSTI), fcntl(F_SETOWN), prlimit, chmod and their like, by default refusal.
 _CALLS = {
@@ -141,7 +143,7 @@ def lock_files(libc: Any, readable: list[str], scratch: str) -> bool:
         os.close(handle)
         if failed:
             return False
-    locked = libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0
+    locked = libc.syscall(_LANDLOCK_RESTRICT, ruleset, _of_version(_QUIET, version)) == 0
     os.close(ruleset)
     return locked
 
@@ -247,7 +249,10 @@ def _finished(_: None) -> bytes:
     errors: list[Any] = []
     sys.unraisablehook = errors.append
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    # Code may have put another stream in the place of the first.
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
     if errors:
         raise errors[0].exc_value
     return b""
@@ -290,7 +295,7 @@ def start(libc: Any, request: dict[str, Any]) -> NoReturn:
         os._exit(1)
 
 
-def supervise(child: int, listener: int, wakeup: int, max_files: int) -> tuple[int, str | None]:
+def supervise(child: int, listener: int, wakeup: int, limits: dict[str, int]) -> tuple[int, str | None]:
     """Wait for the end of the code, or for a reason to end it: ``alone`` (without a caller) or ``overfull``; return its status and that."""
     poll = select.poll()
     # The caller has shut its sending half; only the end of the other half is of interest.
@@ -306,7 +311,7 @@ def supervise(child: int, listener: int, wakeup: int, max_files: int) -> tuple[i
         elif os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break
         elif listener in happened or listener < 0:
-            may_go_on = _answer(listener, child, max_files) if listener >= 0 else not _too_many_files(child, max_files)
+            may_go_on = _answer(listener, child, limits) if listener >= 0 else _bound_files(child, limits)
             reason = None if may_go_on else "overfull"
     # The code is not reaped yet, so that its group is still its own; until it leads one it has no children.
     for kill in (os.killpg, os.kill):
@@ -317,12 +322,12 @@ def supervise(child: int, listener: int, wakeup: int, max_files: int) -> tuple[i
     return os.waitpid(child, 0)[1], reason
 
 
-def _answer(listener: int, child: int, max_files: int) -> bool:
+def _answer(listener: int, child: int, limits: dict[str, int]) -> bool:
     """Let a call that may create a file go on; say whether it may. It waits meanwhile, and with it the code's only thread."""
     asked = bytearray(80)
     try:
         fcntl.ioctl(listener, _RECEIVE, asked)
-        if _too_many_files(child, max_files):
+        if not _bound_files(child, limits):
             return False
         fcntl.ioctl(listener, _SEND, struct.pack("=QqiI", int.from_bytes(asked[:8], sys.byteorder), 0, 0, _CONTINUE))
     except (FileNotFoundError, InterruptedError):
@@ -331,19 +336,55 @@ def _answer(listener: int, child: int, max_files: int) -> bool:
     return True
 
 
-def _too_many_files(child: int, max_files: int) -> bool:
-    """Whether the code holds as many files as it may, those included that it deleted and still has open or mapped."""
-    count, process = len(os.listdir(".")), f"/proc/{child}"
+def _bound_files(child: int, limits: dict[str, int]) -> bool:
+    """Limit the size of the code's files so that these and one more stay within the disk's cap; say whether there may be one more."""
     try:
-        for name in os.listdir(f"{process}/fd"):
-            state = os.stat(f"{process}/fd/{name}")
-            count += stat.S_ISREG(state.st_mode) and not state.st_nlink
-        with open(f"{process}/maps", "rb") as maps:
-            count += len({tuple(line.split()[3:5]) for line in maps if line.endswith(b" (deleted)\n")})
+        sizes = [*_sizes(child, unknown=limits["file_bytes"]), 0]
+        room = largest_size(sizes, limits["disk_bytes"])
+        if len(sizes) > limits["files"] or room < 0:
+            return False
+        if sys.platform == "linux":
+            _, hard = resource.prlimit(child, resource.RLIMIT_FSIZE)
+            resource.prlimit(child, resource.RLIMIT_FSIZE, (min(room, limits["file_bytes"], hard if hard >= 0 else room), hard))
     except (FileNotFoundError, ProcessLookupError):
-        # Elsewhere than on Linux there is no such folder; on Linux, the process has ended.
-        return count >= max_files
-    return count >= max_files
+        # The process has ended.
+        return True
+    return True
+
+
+def largest_size(sizes: list[int], total: int) -> int:
+    """Return the size to which each file may grow so that all stay within a total, where larger ones keep theirs; negative if none fits."""
+    sizes, share = sorted(sizes, reverse=True), -1
+    for index, size in enumerate(sizes):
+        share = (total - sum(sizes[:index])) // (len(sizes) - index)
+        if share >= size:
+            return share
+    return share
+
+
+def _sizes(child: int, *, unknown: int) -> list[int]:
+    """Return the sizes of the code's files: of the working directory, and of those deleted that it still has open or mapped.
+
+    Args:
+        child: The code's process.
+        unknown: What counts as the size of a file that is only mapped, which the kernel does not tell.
+    """
+    with os.scandir(".") as entries:
+        sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
+    if sys.platform != "linux":
+        return sizes
+    deleted = {}
+    with os.scandir(f"/proc/{child}/fd") as links:
+        for link in links:
+            state = link.stat()
+            if stat.S_ISREG(state.st_mode) and not state.st_nlink:
+                deleted[state.st_ino] = state.st_size
+    with open(f"/proc/{child}/maps", "rb") as maps:
+        for line in maps:
+            # Shared memory without a file has that name, and counts as memory.
+            if line.endswith(b" (deleted)\n") and not line.endswith(b" /dev/zero (deleted)\n"):
+                deleted.setdefault(int(line.split()[4]), unknown)
+    return [*sizes, *deleted.values()]
 
 
 def _read(num_bytes: int) -> bytes:
@@ -402,7 +443,7 @@ def main() -> None:
     child = os.fork()
     if not child:
         start(libc, request)
-    status, reason = supervise(child, listener, wakeup, request["limits"]["files"])
+    status, reason = supervise(child, listener, wakeup, request["limits"])
     # The threads of a caller die one after the other; its first sign of death may come while its process id is still there.
     if reason == "alone" or os.getppid() != caller:
         _delete_scratch()

@@ -36,8 +36,11 @@ def scratch_directory() -> Iterator[Path]:
 @cache
 def delete_abandoned(parent: str) -> None:
     """Delete this user's scratch directories in a directory that no living process holds; once per process and directory."""
-    with os.scandir(parent) as entries:
-        paths = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
+    try:
+        paths = [path for path in Path(parent).iterdir() if path.name.startswith(PREFIX)]
+    except PermissionError:
+        # One can work in a directory without being allowed to list it.
+        return
     for path in paths:
         try:
             # Whoever can place a link here must not choose what is deleted.

@@ -386,7 +386,7 @@ ATTEMPTS: dict[str, dict[str, str | tuple[str, str]]] = {
     },
 }
 
-_HOLD = "held = []\nfor i in range(200):\n    {}"
+_HOLD = "held = []\nfor i in range(400):\n    {}"
 RUNS: dict[str, dict[str, tuple[str, str]]] = {
     "verdict": {
         "exit": ("import sys\nsys.exit()", "failed"),
@@ -480,18 +480,23 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
             "    held[-1].write(bytes(15 << 20))\n    held[-1].flush()",
             "failed",
         ),
+        "15 files of 15 MB": ("for i in range(15):\n    open(str(i), 'wb').write(bytes(15 << 20))", "failed"),
+        "15 files, all made before they grow": (
+            "files = [open(str(i), 'wb') for i in range(15)]\nfor file in files:\n    file.write(bytes(15 << 20))",
+            "failed",
+        ),
         "deleted files": (
             "import os\n"
-            + _HOLD.format("held.append(open('a', 'wb'))\n    os.unlink('a')\n    os.write(held[-1].fileno(), bytes(1 << 20))"),
+            + _HOLD.format("held.append(open('a', 'wb'))\n    os.unlink('a')\n    os.write(held[-1].fileno(), bytes(2 << 20))"),
             "failed",
         ),
         "deleted files that are mapped": (
             "import mmap, os\n"
             + _HOLD.format(
-                "file = os.open('a', os.O_CREAT | os.O_RDWR)\n    os.write(file, bytes(1 << 20))\n"
+                "file = os.open('a', os.O_CREAT | os.O_RDWR)\n    assert os.write(file, bytes(4 << 20)) == 4 << 20\n"
                 "    held.append(mmap.mmap(file, 4096))\n    os.close(file)\n    os.unlink('a')"
             ),
-            "overfull",
+            "failed",
         ),
         "deleted files that are mapped and closed": (
             "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n"
@@ -500,7 +505,20 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
                 "    assert libc.mmap(None, ctypes.c_size_t(4096), 1, 2, file, ctypes.c_long(0)) > 0\n"
                 "    os.close(file)\n    os.unlink('a')"
             ),
-            "overfull",
+            "failed",
+        ),
+        "deleted files with a shared mapping": (
+            "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n"
+            + _HOLD.format(
+                "file = os.open('a', os.O_CREAT | os.O_RDWR)\n    os.ftruncate(file, 1 << 20)\n"
+                "    assert libc.mmap(None, ctypes.c_size_t(4096), 3, 1, file, ctypes.c_long(0)) > 0\n"
+                "    os.close(file)\n    os.unlink('a')"
+            ),
+            "failed",
+        ),
+        "a deleted file behind two descriptors": (
+            "import os\n" + _HOLD.format("held.append(os.dup(os.open('a', os.O_CREAT | os.O_RDWR)))\n    os.unlink('a')"),
+            "failed",
         ),
         "replaced files": (
             "import os\n" + _HOLD.format("held.append(open('a', 'wb'))\n    open('b', 'w').close()\n    os.rename('b', 'a')"),
@@ -510,7 +528,7 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
         "a huge file": ("with open('a', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 16))", "failed"),
         "a huge hole": ("with open('a', 'wb') as file:\n    file.truncate(1 << 30)", "failed"),
         "a huge file, ended by its signal": (
-            "import signal\nsignal.signal(25, signal.SIG_DFL)\nopen('a', 'wb').write(bytes(1 << 21))",
+            "import signal\nsignal.signal(25, signal.SIG_DFL)\nopen('a', 'wb').write(bytes(1 << 25))",
             "overfull",
         ),
         "endless output": ("while True:\n    print('x' * 10000)", "overfull"),

@@ -15,6 +15,7 @@ import pytest
 
 from stepladder.data.step_checks import sandbox
 from stepladder.data.step_checks.sandbox import CodeSandbox, check_sandbox, run_code
+from stepladder.data.step_checks.sandbox_worker import largest_size
 from stepladder.errors import BackendError, ConfigError
 from tests.locks import needs_locks
 
@@ -25,6 +26,8 @@ ALLOWED = {
     "own files": "open('a', 'w').write('3')\nimport os\nassert os.listdir('.') == ['a']\nprint(open('a').read())\nos.remove('a')",
     "long": f"x = '{'a' * 300_000}'\nprint(len(x) // 100_000)",
     "annotations are evaluated": "def f(x: 1 + 2): pass\nprint(f.__annotations__['x'])",
+    "another output": "import io, sys\nprint(3)\nsys.stdout = io.StringIO()\nprint(4)",
+    "no output": "import sys\nprint(3)\nsys.stdout = None",
     "read the empty input": "print(open(0).read() + '3')",
 }
 ATTACKS = {
@@ -274,3 +277,19 @@ def test_files_are_counted_where_no_call_can_be_listened_to(tmp_path, monkeypatc
     monkeypatch.setattr(sandbox, "_WORKER", worker)
     assert run_code("open('a', 'w')", deadline_s=5).passed
     assert run_code("i = 0\nwhile True:\n    i += 1\n    open(str(i), 'w').close()", deadline_s=20).reason == "overfull"
+
+
+@needs_locks
+def test_code_holds_what_the_bounds_allow():
+    """Four files of 15 MB, or a new file of that size again and again, or many small files, are fine; shared memory is no file."""
+    assert run_code("for i in range(4):\n    open(str(i), 'wb').write(bytes(15 << 20))", deadline_s=20).passed
+    assert run_code("import os\nfor i in range(20):\n    open('a', 'wb').write(bytes(15 << 20))\n    os.remove('a')", deadline_s=20).passed
+    assert run_code("for i in range(255):\n    open(str(i), 'w').write('x' * 200_000)", deadline_s=20).passed
+    assert run_code("import mmap\nx = [mmap.mmap(-1, 1 << 20) for _ in range(20)]\nopen('a', 'w')", deadline_s=20).passed
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 0], [7, 0], [4, 0, 7], [4, 4, 0], [6, 6, 0], [9, 9, 0], [13, 0], [3, 3, 3, 0]])
+def test_files_share_the_disk(sizes):
+    """The size is the largest to which all smaller files can grow within the total; it is negative where there is none."""
+    fitting = [size for size in range(13) if sum(max(size, other) for other in sizes) <= 12]
+    assert max(largest_size(sizes, 12), -1) == max(fitting, default=-1)
