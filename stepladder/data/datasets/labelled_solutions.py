@@ -7,7 +7,7 @@ Known forms, told apart by their fields: PRM800K (``question``, ``label.steps``)
 tree (``reasoning_steps``), TRL (``prompt``, ``completions``, ``labels``), ProcessBench (``problem``, ``steps``, ``label``), RewardMATH
 (``problem``, ``eval_solution``, ``solution_type``: one solution a row), right and wrong solutions (``chosen`` and ``rejected``, in
 one piece, as in RewardBench 2), and plain rows (``question`` or ``problem`` or ``prompt``, with ``steps`` or ``solution``, and ``labels``
-and ``correct`` where there are any).
+and ``correct`` where there are any). A ``label`` that is true or false, as in rows for KTO, says whether the solution is right.
 """
 
 import hashlib
@@ -133,9 +133,13 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
     question = _string(row, "question", "problem", "prompt")
     given = "steps" in fields
     steps = _strings(row, "steps") if given else _split(row, _string(row, "solution", "completion", "response"), options)
-    first_error = fields.get("label")
+    # A truth value judges the whole solution, as in rows for KTO; a number is the first wrong step, as in ProcessBench.
+    first_error = None if isinstance(fields.get("label"), bool) else fields.get("label")
     if first_error is not None and (not isinstance(first_error, int) or not -1 <= first_error < len(steps)):
-        raise DataFormatError(f"{row.place}: field 'label' must be a step in [0, {len(steps)}) or -1 for none: got {first_error!r}")
+        raise DataFormatError(
+            f"{row.place}: field 'label' must be a step in [0, {len(steps)}) or -1 for none, or true or false of the whole solution: got "
+            f"{first_error!r} -- correct the row"
+        )
     labels: list[float | None] = [None] * len(steps)
     if fields.get("labels") is not None:
         labels = _labels(row, fields["labels"], num_steps=len(steps))
@@ -143,12 +147,22 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
         # Whether the steps after the first wrong one are right is not said.
         known = [1.0] * (len(steps) if first_error < 0 else first_error) + [0.0] * (first_error >= 0)
         labels[: len(known)] = known
-    correct = next((fields[name] for name in ("correct", "final_answer_correct") if fields.get(name) is not None), None)
-    if correct not in (None, 0, 1):
-        raise DataFormatError(
-            f"{row.place}: whether the final answer is right must be true, false or null: got {correct!r} -- correct the row"
-        )
-    return [_solution(row, question, steps, labels, correct=None if correct is None else bool(correct), first_error=first_error)]
+    return [_solution(row, question, steps, labels, correct=_correct(row), first_error=first_error)]
+
+
+def _correct(row: SourceRow) -> bool | None:
+    """Return what a row says of its whole solution, in whichever of its fields; None where it says nothing."""
+    said = {name: row.fields[name] for name in ("correct", "final_answer_correct") if row.fields.get(name) is not None}
+    if isinstance(row.fields.get("label"), bool):
+        said["label"] = row.fields["label"]
+    for name, value in said.items():
+        if value not in (0, 1):
+            raise DataFormatError(
+                f"{row.place}: whether the final answer is right must be true, false or null: got {value!r} in {name!r} -- correct the row"
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise DataFormatError(f"{row.place}: a solution must be right or wrong: got {said} -- correct the row")
+    return next((bool(value) for value in said.values()), None)
 
 
 def _reward_math(row: SourceRow, options: _Options) -> list[StepwiseSolution]:

@@ -93,6 +93,26 @@ def test_trl_processbench_and_plain_rows(tmp_path):
     assert file.solutions[3].problem_id == "x"
 
 
+def test_a_label_that_is_true_or_false_is_about_the_whole_solution(tmp_path):
+    """It says nothing of steps; a number stays the first wrong step, and fields that contradict each other are refused."""
+    row = {"prompt": "1+1?", "completion": "a\n\nb\n\nc"}
+    rows = [row | {"label": True}, row | {"label": False}, row | {"label": 1}, row | {"label": 0}, row | {"label": True, "correct": 1}]
+    file = load_stepwise(write(tmp_path / "a.jsonl", *rows, {"problem": "P", "steps": ["a"], "label": True}))
+    assert [(each.correct, each.first_error) for each in file.solutions] == [
+        (True, None),
+        (False, None),
+        (None, 1),
+        (None, 0),
+        (True, None),
+        (True, None),
+    ]
+    assert [each.labels for each in file.solutions[:4]] == [(None,) * 3, (None,) * 3, (1.0, 0.0, None), (0.0, None, None)]
+    with pytest.raises(DataFormatError, match=r"b.jsonl:1: a solution must be right or wrong: got .*'label': True"):
+        load_stepwise(write(tmp_path / "b.jsonl", row | {"label": True, "correct": False}))
+    with pytest.raises(DataFormatError, match=r"true or false of the whole solution: got 'yes'"):
+        load_stepwise(write(tmp_path / "b.jsonl", row | {"label": "yes"}))
+
+
 def test_rewardmath_rows_are_one_solution_each(tmp_path):
     """The benchmark's own file is one JSON list; the rows of a problem share its number, and the chosen one is right."""
     common = {"problem": "P", "answer": "1600", "subject": "Algebra", "level": 1, "problem_id": 0}
