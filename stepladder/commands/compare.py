@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.loops.assembly.checks import check_model
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
+from stepladder.loops.assembly.policies import with_date
 from stepladder.loops.assembly.problems import build_problems, load_split
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import software
@@ -228,6 +229,8 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
         CheckpointError: If the directory holds another comparison.
         BackendError: If a model engine or a worker fails.
     """
+    earlier = _earlier_config(comparison.out / "eval.json")
+    comparison = replace(comparison, config=with_date(comparison.config, comparison.policy, earlier=earlier))
     facts = _claim(comparison)
     if pool is None:
         section, gpus = comparison.config.run, gpus_per_worker(comparison.config)
@@ -238,6 +241,14 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
     results = {**facts, **_summary(comparison)}
     atomic_write_text(comparison.out / "results.json", json.dumps(results) + "\n")
     return results
+
+
+def _earlier_config(path: Path) -> Config | None:
+    """Return the settings of an evaluation that is continued; None for a new one, and where the file is broken, which is refused later."""
+    try:
+        return Config.model_validate(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _claim(comparison: Comparison) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.policies import build_renderer, step_format
+from stepladder.loops.assembly.policies import build_renderer, step_format, with_date
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import RunDir, open_run
+from stepladder.loops.runs.directory import RunDir, load_run, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.round import RoundContext, run_round
@@ -38,6 +38,8 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     """
     check_settings(config)
     problems = build_problems(config.problems, seed=config.run.seed)
+    earlier = load_run(root).config() if (root / "run.json").exists() else None
+    config = with_date(config, config.policy.model, earlier=earlier)
     run = open_run(root, config)
     remove_temporaries(root)
     _check_imported(run, config)

@@ -81,6 +81,16 @@ class StepBoundary:
         # Every token adds at least one byte, or (special tokens, byte-less pieces) nothing at all; a few more tokens cover those.
         self._reach = len(step_end.encode()) + 4
 
+    def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return a solution's tokens as steps, cut where a sampler that drew them would end each; the last one may be open."""
+        steps, begin = [], 0
+        ids = np.asarray(token_ids, dtype=np.int64)
+        for end, token in enumerate(token_ids, 1):
+            if self.closes[token] or (self.may_close[token] and self.completes(ids[begin:end])):
+                steps.append(tuple(token_ids[begin:end]))
+                begin = end
+        return [*steps, tuple(token_ids[begin:])] if begin < len(token_ids) else steps
+
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
         """Say whether the last token of a step that was open before it completes the closing text."""
         return self._step_end in self._text.decode_batch([token_ids[-self._reach :].tolist()], skip_special=False)[0]

@@ -5,16 +5,21 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import date as Date
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.lm.chat import prints_date, render_chat, today, turn_end
+from stepladder.lm.encoding import TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
-from stepladder.lm.text import TokenText
+from stepladder.lm.text import StepBoundary, TokenText
 from stepladder.types import Problem
 
 FORMAT_VERSION = 1
@@ -39,6 +44,8 @@ class StepFormat:
     """Whether the prompt goes through the tokenizer's chat template."""
     system: str | None = None
     """System message for the chat template; None for none."""
+    date: str | None = None
+    """What a chat template that prints a date takes for today, as YYYY-MM-DD; None is the day on which the renderer is made."""
 
     def __post_init__(self) -> None:
         if _PLACEHOLDER not in self.prompt_template:
@@ -54,6 +61,9 @@ class StepFormat:
         if self.system is not None and not self.chat:
             raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
 
+        if self.date is not None and not _is_date(self.date):
+            raise ConfigError(f"date: must have the form YYYY-MM-DD: got {self.date!r} -- correct it, or leave it out for today")
+
     def extract_answer(self, text: str) -> str | None:
         """Return what the last match of the answer pattern captured, without surrounding blanks; None without a match or when empty."""
         matches = list(re.finditer(self.answer_pattern, text))
@@ -64,15 +74,9 @@ class StepFormat:
         """Say whether a step states the final answer, which ends the solution."""
         return self.extract_answer(step_text) is not None
 
-    def split_steps(self, text: str) -> list[str]:
-        """Cut a solution behind every ``step_end``; the pieces concatenate to the text."""
-        pieces = text.split(self.step_end)
-        steps = [piece + self.step_end for piece in pieces[:-1]]
-        return [*steps, pieces[-1]] if pieces[-1] else steps
-
     def save(self, directory: str | Path) -> None:
         """Write the format into a model directory."""
-        row = {"schema_version": FORMAT_VERSION, **asdict(self)}
+        row = {"schema_version": FORMAT_VERSION, **_stated(self)}
         atomic_write_text(Path(directory) / FORMAT_FILE, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -103,8 +107,23 @@ class StepFormat:
             raise CheckpointError(f"{path}: {error}") from error
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return Date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def _stated(step_format: StepFormat) -> dict[str, Any]:
+    """Return the fields of a format; a date only where one is set, so that formats without one are written as they always were."""
+    return {name: value for name, value in asdict(step_format).items() if name != "date" or value is not None}
+
+
 class PromptRenderer:
-    """Renders problems with one tokenizer and one ``StepFormat``; a ``Renderer``."""
+    """Renders problems with one tokenizer and one ``StepFormat``; a ``Renderer``.
+
+    Questions and solutions are text: a control token that stands in one, such as ``<|im_end|>``, is encoded as its characters.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat) -> None:
         """Combine a tokenizer and a format.
@@ -116,8 +135,20 @@ class PromptRenderer:
             raise ConfigError("chat: needs a tokenizer with a chat template: this one has none -- set chat to false")
         self.tokenizer = tokenizer
         self.step_format = step_format
-        self.hash = _renderer_hash(tokenizer, step_format)
+        self.date = step_format.date or today()
+        """What the chat template takes for today."""
+        self.hash = _renderer_hash(tokenizer, step_format, date=self.date)
         self._text = TokenText(tokenizer)
+        self._encoder = TextEncoder(tokenizer)
+        # Of the template alone: the empty question stands for every other.
+        self._prompts = TextEncoder(tokenizer, template=self._chat_text("")) if step_format.chat else self._encoder
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """The token that ends a solution: with a chat template what closes the assistant's turn, else end-of-sequence."""
+        closing = turn_end(self.tokenizer) if self.step_format.chat else None
+        eos: Any = self.tokenizer.eos_token_id
+        return eos if closing is None else closing
 
     @property
     def step_end(self) -> str:
@@ -128,13 +159,21 @@ class PromptRenderer:
         """Return the prompt of a problem as token ids: never empty, with the begin-of-sequence token once if the tokenizer adds one.
 
         Raises:
-            DataFormatError: If the prompt has no tokens at all.
+            DataFormatError: If the prompt has no tokens at all, or the question holds a control token that cannot be written as text.
         """
-        text = self.step_format.prompt_template.replace(_PLACEHOLDER, problem.question)
-        ids = self._chat_ids(text) if self.step_format.chat else self._plain_ids(text)
+        place = f"problem {problem.id!r}"
+        write = self._chat_text if self.step_format.chat else self._plain_text
+        text, controls = self._prompts.compose(lambda mask: write(mask(problem.question)), place=place)
+        ids = self._prompts.encode(text, controls=controls, place=place)
+        # What the tokenizer puts in front of a text is added here, unless the template writes it or, being a chat's, decides about it.
+        begun = self.step_format.chat or set(self._prompts.prefix_ids) & set(self._prompts.control_ids(text, controls))
+        ids = ids if begun else [*self._prompts.prefix_ids, *ids]
         if not ids:
-            raise DataFormatError(f"problem {problem.id!r}: prompt must have tokens: got none for {text!r}")
-        return tuple(ids)
+            # A prompt is never empty: a model needs a token to go on from.
+            ids = [i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None][:1]
+        if not ids:
+            raise DataFormatError(f"{place}: prompt must have tokens: got none for {text!r}")
+        return tuple(cast(list[int], ids))
 
     def extract_answer(self, text: str) -> str | None:
         """Return the final answer that a solution states, or None."""
@@ -144,58 +183,75 @@ class PromptRenderer:
         """Return the text of some ids, without special tokens; steps decode to texts that concatenate to the solution."""
         return self._text.decode(token_ids)
 
-    def encode_solution(self, text: str) -> list[tuple[int, ...]]:
-        """Return a written solution as steps of token ids, ending as a sampled one would.
+    def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the tokens behind a prompt as steps, each ending at the token at which a sampler ends it; the last one may be open."""
+        return self._boundary.cut(token_ids)
 
-        Each step is encoded by itself, so that it ends at a token. A last step that states the final answer is closed with ``step_end``;
-        any other last step gets the end-of-sequence token.
+    def encode_solution(self, text: str, *, place: str = "solution") -> list[tuple[int, ...]]:
+        """Return a written solution as steps of token ids, cut and ended as a sampled one would be.
+
+        The whole text is encoded, and a step ends at the token that completes ``step_end``. A last step that states the final answer is
+        closed with ``step_end``; after any other the end of the solution is written, as a step of its own where the last one is closed.
+
+        Args:
+            text: The solution.
+            place: Where it comes from, such as file and line, for messages.
+
+        Raises:
+            DataFormatError: If the text ends with the text of a token that ends solutions, or holds a control token that cannot be written
+                as text.
         """
-        steps = self.step_format.split_steps(text)
+        self._check_open(text, place)
+        steps = self.encode_steps(text, place=place)
         if not steps:
             return []
-        final = self.step_format.is_final(steps[-1])
-        if final and not steps[-1].endswith(self.step_format.step_end):
-            steps[-1] += self.step_format.step_end
-        encoded = self._encode(steps)
+        closed = self._is_closed(steps[-1])
+        if self.step_format.is_final(self.decode(steps[-1])):
+            return steps if closed else self.encode_steps(text + self.step_format.step_end, place=place)
+        if self.end_id is None:
+            return steps
+        return [*steps, (self.end_id,)] if closed else [*steps[:-1], (*steps[-1], self.end_id)]
+
+    def encode_steps(self, text: str, *, place: str = "solution") -> list[tuple[int, ...]]:
+        """Return written steps as token ids, cut as sampled ones are; the solution goes on behind them. Errors as for a solution."""
+        return self.cut(self._inner_ids(text, place)) if text else []
+
+    @cached_property
+    def _boundary(self) -> StepBoundary:
+        vocab_size = max(self.tokenizer.get_vocab().values()) + 1
+        return StepBoundary(self.tokenizer, self.step_format.step_end, vocab_size=vocab_size)
+
+    def _is_closed(self, step: tuple[int, ...]) -> bool:
+        return bool(self._boundary.closes[step[-1]]) or self._boundary.completes(np.asarray(step))
+
+    def _check_open(self, text: str, place: str) -> None:
+        """Refuse a solution that ends with the text of an end token: it would be learned as text, and the token stand behind it."""
         eos: Any = self.tokenizer.eos_token_id
-        if not final and eos is not None:
-            encoded[-1] = (*encoded[-1], eos)
-        return encoded
+        ends = {self.end_id, eos} - {None}
+        last = next(reversed(self._encoder.find_controls(text.rstrip())), None)
+        if last is not None and last[1] == len(text.rstrip()) and self._encoder.control_ids(text, [last])[0] in ends:
+            raise DataFormatError(
+                f"{place}: a solution must not end with the end token, which is added to it: got {text[last[0] : last[1]]!r} -- remove it"
+            )
 
-    def encode_steps(self, text: str) -> list[tuple[int, ...]]:
-        """Return written steps as token ids; the solution goes on behind them."""
-        return self._encode(self.step_format.split_steps(text))
-
-    def _encode(self, steps: list[str]) -> list[tuple[int, ...]]:
-        return [self._step_ids(step) for step in steps]
-
-    def _step_ids(self, text: str) -> tuple[int, ...]:
+    def _inner_ids(self, text: str, place: str) -> list[int]:
         """Encode text that stands inside a sequence: without special tokens and without a blank in front that the tokenizer made up."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._encoder.encode(text, place=place)
         if self._text.decode(ids) == text:
-            return tuple(ids)
-        lead = self.tokenizer.encode("\n", add_special_tokens=False)
-        behind = self.tokenizer.encode("\n" + text, add_special_tokens=False)
-        return tuple(behind[len(lead) :] if behind[: len(lead)] == lead else ids)
+            return ids
+        lead, behind = self._encoder.encode("\n", place=place), self._encoder.encode("\n" + text, place=place)
+        return behind[len(lead) :] if behind[: len(lead)] == lead else ids
 
-    def _plain_ids(self, text: str) -> list[int]:
-        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token_id
-        has_bos = bool(bos) and text.startswith(str(bos))
-        ids = self.tokenizer.encode(text, add_special_tokens=not has_bos)
-        # Some tokenizers close what they encode; a prompt stays open.
-        if ids and ids[-1] == eos and self.tokenizer.encode(text, add_special_tokens=False)[-1:] != [eos]:
-            ids = ids[:-1]
-        begin: Any = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else eos
-        return ids or ([] if begin is None else [begin])
+    def _plain_text(self, question: str) -> str:
+        return self.step_format.prompt_template.replace(_PLACEHOLDER, question)
 
-    def _chat_ids(self, text: str) -> list[int]:
+    def _chat_text(self, question: str) -> str:
         system = [] if self.step_format.system is None else [{"role": "system", "content": self.step_format.system}]
-        messages = [*system, {"role": "user", "content": text}]
-        ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+        messages = [*system, {"role": "user", "content": self._plain_text(question)}]
+        return render_chat(self.tokenizer, messages, date=self.date, open_turn=True)
 
 
-def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat) -> str:
+def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, *, date: str) -> str:
     """Return 16 hexadecimal digits that depend on the format and on what the tokenizer does, not on where it was loaded from."""
     core: Any = getattr(tokenizer, "_tokenizer", None)
     # Padding and truncation are settings of the last call, not of the vocabulary.
@@ -203,6 +259,8 @@ def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat) 
     content = {key: value for key, value in content.items() if key not in {"padding", "truncation"}}
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     chat_template = tokenizer.chat_template if step_format.chat else None
-    parts = [asdict(step_format), content, specials, chat_template]
+    # The date counts only where the template can print it.
+    fields = {name: value for name, value in asdict(step_format).items() if name != "date"}
+    parts = [fields, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

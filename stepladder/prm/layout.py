@@ -1,17 +1,21 @@
 """From a question and its steps to the tokens that a model reads, and the token of every step at which its output is taken.
 
 Nothing is guessed. Where the marker of every step ends is known as a position in the text before the text is tokenised, the tokenizer says
-which token that is, and the reader refuses a solution in which that token is not the marker or the marker stands anywhere else.
+which token that is, and the reader refuses a solution in which that token is not the marker or the marker stands anywhere else. Question
+and steps are text: a control token of the tokenizer that stands in them is encoded as the characters it is made of.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.lm.chat import FIXED_DATE, render_chat
+from stepladder.lm.encoding import TextEncoder
 from stepladder.prm.specs import PRMSpec
 
 _SENTINEL = "\ue000"
@@ -53,6 +57,7 @@ class SolutionLayout:
             raise CheckpointError("tokenizer: must have a chat template for this spec: it has none -- use the model's own tokenizer")
         self.spec = spec
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
         self._marker_id = self._checked_marker() if spec.read == "marker" else None
 
     def lay_out(self, question: str, steps: Sequence[str], *, place: str = "solution") -> Layout:
@@ -68,29 +73,50 @@ class SolutionLayout:
             CheckpointError: If the chat template does not render every step.
         """
         if self.spec.read == "piece-end":
-            return self._pieces(question, steps)
+            return self._pieces(question, steps, place)
         return self._whole(question, steps, place)
 
-    def _pieces(self, question: str, steps: Sequence[str]) -> Layout:
-        bos = self._tokenizer.bos_token_id if self.spec.bos else None
-        ids = [] if bos is None else [int(bos)]  # type: ignore[arg-type]
-        ids += self._encode(filled(self.spec.question, question=question))
+    def _pieces(self, question: str, steps: Sequence[str], place: str) -> Layout:
+        text, controls = self._encoder.compose(lambda mask: filled(self.spec.question, question=mask(question)), place=place)
+        ids = self._encoder.encode(text, controls=controls, place=place)
+        bos: Any = self._tokenizer.bos_token_id if self.spec.bos else None
+        if bos is not None and bos not in self._encoder.control_ids(text, controls):
+            ids = [bos, *ids]
         begin, reads = len(ids), []
-        marker = self._encode(self.spec.marker) if self.spec.marker else []
-        for step in steps:
-            piece = [*self._encode(step), *marker]
+        marker = self._encoder.encode_own(self.spec.marker) if self.spec.marker else []
+        for number, step in enumerate(steps, 1):
+            piece = [*self._encoder.encode(step, place=f"{place}, step {number}"), *marker]
             ids += piece
             reads.append(len(ids) - 1 if piece else None)
         return Layout(token_ids=tuple(ids), begin=begin, reads=tuple(reads))
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def _encode_whole(self, question: str, steps: Sequence[str], place: str) -> tuple[list[str], list[int], np.ndarray]:
+        """Return the text around the markers, its tokens with all markers, and the characters that each token stands for, [T, 2]."""
+        drafts: list[list[str]] = []
+        marker = self.spec.marker
+
+        def render(mask: Callable[[str], str]) -> str:
+            # A marker in the text stays one, so that the check of the markers finds it and says where.
+            keep = (lambda text: marker.join(map(mask, text.split(marker)))) if marker else mask
+            drafts.append(self._text(keep(question), [keep(step) for step in steps]).split(_SENTINEL))
+            return marker.join(drafts[-1])
+
+        text, controls = self._encoder.compose(render, place=place)
+        ids, offsets = self._encoder.encode_places(text, controls=controls, place=place)
+        if self.spec.prompt == "plain":
+            # What the tokenizer puts around a text stands nowhere in it. A begin token that the spec writes is not doubled.
+            written = set(self._encoder.control_ids(text, controls))
+            before = [] if written & set(self._encoder.prefix_ids) else self._encoder.prefix_ids
+            after = self._encoder.suffix_ids
+            ids = [*before, *ids, *after]
+            offsets = [*[(0, 0)] * len(before), *offsets, *[(0, 0)] * len(after)]
+        return drafts[0], ids, np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
 
     def _whole(self, question: str, steps: Sequence[str], place: str) -> Layout:
         for name, text in [("the question", question), *((f"step {i}", step) for i, step in enumerate(steps, 1))]:
             if _SENTINEL in text:
                 raise DataFormatError(f"{place}: {name} must not hold the private character U+E000: got {text[:80]!r} -- remove it")
-        parts = self._text(question, steps).split(_SENTINEL)
+        parts, ids, offsets = self._encode_whole(question, steps, place)
         if len(parts) != len(steps) + 1:
             raise CheckpointError(
                 f"{place}: the chat template must render every step once: got {len(parts) - 1} of {len(steps)} "
@@ -98,11 +124,6 @@ class SolutionLayout:
             )
         marker = self.spec.marker
         ends = np.cumsum([len(part) + len(marker) for part in parts[:-1]], dtype=np.int64)
-        encoded = self._tokenizer(
-            marker.join(parts), return_offsets_mapping=True, add_special_tokens=self.spec.prompt == "plain", verbose=False
-        )
-        ids: list[int] = list(encoded["input_ids"])  # type: ignore[arg-type]
-        offsets = np.asarray(encoded["offset_mapping"]).reshape(-1, 2)  # type: ignore[arg-type]
         # Special tokens that the tokenizer adds by itself stand nowhere in the text.
         real = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
         last = real[np.searchsorted(offsets[real, 0], ends, side="left") - 1] if len(real) else np.zeros(0, dtype=np.int64)
@@ -136,12 +157,12 @@ class SolutionLayout:
         return self._chat([*system, {"role": "user", "content": ask}, {"role": "assistant", "content": body}])
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        return render_chat(self._tokenizer, messages, date=FIXED_DATE)
 
     def _checked_marker(self) -> int:
         spec = self.spec
         # The marker as it closes a step; that it does so after a given text as well is checked for every solution.
-        ids = self._encode(filled(spec.step, step="", marker=spec.marker))
+        ids = self._encoder.encode_own(filled(spec.step, step="", marker=spec.marker))
         wanted = spec.marker_id if spec.marker_id is not None else (ids[-1] if ids else None)
         if wanted is None or ids[-1] != wanted:
             raise CheckpointError(

@@ -39,8 +39,8 @@ class TokenRenderer(Protocol):
         """Return the prompt of a problem."""
         ...
 
-    def encode_solution(self, text: str) -> list[tuple[int, ...]]:
-        """Return the steps of a solution."""
+    def encode_steps(self, text: str, *, place: str) -> list[tuple[int, ...]]:
+        """Return written steps, cut as sampled ones; ``place`` says where they come from."""
         ...
 
 
@@ -210,11 +210,11 @@ class TokenSolutionScorer:
     def _request(self, ticket: int, solution: Solution) -> ScoreRequest:
         end = self._renderer.step_end
         text = "".join(step if step.endswith(end) else step + end for step in solution.steps)
-        steps = self._renderer.encode_solution(text) if solution.steps else []
+        steps = self._renderer.encode_steps(text, place=solution.place)
         if len(steps) != len(solution.steps):
             raise DataFormatError(
-                f"{solution.place}: a step must not hold the model's step boundary {end!r} inside: got {len(steps)} pieces of "
-                f"{len(solution.steps)} steps -- split the steps there"
+                f"{solution.place}: a step must not hold the model's step boundary {end!r} inside, nor be empty: got {len(steps)} pieces "
+                f"of {len(solution.steps)} steps -- split the steps there"
             )
         prefix = self._renderer.prompt_ids(Problem(id=solution.place, question=solution.question))
         return ScoreRequest(ticket=ticket, prefix_ids=prefix, branches=(tuple(steps),))

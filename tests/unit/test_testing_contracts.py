@@ -4,11 +4,24 @@ import dataclasses
 import random
 
 import pytest
+from tokenizers import normalizers
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import ScoreRequest, StepRequest
-from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, check_policy, check_scorer, make_step
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.testing import (
+    CharRenderer,
+    ExactVerifier,
+    ScriptedPolicy,
+    TableScorer,
+    check_policy,
+    check_renderer,
+    check_scorer,
+    check_tokenizer,
+    make_step,
+)
 from stepladder.types import Problem, Step, StopReason, derive_seed
+from tests.tokenizer_families import FAMILIES
 
 PREFIXES = [(1, 2), (3,), (4, 5, 6)]
 STEPS = [(7,), (8, 9, 10)]
@@ -148,3 +161,82 @@ def test_verifier_and_renderer():
     assert renderer.decode(renderer.prompt_ids(Problem(id="p", question="2+2"))) == "2+2\n"
     assert renderer.extract_answer("2+1=3\n3+1=4\n") == "4"
     assert renderer.extract_answer("nothing") is None
+
+
+def _controls(tokenizer):
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i != tokenizer.unk_token_id}
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_passes_the_contracts_of_tokenizers_and_renderers(name, chat):
+    """Text comes back, prompts and solutions hold no control token but their own, and steps are cut as sampled ones."""
+    tokenizer = FAMILIES[name]()
+    check_tokenizer(tokenizer)
+    begin_id = None if name == "phi3" else tokenizer.bos_token_id
+    step_format = StepFormat(chat=chat, step_end="\n\n")
+    check_renderer(lambda: PromptRenderer(FAMILIES[name](), step_format), controls=_controls(tokenizer), begin_id=begin_id)
+
+
+class _NaivePrompts(PromptRenderer):
+    def prompt_ids(self, problem):
+        return tuple(self.tokenizer.encode(f"{problem.question}\n"))
+
+
+class _NaiveSolutions(PromptRenderer):
+    def encode_steps(self, text, *, place="solution"):
+        return self.cut(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+class _Uncut(PromptRenderer):
+    def encode_steps(self, text, *, place="solution"):
+        return [tuple(i for step in super().encode_steps(text) for i in step)]
+
+
+class _Open(PromptRenderer):
+    def encode_solution(self, text, *, place="solution"):
+        return self.encode_steps(text)
+
+
+class _Forgetful(PromptRenderer):
+    def prompt_ids(self, problem):
+        return super().prompt_ids(Problem(id="", question=""))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (_NaivePrompts, "must add no control token"),
+        (_NaiveSolutions, "must hold no control token"),
+        (_Uncut, "must be cut at the same tokens"),
+        (_Open, "must end with one end token"),
+        (_Forgetful, "must stand in the prompt"),
+    ],
+)
+def test_check_renderer_names_the_broken_rule(broken, message):
+    """Control tokens out of questions or solutions, steps cut by text, no end, and a lost question are found."""
+    tokenizer = FAMILIES["qwen"]()
+    with pytest.raises(AssertionError, match=message):
+        check_renderer(lambda: broken(FAMILIES["qwen"](), StepFormat()), controls=_controls(tokenizer))
+
+
+def test_check_renderer_counts_begin_tokens():
+    """One that is doubled or missing is found."""
+    tokenizer = FAMILIES["llama3"]()
+    twice = StepFormat(prompt_template=f"{tokenizer.bos_token}{tokenizer.bos_token}{{question}}")
+    for step_format, begin_id in ((twice, tokenizer.bos_token_id), (StepFormat(), tokenizer.eos_token_id)):
+        with pytest.raises(AssertionError, match="must hold the begin token"):
+            check_renderer(lambda f=step_format: PromptRenderer(tokenizer, f), controls=_controls(tokenizer), begin_id=begin_id)
+
+
+def test_check_tokenizer_names_the_broken_rule():
+    """Text that does not come back, and a special token whose name is several ids, are found."""
+    lossy = FAMILIES["qwen"]()
+    lossy._tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(AssertionError, match=r"'Is 12345 .*must come back from its ids"):
+        check_tokenizer(lossy)
+    torn = FAMILIES["qwen"]()
+    torn._tokenizer.encode_special_tokens = True
+    torn.split_special_tokens = True
+    with pytest.raises(AssertionError, match=r"special token '<\|endoftext\|>' must be the one id"):
+        check_tokenizer(torn)

@@ -16,8 +16,8 @@ class SolutionRenderer(Protocol):
         """Return the prompt of a problem as token ids."""
         ...
 
-    def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
-        """Return the steps of a written solution as token ids, ending as a sampled solution would."""
+    def encode_solution(self, text: str, *, place: str) -> Sequence[Sequence[int]]:
+        """Return the steps of a written solution as token ids, cut and ended as a sampled one; ``place`` says where it comes from."""
         ...
 
 
@@ -27,7 +27,7 @@ def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, p
     Raises:
         DataFormatError: If no step can be read out of the solution.
     """
-    steps = renderer.encode_solution(solution.solution)
+    steps = renderer.encode_solution(solution.solution, place=f"solution {solution.id!r}")
     completion_ids = [token for step in steps for token in step]
     if not completion_ids:
         raise DataFormatError(f"solution {solution.id!r}: must hold at least one step: got {solution.solution[:80]!r} -- correct the row")

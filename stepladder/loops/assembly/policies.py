@@ -36,6 +36,26 @@ def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
     return PromptRenderer(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code), step_format(config))
 
 
+def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Config:
+    """Return the settings with the date that a chat template prints, so that a run goes on unchanged on another day.
+
+    Args:
+        config: The settings; unchanged where they have a date, or the template prints none.
+        policy_dir: The policy whose template it is.
+        earlier: Settings with which the same work was started before; its date is kept. None is the first start: today.
+    """
+    from stepladder.lm.chat import prints_date, today
+    from stepladder.lm.loading import load_tokenizer
+
+    if not config.format.chat or config.format.date is not None:
+        return config
+    if earlier is not None:
+        date = earlier.format.date
+    else:
+        date = today() if prints_date(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code)) else None
+    return config.model_copy(update={"format": config.format.model_copy(update={"date": date})})
+
+
 def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role = POLICY) -> Policy:
     """Return a policy on the configured backend; weights and engines are those of the process, caches of keys and values are new.
 

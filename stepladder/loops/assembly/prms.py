@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from stepladder.interfaces import Policy, StepScorer
+from stepladder.lm.chat import FIXED_DATE
 from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.loading import LanguageModelSource, load_tokenizer
 from stepladder.lm.vllm_engine import EngineSettings, Task, VLLMEngine
@@ -65,7 +66,9 @@ class MemberAccess:
             model=source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code
         )
         model, tokenizer = self.weights(language_model, language_model.load)
-        step_format = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat")
+        step_format = StepFormat(
+            prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat", date=FIXED_DATE
+        )
         renderer = PromptRenderer(tokenizer, step_format)
         policy = TransformersPolicy(model, tokenizer, step_format)
         return policy, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt))

@@ -130,11 +130,10 @@ class _Prompts:
 
     def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
         """Return question and steps as text."""
-        length, end = self.length(prefix_ids), self._renderer.step_format.step_end
+        length = self.length(prefix_ids)
         if length is None:
             return None
-        steps = self._renderer.step_format.split_steps(self._renderer.decode(prefix_ids[length:]))
-        return self._questions[prefix_ids[:length]], tuple(step.removesuffix(end) for step in steps)
+        return self._questions[prefix_ids[:length]], tuple(map(self.decode, self._renderer.cut(prefix_ids[length:])))
 
     def decode(self, step_ids: Sequence[int]) -> str:
         """Return the text of a step as ``split`` gives it."""

@@ -1,8 +1,9 @@
 """Sections ``problems`` and ``format``: where problems come from, how they are graded, how prompts and steps are written."""
 
-from typing import Literal, Self
+from datetime import date as Date
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from stepladder.loops.config.section import Section
 
@@ -78,6 +79,20 @@ class FormatConfig(Section):
     """Render the prompt with the tokenizer's chat template."""
     system: str | None = None
     """System message for the chat template."""
+    date: str | None = None
+    """What a chat template that prints a date takes for today, as YYYY-MM-DD; None is the day on which the run, or the command, began."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_date(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Settings without a date are written, and so hashed, as they were before there was one.
+        return {name: value for name, value in write(self).items() if name != "date" or value is not None}
+
+    @field_validator("date")
+    @classmethod
+    def _check_date(cls, value: str | None) -> str | None:
+        if value is not None and Date.fromisoformat(value).isoformat() != value:
+            raise ValueError("date must have the form YYYY-MM-DD")
+        return value
 
     @model_validator(mode="after")
     def _check_template(self) -> Self:

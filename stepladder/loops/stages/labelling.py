@@ -82,10 +82,10 @@ def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Select
     renderer, text = build_renderer(config, policy), config.labels.revision_text
     return revision_traces(
         records,
-        revision_ids=[token for step in renderer.encode_steps(text) for token in step],
+        revision_ids=[token for step in renderer.encode_steps(text, place="labels.revision_text") for token in step],
         revision=text,
         of_solution=config.labels.revision_of == "solution",
-        end_ids={renderer.tokenizer.eos_token_id},
+        end_ids={renderer.end_id, renderer.tokenizer.eos_token_id},
         per_problem=config.labels.revisions,
     )
 

@@ -7,9 +7,14 @@ wrong id or log-probability would be trained on. Fields that are not used here a
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+
+from stepladder.errors import DataFormatError
+from stepladder.lm.encoding import Span, TextEncoder
 
 Json = Any
 """What ``json.loads`` gives: None, bool, int, float, str, list or dict."""
@@ -146,11 +151,28 @@ def _written_id(digits: str) -> int:
 
 
 def _retokenised(text: str, pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    encoder = _encoder(tokenizer)
+    try:
+        ids = encoder.encode(text, controls=_control_spans(text, pieces, encoder))
+    except DataFormatError as error:
+        raise ReplyError(str(error)) from error
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if len(ids) != len(pieces) or back != text:
         raise ReplyError(f"{len(pieces)} tokens, {_shown(text)}, must come back from the local tokenizer: got {len(ids)}, {_shown(back)}")
     return ids
+
+
+@lru_cache(maxsize=2)
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
+    return TextEncoder(tokenizer)
+
+
+def _control_spans(text: str, pieces: Sequence[str], encoder: TextEncoder) -> list[Span]:
+    """Return where control tokens stand: a piece that is the name of one is that token; the same characters in several pieces are text."""
+    if "".join(pieces) != text:
+        return encoder.find_controls(text)
+    spans = zip(accumulate(map(len, pieces), initial=0), accumulate(map(len, pieces)), strict=False)
+    return [span for span, piece in zip(spans, pieces, strict=True) if encoder.find_controls(piece) == [(0, len(piece))]]
 
 
 def _token(value: Json, vocab_size: int) -> int:

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import BackendError
 from stepladder.interfaces import StepRequest, StepResult
+from stepladder.lm.chat import turn_end
+from stepladder.lm.encoding import special_ids
 from stepladder.lm.text import StepBoundary, TokenText
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
@@ -33,11 +35,14 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, *settings: Any, vocab_size: i
 
 
 def sampled_tokens(tokenizer: PreTrainedTokenizerBase, boundary: StepBoundary, ends: Bool[np.ndarray, "V"]) -> Bool[np.ndarray, "V"]:
-    """Return which ids may be sampled: those the tokenizer knows, without special tokens that neither end a sequence nor a step."""
+    """Return which ids may be sampled: those the tokenizer knows, without special tokens that neither end a sequence nor a step.
+
+    A token is special if the tokenizer names it or marks it so among its added tokens; one that holds ``step_end`` closes steps.
+    """
     sampled = np.zeros(len(ends), dtype=bool)
     sampled[[i for i in tokenizer.get_vocab().values() if i < len(ends)]] = True
-    sampled[[i for i in tokenizer.all_special_ids if i < len(ends)]] = False
-    return sampled | ends | boundary.closes | boundary.may_close
+    sampled[[i for i in special_ids(tokenizer) if i < len(ends)]] = False
+    return sampled | ends | boundary.closes
 
 
 def refusal(request: StepRequest, *, vocab_size: int, context: int) -> str | None:
@@ -81,9 +86,15 @@ class StepRules:
         self.vocab_size = vocab_size
         """Ids that the model can produce."""
         self.ends = end_tokens(tokenizer, *settings, vocab_size=vocab_size)
-        """Which ids end a sequence, [V]."""
-        sampled = sampled_tokens(tokenizer, self.boundary, self.ends)
-        specials = {i for i in tokenizer.all_special_ids if i < vocab_size and not sampled[i]}
+        """Which ids end a sequence, [V]: with a chat template, what it closes the assistant's turn with is one of them."""
+        closing = turn_end(tokenizer) if step_format.chat else None
+        if closing is not None and closing < vocab_size:
+            self.ends[closing] = True
+        self.sampled = sampled = sampled_tokens(tokenizer, self.boundary, self.ends)
+        """Which ids may be sampled, [V]."""
+        specials = {i for i in special_ids(tokenizer) if i < vocab_size and not sampled[i]}
+        self.forbidden = specials
+        """Special tokens that must not be sampled."""
         self.never_sampled = [*sorted(specials), *(i for i in np.flatnonzero(~sampled).tolist() if i not in specials)]
         """Ids that must not be sampled, special tokens first."""
         self.stop_ids = np.flatnonzero(self.ends).tolist()
@@ -146,7 +157,7 @@ class OpenSample:
         return min(self.room - self._count, self._step_cap - len(self._ids))
 
     def feed(self, token: int, logp: float) -> bool:
-        """Add a token, and say whether the sample is finished.
+        """Add a token, and say whether the sample is finished; a special token that must not be sampled is a failure.
 
         Args:
             token: The sampled id.
@@ -157,6 +168,10 @@ class OpenSample:
         """
         if not math.isfinite(logp):
             raise BackendError(f"log-probabilities must be finite: got {logp!r} -- check the weights, or use float32")
+        if token in self._rules.forbidden:
+            name = self._rules.text.decode_batch([[token]], skip_special=False)[0]
+            self.fail(f"special tokens must not be sampled: the engine gave {name!r} ({token}) -- use one that takes a logit_bias")
+            return True
         self._ids.append(token)
         # Engines compute logits minus a log-sum-exp, which rounding can lift above 0 by a hair.
         self._logps.append(min(logp, 0.0))

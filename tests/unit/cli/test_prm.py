@@ -78,7 +78,7 @@ def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path
     out = tmp_path / "out.jsonl"
     run("score", write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["is", "2\n"]}), "--model", model, "--output", out)
     scorer = load_step_scorer(model)
-    steps = tuple(renderer.encode_solution("is\n2\n"))
+    steps = tuple(renderer.encode_steps("is\n2\n"))
     scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
     assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]
     inside = write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["i\ns"]})
@@ -282,7 +282,7 @@ def save_policy_and_trees(folder, problems=24):
         made = tree((-1, 0.5, None), (0, 0.8, None), (0, 0.2, None), (1, 1.0, 1.0), (1, 0.9, 1.0), (2, 0.1, 0.0), (2, 0.0, 0.0))
         texts = ["", f"{number % 7}+\n", f"{number % 5}-\n", "1+a\n", "2+b\n", "3-c\n", "4-d\n"]
         problem = Problem(id=f"p{number}", question=f"what {number}")
-        ids = [[], *([token for step in renderer.encode_solution(text) for token in step] for text in texts[1:])]
+        ids = [[], *([token for step in renderer.encode_steps(text) for token in step] for text in texts[1:])]
         fields = {"problem_id": problem.id, "question": problem.question, "prompt_ids": list(renderer.prompt_ids(problem))}
         provenance = replace(made.provenance, renderer_hash=renderer.hash)
         records.append(

@@ -3,13 +3,20 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.interfaces import StepRequest
+from stepladder.lm import chat as templates
+from stepladder.lm.chat import render_chat
+from stepladder.lm.encoding import special_ids
 from stepladder.lm.loading import load_tokenizer
+from stepladder.policy.backends.steps import OpenSample, StepRules
 from stepladder.policy.prompts import FORMAT_FILE, PromptRenderer, StepFormat
+from stepladder.testing.texts import TEXTS
 from stepladder.types import Problem
 from tests.models import save_tiny_policy, tiny_tokenizer
+from tests.tokenizer_families import FAMILIES
 
 GSM8K = StepFormat(prompt_template="Question: {question}\nAnswer:\n", answer_pattern=r"#### (.+)")
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
@@ -148,3 +155,144 @@ def test_the_hash_is_the_same_in_another_process(tmp_path):
     )
     output = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True, timeout=120)
     assert output.stdout.strip() == digest
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_of_ordinary_questions_are_what_the_tokenizer_makes_of_the_whole_text(name, chat):
+    """Nothing changes where a question holds no control token; the template's own control tokens are tokens."""
+    tokenizer = FAMILIES[name]()
+    renderer = PromptRenderer(tokenizer, StepFormat(prompt_template="Q: {question}\n", chat=chat, date="2026-01-02"))
+    for question in TEXTS:
+        text, ids = f"Q: {question}\n", renderer.prompt_ids(_problem(question))
+        if chat:
+            messages = [{"role": "user", "content": text}]
+            assert list(ids) == tokenizer.encode(
+                render_chat(tokenizer, messages, date="2026-01-02", open_turn=True), add_special_tokens=False
+            )
+        else:
+            assert list(ids) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_question_and_no_solution_adds_a_control_token(name, chat):
+    """Every name of a control token is text there, and role names that are not special are text in the questions of a chat."""
+    tokenizer = FAMILIES[name]()
+    renderer = PromptRenderer(tokenizer, StepFormat(step_end="\n\n", chat=chat))
+    plain = renderer.prompt_ids(_problem("?"))
+    roles = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.startswith("<｜")}
+    controls = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | (roles if chat else {})
+    watched = set(controls.values()) - {tokenizer.unk_token_id}
+    for control in controls:
+        ids = renderer.prompt_ids(_problem(f"Is {control} it? {control}"))
+        assert [i for i in ids if i in watched] == [i for i in plain if i in watched]
+        steps = renderer.encode_solution(f"It is {control} = 3.\n\nso")
+        assert [i for step in steps for i in step if i in special_ids(tokenizer)] == [renderer.end_id]
+        assert "".join(map(renderer.decode, steps)) == f"It is {control} = 3.\n\nso"
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("template", ["{bos}{question}", "\n{bos}{question}", "Solve.{bos} {question}"])
+def test_the_begin_token_stands_once_wherever_the_template_writes_it(name, template):
+    """None is added to a template that has one; a question that spells it adds none and takes none away."""
+    tokenizer = FAMILIES[name]()
+    renderer = PromptRenderer(tokenizer, StepFormat(prompt_template=template.replace("{bos}", tokenizer.bos_token)))
+    for question in ("1", f"{tokenizer.bos_token}1"):
+        assert renderer.prompt_ids(_problem(question)).count(tokenizer.bos_token_id) == 1
+    plain = PromptRenderer(tokenizer, StepFormat(prompt_template="{question}"))
+    assert plain.prompt_ids(_problem(f"{tokenizer.bos_token}1")).count(tokenizer.bos_token_id) == 1
+
+
+def test_a_prompt_stays_open_and_a_solution_ends_once_with_a_tokenizer_that_closes_what_it_encodes():
+    """Its end token is not part of a prompt, and a solution has one."""
+    tokenizer = FAMILIES["llama3"]()
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)]
+    )
+    renderer = PromptRenderer(tokenizer, StepFormat())
+    ids = renderer.prompt_ids(_problem("1"))
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+    (step,) = renderer.encode_solution("so four")
+    assert step.count(tokenizer.eos_token_id) == 1 and tokenizer.bos_token_id not in step
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_written_solutions_are_cut_as_the_sampler_cuts_their_tokens(name):
+    r"""Fed token by token to the sampler's rules they give the same steps, where "\n\n" and ".\n\n" are single tokens as well."""
+    tokenizer = FAMILIES[name]()
+    text = "a\n\nb = 2.\n\n\nc\nd\n\n\n\ne"
+    for step_end in ("\n\n", "\n", ".", "b ="):
+        step_format = StepFormat(step_end=step_end)
+        renderer = PromptRenderer(tokenizer, step_format)
+        steps = renderer.encode_solution(text)
+        ids = [i for step in steps for i in step]
+        rules = StepRules(tokenizer, step_format, vocab_size=max(tokenizer.get_vocab().values()) + 1)
+        request = StepRequest(ticket=0, prefix_ids=(1,), num_samples=1, seed=0, max_steps=99, max_step_tokens=99)
+        sample = OpenSample(rules, request, context=999)
+        assert [sample.feed(i, -1.0) for i in ids] == [False] * (len(ids) - 1) + [True]
+        assert [step.token_ids for step in sample.steps] == steps
+        assert "".join(step.text for step in sample.steps) == text
+
+
+def test_line_breaks_that_are_one_token_close_one_step():
+    r"""``a\n\nb\n\n`` under the boundary "\n": "\n\n" is one token, so no step holds a line break alone; the end is a step of its own."""
+    tokenizer = FAMILIES["qwen"]()
+    renderer = PromptRenderer(tokenizer, StepFormat(answer_pattern="=(.)"))
+    assert [renderer.decode(step) for step in renderer.encode_steps("a\n\nb\n\n")] == ["a\n\n", "b\n\n"]
+    assert renderer.encode_solution("a\n\nb\n\n") == [*renderer.encode_steps("a\n\nb\n\n"), (tokenizer.eos_token_id,)]
+    assert [renderer.decode(step) for step in renderer.encode_solution("a.\n\nb=3")] == ["a.\n\n", "b=3\n"]
+
+
+def test_a_solution_that_ends_with_the_text_of_an_end_token_is_refused_with_its_place():
+    """It would be learned as text, with the token behind it; inside a solution it is text."""
+    renderer = PromptRenderer(FAMILIES["qwen"](), StepFormat(chat=True))
+    for text in ("so 4<|im_end|>", "so 4\n<|endoftext|>\n"):
+        with pytest.raises(DataFormatError, match=r"solution 's1': a solution must not end with the end token"):
+            renderer.encode_solution(text, place="solution 's1'")
+    assert renderer.encode_solution("the token <|im_end|> ends a turn")[-1][-1] == renderer.end_id
+
+
+def test_the_end_of_a_chat_solution_is_the_templates_end_of_turn():
+    """A base tokenizer's end-of-sequence is another token; without a chat that one ends a solution."""
+    tokenizer = FAMILIES["qwen"]()
+    chat, plain = (PromptRenderer(tokenizer, StepFormat(chat=chat)) for chat in (True, False))
+    assert chat.encode_solution("so")[-1][-1] == chat.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert plain.encode_solution("so")[-1][-1] == plain.end_id == tokenizer.eos_token_id
+
+
+def test_the_date_of_a_template_is_fixed_and_seen_by_the_hash(monkeypatch, tmp_path):
+    """A renderer with a date is the same on every day; without one, the day counts; where no template prints it, it does not matter."""
+
+    class Tomorrow(templates.Date):
+        @classmethod
+        def today(cls):
+            return cls(2040, 1, 2)
+
+    dated, undated = StepFormat(chat=True, date="2026-11-26"), StepFormat(chat=True)
+    llama, qwen = FAMILIES["llama3"](), FAMILIES["qwen"]()
+    today = [PromptRenderer(llama, dated), PromptRenderer(llama, undated), PromptRenderer(qwen, undated)]
+    monkeypatch.setattr(templates, "Date", Tomorrow)
+    later = [PromptRenderer(llama, dated), PromptRenderer(llama, undated), PromptRenderer(qwen, undated)]
+    assert [old.hash == new.hash for old, new in zip(today, later, strict=True)] == [True, False, True]
+    same = [old.prompt_ids(_problem("1")) == new.prompt_ids(_problem("1")) for old, new in zip(today, later, strict=True)]
+    assert same == [True, False, True]
+    assert "26 Nov 2026" in llama.decode(later[0].prompt_ids(_problem("1"))) and "02 Jan 2040" in llama.decode(
+        later[1].prompt_ids(_problem("1"))
+    )
+    assert today[1].hash != today[0].hash or today[1].date == "2026-11-26"
+    dated.save(tmp_path)
+    assert StepFormat.load(tmp_path) == dated
+    undated.save(tmp_path)
+    assert "date" not in json.loads((tmp_path / FORMAT_FILE).read_text())
+    with pytest.raises(ConfigError, match=r"date: must have the form YYYY-MM-DD: got '26\.11\.2026'"):
+        StepFormat(chat=True, date="26.11.2026")
+
+
+def test_hashes_of_stored_runs_have_not_changed():
+    """Trees of earlier versions carry these: a plain format, and a chat whose template prints no date."""
+    tokenizer = tiny_tokenizer("bytes")
+    assert PromptRenderer(tokenizer, GSM8K).hash == "c9d6ea72f1f93bd2"
+    tokenizer.chat_template = CHAT
+    assert PromptRenderer(tokenizer, StepFormat(chat=True, system="Think.")).hash == "c634f2dcf0ba0569"

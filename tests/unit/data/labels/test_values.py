@@ -213,7 +213,7 @@ class TwoStepRenderer:
     def prompt_ids(self, problem):
         return tuple(map(ord, problem.question))
 
-    def encode_solution(self, text):
+    def encode_solution(self, text, *, place):
         return [tuple(map(ord, line)) for line in text.splitlines(keepends=True)]
 
 

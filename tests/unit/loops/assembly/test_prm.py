@@ -43,7 +43,7 @@ def test_a_prm_that_reads_text_scores_the_steps_of_a_policy_with_another_tokeniz
     problems = [Problem(id="a", question="1+1"), Problem(id="b", question="1+12")]
     scorer = build_scorer(config(), LoadedModels(), prm=prm_dir, renderer=renderer, problems=problems)
     prompt = renderer.prompt_ids(problems[1])
-    first, second, third = renderer.encode_solution("is\nso\nend\n")
+    first, second, third = renderer.encode_steps("is\nso\nend\n")
     scorer.submit(
         [
             ScoreRequest(ticket=0, prefix_ids=prompt, branches=((first, second), (third,))),
@@ -132,7 +132,7 @@ def test_several_prms_are_one_scorer_as_the_settings_say(tmp_path, policy):
     renderer = PromptRenderer(load_tokenizer(policy), StepFormat())
     prms = [str(save_value_prm(tmp_path / name, seed, policy)) for seed, name in enumerate(("a", "b"))]
     problem = Problem(id="p", question="1+1")
-    steps = renderer.encode_solution("1+1=3\nso\n")
+    steps = renderer.encode_steps("1+1=3\nso\n")
 
     def scores_with(prm, *overrides):
         chosen = with_overrides(config(), list(overrides))

@@ -1,0 +1,65 @@
+"""Chat templates: messages as text, with a date that does not change, and the token that closes an assistant's turn."""
+
+from collections.abc import Sequence
+from datetime import date as Date
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from stepladder.errors import ConfigError
+from stepladder.lm.encoding import TextEncoder
+
+FIXED_DATE = "2024-07-26"
+"""Date that reward models and judges read, whose scores must not depend on the day: Llama 3's own where no clock is at hand."""
+
+_PROBE = "\ufdd0"
+"""Stands for the assistant's message; no text holds it."""
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, date: str, open_turn: bool = False) -> str:
+    """Return messages as the tokenizer's chat template writes them.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: Each with ``role`` and ``content``.
+        date: What a template takes for today, as YYYY-MM-DD.
+        open_turn: Whether the assistant's next turn is opened.
+
+    Raises:
+        ConfigError: If the template refuses the messages, or cannot be run.
+    """
+    day = Date.fromisoformat(date)
+    try:
+        text: Any = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=open_turn, strftime_now=day.strftime
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"chat template: must render the messages of {roles}: {first_line} -- use another template") from error
+    return str(text)
+
+
+def today() -> str:
+    """Return this day as YYYY-MM-DD, in local time."""
+    return Date.today().isoformat()
+
+
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether what the chat template writes may depend on the day."""
+    return bool(tokenizer.chat_template) and "strftime_now" in tokenizer.get_chat_template()
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the control token that closes an assistant's message in the chat template; None where there is none, or no template."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        tail = render_chat(tokenizer, messages, date=FIXED_DATE).rpartition(_PROBE)[2]
+    except ConfigError:
+        return None
+    encoder = TextEncoder(tokenizer)
+    first = next(iter(encoder.find_controls(tail)), None)
+    return None if first is None or tail[: first[0]].strip() else encoder.control_ids(tail, [first])[0]

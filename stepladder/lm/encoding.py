@@ -1,0 +1,221 @@
+"""Text from outside as token ids: a question, a written solution or a step never becomes a control token.
+
+A tokenizer matches its added tokens anywhere in what it encodes, so a question that holds ``<|im_end|>`` would end its own turn. Here the
+caller says which stretches of a text are control tokens (those that a template wrote), and everything else is encoded as text. A text
+without a stray control token gets exactly the ids that the tokenizer gives it.
+
+Control tokens are added tokens that are special, and others that the caller names. Added tokens that are neither (``<think>``,
+``<tool_call>``) are text that models write themselves, here as in decoding.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from stepladder.errors import DataFormatError
+
+Span = tuple[int, int]
+"""Begin and end of a stretch of text, in characters."""
+
+_PRIVATE = 0xF0000
+"""First code point of a private plane, which no text uses: stand-ins for control tokens and for the characters of their names."""
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of all special tokens: added tokens that are marked so, and those that the tokenizer names (begin, end, padding)."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+
+
+class Encoded(NamedTuple):
+    """The tokens of a text."""
+
+    ids: list[int]
+    """Token ids, without those that the tokenizer puts around a text."""
+    offsets: list[Span]
+    """The characters that each token stands for; of a slow tokenizer (0, 0) for every one."""
+
+
+class TextEncoder:
+    """Encodes text with one tokenizer. This is the only place where text becomes ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: str = "") -> None:
+        """Find the control tokens of a tokenizer and what it puts around a text.
+
+        Args:
+            tokenizer: The tokenizer.
+            template: Text whose added tokens are control tokens, too, even if they are not special: some families' names of roles.
+        """
+        self._tokenizer = tokenizer
+        special = special_ids(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self._controls: dict[str, int] = {
+            token.content: i for i, token in added.items() if i in special or (token.content.strip() and token.content in template)
+        }
+        # Added tokens that are no control tokens compete for the same characters; the longest wins, as in the tokenizer.
+        names = sorted((token.content for token in added.values() if token.content), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        letters = sorted({letter for name in self._controls for letter in name if not letter.isspace()})
+        self._masks = {ord(letter): _PRIVATE + i for i, letter in enumerate(letters)}
+        self._unmasks = {mask: letter for letter, mask in self._masks.items()}
+        self._edges = frozenset(letter for name in self._controls for letter in (name[:1], name[-1:]))
+        # A tokenizer writes its token for unknown text wherever it must; that is no control token in the text.
+        unknown: Any = tokenizer.unk_token_id
+        self._watched = set(self._controls.values()) - {unknown}
+        self.prefix_ids, self.suffix_ids = _frame(tokenizer)
+
+    def find_controls(self, text: str) -> list[Span]:
+        """Return where the tokenizer would see control tokens, in order."""
+        return [match.span() for match in self._pattern.finditer(text) if match[0] in self._controls]
+
+    def control_ids(self, text: str, controls: Sequence[Span]) -> list[int]:
+        """Return the ids of the control tokens at some stretches of a text."""
+        return [self._controls[text[begin:end]] for begin, end in controls]
+
+    def compose(self, render: Callable[[Callable[[str], str]], str], *, place: str) -> tuple[str, list[Span]]:
+        """Return a text made of a template and of foreign text, and where the template's own control tokens stand in it.
+
+        Args:
+            render: Returns the text. It is given a function and must apply it to every piece of foreign text.
+            place: Where the foreign text comes from, for messages.
+
+        Raises:
+            DataFormatError: If the foreign text holds a control token and the template does not pass it on as it is.
+        """
+        pieces: list[str] = []
+
+        def noted(piece: str) -> str:
+            pieces.append(piece)
+            return piece
+
+        text = render(noted)
+        found = self.find_controls(text)
+        if not found or not any(map(self._may_add, pieces)):
+            return text, found
+        # With other letters foreign text can be no part of a control token, so what is found there is the template's own.
+        masked = render(lambda piece: piece.translate(self._masks))
+        own = self.find_controls(masked)
+        if [text[begin:end] for begin, end in found] == [masked[begin:end] for begin, end in own]:
+            return text, found
+        if masked.translate(self._unmasks) != text:
+            foreign = sorted({text[begin:end] for begin, end in found} or set(self._controls))
+            raise DataFormatError(
+                f"{place}: text must not hold control tokens where the template rewrites it: got one of {', '.join(map(repr, foreign))} "
+                "-- remove them from the text"
+            )
+        return text, own
+
+    def encode_own(self, text: str) -> list[int]:
+        """Return the ids of a text of our own, in which every control token is meant as one."""
+        return self.encode(text, controls=self.find_controls(text))
+
+    def encode(self, text: str, *, controls: Sequence[Span] = (), place: str = "text") -> list[int]:
+        """Return the ids of a text, without those that the tokenizer puts around it; arguments and errors as for ``encode_places``."""
+        return self.encode_places(text, controls=controls, place=place).ids
+
+    def encode_places(self, text: str, *, controls: Sequence[Span] = (), place: str = "text") -> Encoded:
+        """Return the ids of a text and where each stands in it.
+
+        Args:
+            text: The text.
+            controls: The stretches that are control tokens, in order; everything else is text.
+            place: Where the text comes from, for messages.
+
+        Raises:
+            DataFormatError: If the tokenizer can only write something in the text as a control token.
+        """
+        expected = self.control_ids(text, controls)
+        if self.find_controls(text) == list(controls):
+            encoded = self._plain(text)
+            if self._watched_in(encoded.ids) == [i for i in expected if i in self._watched]:
+                return encoded
+        encoded = self._shielded(text, controls)
+        if self._watched_in(encoded.ids) != [i for i in expected if i in self._watched]:
+            stray = next((name for name in self._controls if name in text), "")
+            raise DataFormatError(
+                f"{place}: must not hold the control token {stray!r}: this tokenizer cannot write it as text -- remove it from the text"
+            )
+        return encoded
+
+    def _may_add(self, piece: str) -> bool:
+        """Say whether a piece of text can be part of a control token: it holds the begin or the end of a name, or lies within one."""
+        return not self._edges.isdisjoint(piece) or (bool(piece) and any(piece in name for name in self._controls))
+
+    def _watched_in(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self._watched]
+
+    def _plain(self, text: str) -> Encoded:
+        if not self._tokenizer.is_fast:
+            ids: Any = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            return Encoded(list(ids), [(0, 0)] * len(ids))
+        both: Any = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return Encoded(list(both["input_ids"]), list(both["offset_mapping"]))
+
+    def _shielded(self, text: str, controls: Sequence[Span]) -> Encoded:
+        """Encode a text in which only some stretches are control tokens, although others look like them."""
+        core: Any = getattr(self._tokenizer, "_tokenizer", None)
+        if not isinstance(core, Tokenizer):
+            return self._shielded_slow(text, controls)
+        pieces, places, end = [], [], 0
+        for begin, stop in controls:
+            pieces += [text[end:begin], self._shield.stand_ins[text[begin:stop]]]
+            places += [*range(end, begin), begin]
+            end = stop
+        places += [*range(end, len(text) + 1)]
+        encoded = self._shield.core.encode("".join([*pieces, text[end:]]), add_special_tokens=False)
+        ids = [self._shield.ids.get(i, i) for i in encoded.ids]
+        return Encoded(ids, [(places[begin], places[stop]) for begin, stop in encoded.offsets])
+
+    def _shielded_slow(self, text: str, controls: Sequence[Span]) -> Encoded:
+        ids: list[int] = []
+        end = 0
+        for begin, stop in [*controls, (len(text), len(text))]:
+            if piece := text[end:begin]:
+                ids += self._tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            ids += self.control_ids(text, [(begin, stop)]) if stop > begin else []
+            end = stop
+        return Encoded(ids, [(0, 0)] * len(ids))
+
+    @cached_property
+    def _shield(self) -> "_Shield":
+        """The same tokenizer, in which private characters are the control tokens and their names are text."""
+        core = Tokenizer.from_str(self._tokenizer._tokenizer.to_str())  # type: ignore[attr-defined]
+        core.no_truncation()
+        core.no_padding()
+        added: dict[int, Any] = self._tokenizer.added_tokens_decoder
+        tokens = {i: added[i] for i in self._controls.values()}
+        # A token that only the tokenizer's settings name as special must be one here, or its name would still be matched.
+        core.add_special_tokens([_copy(token, token.content, special=True) for token in tokens.values()])
+        core.encode_special_tokens = True
+        # Beyond the masks, so that no text holds both.
+        stand_ins = {token.content: chr(_PRIVATE + len(self._masks) + n) for n, token in enumerate(tokens.values())}
+        core.add_tokens([_copy(token, stand_ins[token.content], special=False) for token in tokens.values()])
+        ids: dict[Any, int] = {core.token_to_id(stand_in): self._controls[name] for name, stand_in in stand_ins.items()}
+        return _Shield(core, stand_ins, ids)
+
+
+class _Shield(NamedTuple):
+    core: Tokenizer
+    stand_ins: dict[str, str]
+    """Private character of every control token."""
+    ids: dict[int, int]
+    """From the id of a private character to that of its control token."""
+
+
+def _copy(token: AddedToken, content: str, *, special: bool) -> AddedToken:
+    return AddedToken(
+        content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized, special=special
+    )
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after a text by itself."""
+    whole: Any = tokenizer.encode("a", add_special_tokens=True)
+    bare: Any = tokenizer.encode("a", add_special_tokens=False)
+    for begin in range(len(whole) - len(bare) + 1):
+        if whole[begin : begin + len(bare)] == bare:
+            return list(whole[:begin]), list(whole[begin + len(bare) :])
+    return [], []
