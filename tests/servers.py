@@ -129,6 +129,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             if not self._raw(None):
                 self._answer(200, {"data": [{"id": "table", "max_model_len": fake.context}]})
 
+        do_HEAD = do_GET
+
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with fake.lock:

@@ -20,6 +20,7 @@ from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import VALUES
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
@@ -286,7 +287,7 @@ def _fetched(place: str) -> Path:
     target, _, repository = place.partition(":")
     if target != _HUB:
         return Path(place)
-    with _hub_explained(repository):
+    with _hub_explained(repository), cached_where_unreachable():
         return Path(snapshot_download(repository, repo_type="dataset"))
 
 
@@ -305,10 +306,12 @@ def _check_replaceable(api: Any, repository: str, *, overwrite: bool) -> None:
 @contextmanager
 def _hub_explained(name: str) -> Iterator[None]:
     import httpx2
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
 
     try:
         yield
+    except LocalEntryNotFoundError as error:
+        raise BackendError(absent(f"hub:{name}", "data set")) from error
     except LocalTokenNotFoundError:
         raise BackendError(f"hub:{name}: the hub must know who asks: no token was found -- run hf auth login, or set HF_TOKEN") from None
     except HFValidationError as error:

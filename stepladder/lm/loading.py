@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
 """Names of the heads of reward models in public checkpoints, the first that is found counts."""
@@ -114,7 +116,8 @@ def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) 
     """
     config = _loaded(source, "model configuration", AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
     try:
-        return config, GenerationConfig.from_pretrained(source)
+        with nullcontext() if Path(source).is_dir() else cached_where_unreachable():
+            return config, GenerationConfig.from_pretrained(source)
     except OSError:
         return config, None
 
@@ -192,9 +195,18 @@ def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: 
     """Load, and turn whatever a broken or absent checkpoint raises into one sentence."""
     if _looks_like_path(source) and not Path(source).is_dir():
         raise CheckpointError(f"{source}: must be a model directory or a hub id: no such directory -- check the path")
+    if Path(source).is_dir():
+        return _explained(source, what, load, **options)
+    with cached_where_unreachable():
+        return _explained(source, what, load, **options)
+
+
+def _explained(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
     try:
         return load(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if not Path(source).is_dir() and why_unreachable() is not None:
+            raise CheckpointError(absent(source, what)) from error
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "check that the directory is complete" if Path(source).is_dir() else "check the name and the way to the hub"
         raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- {remedy}") from error

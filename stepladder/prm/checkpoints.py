@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError
+from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.lm.loading import HEAD_NAMES, HEAD_PREFIXES, load_causal_lm, load_token_classifier
 from stepladder.lm.training import quiet
 from stepladder.prm.layout import token_id
@@ -163,8 +164,11 @@ def _local_directory(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))
+        with cached_where_unreachable():
+            return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))
     except (OSError, ValueError) as error:
+        if why_unreachable() is not None:
+            raise CheckpointError(absent(source, "model")) from error
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{source}: must be a model directory or a hub id: {first_line} -- check the path or the connection"

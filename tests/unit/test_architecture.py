@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files", "tree_paths", "terminal", "outputs", "locks", "digests"}
+BASE = {"errors", "types", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -23,6 +23,7 @@ ALLOWED = {
     "locks": {"errors"},
     "outputs": {"errors"},
     "tree_paths": {"types"},
+    "hub": set(),
     "terminal": set(),
     "interfaces": BASE,
     "testing": BASE | {"interfaces"},

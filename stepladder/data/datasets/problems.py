@@ -8,12 +8,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.types import LabelledProblem, Problem, derive_seed
 
 
@@ -226,9 +228,12 @@ def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[So
         elif (Path(source) / "dataset_info.json").exists():
             data = datasets.load_from_disk(source)
         else:
-            data = datasets.load_dataset(source, subset, split=split)
+            with nullcontext() if Path(source).exists() else cached_where_unreachable():
+                data = datasets.load_dataset(source, subset, split=split)
     # The library raises dozens of its own and the network's types here, and all mean the same to the reader.
     except Exception as error:
+        if not Path(source).exists() and why_unreachable() is not None:
+            raise DataFormatError(absent(source, "data set")) from error
         first_line = str(error).strip().split("\n")[0]
         raise DataFormatError(
             f"{source}: must be a .jsonl or .parquet file or a data set with split {split!r}: {first_line} "

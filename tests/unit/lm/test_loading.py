@@ -52,6 +52,8 @@ def test_a_hub_id_that_cannot_be_loaded_is_no_incomplete_directory(monkeypatch):
         raise OSError("no such repository")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr("stepladder.hub.why_unreachable", lambda: None)
+    monkeypatch.setattr("stepladder.lm.loading.why_unreachable", lambda: None)
     with pytest.raises(CheckpointError, match="someone/model: could not load a tokenizer: no such repository -- check the name"):
         load_tokenizer("someone/model")
 

@@ -1,0 +1,67 @@
+"""The Hugging Face hub where it cannot be reached: one quick question, instead of the libraries' half a minute of retries for each file."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+_ANSWER_S = 5.0
+"""Longest time until the hub has answered anything."""
+_SWITCH = "HF_HUB_OFFLINE"
+
+
+@cache
+def why_unreachable() -> str | None:
+    """Return why the hub cannot be reached, or None where it can; it is asked once per process, for a few seconds at most."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    failures: list[str] = []
+    answered = threading.Event()
+
+    def ask() -> None:
+        import httpx2
+        from huggingface_hub.utils import get_session
+
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_ANSWER_S)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            failures.append(str(error) or type(error).__name__)
+        answered.set()
+
+    # Looking up a name may take longer than any timeout of a request; the thread is left behind then.
+    threading.Thread(target=ask, daemon=True).start()
+    if not answered.wait(2 * _ANSWER_S):
+        return f"no answer within {2 * _ANSWER_S:g} s"
+    return failures[0] if failures else None
+
+
+@contextmanager
+def cached_where_unreachable() -> Iterator[None]:
+    """Have the hub's libraries read their cache alone while the block runs, where the hub cannot be reached."""
+    from huggingface_hub import constants
+
+    if why_unreachable() is None or constants.HF_HUB_OFFLINE:
+        yield
+        return
+    # Libraries look at these names at every request. ``datasets`` has a copy of its own.
+    places = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
+    for place in places:
+        setattr(place, _SWITCH, True)
+    try:
+        yield
+    finally:
+        for place in places:
+            setattr(place, _SWITCH, False)
+
+
+def absent(source: object, what: str) -> str:
+    """Return the sentence for something that is neither a directory nor, as the hub cannot be reached, to be had from there."""
+    from huggingface_hub import constants
+
+    return (
+        f"{source}: must be a directory or a hub id: there is no such directory, the cache holds no such {what}, and {constants.ENDPOINT} "
+        f"cannot be reached ({why_unreachable()}) -- correct the path, or fetch it once where there is a network"
+    )
