@@ -5,6 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+
+from stepladder.errors import CheckpointError
 
 _ANSWER_S = 5.0
 """Longest time until the hub has answered anything."""
@@ -55,6 +58,25 @@ def cached_where_unreachable() -> Iterator[None]:
     finally:
         for place in places:
             setattr(place, _SWITCH, False)
+
+
+def check_model_source(source: str) -> None:
+    """Check, before libraries are loaded for seconds, that a model that is no directory can be had: from the hub, or from its cache.
+
+    Raises:
+        CheckpointError: If it cannot.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(source).is_dir() or why_unreachable() is None:
+        return
+    try:
+        is_cached = isinstance(try_to_load_from_cache(source, "config.json"), str)
+    except HFValidationError:
+        is_cached = False
+    if not is_cached:
+        raise CheckpointError(absent(source, "model"))
 
 
 def absent(source: object, what: str) -> str:

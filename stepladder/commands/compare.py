@@ -28,7 +28,6 @@ from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option, t
 from stepladder.data.metrics import answers as metrics
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
-from stepladder.loops.assembly.checks import check_model
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
 from stepladder.loops.assembly.problems import build_problems, load_split
@@ -193,8 +192,6 @@ def resolve_comparison(
     """
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
-    if policy is not None:
-        check_model(config.policy)
     if problems is not None:
         loaded = load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
     elif policy is None:

@@ -14,7 +14,7 @@ from stepladder.data.grading.answers import answer_key
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.loops.assembly.checks import check_backends
+from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
 from stepladder.loops.assembly.problems import grading_options
 from stepladder.loops.assembly.search import search_engine
@@ -136,6 +136,7 @@ def choose_models(
     if "none" in prm and len(prm) > 1:
         raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
     if policy is not None:
+        check_model(PolicyConfig(model=policy))
         config, run_prm = _bare_config(policy), None
     else:
         config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)

@@ -23,7 +23,7 @@ ALLOWED = {
     "locks": {"errors"},
     "outputs": {"errors"},
     "tree_paths": {"types"},
-    "hub": set(),
+    "hub": {"errors"},
     "terminal": set(),
     "interfaces": BASE,
     "testing": BASE | {"interfaces"},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.hub import check_model_source
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method
@@ -40,11 +41,11 @@ def check_labels(config: Config) -> None:
 
 
 def check_model(config: PolicyConfig) -> None:
-    """Check that a policy that is named by a path is a model directory with a tokenizer; a hub id is left to the loader.
+    """Check that a policy that is named by a path is a model directory with a tokenizer, and that a hub id can be had.
 
     Raises:
         ConfigError: If the path does not exist.
-        CheckpointError: If a file of the model is missing.
+        CheckpointError: If a file of the model is missing, or the hub is needed and cannot be reached.
     """
     if not _is_directory("policy.model", config.model):
         return
@@ -66,10 +67,11 @@ def check_prm(config: PRMConfig) -> None:
 
 
 def _is_directory(setting: str, source: str) -> bool:
-    """Say whether a model is a directory, and not a hub id; a path that does not exist is refused."""
+    """Say whether a model is a directory, and not a hub id; a path that does not exist, and a hub id that cannot be had, are refused."""
     path = Path(source)
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
         raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} does not exist -- correct the path")
+    check_model_source(source)
     return path.is_dir()
 
 

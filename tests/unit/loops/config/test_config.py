@@ -97,8 +97,9 @@ def test_impossible_searches_are_refused_before_work() -> None:
     check_searches(load_config(None, REQUIRED))
 
 
-def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
-    """A path that does not exist, or holds no tokenizer, is refused; a hub id is left to the loader."""
+def test_model_directory_is_checked_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that does not exist, or holds no tokenizer, is refused; a hub id is left to the loader where the hub answers."""
+    monkeypatch.setattr("stepladder.hub.why_unreachable", lambda: None)
 
     def policy(model: object) -> Config:
         return load_config(None, [*REQUIRED, f"policy.model={model}"])
@@ -112,12 +113,17 @@ def test_model_directory_is_checked_before_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model", "reference"])
-def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str) -> None:
-    """A path that does not exist is refused; a hub id and a directory are left to the loader."""
+def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that does not exist is refused; a hub id and a directory are left to the loader, unless the hub cannot be reached."""
+    monkeypatch.setattr("stepladder.hub.why_unreachable", lambda: None)
     for source in (tmp_path, "owner/prm"):
         check_prm(load_config(None, [*REQUIRED, f"prm.{name}={source}"]).prm)
     with pytest.raises(ConfigError, match=rf"prm\.{name}: must be a model directory or a hub id: '.*absent' does not exist"):
         check_prm(load_config(None, [*REQUIRED, f"prm.{name}={tmp_path / 'absent'}"]).prm)
+    monkeypatch.setattr("stepladder.hub.why_unreachable", lambda: "no route")
+    check_prm(load_config(None, [*REQUIRED, f"prm.{name}={tmp_path}"]).prm)
+    with pytest.raises(CheckpointError, match=r"owner/prm: must be a directory or a hub id: .*cannot be reached \(no route\)"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.{name}=owner/prm"]).prm)
 
 
 @pytest.mark.parametrize(
