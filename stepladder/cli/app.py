@@ -150,7 +150,7 @@ def solve(
     - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
     """
     with _errors_explained(debug):
-        from stepladder.commands.solve import SolveSettings, explain_methods, solve_file, solve_question
+        from stepladder.commands.solve import SolveSettings, explain_methods, part_of, solve_file, solve_question
 
         if method == "list":
             echo(explain_methods())
@@ -163,7 +163,9 @@ def solve(
             raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
         inputs = [] if input is None else [input]
         if output is not None:
-            check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=overwrite, inputs=inputs)
+            # Answers beside it belong to a call that was stopped, or of which questions failed: this one goes on with it.
+            replace = overwrite or part_of(output).exists()
+            check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=replace, inputs=inputs)
         if tree is not None:
             check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=overwrite, inputs=inputs)
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}

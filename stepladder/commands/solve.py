@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,15 +200,17 @@ def solve_file(
     """
     loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
     problems = [labelled.problem for labelled in loaded]
-    part = output.with_name(output.name + ".part")
+    part = part_of(output)
     rows = _kept_rows(part, settings)
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
     results: list[SearchResult] = []
     failures: list[Failures] = []
     num_unique = 0
-    with LoadedModels() as models, part.open("a", encoding="utf-8") as file:
+    with ExitStack() as stack:
+        models = stack.enter_context(LoadedModels())
         engine, discriminator = _engine(settings, models, missing), _discriminator(settings, models)
+        file = stack.enter_context(part.open("a", encoding="utf-8"))
         begin = time.monotonic()
         for result, reviewing in _search(engine, discriminator, missing):
             num_unique += unique_tokens(result.tree)
@@ -227,6 +230,11 @@ def solve_file(
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique)
     total = Failures.sum(failures)
     return Solved(file_summary(list(rows.values()), total, output, seconds=seconds, use=use), _failure(str(source), total))
+
+
+def part_of(output: Path) -> Path:
+    """Return where the finished answers of a file lie while others are missing."""
+    return output.parent / f"{output.name}.part"
 
 
 def _failure(place: str, failures: Failures) -> str | None:
