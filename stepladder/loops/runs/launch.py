@@ -21,8 +21,8 @@ from traceback import format_exc
 from typing import Any
 
 from stepladder.errors import BackendError
-from stepladder.loops.runs import workers
 from stepladder.loops.config.training import TrainingConfig
+from stepladder.loops.runs import workers
 from stepladder.loops.runs.workers import Progress, Task
 
 _JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.pickle", "progress.jsonl", "log.txt"

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from stepladder.terminal import plain
 from stepladder.loops.runs.workers import Progress
+from stepladder.terminal import plain
 
 _PLAIN_INTERVAL_S = 10.0
 

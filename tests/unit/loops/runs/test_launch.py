@@ -14,8 +14,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from stepladder.errors import BackendError, ConfigError, DataFormatError
 from stepladder.loops.assembly.checks import check_training
-from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.config.load import load_config
+from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs.launch import launch_command, run_launched
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
 
