@@ -92,7 +92,7 @@ _ALLOW, _REFUSE, _ASK, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x7FC00000, 0x800
 _SECCOMP, _SET_FILTER, _NEW_LISTENER = 317, 1, 8
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 """Requests of a seccomp listener, for its structures of 80 and 24 bytes, and the answer that lets a call go on."""
-_UNSEEN = frozenset({"sys.settrace", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
+_UNSEEN = frozenset({"sys.settrace", "sys.monitoring.register_callback", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
 """Audit events of functions that could move a frame past the rest of its code, or find what refuses them."""
 
 

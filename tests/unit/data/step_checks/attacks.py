@@ -466,6 +466,32 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
             "    return skip\nsys._getframe().f_trace = skip\nsys.settrace(skip)\nassert not sys\nx = 1",
             "failed",
         ),
+        "lines skipped by monitoring": (
+            "import sys\ndef skip(code, line):\n    if line == 10:\n        frame = sys._getframe(1)\n        frame.f_trace = print\n"
+            "        frame.f_lineno = 11\nsys.monitoring.use_tool_id(3, 'x')\n"
+            "sys.monitoring.register_callback(3, sys.monitoring.events.LINE, skip)\n"
+            "sys.monitoring.set_events(3, sys.monitoring.events.LINE)\nassert not sys\nx = 1",
+            "failed",
+        ),
+        "exit from a second interpreter": (
+            "try:\n    import _xxsubinterpreters as interpreters\nexcept ImportError:\n    import _interpreters as interpreters\n"
+            "interpreters.run_string(interpreters.create(), 'import os; os._exit(0)')",
+            "failed",
+        ),
+        "exit from an import": (
+            "import os, sys\nsys.meta_path.insert(0, type('', (), {'find_spec': staticmethod(lambda *_: os._exit(0))}))\n"
+            "import nothing_here",
+            "failed",
+        ),
+        "exit from a weak reference": (
+            "import os, weakref\nclass A:\n    pass\na = A()\nweakref.finalize(a, os._exit, 0)\nassert False",
+            "failed",
+        ),
+        "exit natively from the interpreter": ("import ctypes\nctypes.pythonapi.Py_Exit(0)", "failed"),
+        "an exit in a group of errors": ("raise BaseExceptionGroup('a', [SystemExit(0)])", "failed"),
+        "an abort": ("import os\nos.abort()", "killed"),
+        "a polite end": ("import os\nos.kill(os.getpid(), 15)", "killed"),
+        "output moved to a file": ("import os\nos.dup2(os.open('a', os.O_CREAT | os.O_RDWR), 1)", "failed"),
         "lines skipped by the debugger": ("import bdb\nbdb.Bdb().set_trace()\nassert False", "failed"),
         "a thread": ("import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()", "failed"),
         "a signal that kills": ("import os\nos.kill(os.getpid(), 9)", "killed"),
