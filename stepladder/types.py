@@ -5,7 +5,7 @@ scored, stored and trained on; text stands beside them for people. "Not scored" 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -196,6 +196,12 @@ class Failures:
     """Those of them that ended with an error, whatever came before it."""
     first_message: str | None = None
     """What the first of these said, in the order in which the search asked; None without any."""
+
+    @classmethod
+    def of(cls, num_samples: int, messages: Sequence[str | None]) -> "Failures":
+        """Return the failures among so many samples, given what each failed one said."""
+        first = (messages[0] or "no reason given") if messages else None
+        return cls(num_samples=num_samples, num_failed=len(messages), first_message=first)
 
     @property
     def all_failed(self) -> bool:

@@ -10,7 +10,7 @@ from stepladder.data.labels.values import gather_evidence
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier
 from stepladder.tree_paths import path_to
-from stepladder.types import Problem, StopReason, TreeRecord, derive_seed
+from stepladder.types import Failures, Problem, Step, StopReason, TreeRecord, derive_seed
 
 
 class Prefix(NamedTuple):
@@ -28,19 +28,21 @@ class Estimate(NamedTuple):
     right: int
     """Rollouts that ended right."""
     total: int
-    """Rollouts."""
+    """Rollouts that the policy gave; those that failed are left out, for they say nothing."""
     tokens: int = 0
     """Tokens that they generated."""
+    failures: Failures = Failures()
+    """What the policy could not give."""
 
     @property
-    def soft(self) -> float:
-        """Share of right ones, in [0, 1]."""
-        return self.right / self.total
+    def soft(self) -> float | None:
+        """Share of right ones, in [0, 1]; None without a rollout."""
+        return self.right / self.total if self.total else None
 
     @property
-    def hard(self) -> float:
-        """1 where at least one ended right, else 0."""
-        return float(self.right > 0)
+    def hard(self) -> float | None:
+        """1 where at least one ended right, else 0; None without a rollout."""
+        return float(self.right > 0) if self.total else None
 
 
 Ask = Callable[[Sequence[Prefix]], list[Estimate]]
@@ -95,20 +97,30 @@ def estimate_prefixes(
     )
     answers: list[list[str | None]] = [[] for _ in prefixes]
     tokens = [0] * len(prefixes)
+    failures = [Failures()] * len(prefixes)
     while results := policy.collect():
         for result in results:
-            tokens[result.ticket] = sum(len(step.token_ids) for sample in result.samples for step in sample)
-            answers[result.ticket] = [renderer.extract_answer(sample[-1].text) if sample else None for sample in result.samples]
+            place, samples = result.ticket, [sample for sample in result.samples if sample]
+            tokens[place] = sum(len(step.token_ids) for sample in samples for step in sample)
+            answers[place] = [renderer.extract_answer(sample[-1].text) for sample in samples if not _failed(sample)]
+            failures[place] = Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)])
     asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
     verdicts = iter(verifier.grade(asked))
-    return [Estimate(sum(next(verdicts).correct for _ in given), len(given), count) for given, count in zip(answers, tokens, strict=True)]
+    return [
+        Estimate(sum(next(verdicts).correct for _ in given), len(given), count, failed)
+        for given, count, failed in zip(answers, tokens, failures, strict=True)
+    ]
+
+
+def _failed(sample: Sequence[Step]) -> bool:
+    return sample[-1].stop_reason == StopReason.ERROR
 
 
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
     """Return the value of every node as rollouts from it say: Math-Shepherd's soft or hard estimate.
 
-    A graded leaf is worth its outcome and is not rolled out; the root, and a failed step that was not graded, have no value. Equal prefixes
-    are asked about once.
+    A graded leaf is worth its outcome and is not rolled out; the root, a failed step that was not graded, and a prefix from which every
+    rollout failed have no value. Equal prefixes are asked about once.
 
     Args:
         records: Searched trees, or sampled solutions.

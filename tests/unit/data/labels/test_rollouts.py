@@ -15,8 +15,8 @@ from stepladder.data.labels.rollouts import (
 )
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.errors import ConfigError
-from stepladder.testing import ScriptedPolicy
-from stepladder.types import Problem, Step, StopReason, Verdict
+from stepladder.testing import ScriptedPolicy, error_step
+from stepladder.types import Failures, Problem, Step, StopReason, Verdict
 from tests.unit.data.labels.test_values import random_tree, tree
 
 PROBLEM = Problem(id="p", question="?")
@@ -45,10 +45,27 @@ def scripted(prefix_ids, sample, seed):
     return Step(token_ids=(8,), logps=(0.0,), text="=5" if right else "=6", stop_reason=StopReason.END)
 
 
+def test_rollouts_that_failed_are_counted_and_say_nothing():
+    """A failed rollout is no wrong one: it is left out of the share, and a prefix without any other has no value."""
+
+    def failing(prefix_ids, sample, seed):
+        unlucky = 9 in prefix_ids or sample == 1
+        return error_step(f"gone for {sample}") if unlucky else scripted(prefix_ids, sample, seed)
+
+    prefixes = [Prefix(PROBLEM, ids) for ids in ((3,), (3, 9))]
+    some, none = estimate_prefixes(ScriptedPolicy(failing), Renderer(), IsFive(), prefixes, num_rollouts=4, seed=0)
+    assert some == Estimate(2, 3, 6, Failures(num_samples=4, num_failed=1, first_message="gone for 1"))
+    assert (some.soft, some.hard) == (2 / 3, 1.0)
+    assert none == Estimate(0, 0, 0, Failures(num_samples=4, num_failed=4, first_message="gone for 0"))
+    assert (none.soft, none.hard) == (None, None)
+    record = tree((-1, None, None), (0, None, None))
+    assert rollout_values([record], lambda asked: [none] * len(asked)) == [[None, None]]
+
+
 def test_rollouts_from_every_prefix_are_counted():
     """Half of four rollouts, of two tokens each, are right without token 9 and none with it, whatever order the results arrive in."""
     prefixes = [Prefix(PROBLEM, ids) for ids in ((), (3,), (3, 9), (3, 9, 4))]
-    expected = [Estimate(2, 4, 8), Estimate(2, 4, 8), Estimate(0, 4, 8), Estimate(0, 4, 8)]
+    expected = [Estimate(right, 4, 8, Failures(num_samples=4)) for right in (2, 2, 0, 0)]
     for shuffle in (None, 5):
         policy = ScriptedPolicy(scripted, shuffle_seed=shuffle)
         got = estimate_prefixes(policy, Renderer(), IsFive(), prefixes, num_rollouts=4, seed=0)
