@@ -167,7 +167,8 @@ def solve(
             replace = overwrite or part_of(output).exists()
             check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=replace, inputs=inputs)
         if tree is not None:
-            check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=overwrite, inputs=inputs)
+            replace = overwrite or (output is not None and part_of(output).exists())
+            check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=replace, inputs=inputs)
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
         settings = SolveSettings.resolve(
             run=run,

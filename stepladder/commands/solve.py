@@ -3,16 +3,16 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.commands.evolve import best_models, round_models
+from stepladder.commands.solve_progress import Progress, answer_settings, part_of
 from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
 from stepladder.data.datasets.problems import load_problems
 from stepladder.data.grading.answers import answer_key
-from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
@@ -103,6 +103,18 @@ class SolveSettings:
             discriminator=discriminator,
         )
 
+    def facts(self) -> dict[str, Any]:
+        """Return everything that shapes an answer, as ``answer_settings`` does; model directories are read for it."""
+        return answer_settings(
+            self.config,
+            policy=self.policy,
+            prm=self.prm,
+            method=self.method,
+            budget=self.budget,
+            seed=self.seed,
+            discriminator=self.discriminator,
+        )
+
 
 def token_simulations(max_tokens: int) -> int:
     """Return the cap on simulations of a search that its tokens are to end.
@@ -170,7 +182,7 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
         seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
-        _write_trees(tree_path, [result])
+        _write_trees(tree_path, [result.tree.to_dict()])
     row = answer_row(result, question, discriminator_tokens=reviewing)
     failure = _failure("QUESTION", result.failures)
     if as_json:
@@ -183,7 +195,7 @@ def solve_file(
 ) -> Solved:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
-    Finished answers are kept beside the output while the work goes on, so a stopped command continues where it was. They stay there when
+    Finished answers are kept beside the output while the work goes on, so the same command continues a stopped one. They stay there when
     questions failed: the same command then asks these again.
 
     Args:
@@ -196,45 +208,39 @@ def solve_file(
 
     Raises:
         DataFormatError: If the file breaks its format.
-        CheckpointError: If the kept answers belong to other settings.
+        CheckpointError: If the kept answers belong to other settings or questions, or lack the trees that are asked for.
     """
     loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
     problems = [labelled.problem for labelled in loaded]
     part = part_of(output)
-    rows = _kept_rows(part, settings)
+    progress = Progress.resume(part, settings.facts, problems, keeps_trees=tree_path is not None)
+    rows, trees = progress.rows, progress.trees
     missing = [problem for problem in problems if problem.id not in rows]
     questions = {problem.id: problem.question for problem in problems}
-    results: list[SearchResult] = []
     failures: list[Failures] = []
     num_unique = 0
-    with ExitStack() as stack:
-        models = stack.enter_context(LoadedModels())
+    with LoadedModels() as models:
         engine, discriminator = _engine(settings, models, missing), _discriminator(settings, models)
-        file = stack.enter_context(part.open("a", encoding="utf-8"))
+        progress.begin(settings.facts)
         begin = time.monotonic()
         for result, reviewing in _search(engine, discriminator, missing):
             num_unique += unique_tokens(result.tree)
             failures.append(result.failures)
             row = rows[result.problem_id] = answer_row(result, questions[result.problem_id], discriminator_tokens=reviewing)
-            if not has_failed(row):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
             if tree_path is not None:
-                results.append(result)
+                trees[result.problem_id] = result.tree.to_dict()
+            if not has_failed(row):
+                progress.keep(row, trees.get(result.problem_id))
         seconds = time.monotonic() - begin
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:
-        _write_trees(tree_path, results)
-    if not any(map(has_failed, rows.values())):
+        _write_trees(tree_path, [trees[problem.id] for problem in problems])
+    if not any(has_failed(rows[problem.id]) for problem in problems):
         part.unlink()
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique)
     total = Failures.sum(failures)
-    return Solved(file_summary(list(rows.values()), total, output, seconds=seconds, use=use), _failure(str(source), total))
-
-
-def part_of(output: Path) -> Path:
-    """Return where the finished answers of a file lie while others are missing."""
-    return output.parent / f"{output.name}.part"
+    summary = file_summary([rows[problem.id] for problem in problems], total, output, seconds=seconds, use=use)
+    return Solved(summary, _failure(str(source), total))
 
 
 def _failure(place: str, failures: Failures) -> str | None:
@@ -348,24 +354,5 @@ def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminat
     )
 
 
-def _write_trees(path: Path, results: list[SearchResult]) -> None:
-    trees = [result.tree.to_dict() for result in results]
+def _write_trees(path: Path, trees: list[dict[str, Any]]) -> None:
     atomic_write_text(path, json.dumps(trees[0] if len(trees) == 1 else trees) + "\n")
-
-
-def _kept_rows(part: Path, settings: SolveSettings) -> dict[str, dict[str, Any]]:
-    """Answers of an earlier, stopped call; its last line may be torn and is then searched again."""
-    if not part.exists():
-        return {}
-    lines = part.read_text(encoding="utf-8").split("\n")
-    rows = {}
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-            rows[row["id"]] = row
-        except (json.JSONDecodeError, KeyError):
-            raise DataFormatError(f"{part}:{number}: not an answer of an earlier call -- remove the file to start over") from None
-    if any(row["method"] != settings.method.name for row in rows.values()):
-        raise CheckpointError(f"{part}: holds answers of another method -- remove the file to start over, or use the same --method")
-    part.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
-    return rows
