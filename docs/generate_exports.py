@@ -121,6 +121,10 @@ and every round of `evolve` trains on them beside its own: pairs, solutions and 
 judged steps the PRM, and trees are labelled with the run's own settings and train both. Every field of every record is what it was, bit
 for bit. Training refuses rows of another prompt format or tokenizer. `stepladder prm train` reads the files of `stepwise` and
 `math-shepherd` directly, for any tokenizer.
+
+Rows may be left out, but not edited: the token ids are learned, and the text is for people. A row is refused, with its file and number, if a
+text is not that of its ids or an id is beyond the policy's vocabulary. `stepladder import` checks this where the run exists; `evolve` does it
+otherwise, before any work. Give edited solutions as `warmup.solutions`.
 """
 
 

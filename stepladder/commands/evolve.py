@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_records
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.policies import build_renderer, step_format, with_date
+from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run, open_run
@@ -43,6 +44,8 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     run = open_run(root, config)
     remove_temporaries(root)
     _check_imported(run, config)
+    if not run.round(1).exists():
+        _check_imported_rows(run, config)
     for row in run.rows():
         on_round(row)
     if len(run.rows()) > config.run.rounds:
@@ -92,6 +95,18 @@ def _check_imported(run: RunDir, config: Config) -> None:
                 f"{path}: every row must come from renderer {expected!r}: got {', '.join(map(repr, sorted(foreign)))} "
                 "-- import rows that were made with the same prompt format and tokenizer"
             )
+
+
+def _check_imported_rows(run: RunDir, config: Config) -> None:
+    """Refuse imported rows whose text is not that of their ids, or whose ids the policy does not have."""
+    paths = run.imported("*")
+    if not paths:
+        return
+    check = imported_row_check(config, config.policy.model)
+    kinds: dict[str, ShardKind[Any]] = {kind.name: kind for kind in (TREES, TRACES, PAIRS, GRADED, VALUES)}
+    for path in paths:
+        for number, record in enumerate(read_records(path, kinds[path.parent.name]), 1):
+            check(record, f"{path}:{number}")
 
 
 def best_models(run: RunDir) -> tuple[str, str | None]:

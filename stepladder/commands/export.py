@@ -19,8 +19,9 @@ from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import VALUES
-from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError, StepladderError
 from stepladder.hub import absent, cached_where_unreachable
+from stepladder.loops.assembly.policies import imported_row_check
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
@@ -113,7 +114,8 @@ def import_rows(place: str, run_path: Path) -> str:
 
     Raises:
         BackendError: If the hub cannot be reached.
-        DataFormatError: If the directory is no export that can be imported.
+        DataFormatError: If the directory is no export that can be imported, or a row's text is not that of its ids. This is checked where
+            the run exists and so has a tokenizer; ``evolve`` checks it otherwise, before any work.
         CheckpointError: If the run has begun, already holds a data set of that name, or the directory is neither new nor a run.
     """
     directory = _fetched(place)
@@ -127,8 +129,21 @@ def import_rows(place: str, run_path: Path) -> str:
         raise CheckpointError(
             f"{run.imported_folder(name)}: must not exist: a data set of this name was imported before -- rename the new one"
         )
-    _, count = import_dataset(directory, run.imported_folder(name) / kind.name)
+    check = _check_against(run) if (run_path / "run.json").exists() else lambda record, place: None
+    try:
+        _, count = import_dataset(directory, run.imported_folder(name) / kind.name, check=check)
+    except StepladderError:
+        # Rows that were refused leave no folder that would keep their name taken.
+        for folder in (run.imported_folder(name), run.imported_folder(name).parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
     return f"{run.imported_folder(name)}: {count} rows of {kind.name}; evolve --run-dir {run_path} learns from them in every round"
+
+
+def _check_against(run: RunDir) -> Callable[[Any, str], None]:
+    config = run.config()
+    return imported_row_check(config, config.policy.model)
 
 
 def _chosen_rounds(run: RunDir, rounds: str | None, *, latest: bool) -> list[int]:

@@ -1,10 +1,12 @@
 """Loading models and tokenizers from a directory or a hub id, with errors that say what is missing."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ HEAD_PREFIXES = tuple(f"{name}." for name in HEAD_NAMES)
 FORMAT_FILE = "stepladder_format.json"
 """File of a policy directory that describes its step format; copied to whatever is trained from it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOGGER = logging.getLogger(__name__)
+_PROBES = ("is 1+1?", "1234 = 12\n\n", "  a\tb\n c", "½ of é, x² 語 🙂", "don't  stop.")
+"""Texts that families split differently: blanks, digits, line breaks, characters that a normaliser changes."""
 _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
@@ -83,7 +88,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     """Return the tokenizer of a model directory or hub id.
 
     A ``tokenizer.json`` that was saved by a generic tokenizer class is taken as it stands: ``AutoTokenizer`` would replace its splitting
-    rules by those of the model family (Qwen2's drop whitespace that a small custom vocabulary does not know).
+    rules by those of the model family (Qwen2's drop whitespace that a small custom vocabulary does not know). A warning is logged where the
+    two read a probe differently, once for a directory and process, unless stepladder wrote the directory.
 
     Raises:
         CheckpointError: If there is no tokenizer, or it cannot be read.
@@ -97,8 +103,29 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
         )
     generic = complete and settings.is_file() and _tokenizer_class(settings) in _GENERIC_CLASSES
     if generic:
+        if not (Path(source) / FORMAT_FILE).is_file():
+            _warn_of_family(str(source))
         return _loaded(source, "tokenizer", PreTrainedTokenizerFast.from_pretrained)
     return _loaded(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_family(source: str) -> None:
+    """Log where the tokenizer of the model's family, which other tools load, reads a text differently from the saved one."""
+    try:
+        saved, other = PreTrainedTokenizerFast.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    # A broken checkpoint is refused by whoever loads it; here it only means that there is nothing to compare.
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+        return
+    for probe in _PROBES:
+        own, family = (each.encode(probe, add_special_tokens=False) for each in (saved, other))
+        if own != family:
+            _LOGGER.warning(
+                "%s: tokenizer.json is used as it was saved, but AutoTokenizer, and so other tools, read it as a %s: %r gives the ids %s "
+                "here and %s there -- save it with the class that the model was trained with",
+                source, type(other).__name__, probe, own, family,
+            )  # fmt: skip
+            return
 
 
 def _tokenizer_class(settings: Path) -> str | None:

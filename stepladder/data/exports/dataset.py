@@ -93,7 +93,9 @@ def export_dataset(
     return summary
 
 
-def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]:
+def import_dataset(
+    directory: Path, out_dir: Path, *, check: Callable[[Any, str], None] = lambda record, place: None
+) -> tuple[ShardKind[Any], int]:
     """Write an exported data set as shards, whole or not at all, and return their kind and the number of rows.
 
     Every field of every record is what it was before the export, bit for bit. Splits follow one another as the data card lists them, with
@@ -102,6 +104,7 @@ def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]
     Args:
         directory: What an export wrote.
         out_dir: New or empty directory, for ``shard-*.parquet``.
+        check: Called with every record and its file and row.
 
     Raises:
         DataFormatError: If the directory is no export that can be imported, or a file of it lacks columns.
@@ -116,6 +119,8 @@ def import_dataset(directory: Path, out_dir: Path) -> tuple[ShardKind[Any], int]
     with atomic_directory(out_dir) as temporary:
         for index, path in enumerate(files):
             records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
+            for number, record in enumerate(records, 1):
+                check(record, f"{path}:{number}")
             try:
                 write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

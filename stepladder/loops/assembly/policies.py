@@ -4,7 +4,8 @@ Model classes are imported inside the functions that need them, so that reading 
 """
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy
@@ -34,6 +35,20 @@ def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
     from stepladder.policy.prompts import PromptRenderer
 
     return PromptRenderer(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code), step_format(config))
+
+
+def imported_row_check(config: Config, policy_dir: str) -> Callable[[Any, str], None]:
+    """Return what checks an imported record, given its file and row, against the tokenizer and the vocabulary of a policy.
+
+    Raises:
+        CheckpointError: If the policy cannot be read.
+    """
+    from stepladder.data.exports.import_checks import check_row
+    from stepladder.lm.loading import load_model_settings
+
+    renderer = build_renderer(config, policy_dir)
+    named, _ = load_model_settings(policy_dir, trust_remote_code=config.policy.trust_remote_code)
+    return lambda record, place: check_row(record, renderer, vocab_size=named.get_text_config().vocab_size, place=place)
 
 
 def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Config:

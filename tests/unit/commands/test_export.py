@@ -6,23 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from stepladder.commands.evolve import evolve
 from stepladder.commands.export import ExportOptions, explain_formats, export_rounds, import_rows
+from stepladder.data.exports.dataset import ExportJob, export_dataset
+from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.pairs import preference_pairs
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages import round as rounds
-from stepladder.types import Provenance, TreeRecord
+from stepladder.types import PreferencePair, Problem, Provenance, TreeRecord
 from tests.report_run import tree
-from tests.runs import write_problems
+from tests.runs import write_problems, write_tiny_config
 
 IDS = [f"train-{index}" for index in range(6)]
 
@@ -403,3 +410,45 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
         "traces": ["001", "sft", "sft", "tree", "tree"],
         "values": ["001", "stepwise", "stepwise", "tree", "tree"],
     }
+
+
+def test_edited_rows_are_refused_when_they_are_imported_or_before_the_search(tmp_path: Path) -> None:
+    """A run that exists checks rows against its policy at once; a new one before it writes or searches anything."""
+    config = load_config(write_tiny_config(tmp_path / "config"), [])
+    renderer = build_renderer(config, config.policy.model)
+    origin = replace(provenance(1), renderer_hash=renderer.hash)
+    question = "which is it"
+    texts = {"chosen": "a+b\n", "rejected": "c\n"}
+    ids = {f"{name}_ids": [token for step in renderer.encode_steps(text) for token in step] for name, text in texts.items()}
+    pair = PreferencePair(
+        problem_id="p",
+        prompt_ids=list(renderer.prompt_ids(Problem(id="p", question=question))),
+        prompt=f"{question}\n",
+        chosen_value=1.0,
+        rejected_value=0.0,
+        depth=1,
+        provenance=origin,
+        **texts,
+        **ids,
+    )
+    write_pairs(tmp_path / "pairs.parquet", [pair, pair])
+    job = ExportJob(format="preference", source=ExportSource(questions={"p": question}))
+    export_dataset([tmp_path / "pairs.parquet"], job, tmp_path / "data")
+    existing = open_run(tmp_path / "existing", config)
+    import_rows(str(tmp_path / "data"), existing.root)
+    data = tmp_path / "data" / "data" / "train-00000.parquet"
+    table = pq.read_table(data)
+    for name, column, values, message in (
+        ("edited", "chosen", ["a+b\n", "a+d\n"], r"train-00000.parquet:2: the text of 'chosen' must be that of its token ids.*'a\+d\\n'"),
+        ("foreign", "chosen_token_ids", [pair.chosen_ids, [999]], r"train-00000.parquet:2: the ids of 'chosen' must be in \[0, .*got 999"),
+    ):
+        (tmp_path / "data").rename(tmp_path / name)
+        changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+        pq.write_table(changed, tmp_path / name / "data" / "train-00000.parquet")
+        with pytest.raises(DataFormatError, match=message):
+            import_rows(str(tmp_path / name), existing.root)
+        assert not existing.imported_folder(name).exists()
+        import_rows(str(tmp_path / name), tmp_path / f"new-{name}")
+        with pytest.raises(DataFormatError, match=message.replace("train-00000.parquet", "shard-0000.parquet")):
+            evolve(config, tmp_path / f"new-{name}", display=display(), on_round=lambda row: None)
+        (tmp_path / name).rename(tmp_path / "data")

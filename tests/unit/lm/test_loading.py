@@ -1,9 +1,12 @@
+import logging
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.loading import load_causal_lm, load_token_classifier, load_tokenizer, resolve_device, resolve_dtype
+from stepladder.policy.prompts import StepFormat
 from tests.models import save_tiny_policy
 
 
@@ -17,6 +20,19 @@ def test_a_custom_tokenizer_comes_back_as_it_was_saved(directory):
     tokenizer = load_tokenizer(directory)
     ids = tokenizer.encode("1+2=3\n ab")
     assert tokenizer.decode(ids) == "1+2=3\n ab" and len(ids) == 9
+
+
+def test_a_tokenizer_that_other_tools_read_differently_is_told_once(tmp_path, caplog):
+    """Qwen2's class drops the blank of this vocabulary; Llama's reads the file as it is, and a directory of our own needs no warning."""
+    qwen, llama, own = (save_tiny_policy(tmp_path / name, arch=arch) for name, arch in (("q", "qwen2"), ("l", "llama"), ("o", "qwen2")))
+    StepFormat().save(own)
+    with caplog.at_level(logging.WARNING, logger="stepladder"):
+        for directory in (qwen, llama, own, qwen):
+            load_tokenizer(directory)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"{qwen}: tokenizer.json is used as it was saved, but AutoTokenizer")
+    assert "as a Qwen2Tokenizer: 'is 1+1?' gives the ids [24, 34, 5, 7, 42, 7, 53] here and [24, 34, 7, 42, 7, 53] there" in message
 
 
 def test_models_load_in_evaluation_mode_with_the_type_that_was_asked_for(directory):

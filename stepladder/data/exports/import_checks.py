@@ -1,0 +1,91 @@
+"""Checks of imported rows: text and ids of a row say the same, and the policy has every id.
+
+Training reads the ids and people read the text, so a text that was edited by hand would be shown and never learned.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from stepladder.errors import DataFormatError
+from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
+
+_REPLACEMENT = "\ufffd"
+"""What a decoder writes for a part of a character; such a text does not come back."""
+_SHOWN = 60
+
+
+class TextRenderer(Protocol):
+    """What the checks use of a renderer."""
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """Return the prompt of a problem as token ids."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some ids, without special tokens."""
+        ...
+
+
+def check_row(row: Any, renderer: TextRenderer, *, vocab_size: int, place: str) -> None:
+    """Check one imported record.
+
+    Args:
+        row: A pair, trace, graded row, value row or tree.
+        renderer: The policy's renderer.
+        vocab_size: Ids that the policy knows.
+        place: File and row, for messages.
+
+    Raises:
+        DataFormatError: If an id is out of range, or a text is not that of its ids.
+    """
+    for name, ids, text in (("prompt", row.prompt_ids, None), *_texts(row)):
+        unknown = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocab_size]
+        if unknown:
+            raise DataFormatError(
+                f"{place}: the ids of {name!r} must be in [0, {vocab_size}), the policy's vocabulary: got {unknown[0]!r} -- import rows of "
+                "the same tokenizer"
+            )
+        if text is not None and _REPLACEMENT not in text and (decoded := renderer.decode(ids)) != text:
+            raise DataFormatError(
+                f"{place}: the text of {name!r} must be that of its token ids, which are what is learned: got {_shown(text, decoded)}, the "
+                f"ids say {_shown(decoded, text)} -- undo the edit, or give edited solutions as warmup.solutions"
+            )
+    _check_prompt(row, renderer, place)
+
+
+def _texts(row: Any) -> Iterator[tuple[str, Sequence[int], str]]:
+    """Yield name, ids and text of everything that a row may teach."""
+    match row:
+        case PreferencePair():
+            yield "chosen", row.chosen_ids, row.chosen
+            yield "rejected", row.rejected_ids, row.rejected
+        case Trace() | GradedRow():
+            yield "completion", row.completion_ids, row.completion
+        case ValueRow():
+            yield from ((f"step {i}", ids, text) for i, (ids, text) in enumerate(zip(row.step_ids, row.steps, strict=True), 1))
+        case TreeRecord():
+            yield from ((f"node {i}", ids, text) for i, (ids, text) in enumerate(zip(row.token_ids, row.texts, strict=True)))
+
+
+def _check_prompt(row: Any, renderer: TextRenderer, place: str) -> None:
+    """Check that a prompt's ids are those of its question, and those behind them of the steps behind it."""
+    text = row.question if isinstance(row, TreeRecord) else row.prompt
+    if _REPLACEMENT in text:
+        return
+    # A row keeps question and steps as one text, in which a line break divides them: any of its line breaks.
+    cuts = [(text, "")] + [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "\n"]
+    for question, steps in cuts:
+        ids = renderer.prompt_ids(Problem(id=place, question=question))
+        if tuple(row.prompt_ids[: len(ids)]) == ids and renderer.decode(row.prompt_ids[len(ids) :]) == steps:
+            return
+    raise DataFormatError(
+        f"{place}: the ids of 'prompt' must be those of its text, which is shown and not learned: got {text[:_SHOWN]!r}, the ids say "
+        f"{renderer.decode(row.prompt_ids)[-_SHOWN:]!r} -- undo the edit"
+    )
+
+
+def _shown(text: str, other: str) -> str:
+    """Return the part of a text around its first difference to another."""
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    begin = max(0, same - _SHOWN // 2)
+    return repr(text[begin : begin + _SHOWN])
