@@ -20,9 +20,9 @@ from rich.table import Table
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepRequest, StepResult
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.descent import descent_rule, select_descent
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
+from stepladder.mcts.strategies.descent_kernels import descent_rule, select_descent
 from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land
 from stepladder.testing import CharRenderer
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason

@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.methods import OUTSIDE, PRESETS
 
 TARGET = Path(__file__).with_name("methods.md")

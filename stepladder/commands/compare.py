@@ -36,8 +36,8 @@ from stepladder.loops.runs.directory import software
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool, worker_pool
 from stepladder.loops.stages import jobs
-from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.methods import METHODS, resolve_method
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, LabelledProblem, Provenance
 
 SCHEMA_VERSION = 1
@@ -61,12 +61,12 @@ class Contender:
     @property
     def is_point(self) -> bool:
         """Whether no budget changes what it does."""
-        return self.method.samples_solutions and self.method.temperature == 0
+        return self.method.samples_solutions and self.method.sampling.temperature == 0
 
     @property
     def is_scheduled(self) -> bool:
         """Whether it has to know its simulations beforehand."""
-        return self.method.selection == "gumbel"
+        return self.method.selection.type_name == "gumbel"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -352,7 +352,7 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
     num_simulations = token_simulations(cell.tokens) if cell.tokens else 1
     if cell.is_pilot and cell.tokens:
         # A sample takes a token at least; what a pilot visits beyond its expansions is not counted.
-        num_simulations = max(cell.tokens // cell.contender.method.num_children, 1)
+        num_simulations = max(cell.tokens // cell.contender.method.options()["num_children"], 1)
     elif cell.contender.is_scheduled:
         pilot = [row for shard in _read_cell(comparison, _pilot(cell.contender, cell.tokens)) for row in shard["rows"]]
         num_simulations = max(round(float(np.mean([row["policy_calls"] for row in pilot]))), 1)
@@ -365,8 +365,8 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
 
 
 def _cell_facts(cell: Cell, budget: Budget) -> dict[str, Any]:
-    settings = asdict(cell.contender.method)
-    del settings["description"]
+    method = cell.contender.method
+    settings = {"name": method.name, **method.all_settings()}
     return {"method": cell.contender.label, "settings": settings, "budget": asdict(budget), "seed": cell.seed}
 
 

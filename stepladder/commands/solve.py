@@ -27,8 +27,8 @@ from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.warm_up import compile_loops
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
 

@@ -1,9 +1,10 @@
-"""What a wave asks for and what comes back: expansions, their rollouts, and the scores they wait for."""
+"""What a wave asks for and what comes back: expansions, their rollouts, and the scores that they wait for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from stepladder.errors import BackendError
 from stepladder.types import Step, StopReason
 
 
@@ -38,7 +39,7 @@ class Expansion:
     steps: Sequence[Step] = ()
     """The step that becomes each new node."""
     parents: Sequence[int] = ()
-    """Index of the parent in the tree, or ~i for new node i of the same expansion."""
+    """Index of the parent in the tree."""
     depths: Sequence[int] = ()
     counts: Sequence[int] = ()
     """Samples that were merged into each."""
@@ -46,11 +47,12 @@ class Expansion:
     """As in ``StepTable``, once the nodes are numbered."""
     scores: list[float | None] = field(default_factory=list)
     twins: Sequence[tuple[int, int]] = ()
-    """New nodes that repeat an equal step after the same prefix, each with the node whose score it shares, as ``parents`` counts."""
+    """New nodes that repeat an equal step after the same prefix: the place of each in the expansion, and the index of the node whose score
+    it shares."""
     rollouts: Sequence[Rollout] = ()
     """What values the new nodes beside their scores."""
     ends: Sequence[int] = ()
-    """Per sample of a sampling method its last node, as ``parents`` counts."""
+    """Per sample of a sampling method the index of its last node."""
 
 
 @dataclass(slots=True)
@@ -70,23 +72,51 @@ class ScoreJob:
     @classmethod
     def of(cls, owner: Expansion, target: Expansion | Rollout, prefix_ids: tuple[int, ...], branches: list[list[int]]) -> "ScoreJob":
         """Return the job for branches given as places in the target."""
-        tokens = [tuple([target.steps[place].token_ids for place in branch]) for branch in branches]
+        steps = target.steps
+        tokens = [tuple([steps[place].token_ids for place in branch]) for branch in branches]
         return cls(owner, target, prefix_ids, list(chain.from_iterable(branches)), tuple(tokens))
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to score."""
+        steps = chain.from_iterable(self.branches)
+        return sum(map(len, steps))
 
-def are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
-    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
-    if max_steps == 1:
-        return all([len(steps) == 1 for steps in samples])
-    return all(
-        1 <= len(steps) <= max_steps
-        and (steps[-1].stop_reason != StopReason.STEP or len(steps) == max_steps)
-        and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
-        for steps in samples
+
+def check_samples(samples: tuple[tuple[Step, ...], ...], *, num_samples: int, max_steps: int) -> None:
+    """Check that a policy returned what it was asked for.
+
+    Raises:
+        BackendError: If it returned another number of samples, or a sample that goes on where it ended.
+    """
+    if len(samples) == num_samples and _are_whole(samples, max_steps):
+        return
+    got = [_reasons(steps) for steps in samples]
+    raise BackendError(
+        f"policy: a request for {num_samples} samples of up to {max_steps} steps must return as many, of which only the last step may "
+        f"end otherwise than at a boundary: got {got} -- run stepladder.testing.check_policy on the backend"
     )
 
 
-def failed(step: Step) -> Step:
+def _reasons(steps: tuple[Step, ...]) -> list[str]:
+    return [str(step.stop_reason) for step in steps]
+
+
+def _are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
+    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
+    if max_steps == 1:
+        return all([len(steps) == 1 for steps in samples])
+    return all(_is_whole(steps, max_steps) for steps in samples)
+
+
+def _is_whole(steps: tuple[Step, ...], max_steps: int) -> bool:
+    if not 1 <= len(steps) <= max_steps:
+        return False
+    goes_on = steps[-1].stop_reason == StopReason.STEP
+    return (not goes_on or len(steps) == max_steps) and all(step.stop_reason == StopReason.STEP for step in steps[:-1])
+
+
+def as_failed(step: Step) -> Step:
     """Return a step without tokens as a failed one: as anything else it would never end a solution."""
     if step.stop_reason == StopReason.ERROR:
         return step

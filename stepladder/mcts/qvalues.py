@@ -54,10 +54,18 @@ def _log_sigmoid(scores: Sequence[float]) -> float:
     return math.exp(-math.fsum(math.log1p(math.exp(NEUTRAL_VALUE - score)) for score in scores))
 
 
+def _last(scores: Sequence[float]) -> float:
+    return scores[-1]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return math.fsum(scores) / len(scores)
+
+
 _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda scores: scores[-1],
+    "last": _last,
     "min": min,
-    "mean": lambda scores: math.fsum(scores) / len(scores),
+    "mean": _mean,
     "product": math.prod,
     "geometric-mean": _geometric_mean,
     "max": max,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepRequest, StepResult
 from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason
 
 
@@ -20,7 +20,7 @@ def compile_loops(method: SearchMethod, *, scored: bool) -> None:
         scorer=_Half() if scored else None,
         renderer=_NoText(),
         method=method,
-        budget=Budget(num_simulations=2 * method.wave + 2, max_depth=3, max_step_tokens=1),
+        budget=Budget(num_simulations=2 * method.selection.wave + 2, max_depth=3, max_step_tokens=1),
         provenance=Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash=""),
         max_trees=1,
     )

@@ -7,6 +7,7 @@ shares no code with the engine but the records. Sums are made in float32 in the 
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -52,8 +53,10 @@ class PointerSearch:
     """One problem's search with policy function ``propose(prefix, sample, seed)`` and score function ``score(prefix)``."""
 
     def __init__(self, *, problem, renderer, method, budget, provenance, propose, score=None, right_answer=None):
+        # Flat, as users write settings; what the method does not take stands at its default.
+        flat = SimpleNamespace(**method.all_settings(), root_samples=method.root_samples)
         self.method, self.budget, self.renderer, self.propose, self.score, self.right = (
-            method,
+            flat,
             budget,
             renderer,
             propose,
@@ -64,8 +67,8 @@ class PointerSearch:
         self.seed = derive_seed(provenance.seed, provenance.round, problem.id)
         self.nodes = [Node(0, None, (), StopReason.STEP, 0)]
         self.simulations = self.tokens = self.draws = 0
-        self.widths = [method.wave // method.groups] * method.groups
-        self.generation = [(self.nodes[0], method.wave)]
+        self.widths = [flat.wave // flat.groups] * flat.groups
+        self.generation = [(self.nodes[0], flat.wave)]
         self.base, self.committed, self.calls, self.best, self.leaders = self.nodes[0], 0, 0, -1.0, []
         self.tally, self.noise = {}, np.random.default_rng(derive_seed(self.seed, "gumbel")).gumbel(size=self.num_slots()).tolist()
         self.stop = None

@@ -22,10 +22,10 @@ def check_searches(config: Config) -> None:
         ConfigError: If a method or option is unknown, or a wave is larger than the simulations it is part of.
     """
     for name, section in (("search", config.search), ("evaluate", config.evaluate)):
-        method = build_method(section)
-        if method.wave > section.simulations:
+        wave = build_method(section).selection.wave
+        if wave > section.simulations:
             raise ConfigError(
-                f"{name}.options.wave: must be at most {name}.simulations: got {method.wave} > {section.simulations} -- lower the wave"
+                f"{name}.options.wave: must be at most {name}.simulations: got {wave} > {section.simulations} -- lower the wave"
             )
 
 

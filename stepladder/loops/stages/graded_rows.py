@@ -6,8 +6,8 @@ from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.data.metrics.answers import known_within
 from stepladder.loops.config.run import Config
 from stepladder.mcts.answer_rules import AnswerTally
-from stepladder.mcts.method import SearchMethod
 from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.tree_paths import path_to
 from stepladder.types import SearchResult, StopReason, TreeRecord
 
@@ -29,7 +29,7 @@ def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | 
             break
         answer = tree.answers[path[-1]]
         if answer is not None:
-            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.aggregation))
+            tally.add(path[-1], answer, aggregate_scores([tree.scores[step] for step in path], rule=method.valuation.aggregation))
     return tally.leader()
 
 

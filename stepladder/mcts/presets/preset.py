@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stepladder.mcts.method import SearchMethod
+from stepladder.errors import ConfigError
+from stepladder.mcts.search_method import SearchMethod, build_method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,14 @@ class Preset:
 
 
 def row(name: str, description: str, *, source: str, budget: str = "", differs: str = "", **settings: Any) -> Preset:
-    """Return a preset of the settings in which it differs from the defaults."""
-    method = SearchMethod(name=name, description=description, **settings)
+    """Return a preset of the settings in which it differs from the defaults.
+
+    ``selection`` is the name of a built-in rule or the ``Selection`` class of another one.
+
+    Raises:
+        ConfigError: If a setting is unknown or impossible, or the method does not take it.
+    """
+    method, refused = build_method(name, description, settings)
+    if refused:
+        raise ConfigError(f"method {name!r}: selection {method.selection.type_name!r} does not take setting {refused[0]!r} -- remove it")
     return Preset(method=method, source=source, budget=budget, differs=differs)

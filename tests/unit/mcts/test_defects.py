@@ -7,6 +7,7 @@ import pytest
 
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import METHODS, resolve_method
+from stepladder.mcts.strategies.beam import Beam
 from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, error_step, make_step
 from stepladder.types import Budget, Problem, Provenance, StopReason
 from tests.unit.mcts.test_engine import ANSWERS, PROBLEMS, one, propose, run, score
@@ -75,7 +76,7 @@ def test_results_are_not_keyed_by_question_text():
             assert answer is None or outcome == float(answer == right)
 
 
-@pytest.mark.parametrize("name", [name for name in TREE_METHODS if not METHODS[name].rollouts])
+@pytest.mark.parametrize("name", [name for name in TREE_METHODS if not METHODS[name].growth.rollouts])
 def test_no_leaf_is_expanded_or_scored_twice(name):
     """Each prefix is asked for once, the first one included, and each step scored once."""
     policy, scorer = ScriptedPolicy(propose), TableScorer(score)
@@ -89,16 +90,17 @@ def test_no_leaf_is_expanded_or_scored_twice(name):
 def test_counts_of_parents_and_children_keep_step(name, wave):
     """An inner node was visited when it was expanded and otherwise through its children, less the visit that a child may start with."""
     method = METHODS[name]
-    options = {} if method.selection == "beam" else {"wave": wave}
+    evaluation, revisits = method.growth.evaluation, method.selection.revisits_terminals
+    options = {} if isinstance(method.selection, Beam) else {"wave": wave}
     for result in run(name, **options, budget=Budget(num_simulations=15, max_depth=6), problems=PROBLEMS[:4]).values():
         tree = result.tree
         through = Counter({parent: 0 for parent in tree.parents[1:]})
         for child, parent in reversed(list(enumerate(tree.parents))[1:]):
             # Visits that are not accounted for by an expansion and by what passed through: those that the node was born with.
             own = tree.visits[child] - (1 + through[child] if child in through else 0)
-            assert method.terminals == "revisit" or own in {"children": (1,), "leaf": (0,), "best": (0, 1)}[method.evaluation]
-            through[parent] += tree.visits[child] - (method.evaluation == "children")
-            if method.evaluation == "best" and tree.parents[child - 1] != parent:
+            assert revisits or own in {"children": (1,), "leaf": (0,), "best": (0, 1)}[evaluation]
+            through[parent] += tree.visits[child] - (evaluation == "children")
+            if evaluation == "best" and tree.parents[child - 1] != parent:
                 # The first of a family: one sibling was born with a visit.
                 through[parent] -= 1
         assert tree.visits[0] == 1 + through[0] == tree.num_simulations

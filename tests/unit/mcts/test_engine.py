@@ -29,6 +29,11 @@ KINDS = (
 ANSWERS = {problem.id: "123"[i % 3] for i, problem in enumerate(PROBLEMS)}
 
 
+def value_of(name, setting):
+    """Return a setting of a method, its default where the method does not take it."""
+    return METHODS[name].all_settings()[setting]
+
+
 def propose(prefix_ids, index, seed):
     """Return a random step of one to three letters; one in five ends with an answer."""
     rng = random.Random(derive_seed(str(prefix_ids), index, seed))
@@ -86,7 +91,7 @@ def test_solve_mode_never_sees_an_answer(method):
     """Solve mode holds no verifier; label mode only values nodes, and a search that reads no values does not change with the answers."""
     solved = run(method)
     assert all(set(result.tree.outcomes) == {None} for result in solved.values())
-    if METHODS[method].selection == "sample":
+    if METHODS[method].samples_solutions:
         shuffled = dict(zip(ANSWERS, [*list(ANSWERS.values())[1:], "?"], strict=True))
         for answers in (ANSWERS, shuffled):
             labelled = run(method, answers=answers)
@@ -217,7 +222,7 @@ def test_token_budgets_shorten_the_wave():
     assert result.stop_reason == StopReason.TOKENS
 
 
-@pytest.mark.parametrize("method", [name for name in KINDS if not METHODS[name].rollouts and METHODS[name].groups == 1])
+@pytest.mark.parametrize("method", [name for name in KINDS if value_of(name, "rollouts") == 0 and value_of(name, "groups") == 1])
 def test_each_new_step_is_scored_once(method):
     """Whatever is merged, shared or drawn again, no step is sent to the scorer twice, and every node with tokens has its score."""
     scorer = TableScorer(score)

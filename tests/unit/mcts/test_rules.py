@@ -8,8 +8,12 @@ import pytest
 from stepladder.errors import ConfigError
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.descent import (
-    NO_LEAF,
+from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
+from stepladder.mcts.priors import mix_root_noise, sibling_priors
+from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES, aggregate_scores
+from stepladder.mcts.search_method import SearchMethod, build_method
+from stepladder.mcts.strategies.beam import select_beam
+from stepladder.mcts.strategies.descent_kernels import (
     completed,
     descent_rule,
     halving_score,
@@ -24,12 +28,10 @@ from stepladder.mcts.descent import (
     with_critic,
     with_virtual_loss,
 )
-from stepladder.mcts.gumbel import considered_visits, halving_schedules
-from stepladder.mcts.method import SearchMethod
-from stepladder.mcts.methods import METHODS, PRESETS, resolve_method
-from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES, aggregate_scores
-from stepladder.mcts.resample import draw_copies, particle_weights
-from stepladder.mcts.selection import mix_root_noise, select_beam, select_frontier, sibling_priors
+from stepladder.mcts.strategies.frontier import select_frontier
+from stepladder.mcts.strategies.halving import considered_visits, halving_schedules
+from stepladder.mcts.strategies.particles import draw_copies, particle_weights
+from stepladder.mcts.strategies.strategy import NO_LEAF
 from stepladder.mcts.tree import Tree, add_nodes, allocate, land, reserve
 from tests.unit.mcts.test_tree import nodes
 
@@ -451,19 +453,31 @@ def test_answer_rules_without_scores_and_without_terminals():
         ("beam", {"root_num_children": 0}, "root_num_children"),
         ("beam", {"groups": 3}, "groups must divide the wave of a beam"),
         ("mcts", {"selection": "gumbel"}, "needs evaluation 'leaf'"),
-        ("beam", {"commit": 3}, "commit needs a selection that descends"),
-        ("majority", {"rollouts": 1}, "rollouts value the children of a tree"),
+        ("beam", {"commit": 3}, "selection 'beam' does not take setting 'commit' -- it is taken by mcts, uct, gumbel"),
+        ("majority", {"rollouts": 1}, "selection 'sample' does not take setting 'rollouts'"),
         ("mcts", {"rollouts": 2, "rollout_temperature": 0.0}, "are all equal: got 2"),
         ("mcts", {"stop_agreement": 11}, "at most stop_window: got 11 of 10"),
         ("mcts", {"rollouts": -1}, "rollouts must be a whole number >= 0"),
         ("mcts", {"stop_value": 2}, "stop_value must be a number in"),
-        ("mcts", {"rescale_values": 1}, "rescale_values must be true or false"),
+        ("gumbel", {"rescale_values": 1}, "rescale_values must be true or false"),
         ("beam", {"share": 1}, "share must be true or false"),
-        ("mcts", {"share": True}, "share needs a beam: got 'puct'"),
-        ("gumbel", {"critic_mix": 0.5}, "critic_mix needs puct or uct: got 'gumbel'"),
-        ("mcts", {"stop_at_goal": True}, "stop_at_goal needs best-first or depth-first"),
-        ("majority", {"reward": "gain"}, "reward needs steps, not whole solutions: got 'sample'"),
-        ("majority", {"branch_entropy": 0.5}, "branch_entropy needs steps, not whole solutions"),
+        ("mcts", {"share": True}, "selection 'puct' does not take setting 'share' -- it is taken by beam, beam-lookahead"),
+        ("gumbel", {"critic_mix": 0.5}, "selection 'gumbel' does not take setting 'critic_mix'"),
+        ("mcts", {"stop_at_goal": True}, "does not take setting 'stop_at_goal' -- it is taken by best-first, q-star, tot-dfs"),
+        ("majority", {"reward": "gain"}, "selection 'sample' does not take setting 'reward'"),
+        ("majority", {"branch_entropy": 0.5}, "does not take setting 'branch_entropy'"),
+        ("majority", {"num_children": 2}, "does not take setting 'num_children' -- it is taken by mcts, .* and 24 others"),
+        ("beam", {"terminals": "revisit"}, "does not take setting 'terminals'"),
+        ("mcts", {"c_base": 3.0}, "selection 'puct' does not take setting 'c_base' -- it is taken by x1:paper, x1:code"),
+        ("mcts", {"rollout_mix": 0.5}, "setting 'rollout_mix' needs rollouts: got rollouts = 0 -- set rollouts, too"),
+        ("beam-lookahead", {"rollouts": 0, "rollout_steps": 2}, "setting 'rollout_steps' needs rollouts"),
+        ("mcts", {"commit_by": "value"}, "needs commit: got commit = None"),
+        ("mcts", {"stop_window": 4}, "needs stop_agreement"),
+        ("mcts", {"root_noise_alpha": 0.1}, "needs root_noise"),
+        ("x1:code", {"unvisited": "inf"}, "unvisited is not read with normalise = 'siblings': got 'inf'"),
+        ("uct", {"unvisited": "inf", "unvisited_bonus": 1.0}, "unvisited_bonus needs"),
+        ("mcts", {"prior": "ones", "prior_temperature": 2.0}, "prior_temperature needs a prior that varies"),
+        ("mcts", {"selection": "bem"}, "selection must be one of its choices: got 'bem' -- did you mean 'beam'"),
         ("mcts", {"branch_entropy": -1}, "branch_entropy must be a number >= 0"),
         ("particle-filter", {"temperature": 0}, "temperature 0"),
         ("vas", {"resample_temperature": 0}, "resample_temperature must be a number > 0"),
@@ -479,7 +493,7 @@ def test_presets_say_where_they_come_from():
     """Every preset names a source, and its settings are exactly what makes it from the defaults."""
     assert list(PRESETS) == list(METHODS)
     for name, preset in PRESETS.items():
-        assert preset.source and preset.method == SearchMethod(name=name, description=preset.method.description, **preset.method.settings())
+        assert preset.source and build_method(name, preset.method.description, preset.method.settings()) == (preset.method, ())
 
 
 def test_presets_are_consistent():

@@ -10,13 +10,14 @@ from stepladder.mcts.warm_up import compile_loops
 
 _CODE = """
 import sys
-from stepladder.mcts import backup, descent, tree
+from stepladder.mcts import backup, tree
 from stepladder.mcts.methods import resolve_method
+from stepladder.mcts.strategies import descent_kernels
 from stepladder.mcts.warm_up import compile_loops
 from tests.unit.mcts.test_engine import run, score
 
 def compiled():
-    modules = (backup, descent, tree)
+    modules = (backup, descent_kernels, tree)
     return {name: len(value.signatures) for m in modules for name, value in vars(m).items() if hasattr(value, "signatures")}
 
 method, scored = sys.argv[1], sys.argv[2] == "scored"

@@ -1,4 +1,4 @@
-"""Sequential halving: how a Gumbel search spreads its simulations over the children of the root. The scores are in ``descent``.
+"""Sequential halving: how a Gumbel search spreads its simulations over the children of the root. The scores are in ``descent_kernels``.
 
 Source: Danihelka et al. 2022, "Policy improvement by planning with Gumbel". The schedules are those of mctx.
 """
@@ -42,6 +42,11 @@ def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
     return schedule[:num_simulations]
 
 
+def schedule_length(num_simulations: int) -> int:
+    """Return how many simulations a schedule is made for: in [1, 4096]; its last entry stands for all after it."""
+    return min(max(num_simulations, 1), _MAX_SCHEDULE)
+
+
 def halving_schedules(num_slots: int, num_simulations: int, *, max_considered: int) -> Int[np.ndarray, "K S"]:
     """Return ``considered_visits`` of roots with 1 to ``num_slots`` children.
 
@@ -51,5 +56,5 @@ def halving_schedules(num_slots: int, num_simulations: int, *, max_considered: i
         max_considered: Children considered at first, >= 1.
 
     """
-    num_simulations = min(max(num_simulations, 1), _MAX_SCHEDULE)
+    num_simulations = schedule_length(num_simulations)
     return np.array([considered_visits(min(m, max_considered), num_simulations) for m in range(1, num_slots + 1)])

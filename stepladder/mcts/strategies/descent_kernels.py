@@ -1,8 +1,8 @@
-"""Descent: from the root to a leaf, always into the best-scored open slot.
+"""The compiled kernels of descent: from the root to a leaf, always into the best-scored open slot.
 
-Axes: b trees, K child slots, W leaves per tree. Every formula stands for one child; the loops over slots, levels and trees are compiled. An
-edge's value is reward + discount * value of the child, in single precision as it is stored; what is computed from it is in double
-precision. Ties go to the first slot.
+Axes: b trees, B rows of trees, K child slots, W leaves per tree, P schedules of S simulations. Every formula stands for one child; the
+loops over slots, levels and trees are compiled. An edge's value is reward + discount * value of the child, in single precision as it is
+stored; what is computed from it is in double precision. Ties go to the first slot.
 """
 
 import math
@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 
 from stepladder.mcts.compiled import compiled
 from stepladder.mcts.qvalues import NEUTRAL_VALUE, UNVISITED_RULES
+from stepladder.mcts.strategies.strategy import NO_LEAF
 from stepladder.mcts.tree import Nodes, Tree, reserve
 
-NO_LEAF = -1
-"""Fills the places of a wave for which a tree has no leaf."""
 DESCENTS = ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel")
 NORMALISATIONS = ("none", "siblings")
 
@@ -38,7 +37,7 @@ _NOT_CONSIDERED = -1e12
 
 
 class DescentRule(NamedTuple):
-    """How child slots are scored; see ``SearchMethod`` for the axes."""
+    """How child slots are scored; the settings are explained in ``descent``."""
 
     selection: int
     """Place in ``DESCENTS``."""
@@ -64,11 +63,13 @@ class DescentRule(NamedTuple):
     """gumbel: whether completed values are rescaled to [0, 1] between the least and the greatest sibling."""
     noise: Float[np.ndarray, "B K"]
     """gumbel: noise of the root's slots by row, read at every descent, so that rows can be given to other problems."""
-    schedules: Int[np.ndarray, "m S"]
-    """gumbel: entry m - 1 is ``considered_visits`` of a root with m children."""
+    schedule_of: Int[np.ndarray, "B"]
+    """gumbel: schedule of each row, as its place in ``schedules``."""
+    schedules: Int[np.ndarray, "P K S"]
+    """gumbel: entry [p, m - 1] is ``considered_visits`` of a root with m children."""
 
 
-def descent_rule(  # noqa: PLR0913 - one per axis
+def descent_rule(  # noqa: PLR0913 - one per setting
     *,
     selection: str,
     unvisited: str = "raw",
@@ -84,7 +85,12 @@ def descent_rule(  # noqa: PLR0913 - one per axis
     noise: Float[np.ndarray, "B K"] | None = None,
     schedules: Int[np.ndarray, "m S"] | None = None,
 ) -> DescentRule:
-    """Return the rule that a method's axes describe; the last five are read by gumbel only, which needs them."""
+    """Return the rule that a method's settings describe.
+
+    The last five are read by gumbel only, which needs them. All rows have one schedule, which is entry m - 1 of ``schedules`` for a root
+    with m children.
+    """
+    noise = np.zeros((0, 0)) if noise is None else noise
     return DescentRule(
         selection=DESCENTS.index(selection),
         unvisited=UNVISITED_RULES.index(unvisited),
@@ -97,8 +103,9 @@ def descent_rule(  # noqa: PLR0913 - one per axis
         value_scale=float(value_scale),
         maxvisit_init=float(maxvisit_init),
         rescales=rescale,
-        noise=np.zeros((0, 0)) if noise is None else noise,
-        schedules=np.zeros((0, 0), np.int64) if schedules is None else schedules,
+        noise=noise,
+        schedule_of=np.zeros(len(noise), np.int64),
+        schedules=np.zeros((1, 0, 0), np.int64) if schedules is None else schedules[None],
     )
 
 
@@ -117,7 +124,7 @@ def select_descent(
     leaves gets fewer.
 
     Returns:
-        The leaves in order of selection, ``NO_LEAF`` behind the last one of a row.
+        The leaves in order of selection, ``NO_LEAF`` after the last one of a row.
     """
     waves = np.full((len(rows), max(int(num_leaves.max(initial=0)), 1)), NO_LEAF, np.int64)
     starts = np.full(len(rows), Tree.ROOT) if starts is None else starts
@@ -302,7 +309,7 @@ def _descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"
                 num_children += 1
             children = children[:num_children]
             if rule.selection == _GUMBEL:
-                _score_by_gumbel(nodes, at, children, rule, rule.noise[rows[i]], scores)
+                _score_by_gumbel(nodes, at, children, rule, rows[i], scores)
             else:
                 _score_by_bounds(nodes, at, children, rule, scores)
             at = children[_best_open(nodes, children, scores)]
@@ -360,7 +367,7 @@ def _score_by_gumbel(
     at: int,
     children: Int[np.ndarray, "K"],
     rule: DescentRule,
-    noise: Float[np.ndarray, "K"],
+    row: int,
     scores: Float[np.ndarray, "K"],
 ) -> None:
     """Fill in the scores of a Gumbel search; leaves in flight count as visits and leave the values alone."""
@@ -383,7 +390,7 @@ def _score_by_gumbel(
         for k in range(num):
             scores[k] = logits[k] - visits[k] / (1 + sum_visits)
         return
-    schedule = rule.schedules[num - 1]
+    noise, schedule = rule.noise[row], rule.schedules[rule.schedule_of[row], num - 1]
     considered = schedule[min(sum_visits, len(schedule) - 1)]
     for k in range(num):
         scores[k] = halving_score(noise[k], logits[k], values[k], max_logit=max_logit, is_candidate=visits[k] == considered)

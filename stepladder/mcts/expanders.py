@@ -1,0 +1,280 @@
+"""Expanders: what one problem's search asks of the policy after the leaves of a wave, and the nodes that come of it.
+
+There is one for steps and one for whole solutions. An expander also numbers the new nodes once a wave is complete, in wave order, so that
+arrival order leaves no trace.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from stepladder.interfaces import StepRequest
+from stepladder.mcts.expansion import Expansion, ScoreJob, as_failed
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.mcts.settings.growth import Sampling, Steps
+from stepladder.mcts.spending import Spending
+from stepladder.mcts.tree import StepTable, Tree
+from stepladder.types import Step, StopReason
+
+_StepKey = tuple[int, tuple[int, ...], StopReason]
+"""(parent, tokens, stop reason): what makes two samples the same node."""
+_STEP, _LENGTH, _DEPTH = StopReason.STEP, StopReason.LENGTH, StopReason.DEPTH
+"""Looking a member of an enum up is Python code."""
+
+
+class Expander(Protocol):
+    """Expands the leaves of one search."""
+
+    max_steps: int
+    """Steps of a sample at most."""
+
+    def samples_after(self, leaves: list[int], size: int) -> list[int]:
+        """Return how many samples each leaf of a wave gets; 0 where its solution has ended."""
+        ...
+
+    def simulations_of(self, samples: list[int]) -> int:
+        """Return how many simulations a wave is whose leaves get so many samples."""
+        ...
+
+    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
+        """Return what the policy is asked for an expansion."""
+        ...
+
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Turn samples into the new nodes of an expansion."""
+        ...
+
+    def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+        """Return what has to be scored of an expansion, every new step once."""
+        ...
+
+    def number(self, expansion: Expansion) -> None:
+        """Enter the new nodes into the table of steps."""
+        ...
+
+
+class StepExpander:
+    """Expands leaves by single steps; equal ones become one child."""
+
+    max_steps = 1
+
+    def __init__(self, method: SearchMethod, growth: Steps, *, table: StepTable, spending: Spending, seed_of: Callable[..., int]) -> None:
+        """Expand by a method's settings, into a table of steps."""
+        self._table, self._spending, self._seed_of = table, spending, seed_of
+        self._temperature = float(method.sampling.temperature)
+        self._num_children, self._root_samples = growth.num_children, method.root_samples
+        self._branch_entropy, self._by_text = growth.branch_entropy, growth.merge == "text"
+        self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
+
+    def samples_after(self, leaves: list[int], size: int) -> list[int]:
+        """Return how many steps to sample after each leaf; 0 where its solution has ended."""
+        return [self._samples_of(leaf) for leaf in leaves]
+
+    def _samples_of(self, leaf: int) -> int:
+        if self._table.stop_reasons[leaf] is not _STEP:
+            return 0
+        if self._temperature == 0:
+            return 1
+        if leaf == Tree.ROOT:
+            return self._root_samples
+        return 1 if self._branch_entropy is not None and self._goes_straight(leaf, self._branch_entropy) else self._num_children
+
+    def _goes_straight(self, leaf: int, least_entropy: float) -> bool:
+        """Say whether a leaf's own step was too certain for the leaf to branch."""
+        logps = self._table.steps[leaf].logps
+        return -math.fsum(logps) < least_entropy * len(logps)
+
+    def simulations_of(self, samples: list[int]) -> int:
+        """Return the leaves of the wave."""
+        return len(samples)
+
+    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
+        """Return what the policy is asked for an expansion."""
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=expansion.prefix_ids,
+            num_samples=expansion.num_samples,
+            seed=self._seed_of(expansion.leaf),
+            temperature=self._temperature,
+            max_step_tokens=self._spending.budget.max_step_tokens,
+            max_steps=1,
+        )
+
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Turn samples of one step each into children."""
+        steps: list[Step] = []
+        counts: list[int] = []
+        num_tokens, by_text = 0, self._by_text
+        known: dict[tuple[tuple[int, ...] | str, StopReason], int] = {}
+        for (step,) in samples:
+            token_ids = step.token_ids
+            if not token_ids:
+                step = as_failed(step)
+            num_tokens += len(token_ids)
+            key = (" ".join(step.text.split()) if by_text else token_ids, step.stop_reason)
+            if key in known:
+                counts[known[key]] += 1
+            else:
+                known[key] = len(steps)
+                steps.append(step)
+                counts.append(1)
+        self._spending.generated_tokens += num_tokens
+        expansion.steps, expansion.counts = steps, counts
+        expansion.parents = [expansion.leaf] * len(steps)
+        expansion.depths = [self._table.depths[expansion.leaf] + 1] * len(steps)
+
+    def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+        """Return one job of one branch per child; a failed one has nothing to score."""
+        steps = expansion.steps
+        places = [place for place, step in enumerate(steps) if step.token_ids]
+        if not places:
+            return []
+        branches = tuple([(step.token_ids,) for step in steps if step.token_ids])
+        return [ScoreJob(expansion, expansion, expansion.prefix_ids, places, branches)]
+
+    def number(self, expansion: Expansion) -> None:
+        """Enter the new nodes into the table."""
+        expansion.first = len(self._table.steps)
+        expansion.reasons = self._cuts.reasons_of(expansion)
+        _enter(self._table, expansion)
+
+
+class SolutionExpander:
+    """Expands the root by whole solutions, which become branches that share their first steps.
+
+    A wave is one expansion of the root. The numbers of its nodes are therefore known as soon as its samples are there.
+    """
+
+    def __init__(
+        self, method: SearchMethod, *, table: StepTable, spending: Spending, seed_of: Callable[..., int], prompt_ids: tuple[int, ...]
+    ) -> None:
+        """Expand by a method's settings, into a table of steps."""
+        self._table, self._spending, self._seed_of, self._prompt_ids = table, spending, seed_of, prompt_ids
+        self._temperature = float(method.sampling.temperature)
+        self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
+        self._shared: dict[_StepKey, int] = {}
+        """Nodes by their step."""
+        self.max_steps = spending.budget.max_depth
+
+    def samples_after(self, leaves: list[int], size: int) -> list[int]:
+        """Return the draws of the wave."""
+        assert leaves == [Tree.ROOT], leaves
+        return [size]
+
+    def simulations_of(self, samples: list[int]) -> int:
+        """Return the draws of the wave."""
+        return sum(samples)
+
+    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
+        """Return what the policy is asked for an expansion."""
+        # The draws of later waves differ by how many came before them.
+        drawn = self._spending.num_simulations - expansion.num_samples
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=expansion.prefix_ids,
+            num_samples=expansion.num_samples,
+            seed=self._seed_of(expansion.leaf, drawn),
+            temperature=self._temperature,
+            max_step_tokens=self._spending.budget.max_step_tokens,
+            max_steps=self.max_steps,
+        )
+
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Turn whole solutions into branches.
+
+        The last node of a draw stays its own even where an equal one exists, so that the tree has one leaf per draw, in the order of the
+        draws.
+        """
+        expansion.first = first = len(self._table.steps)
+        known: dict[_StepKey, int] = {}
+        depth = self._table.depths[expansion.leaf]
+        new: list[Step] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        twins: list[tuple[int, int]] = []
+        ends: list[int] = []
+        for steps in samples:
+            at = expansion.leaf
+            for i, sampled in enumerate(steps, start=1):
+                step = sampled if sampled.token_ids else as_failed(sampled)
+                self._spending.generated_tokens += len(step.token_ids)
+                key = (at, step.token_ids, step.stop_reason)
+                found = known.get(key, self._shared.get(key))
+                if found is None or i == len(steps):
+                    if found is not None:
+                        twins.append((len(new), found))
+                    at = first + len(new)
+                    known.setdefault(key, at)
+                    parents.append(key[0])
+                    new.append(step)
+                    depths.append(depth + i)
+                else:
+                    at = found
+                if step.stop_reason == StopReason.ERROR:
+                    break
+            ends.append(at)
+        expansion.steps, expansion.parents, expansion.depths = new, parents, depths
+        expansion.counts, expansion.twins, expansion.ends = [1] * len(new), twins, ends
+
+    def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
+        """Cut the new nodes but the twins into branches, each as long as possible, so that every step is scored once."""
+        groups: dict[int, list[list[int]]] = {}
+        branch_ending_at: dict[int, list[int]] = {}
+        twins = {place for place, _ in expansion.twins}
+        for place, step in enumerate(expansion.steps):
+            if place in twins or not step.token_ids:
+                continue
+            parent = expansion.parents[place]
+            branch = branch_ending_at.pop(parent, None)
+            if branch is None:
+                branch = []
+                groups.setdefault(parent, []).append(branch)
+            branch.append(place)
+            branch_ending_at[expansion.first + place] = branch
+        return [ScoreJob.of(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
+
+    def _prefix_ids(self, expansion: Expansion, at: int) -> tuple[int, ...]:
+        """Return the tokens from the prompt to a node, which may be a new one."""
+        steps: tuple[int, ...] = ()
+        while at >= expansion.first:
+            place = at - expansion.first
+            at, steps = expansion.parents[place], expansion.steps[place].token_ids + steps
+        start = expansion.prefix_ids if at == expansion.leaf else self._prompt_ids + self._table.path_ids(at)
+        return start + steps
+
+    def number(self, expansion: Expansion) -> None:
+        """Enter the new nodes into the table and remember them for later draws."""
+        table, first = self._table, expansion.first
+        assert first == len(table.steps), "the numbers were given when the samples came in"
+        expansion.reasons = self._cuts.reasons_of(expansion)
+        _enter(table, expansion)
+        for place, twin in expansion.twins:
+            table.scores[first + place] = table.scores[twin]
+        for index, step in enumerate(expansion.steps, start=first):
+            self._shared.setdefault((table.parents[index], step.token_ids, step.stop_reason), index)
+
+
+class _Cuts:
+    """How the stop reasons of steps become those of nodes."""
+
+    def __init__(self, sampling: Sampling, max_depth: int) -> None:
+        self._continues, self._max_depth = sampling.cut_steps == "continue", max_depth
+
+    def reasons_of(self, expansion: Expansion) -> list[StopReason]:
+        """Return why the solution ended at each new node: a cut step may be a segment of it, and the depth limit cuts it, too."""
+        reasons = [step.stop_reason for step in expansion.steps]
+        if self._continues:
+            reasons = [_STEP if reason == _LENGTH else reason for reason in reasons]
+        if max(expansion.depths) >= self._max_depth:
+            for place, depth in enumerate(expansion.depths):
+                if depth >= self._max_depth and reasons[place] == _STEP:
+                    reasons[place] = _DEPTH
+        return reasons
+
+
+def _enter(table: StepTable, expansion: Expansion) -> None:
+    table.steps += expansion.steps
+    table.parents += expansion.parents
+    table.depths += expansion.depths
+    table.stop_reasons += expansion.reasons
+    table.scores += expansion.scores

@@ -1,0 +1,122 @@
+"""The answers that one problem's search has found: how often, with what scores and verdicts, and whether they end the search."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from stepladder.interfaces import Renderer
+from stepladder.mcts.answer_rules import AnswerTally, Choice
+from stepladder.mcts.expansion import Expansion
+from stepladder.mcts.qvalues import aggregate_scores
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.mcts.settings.judgement import Valuation
+from stepladder.mcts.tree import StepTable, Tree
+from stepladder.types import StopReason
+
+_END = StopReason.END
+
+
+class PathScores:
+    """Scores of the paths of one tree by a method's aggregation."""
+
+    __slots__ = ("_ahead", "_rule", "_table")
+
+    def __init__(self, table: StepTable, valuation: Valuation) -> None:
+        """Read the scores of a table of steps."""
+        self._table, self._rule, self._ahead = table, valuation.aggregation, valuation.ahead
+
+    def of_node(self, index: int) -> float | None:
+        """Return the score of the path to a node; None without any score."""
+        score = self._table.scores[index]
+        if self._rule == "last" and score is not None:
+            return score
+        return self.of_steps([self._table.scores[on_path] for on_path in self._table.path(index)])
+
+    def of_steps(self, scores: Sequence[float | None]) -> float | None:
+        """Return the score of a path whose steps have these scores."""
+        so_far, ahead = aggregate_scores(scores, rule=self._rule), self._ahead
+        if so_far is None or ahead == 0 or scores[-1] is None:
+            return so_far
+        return (so_far + ahead * scores[-1]) / (1 + ahead)
+
+
+class FoundAnswers:
+    """Reads, counts and weighs the answers of a search."""
+
+    def __init__(self, method: SearchMethod, *, table: StepTable, scores: PathScores, renderer: Renderer) -> None:
+        """Begin without answers."""
+        self.verdicts: dict[str | None, float] = {None: 0.0}
+        """Outcome per answer, label mode only; a solution without a readable answer is wrong."""
+        self.best_score = -1.0
+        """Best score of a solution with an answer."""
+        self.masses = [1.0]
+        """Product of the priors on the path to each node; kept for answers that are weighed by it only."""
+        self.anytime: list[tuple[int, str | None]] = []
+        """Tokens and leading answer after each wave."""
+        self.is_weighed_by_mass = method.answer_rule == "path-vote" and not method.samples_solutions
+        self._follows_path = method.answer_rule == "robust-path"
+        self._stopping = method.stopping
+        self._table, self._scores, self._renderer = table, scores, renderer
+        self._tally = AnswerTally(method.answer_rule)
+
+    def stop_reason(self) -> StopReason | None:
+        """Return why the answers end the search, or None."""
+        stop_value = self._stopping.stop_value
+        if stop_value is not None and self.best_score >= stop_value:
+            return StopReason.VALUE
+        return StopReason.CONVERGED if self._has_settled() else None
+
+    def _has_settled(self) -> bool:
+        agreement = self._stopping.agreement
+        if agreement is None or len(self.anytime) < agreement.stop_agreement:
+            return False
+        recent = Counter(answer for _, answer in self.anytime[-agreement.stop_window :] if answer is not None)
+        return bool(recent) and max(recent.values()) >= agreement.stop_agreement
+
+    def read(self, expansion: Expansion) -> None:
+        """Read the answers of an expansion's new nodes, which are numbered now."""
+        if _END not in expansion.reasons:
+            return
+        table, texts = self._table, {}
+        for index, reason in enumerate(expansion.reasons, start=expansion.first):
+            if reason is not _END:
+                continue
+            parent = table.parents[index]
+            # Siblings share all text but their own.
+            if parent not in texts:
+                texts[parent] = table.path_text(parent)
+            answer = self._renderer.extract_answer(texts[parent] + table.steps[index].text)
+            if answer is not None:
+                table.answers[index] = answer
+
+    def ungraded(self, wave: Sequence[Expansion], first: int) -> list[str]:
+        """Return the answers of a wave's nodes, which are numbered from ``first`` on, and of its rollouts that have no verdict yet."""
+        answers: list[str | None] = [self._table.answers.get(node) for node in range(first, len(self._table.steps))]
+        for expansion in wave:
+            for rollout in expansion.rollouts:
+                answers += rollout.answers
+        return [answer for answer in dict.fromkeys(answers) if answer is not None and answer not in self.verdicts]
+
+    def note(self, expansion: Expansion) -> None:
+        """Count the answers of new terminals, or of a terminal that was visited again, which gives its path no further mass."""
+        table, again = self._table, expansion.num_samples == 0
+        first = expansion.leaf if again else expansion.first
+        for index, count in enumerate([1] if again else expansion.counts, start=first):
+            answer = table.answers.get(index)
+            if answer is None:
+                continue
+            if self.is_weighed_by_mass:
+                count = 0.0 if again else self.masses[index]
+            score = self._scores.of_node(index)
+            self.best_score = max(self.best_score, -1.0 if score is None else score)
+            self._tally.add(index, answer, score, count=count, path=table.path(index) if self._follows_path else ())
+
+    def end_wave(self, tree: Tree, row: int, generated_tokens: int) -> None:
+        """Note the answer that the search would give now."""
+        if self._follows_path:
+            used = slice(len(self._table.steps))
+            self._tally.follow(tree.visits[row, used].tolist(), tree.value[row, used].tolist())
+        self.anytime.append((generated_tokens, self._tally.leader()))
+
+    def choice(self) -> Choice:
+        """Return the answer of the search."""
+        return self._tally.choice()

@@ -1,0 +1,144 @@
+"""Rollouts: new nodes that are valued by what the policy makes of them, without leaving nodes in the tree."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from stepladder.interfaces import Renderer, StepRequest
+from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, as_failed
+from stepladder.mcts.found_answers import FoundAnswers, PathScores
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.mcts.settings.growth import Rollouts
+from stepladder.mcts.spending import Spending
+from stepladder.mcts.tree import StepTable
+from stepladder.types import Step, StopReason
+
+
+class RolloutValuer:
+    """Asks for the rollouts of one problem's search and says what they are worth."""
+
+    def __init__(
+        self,
+        settings: Rollouts,
+        method: SearchMethod,
+        *,
+        table: StepTable,
+        spending: Spending,
+        answers: FoundAnswers,
+        scores: PathScores,
+        renderer: Renderer,
+        seed_of: Callable[..., int],
+        label_mode: bool,
+    ) -> None:
+        """Value by a method's settings."""
+        self.settings = settings
+        self._table, self._spending, self._answers, self._scores = table, spending, answers, scores
+        self._renderer, self._seed_of, self._label_mode = renderer, seed_of, label_mode
+        self._max_depth = spending.budget.max_depth
+        self._longest = self._max_depth if settings.rollout_steps is None else settings.rollout_steps
+        self._segments = method.sampling.cut_steps == "continue"
+        self._by_path = method.valuation.estimate == "path"
+        self.by_agreement = settings.rollout_value == "agreement" and not label_mode
+        """Whether answers are weighed by how many agree."""
+
+    def ask(self, expansion: Expansion) -> Sequence[Rollout]:
+        """Return the rollouts of an expansion whose own scores are in."""
+        places = [place for place in range(len(expansion.steps)) if self._can_go_on(expansion, place)]
+        if self.settings.rollout_of == "best":
+            scores = [-1.0 if score is None else score for score in expansion.scores]
+            best = scores.index(max(scores)) if scores else -1
+            places = [place for place in places if place == best]
+        expansion.rollouts = [self._rollout(expansion, place) for place in places]
+        self._spending.policy_calls += len(places)
+        return expansion.rollouts
+
+    def _rollout(self, expansion: Expansion, place: int) -> Rollout:
+        max_steps = min(self._longest, self._max_depth - expansion.depths[place])
+        return Rollout(place, expansion.prefix_ids + expansion.steps[place].token_ids, max_steps)
+
+    def _can_go_on(self, expansion: Expansion, place: int) -> bool:
+        return self._continues(expansion.steps[place].stop_reason) and expansion.depths[place] < self._max_depth
+
+    def _continues(self, reason: StopReason) -> bool:
+        return reason == StopReason.STEP or (reason == StopReason.LENGTH and self._segments)
+
+    def request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
+        """Return what the policy is asked for a rollout."""
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=rollout.prefix_ids,
+            num_samples=self.settings.rollouts,
+            seed=self._seed_of("rollout", expansion.leaf, rollout.place),
+            temperature=float(self.settings.rollout_temperature),
+            max_step_tokens=self._spending.budget.max_step_tokens,
+            max_steps=rollout.max_steps,
+        )
+
+    def receive(self, expansion: Expansion, rollout: Rollout, samples: tuple[tuple[Step, ...], ...]) -> None:
+        """Take in the samples of a rollout."""
+        text = self._table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
+        for steps in samples:
+            rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
+            rollout.steps += [step if step.token_ids else as_failed(step) for step in steps]
+            ended = steps[-1].stop_reason == StopReason.END and steps[-1].token_ids
+            solution = text + "".join([step.text for step in steps])
+            rollout.answers.append(self._renderer.extract_answer(solution) if ended else None)
+        rollout.scores = [None] * len(rollout.steps)
+        self._spending.num_rolled_out += len(samples)
+        self._spending.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])
+
+    def score_jobs(self, expansion: Expansion, rollout: Rollout) -> list[ScoreJob]:
+        """Return what has to be scored of a rollout: its samples, failed steps left out."""
+        branches = []
+        for sample in rollout.samples:
+            branch = [place for place in sample if rollout.steps[place].token_ids]
+            if branch:
+                branches.append(branch)
+        return [ScoreJob.of(expansion, rollout, rollout.prefix_ids, branches)] if branches else []
+
+    def worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
+        """Return what the rollouts of a new node say by ``rollout_value``; None where they say nothing.
+
+        A step is worth what a node at its end would be worth.
+        """
+        if self.by_agreement:
+            reached = Counter(answer for answer in rollout.answers if answer is not None)
+            return max(reached.values(), default=0) / len(rollout.answers)
+        before = [self._table.scores[node] for node in self._table.path(expansion.leaf)] + [expansion.scores[rollout.place]]
+        worths = []
+        for sample, answer in zip(rollout.samples, rollout.answers, strict=True):
+            scores = [rollout.scores[place] for place in sample]
+            found = [self._worth_of_end(expansion, rollout, before, sample, answer)]
+            if self.settings.rollout_value == "best":
+                found += [self._estimate(before, scores[:end]) for end in range(1, len(scores))]
+            known = [worth for worth in found if worth is not None]
+            if known:
+                worths.append(max(known))
+        return math.fsum(worths) / len(worths) if worths else None
+
+    def _worth_of_end(
+        self, expansion: Expansion, rollout: Rollout, before: list[float | None], sample: range, answer: str | None
+    ) -> float | None:
+        """Return what the last step of a rollout's sample is worth."""
+        depth = expansion.depths[rollout.place] + len(sample)
+        ended = depth >= self._max_depth or not self._continues(rollout.steps[sample[-1]].stop_reason)
+        if ended and self._label_mode:
+            return self._answers.verdicts[answer]
+        if ended and answer is None:
+            return 0.0
+        return self._estimate(before, [rollout.scores[place] for place in sample])
+
+    def _estimate(self, before: list[float | None], scores: list[float | None]) -> float | None:
+        """Return what the last of some steps is worth by itself, or with all before it where the method estimates paths."""
+        return self._scores.of_steps([*before, *scores]) if self._by_path else scores[-1]
+
+    def share_of(self, answer: str, expansion: Expansion) -> float:
+        """Return the share of an answer among those that the samples of an expansion and their rollouts reached."""
+        reached: Counter[str] = Counter()
+        for rollout in expansion.rollouts:
+            reached.update(found for found in rollout.answers if found is not None)
+        for index, count in enumerate(expansion.counts, start=expansion.first):
+            known = self._table.answers.get(index)
+            if known is not None:
+                reached[known] += count
+        return reached[answer] / reached.total()

@@ -1,0 +1,246 @@
+"""A search method, as records of settings, and the one spelling that users have for them: flat names.
+
+Every method runs through the same loop of the engine (select, propose, score, insert, back up). Its settings stand in records by what they
+decide. A setting's name is its own everywhere, so ``num_children=8`` means the same on the command line, in a configuration and in Python.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+from stepladder.errors import ConfigError
+from stepladder.mcts.answer_rules import ANSWER_RULES
+from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
+from stepladder.mcts.settings.judgement import Stopping, Valuation
+from stepladder.mcts.settings.setting_checks import check, check_choice
+from stepladder.mcts.strategies import SELECTIONS
+from stepladder.mcts.strategies.descent import EDGE_RULES, Descent
+from stepladder.mcts.strategies.strategy import Selection
+
+_Record = TypeVar("_Record")
+_NO_SETTINGS = ("name", "description", "type")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchMethod:
+    """A search method.
+
+    Raises:
+        ConfigError: On construction, if settings do not go together.
+    """
+
+    name: str
+    """The preset's name; stored with every tree."""
+    description: str
+    """What the method does, in one sentence for the user."""
+    selection: Selection = field(default_factory=Descent)
+    """Which leaves are expanded next."""
+    growth: Steps | Solutions = field(default_factory=Steps)
+    """What grows from them: steps, or whole solutions with a selection that draws these."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the policy is sampled."""
+    valuation: Valuation = field(default_factory=Valuation)
+    """What nodes and paths are worth."""
+    stopping: Stopping = field(default_factory=Stopping)
+    """When the search ends before its budget does."""
+    answer_rule: str = "weighted-vote"
+    """``best``, ``majority``, ``weighted-vote``, ``path-vote`` or ``robust-path``; see ``AnswerTally``."""
+
+    def __post_init__(self) -> None:
+        check_choice("answer_rule", self.answer_rule, ANSWER_RULES)
+        draws = self.selection.DRAWS_SOLUTIONS
+        fits = isinstance(self.growth, Solutions) == draws
+        check(fits, f"growth must be {'Solutions' if draws else 'Steps'} with selection {self.selection.type_name!r}: got {self.growth!r}")
+        self.selection.check_with(self.growth, self.sampling)
+
+    @property
+    def samples_solutions(self) -> bool:
+        """Whether an expansion draws whole solutions instead of single steps."""
+        return self.selection.DRAWS_SOLUTIONS
+
+    @property
+    def root_samples(self) -> int:
+        """Samples of the root's expansion; for whole solutions the draws per request."""
+        if isinstance(self.growth, Solutions):
+            return self.selection.wave
+        if self.growth.root_num_children is not None:
+            return self.growth.root_num_children
+        return self.selection.samples_at_root(self.growth.num_children)
+
+    def options(self) -> dict[str, Any]:
+        """Return every setting that the method takes, by its flat name."""
+        return {"selection": self.selection.type_name, **_flat(self)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that are not at their defaults."""
+        defaults = default_options((*SELECTIONS, type(self.selection)))
+        return {name: value for name, value in self.options().items() if value != defaults[name]}
+
+    def all_settings(self) -> dict[str, Any]:
+        """Return the settings of all methods there are, those that this one does not take at their defaults: facts to store and compare."""
+        return default_options() | self.options()
+
+
+class Built(NamedTuple):
+    """A method that was made from settings by name."""
+
+    method: SearchMethod
+    refused: tuple[str, ...]
+    """Names that it does not take; the caller must not go on without saying so."""
+
+
+def build_method(
+    name: str,
+    description: str,
+    given: Mapping[str, Any],
+    *,
+    base: Mapping[str, Any] | None = None,
+    rules: Collection[type[Selection]] = SELECTIONS,
+) -> Built:
+    """Make a method from settings by name.
+
+    Args:
+        name: Its name.
+        description: What it does.
+        given: What the user sets. ``selection`` is the name of a rule, or a ``Selection`` class.
+        base: Settings where nothing is given. Those that the method does not take are left out.
+        rules: Selection rules that ``selection`` may name.
+
+    Raises:
+        ConfigError: If a value is unknown or impossible.
+    """
+    options = _Options(given, base or {})
+    try:
+        chosen, type_name = _selection_of(options.pop("selection", "puct"), rules)
+        made = chosen.of_type(type_name, options.take)
+        growth = Solutions() if chosen.DRAWS_SOLUTIONS else options.take(Steps)
+        method = options.take(SearchMethod, name=name, description=description, selection=made, growth=growth)
+    except ConfigError as error:
+        raise ConfigError(f"method {name!r}: {error}") from None
+    return Built(method, tuple(options.given))
+
+
+def _selection_of(chosen: str | type[Selection], rules: Collection[type[Selection]]) -> tuple[type[Selection], str]:
+    """Return the class of a rule and the name of its member."""
+    if not isinstance(chosen, str):
+        is_rule = isinstance(chosen, type) and issubclass(chosen, Selection)
+        check(is_rule, f"selection must be a name or a Selection class: got {chosen!r}")
+        return chosen, chosen.TYPES[0]
+    known = {name: rule for rule in rules for name in rule.TYPES}
+    check_choice("selection", chosen, known)
+    return known[chosen], chosen
+
+
+class _Options:
+    """Flat settings on their way into records."""
+
+    def __init__(self, given: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+        self.given = dict(given)
+        """What no record took yet."""
+        self._base = base
+
+    def pop(self, name: str, default: Any) -> Any:
+        """Return a setting, which counts as taken from now on."""
+        return self.given.pop(name) if name in self.given else self._base.get(name, default)
+
+    def take(self, record: type[_Record], **fixed: Any) -> _Record:
+        """Make a record of the settings that it and its parts have fields for."""
+        values = dict(fixed)
+        for declared in fields(record):  # pyright: ignore[reportArgumentType]
+            if declared.name in fixed or declared.name in _NO_SETTINGS:
+                continue
+            held = _part_of(record, declared)
+            if held is None:
+                if declared.name in self.given or declared.name in self._base:
+                    values[declared.name] = self.pop(declared.name, None)
+            elif not hasattr(held, "SWITCH") or self._is_on(held):
+                values[declared.name] = self.take(held)
+        return record(**values)
+
+    def _is_on(self, record: Any) -> bool:
+        """Say whether an optional record is switched on; its switch counts as taken where it is not."""
+        value = self.given.get(record.SWITCH, self._base.get(record.SWITCH, record.OFF))
+        is_off = value == record.OFF and not isinstance(value, bool)
+        if is_off:
+            self.pop(record.SWITCH, None)
+        return not is_off
+
+
+def _flat(record: Any) -> dict[str, Any]:
+    """Return the settings of a record and its parts by name; of a part that is switched off, its switch alone."""
+    found: dict[str, Any] = {}
+    for declared in fields(record):
+        if declared.name in _NO_SETTINGS:
+            continue
+        value, held = getattr(record, declared.name), _part_of(type(record), declared)
+        if is_dataclass(value):
+            found |= _flat(value)
+        elif held is None:
+            found[declared.name] = value
+        else:
+            found[held.SWITCH] = held.OFF
+    return found
+
+
+def _part_of(record: type, declared: "Field[Any]") -> Any:
+    """Return the class of the record that a field holds, also where it is switched off by default; None for a setting."""
+    if is_dataclass(declared.default_factory):
+        return declared.default_factory
+    return next((member for member in get_args(_hints(record)[declared.name]) if is_dataclass(member)), None)
+
+
+@cache
+def _hints(record: type) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
+class Option(NamedTuple):
+    """A setting as its record declares it."""
+
+    name: str
+    """Its name."""
+    default: Any
+    """Its default; where its record is switched off by default, the switch's value then."""
+    record: type
+    """The record that declares it."""
+    switch: str | None
+    """The setting that switches the record on; None where it always is there."""
+
+
+def options_of(record: type) -> Iterator[Option]:
+    """Yield the settings that a record and its parts declare, optional parts included."""
+    for declared in fields(record):
+        if declared.name in (*_NO_SETTINGS, "selection", "growth"):
+            continue
+        held = _part_of(record, declared)
+        if held is not None:
+            yield from options_of(held)
+        else:
+            yield _option(declared, record)
+
+
+def _option(declared: "Field[Any]", record: Any) -> Option:
+    switch = getattr(record, "SWITCH", None)
+    default = record.OFF if declared.default is MISSING else declared.default
+    return Option(declared.name, default, record, None if declared.name == switch else switch)
+
+
+def all_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Option]:
+    """Return the settings that any method takes, by name, but ``selection`` itself; those of the selection rules come first."""
+    found: dict[str, Option] = {}
+    for record in (*_records(rules), Steps, SearchMethod):
+        for option in options_of(record):
+            found.setdefault(option.name, option)
+    return found
+
+
+def _records(rules: Collection[type[Selection]]) -> list[type]:
+    """Return the records of selection rules; a descent's scores are records of their own."""
+    scores = list(dict.fromkeys(EDGE_RULES.values())) if Descent in rules else []
+    return [*scores, *rules]
+
+
+def default_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Any]:
+    """Return the default of every setting that any method takes."""
+    return {"selection": "puct", **{name: option.default for name, option in all_options(rules).items()}}

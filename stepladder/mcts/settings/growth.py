@@ -1,0 +1,145 @@
+"""How a tree grows: what is sampled after a leaf, what the new nodes are worth to it, and what travels back to the root."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from stepladder.mcts.backup import BACKUP_RULES
+from stepladder.mcts.priors import PRIORS
+from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_number
+
+CUT_STEPS = ("end", "continue")
+EVALUATIONS = ("children", "leaf", "best")
+MERGE_RULES = ("tokens", "text")
+REWARDS = ("none", "gain")
+ROLLOUT_RULES = ("children", "best")
+ROLLOUT_VALUES = ("last", "best", "agreement")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the policy is sampled."""
+
+    temperature: float = 1.0
+    """Sampling temperature, >= 0; 0 is greedy."""
+    cut_steps: str = "end"
+    """A step that is cut at ``max_step_tokens`` is the ``end`` of its solution, or a segment after which it may ``continue``."""
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, ">= 0")
+        check_choice("cut_steps", self.cut_steps, CUT_STEPS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RootNoise:
+    """Dirichlet noise in the priors of the root's children."""
+
+    SWITCH: ClassVar[str] = "root_noise"
+    OFF: ClassVar[float] = 0.0
+
+    root_noise: float
+    """Share of Dirichlet noise in the priors of the root's children, in [0, 1]; 0 is none."""
+    root_noise_alpha: float = 0.3
+    """Concentration of that noise, > 0."""
+
+    def __post_init__(self) -> None:
+        check_number("root_noise", self.root_noise, "in [0, 1]")
+        check_number("root_noise_alpha", self.root_noise_alpha, "> 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Priors:
+    """Prior probabilities of siblings."""
+
+    prior: str = "frequency"
+    """Prior of a child among its siblings. ``uniform``: equal shares. ``ones``: 1 for each. ``frequency``: the share of merged samples.
+    ``mean-logp`` and ``norm-logp``: softmax of the step's mean log-probability, or of its sum / L^1.25. ``exp-mean-logp`` and
+    ``exp-norm-logp``: the exponentials of these, which do not sum to 1."""
+    prior_temperature: float = 1.0
+    """Divides the logarithms of the priors, > 0: higher is flatter. Not for ``uniform`` and ``ones``."""
+    noise: RootNoise | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("prior", self.prior, PRIORS)
+        check_number("prior_temperature", self.prior_temperature, "> 0")
+        varies = self.prior not in ("uniform", "ones")
+        check(varies or self.prior_temperature == 1, f"prior_temperature needs a prior that varies: got prior {self.prior!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollouts:
+    """Continuations that value new children. They cost tokens and calls and leave no nodes."""
+
+    SWITCH: ClassVar[str] = "rollouts"
+    OFF: ClassVar[int] = 0
+
+    rollouts: int
+    """Continuations sampled from a new child to value it, >= 0; 0 is none."""
+    rollout_steps: int | None = None
+    """Steps of a rollout, >= 1: one that did not end by then is worth its last step's score (lookahead). None goes on to the end."""
+    rollout_temperature: float = 1.0
+    """Sampling temperature of rollouts, >= 0; 0 is greedy, and one is enough."""
+    rollout_mix: float = 1.0
+    """A child with rollouts is worth (1 - rollout_mix) * its own estimate + rollout_mix * their mean, in [0, 1]."""
+    rollout_of: str = "children"
+    """Rollouts start from all new ``children`` that can be expanded, or from the ``best`` new child alone, by its own score, if it can."""
+    rollout_value: str = "last"
+    """What rollouts say. ``last``: the mean over what each is worth at its end. ``best``: the same at the best step on its way.
+    ``agreement``: the share of the most frequent of their answers, which needs no PRM; a child that ended is then worth the share of its
+    answer among those of its siblings and their rollouts. In label mode ``agreement`` is ``last``."""
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.rollouts, int) and not isinstance(self.rollouts, bool) and self.rollouts >= 1
+        check(is_count, f"rollouts must be a whole number >= 0, where 0 is none: got {self.rollouts!r}")
+        check_count("rollout_steps", self.rollout_steps, optional=True)
+        check_number("rollout_temperature", self.rollout_temperature, ">= 0")
+        check_number("rollout_mix", self.rollout_mix, "in [0, 1]")
+        check_choice("rollout_of", self.rollout_of, ROLLOUT_RULES)
+        check_choice("rollout_value", self.rollout_value, ROLLOUT_VALUES)
+        differ = self.rollouts == 1 or self.rollout_temperature > 0
+        check(differ, f"rollouts at temperature 0 are all equal: got {self.rollouts} -- set rollouts = 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """A leaf is expanded by single steps, its children."""
+
+    num_children: int = 4
+    """Samples per expansion (K), >= 1; equal samples become one child."""
+    root_num_children: int | None = None
+    """Samples at the root, >= 1. None is num_children, and for beams and particles wave * num_children."""
+    merge: str = "tokens"
+    """Siblings that become one child: those of equal ``tokens``, or of equal ``text`` up to white space, whose first tokens then stand for
+    all."""
+    branch_entropy: float | None = None
+    """Only a leaf whose own step was this uncertain branches, >= 0. The measure is the mean surprisal of the step's tokens in nats, an
+    estimate of their entropy; below it the leaf goes on by one sample. None always branches, and the root always does."""
+    priors: Priors = field(default_factory=Priors)
+    evaluation: str = "children"
+    """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
+    ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
+    (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
+    worth its value, and the leaf and its ancestors get one visit worth the same."""
+    rollouts: Rollouts | None = None
+    reward: str = "none"
+    """Reward of a step: ``none``, or ``gain``, its estimate less its parent's, where 0.5 stands for an unknown parent's."""
+    backup: str = "mean"
+    """``mean`` of all returns, ``min`` (the mean of returns that are no higher than the weakest estimate on their way), or from the
+    children: ``child-mean`` (weighted by visits), ``uniform-child-mean``, ``max``."""
+
+    def __post_init__(self) -> None:
+        check_count("num_children", self.num_children)
+        check_count("root_num_children", self.root_num_children, optional=True)
+        check_choice("merge", self.merge, MERGE_RULES)
+        check_number("branch_entropy", self.branch_entropy, ">= 0", optional=True)
+        check_choice("evaluation", self.evaluation, EVALUATIONS)
+        check_choice("reward", self.reward, REWARDS)
+        check_choice("backup", self.backup, BACKUP_RULES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solutions:
+    """The root is expanded by whole solutions.
+
+    Draws share their first steps where their tokens are equal. Every draw is backed up as a mean from its last node, and priors are the
+    shares of the draws.
+    """

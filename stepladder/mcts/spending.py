@@ -1,0 +1,98 @@
+"""What one problem's search has spent, and what its budget still allows."""
+
+import time
+
+from stepladder.errors import ConfigError
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.mcts.settings.growth import Steps
+from stepladder.types import Budget, StopReason
+
+
+class Spending:
+    """The counters of a search, and its caps."""
+
+    __slots__ = (
+        "_begin",
+        "_draws_solutions",
+        "_is_greedy",
+        "_samples_per_leaf",
+        "_wave",
+        "budget",
+        "generated_tokens",
+        "num_rolled_out",
+        "num_samples",
+        "num_simulations",
+        "policy_calls",
+        "scored_tokens",
+    )
+
+    def __init__(self, budget: Budget, method: SearchMethod) -> None:
+        """Begin with nothing spent; the clock starts now."""
+        self.budget = budget
+        self.num_simulations = 0
+        self.generated_tokens = 0
+        self.scored_tokens = 0
+        self.policy_calls = 0
+        self.num_samples = 0
+        """Samples of expansions."""
+        self.num_rolled_out = 0
+        """Samples of rollouts."""
+        self._begin = time.monotonic()
+        self._wave = method.selection.wave
+        self._is_greedy = method.sampling.temperature == 0
+        self._draws_solutions = method.samples_solutions
+        one_sample = self._is_greedy or method.selection.shares_samples
+        self._samples_per_leaf = method.growth.num_children if isinstance(method.growth, Steps) and not one_sample else 1
+
+    def stop_reason(self) -> StopReason | None:
+        """Return which cap is reached, or None."""
+        budget = self.budget
+        if budget.max_calls is not None and self.policy_calls >= budget.max_calls:
+            return StopReason.CALLS
+        if budget.max_seconds is not None and self.num_simulations and time.monotonic() - self._begin >= budget.max_seconds:
+            return StopReason.SECONDS
+        if self.num_simulations >= budget.num_simulations:
+            return StopReason.SIMULATIONS
+        if budget.max_tokens is not None and self.generated_tokens >= budget.max_tokens:
+            return StopReason.TOKENS
+        return None
+
+    def wave_size(self) -> int:
+        """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""
+        if self._draws_solutions and self._is_greedy:
+            return 1
+        budget = self.budget
+        size = min(self._wave, budget.num_simulations - self.num_simulations)
+        if budget.max_calls is not None and not self._draws_solutions:
+            size = min(size, budget.max_calls - self.policy_calls)
+        if budget.max_tokens is not None and self.generated_tokens:
+            # The tokens of a sample so far are the best estimate of what the next one takes.
+            tokens_per_leaf = self._samples_per_leaf * self.generated_tokens / self.num_samples
+            size = min(size, int((budget.max_tokens - self.generated_tokens) / tokens_per_leaf))
+        return max(size, 1)
+
+
+def check_budget(budget: Budget) -> None:
+    """Check that every cap is possible.
+
+    Raises:
+        ConfigError: If one is not.
+    """
+    seconds = budget.max_seconds
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ConfigError(f"search: max_seconds must be a number > 0: got {seconds!r}")
+    for name in ("num_simulations", "max_tokens", "max_calls", "max_depth", "max_step_tokens"):
+        value = getattr(budget, name)
+        if value is None and name in ("max_tokens", "max_calls"):
+            continue
+        check_cap(name, value)
+
+
+def check_cap(name: str, value: object) -> None:
+    """Check that a cap is a whole number of at least 1.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"search: {name} must be a whole number >= 1: got {value!r}")

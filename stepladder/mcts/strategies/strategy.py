@@ -1,0 +1,167 @@
+"""What a selection rule is: a ``Selection`` holds its settings, a ``Strategy`` selects for all problems of a run.
+
+Axes: b searches, B rows of trees, W leaves per tree.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from stepladder.mcts.expansion import Expansion
+from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
+from stepladder.mcts.settings.setting_checks import check_count
+from stepladder.mcts.tree import StepTable, Tree, reserve
+from stepladder.types import Budget
+
+NO_LEAF = -1
+"""Fills the places of a wave for which a tree has no leaf."""
+
+
+class SearchView(Protocol):
+    """What a strategy may read of a problem's search."""
+
+    row: int
+    """Row of its tree."""
+    budget: Budget
+    """Its caps."""
+    table: StepTable
+    """Its steps."""
+    wave: list[Expansion]
+    """The expansions of its wave."""
+    seed_of: Callable[..., int]
+    """Derives a seed from what it is for."""
+
+    @property
+    def num_simulations(self) -> int:
+        """Simulations so far."""
+        ...
+
+    @property
+    def best_score(self) -> float:
+        """Best score of a solution with an answer, -1 without one."""
+        ...
+
+
+class RunShape(NamedTuple):
+    """What a strategy must know of the run that it selects for."""
+
+    num_rows: int
+    """Trees at once (B)."""
+    num_slots: int
+    """Child slots (K)."""
+    discount: float
+    """Factor per step, in (0, 1]."""
+
+
+class Strategy:
+    """Selects the waves of a run's searches; the state that it keeps of a search stands by the row of its tree.
+
+    Subclasses must select. Everything else has a default that suits a rule without state.
+    """
+
+    def begin(self, search: SearchView) -> None:
+        """Begin a search in a row, which may have held another one."""
+
+    def select(self, tree: Tree, searches: Sequence[SearchView], sizes: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b W"]:
+        """Select the next wave of every search and reserve it in the tree (``reserve_waves``).
+
+        Args:
+            tree: The trees.
+            searches: Searches without a wave in flight.
+            sizes: Leaves that each wave may have at most, >= 1.
+
+        Returns:
+            The leaves in the order in which they are settled, ``NO_LEAF`` elsewhere. A search whose wave is empty is over.
+        """
+        raise NotImplementedError
+
+    def samples_after(self, search: SearchView, leaves: list[int], numbers: list[int]) -> list[int]:
+        """Return how many samples each leaf of a wave gets.
+
+        Args:
+            search: The search.
+            leaves: The wave.
+            numbers: What each leaf would have by the method's ``growth``; 0 where its solution has ended.
+
+        """
+        return numbers
+
+    def has_reached_goal(self, tree: Tree, search: SearchView, leaves: list[int]) -> bool:
+        """Say whether a search is over because the wave that was selected for it cannot beat what it has found."""
+        return False
+
+    def end_waves(self, tree: Tree, searches: Sequence[SearchView]) -> None:
+        """Take note of waves, whose nodes are in the tree and backed up now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Settings of a selection rule."""
+
+    TYPES: ClassVar[tuple[str, ...]] = ()
+    """Names of the rule as the setting ``selection`` has them."""
+    DRAWS_SOLUTIONS: ClassVar[bool] = False
+    """Whether the root is expanded by whole solutions, not leaves by single steps."""
+
+    wave: int = 1
+    """Leaves per tree in flight at once (W), >= 1. For ``beam`` the width of the beam, for ``resample`` the number of particles, for
+    ``sample`` the draws per request."""
+
+    def __post_init__(self) -> None:
+        check_count("wave", self.wave)
+
+    @classmethod
+    def of_type(cls, type_name: str, take: Callable[..., Any]) -> "Selection":
+        """Make the record from settings by name.
+
+        Args:
+            type_name: One of ``TYPES``.
+            take: Makes a record of a class, ``take(cls, **fixed)``, from those settings that it has fields for.
+
+        """
+        return take(cls, type=type_name)
+
+    @property
+    def type_name(self) -> str:
+        """Name of the rule."""
+        return self.TYPES[0]
+
+    @property
+    def revisits_terminals(self) -> bool:
+        """Whether a terminal may be selected again."""
+        return False
+
+    @property
+    def shares_samples(self) -> bool:
+        """Whether the leaves of a wave share its samples, one each, instead of having ``num_children`` each."""
+        return False
+
+    def samples_at_root(self, num_children: int) -> int:
+        """Return the samples of the root's expansion, where no setting says otherwise."""
+        return num_children
+
+    def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
+        """Check what the rule needs of the other settings.
+
+        Raises:
+            ConfigError: If they do not go together.
+        """
+
+    def strategy(self, run: RunShape) -> Strategy:
+        """Return the strategy of a run."""
+        raise NotImplementedError
+
+
+def rows_of(searches: Sequence[SearchView]) -> Int[np.ndarray, "b"]:
+    """Return the rows of searches."""
+    return np.array([search.row for search in searches])
+
+
+def reserve_waves(tree: Tree, rows: Int[np.ndarray, "b"], waves: Int[np.ndarray, "b W"]) -> None:
+    """Reserve the leaves of waves that were selected otherwise than by a descent."""
+    for place in range(waves.shape[1]):
+        chosen = np.flatnonzero(waves[:, place] != NO_LEAF)
+        reserve(tree, rows[chosen], waves[chosen, place])
