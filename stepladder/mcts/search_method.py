@@ -7,6 +7,7 @@ decide. A setting's name is its own everywhere, so ``num_children=8`` means the 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
+from inspect import get_annotations
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from stepladder.errors import ConfigError
@@ -223,7 +224,8 @@ def options_of(record: type) -> Iterator[Option]:
 def _option(declared: "Field[Any]", record: Any) -> Option:
     switch = getattr(record, "SWITCH", None)
     default = record.OFF if declared.default is MISSING else declared.default
-    return Option(declared.name, default, record, None if declared.name == switch else switch)
+    owner = next(base for base in record.__mro__ if declared.name in get_annotations(base))
+    return Option(declared.name, default, owner, None if declared.name == switch else switch)
 
 
 def all_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Option]:

@@ -96,7 +96,8 @@ def test_light_modules_load_no_model_library() -> None:
         "stepladder.testing",
         "stepladder.embedded",
     ]
-    modules += [f"stepladder.mcts.{path.stem}" for path in (PACKAGE / "mcts").glob("*.py") if path.stem != "__init__"]
+    searching = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "mcts").rglob("*.py") if path.stem != "__init__"]
+    modules += [".".join(path.parts) for path in searching]
     code = f"import {', '.join(modules)}, sys; print([m for m in ('torch', 'transformers', 'vllm', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,7 +1,8 @@
 """The tables of named methods, by kind.
 
 To add one, add a row: what it does, its settings where they differ from the defaults, its source with the published budget, and where it
-differs from the source. Everything else (help, documentation, tests against the pointer twin) follows from the row.
+differs from the source. Everything else (help, documentation, tests against the pointer twin) follows from the row. A row names a selection
+rule by its type, or a new one by its class (``stepladder.mcts.strategies`` says how to write one).
 
 Scores and values are in [0, 1] here. A system whose values are in [-1, 1] keeps its order of children when its values become (1 + v) / 2
 and its exploration constant is halved; its rows say so. Systems that evaluate by questions to the policy are given the PRM's score, or have

@@ -99,9 +99,11 @@ def test_every_method_comes_to_a_result_within_its_budget(world, tmp_path, name)
     assert figure["answered"] > 0.5
     assert figure["tokens"] <= budget
     assert 0 <= figure["interval"][0] <= figure["accuracy"] <= figure["interval"][1] <= 1
-    rollouts = method.rollouts * SOLUTION_TOKENS * method.num_children
-    expansion = SOLUTION_TOKENS if method.samples_solutions else method.num_children * STEP_TOKENS + rollouts
-    first = method.wave * SOLUTION_TOKENS if method.samples_solutions else method.root_samples * STEP_TOKENS + rollouts
+    settings = method.all_settings()
+    num_children = settings["num_children"]
+    rollouts = settings["rollouts"] * SOLUTION_TOKENS * num_children
+    expansion = SOLUTION_TOKENS if method.samples_solutions else num_children * STEP_TOKENS + rollouts
+    first = settings["wave"] * SOLUTION_TOKENS if method.samples_solutions else method.root_samples * STEP_TOKENS + rollouts
     for row in results["outcomes"]:
         assert row["generated_tokens"] < max(first + 1, budget + expansion), row
 
@@ -295,7 +297,7 @@ def test_contenders_are_read(tmp_path):
     """Settings follow a comma, ``all`` is every method, and the reference comes last."""
     named = read_contenders(["beam,wave=2,num_children=3", "majority", "majority"])
     assert [each.label for each in named] == ["beam,wave=2,num_children=3", "majority", "greedy"]
-    assert (named[0].method.wave, named[0].method.num_children) == (2, 3)
+    assert (named[0].method.selection.wave, named[0].method.growth.num_children) == (2, 3)
     assert {each.label for each in read_contenders(["all"])} == set(METHODS)
     assert [each.label for each in read_contenders([])][-1] == "greedy"
     assert [each.is_point for each in read_contenders(["best-of-n,temperature=0", "mcts"])] == [True, False, True]

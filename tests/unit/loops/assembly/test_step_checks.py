@@ -92,7 +92,7 @@ def test_a_search_heeds_the_check():
             policy=policy,
             scorer=composed(lambda path: 0.9 if path[-len(wrong) :] == encode(wrong) else 0.6, **scores),
             renderer=CharRenderer(),
-            method=resolve_method("best-of-n", num_children=2),
+            method=resolve_method("best-of-n"),
             budget=Budget(num_simulations=4),
             provenance=PROVENANCE,
         )
