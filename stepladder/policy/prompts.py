@@ -140,8 +140,9 @@ class PromptRenderer:
         self.hash = _renderer_hash(tokenizer, step_format, date=self.date)
         self._text = TokenText(tokenizer)
         self._encoder = TextEncoder(tokenizer)
+        self._write = self._chat_text if step_format.chat else self._plain_text
         # Of the template alone: the empty question stands for every other.
-        self._prompts = TextEncoder(tokenizer, template=self._chat_text("")) if step_format.chat else self._encoder
+        self._prompts = TextEncoder(tokenizer, template=self._write(""))
 
     @cached_property
     def end_id(self) -> int | None:
@@ -162,8 +163,7 @@ class PromptRenderer:
             DataFormatError: If the prompt has no tokens at all, or the question holds a control token that cannot be written as text.
         """
         place = f"problem {problem.id!r}"
-        write = self._chat_text if self.step_format.chat else self._plain_text
-        text, controls = self._prompts.compose(lambda mask: write(mask(problem.question)), place=place)
+        text, controls = self._prompts.compose(lambda mask: self._write(mask(problem.question)), place=place)
         ids = self._prompts.encode(text, controls=controls, place=place)
         # What the tokenizer puts in front of a text is added here, unless the template writes it or, being a chat's, decides about it.
         begun = self.step_format.chat or set(self._prompts.prefix_ids) & set(self._prompts.control_ids(text, controls))

@@ -204,6 +204,16 @@ def test_the_begin_token_stands_once_wherever_the_template_writes_it(name, templ
     assert plain.prompt_ids(_problem(f"{tokenizer.bos_token}1")).count(tokenizer.bos_token_id) == 1
 
 
+def test_role_names_that_a_plain_template_writes_are_text_in_questions():
+    """They are added tokens that are not special; in a solution, tokens of that kind stay tokens."""
+    tokenizer = FAMILIES["deepseek"]()
+    roles = [tokenizer.convert_tokens_to_ids(name) for name in ("<｜User｜>", "<｜Assistant｜>")]
+    renderer = PromptRenderer(tokenizer, StepFormat(prompt_template="<｜User｜>{question}<｜Assistant｜>"))
+    ids = renderer.prompt_ids(_problem("<｜User｜>2<｜Assistant｜>"))
+    assert [i for i in ids if i in roles] == roles
+    assert tokenizer.convert_tokens_to_ids("<think>") in renderer.encode_steps("<think>a")[0]
+
+
 def test_a_prompt_stays_open_and_a_solution_ends_once_with_a_tokenizer_that_closes_what_it_encodes():
     """Its end token is not part of a prompt, and a solution has one."""
     tokenizer = FAMILIES["llama3"]()
