@@ -126,7 +126,7 @@ def _chunked(good: Reply, *, whole: bool) -> Iterator[bytes]:
 def _drops(good: Reply) -> Iterator[bytes]:
     """Send one byte at a time, each soon enough for a deadline between bytes, and never come to an end."""
     yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
-    for _ in range(30):
+    for _ in range(100):
         yield b" "
         time.sleep(DEADLINE_S / 4)
 
@@ -317,6 +317,7 @@ MISBEHAVIOURS = [
             "a written id of 5,000 digits": (_pieces_of_text("token_id:" + "9" * 5000), "must be followed by an id"),
             "a written id beyond the vocabulary": (_pieces_of_text("token_id:99999"), "below the vocabulary"),
             "text that the tokenizer does not know": (_pieces_of_text("a", "~"), "must come back from the local tokenizer"),
+            "a megabyte of text for two tokens": (_pieces_of_text("a", "b" * 10**6), "text of 1000001 characters must not be 2 tokens"),
             "text with half a character": (_pieces_of_text("\ud800"), "lone surrogates"),
             "tokens that are numbers": (_choice(logprobs={"tokens": [5], "token_logprobs": [-1.0]}), "tokens must be text"),
             "tokens null": (_choice(logprobs={"tokens": None, "token_logprobs": [-1.0]}), "tokens must be a list"),

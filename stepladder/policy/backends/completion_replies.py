@@ -21,6 +21,8 @@ Json = Any
 
 _LOGP_ROUNDING = 1e-3
 """Servers compute logits minus a log-sum-exp, which rounding can lift above 0 by that much."""
+_TOKEN_CHARACTERS = 256
+"""More characters than a token has."""
 _SHOWN_CHARACTERS = 60
 
 
@@ -97,13 +99,11 @@ def read_completion(reply: Json, tokenizer: PreTrainedTokenizerBase, *, vocab_si
         raise ReplyError(f"choices must have one entry, as many as were asked for: got {len(choices)}")
     choice = _dict(choices[0], "choices[0]")
     if _int(choice.get("index", 0), "index") != 0:
-        raise ReplyError(f"index must be 0: got {choice['index']}")
+        raise ReplyError(f"index must be 0: got {_shown(choice['index'])}")
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise ReplyError(f"finish_reason must be 'stop' or 'length': got {_shown(reason)}")
-    tokens = _tokens(choice, tokenizer, vocab_size)
-    if len(tokens) > max_tokens:
-        raise ReplyError(f"it must have at most the {max_tokens} tokens that were asked for: got {len(tokens)}")
+    tokens = _tokens(choice, tokenizer, vocab_size=vocab_size, max_tokens=max_tokens)
     cached = _cached_tokens(reply.get("usage"), num_prompt + len(tokens))
     return Completion(tokens, reason == "stop", cached)
 
@@ -118,21 +118,29 @@ def _served_model(entry: dict[str, Json], place: str) -> ServedModel:
     return ServedModel(name, context)
 
 
-def _tokens(choice: dict[str, Json], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[tuple[int, float]]:
+def _tokens(choice: dict[str, Json], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, max_tokens: int) -> list[tuple[int, float]]:
     """Return the sampled ids of a choice with their log-probabilities, in whichever form the server gives them."""
     logprobs = _dict(_field(choice, "logprobs"), "logprobs")
     content = logprobs.get("content")
     if isinstance(content, list) and all(isinstance(entry, dict) and "id" in entry for entry in content):
         # llama.cpp.
+        _check_count(content, max_tokens)
         ids = [entry["id"] for entry in content]
         logps = [_field(entry, "logprob") for entry in content]
     else:
         pieces = [_text(piece, "tokens") for piece in _list(_field(logprobs, "tokens"), "logprobs.tokens")]
         logps = _list(_field(logprobs, "token_logprobs"), "logprobs.token_logprobs")
+        _check_count(logps, max_tokens)
+        _check_count(pieces, max_tokens)
         ids = _ids(choice, pieces, tokenizer)
     if len(ids) != len(logps):
         raise ReplyError(f"every token must have a log-probability: got {len(ids)} tokens and {len(logps)} log-probabilities")
     return [(_token(i, vocab_size), _logp(logp)) for i, logp in zip(ids, logps, strict=True)]
+
+
+def _check_count(entries: list[Json], max_tokens: int) -> None:
+    if len(entries) > max_tokens:
+        raise ReplyError(f"it must have at most the {max_tokens} tokens that were asked for: got {len(entries)}")
 
 
 def _ids(choice: dict[str, Json], pieces: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Json]:
@@ -151,11 +159,14 @@ def _written_id(digits: str) -> int:
 
 
 def _retokenised(text: str, pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # Tokenising a long text takes long, and a token is a few characters.
+    if len(text) > _TOKEN_CHARACTERS * len(pieces):
+        raise ReplyError(f"text of {len(text)} characters must not be {len(pieces)} tokens")
     encoder = _encoder(tokenizer)
     try:
         ids = encoder.encode(text, controls=_control_spans(text, pieces, encoder))
     except DataFormatError as error:
-        raise ReplyError(str(error)) from error
+        raise ReplyError(" ".join(str(error).split())[:200]) from error
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if len(ids) != len(pieces) or back != text:
         raise ReplyError(f"{len(pieces)} tokens, {_shown(text)}, must come back from the local tokenizer: got {len(ids)}, {_shown(back)}")

@@ -266,7 +266,7 @@ def test_every_misbehaviour_ends_in_an_answer_a_failed_sample_or_one_sentence(be
         begin = time.monotonic()
         settings = ServerSettings(url=url, api_key=KEY, retries=1, backoff_s=0.001, timeout_s=DEADLINE_S)
         outcome = _outcome(settings, fake.model.tokenizer)
-    assert time.monotonic() - begin < 4 * DEADLINE_S
+    assert time.monotonic() - begin < 5
     if behaviour.ends == "command":
         assert isinstance(outcome, BackendError)
         message = str(outcome)
