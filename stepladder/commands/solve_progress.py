@@ -13,7 +13,7 @@ from typing import Any
 from stepladder.digests import digest_of
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.loops.config.run import Config, flatten_keys
-from stepladder.mcts.method import SearchMethod
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.prm.sources import prm_members
 from stepladder.types import Budget, Problem
 
