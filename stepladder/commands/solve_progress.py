@@ -67,7 +67,7 @@ def answer_settings(
         facts["prm.reference"] = None if config.prm.reference is None else model_digest(config.prm.reference)
     if discriminator is not None:
         facts["digest of the discriminator"] = model_digest(discriminator)
-    described = {name: value for name, value in asdict(method).items() if name != "description"}
+    described = {"name": method.name, **method.all_settings()}
     facts |= flatten_keys({"method": described, "budget": asdict(budget), "seed": seed})
     facts |= {name: value for name, value in plain.items() if name.startswith(_SHAPING_KEYS)}
     return json.loads(json.dumps(facts, default=str))
