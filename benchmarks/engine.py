@@ -26,7 +26,7 @@ from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import GlyphTask
 from stepladder.embedded.model import build_tokenizer
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.mcts.engine import EngineStats, SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.tree import allocate

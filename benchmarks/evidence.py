@@ -60,7 +60,7 @@ def more_warm_up(context: RoundContext, rows: list[dict[str, Any]]) -> float:
     config, out = context.config, context.run.root / "controls" / "more-warm-up"
     if not (out / "policy").exists():
         # Learning rate and batch are those of the rounds, so that only the data differ.
-        train = config.sft.model_copy(update={"max_updates": policy_updates(rows), "epochs": 1000.0})
+        train = replace(config.sft, max_updates=policy_updates(rows), epochs=1000.0)
         control = config.model_copy(
             update={
                 "warmup": config.warmup.model_copy(update={"train": train}),

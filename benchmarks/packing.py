@@ -177,7 +177,7 @@ def _clock(setup: Setup) -> float:
 
 def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
     """Train one epoch with stepladder; return seconds and tokens."""
-    from stepladder.lm.training import TrainSettings
+    from stepladder.lm.settings import TrainSettings
     from stepladder.policy.fine_tuning import train_preference
     from stepladder.prm.value_training import train_value
 

@@ -28,14 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.metrics.answers import within_problem_auc
 from stepladder.data.metrics.step_scores import best_of_n_curve
 from stepladder.data.store import read_trees
 from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problems import build_problems, build_verifier
 from stepladder.loops.assembly.scorers import build_scorer
@@ -161,7 +161,8 @@ def train(study: Study, variant: Variant, out: Path, *, rows: Sequence[Any] | No
     if rows is None:
         records = [record for shard in study.run.shards(variant.source, rounds=[1]) for record in read_trees(shard)]
         if variant.target == "step-pairs":
-            rows = step_pairs(records, **study.config.labels.margin).rows
+            given = study.config.prm.target
+            rows = (given if isinstance(given, StepPairs) else StepPairs()).select(records).rows
         else:
             rows = value_rows(records, target=variant.target, drop_one_sided=True).rows
         share = rows_per_solution(variant, rows, records)

@@ -15,8 +15,9 @@ from stepladder.data.exports.dataset import ExportJob, export_dataset
 from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
-from stepladder.data.labels.pairs import preference_pairs
-from stepladder.data.labels.traces import graded_steps, select_traces
+from stepladder.data.labels.graded import GradedSteps
+from stepladder.data.labels.pair_rules import EvidencePairs
+from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.store import PROVENANCE_COLUMNS, write_records
 from stepladder.types import Provenance, TreeRecord
@@ -51,10 +52,10 @@ TREE = TreeRecord(
 )
 RECORDS: dict[str, list[Any]] = {
     "trees": [TREE],
-    "pairs": preference_pairs([TREE]).rows,
+    "pairs": EvidencePairs().select([TREE]).rows,
     "traces": select_traces([TREE]).rows,
     "values": value_rows([TREE]).rows,
-    "graded": graded_steps([TREE]).rows,
+    "graded": GradedSteps().select([TREE]).rows,
 }
 SOURCE = ExportSource(
     questions={"sum-1": "1+1+1"}, answers={"sum-1": "3"}, prompt_template="Add: {question}\n", name="owner/sums", ability="math"

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from stepladder.data.labels import traces
 from stepladder.data.labels.pairs import PAIR_RULES
+
+from stepladder.data.labels import traces
 from stepladder.policy import preference_losses as losses
 from stepladder.policy.objectives import PairLoss, Smoothing, UnpairedLoss
 

@@ -39,6 +39,20 @@ class CheckpointError(StepladderError, RuntimeError):
     """A run directory or a model directory is incomplete, foreign or of another version."""
 
 
+def check(holds: object, message: str) -> None:
+    """Check one rule that a setting must keep.
+
+    Args:
+        holds: Whether the rule is kept; read as a truth value.
+        message: Says the rule, what was given, and perhaps the remedy.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not holds:
+        raise ConfigError(message)
+
+
 def right_name(given: object, names: Iterable[str]) -> str:
     """Return the remedy for a wrong name: the one that it was probably meant for, or all that are known."""
     names = list(names)

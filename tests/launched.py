@@ -16,9 +16,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from stepladder.lm.training import LoraSettings, TrainSettings
+from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.policy.fine_tuning import train_preference, train_sft
 from stepladder.policy.objectives import PreferenceObjective
+from stepladder.policy.preference_settings import DPO
 from stepladder.prm.value_training import train_value
 from stepladder.types import PreferencePair, Provenance, Trace, ValueRow
 
@@ -62,7 +63,7 @@ def train_all(start: Path, out: Path) -> None:
     rows = uneven_rows()
     for name, settings in VARIANTS.items():
         _recorded(f"sft {name}", start, out, train_sft, rows["traces"], settings)
-    objective = PreferenceObjective(beta=0.5, sft_weight=0.5)
+    objective = PreferenceObjective(settings=DPO(beta=0.5, sft_weight=0.5))
     _recorded("preference", start, out, train_preference, rows["pairs"], SETTINGS, objective=objective)
     _recorded("value", start, out, train_value, rows["values"], SETTINGS)
     with pytest.MonkeyPatch.context() as patch:

@@ -76,7 +76,7 @@ simulations = 4
 samples = 4
 options = {{ num_children = 4, wave = 2 }}
 
-[labels]
+[labels.pairs]
 min_margin = 0.0
 rejected_must_fail = false
 

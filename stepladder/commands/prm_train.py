@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
-from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.metrics import answers as metrics
@@ -22,7 +22,7 @@ from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
-from stepladder.loops.config.training import PRMConfig
+from stepladder.loops.config.training import prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
@@ -162,7 +162,7 @@ def _tree_spec(job: TrainingJob) -> PRMSpec:
         )
     if job.supervise not in get_args(Supervise):
         raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
-    default = new_prm_spec(PRMConfig().model_copy(update={"loss": job.loss}))
+    default = new_prm_spec(prm_loss(job.loss))
     if default.family == "implicit":
         default = replace(default, reference=_reference(job))
     spec = default if job.spec is None else resolve_spec(job.init, job.spec)
@@ -184,7 +184,7 @@ def _tree_shards(source: Path) -> list[Path]:
 
 def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Any:
     if job.target == "step-pairs":
-        return step_pairs(records)
+        return StepPairs().select(records)
     return value_rows(records, target=job.target)
 
 
@@ -217,7 +217,7 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str, 
 
 
 def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
-    from stepladder.lm.training import LoraSettings, TrainSettings
+    from stepladder.lm.settings import LoraSettings, TrainSettings
 
     if not 0 <= job.held_out < 1:
         raise ConfigError(f"--held-out: must be in [0, 1): got {job.held_out}")

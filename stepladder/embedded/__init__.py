@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
     "sft": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 2.0},
     "labels": {"traces_per_problem": 1},
-    "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "sft_weight": 1.0},
+    "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "loss": {"type": "dpo", "sft_weight": 1.0}},
     "prm": {
         "start": "last",
         "rollouts": 12,

@@ -1,6 +1,5 @@
-"""Low-rank adapters: settings, wrapping, a base model in 4 bits (QLoRA), and merging what was learnt back into plain weights."""
+"""Low-rank adapters: wrapping, a base model in 4 bits (QLoRA), and merging what was learnt back into plain weights."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -15,29 +14,8 @@ from peft import (
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from stepladder.errors import ConfigError
-from stepladder.lm.checks import check_ranges
+from stepladder.lm.settings import LoraSettings
 from stepladder.types import derive_seed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSettings:
-    """Low-rank adapters instead of full fine-tuning; merged into the weights when the model is saved."""
-
-    r: int = 16
-    """Rank, >= 1."""
-    alpha: int = 32
-    """Scale numerator, >= 1: updates are scaled by alpha / r."""
-    dropout: float = 0.0
-    """Dropout on the adapter input, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names that get adapters; ``all-linear`` is every linear layer but the head."""
-    four_bit: bool = False
-    """Hold the frozen weights in 4 bits (QLoRA; NF4, scales quantised too); needs bitsandbytes. What is saved is the rounded weights
-    plus the adapters: the model that was trained."""
-
-    def __post_init__(self) -> None:
-        rules = {"r": (">= 1", self.r >= 1), "alpha": (">= 1", self.alpha >= 1), "dropout": ("in [0, 1)", 0 <= self.dropout < 1)}
-        check_ranges(self, rules, where="lora")
 
 
 def quantization(lora: LoraSettings | None) -> BitsAndBytesConfig | None:

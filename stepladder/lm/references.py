@@ -12,8 +12,9 @@ from stepladder.lm.loading import resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackableRow, PackedPass, group_rows, pack_rows
 from stepladder.lm.processes import gathered, this_process
+from stepladder.lm.settings import TrainSettings
 from stepladder.lm.trainer import Batch, Collate
-from stepladder.lm.training import PackedCollate, TrainSettings, autocast, packed_collate, packed_layout
+from stepladder.lm.training import PackedCollate, autocast, packed_collate, packed_layout
 from stepladder.lm.tree_attention import tree_attention
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,14 +38,14 @@ from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
-from stepladder.lm.adapters import LoraSettings, quantization, with_adapters, without_adapters
-from stepladder.lm.checks import check_ranges
+from stepladder.lm.adapters import quantization, with_adapters, without_adapters
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.processes import fill, this_process, whole_model
 from stepladder.lm.schedule import Schedule, batch_schedule
-from stepladder.lm.trackers import TRACKERS, check_trackers
+from stepladder.lm.settings import TrainSettings
+from stepladder.lm.trackers import check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
 from stepladder.lm.training_rows import Row
 from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, tree_attention
@@ -58,83 +58,6 @@ class PackedCollate(Protocol):
     def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
         """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
         ...
-
-
-LearningRate = Literal["linear", "cosine", "constant"]
-"""Courses of the learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
-    """How to train; AdamW throughout."""
-
-    learning_rate: float = 1e-5
-    """Peak learning rate, > 0."""
-    epochs: float = 2.0
-    """Passes over the rows, > 0; rounded up to whole updates."""
-    max_updates: int | None = None
-    """Cap on optimiser updates, >= 1; None is no cap."""
-    batch_size: int = 64
-    """Rows per update, >= 1; all rows where there are fewer."""
-    micro_batch_size: int | None = None
-    """Rows per forward pass of a process, >= 1; None is its whole share of the batch. It changes memory, not gradients."""
-    group_by_length: bool = True
-    """Put rows of similar length into the same update, which saves padding; trees are fitted to rows instead."""
-    packed: bool = True
-    """Merge the rows of a problem into trees, so that what they share is forwarded once; losses and gradients are those of separate rows.
-    The rows of a problem then come together, in the same update where they fit. Off, or where the model cannot do it, every sequence is
-    forwarded by itself."""
-    row_tokens: int = 1024
-    """Largest tree, >= 1; larger ones are cut. Attention on a CPU costs its square."""
-    warmup_ratio: float = 0.03
-    """Share of the updates over which the learning rate rises from 0, in [0, 1]."""
-    schedule: LearningRate = "linear"
-    """Course of the learning rate after the rise; linear and cosine end at 0."""
-    weight_decay: float = 0.0
-    """AdamW weight decay, >= 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm, > 0."""
-    bf16: bool = False
-    """Compute in bfloat16 autocast; the trained weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
-    checkpoint_every: int = 0
-    """Updates between checkpoints from which a killed training continues, >= 0; 0 writes none."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept while training, >= 1; with ``held_out`` the best one is kept besides."""
-    held_out: float = 0.0
-    """Share of the problems whose rows are not trained on, in [0, 1): their loss is measured at every checkpoint and at the end, and the
-    weights with the lowest are what is saved. 0 saves the last weights. Needs ``checkpoint_every``."""
-    report_to: tuple[str, ...] = ()
-    """Trackers that are told every update's loss, learning rate and gradient norm: ``TRACKERS``. TensorBoard's files go to
-    ``<out_dir>.logs``; the others are set up by their own environment variables."""
-    lora: LoraSettings | None = None
-    """Train adapters only."""
-    seed: int = 0
-    """Seed of row order, dropout and new weights, >= 0."""
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
-
-    def __post_init__(self) -> None:
-        schedules, can_hold_out = get_args(LearningRate), self.checkpoint_every > 0
-        rules = {
-            "learning_rate": ("> 0", self.learning_rate > 0),
-            "epochs": ("> 0 and finite", 0 < self.epochs < math.inf),
-            "max_updates": (">= 1 or None", self.max_updates is None or self.max_updates >= 1),
-            "batch_size": (">= 1", self.batch_size >= 1),
-            "micro_batch_size": (">= 1 or None", self.micro_batch_size is None or self.micro_batch_size >= 1),
-            "row_tokens": (">= 1", self.row_tokens >= 1),
-            "warmup_ratio": ("in [0, 1]", 0 <= self.warmup_ratio <= 1),
-            "schedule": (f"one of {', '.join(schedules)}", self.schedule in schedules),
-            "weight_decay": (">= 0", self.weight_decay >= 0),
-            "max_grad_norm": ("> 0", self.max_grad_norm > 0),
-            "checkpoint_every": (">= 0", self.checkpoint_every >= 0),
-            "keep_checkpoints": (">= 1", self.keep_checkpoints >= 1),
-            "held_out": ("in [0, 1), and 0 without checkpoint_every", self.held_out == 0 or (0 < self.held_out < 1 and can_hold_out)),
-            "report_to": (f"names of {', '.join(TRACKERS)}", set(self.report_to) <= set(TRACKERS)),
-            "seed": (">= 0", self.seed >= 0),
-        }
-        check_ranges(self, rules, where="training")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,7 +258,10 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
 def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:
     if _in_parts(trainer) and settings.lora and settings.lora.four_bit:
         raise ConfigError("training: weights in 4 bits cannot be spread over processes: got lora.four_bit with FSDP or DeepSpeed")
-    where = lambda: f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"  # noqa: E731
+
+    def where() -> str:
+        return f"update {trainer.state.global_step + 1} of {trainer.args.max_steps}"
+
     with memory_explained(settings, where=where, num_processes=trainer.accelerator.num_processes):
         trainer.train(resume_from_checkpoint=checkpoint)
 

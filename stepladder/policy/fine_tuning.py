@@ -29,6 +29,7 @@ from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.references import ReferencedRow, add_reference
+from stepladder.lm.settings import TrainSettings
 from stepladder.lm.slots import num_shared
 from stepladder.lm.training import (
     Batch,
@@ -36,7 +37,6 @@ from stepladder.lm.training import (
     PackedCollate,
     ProgressCallback,
     TrainReport,
-    TrainSettings,
     identity_of,
     load_options,
     quiet,
@@ -352,8 +352,8 @@ def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:
 def _check_known(objective: PreferenceObjective, rows: Sequence[PreferenceRow], *, off_policy: bool) -> None:
     """Refuse pairs that lack what the loss needs."""
     missing = {
-        "the visits": objective.label_smoothing == "visits" and sum(row.visits == (0, 0) for row in rows),
-        "the uncertainty": objective.label_smoothing == "uncertainty" and sum(row.uncertainty is None for row in rows),
+        "the visits": objective.smoothing == "visits" and sum(row.visits == (0, 0) for row in rows),
+        "the uncertainty": objective.smoothing == "uncertainty" and sum(row.uncertainty is None for row in rows),
         "the sampler's log-probabilities": (objective.needs_sampler or off_policy) and sum(row.sampler_logps is None for row in rows),
     }
     for what, count in missing.items():

@@ -14,7 +14,8 @@ import torch
 from stepladder.errors import DataFormatError
 from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, read_at
 from stepladder.lm.packing import PackedRow, lay_out
-from stepladder.lm.training import Batch, ProgressCallback, TrainReport, TrainSettings, identity_of, run_training
+from stepladder.lm.settings import TrainSettings
+from stepladder.lm.training import Batch, ProgressCallback, TrainReport, identity_of, run_training
 from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
 from stepladder.policy.fine_tuning import (
     SAMPLER,

@@ -15,15 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.training import (
-    ProgressCallback,
-    TrainReport,
-    TrainSettings,
-    identity_of,
-    load_options,
-    quiet,
-    run_training,
-)
+from stepladder.lm.settings import TrainSettings
+from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, quiet, run_training
 from stepladder.lm.training_rows import fit_context, vocabulary_size
 from stepladder.prm.checkpoints import has_head, load_reward_model, vocabulary_ids
 from stepladder.prm.layout import SolutionLayout

@@ -13,7 +13,7 @@ from stepladder.data.exports.dataset import ExportJob, export_dataset, find_form
 from stepladder.data.exports.formats import EXPORT_FORMATS
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
-from stepladder.data.labels.traces import graded_solutions
+from stepladder.data.labels.graded import GradedSolutions
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import (
@@ -294,7 +294,7 @@ def job(format, **settings):
 
 def _finished_solutions(trees):
     """Return what the run itself makes of the solutions of some trees, without those that a limit cut, in the order of their leaves."""
-    rows = [row for tree in trees for row in graded_solutions([tree], per_problem=9).rows]
+    rows = [row for tree in trees for row in GradedSolutions(per_problem=9).select([tree]).rows]
     return [row for row in rows if row.completion_ids != [6, 10]]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests"}
+BASE = {"errors", "types", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -17,6 +17,7 @@ ALLOWED = {
     "__init__": {"types", "interfaces", "mcts", "loops.config", "loops.runs", "commands"},
     "__main__": {"cli"},
     "errors": set(),
+    "settings": {"errors"},
     "types": set(),
     "files": {"errors"},
     "digests": set(),
@@ -41,7 +42,7 @@ ALLOWED = {
     "data.exports": BASE | {"data.datasets", "data.labels", "data.store"},
     "embedded": MODELS,
     "loops": set(),
-    "loops.config": BASE,
+    "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "mcts"},
     "loops.runs": MODELS | {"loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},

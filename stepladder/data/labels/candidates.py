@@ -1,6 +1,7 @@
 """What the rules that choose training rows share: judged trees, whole solutions, distances between texts, caps per problem.
 
-``pairs.py`` and ``traces.py`` hold the rules. They read trees that are finished and graded; nothing here is seen by a search.
+``pair_rules``, ``rstar_math.py``, ``graded.py`` and ``traces.py`` hold the rules. They read trees that are finished and graded;
+nothing here is seen by a search.
 """
 
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from stepladder.data.labels.pair_weights import ranking_agreement
+from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import Evidence, ValueTarget, gather_evidence, node_values
 from stepladder.tree_paths import children_of, path_to
 from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord
@@ -204,3 +206,15 @@ def distinct_rows(candidates: Iterable[Ranked[RowT]]) -> list[Ranked[RowT]]:
         if key not in best or candidate.rank > candidates[best[key]].rank:
             best[key] = index
     return [candidates[index] for index in sorted(best.values())]
+
+
+def best_of_sides(sides: Iterable[list[Ranked[RowT]]], considered: int, dropped: Counter[str], cap: int) -> Selection[RowT]:
+    """Return the best distinct rows of every side, one side after the other; the cap is per problem and side."""
+    rows: list[RowT] = []
+    for candidates in sides:
+        distinct = distinct_rows(candidates)
+        kept = best_per_problem(distinct, cap)
+        dropped["same tokens"] += len(candidates) - len(distinct)
+        dropped["over problem cap"] += len(distinct) - len(kept)
+        rows += kept
+    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))

@@ -1,27 +1,17 @@
-"""Rules that choose from searched trees what the policy imitates, and what it learns from without a partner.
+"""Rules that choose from searched trees what the policy imitates.
 
-``select_traces`` takes right solutions, ``revision_traces`` ways back from a wrong step; ``graded_steps`` and ``graded_solutions`` take
-good and bad continuations one by one. ``within_window`` says which trees are recent enough to be used at all.
+``select_traces`` takes right solutions, ``revision_traces`` ways back from a wrong step. ``within_window`` says which trees are recent
+enough to be used at all.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from stepladder.data.labels.candidates import (
-    DECIMALS,
-    JudgedTree,
-    Ranked,
-    RowT,
-    Solution,
-    best_per_problem,
-    distinct_rows,
-    find_solutions,
-    judge_trees,
-)
+from stepladder.data.labels.candidates import JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import ValueTarget
 from stepladder.tree_paths import join_prompt, path_to
-from stepladder.types import GradedRow, StopReason, Trace, TreeRecord
+from stepladder.types import StopReason, Trace, TreeRecord
 
 
 def within_window(records: Sequence[TreeRecord], *, versions: int | None) -> Selection[TreeRecord]:
@@ -70,7 +60,7 @@ def select_traces(
     right = [solution for tree in judge_trees(records, target=target) for solution in find_solutions(tree, right=True, dropped=dropped)]
     valued = [solution for solution in right if solution.least >= min_value]
     dropped["below value"] += len(right) - len(valued)
-    return _kept_of([[Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued]], considered, dropped, per_problem)
+    return best_of_sides([[Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued]], considered, dropped, per_problem)
 
 
 def revision_traces(
@@ -121,99 +111,7 @@ def revision_traces(
                 best = max(below, key=lambda solution: solution.rank)
                 row = _revision(best, wrong, after=parent, revision_ids=revision_ids, revision=revision, end_ids=end_ids)
                 candidates.append(Ranked(rank=best.rank, row=row))
-    return _kept_of([candidates], considered, dropped, per_problem)
-
-
-def graded_steps(
-    records: Sequence[TreeRecord],
-    *,
-    min_margin: float = 0.2,
-    per_problem: int = 8,
-    target: ValueTarget | str = ValueTarget.TREE_VALUE,
-) -> Selection[GradedRow]:
-    """Return steps that by themselves made a right end more likely, or less.
-
-    A step is good if its value is above its parent's by the margin and a right leaf is below it, and bad if it is below by the margin and a
-    wrong leaf is below it. Candidates are all steps. Within the cap, which holds for good and for bad ones each, larger changes go first.
-
-    Args:
-        records: Searched trees with outcomes.
-        min_margin: Smallest change of value, in [0, 1]; it must also be above zero.
-        per_problem: Good, and bad, steps per problem, >= 1.
-        target: What the value of a node is.
-
-    Dropped by reason: ``failed step``, ``no value``, ``below margin``, ``no evidence``, ``same tokens``, ``over problem cap``.
-
-    Source: the progress of a step in Setlur et al. 2024, "Rewarding progress"; the rows are what Ethayarajh et al. 2024, "KTO", learns
-        from.
-    """
-    dropped: Counter[str] = Counter()
-    considered = 0
-    sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-    for tree in judge_trees(records, target=target):
-        for node, parent in enumerate(tree.record.parents[1:], 1):
-            considered += 1
-            value, before = tree.values[node], tree.values[parent]
-            if not tree.record.token_ids[node]:
-                dropped["failed step"] += 1
-            elif value is None or before is None:
-                dropped["no value"] += 1
-            elif not (change := round(value - before, DECIMALS)) or abs(change) < min_margin:
-                dropped["below margin"] += 1
-            elif not (tree.evidence.right if change > 0 else tree.evidence.wrong)[node]:
-                dropped["no evidence"] += 1
-            else:
-                row = _graded_step(tree, node, good=change > 0, value=value, prompt_value=before)
-                sides[row.good].append(Ranked(rank=(abs(change),), row=row))
-    return _kept_of(sides.values(), considered, dropped, per_problem)
-
-
-def graded_solutions(
-    records: Sequence[TreeRecord], *, per_problem: int = 2, target: ValueTarget | str = ValueTarget.TREE_VALUE
-) -> Selection[GradedRow]:
-    """Return right and wrong solutions of the problems that have a right one, each with the share of right ones.
-
-    Candidates are all graded leaves. Within the cap, which holds for right and for wrong ones each, higher mean values go first: the best
-    right ones, and the wrong ones that the search took for right.
-
-    Args:
-        records: Searched trees with outcomes.
-        per_problem: Right, and wrong, solutions per problem, >= 1.
-        target: What the value of a step is.
-
-    Dropped by reason: ``no right solution``, ``failed step``, ``no value``, ``same tokens``, ``over problem cap``.
-
-    Source: Lyu et al. 2025, "Exploring the Limit of Outcome Reward for Learning Mathematical Reasoning" (OREAL), sections 2.2, 2.3: right
-        samples, and wrong ones with the share p of right ones; a problem is sampled until it has a right one.
-    """
-    dropped: Counter[str] = Counter()
-    outcomes: dict[str, list[float]] = {}
-    for record in records:
-        outcomes.setdefault(record.problem_id, []).extend(outcome for outcome in record.outcomes if outcome is not None)
-    considered = sum(map(len, outcomes.values()))
-    sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-    for tree in judge_trees(records, target=target):
-        graded = outcomes[tree.record.problem_id]
-        if not any(graded):
-            dropped["no right solution"] += sum(outcome is not None for outcome in tree.record.outcomes)
-            continue
-        for good, side in sides.items():
-            for solution in find_solutions(tree, right=good, dropped=dropped):
-                row = _graded_solution(solution, good=good, share=sum(graded) / len(graded))
-                side.append(Ranked(rank=solution.rank, row=row))
-    return _kept_of(sides.values(), considered, dropped, per_problem)
-
-
-def _kept_of(sides: Iterable[list[Ranked[RowT]]], considered: int, dropped: Counter[str], cap: int) -> Selection[RowT]:
-    """Return the best distinct rows of every side, one side after the other; the cap is per problem and side."""
-    rows: list[RowT] = []
-    for candidates in sides:
-        distinct = distinct_rows(candidates)
-        kept = best_per_problem(distinct, cap)
-        dropped["same tokens"] += len(candidates) - len(distinct)
-        dropped["over problem cap"] += len(distinct) - len(kept)
-        rows += kept
-    return Selection(rows=rows, considered=considered, dropped_by_reason=dict(+dropped))
+    return best_of_sides([candidates], considered, dropped, per_problem)
 
 
 def _mistakes(tree: JudgedTree, *, of_solution: bool) -> list[tuple[int, list[int]]]:
@@ -262,38 +160,5 @@ def _revision(
         prompt=join_prompt(record.question, [record.texts[node] for node in wrong]),
         completion=revision + "".join(record.texts[node] for node in rest),
         mean_value=best.mean,
-        provenance=record.provenance,
-    )
-
-
-def _graded_step(tree: JudgedTree, node: int, *, good: bool, value: float, prompt_value: float) -> GradedRow:
-    record = tree.record
-    shared = path_to(record, record.parents[node])
-    return GradedRow(
-        problem_id=record.problem_id,
-        prompt_ids=[*record.prompt_ids, *(token for step in shared for token in record.token_ids[step])],
-        completion_ids=record.token_ids[node],
-        good=good,
-        value=value,
-        prompt_value=prompt_value,
-        prompt=join_prompt(record.question, [record.texts[step] for step in shared]),
-        completion=record.texts[node],
-        logps=record.logps[node],
-        provenance=record.provenance,
-    )
-
-
-def _graded_solution(solution: Solution, *, good: bool, share: float) -> GradedRow:
-    record = solution.tree.record
-    return GradedRow(
-        problem_id=record.problem_id,
-        prompt_ids=record.prompt_ids,
-        completion_ids=solution.token_ids,
-        good=good,
-        value=solution.mean,
-        prompt_value=share,
-        prompt=join_prompt(record.question, []),
-        completion=solution.text,
-        logps=solution.logps,
         provenance=record.provenance,
     )

@@ -11,6 +11,7 @@ from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import CodeCheck
 from stepladder.loops.config.training import PRMConfig
 from stepladder.loops.runs.workers import gpu_names
 
@@ -87,7 +88,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
             checked by cannot be sandboxed.
     """
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
-    if any(scores.check == "code" and not scores.allow_unsandboxed for scores in searches):
+    if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):
         check_sandbox()
     if "vllm" in (config.policy.backend, config.prm.backend):
         if find_spec("vllm") is None:

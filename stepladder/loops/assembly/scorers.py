@@ -10,7 +10,7 @@ from stepladder.interfaces import StepScorer
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.search import ScoresConfig
+from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBound, ScoresConfig, VarianceEnsemble
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.sources import PRMSource, prm_members
 from stepladder.prm.specs import SPEC_FILE, resolve_spec
@@ -91,17 +91,25 @@ def composed_scorer(
         ConfigError: If steps are checked by their code, and this machine cannot shut it in.
     """
     from stepladder.loops.assembly.step_checks import arithmetic_check, code_check
-    from stepladder.prm.compose import BoundedScorer, CheckedScorer, EnsembleScorer
+    from stepladder.prm.compose import BoundedScorer, CheckedScorer
 
-    scorer = scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers, rule=scores.ensemble, penalty=scores.penalty)
-    if scores.bound != "none":
-        scorer = BoundedScorer(scorer, rule=scores.bound, at=scores.bound_at)
-    if scores.check == "arithmetic":
-        scorer = CheckedScorer(scorer, arithmetic_check(decode), cap=scores.check_cap)
-    elif scores.check == "code":
-        check = code_check(decode, prompt_length=prompt_length, sandbox=_sandbox(scores.allow_unsandboxed))
-        scorer = CheckedScorer(scorer, check, cap=scores.check_cap)
+    scorer = scorers[0] if len(scorers) == 1 else _ensemble_scorer(scorers, scores)
+    if isinstance(scores.bound, ScoreBound):
+        scorer = BoundedScorer(scorer, rule=scores.bound.type, at=scores.bound.at)
+    if isinstance(scores.check, ArithmeticCheck):
+        scorer = CheckedScorer(scorer, arithmetic_check(decode), cap=scores.check.cap)
+    elif isinstance(scores.check, CodeCheck):
+        check = code_check(decode, prompt_length=prompt_length, sandbox=_sandbox(scores.check.allow_unsandboxed))
+        scorer = CheckedScorer(scorer, check, cap=scores.check.cap)
     return scorer
+
+
+def _ensemble_scorer(scorers: Sequence[Any], scores: ScoresConfig) -> Any:
+    from stepladder.prm.compose import EnsembleScorer
+
+    if isinstance(scores.ensemble, VarianceEnsemble):
+        return EnsembleScorer(scorers, rule=scores.ensemble.type, penalty=scores.ensemble.penalty)
+    return EnsembleScorer(scorers, rule=scores.ensemble.type)
 
 
 @cache

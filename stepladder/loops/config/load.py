@@ -4,15 +4,22 @@ Everything is checked here, once, before any model is loaded; the rest of the li
 that file.
 """
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from stepladder.errors import ConfigError, right_name
+from stepladder.loops.config.names import all_settings, right_key, variants
 from stepladder.loops.config.run import PATH_KEYS, Config
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic calls a key that does not exist, in a section and in a dataclass."""
+_NO_TABLE = ("model_type", "dataclass_type", "model_attributes_type", "dict_type")
+"""What it calls a value where settings were expected."""
 
 
 def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None) -> Config:
@@ -29,8 +36,9 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
     raw: dict[str, Any] = json.loads(json.dumps(base or {}))
     if path is not None:
         _merge(raw, _resolve_paths(_read_toml(path), path.parent))
-    for override in overrides:
-        _apply_override(raw, override)
+    given = [(override, *_split_override(override)) for override in overrides]
+    for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
+        _apply_override(raw, key, value, override=override)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -64,17 +72,52 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     return raw
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], key: list[str], value: Any, *, override: str) -> None:
+    target, table = raw, ""
+    for part in key[:-1]:
+        table = f"{table}.{part}" if table else part
+        target[part] = target = _as_table(target.get(part, {}), table)
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {table!r} is a value, not a section")
+    _put(target, key[-1], value, table=table)
+
+
+def _split_override(override: str) -> tuple[list[str], Any]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise ConfigError(f"--set {override!r}: must have the form section.key=value, for example --set search.simulations=64")
-    target = raw
-    for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-    target[parts[-1]] = read_value(text)
+    return parts, read_value(text)
+
+
+def _names_type(key: list[str]) -> bool:
+    """Say whether an override chooses a variant; those come first, so that the order of ``--set`` does not matter."""
+    return ".".join(key) in variants() or (key[-1] == "type" and ".".join(key[:-1]) in variants())
+
+
+def _as_table(given: Any, key: str) -> Any:
+    """Return a variant that is named by its type alone as a table; anything else stays."""
+    return {"type": given} if isinstance(given, str) and key in variants() else given
+
+
+def _put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
+    """Set a value; a variant whose type changes starts afresh, because the settings of the other type are not its own."""
+    key = f"{table}.{name}" if table else name
+    if name == "type" and table in variants():
+        if target.get("type") != value:
+            target.clear()
+        target["type"] = value
+    elif key in variants() and isinstance(value, str):
+        before = _as_table(target.get(name), key)
+        target[name] = before if isinstance(before, dict) and before.get("type") == value else {"type": value}
+    elif isinstance(value, dict) and isinstance(before := _as_table(target.get(name), key), dict):
+        if key in variants() and value.get("type", before.get("type")) != before.get("type"):
+            before = {}
+        target[name] = before
+        for inner, one in value.items():
+            _put(before, inner, one, table=key)
+    else:
+        target[name] = value
 
 
 def read_value(text: str) -> Any:
@@ -86,31 +129,55 @@ def read_value(text: str) -> Any:
 
 
 def _merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(raw.get(key), dict):
-            _merge(raw[key], value)
-        else:
-            raw[key] = value
+    for name, value in over.items():
+        _put(raw, name, value, table="")
 
 
 def _explain(error: ValidationError, *, where: str) -> str:
-    """Say the first problem of a validation in one sentence, with the nearest valid name for an unknown key."""
-    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    location = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown setting {location!r} -- {right_name(first['loc'][-1], valid_names(first['loc'][:-1]))}"
+    """Say the first problem of a validation in one sentence, with the right name for an unknown key."""
+    errors = [(_place(entry["loc"]), entry) for entry in error.errors()]
+    place, first = min(errors, key=lambda each: each[1]["type"] not in _UNKNOWN)
+    key = ".".join(place.parts)
+    if first["type"] in _UNKNOWN:
+        return f"{where}: unknown setting {key!r} -- {right_key('.'.join(place.parts[:-1]), place.parts[-1], given_type=place.type)}"
     if first["type"] == "missing":
-        return f"{where}: setting {location!r} is required -- add it to the file or pass --set {location}=..."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: setting {location!r}: {message[0].lower()}{message[1:]}: got {first['input']!r}"[:600]
+        return f"{where}: setting {key!r} is required -- add it to the file or pass --set {key}=..."
+    if first["type"] == "union_tag_invalid":
+        tag, known = str(first["ctx"]["tag"]), variants()[key]
+        return f"{where}: setting '{key}.type': must be one of {', '.join(known)}: got {tag!r} -- {right_name(tag, known)}"
+    if first["type"] in _NO_TABLE:
+        return f"{where}: setting {key!r}: must be a table of settings: got {first['input']!r}"[:600]
+    messages = dict.fromkeys(_sentence(entry["msg"]) for other, entry in errors if other == place)
+    # A rule on a whole section says itself what was given; its input would repeat the section.
+    got = "" if isinstance(first["input"], dict) or dataclasses.is_dataclass(first["input"]) else f": got {first['input']!r}"
+    return f"{where}: setting {key!r}: {' or '.join(messages)}{got}"[:600]
 
 
-def valid_names(location: tuple[int | str, ...]) -> list[str]:
-    """Return the setting names of the section at ``location``."""
-    model: Any = Config
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+class _Place(NamedTuple):
+    """Where a validation failed."""
+
+    parts: tuple[str, ...]
+    """The key, part by part."""
+    type: str | None
+    """The type of the variant that it stands in; None outside of variants."""
+
+
+def _place(location: tuple[int | str, ...]) -> _Place:
+    """Return the key that pydantic's location means: without the names of types, and of the alternatives of one value."""
+    settings = {setting.key: setting for setting in all_settings()}
+    parts: list[str] = []
+    chosen = None
     for part in location:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = field.annotation if field is not None else None
-        options = getattr(model, "__args__", ())
-        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), model)
-    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        here = settings.get(key := ".".join(parts))
+        if chosen is None and part in variants().get(key, ()):
+            chosen = str(part)
+        elif here is None or here.holds != "value":
+            parts.append(str(part))
+            if here is not None and here.holds == "names":
+                break
+    return _Place(tuple(parts), chosen)

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stepladder.lm.settings import StageSettings
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
 from stepladder.loops.config.section import Section
-from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainConfig, TrainingConfig, WarmupConfig
+from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainingConfig, WarmupConfig
 
 PATH_KEYS = (
     ("problems", "train"),
@@ -63,7 +64,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     labels: LabelsConfig = LabelsConfig()
     training: TrainingConfig = TrainingConfig()
-    sft: TrainConfig = TrainConfig()
+    sft: StageSettings = StageSettings()
     preference: PreferenceConfig = PreferenceConfig()
     start_from: Literal["best", "base"] = "best"
     """Each round trains the best policy so far, or the warmed-up one on all data (rStar-Math)."""

@@ -1,32 +1,93 @@
 """Sections ``search``, ``labels``, ``evaluate`` and ``gate``: how to search, what becomes of the trees, what is measured."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stepladder.loops.config.section import Section
+from stepladder.data.labels.graded import GradedRule, GradedSteps
+from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
+from stepladder.loops.config.section import Section, Variant
+from stepladder.settings import Count, NonNegative, Share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainEnsemble:
+    """One score of several PRMs."""
+
+    type: Literal["mean", "min"] = "mean"
+    """Their mean, or the worst."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VarianceEnsemble:
+    """Mean score of several PRMs less a part of their variance."""
+
+    type: Literal["mean-variance"] = "mean-variance"
+    """The name."""
+    penalty: NonNegative = 0.5
+    """Weight of the variance, >= 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoBound:
+    """Scores as they are."""
+
+    type: Literal["none"] = "none"
+    """The name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreBound:
+    """Scores that are bounded from above."""
+
+    type: Literal["clip", "par"] = "clip"
+    """``clip``: no score above ``at``; ``par``: sigmoid(score - ``at``)."""
+    at: Share = 0.5
+    """Where scores are bounded, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoCheck:
+    """Steps are not checked."""
+
+    type: Literal["none"] = "none"
+    """The name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArithmeticCheck:
+    """A step that states a false equation of plain numbers scores at most ``cap``."""
+
+    type: Literal["arithmetic"] = "arithmetic"
+    """The name."""
+    cap: Share = 0.0
+    """Highest score of a step that fails the check, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeCheck:
+    """A step whose Python does not run after that of the steps before it scores at most ``cap``."""
+
+    type: Literal["code"] = "code"
+    """The name."""
+    cap: Share = 0.0
+    """Highest score of a step that fails the check, in [0, 1]."""
+    allow_unsandboxed: bool = False
+    """Run the policy's code with your own rights where the system cannot sandbox it."""
 
 
 class ScoresConfig(Section):
     """What a search makes of the scores of its PRM, or of several."""
 
-    ensemble: Literal["mean", "min", "mean-variance"] = "mean"
-    """One score of several PRMs': their mean, the worst, or the mean less ``penalty`` times the variance."""
-    penalty: float = Field(default=0.5, ge=0)
-    """Weight of the variance with ``mean-variance``."""
+    ensemble: Annotated[PlainEnsemble | VarianceEnsemble, Variant("mean")] = PlainEnsemble()
+    """One score of several PRMs': ``mean``, ``min``, or ``mean-variance`` with its ``penalty``."""
     entropy_penalty: float = Field(default=0.0, ge=0)
-    """What a head of bins that is wholly unsure loses; 0 takes its mean alone."""
-    bound: Literal["none", "clip", "par"] = "none"
-    """``clip``: no score above ``bound_at``; ``par``: sigmoid(score - ``bound_at``)."""
-    bound_at: float = Field(default=0.5, ge=0, le=1)
-    """Where scores are bounded."""
-    check: Literal["none", "arithmetic", "code"] = "none"
-    """``arithmetic``: a step that states a false equation of plain numbers scores at most ``check_cap``; ``code``: so does one whose Python
-    does not run behind that of the steps before it."""
-    check_cap: float = Field(default=0.0, ge=0, le=1)
-    """Highest score of a step that fails its check."""
-    allow_unsandboxed: bool = False
-    """Run the policy's code with your own rights where the system cannot shut it in."""
+    """What a score of a head of bins loses where the head is wholly unsure, >= 0; 0 takes its mean alone."""
+    bound: Annotated[NoBound | ScoreBound, Variant("none")] = NoBound()
+    """Bound on scores: ``none``, ``clip`` or ``par``."""
+    check: Annotated[NoCheck | ArithmeticCheck | CodeCheck, Variant("none")] = NoCheck()
+    """Check of steps by a tool: ``none``, ``arithmetic`` or ``code``."""
 
 
 class SearchConfig(Section):
@@ -50,45 +111,53 @@ class SearchConfig(Section):
     """What becomes of the PRM's scores."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AllRounds:
+    """Train on the rows of all rounds so far, or of this round only."""
+
+    type: Literal["accumulate", "replace"] = "accumulate"
+    """``accumulate`` or ``replace``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecentRounds:
+    """Train on the rows of the last rounds."""
+
+    type: Literal["window"] = "window"
+    """The name."""
+    window: Count = 2
+    """Rounds kept, >= 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecentVersions:
+    """Train on what the trees of the last policy versions give together; a round that the gate turned down starts no new version."""
+
+    type: Literal["on-policy"] = "on-policy"
+    """The name."""
+    window: Count = 2
+    """Policy versions kept, >= 1."""
+
+
 class LabelsConfig(Section):
     """How trees become training data."""
 
     traces_per_problem: int = Field(default=2, ge=1)
     """Correct solutions kept per problem for SFT, best mean value first."""
     min_trace_value: float = Field(default=0.0, ge=0, le=1)
-    """Smallest value that every step of such a solution must have."""
+    """Smallest value that every step of such a solution must have, in [0, 1]."""
     revisions: int = Field(default=0, ge=0)
     """Revision traces per problem for SFT: a mistake as context, then the right way on."""
     revision_of: Literal["step", "solution"] = "step"
     """What is revised: the way to a first wrong step (Agent-R), or a whole wrong solution (RISE)."""
     revision_text: str = ""
     """Steps between the mistake and the right way on, which say that something was wrong; closed by ``format.step_end``."""
-    pairs: Literal["evidence", "rstar-math", "mcts-dpo", "agent-q", "value-margin", "minimal-contrast", "anchored"] = "evidence"
-    """Rule that chooses preference pairs."""
-    min_margin: float | None = Field(default=None, ge=0, le=1)
-    """Smallest value difference of a preference pair, or change of value of a graded step; None is what the rule's source has."""
-    min_edit_distance: int | None = Field(default=None, ge=0)
-    """Fewest characters in which the texts of a pair differ (``rstar-math``); None is 20."""
-    critic_weight: float | None = Field(default=None, ge=0, le=1)
-    """Share of the PRM's score in the value of a step (``agent-q``); None is 0.5."""
-    pairs_per_node: int = Field(default=2, ge=1)
-    """Preference pairs per node."""
-    pairs_per_problem: int = Field(default=8, ge=1)
-    """Preference pairs, or graded steps of each kind, per problem."""
-    rejected_must_fail: bool = True
-    """Keep a pair only if nothing below the rejected step is right (``evidence``, ``minimal-contrast``)."""
-    graded: Literal["steps", "solutions"] = "steps"
+    pairs: Annotated[PairRule, Variant("evidence")] = EvidencePairs()
+    """Rule that chooses preference pairs, with its settings; see docs/training.md."""
+    graded: Annotated[GradedRule, Variant("steps")] = GradedSteps()
     """What losses without pairs learn from: steps that change the value, or right and wrong solutions."""
-    data: Literal["accumulate", "replace", "window", "on-policy"] = "accumulate"
-    """Train on all rounds so far, on this round only, on the last ``window`` rounds, or on what the trees of the last ``window`` policy
-    versions give together: a round that the gate turned down starts no new version."""
-    window: int = Field(default=2, ge=1)
-    """Rounds, or policy versions, kept with ``data = "window"`` or ``"on-policy"``."""
-
-    @property
-    def margin(self) -> dict[str, Any]:
-        """``min_margin`` as an argument of a rule that has its own; nothing where none is set."""
-        return {} if self.min_margin is None else {"min_margin": self.min_margin}
+    data: Annotated[AllRounds | RecentRounds | RecentVersions, Variant("accumulate")] = AllRounds()
+    """Which rounds the policy learns from."""
 
 
 class EvaluateConfig(Section):

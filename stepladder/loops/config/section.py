@@ -1,9 +1,35 @@
-"""The base of every section of the configuration."""
+"""The base of every section of the configuration, and settings that are one of several variants."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors and a loaded section never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Variant:
+    """Marks a setting that is one of several classes, told apart by their ``type``.
+
+    It is written as a table, ``{ type = "agent-q", critic_weight = 0.5 }``, or as the type alone where its defaults will do. A table
+    without a ``type`` is of the default one.
+    """
+
+    def __init__(self, default: str) -> None:
+        """Name the type of a table that says none."""
+        self.default = default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let pydantic choose the class by ``type``."""
+        inner = handler.generate_schema(Annotated[source, Field(discriminator="type")])
+        return core_schema.no_info_before_validator_function(self.as_table, inner)
+
+    def as_table(self, given: Any) -> Any:
+        """Return a variant as a table with a type; what is neither a name nor a table stays."""
+        if isinstance(given, str):
+            return {"type": given}
+        return {"type": self.default, **given} if isinstance(given, dict) else given

@@ -1,66 +1,17 @@
 """Sections ``sft``, ``preference``, ``warmup``, ``prm`` and ``training``: what is trained, on which loss, and how."""
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, get_args, get_type_hints
 
+from annotated_types import Ge
 from pydantic import Field, model_validator
 
-from stepladder.loops.config.section import Section
-
-
-class LoraConfig(Section):
-    """Low-rank adapters instead of full fine-tuning; merged when the model is saved."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale numerator: updates are scaled by alpha / r."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter input."""
-    four_bit: bool = False
-    """Hold the frozen weights in 4 bits (QLoRA); needs the package bitsandbytes."""
-
-
-class TrainConfig(Section):
-    """One training stage."""
-
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate; decays linearly to 0."""
-    epochs: float = Field(default=2.0, gt=0)
-    """Passes over the rows."""
-    max_updates: int | None = Field(default=None, ge=1)
-    """Cap on optimiser updates; None is no cap."""
-    batch_size: int = Field(default=64, ge=1)
-    """Rows per update."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass of a process; None is its whole share of the batch. Lower it when memory runs out."""
-    packed: bool = True
-    """Merge the rows of a problem into trees, so that every shared token is forwarded once; gradients are those of separate rows."""
-    row_tokens: int = Field(default=1024, ge=1)
-    """Largest tree with ``packed``; larger ones are cut."""
-    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    """Share of the updates over which the learning rate rises."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradient clipping."""
-    bf16: bool = False
-    """Train in bfloat16 autocast."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
-    checkpoint_every: int = Field(default=0, ge=0)
-    """Updates between checkpoints from which a killed training continues; 0 starts it over."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints kept while training; with ``held_out`` the best one is kept besides."""
-    held_out: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the problems not trained on: the weights of the checkpoint with the lowest loss on them are saved. 0 saves the last ones."""
-    lora: LoraConfig | None = None
-    """Train adapters only."""
-
-    @model_validator(mode="after")
-    def _check_held_out(self) -> Self:
-        if self.held_out and not self.checkpoint_every:
-            raise ValueError("held_out chooses among checkpoints and needs checkpoint_every > 0")
-        return self
+from stepladder.data.labels.rstar_math import StepPairs
+from stepladder.errors import check, right_name
+from stepladder.lm.settings import StageSettings
+from stepladder.loops.config.section import Section, Variant
+from stepladder.policy.preference_settings import DPO, PreferenceLoss, UnpairedLoss
+from stepladder.settings import Count, Positive, check_bounds
 
 
 class TrainingConfig(Section):
@@ -71,7 +22,7 @@ class TrainingConfig(Section):
     accelerate_config: str | None = None
     """Configuration file of accelerate, for a model that one GPU cannot hold with its optimiser (FSDP, DeepSpeed); None is a copy each."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
-    """Trackers that are told every update's loss, learning rate and gradient norm."""
+    """Trackers that get every update's loss, learning rate and gradient norm."""
 
     @property
     def launched(self) -> bool:
@@ -79,49 +30,39 @@ class TrainingConfig(Section):
         return self.num_processes > 1 or self.accelerate_config is not None
 
 
-class PreferenceConfig(TrainConfig):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceConfig(StageSettings):
     """Step-level preference training of the policy."""
 
     enabled: bool = True
-    """Whether to train on sibling pairs after the SFT stage."""
-    loss: Literal["dpo", "ipo", "inpo", "sppo", "refuel", "apo-zero", "simpo", "orpo", "cpl", "kto", "oreal"] = "dpo"
-    """Loss of a pair, or with ``kto`` and ``oreal`` of a good or bad continuation by itself (``labels.graded``). ``refuel`` and ``sppo``
-    learn how much better the chosen step is; ``simpo``, ``orpo``, ``cpl`` need no reference."""
+    """Whether to train on preferences after the SFT stage."""
+    loss: Annotated[PreferenceLoss, Variant("dpo")] = DPO()  # noqa: RUF009
+    """Loss of a pair of ``labels.pairs``, or with ``kto`` and ``oreal`` of a good or bad continuation by itself (``labels.graded``); see
+    docs/training.md."""
     reference: Literal["start", "base", "sampler"] = "start"
     """The model before this stage, the warmed-up base model, or the policy that sampled each row (off-policy: its stored
     log-probabilities)."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference model, or scale of the log-probabilities where there is none."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["visits", "agreement", "uncertainty"] = 0.0
-    """Conservative DPO: assumed share of flipped pairs, or of each pair what the visits of its steps say, how far this round's PRM and the
-    one before agree on the siblings (CREAM), or how much the leaves leave open (UPO)."""
-    reference_share: float = Field(default=1 / 3, ge=0, le=1)
-    """Weight of the reference with ``inpo``; the rest is that of the policy that sampled the pairs."""
-    good_weight: float = Field(default=1.0, ge=0)
-    """Weight of good continuations with ``kto`` and ``oreal``."""
-    bad_weight: float = Field(default=1.0, ge=0)
-    """Weight of bad continuations with ``kto`` and ``oreal``."""
-    target_margin: float = Field(default=0.0, ge=0)
-    """Margin that ``simpo`` aims at."""
-    cpl_bias: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the rejected step's log-probability with ``cpl``."""
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen step's mean negative log-likelihood beside the preference loss."""
 
-    @model_validator(mode="after")
-    def _check_smoothing(self) -> Self:
-        if self.label_smoothing and self.loss != "dpo":
-            raise ValueError(f"label_smoothing is conservative DPO and needs loss 'dpo': got {self.loss!r}")
-        if self.unpaired and self.sft_weight:
-            raise ValueError(f"sft_weight needs a loss of pairs: got {self.loss!r}; raise good_weight instead")
-        if self.loss == "kto" and self.reference == "sampler":
-            raise ValueError("reference 'sampler' is not for loss 'kto', which also reads continuations that nobody sampled: use 'start'")
-        return self
+    def __post_init__(self) -> None:
+        StageSettings.__post_init__(self)
+        check(
+            self.loss.needs_reference or self.reference == "start",
+            f"loss {self.loss.type!r} has no reference model: got reference {self.reference!r} -- leave it out",
+        )
+        check(
+            self.reference != "sampler" or not getattr(self.loss, "needs_mismatched", False),
+            "reference 'sampler' is not for loss 'kto', which also reads continuations that nobody sampled: use 'start'",
+        )
 
     @property
     def unpaired(self) -> bool:
         """Whether the loss takes continuations one by one."""
-        return self.loss in ("kto", "oreal")
+        return isinstance(self.loss, get_args(UnpairedLoss))
+
+    @property
+    def reads_agreement(self) -> bool:
+        """Whether the loss asks how far two PRMs agree on the siblings of a pair."""
+        return isinstance(self.loss, DPO) and self.loss.label_smoothing == "agreement"
 
 
 class WarmupConfig(Section):
@@ -129,8 +70,85 @@ class WarmupConfig(Section):
 
     solutions: str | None = None
     """JSONL file with id, question and solution; None starts from the model as it is."""
-    train: TrainConfig = TrainConfig()
+    train: StageSettings = StageSettings()
     """How to train on them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeTarget:
+    """What a step learns, read off the trees."""
+
+    type: Literal["monte-carlo", "tree-value", "hard-max", "distance", "outcome", "progress"] = "monte-carlo"
+    """Mean outcome of the leaves below a step, its backed-up value, whether any leaf below it is right, how far along the shortest way to a
+    right leaf it is, the outcome of the whole solution, or progress."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutTarget:
+    """What a step learns, estimated by the round's new policy from every prefix."""
+
+    type: Literal["rollouts", "rollouts-hard", "first-error"] = "rollouts"
+    """Share of right rollouts, whether there is one, or which step is the first from which there is none."""
+    prefix_rollouts: Count = 4
+    """Rollouts from every prefix, >= 1."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, where="prm.target")
+
+
+PRMTarget = TreeTarget | RolloutTarget | StepPairs
+"""What a PRM learns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadLoss:
+    """Loss on one score of every step."""
+
+    type: Literal["bce", "mse", "pairwise", "pairwise+mse", "listwise"] = "bce"
+    """Cross-entropy or squared error of each step, or comparison of the steps after one beginning (``listwise``: of one problem)."""
+    head: Literal["value", "two-class"] = "value"
+    """Outputs of a new head: one, or one for bad and one for good steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BinLoss:
+    """Cross-entropy on the bins of a value head."""
+
+    type: Literal["hl-gauss", "two-hot"] = "hl-gauss"
+    """How a target is spread over the bins."""
+    bins: Annotated[int, Ge(2)] = 32
+    """Outputs of a new head, >= 2."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, where="prm.loss")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImplicitLoss:
+    """Loss on the log-ratio of a language model to the policy that it starts from; it has no head."""
+
+    type: Literal["implicit-ce", "implicit-dpo"] = "implicit-ce"
+    """Cross-entropy of each solution, or DPO on pairs of solutions."""
+    beta: Positive = 0.05
+    """Factor on the log-ratio, > 0."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, where="prm.loss")
+
+
+PRMLoss = HeadLoss | BinLoss | ImplicitLoss
+"""How a PRM learns it."""
+
+
+def prm_loss(name: str) -> PRMLoss:
+    """Return a loss by its name, with its default settings.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    names = {choice: kind for kind in get_args(PRMLoss) for choice in get_args(get_type_hints(kind)["type"])}
+    check(name in names, f"loss must be one of {', '.join(names)}: got {name!r} -- {right_name(name, names)}")
+    return names[name](type=name)
 
 
 class PRMConfig(Section):
@@ -146,7 +164,7 @@ class PRMConfig(Section):
     """Each round trains from the round's new policy with a new head, or from the last PRM; ``fixed`` trains none: ``model``, of any family,
     guides all rounds."""
     spec: str | None = None
-    """How PRMs are read whose directories do not say it: a name of ``prm specs``, or a ``.json`` file."""
+    """How to read PRMs whose directories do not contain their spec: a name of ``prm specs``, or a ``.json`` file."""
     reference: str | None = None
     """Reference of an implicit PRM that names none."""
     ensemble: int = Field(default=1, ge=1)
@@ -154,62 +172,41 @@ class PRMConfig(Section):
     bootstrap: bool = True
     """Whether each PRM of an ensemble learns from problems drawn with replacement."""
     rollouts: int = Field(default=0, ge=0)
-    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees: those
-    show the steps of the policy before, and what they teach misjudges the new one's where it changed much. 0 learns from the trees."""
+    """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees. Trees show
+    the steps of the policy before, and misjudge those of a policy that has changed much. 0 learns from the trees."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
     data: Literal["accumulate", "replace"] = "replace"
     """Learn from all rounds so far, or from this round only: what an early policy did wrong says little about a good one's mistakes."""
-    target: Literal[
-        "monte-carlo",
-        "tree-value",
-        "hard-max",
-        "distance",
-        "outcome",
-        "progress",
-        "rollouts",
-        "rollouts-hard",
-        "first-error",
-        "step-pairs",
-    ] = "monte-carlo"
-    """What a step learns: mean outcome of the leaves below it, its backed-up value, whether any leaf below it is right, how far along the
-    shortest way to a right leaf it is, the outcome of the whole solution, or progress. With ``rollouts``, ``rollouts-hard`` and
-    ``first-error`` the round's new policy is asked from every prefix; ``step-pairs`` are rStar-Math's pairs."""
-    prefix_rollouts: int = Field(default=4, ge=1)
-    """Rollouts from every prefix, with a target that is estimated from them."""
-    loss: Literal["bce", "mse", "hl-gauss", "two-hot", "pairwise", "pairwise+mse", "listwise", "implicit-ce", "implicit-dpo"] = "bce"
+    target: Annotated[PRMTarget, Variant("monte-carlo")] = TreeTarget()
+    """What a step learns; see docs/prm.md."""
+    loss: Annotated[PRMLoss, Variant("bce")] = HeadLoss()
     """Loss on the targets; see docs/prm.md."""
-    head: Literal["value", "two-class"] = "value"
-    """A new head: one output, or one for bad and one for good steps."""
-    bins: int = Field(default=32, ge=2)
-    """Outputs of a value head with ``hl-gauss`` and ``two-hot``."""
-    beta: float = Field(default=0.05, gt=0)
-    """Factor on the log-ratio of an implicit PRM."""
     supervise: Literal["step-end", "every-token"] = "step-end"
     """Tokens of a step that learn its target: the last one, where scores are read, or all, from which a small model learns faster."""
-    train: TrainConfig = TrainConfig()
+    train: StageSettings = StageSettings()
     """How to train it."""
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
-        implicit, comparing = self.loss.startswith("implicit"), self.loss in ("pairwise", "pairwise+mse", "listwise")
-        rules = {
-            f"start 'fixed' needs a model to keep: got model {self.model!r}": self.start != "fixed" or self.model,
-            f"start 'fixed' trains nothing: got an ensemble of {self.ensemble}": self.start != "fixed" or self.ensemble == 1,
-            f"target 'step-pairs' needs the loss 'pairwise' or 'pairwise+mse': got {self.loss!r}": self.target != "step-pairs"
-            or (comparing and self.loss != "listwise"),
-            f"loss {self.loss!r} learns from whole solutions: got target {self.target!r}, expected 'outcome'": not implicit
-            or self.target == "outcome",
-            f"loss {self.loss!r} measures against the policy it starts from: got start {self.start!r}, expected 'policy'": not implicit
-            or (self.start == "policy" and self.model is None),
-            f"loss {self.loss!r} reads steps where they end: got supervise {self.supervise!r}, expected 'step-end'": not (
-                implicit or comparing
-            )
-            or self.supervise == "step-end",
-            f"loss {self.loss!r} needs a value head: got head {self.head!r}": self.loss not in ("hl-gauss", "two-hot")
-            or self.head == "value",
-        }
-        for message, holds in rules.items():
-            if not holds:
-                raise ValueError(message)
+        loss, target = self.loss.type, self.target.type
+        implicit, compares = isinstance(self.loss, ImplicitLoss), loss in ("pairwise", "pairwise+mse", "listwise")
+        check(self.start != "fixed" or self.model, f"start 'fixed' needs a model to keep: got model {self.model!r}")
+        check(self.start != "fixed" or self.ensemble == 1, f"start 'fixed' trains nothing: got an ensemble of {self.ensemble}")
+        check(
+            target != "step-pairs" or loss in ("pairwise", "pairwise+mse"),
+            f"target 'step-pairs' needs the loss 'pairwise' or 'pairwise+mse': got {loss!r}",
+        )
+        check(
+            not implicit or target == "outcome",
+            f"loss {loss!r} learns from whole solutions: got target {target!r}, expected 'outcome'",
+        )
+        check(
+            not implicit or (self.start == "policy" and self.model is None),
+            f"loss {loss!r} measures against the policy it starts from: got start {self.start!r}, expected 'policy'",
+        )
+        check(
+            self.supervise == "step-end" or not (implicit or compares),
+            f"loss {loss!r} reads steps where they end: got supervise {self.supervise!r}, expected 'step-end'",
+        )
         return self

@@ -16,8 +16,8 @@ import numpy as np
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.grading.verifier import AnswerVerifier
-from stepladder.data.labels.prm_pairs import step_pairs
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.data.labels.value_rows import value_rows
@@ -43,6 +43,7 @@ from stepladder.loops.assembly.search import build_method, search_budget, search
 from stepladder.loops.assembly.training import build_preference_objective, new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ScoresConfig
+from stepladder.loops.config.training import RolloutTarget, TreeTarget
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.runs.workers import Progress, report_progress, worker_models
 from stepladder.loops.stages.failures import write_failures
@@ -214,15 +215,15 @@ def train_prm(*, config: Config, start: str, values: list[Path], out: Path, seed
 
     worker_models().release()
     section = config.prm
-    read: Callable[[Path], list[Any]] = read_pairs if section.target == "step-pairs" else read_values
+    read: Callable[[Path], list[Any]] = read_pairs if isinstance(section.target, StepPairs) else read_values
     rows: list[Any] = [row for path in values for row in read(path)]
     if section.ensemble > 1 and section.bootstrap:
         rows = resample_problems(rows, seed=seed)
-    spec, settings = new_prm_spec(section), train_settings(section.train, seed=seed, config=config)
+    spec, settings = new_prm_spec(section.loss), train_settings(section.train, seed=seed, config=config)
     common: dict[str, Any] = {
         "renderer_hash": build_renderer(config, start).hash,
         "trust_remote_code": config.policy.trust_remote_code,
-        "loss": section.loss,
+        "loss": section.loss.type,
         "on_progress": _training_progress(stage),
     }
     try:
@@ -249,7 +250,8 @@ def resample_problems(rows: list[Any], *, seed: int) -> list[Any]:
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
     """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
-    tokens = 0
+    target, tokens = config.prm.target, 0
+    assert isinstance(target, RolloutTarget), "only these targets are estimated"
     records = read_trees(trees)
     renderer, policy = build_renderer(config, models.policy), build_policy(config, worker_models(), models.policy)
     with build_verifier(config.problems, problems) as verifier:
@@ -261,7 +263,7 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
                 renderer,
                 verifier,
                 prefixes,
-                num_rollouts=config.prm.prefix_rollouts,
+                num_rollouts=target.prefix_rollouts,
                 seed=derive_seed(config.run.seed, "estimates", models.provenance.round),
                 max_steps=config.search.max_depth,
                 max_step_tokens=config.search.max_step_tokens,
@@ -269,10 +271,10 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
             tokens += sum(estimate.tokens for estimate in estimates)
             return estimates
 
-        if config.prm.target == "first-error":
+        if target.type == "first-error":
             given = first_error_values(records, ask)
         else:
-            given = rollout_values(records, ask, hard=config.prm.target == "rollouts-hard")
+            given = rollout_values(records, ask, hard=target.type == "rollouts-hard")
     atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": tokens}) + "\n")
     write_values(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
     report_progress(Progress(stage=stage, items=len(problems), tokens=tokens))
@@ -374,13 +376,13 @@ def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Pa
 
 def _value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
     # Estimated targets and pairs are made elsewhere; the rows beside them, for export, then hold mean outcomes.
-    target = config.prm.target if config.prm.target in tuple(ValueTarget) else ValueTarget.MONTE_CARLO
+    target = config.prm.target.type if isinstance(config.prm.target, TreeTarget) else ValueTarget.MONTE_CARLO
     return value_rows(records, target=target, drop_one_sided=config.prm.mixed_only)
 
 
 def _write_step_pairs(config: Config, records: list[TreeRecord], out: Path) -> None:
-    if config.prm.target == "step-pairs":
-        write_pairs(out, step_pairs(records, **config.labels.margin).rows)
+    if isinstance(config.prm.target, StepPairs):
+        write_pairs(out, config.prm.target.select(records).rows)
 
 
 def has_rows(shards: list[Path]) -> bool:

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.data.labels.pairs import select_pairs
+from stepladder.data.labels.pair_rules import AnchoredPairs
+from stepladder.data.labels.pairing import PairSources
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
+from stepladder.data.labels.traces import revision_traces, select_traces, within_window
 from stepladder.data.store import read_trees
 from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import RecentVersions
 from stepladder.loops.runs.workers import worker_models
 from stepladder.tree_paths import children_of, path_to
-from stepladder.types import GradedRow, Problem, Trace, TreeRecord
+from stepladder.types import Problem, Trace, TreeRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,43 +41,27 @@ def policy_selections(config: Config, own: list[TreeRecord], sources: LabelSourc
     ``revisions`` and ``graded``.
     """
     labels = config.labels
-    reads_earlier = labels.data == "on-policy" or labels.pairs == "anchored"
+    reads_earlier = isinstance(labels.data, RecentVersions) or isinstance(labels.pairs, AnchoredPairs)
     earlier = [record for path in sources.earlier for record in read_trees(path)] if reads_earlier else []
     selections: dict[str, Selection[Any]] = {}
     records = own
-    if labels.data == "on-policy":
-        selections["trees"] = within_window([*earlier, *own], versions=labels.window)
+    if isinstance(labels.data, RecentVersions):
+        selections["trees"] = within_window([*earlier, *own], versions=labels.data.window)
         records = selections["trees"].rows
     selections["traces"] = select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value)
     if labels.revisions:
         selections["revisions"] = _revisions(config, records, sources.policy)
-    selections["pairs"] = select_pairs(
-        labels.pairs,
-        records,
-        anchors=_first_version([*earlier, *own]),
-        min_margin=labels.min_margin,
-        min_edit_distance=labels.min_edit_distance,
-        critic_weight=labels.critic_weight,
-        pairs_per_node=labels.pairs_per_node,
-        pairs_per_problem=labels.pairs_per_problem,
-        rejected_must_fail=labels.rejected_must_fail,
-        earlier_scores=_earlier_scores(config, records, sources),
-    )
+    first_trees = _first_version([*earlier, *own])
+    pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=first_trees)
+    selections["pairs"] = labels.pairs.select(records, pair_sources)
     if config.preference.unpaired:
-        selections["graded"] = _graded(config, records)
+        selections["graded"] = labels.graded.select(records)
     return selections
 
 
 def trace_rows(selections: dict[str, Selection[Any]]) -> list[Trace]:
     """Return the rows of the SFT stage."""
     return [row for kind in ("traces", "revisions") if kind in selections for row in selections[kind].rows]
-
-
-def _graded(config: Config, records: list[TreeRecord]) -> Selection[GradedRow]:
-    labels = config.labels
-    if labels.graded == "solutions":
-        return graded_solutions(records, per_problem=labels.traces_per_problem)
-    return graded_steps(records, per_problem=labels.pairs_per_problem, **labels.margin)
 
 
 def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:

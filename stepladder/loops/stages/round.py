@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.files import atomic_write_text
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import RecentRounds
+from stepladder.loops.config.training import RolloutTarget
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.progress import ProgressDisplay
@@ -35,8 +38,6 @@ _EVALUATIONS = (("held_out", "greedy"), ("held_out", "samples"), ("test", "greed
 
 _LABELLED = ("traces", "pairs", "graded", "values", "step-pairs")
 """Kinds of training rows that trees may give."""
-_ESTIMATED = ("rollouts", "rollouts-hard", "first-error")
-"""Targets of the PRM that rollouts from prefixes give."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +169,7 @@ def _roll_out(context: RoundContext, number: int) -> dict[str, Any] | None:
 def _estimate(context: RoundContext, number: int, policy_version: int) -> int:
     """Ask the newest policy from every prefix of the round's trees, or of its rollouts, how it may end; return the tokens that took."""
     run, config = context.run, context.config
-    if not (_trains_prm(config) and config.prm.target in _ESTIMATED):
+    if not (_trains_prm(config) and isinstance(config.prm.target, RolloutTarget)):
         return 0
     kind = "rollouts" if run.shards("rollouts", rounds=[number]) else "trees"
     models = context.models(number, number if run.policy(number).exists() else policy_version, None)
@@ -263,7 +264,7 @@ def _label_imported(context: RoundContext, policy_version: int) -> None:
 
 def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
     """Return the best PRM before the one that guided a round's search; None without one, or where nothing asks for its opinion."""
-    if config.preference.label_smoothing != "agreement":
+    if not config.preference.reads_agreement:
         return None
     best = [row["best_prm"] for row in run.rows()[:number]]
     earlier = [version for version in best if version not in (None, prm_version)]
@@ -335,9 +336,9 @@ def _train_prm(context: RoundContext, number: int, policy_version: int, prm_vers
 
 def learned_kind(config: Config) -> str:
     """Return the kind of shard that the PRM learns from."""
-    if config.prm.target in _ESTIMATED:
+    if isinstance(config.prm.target, RolloutTarget):
         return "estimated-values"
-    kind = "step-pairs" if config.prm.target == "step-pairs" else "values"
+    kind = "step-pairs" if isinstance(config.prm.target, StepPairs) else "values"
     return f"rollout-{kind}" if config.prm.rollouts else kind
 
 
@@ -371,7 +372,8 @@ def _ensemble_summary(members: list[Summary]) -> Summary:
 def _data_rounds(config: Config, number: int) -> list[int]:
     """Rounds whose data a round trains on."""
     # On-policy rows of a round are already made from the trees of all rounds that count.
-    first = {"accumulate": 1, "window": max(1, number - config.labels.window + 1)}.get(config.labels.data, number)
+    data = config.labels.data
+    first = max(1, number - data.window + 1) if isinstance(data, RecentRounds) else 1 if data.type == "accumulate" else number
     return list(range(first, number + 1))
 
 

@@ -6,19 +6,23 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import prm_study
-from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from tests.unit.data.labels.test_values import tree
 
 
-@pytest.mark.parametrize(("settings", "min_margin"), [({}, 0.25), ({"min_margin": 0.6}, 0.6)], ids=["rule's own", "run's"])
+@pytest.mark.parametrize(
+    ("settings", "min_margin"),
+    [({}, 0.25), ({"target": {"type": "step-pairs", "min_margin": 0.6}, "loss": "pairwise"}, 0.6)],
+    ids=["rule's own", "run's"],
+)
 def test_step_pairs_have_the_margin_that_a_round_gives_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], min_margin: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], min_margin: float
 ) -> None:
     """Without a margin in the run's settings the rule has its own, as in a round."""
-    config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}, "labels": settings})
+    config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}, "prm": settings})
     run = RunDir(root=tmp_path / "run")
     record = tree((-1, 0.5, None), (0, 0.75, None), (0, 0.25, None), (1, 1.0, 1.0), (1, 0.5, 0.0), (2, 0.5, 1.0), (2, 0.0, 0.0))
     write_trees(run.shard(1, "rollouts", 0), [record])
@@ -29,7 +33,7 @@ def test_step_pairs_have_the_margin_that_a_round_gives_them(
     sizes = prm_study.Sizes(problems=1, updates=1, samples=1, tokens=1, members=1, noise=0.0)
     study = prm_study.Study(run=run, config=config, problems=[], root=tmp_path, sizes=sizes)
     prm_study.train(study, prm_study.VARIANTS["pairwise, step pairs"], tmp_path / "prm")
-    assert given == step_pairs([record], min_margin=min_margin).rows
+    assert given == StepPairs(min_margin=min_margin).select([record]).rows
 
 
 def test_every_loss_passes_over_the_solutions_as_often() -> None:
@@ -41,6 +45,6 @@ def test_every_loss_passes_over_the_solutions_as_often() -> None:
         name: prm_study.rows_per_solution(prm_study.VARIANTS[name], rows, [record]) for name in ("bce", "pairwise", "listwise, outcomes")
     }
     assert shares == {"bce": 1.0, "pairwise": 0.5, "listwise, outcomes": 0.25}
-    pairs = step_pairs([record], min_margin=0.25).rows
+    pairs = StepPairs(min_margin=0.25).select([record]).rows
     nodes = {tuple(pair.prompt_ids) for pair in pairs}
     assert prm_study.rows_per_solution(prm_study.VARIANTS["pairwise, step pairs"], pairs, [record]) == len(nodes) / 4

@@ -15,7 +15,7 @@ from stepladder.commands.evolve import evolve
 from stepladder.commands.export import ExportOptions, explain_formats, export_rounds, import_rows
 from stepladder.data.exports.dataset import ExportJob, export_dataset
 from stepladder.data.exports.rows import ExportSource
-from stepladder.data.labels.pairs import preference_pairs
+from stepladder.data.labels.pair_rules import EvidencePairs
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> RunDir:
     for number in (1, 2):
         for shard, records in enumerate((trees_of(number)[:4], trees_of(number)[4:])):
             write_trees(run.shard(number, "trees", shard), records)
-            write_pairs(run.shard(number, "pairs", shard), preference_pairs(records, min_margin=0.0).rows)
+            write_pairs(run.shard(number, "pairs", shard), EvidencePairs(min_margin=0.0).select(records).rows)
             write_traces(run.shard(number, "traces", shard), select_traces(records).rows)
             write_values(run.shard(number, "values", shard), value_rows(records).rows)
         counts = {"kept": 10 * number, "dropped_by_reason": {"below margin": number, f"only in {number}": 1}}
@@ -385,7 +385,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     for format in ("preference", "sft", "stepwise", "tree"):
         export(run, tmp_path / format, format=format, rounds="1")
         import_rows(str(tmp_path / format), tmp_path / "other")
-    config = Config.model_validate({**run.config().model_dump(mode="json"), "labels": {"min_margin": 0.0}})
+    config = Config.model_validate({**run.config().model_dump(mode="json"), "labels": {"pairs": {"min_margin": 0.0}}})
     other, pool = open_run(tmp_path / "other", config), InlinePool()
     context: Any = rounds.RoundContext(config=config, run=other, problems={}, pool=pool, display=display())  # type: ignore[arg-type]
     for name in ("pairs", "traces", "values"):
@@ -397,7 +397,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in (other.root / "imported").rglob("*.*")} == written
     counts = json.loads((other.imported_folder("tree") / "labels.json").read_text())
     labelled = [read_pairs(path) for path in other.imported("pairs") if "tree" in path.parts]
-    assert counts["pairs"]["kept"] == sum(map(len, labelled)) == len(preference_pairs(trees_of(1), min_margin=0.0).rows)
+    assert counts["pairs"]["kept"] == sum(map(len, labelled)) == len(EvidencePairs(min_margin=0.0).select(trees_of(1)).rows)
     rounds._train(context, 1, 0)
     rounds._train_prm(context, 1, 0, None)
     policy, prm = (task.arguments for task in pool.kept)

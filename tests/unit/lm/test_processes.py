@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from stepladder.errors import BackendError
-from stepladder.lm.adapters import LoraSettings, with_adapters, without_adapters
+from stepladder.lm.adapters import with_adapters, without_adapters
 from stepladder.lm.processes import fill, whole_model
 from stepladder.lm.schedule import batch_schedule
+from stepladder.lm.settings import LoraSettings
 from tests.launched import SHARDED, VARIANTS, train_all
 from tests.models import save_tiny_policy, tiny_policy
 

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.lm.adapters import LoraSettings, quantization
+from stepladder.lm.adapters import quantization
 from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
 from stepladder.lm.schedule import batch_schedule
-from stepladder.lm.training import TrainSettings, split_held_out
+from stepladder.lm.settings import LoraSettings, TrainSettings
+from stepladder.lm.training import split_held_out
 from stepladder.lm.training_rows import pad
 from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.fine_tuning import completion_rows, train_sft

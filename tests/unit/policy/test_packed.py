@@ -36,7 +36,7 @@ from stepladder.lm import tree_attention as attention
 from stepladder.lm.completions import IGNORE, collate_completions, collate_packed_completions, completion_logps
 from stepladder.lm.packing import pack_rows
 from stepladder.lm.references import add_reference
-from stepladder.lm.training import LoraSettings, TrainSettings
+from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.lm.tree_attention import check_tree_attention
 from stepladder.policy.fine_tuning import (
     PreferenceRow,
@@ -48,6 +48,7 @@ from stepladder.policy.fine_tuning import (
     train_sft,
 )
 from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
+from stepladder.policy.preference_settings import DPO
 from stepladder.types import PreferencePair, Provenance, Trace
 from tests.models import save_tiny_policy, tiny_tokenizer
 
@@ -179,7 +180,7 @@ def test_preference_gradients_are_those_of_separate_sequences(variant: str, sft_
         model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
         model.train()
     rows = rows_of(tree_pairs("ragged", seed=2, num_problems=3))
-    objective = PreferenceObjective(beta=0.3, label_smoothing=0.1, sft_weight=sft_weight)
+    objective = PreferenceObjective(settings=DPO(beta=0.3, label_smoothing=0.1, sft_weight=sft_weight))
     whole = collate_preferences(rows)
     counts = objective.counts(whole)
     size = 5 if variant == "accumulation" else len(rows)
@@ -408,7 +409,7 @@ def test_preference_training_agrees_with_trl(tmp_path: Path) -> None:
     rows = preference_rows(pairs, vocabulary=len(tokenizer), dropped={})
     rows = [row for tree in pack_rows(add_reference(reference, rows, SETTINGS, **COLLATES), row_tokens=1000) for row in tree.rows]
     ours_batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000))
-    objective = PreferenceObjective(beta=0.3)
+    objective = PreferenceObjective(settings=DPO(beta=0.3))
     ours = objective.loss(model, ours_batch, objective.counts(ours_batch))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_same_gradients(gradients(model, ours), expected)

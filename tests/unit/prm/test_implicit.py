@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.packing import pack_rows
 from stepladder.lm.references import add_reference
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.prm.implicit import (
     GradedSolution,
     ImplicitObjective,

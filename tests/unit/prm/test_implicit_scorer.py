@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest, collect_all
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.prm.implicit import train_implicit_on_tokens
 from stepladder.prm.reader import Solution
 from stepladder.prm.specs import PRMSpec, resolve_reference

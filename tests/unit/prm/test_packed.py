@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepladder.lm.packing import pack_rows
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.objective import Loss, StepObjective, step_outputs
 from stepladder.prm.target_rows import collate_packed_values, collate_values, target_rows

@@ -9,7 +9,7 @@ import torch
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.packing import pack_rows
-from stepladder.lm.training import TrainSettings
+from stepladder.lm.settings import TrainSettings
 from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.objective import LOSSES, StepObjective, step_outputs
 from stepladder.prm.specs import PRMSpec

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.lm.training import LoraSettings, TrainSettings
+from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.objective import StepObjective
 from stepladder.prm.reader import Solution

@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest
-from stepladder.lm.training import LoraSettings, TrainSettings
+from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.prm.new_models import initialise_prm, transform_logits
 from stepladder.prm.objective import StepObjective
 from stepladder.prm.outputs import transform_outputs

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from stepladder.data.labels.prm_pairs import step_pairs
+from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.values import node_values
 from stepladder.types import TreeRecord
 from tests.unit.data.labels.test_values import HAND, path_to, random_tree, tree
@@ -12,7 +12,7 @@ from tests.unit.data.labels.test_values import HAND, path_to, random_tree, tree
 
 def test_pairs_of_the_drawing():
     """Step 1 against 2; solutions 7 (5/6) and 8 (23/30) against 6 (.1) and 9 (.25): steps that end a solution meet no siblings."""
-    selection = step_pairs([HAND])
+    selection = StepPairs().select([HAND])
     got = [(row.prompt_ids, row.chosen_ids, row.rejected_ids, row.depth) for row in selection.rows]
     assert got == [
         ([1], [101], [102], 1),
@@ -25,13 +25,13 @@ def test_pairs_of_the_drawing():
     assert values[0] == (0.6, 0.2)
     assert values[4] == (pytest.approx(2.3 / 3), pytest.approx(0.25))
     assert (selection.rows[0].chosen, selection.rows[0].prompt) == ("s1\n", "Q?\n")
-    assert step_pairs([HAND], min_margin=0.5).dropped_by_reason == {"below margin": 1}
+    assert StepPairs(min_margin=0.5).select([HAND]).dropped_by_reason == {"below margin": 1}
 
 
 def test_a_strong_step_with_a_weak_continuation_is_left_out():
     """Below 1 the only right solution has mean (.7 + .1) / 2 = .4, below 2 the only wrong one (.3 + .6) / 2 = .45."""
     record = tree((-1, None, None), (0, 0.7, None), (0, 0.3, None), (1, 0.1, 1.0), (2, 0.6, 0.0))
-    selection = step_pairs([record])
+    selection = StepPairs().select([record])
     assert selection.rows == []
     assert selection.dropped_by_reason == {"weaker continuation": 1, "below margin": 1}
 
@@ -75,7 +75,7 @@ def test_pairs_agree_with_the_enumerating_twin(seed):
     record = random_tree(seed)
     ids = [[1000 + node] if given or not node else [] for node, given in enumerate(record.token_ids)]
     record = TreeRecord.from_dict({**record.to_dict(), "token_ids": ids})
-    selection = step_pairs([record], min_margin=0.1)
+    selection = StepPairs(min_margin=0.1).select([record])
     found = [(tuple(i - 1000 for i in row.chosen_ids), tuple(i - 1000 for i in row.rejected_ids)) for row in selection.rows]
     expected = {tuple(tuple(n for n in path if record.token_ids[n]) for path in pair) for pair in twin(record, 0.1)}
     assert len(found) == len(set(found))

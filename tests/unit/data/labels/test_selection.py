@@ -9,19 +9,20 @@ import pytest
 
 from stepladder.data.exports.rows import ExportSource, prompted_rows, trace_chats
 from stepladder.data.labels.candidates import edit_distance
-from stepladder.data.labels.pair_weights import order_uncertainty, ranking_agreement
-from stepladder.data.labels.pairs import (
+from stepladder.data.labels.graded import GradedSolutions, GradedSteps
+from stepladder.data.labels.pair_rules import (
     PAIR_RULES,
-    agent_q_pairs,
-    anchored_pairs,
-    committed_pairs,
-    contrast_pairs,
-    preference_pairs,
-    rstar_pairs,
-    select_pairs,
-    value_margin_pairs,
+    AgentQPairs,
+    AnchoredPairs,
+    CommittedPairs,
+    ContrastPairs,
+    EvidencePairs,
+    RStarPairs,
+    ValueMarginPairs,
 )
-from stepladder.data.labels.traces import graded_solutions, graded_steps, revision_traces, select_traces, within_window
+from stepladder.data.labels.pair_weights import order_uncertainty, ranking_agreement
+from stepladder.data.labels.pairing import PairSources
+from stepladder.data.labels.traces import revision_traces, select_traces, within_window
 from stepladder.errors import ConfigError
 from stepladder.types import GradedRow, PreferencePair, Provenance, TreeRecord
 from tests.trees import PROVENANCE, random_tree, tree
@@ -76,7 +77,7 @@ def test_rstar_pairs_of_the_bush() -> None:
     The margin of 3 over 1 is 0.1. At node 1 the ends 4 and 5 would be a pair, but they are final. Of solutions the best two are 3-8 (0.8)
     and 1-4 (0.75), the worst two 2-6 (0.1) and 2-7 (0.2).
     """
-    selection = rstar_pairs([BUSH], min_edit_distance=0, pairs_per_problem=99)
+    selection = RStarPairs(min_edit_distance=0, pairs_per_problem=99).select([BUSH])
     assert ids(selection.rows) == [(1, 2), (3, 2), (3, 2), (3, 2), (1, 2), (1, 2)]
     assert [pair.chosen_ids for pair in selection.rows] == [[101], [103], [103, 108], [103, 108], [101, 104], [101, 104]]
     assert [pair.rejected_ids for pair in selection.rows[2:]] == [[102, 106], [102, 107], [102, 106], [102, 107]]
@@ -95,12 +96,12 @@ def test_rstar_takes_four_against_a_single_one() -> None:
     values = (0.9, 0.8, 0.7, 0.6, 0.5)
     right = [(0, value, None) for value in values]
     one = tree((-1, None, None), *right, (0, 0.1, None), *((i, 1.0, 1.0) for i in range(1, 6)), (6, 0.0, 0.0))
-    selection = rstar_pairs([one], min_edit_distance=0, pairs_per_problem=99)
+    selection = RStarPairs(min_edit_distance=0, pairs_per_problem=99).select([one])
     assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 6), (2, 6), (3, 6), (4, 6)]
     two = tree(
         (-1, None, None), *right, (0, 0.1, None), (0, 0.0, None), *((i, 1.0, 1.0) for i in range(1, 6)), (6, 0.0, 0.0), (7, 0.0, 0.0)
     )
-    selection = rstar_pairs([two], min_edit_distance=0, pairs_per_problem=99)
+    selection = RStarPairs(min_edit_distance=0, pairs_per_problem=99).select([two])
     assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 6), (1, 7), (2, 6), (2, 7)]
 
 
@@ -110,7 +111,7 @@ def test_a_failed_step_is_no_member_of_a_side() -> None:
     record = tree(
         (-1, None, None), *right, (0, 0.1, None), (0, 0.0, 0.0), *((i, 1.0, 1.0) for i in range(1, 5)), (5, 0.0, 0.0), tokens={6: []}
     )
-    selection = rstar_pairs([record], min_edit_distance=0, pairs_per_problem=99)
+    selection = RStarPairs(min_edit_distance=0, pairs_per_problem=99).select([record])
     assert ids([pair for pair in selection.rows if len(pair.chosen_ids) == 1]) == [(1, 5), (2, 5), (3, 5), (4, 5)]
     assert selection.dropped_by_reason["failed step"] == 4
 
@@ -118,71 +119,71 @@ def test_a_failed_step_is_no_member_of_a_side() -> None:
 def test_rstar_asks_for_a_better_continuation_and_other_words() -> None:
     """Step 1 is worth more than step 2, but its right end (mean 0.5) is below the wrong end of 2 (mean 0.6); then words 3 letters apart."""
     record = tree((-1, None, None), (0, 0.9, None), (0, 0.4, None), (1, 0.1, 1.0), (2, 0.8, 0.0))
-    selection = rstar_pairs([record], min_margin=0.0, min_edit_distance=0)
+    selection = RStarPairs(min_margin=0.0, min_edit_distance=0).select([record])
     assert selection.rows == [] and selection.dropped_by_reason["no better continuation"] == 1
     record = tree((-1, None, None), (0, 0.9, None), (0, 0.4, None), (1, 0.9, 1.0), (2, 0.2, 0.0))
     record = with_texts(record, "kitten", "sitting", "x" * 20, "")
-    assert ids(rstar_pairs([record], min_edit_distance=3).rows) == [(1, 2), (1, 2)]
-    selection = rstar_pairs([record], min_edit_distance=4)
+    assert ids(RStarPairs(min_edit_distance=3).select([record]).rows) == [(1, 2), (1, 2)]
+    selection = RStarPairs(min_edit_distance=4).select([record])
     assert ([pair.chosen for pair in selection.rows], selection.dropped_by_reason) == (["kitten" + "x" * 20], {"too alike": 1})
 
 
 def test_committed_pairs_follow_the_visits() -> None:
     """The most visited path of the bush is 0-3-8: 3 over 2 with visits 5 and 1, then 8 over 9; outcomes do not matter."""
-    selection = committed_pairs([BUSH])
+    selection = CommittedPairs().select([BUSH])
     assert ids(selection.rows) == [(3, 2), (8, 9)]
     assert [(pair.chosen_visits, pair.rejected_visits) for pair in selection.rows] == [(5, 1), (3, 2)]
     assert (selection.considered, selection.dropped_by_reason) == (2, {})
-    assert committed_pairs([BUSH], min_margin=0.3).dropped_by_reason == {"below margin": 1}
-    assert ids(committed_pairs([replace(BUSH, outcomes=[None] * 10)]).rows) == [(3, 2), (8, 9)]
+    assert CommittedPairs(min_margin=0.3).select([BUSH]).dropped_by_reason == {"below margin": 1}
+    assert ids(CommittedPairs().select([replace(BUSH, outcomes=[None] * 10)]).rows) == [(3, 2), (8, 9)]
     # Equal visits: the first child stands for the committed one.
-    assert ids(committed_pairs([replace(BUSH, visits=[1] * 10)]).rows) == [(3, 2), (4, 5)]
+    assert ids(CommittedPairs().select([replace(BUSH, visits=[1] * 10)]).rows) == [(3, 2), (4, 5)]
 
 
 def test_value_margin_pairs_ask_for_no_outcome() -> None:
     """Six pairs of siblings; 3 over 2 and 1 over 2 at the root, then 4 over 5, 7 over 6 and 8 over 9 are 0.2 or more apart."""
-    selection = value_margin_pairs([replace(BUSH, outcomes=[None] * 10)], pairs_per_problem=99)
+    selection = ValueMarginPairs(pairs_per_problem=99).select([replace(BUSH, outcomes=[None] * 10)])
     assert ids(selection.rows) == [(3, 2), (1, 2), (4, 5), (7, 6), (8, 9)]
     assert (selection.considered, selection.dropped_by_reason) == (6, {"below margin": 1})
-    assert value_margin_pairs([BUSH], pairs_per_node=1).dropped_by_reason == {"below margin": 1, "over node cap": 1}
+    assert ValueMarginPairs(pairs_per_node=1).select([BUSH]).dropped_by_reason == {"below margin": 1, "over node cap": 1}
 
 
 def test_agent_q_mixes_in_the_critic() -> None:
     """Values 0.5 and 0.4 with scores 0.1 and 0.8 are Q of 0.3 and 0.6 at half weight: the second is chosen; no score, no Q."""
     record = replace(tree((-1, None, None), (0, 0.5, None), (0, 0.4, None), (0, 0.9, None)), scores=[None, 0.1, 0.8, None])
-    selection = agent_q_pairs([record])
+    selection = AgentQPairs().select([record])
     assert ids(selection.rows) == [(2, 1)]
     assert (selection.rows[0].chosen_value, selection.rows[0].rejected_value) == (pytest.approx(0.6), pytest.approx(0.3))
     assert selection.dropped_by_reason == {"no value": 2}
-    assert ids(agent_q_pairs([record], critic_weight=0.0).rows) == [(3, 2), (3, 1)]
+    assert ids(AgentQPairs(critic_weight=0.0).select([record]).rows) == [(3, 2), (3, 1)]
 
 
 def test_contrast_pairs_are_the_most_alike() -> None:
     """Failing step 3 shares two of three tokens with 1 and none with 2, so 1 is its partner although 2 has the wider margin."""
     tokens = {1: [5, 6, 7], 2: [9, 9, 9], 3: [5, 6, 8], 4: [9, 9, 9, 9, 9]}
     record = tree((-1, None, None), (0, 0.6, 1.0), (0, 0.9, 1.0), (0, 0.1, 0.0), (0, 0.2, 0.0), tokens=tokens)
-    selection = contrast_pairs([record])
+    selection = ContrastPairs().select([record])
     assert [(pair.chosen_ids, pair.rejected_ids) for pair in selection.rows] == [(tokens[1], tokens[3]), (tokens[2], tokens[4])]
     assert (selection.considered, selection.dropped_by_reason) == (4, {"a sibling is more alike": 2})
     # Distances 1 and 2: the cap keeps the more alike pair.
-    selection = contrast_pairs([record], pairs_per_problem=1)
+    selection = ContrastPairs(pairs_per_problem=1).select([record])
     assert [pair.rejected_ids for pair in selection.rows] == [tokens[3]]
-    assert contrast_pairs([record], pairs_per_node=1).dropped_by_reason == {"a sibling is more alike": 2, "over node cap": 1}
+    assert ContrastPairs(pairs_per_node=1).select([record]).dropped_by_reason == {"a sibling is more alike": 2, "over node cap": 1}
 
 
 def test_anchored_pairs_reject_what_the_first_policy_did() -> None:
     """Right solutions of the new trees against wrong ones of the old; the pair is of the newer tree."""
     old = of_version(tree((-1, None, None), (0, 0.3, 0.0), (0, 0.9, 1.0)), 0)
     new = of_version(tree((-1, None, None), (0, 0.2, 0.0), (0, 0.8, 1.0), (0, 0.7, 1.0)), 2)
-    selection = anchored_pairs([new], anchors=[old])
+    selection = AnchoredPairs().select([new], PairSources(first_trees=[old]))
     assert [(pair.chosen_value, pair.rejected_value) for pair in selection.rows] == [(0.8, 0.3), (0.7, 0.3)]
     assert {pair.provenance.policy_version for pair in selection.rows} == {2}
     assert (selection.considered, selection.dropped_by_reason) == (2, {})
-    assert anchored_pairs([new], anchors=[replace(old, prompt_ids=[8])]).dropped_by_reason == {"other prompt": 2}
+    assert AnchoredPairs().select([new], PairSources(first_trees=[replace(old, prompt_ids=[8])])).dropped_by_reason == {"other prompt": 2}
     # In the first round both policies are one.
-    assert [pair.rejected_ids for pair in anchored_pairs([old]).rows] == [[101]]
+    assert [pair.rejected_ids for pair in AnchoredPairs().select([old]).rows] == [[101]]
     # A problem without a tree of the first policy has no pair.
-    assert anchored_pairs([new], anchors=[replace(old, problem_id="q")]).rows == []
+    assert AnchoredPairs().select([new], PairSources(first_trees=[replace(old, problem_id="q")])).rows == []
 
 
 def test_pairs_carry_what_the_objectives_need() -> None:
@@ -192,13 +193,13 @@ def test_pairs_carry_what_the_objectives_need() -> None:
         logps=[[], [-0.1, -0.2], [-0.3], [-0.4]],
         scores=[None, 0.9, 0.1, 0.5],
     )
-    (pair,) = preference_pairs([record], earlier_scores=[[None, 0.8, 0.3, 0.2]]).rows
+    (pair,) = EvidencePairs().select([record], PairSources(earlier_scores=[[None, 0.8, 0.3, 0.2]])).rows
     assert (pair.chosen_logps, pair.rejected_logps) == ([-0.1, -0.2], [-0.3])
     # The scorers order 1-2 and 1-3 alike, 2-3 not.
     assert pair.agreement == pytest.approx(2 / 3)
     # One right against one wrong leaf: p = 5/6.
     assert pair.uncertainty == pytest.approx(-(5 / 6) * math.log2(5 / 6) - (1 / 6) * math.log2(1 / 6))
-    (pair,) = preference_pairs([record]).rows
+    (pair,) = EvidencePairs().select([record]).rows
     assert pair.agreement is None
 
 
@@ -212,24 +213,25 @@ def test_every_rule_adds_up(rule: str, seed: int) -> None:
         record = of_version(random_tree(100 * seed + i), rng.randrange(2))
         scores = [None, *(rng.choice([None, rng.random()]) for _ in record.parents[1:])]
         records.append(replace(record, scores=scores, visits=[rng.randrange(5) for _ in record.parents]))
-    selection = select_pairs(rule, records, pairs_per_problem=3, min_margin=0.1, min_edit_distance=1, critic_weight=None)
+    given = {"pairs_per_problem": 3, "min_margin": 0.1, "min_edit_distance": 1}
+    chosen = PAIR_RULES[rule](**{name: value for name, value in given.items() if name in PAIR_RULES[rule].__dataclass_fields__})
+    selection = chosen.select(records)
     assert selection.considered == selection.kept + sum(selection.dropped_by_reason.values())
     assert all(pair.chosen_value - pair.rejected_value > 0.09 and pair.chosen_ids != pair.rejected_ids for pair in selection.rows)
     assert max(Counter(pair.problem_id for pair in selection.rows).values(), default=0) <= 3
     if rule != "anchored":
         for problem_id in {record.problem_id for record in records}:
-            alone = select_pairs(
-                rule, [record for record in records if record.problem_id == problem_id], pairs_per_problem=3, min_margin=0.1
-            )
-            together = select_pairs(rule, records, pairs_per_problem=3, min_margin=0.1)
-            assert [pair for pair in together.rows if pair.problem_id == problem_id] == alone.rows
-    assert select_pairs(rule, []).rows == []
+            alone = chosen.select([record for record in records if record.problem_id == problem_id])
+            assert [pair for pair in selection.rows if pair.problem_id == problem_id] == alone.rows
+    assert chosen.select([]).rows == []
 
 
-def test_unknown_rules_are_refused() -> None:
-    """The message lists the rules."""
-    with pytest.raises(ConfigError, match=r"pairs: must be one of evidence, rstar-math.*'rstar'"):
-        select_pairs("rstar", [])
+@pytest.mark.parametrize("rule", PAIR_RULES)
+@pytest.mark.parametrize("bad", [{"min_margin": 1.1}, {"min_margin": -0.1}, {"pairs_per_problem": 0}])
+def test_settings_of_rules_have_bounds(rule: str, bad: dict[str, float]) -> None:
+    """A rule that is made by hand refuses what a configuration would refuse."""
+    with pytest.raises(ConfigError, match=f"labels.pairs: {next(iter(bad))} must be "):
+        PAIR_RULES[rule](**bad)
 
 
 # ---- what pairs are weighed by ----
@@ -356,7 +358,7 @@ def test_graded_steps_of_the_bush() -> None:
 
     Node 7 is 0.2 above node 2, but nothing right is below it.
     """
-    selection = graded_steps([BUSH])
+    selection = GradedSteps().select([BUSH])
     assert [(row.completion_ids, row.good) for row in selection.rows] == [
         ([103], True),
         ([104], True),
@@ -367,12 +369,12 @@ def test_graded_steps_of_the_bush() -> None:
     row = selection.rows[1]
     assert (row.prompt_ids, row.prompt, row.completion, row.value, row.prompt_value) == ([1, 101], "Q?\ns1\n", "s4\n", 0.9, 0.6)
     assert (selection.considered, selection.dropped_by_reason) == (9, {"below margin": 3, "no evidence": 1})
-    assert [row.completion_ids for row in graded_steps([BUSH], per_problem=1).rows] == [[104], [102]]
+    assert [row.completion_ids for row in GradedSteps(per_problem=1).select([BUSH]).rows] == [[104], [102]]
 
 
 def test_graded_solutions_of_the_bush() -> None:
     """Half of the six leaves are right. Of each side the two of the highest mean values stay: right .8, .75, wrong .4 and .2."""
-    selection = graded_solutions([BUSH])
+    selection = GradedSolutions().select([BUSH])
     found = [(row.completion_ids, row.good, row.value) for row in selection.rows]
     assert found == [([101, 104], True, 0.75), ([103, 108], True, 0.8), ([101, 105], False, 0.4), ([102, 107], False, 0.2)]
     assert {row.prompt_value for row in selection.rows} == {0.5}
@@ -382,9 +384,9 @@ def test_graded_solutions_of_the_bush() -> None:
 def test_unsolved_problems_have_no_graded_solutions() -> None:
     """The share of right ones is over all trees of a problem, and without a right one nothing is learned from it."""
     wrong = tree((-1, None, None), (0, 0.1, 0.0))
-    assert graded_solutions([wrong]).dropped_by_reason == {"no right solution": 1}
+    assert GradedSolutions().select([wrong]).dropped_by_reason == {"no right solution": 1}
     right = tree((-1, None, None), (0, 0.9, 1.0), tokens={1: [55]})
-    assert [(row.good, row.prompt_value) for row in graded_solutions([wrong, right]).rows] == [(True, 0.5), (False, 0.5)]
+    assert [(row.good, row.prompt_value) for row in GradedSolutions().select([wrong, right]).rows] == [(True, 0.5), (False, 0.5)]
 
 
 def test_window_counts_versions_and_not_rounds() -> None:
@@ -411,8 +413,8 @@ def test_traces_and_graded_rows_add_up(seed: int) -> None:
         select_traces(records, min_value=0.3),
         revision_traces(records, revision_ids=[9], revision="x"),
         revision_traces(records, revision_ids=[9], revision="x", of_solution=True),
-        graded_steps(records, per_problem=2),
-        graded_solutions(records, per_problem=1),
+        GradedSteps(per_problem=2).select(records),
+        GradedSolutions(per_problem=1).select(records),
     ):
         assert selection.considered == selection.kept + sum(selection.dropped_by_reason.values())
         sides = Counter((row.problem_id, row.good) for row in selection.rows if isinstance(row, GradedRow))

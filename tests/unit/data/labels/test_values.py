@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from stepladder.data.datasets.problems import SeedSolution
-from stepladder.data.labels.pairs import preference_pairs
+from stepladder.data.labels.pair_rules import EvidencePairs
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
@@ -88,7 +88,7 @@ def test_failed_steps_are_evidence_but_no_row():
     selection = value_rows([record])
     assert [(row.step_ids, row.targets) for row in selection.rows] == [([[101], [102]], [0.5, 1.0])]
     assert (selection.considered, selection.dropped_by_reason) == (3, {"failed step": 2})
-    assert preference_pairs([record]).dropped_by_reason == {"failed step": 2}
+    assert EvidencePairs().select([record]).dropped_by_reason == {"failed step": 2}
 
 
 def test_one_sided_problems_can_be_left_out():
@@ -105,13 +105,13 @@ def test_root_alone_gives_nothing():
     """A tree that was never expanded, and no tree at all, give empty selections that add up."""
     root = tree((-1, None, None))
     assert (value_rows([root]).considered, value_rows([root]).dropped_by_reason) == (1, {"no target": 1})
-    for make in (preference_pairs, select_traces):
+    for make in (EvidencePairs().select, select_traces):
         assert (make([root]).rows, make([root]).considered, make([]).dropped_by_reason) == ([], 0, {})
 
 
 def test_preference_pairs_of_the_drawing():
     """At the root 1 beats 2 by 0.4, below 1 node 4 beats 5 by 0.8; 7 and 8 are both right and 6 and 9 both wrong, so they are no pairs."""
-    selection = preference_pairs([HAND])
+    selection = EvidencePairs().select([HAND])
     assert [(pair.chosen_ids, pair.rejected_ids, pair.depth) for pair in selection.rows] == [([101], [102], 1), ([104], [105], 2)]
     below = selection.rows[1]
     assert (below.prompt_ids, below.prompt, below.chosen, below.rejected) == ([1, 101], "Q?\ns1\n", "s4\n", "s5\n")
@@ -123,19 +123,19 @@ def test_margin_is_inclusive_and_free_of_rounding():
     """0.7 - 0.5 is below 0.2 in floating point and still a margin of 0.2; no margin is none even when the minimum is 0."""
     record = tree((-1, None, None), (0, 0.7, 1.0), (0, 0.5, 0.0), (0, 0.7, 0.0))
     assert 0.7 - 0.5 < 0.2
-    assert [pair.rejected_ids for pair in preference_pairs([record], min_margin=0.2).rows] == [[102]]
-    selection = preference_pairs([record], min_margin=0.0)
+    assert [pair.rejected_ids for pair in EvidencePairs(min_margin=0.2).select([record]).rows] == [[102]]
+    selection = EvidencePairs(min_margin=0.0).select([record])
     assert [pair.rejected_ids for pair in selection.rows] == [[102]]
     assert selection.dropped_by_reason == {"below margin": 1}
-    assert preference_pairs([record], min_margin=0.21).dropped_by_reason == {"below margin": 2}
+    assert EvidencePairs(min_margin=0.21).select([record]).dropped_by_reason == {"below margin": 2}
 
 
 def test_rejected_step_may_have_right_leaves_only_on_request():
     """With mixed evidence on both sides a pair needs the option, and a step is never paired with itself."""
     record = tree((-1, None, None), (0, 0.8, None), (0, 0.3, None), (1, 1.0, 1.0), (1, 0.5, 0.0), (2, 1.0, 1.0), (2, 0.0, 0.0))
-    strict = preference_pairs([record], min_margin=0.4)
+    strict = EvidencePairs(min_margin=0.4).select([record])
     assert [pair.depth for pair in strict.rows] == [2, 2]
-    loose = preference_pairs([record], min_margin=0.4, rejected_must_fail=False)
+    loose = EvidencePairs(min_margin=0.4, rejected_must_fail=False).select([record])
     assert [(pair.chosen_ids, pair.rejected_ids) for pair in loose.rows] == [([101], [102]), ([103], [104]), ([105], [106])]
     # At the root 1 over 2 and 2 over 1 are candidates, and the second has a negative margin.
     assert (loose.considered, loose.dropped_by_reason) == (4, {"below margin": 1})
@@ -144,25 +144,25 @@ def test_rejected_step_may_have_right_leaves_only_on_request():
 def test_best_and_worst_and_the_caps_keep_the_largest_margins():
     """Three right and three wrong siblings: of nine candidates four are best against worst, of which the caps keep the widest."""
     record = tree((-1, None, None), (0, 0.9, 1.0), (0, 0.8, 1.0), (0, 0.7, 1.0), (0, 0.1, 0.0), (0, 0.3, 0.0), (0, 0.2, 0.0))
-    everything = preference_pairs([record], pairs_per_node=9, pairs_per_problem=9)
+    everything = EvidencePairs(pairs_per_node=9, pairs_per_problem=9).select([record])
     assert [(pair.chosen_ids[0], pair.rejected_ids[0]) for pair in everything.rows] == [(101, 104), (101, 106), (102, 104), (102, 106)]
     assert (everything.considered, everything.dropped_by_reason) == (9, {"not among best and worst": 5})
-    two = preference_pairs([record], pairs_per_node=2)
+    two = EvidencePairs(pairs_per_node=2).select([record])
     # 0.9 - 0.2 and 0.8 - 0.1 tie, although they differ as floats: the earlier node wins.
     assert 0.9 - 0.2 < 0.8 - 0.1
     assert [(pair.chosen_ids[0], pair.rejected_ids[0]) for pair in two.rows] == [(101, 104), (101, 106)]
     assert two.dropped_by_reason == {"not among best and worst": 5, "over node cap": 2}
-    one = preference_pairs([record, record], pairs_per_problem=1)
+    one = EvidencePairs(pairs_per_problem=1).select([record, record])
     assert (one.kept, one.dropped_by_reason["over problem cap"]) == (1, 3)
-    assert preference_pairs([record], best_and_worst=1).kept == 1
+    assert EvidencePairs(best_and_worst=1).select([record]).kept == 1
 
 
 def test_pairs_need_values_and_different_tokens():
     """Unvisited steps have no value, and equal steps are no preference."""
     record = tree((-1, None, None), (0, 0.9, 1.0), (0, None, 0.0), (0, 0.1, 0.0), tokens={3: [101]})
-    selection = preference_pairs([record])
+    selection = EvidencePairs().select([record])
     assert (selection.considered, selection.dropped_by_reason) == (2, {"no value": 1, "same tokens": 1})
-    assert [pair.rejected_ids for pair in preference_pairs([record], target="monte-carlo").rows] == [[102]]
+    assert [pair.rejected_ids for pair in EvidencePairs(target="monte-carlo").select([record]).rows] == [[102]]
 
 
 def test_traces_are_ranked_by_mean_then_smallest_value():
@@ -204,7 +204,7 @@ def test_trace_leaves_unknown_values_out():
 def test_impossible_trees_are_refused(record, message):
     """A tree that breaks its own rules names the problem and the node."""
     with pytest.raises(DataFormatError, match=message):
-        preference_pairs([record])
+        EvidencePairs().select([record])
 
 
 class TwoStepRenderer:
@@ -367,9 +367,9 @@ def test_value_rows_hold_every_target_once(seed, target):
 def test_preference_pairs_agree_with_the_exhaustive_twin(seed, must_fail):
     """Without caps, the pairs are those that fulfil the definition when every two nodes are tried."""
     record = random_tree(seed)
-    selection = preference_pairs(
-        [record], min_margin=0.25, pairs_per_node=10**6, pairs_per_problem=10**6, best_and_worst=10**6, rejected_must_fail=must_fail
-    )
+    selection = EvidencePairs(
+        min_margin=0.25, pairs_per_node=10**6, pairs_per_problem=10**6, best_and_worst=10**6, rejected_must_fail=must_fail
+    ).select([record])
     expected = Counter()
     for first in range(1, len(record.parents)):
         for second in range(1, len(record.parents)):
@@ -394,8 +394,8 @@ def test_preference_pairs_agree_with_the_exhaustive_twin(seed, must_fail):
 def test_caps_keep_the_widest_margins_and_add_up(seed):
     """Under a cap, no dropped pair of a problem is wider than a kept one; counts add up; the order follows the trees."""
     records = [random_tree(100 * seed + i) for i in range(6)]
-    wide = preference_pairs(records, min_margin=0.1, pairs_per_problem=10**6)
-    capped = preference_pairs(records, min_margin=0.1, pairs_per_problem=3)
+    wide = EvidencePairs(min_margin=0.1, pairs_per_problem=10**6).select(records)
+    capped = EvidencePairs(min_margin=0.1, pairs_per_problem=3).select(records)
     for problem_id in {record.problem_id for record in records}:
         margins = sorted((p.chosen_value - p.rejected_value for p in wide.rows if p.problem_id == problem_id), reverse=True)
         kept = sorted((p.chosen_value - p.rejected_value for p in capped.rows if p.problem_id == problem_id), reverse=True)
@@ -429,7 +429,7 @@ def test_traces_agree_with_the_sorting_twin(seed):
 def test_selection_does_not_depend_on_other_problems():
     """Trees of one problem give the same rows alone and among others."""
     records = [random_tree(seed) for seed in range(12)]
-    for make in (value_rows, preference_pairs, select_traces):
+    for make in (value_rows, EvidencePairs().select, select_traces):
         together = make(records).rows
         for problem_id in {record.problem_id for record in records}:
             alone = make([record for record in records if record.problem_id == problem_id]).rows

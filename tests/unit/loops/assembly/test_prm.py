@@ -146,10 +146,10 @@ def test_several_prms_are_one_scorer_as_the_settings_say(tmp_path, policy):
     assert scores_with(prms, "evaluate.scores.ensemble=min") == pytest.approx([min(pair) for pair in zip(one, two, strict=True)])
     variance = [(a - b) ** 2 / 4 for a, b in zip(one, two, strict=True)]
     expected = [max(0, (a + b) / 2 - 3 * v) for a, b, v in zip(one, two, variance, strict=True)]
-    assert scores_with(prms, "evaluate.scores.ensemble=mean-variance", "evaluate.scores.penalty=3") == pytest.approx(expected)
-    clipped = scores_with(prms[0], "evaluate.scores.bound=clip", f"evaluate.scores.bound_at={sum(one) / 2}")
+    assert scores_with(prms, "evaluate.scores.ensemble=mean-variance", "evaluate.scores.ensemble.penalty=3") == pytest.approx(expected)
+    clipped = scores_with(prms[0], "evaluate.scores.bound=clip", f"evaluate.scores.bound.at={sum(one) / 2}")
     assert clipped == pytest.approx([min(score, sum(one) / 2) for score in one])
-    checked = scores_with(prms[0], "evaluate.scores.check=arithmetic", "evaluate.scores.check_cap=0.01")
+    checked = scores_with(prms[0], "evaluate.scores.check=arithmetic", "evaluate.scores.check.cap=0.01")
     assert one[0] > 0.01
     assert checked == pytest.approx([0.01, one[1]])
     (tmp_path / "both").mkdir()

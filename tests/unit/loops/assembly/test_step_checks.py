@@ -118,6 +118,6 @@ def test_a_machine_that_cannot_shut_code_in_is_said_before_any_work(monkeypatch)
     for section, trains in (("search", True), ("evaluate", True), ("evaluate", False)):
         with pytest.raises(ConfigError, match="no locks"):
             check_backends(configured(f"{section}.scores.check=code"), trains=trains)
-        check_backends(configured(f"{section}.scores.check=code", f"{section}.scores.allow_unsandboxed=true"), trains=trains)
+        check_backends(configured(f"{section}.scores.check=code", f"{section}.scores.check.allow_unsandboxed=true"), trains=trains)
     check_backends(configured("search.scores.check=code"), trains=False)
     assert CodeSandbox(allow_unsandboxed=True).run([]) == []

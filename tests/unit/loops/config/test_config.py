@@ -9,6 +9,7 @@ from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.assembly.checks import check_model, check_prm, check_searches
 from stepladder.loops.config.load import load_config
+from stepladder.loops.config.names import variants
 from stepladder.loops.config.run import Config
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
@@ -31,12 +32,12 @@ def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("search.simulation=3", "unknown setting 'search.simulation' -- did you mean 'simulations'"),
-        ("sft.lora.rank=4", "unknown setting 'sft.lora.rank'"),
+        ("search.simulation=3", "unknown setting 'search.simulation' -- did you mean 'search.simulations'?"),
+        ("sft.lora.rank=4", "unknown setting 'sft.lora.rank' -- known here: alpha, dropout, four_bit, r, target_modules"),
         ("serch.simulations=3", "did you mean 'search'"),
         ("search.simulations=0", "'search.simulations': input should be greater than or equal to 1: got 0"),
         ("run.rounds=many", "'run.rounds'"),
-        ("labels.data=some", "'labels.data'"),
+        ("labels.data=some", "'labels.data.type': must be one of accumulate, replace, window, on-policy: got 'some'"),
         ("format.prompt_template=hello", "must contain '{question}'"),
         ("format.step_end=''", "step_end must not be empty"),
         ("search=3", "'search'"),
@@ -53,7 +54,7 @@ def test_wrong_settings_are_named(override: str, words: str) -> None:
 
 def test_unknown_key_is_reported_before_what_is_missing() -> None:
     """A misspelt required key is explained as misspelt, not as missing."""
-    with pytest.raises(ConfigError, match="did you mean 'test'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'problems\.test'"):
         load_config(None, ["problems.train=a", "problems.tset=b", "policy.model=m"])
 
 
@@ -136,11 +137,13 @@ def test_a_given_prm_is_looked_for_before_work(tmp_path: Path, name: str, monkey
         (["prm.loss=implicit-ce"], "expected 'outcome'"),
         (["prm.loss=implicit-ce", "prm.target=outcome", "prm.start=last"], "expected 'policy'"),
         (["prm.loss=pairwise", "prm.supervise=every-token"], "expected 'step-end'"),
-        (["prm.loss=two-hot", "prm.head=two-class"], "needs a value head"),
-        (["prm.loss=hinge"], "prm.loss"),
-        (["search.scores.bound_at=2"], "search.scores.bound_at"),
-        (["evaluate.scores.penalty=-1"], "evaluate.scores.penalty"),
-        (["search.scores.ensembl=min"], "did you mean 'ensemble'"),
+        (["prm.loss=hinge"], "'prm.loss.type'"),
+        (
+            ["search.scores.bound=par", "search.scores.bound.at=2"],
+            "'search.scores.bound.at': input should be less than or equal to 1: got 2",
+        ),
+        (["evaluate.scores.ensemble=mean-variance", "evaluate.scores.ensemble.penalty=-1"], "evaluate.scores.ensemble.penalty"),
+        (["search.scores.ensembl=min"], "did you mean 'search.scores.ensemble'"),
     ],
 )
 def test_prm_choices_that_do_not_fit_each_other_are_explained(settings: list[str], words: str) -> None:
@@ -153,12 +156,10 @@ def test_prm_choices_that_do_not_fit_each_other_are_explained(settings: list[str
 def test_every_prm_loss_and_target_can_be_configured() -> None:
     """What the configuration names is what the trainers know."""
     from stepladder.data.labels.values import ValueTarget
-    from stepladder.loops.config.training import PRMConfig
     from stepladder.prm import implicit, objective
 
-    losses = set(PRMConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
-    assert losses == {*objective.LOSSES, *implicit.LOSSES}
-    assert set(ValueTarget) < set(PRMConfig.model_fields["target"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(variants()["prm.loss"]) == {*objective.LOSSES, *implicit.LOSSES}
+    assert set(ValueTarget) < set(variants()["prm.target"])
 
 
 def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path: Path) -> None:
