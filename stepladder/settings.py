@@ -88,8 +88,8 @@ def _described(option: Any) -> str:
             return f"> {low}"
         case [Gt(gt=low), Lt(lt=high)] if high == math.inf:
             return f"> {low} and finite"
-        case [low, high]:
-            opening, least = ("[", low.ge) if isinstance(low, Ge) else ("(", low.gt)
-            most, closing = (high.le, "]") if isinstance(high, Le) else (high.lt, ")")
-            return f"in {opening}{least}, {most}{closing}"
+        case [(Ge() | Gt()) as low, (Le() | Lt()) as high]:
+            opening = f"[{low.ge}" if isinstance(low, Ge) else f"({low.gt}"
+            closing = f"{high.le}]" if isinstance(high, Le) else f"{high.lt})"
+            return f"in {opening}, {closing}"
     raise AssertionError(f"a bound that has no words yet: {option}")

@@ -22,7 +22,7 @@ from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
-from stepladder.loops.config.training import prm_loss
+from stepladder.loops.config.training import BinLoss, prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
@@ -270,7 +270,7 @@ def training_spec(job: TrainingJob) -> PRMSpec:
     if spec.family == "implicit" and spec.reference is None:
         return replace(spec, reference=_reference(job))
     if job.loss in ("hl-gauss", "two-hot") and spec.family == "value-head" and spec.bins == 1:
-        return replace(spec, bins=PRMConfig().bins, transform="identity")
+        return replace(spec, bins=BinLoss().bins, transform="identity")
     return spec
 
 

@@ -143,7 +143,7 @@ def _explain(error: ValidationError, *, where: str) -> str:
     if first["type"] == "missing":
         return f"{where}: setting {key!r} is required -- add it to the file or pass --set {key}=..."
     if first["type"] == "union_tag_invalid":
-        tag, known = str(first["ctx"]["tag"]), variants()[key]
+        tag, known = str(first.get("ctx", {})["tag"]), variants()[key]
         return f"{where}: setting '{key}.type': must be one of {', '.join(known)}: got {tag!r} -- {right_name(tag, known)}"
     if first["type"] in _NO_TABLE:
         return f"{where}: setting {key!r}: must be a table of settings: got {first['input']!r}"[:600]
