@@ -104,7 +104,7 @@ def composed_scorer(
     return scorer
 
 
-def _ensemble_scorer(scorers: Sequence[Any], scores: ScoresConfig) -> Any:
+def _ensemble_scorer(scorers: Sequence[StepScorer], scores: ScoresConfig) -> StepScorer:
     from stepladder.prm.compose import EnsembleScorer
 
     if isinstance(scores.ensemble, VarianceEnsemble):

@@ -93,9 +93,10 @@ def _listed(names: Iterable[str]) -> str:
 
 def _method_options(table: str, name: str) -> list[Setting]:
     """Return the places where a setting of search methods can be given, the table's own alone if it has one."""
-    from stepladder.mcts.methods import SearchMethod
+    from stepladder.mcts.methods import RULES
+    from stepladder.mcts.search_method import all_options
 
-    if name not in {each.name for each in fields(SearchMethod)}:
+    if name not in all_options(RULES):
         return []
     places = [Setting(table=f"{section}.options", name=name) for section in ("search", "evaluate")]
     return [place for place in places if place.table == f"{table}.options"] or places

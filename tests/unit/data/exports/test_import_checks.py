@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from stepladder.data.exports.import_checks import check_row
-from stepladder.data.labels.pairs import preference_pairs
-from stepladder.data.labels.traces import graded_solutions, select_traces
+from stepladder.data.labels.pair_rules import EvidencePairs
+from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.errors import DataFormatError
 from stepladder.policy.prompts import PromptRenderer, StepFormat
@@ -31,8 +31,8 @@ def _rows(name="qwen", chat=False):
         token_ids=ids,
         logps=[[-1.0] * len(each) for each in ids],
     )
-    rows = [record, *preference_pairs([record], min_margin=0.0).rows, *select_traces([record]).rows]
-    rows += [*graded_solutions([record]).rows, *value_rows([record]).rows]
+    rows = [record, *EvidencePairs(min_margin=0.0).select([record]).rows, *select_traces([record]).rows]
+    rows += [*GradedSolutions().select([record]).rows, *value_rows([record]).rows]
     return renderer, max(renderer.tokenizer.get_vocab().values()) + 1, rows
 
 

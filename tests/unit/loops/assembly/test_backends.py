@@ -38,7 +38,7 @@ def test_where_a_backend_runs_is_no_part_of_a_run() -> None:
 
 def test_a_mistyped_backend_setting_is_named() -> None:
     """Sub-sections are as strict as sections."""
-    with pytest.raises(ConfigError, match="did you mean 'policy.vllm.memory_share'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'policy\.vllm\.memory_share'"):
         _config("policy.vllm.memory_shar=0.5")
     with pytest.raises(ConfigError, match=r"policy\.backend"):
         _config("policy.backend=vlm")

@@ -11,7 +11,7 @@ from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.scorers import composed_scorer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.search import ScoresConfig
+from stepladder.loops.config.search import CodeCheck, NoCheck, ScoresConfig
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
@@ -45,10 +45,14 @@ def test_code_of_a_solution(text, code):
     assert code_of(text) == code
 
 
-def composed(score=lambda path: 0.9, **scores):
-    settings = ScoresConfig(**{"check": "code", "check_cap": 0.2, **scores})
+def composed(score=lambda path: 0.9, check="code", **settings_of_check):
+    chosen = CodeCheck(**{"cap": 0.2, **settings_of_check}) if check == "code" else NoCheck()
+    settings = ScoresConfig(check=chosen)
     length = len(PROMPT)
-    known = lambda prefix: length if CharRenderer().decode(prefix[:length]) == PROMPT else None  # noqa: E731
+
+    def known(prefix):
+        return length if CharRenderer().decode(prefix[:length]) == PROMPT else None
+
     return composed_scorer([TableScorer(score)], settings, decode=CharRenderer().decode, prompt_length=known)
 
 
@@ -70,7 +74,7 @@ def test_a_step_runs_behind_the_code_of_the_steps_before_it():
     assert scores_of(PROMPT, (first, second, "done"), (second, "done", first)) == ((0.9, 0.9, 0.9), (0.2, 0.9, 0.2))
     assert scores_of(PROMPT + first, (second,), ("```python\nassert x == 2\n```\n",)) == ((0.9,), (0.2,))
     assert scores_of("another prompt\n", (second,)) == ((0.9,),)
-    assert scores_of(PROMPT, ("```python\n1 / 0\n```",), check_cap=0.95) == ((0.9,),)
+    assert scores_of(PROMPT, ("```python\n1 / 0\n```",), cap=0.95) == ((0.9,),)
 
 
 @needs_locks

@@ -1,5 +1,8 @@
 """Settings that are one of several variants: what each takes, what is refused, and how a wrong key is answered."""
 
+import itertools
+import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,21 @@ from stepladder.loops.config.run import Config
 from stepladder.policy.preference_settings import SimPO
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
-CONFIGS = sorted((Path(__file__).parents[4] / "configs").glob("*.toml"))
+ROOT = Path(__file__).parents[4]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(text, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, text in enumerate(re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+]
+COMMANDS = [
+    pytest.param(line, id=f"{page.name}-{number}")
+    for page in PAGES
+    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for number, line in enumerate(block.replace("\\\n", " ").splitlines())
+    if line.startswith("stepladder ") and "--set " in line
+]
 # Where a variant chosen by itself contradicts another setting: what has to be set beside it.
 BESIDE = {
     "prm.target=step-pairs": ["prm.loss=pairwise"],
@@ -177,3 +194,20 @@ def test_every_configuration_file_is_read(path: Path) -> None:
     for section, given in tomllib.loads(path.read_text(encoding="utf-8")).items():
         assert {f"{section}.{name}" for name in given} <= known
         assert config.model_dump()[section]
+
+
+@pytest.mark.parametrize("text", SNIPPETS)
+def test_every_snippet_of_the_documentation_is_read(tmp_path: Path, text: str) -> None:
+    """Settings that a page shows exist and go together."""
+    path = tmp_path / "snippet.toml"
+    path.write_text(text, encoding="utf-8")
+    load_config(path, REQUIRED)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_override_of_the_documentation_is_read(line: str) -> None:
+    """What a page gives to ``--set`` exists and goes together."""
+    words = shlex.split(line, comments=True)
+    overrides = [after for before, after in itertools.pairwise(words) if before == "--set"]
+    assert overrides
+    configured(*overrides)
