@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, overload, runtime_checkable
 
 from stepladder.errors import BackendError
-from stepladder.types import Problem, Step, Verdict
+from stepladder.types import Problem, Step, StopReason, Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,8 @@ class StepRequest:
     """0 is greedy decoding: all samples are then equal, so ask for one."""
     max_step_tokens: int = 256
     """Cap on the tokens of one step."""
+    question: str = ""
+    """The question, where it is known: a box that it holds already is no final answer when a step repeats it."""
     max_steps: int = 1
     """Steps per sample: 1 stops at the first step boundary; more goes on to the end of the solution, at most this many steps."""
 
@@ -129,6 +131,22 @@ class Verifier(Protocol):
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order."""
         ...
+
+
+def answer_of(renderer: Renderer, steps: Sequence[Step], before: str = "") -> str | None:
+    """Return the final answer of a solution; None if it did not end by itself, or states none.
+
+    A solution that was cut in the middle has no answer, even where the text so far states one: it might have gone on to another.
+
+    Args:
+        renderer: Reads the answer.
+        steps: The last steps of the solution, at least one.
+        before: Text of the steps before them.
+    """
+    last = steps[-1]
+    if last.stop_reason != StopReason.END or not last.token_ids:
+        return None
+    return renderer.extract_answer(before + "".join([step.text for step in steps]))
 
 
 @overload

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from stepladder.interfaces import Policy, StepRequest, StepResult, collect_all
+from stepladder.interfaces import Policy, StepRequest, StepResult, answer_of, collect_all
 from stepladder.mcts.answer_rules import Choice
 from stepladder.tree_paths import path_to
-from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord, derive_seed
+from stepladder.types import Budget, Problem, SearchResult, TreeRecord, derive_seed
 
 KEPT_SHARES = (0.2, 0.3, 0.4, 0.5)
 """Shares of a solution's tokens that the second model is given."""
@@ -112,6 +112,7 @@ class Discriminator:
                 temperature=_TEMPERATURE,
                 max_step_tokens=self._budget.max_step_tokens,
                 max_steps=self._budget.max_depth,
+                question=problem.question,
             )
             for ticket, (text, beginning, share) in enumerate(begun)
         ]
@@ -127,9 +128,7 @@ class Discriminator:
     def _key_after(self, beginning: tuple[int, ...], finished: StepResult) -> str | None:
         (steps,) = finished.samples
         self.generated_tokens += sum(len(step.token_ids) for step in steps)
-        if steps[-1].stop_reason != StopReason.END:
-            return None
-        answer = self._renderer.extract_answer(self._renderer.decode(beginning) + "".join(step.text for step in steps))
+        answer = answer_of(self._renderer, steps, self._renderer.decode(beginning))
         return None if answer is None else self._key_of(answer)
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from stepladder.interfaces import Renderer
+from stepladder.interfaces import Renderer, answer_of
 from stepladder.mcts.answer_rules import AnswerTally, Choice
 from stepladder.mcts.expansion import Expansion
 from stepladder.mcts.qvalues import aggregate_scores
@@ -84,7 +84,7 @@ class FoundAnswers:
             # Siblings share all text but their own.
             if parent not in texts:
                 texts[parent] = table.path_text(parent)
-            answer = self._renderer.extract_answer(texts[parent] + table.steps[index].text)
+            answer = answer_of(self._renderer, (table.steps[index],), texts[parent])
             if answer is not None:
                 table.answers[index] = answer
 

@@ -7,7 +7,7 @@ rollouts. Once all of it is in, ``enter_nodes`` in wave order and ``settle_waves
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander
@@ -161,8 +161,10 @@ class ProblemSearch:
     def request(self, ticket: int, expansion: Expansion, rollout: Rollout | None) -> StepRequest:
         """Return what the policy is asked for an expansion, or for one of its rollouts."""
         if rollout is None or self.rollouts is None:
-            return self.expander.request(ticket, expansion)
-        return self.rollouts.request(ticket, expansion, rollout)
+            asked = self.expander.request(ticket, expansion)
+        else:
+            asked = self.rollouts.request(ticket, expansion, rollout)
+        return replace(asked, question=self.problem.question)
 
     def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
         """Take in the samples of a rollout and return what has to be scored.

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stepladder.interfaces import Renderer, StepRequest
+from stepladder.interfaces import Renderer, StepRequest, answer_of
 from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, as_failed
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.search_method import SearchMethod
@@ -80,9 +80,7 @@ class RolloutValuer:
         for steps in samples:
             rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
             rollout.steps += [step if step.token_ids else as_failed(step) for step in steps]
-            ended = steps[-1].stop_reason == StopReason.END and steps[-1].token_ids
-            solution = text + "".join([step.text for step in steps])
-            rollout.answers.append(self._renderer.extract_answer(solution) if ended else None)
+            rollout.answers.append(answer_of(self._renderer, steps, text))
         rollout.scores = [None] * len(rollout.steps)
         self._spending.num_rolled_out += len(samples)
         self._spending.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])

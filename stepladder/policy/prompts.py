@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from stepladder.boxes import boxed_answer, boxes
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.lm.chat import prints_date, render_chat, today, turn_end
@@ -38,8 +39,9 @@ class StepFormat:
     """Prompt text (the user's message with ``chat``); every ``{question}`` is replaced, other braces are text. Worked examples go here."""
     step_end: str = "\n"
     """Text that closes a step; a step ends at the token that completes it."""
-    answer_pattern: str = r"\\boxed\{(.*)\}"
-    """Regular expression whose first group is the final answer. A step in which it matches ends the solution; the last match counts."""
+    answer_pattern: str | None = None
+    r"""Regular expression whose first group is the final answer; the last match counts. None reads the last ``\boxed{}`` with balanced
+    braces. A step that states an answer ends the solution."""
     chat: bool = False
     """Whether the prompt goes through the tokenizer's chat template."""
     system: str | None = None
@@ -52,27 +54,36 @@ class StepFormat:
             raise ConfigError(f"prompt_template: must contain {_PLACEHOLDER!r}: got {self.prompt_template!r}")
         if not self.step_end:
             raise ConfigError("step_end: must not be empty: without a boundary there are no steps")
+        self._check_pattern()
+        if self.system is not None and not self.chat:
+            raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
+        if self.date is not None and not _is_date(self.date):
+            raise ConfigError(f"date: must have the form YYYY-MM-DD: got {self.date!r} -- correct it, or leave it out for today")
+
+    def _check_pattern(self) -> None:
+        if self.answer_pattern is None:
+            return
         try:
             groups = re.compile(self.answer_pattern).groups
         except re.error as error:
             raise ConfigError(f"answer_pattern: must be a regular expression: got {self.answer_pattern!r}: {error}") from error
         if groups < 1:
             raise ConfigError(f"answer_pattern: must have a group that holds the answer: got {self.answer_pattern!r} -- add parentheses")
-        if self.system is not None and not self.chat:
-            raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
-
-        if self.date is not None and not _is_date(self.date):
-            raise ConfigError(f"date: must have the form YYYY-MM-DD: got {self.date!r} -- correct it, or leave it out for today")
 
     def extract_answer(self, text: str) -> str | None:
-        """Return what the last match of the answer pattern captured, without surrounding blanks; None without a match or when empty."""
+        """Return what the last box holds, or the last match of the answer pattern captured, without surrounding blanks; None if nothing."""
+        if self.answer_pattern is None:
+            return boxed_answer(text)
         matches = list(re.finditer(self.answer_pattern, text))
         answer = (matches[-1].group(1) or "").strip() if matches else ""
         return answer or None
 
-    def is_final(self, step_text: str) -> bool:
-        """Say whether a step states the final answer, which ends the solution."""
-        return self.extract_answer(step_text) is not None
+    def is_final(self, step_text: str, question: str = "") -> bool:
+        """Say whether a step states the final answer, which ends the solution; a box that the question holds already states none."""
+        answer = self.extract_answer(step_text)
+        if answer is None or self.answer_pattern is not None or not question:
+            return answer is not None
+        return all(box.content != answer for box in boxes(question))
 
     def save(self, directory: str | Path) -> None:
         """Write the format into a model directory."""

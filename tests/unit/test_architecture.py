@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings"}
+BASE = {"errors", "types", "boxes", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
     "types": set(),
+    "boxes": set(),
     "files": {"errors"},
     "digests": set(),
     "locks": {"errors"},

@@ -5,6 +5,8 @@ in a message is the line an editor shows.
 """
 
 import json
+import logging
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,9 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stepladder.boxes import boxed_answer, boxes
+from stepladder.data.grading.answers import unreadable_reason
+from stepladder.data.grading.rules import AnswerRule
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.types import LabelledProblem, Problem, derive_seed
+
+_LOG = logging.getLogger(__name__)
 
 
 class SourceRow(NamedTuple):
@@ -49,12 +56,14 @@ def load_problems(
     question_field: str = "question",
     answer_field: str = "answer",
     answer_pattern: str | None = None,
+    rule: AnswerRule | str | None = None,
+    drop_unreadable: bool = False,
     subset: str | None = None,
     split: str = "train",
     allow_unlabelled: bool = False,
     limit: int | None = None,
 ) -> list[LabelledProblem]:
-    """Read problems with their reference answers, in source order.
+    r"""Read problems with their reference answers, in source order.
 
     Args:
         source: ``*.jsonl`` or ``*.parquet`` file; anything else is a Hugging Face data set: a directory or a hub id.
@@ -62,27 +71,45 @@ def load_problems(
             ``<data set name>-<split>-<row>`` for data sets; they are stable as long as the rows are not reordered.
         question_field: Field of the question.
         answer_field: Field of the reference answer, a string or a number.
-        answer_pattern: Regular expression with one group that reads the answer out of that field; its last match counts.
+        answer_pattern: Regular expression with one group that reads the answer out of that field; its last match counts. None reads the
+            last ``\boxed{}`` of a field that has one, and takes any other field as it stands.
+        rule: Grading rule under which every reference answer must be one that some answer can equal; None asks for nothing.
+        drop_unreadable: Drop problems whose reference breaks that, and log their number and the first one's place and reason.
         subset: Configuration name of a Hugging Face data set; not for files.
         split: Split of a Hugging Face data set; files have no splits and ignore it.
         allow_unlabelled: Accept rows without an answer; it is then the empty string, which no verifier accepts.
         limit: Read at most this many problems; None reads all.
 
     Raises:
-        DataFormatError: If the source is missing, empty or malformed, or two problems share an id; the message names the row.
+        DataFormatError: If the source is missing, empty or malformed, two problems share an id, or no answer can equal a reference
+            answer; the message names the row.
         ConfigError: If ``answer_pattern`` is no regular expression with exactly one group.
     """
     pattern = None if answer_pattern is None else _answer_regex(answer_pattern)
     problems: list[LabelledProblem] = []
     places: dict[str, str] = {}
+    unreadable: list[str] = []
     for row in islice(source_rows(str(source), subset=subset, split=split), limit):
         problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
         _claim_id(problem.id, row.place, places)
         answer = _answer(row, answer_field, pattern=pattern, allow_unlabelled=allow_unlabelled)
-        problems.append(LabelledProblem(problem=problem, answer=answer))
+        reason = unreadable_reason(answer, rule) if rule is not None and answer else None
+        if reason is None:
+            problems.append(LabelledProblem(problem=problem, answer=answer))
+        else:
+            unreadable.append(f"{row.place}: no answer can equal the reference {_shown(answer)} under rule {str(rule)!r}: {reason}")
+    if unreadable:
+        _report_unreadable(unreadable, num_rows=len(places), drop=drop_unreadable)
     if not problems:
         raise DataFormatError(f"{source}: must hold at least one problem: got none -- check that this is the right file")
     return problems
+
+
+def _report_unreadable(unreadable: list[str], *, num_rows: int, drop: bool) -> None:
+    counted = f"{unreadable[0]} ({len(unreadable)} of {num_rows} rows are like this)"
+    if not drop:
+        raise DataFormatError(f"{counted} -- correct them, or set problems.unreadable to 'drop'")
+    _LOG.warning("%s -- dropped", counted)
 
 
 def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
@@ -293,6 +320,12 @@ def _check_unicode(row: SourceRow, field: str, value: str) -> None:
 
 def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:
     value = row.fields.get(field)
+    if isinstance(value, float) and not math.isfinite(value):
+        if allow_unlabelled:
+            return ""
+        raise DataFormatError(
+            f"{row.place}: field {field!r} must be a finite number: got {value!r}, which is how a gap is often written -- drop the row"
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
@@ -303,7 +336,7 @@ def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allo
         )
     _check_unicode(row, field, value)
     if pattern is None:
-        return value.strip()
+        return _boxed_or_whole(row, field, value, allow_unlabelled=allow_unlabelled)
     found = [match.group(1).strip() for match in pattern.finditer(value) if match.group(1)]
     if found and found[-1]:
         return found[-1]
@@ -312,6 +345,15 @@ def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allo
     raise DataFormatError(
         f"{row.place}: field {field!r} must match answer_pattern {pattern.pattern!r}: got {_shown(value)} -- correct the row or the pattern"
     )
+
+
+def _boxed_or_whole(row: SourceRow, field: str, value: str, *, allow_unlabelled: bool) -> str:
+    if not any(True for _ in boxes(value)):
+        return value.strip()
+    answer = boxed_answer(value)
+    if answer is None and not allow_unlabelled:
+        raise DataFormatError(f"{row.place}: field {field!r} must state an answer in its last box: got {_shown(value)} -- correct the row")
+    return answer or ""
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from stepladder.boxes import closing_brace
+
 MAX_CHARS = 1000
 """Longer answers are unreadable under ``math``: a final answer is short."""
 
@@ -103,26 +105,12 @@ def unwrap(text: str) -> str:
                 inner = middle.strip()
                 break
         box = _BOX.match(inner)
-        if box and matching_brace(inner, box.end()) == len(inner):
+        if box and closing_brace(inner, box.end()) == len(inner):
             inner = inner[box.end() : -1].strip()
         if inner == text:
             break
         text = inner
     return text
-
-
-def matching_brace(text: str, start: int) -> int | None:
-    r"""Return the place after the ``}`` that closes a ``{`` before ``start``; None if it stays open. Escaped braces do not count."""
-    depth = 1
-    for match in _BRACE.finditer(text, start):
-        if len(match[0]) == 1:
-            depth += 1 if match[0] == "{" else -1
-            if depth == 0:
-                return match.end()
-    return None
-
-
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def plain_notation(text: str) -> str:
@@ -165,7 +153,7 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 def _without_boxes(text: str) -> str:
     for _ in range(20):
         box = _BOX.search(text)
-        end = matching_brace(text, box.end()) if box else None
+        end = closing_brace(text, box.end()) if box else None
         if box is None or end is None:
             break
         text = f"{text[: box.start()]} {text[box.end() : end - 1]} {text[end:]}"
@@ -233,7 +221,7 @@ def _scan(text: str, start: int, end: int, tokens: list[Token], *, upright: bool
             spaced = True
             continue
         if kind == "upright":
-            closing = matching_brace(text, place)
+            closing = closing_brace(text, place)
             if closing is None or closing > end:
                 raise NotationError("a brace is not closed")
             before = len(tokens)

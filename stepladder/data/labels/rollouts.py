@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stepladder.data.labels.values import gather_evidence
 from stepladder.errors import ConfigError
-from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier
+from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier, answer_of
 from stepladder.tree_paths import path_to
 from stepladder.types import Failures, Problem, Step, StopReason, TreeRecord, derive_seed
 
@@ -91,6 +91,7 @@ def estimate_prefixes(
                 temperature=temperature,
                 max_step_tokens=max_step_tokens,
                 max_steps=max_steps,
+                question=problem.question,
             )
             for ticket, (problem, token_ids) in enumerate(prefixes)
         ]
@@ -102,7 +103,8 @@ def estimate_prefixes(
         for result in results:
             place, samples = result.ticket, [sample for sample in result.samples if sample]
             tokens[place] = sum(len(step.token_ids) for sample in samples for step in sample)
-            answers[place] = [renderer.extract_answer(sample[-1].text) for sample in samples if not _failed(sample)]
+            # A prefix states no answer, so the text of the rollout is enough to read it.
+            answers[place] = [answer_of(renderer, sample) for sample in samples if not _failed(sample)]
             failures[place] = Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)])
     asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
     verdicts = iter(verifier.grade(asked))

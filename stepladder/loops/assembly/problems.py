@@ -36,6 +36,8 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
         question_field=config.question_field,
         answer_field=config.answer_field,
         answer_pattern=config.answer_pattern,
+        rule=config.rule,
+        drop_unreadable=config.unreadable == "drop",
         subset=config.subset,
         split=split,
         limit=limit,

@@ -45,7 +45,8 @@ class ProblemsConfig(Section):
     answer_field: str = "answer"
     """Field that holds the reference answer."""
     answer_pattern: str | None = None
-    """Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``)."""
+    r"""Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``); None reads the last
+    ``\boxed{}`` of a field that has one, and takes any other field as it stands."""
     subset: str | None = None
     """Configuration name of a Hugging Face data set (GSM8K: ``main``); None for files."""
     train_split: str = "train"
@@ -60,6 +61,8 @@ class ProblemsConfig(Section):
     """Use at most this many test problems."""
     rule: Literal["exact", "number", "math"] = "math"
     """Grading rule: same text, same number, or mathematically equivalent."""
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """What to do with problems whose reference answer no answer can equal: stop with the first one's place, or leave them out."""
     grading: GradingConfig = GradingConfig()
     """Options of rule ``math``."""
     deadline_s: float = Field(default=5.0, gt=0)
@@ -73,8 +76,9 @@ class FormatConfig(Section):
     """Prompt text; ``{question}`` is replaced."""
     step_end: str = "\n"
     """Text that closes a step."""
-    answer_pattern: str = r"\\boxed\{(.*)\}"
-    """Regular expression with one group that reads the final answer out of a step; such a step ends the solution."""
+    answer_pattern: str | None = None
+    r"""Regular expression with one group that reads the final answer out of a step; None reads the last ``\boxed{}``, braces balanced.
+    A step with an answer ends the solution."""
     chat: bool = False
     """Render the prompt with the tokenizer's chat template."""
     system: str | None = None

@@ -107,16 +107,17 @@ class StepRules:
             return bool(self.boundary.closes[token])
         return self.boundary.completes(np.asarray(step_ids))
 
-    def stop_reason(self, text: str, *, at_end: bool, closed: bool, starved: bool) -> StopReason:
+    def stop_reason(self, text: str, *, question: str, at_end: bool, closed: bool, starved: bool) -> StopReason:
         """Return why a step ended.
 
         Args:
             text: The step.
+            question: The question, or nothing where it is not known.
             at_end: Whether its last token ends the sequence.
             closed: Whether its last token completes the text that closes it.
             starved: Whether more steps are wanted and the context has no room for them.
         """
-        if at_end or (closed and self.format.is_final(text)):
+        if at_end or (closed and self.format.is_final(text, question)):
             return StopReason.END
         return StopReason.LENGTH if starved or not closed else StopReason.STEP
 
@@ -127,6 +128,7 @@ class OpenSample:
     def __init__(self, rules: StepRules, request: StepRequest, *, context: int) -> None:
         """Begin a sample of a request that is not refused; ``context`` is what the model can hold, in tokens."""
         self._rules = rules
+        self._question = request.question
         self._step_cap, self._max_steps = request.max_step_tokens, request.max_steps
         self.room = context - len(request.prefix_ids)
         """Tokens that fit behind the prefix, >= 1."""
@@ -193,6 +195,6 @@ class OpenSample:
     def _end_step(self, *, at_end: bool, closed: bool) -> None:
         text = self._rules.text.decode(self._ids)
         starved = len(self.steps) + 1 < self._max_steps and self._count >= self.room
-        reason = self._rules.stop_reason(text, at_end=at_end, closed=closed, starved=starved)
+        reason = self._rules.stop_reason(text, question=self._question, at_end=at_end, closed=closed, starved=starved)
         self.steps.append(Step(token_ids=tuple(self._ids), logps=tuple(self._logps), text=text, stop_reason=reason))
         self._ids, self._logps = [], []

@@ -337,7 +337,8 @@ class TransformersPolicy:
         """Record a step and say whether its lane is finished."""
         state, row = self._lanes, self._running[at[0]]
         goes_on = state.steps_left[at] > 1
-        reason = self._rules.stop_reason(text, at_end=at_end, closed=closed, starved=bool(goes_on and state.count[at] >= state.room[at[0]]))
+        starved = bool(goes_on and state.count[at] >= state.room[at[0]])
+        reason = self._rules.stop_reason(text, question=row.job.request.question, at_end=at_end, closed=closed, starved=starved)
         logps = state.logps[at][state.step_begin[at] : state.count[at]].tolist()
         step = Step(token_ids=tuple(ids), logps=tuple(logps), text=text, stop_reason=reason)
         row.job.steps[row.first_sample + at[1]].append(step)

@@ -75,6 +75,25 @@ def test_the_last_match_is_the_answer(text, answer):
     assert GSM8K.is_final(text) is (answer is not None)
 
 
+def test_boxes_are_read_by_default():
+    """Braces are balanced, the last box counts, and neither blanks nor a box that the question holds end a solution."""
+    default = StepFormat()
+    assert default.extract_answer("So $\\boxed{\\frac{1}{2}}$, since $2^{2}=4$.") == "\\frac{1}{2}"
+    assert default.is_final("It is \\boxed{7}.\n")
+    assert not default.is_final("Put it into \\boxed{}.\n")
+    question = "Let \\boxed{n} be the sum of the factors of n. Find \\boxed{20}."
+    assert not default.is_final("We want \\boxed{20}.\n", question)
+    assert default.is_final("So it is \\boxed{42}.\n", question)
+    assert GSM8K.is_final("#### 20", question)
+
+
+def test_a_pattern_of_old_files_is_kept(tmp_path):
+    """A format saved with its pattern reads by that pattern; one without reads boxes."""
+    for pattern in (None, "= (.*)"):
+        StepFormat(answer_pattern=pattern).save(tmp_path)
+        assert StepFormat.load(tmp_path).answer_pattern == pattern
+
+
 def test_written_solutions_become_steps_that_end_as_sampled_ones():
     """Every step ends at a token; a final answer is closed with the boundary; any other end gets end-of-sequence."""
     tokenizer = tiny_tokenizer("bytes", add_bos=True)
@@ -305,4 +324,5 @@ def test_hashes_of_stored_runs_have_not_changed():
     tokenizer = tiny_tokenizer("bytes")
     assert PromptRenderer(tokenizer, GSM8K).hash == "c9d6ea72f1f93bd2"
     tokenizer.chat_template = CHAT
-    assert PromptRenderer(tokenizer, StepFormat(chat=True, system="Think.")).hash == "c634f2dcf0ba0569"
+    stored = StepFormat(chat=True, system="Think.", answer_pattern=r"\\boxed\{(.*)\}")
+    assert PromptRenderer(tokenizer, stored).hash == "c634f2dcf0ba0569"

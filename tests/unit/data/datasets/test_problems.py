@@ -221,3 +221,38 @@ def test_impossible_splits_are_refused():
         split_problems(twins, held_out=4, seed=0)
     with pytest.raises(ConfigError, match="no choice of whole questions has exactly 3"):
         split_problems(twins, held_out=3, seed=0)
+
+
+def test_answers_are_read_out_of_boxes_by_default(tmp_path):
+    """A written solution as the answer field gives its last box; any other text is the answer itself."""
+    path = write(tmp_path, [("a", "So $x = \\boxed{\\frac{1}{2}}$ as $2^{2}=4$."), ("b", "\\boxed{1}, \\boxed{2}"), ("c", "4")])
+    assert [labelled.answer for labelled in load_problems(path)] == ["\\frac{1}{2}", "1, 2", "4"]
+    path = write(tmp_path, [("a", "so \\boxed{4")])
+    with pytest.raises(DataFormatError, match=r"p\.jsonl:1: field 'answer' must state an answer in its last box"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(("answer", "reason"), [("5 6", "side by side"), ("\\frac{{{", "not closed"), ("x" * 1200, "longer than")])
+def test_references_that_nothing_can_equal_are_refused_before_any_work(tmp_path, caplog, answer, reason):
+    """The first one is named with its reason and their number; they can be dropped instead, which is logged."""
+    path = write(tmp_path, [("a", "1"), ("b", answer), ("c", answer), ("d", "\\text{yes}")])
+    with pytest.raises(DataFormatError, match=rf"p\.jsonl:2: no answer can equal .* under rule 'math': .*{reason}.*\(2 of 4 rows"):
+        load_problems(path, rule="math")
+    assert [labelled.problem.id for labelled in load_problems(path, rule="math", drop_unreadable=True)] == ["a", "d"]
+    assert "2 of 4 rows are like this) -- dropped" in caplog.text
+    assert len(load_problems(path)) == 4, "without a rule nothing is known about answers"
+
+
+@pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity"])
+def test_gaps_are_refused(tmp_path, gap):
+    """A missing number, which pandas writes as NaN, is no answer."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"id": "a", "question": "q", "answer": {gap}}}\n')
+    with pytest.raises(DataFormatError, match=r"p\.jsonl:1: field 'answer' must be a finite number: got -?(nan|inf)"):
+        load_problems(path)
+
+
+def write(directory: Path, answers: list[tuple[str, str]]) -> Path:
+    path = directory / "p.jsonl"
+    path.write_text("".join(json.dumps({"id": id, "question": f"q {id}", "answer": answer}) + "\n" for id, answer in answers))
+    return path

@@ -79,6 +79,14 @@ def test_rollouts_from_every_prefix_are_counted():
         estimate_prefixes(alone, Renderer(), IsFive(), [], num_rollouts=0, seed=0)
 
 
+def test_a_rollout_that_was_cut_is_not_right():
+    """Its text states the right answer, but it did not end: the search calls it wrong, and so do the targets."""
+    for reason, right in ((StopReason.END, 3), (StopReason.LENGTH, 0), (StopReason.STEP, 0)):
+        policy = ScriptedPolicy(lambda *_, reason=reason: Step(token_ids=(8,), logps=(0.0,), text="=5", stop_reason=reason))
+        (estimate,) = estimate_prefixes(policy, Renderer(), IsFive(), [Prefix(PROBLEM, ())], num_rollouts=3, seed=0, max_steps=1)
+        assert (estimate.right, estimate.total) == (right, 3)
+
+
 def test_halving_finds_every_first_error_with_few_questions():
     """For solutions of all lengths at once, every place of the error and none: at most ceil(log2(n + 1)) questions of each."""
     cases = [(length, error) for length in (0, 1, 2, 3, 8, 13) for error in [*range(length), None]]
