@@ -30,11 +30,13 @@ from stepladder.loops.assembly.devices import num_workers
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_solved
 from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.results import AnswerMethod, RoundRow
 from stepladder.loops.runs.workers import Task, worker_pool
-from stepladder.loops.stages import figures as evaluate
-from stepladder.loops.stages import jobs
-from stepladder.loops.stages.round import RoundContext
+from stepladder.loops.stages.context import Models, RoundContext
+from stepladder.loops.stages.evaluate import EvaluationKind, evaluate_shard
+from stepladder.loops.stages.train_policy import warm_up_policy
 from stepladder.prm.new_models import initialise_prm
 
 
@@ -50,12 +52,12 @@ def evolve(root: Path, seed: int, *settings: str) -> RunDir:
     return load_run(root)
 
 
-def policy_updates(rows: list[dict[str, Any]]) -> int:
+def policy_updates(rows: list[RoundRow]) -> int:
     """Updates that the policies of all rounds got after the warm-up."""
-    return sum(stage["updates"] for row in rows if row["round"] for stage in row["training"]["policy"].values())
+    return sum(summary.updates for row in rows if row.round for summary in row.training.policy.stages.values())
 
 
-def more_warm_up(context: RoundContext, rows: list[dict[str, Any]]) -> float:
+def more_warm_up(context: RoundContext, rows: list[RoundRow]) -> float:
     """Greedy test accuracy after further training on the warm-up solutions."""
     config, out = context.config, context.run.root / "controls" / "more-warm-up"
     if not (out / "policy").exists():
@@ -68,40 +70,39 @@ def more_warm_up(context: RoundContext, rows: list[dict[str, Any]]) -> float:
             }
         )
         solutions = Path(config.warmup.solutions or "")
-        arguments = {"config": control, "solutions": solutions, "out": out / "policy", "stage": "more warm-up"}
-        context.work([Task(function=jobs.warm_up, arguments=arguments)], {"more warm-up": None})
-    return accuracy(
-        context, jobs.Models(policy=str(out / "policy"), prm=None, provenance=context.models(0, 0, None).provenance), "greedy", out
-    )
+        task = Task.of(warm_up_policy, config=control, solutions=solutions, out=out / "policy", stage="more warm-up")
+        context.work([task], {"more warm-up": None})
+    models = Models(policy=str(out / "policy"), prm=None, provenance=context.models(0, 0, None).provenance)
+    return accuracy(context, models, "greedy", out)
 
 
-def random_scorer(context: RoundContext, row: dict[str, Any]) -> float:
+def random_scorer(context: RoundContext, row: RoundRow) -> float:
     """Test accuracy of a round's search with an untrained value head in place of the PRM."""
-    out = context.run.root / "controls" / f"random-scorer-{row['round']}"
-    policy = context.run.policy_source(row["policy_version"], context.config)
+    out = context.run.root / "controls" / f"random-scorer-{row.round}"
+    policy = context.run.policy_source(row.policy_version, context.config)
     if not (out / "prm").exists():
-        model, spec = initialise_prm(policy, renderer_hash=build_renderer(context.config, policy).hash, seed=row["round"], device="cpu")
+        model, spec = initialise_prm(policy, renderer_hash=build_renderer(context.config, policy).hash, seed=row.round, device="cpu")
         # The head starts near zero, where all scores are alike; wider, it tells steps apart, at random.
         model.score.weight.data *= 100.0
         with atomic_directory(out / "prm") as temporary:
             model.save_pretrained(temporary)
             load_tokenizer(policy).save_pretrained(temporary)
             spec.save(temporary)
-    provenance = context.models(row["round"], row["policy_version"], row["round"]).provenance
-    return accuracy(context, jobs.Models(policy=policy, prm=str(out / "prm"), provenance=provenance), "search", out)
+    provenance = context.models(row.round, row.policy_version, row.round).provenance
+    return accuracy(context, Models(policy=policy, prm=str(out / "prm"), provenance=provenance), "search", out)
 
 
-def accuracy(context: RoundContext, models: jobs.Models, kind: str, out: Path) -> float:
+def accuracy(context: RoundContext, models: Models, kind: EvaluationKind, out: Path) -> float:
     """Evaluate models on the test problems."""
     folder, stage, tasks = out / "evaluation", f"control {out.name}", []
     for index, problems in enumerate(context.shards("test")):
         shard = folder / f"shard-{index:04d}.json"
         if not shard.exists():
-            arguments = {"config": context.config, "models": models, "problems": problems, "kind": kind, "out": shard, "stage": stage}
-            tasks.append(Task(function=jobs.evaluate_shard, arguments=arguments))
+            task = Task.of(evaluate_shard, config=context.config, models=models, problems=problems, kind=kind, out=shard, stage=stage)
+            tasks.append(task)
     context.work(tasks, {stage: len(context.problems["test"])})
-    rows = evaluate.read_rows(folder)
-    return sum(row["correct"] for row in rows) / len(rows)
+    rows = [row for shard in evaluation_shards(folder) for row in read_solved(shard)]
+    return sum(row.correct for row in rows) / len(rows)
 
 
 def clean_share(run: RunDir, number: int, seed: int) -> float | None:
@@ -117,10 +118,8 @@ def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
     run = evolve(root / f"seed-{seed}", seed)
     rows = run.rows()
     config = run.config()
-    searched = [row["search"] for row in rows if row["search"]]
-    tokens = sum(search["generated_tokens"] + search["rollout_tokens"] for search in searched) / sum(
-        search["problems"] for search in searched
-    )
+    searched = [row.search for row in rows if row.search is not None]
+    tokens = sum(search.generated_tokens + search.rollout_tokens for search in searched) / sum(search.problems for search in searched)
     star_settings = [
         "search.method=majority",
         "search.options={}",
@@ -134,26 +133,33 @@ def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
     with worker_pool(num_workers(config), threads=config.run.threads) as pool:
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=ProgressDisplay())
         control = more_warm_up(context, rows)
+        controls = [control if row.round == len(rows) - 1 else None for row in rows]
         return [
-            {
-                "seed": seed,
-                "round": row["round"],
-                "pass_at_1": row["policy_pass_at_1"],
-                "interval": row["policy_pass_at_1_interval"],
-                "more_warm_up": control if row["round"] == len(rows) - 1 else None,
-                "star": star_row["policy_pass_at_1"],
-                "search": row["search_accuracy"],
-                "random_scorer": random_scorer(context, row) if row["round"] else None,
-                "majority": row["majority_accuracy"],
-                "best_of_n": row["best_of_n_accuracy"],
-                "weighted_vote": row["weighted_vote_accuracy"],
-                "auc": row["prm_within_problem_auc"],
-                "clean": clean_share(run, row["round"], seed) if row["round"] else None,
-                "tokens": row["tokens_per_problem"],
-                "accepted": row["accepted"],
-            }
-            for row, star_row in zip(rows, star.rows(), strict=True)
+            round_entry(context, row, star_row, more_warm_up=last, seed=seed)
+            for row, star_row, last in zip(rows, star.rows(), controls, strict=True)
         ]
+
+
+def round_entry(context: RoundContext, row: RoundRow, star: RoundRow, *, more_warm_up: float | None, seed: int) -> dict[str, Any]:
+    """Return what the table says of a round."""
+    measured = {method: found.value for method in AnswerMethod if (found := row.test.accuracy(method)) is not None}
+    return {
+        "seed": seed,
+        "round": row.round,
+        "pass_at_1": measured.get(AnswerMethod.POLICY),
+        "interval": None if row.test.pass_at_1 is None else row.test.pass_at_1.interval,
+        "more_warm_up": more_warm_up,
+        "star": None if star.test.pass_at_1 is None else star.test.pass_at_1.value,
+        "search": measured.get(AnswerMethod.SEARCH),
+        "random_scorer": random_scorer(context, row) if row.round else None,
+        "majority": measured.get(AnswerMethod.MAJORITY),
+        "best_of_n": measured.get(AnswerMethod.BEST_OF_N),
+        "weighted_vote": measured.get(AnswerMethod.WEIGHTED_VOTE),
+        "auc": row.test.pool.prm_within_problem_auc,
+        "clean": clean_share(context.run, row.round, seed) if row.round else None,
+        "tokens": None if row.test.search is None else row.test.search.tokens_per_problem,
+        "accepted": row.accepted,
+    }
 
 
 def render(entries: list[dict[str, Any]]) -> str:

@@ -1,14 +1,32 @@
 """Run directories written by hand, as a run writes them: plausible figures, small trees, no model."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.metrics.answers import Interval, PairedComparison
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
+from stepladder.loops.runs.evaluation_rows import SolvedRow, write_rows
+from stepladder.loops.runs.results import (
+    SAMPLING_METHODS,
+    Accuracy,
+    AnswerMethod,
+    EqualTokenFigures,
+    EvaluationTokens,
+    LabelCounts,
+    PolicyTraining,
+    PoolFigures,
+    RoundRow,
+    RoundTraining,
+    RowCounts,
+    SamplingFigures,
+    SearchFigures,
+    SplitFigures,
+    TrainingSummary,
+)
 from stepladder.types import Provenance, TreeRecord
 
 HOSTILE = '4 1 7 2 : a c <script>alert("x")</script> </textarea> & <!-- \u2028 f é 問題'
@@ -89,37 +107,65 @@ def tree(
     )
 
 
-def split(
-    *, policy: float, search: float, majority: float, best_of_n: float | None, vote: float | None, auc: float | None
-) -> dict[str, Any]:
-    """Return a split's figures; without a PRM, accuracies that need its scores are None and their curves 0, as evaluated."""
-    values = {"search": search, "majority": majority, "best_of_n": best_of_n, "weighted_vote": vote}
-    figures: dict[str, Any] = {"problems": 300, "tokens": {"greedy": 300 * 28, "samples": 300 * 16 * 28, "search": 300 * 112}}
-    figures |= {
-        "pass_at_1": policy,
-        "pass_at_1_interval": interval(policy),
-        "num_samples": 16,
-        "sampled_pass_at_1": policy,
-        "pass_at_k": 0.9,
+def split(*, policy: float, search: float, majority: float, best_of_n: float | None, vote: float | None, auc: float | None) -> SplitFigures:
+    """Return a split's figures; without a PRM, methods that need its scores were not measured."""
+    values = {
+        AnswerMethod.SEARCH: search,
+        AnswerMethod.MAJORITY: majority,
+        AnswerMethod.BEST_OF_N: best_of_n,
+        AnswerMethod.WEIGHTED_VOTE: vote,
     }
-    figures |= {"answer_entropy": 1.1, "prm_within_problem_auc": auc, "prm_pooled_auc": auc and auc + 0.05}
-    figures |= {"prm_brier": auc and 0.17, "best_prm_within_problem_auc": None}
-    figures |= {"search_tokens_per_problem": 112.0, "sampling_tokens_per_problem": 108.0}
-    for name, value in values.items():
-        figures |= {f"{name}_accuracy": value, f"{name}_accuracy_interval": None if value is None else interval(value)}
-    budgets = (7, 14, 28, 56, 112)
-    shapes = {"search": (0.0, 0.2, 0.5, 0.8, 1.0), "majority": (0.7, 0.7, 0.7, 0.9, 1.0), "weighted_vote": (0.7, 0.75, 0.8, 0.9, 1.0)}
-    shapes["best_of_n"] = (0.9, 0.95, 1.1, 1.2, 1.0)
-    figures["curves"] = {
-        name: [[tokens, (values[name] or 0.0) * factor] for tokens, factor in zip(budgets, shape, strict=True)]
-        for name, shape in shapes.items()
+    shapes = {
+        AnswerMethod.SEARCH: (0.0, 0.2, 0.5, 0.8, 1.0),
+        AnswerMethod.MAJORITY: (0.7, 0.7, 0.7, 0.9, 1.0),
+        AnswerMethod.BEST_OF_N: (0.9, 0.95, 1.1, 1.2, 1.0),
+        AnswerMethod.WEIGHTED_VOTE: (0.7, 0.75, 0.8, 0.9, 1.0),
     }
-    return figures
+    paired = PairedComparison(difference=0.1, interval=Interval(0.05, 0.15), num_better=40, num_worse=10, p_value=0.001)
+    return SplitFigures(
+        problems=300,
+        tokens=EvaluationTokens(greedy=300 * 28, samples=300 * 16 * 28, search=300 * 112),
+        pass_at_1=accuracy(policy),
+        pool=PoolFigures(
+            num_samples=16,
+            sampled_pass_at_1=policy,
+            pass_at_k=0.9,
+            answer_entropy=1.1,
+            prm_within_problem_auc=auc,
+            prm_pooled_auc=None if auc is None else auc + 0.05,
+            prm_brier=None if auc is None else 0.17,
+        ),
+        search=EqualTokenFigures(
+            accuracy=accuracy(search),
+            tokens_per_problem=112.0,
+            sampling_tokens_per_problem=108.0,
+            sampling={
+                method: None if (value := values[method]) is None else SamplingFigures(accuracy=accuracy(value), search_against=paired)
+                for method in SAMPLING_METHODS
+            },
+            curves={
+                method: tuple((tokens, value * factor) for tokens, factor in zip((7, 14, 28, 56, 112), shapes[method], strict=True))
+                for method, value in values.items()
+                if value is not None
+            },
+        ),
+    )
 
 
-def interval(value: float) -> list[float]:
-    """Return a made-up interval of plausible width."""
-    return [max(value - 0.05, 0.0), min(value + 0.05, 1.0)]
+def unmeasured() -> SplitFigures:
+    """Return the figures of a split that was not evaluated."""
+    return SplitFigures(problems=0, tokens=EvaluationTokens(greedy=0, samples=0, search=0))
+
+
+def accuracy(value: float) -> Accuracy:
+    """Return an accuracy with a made-up interval of plausible width."""
+    return Accuracy(value=value, interval=Interval(max(value - 0.05, 0.0), min(value + 0.05, 1.0)))
+
+
+SUMMARY = TrainingSummary(updates=90, rows=610, tokens=20_000, first_loss=1.234, last_loss=0.321, mean_loss=0.5, layout="trees")
+SEARCH = SearchFigures(
+    problems=400, solved=339, nodes=21_000, generated_tokens=96_000, policy_calls=5_000, scored_tokens=90_000, failed_steps=0
+)
 
 
 def row(
@@ -134,45 +180,36 @@ def row(
     accepted: bool = True,
     best_policy: int | None = None,
     pairs: int = 1204,
-) -> dict[str, Any]:
+) -> RoundRow:
     """Return a round's figures, as a finished round leaves them."""
     test = split(policy=policy, search=search, majority=majority, best_of_n=best_of_n, vote=vote, auc=auc)
-    kept = {"traces": 610, "pairs": pairs, "values": 3100}
-    summary = {"updates": 90, "rows": 610, "tokens": 20_000, "first_loss": 1.234, "last_loss": 0.321, "dropped_by_reason": {}}
-    reasons = {"traces": {"no right solution": 61}, "pairs": {"margin": 812, "both sides right": 40}, "values": {}}
-    return {
-        "round": number,
-        "accepted": accepted,
-        "accepted_reason": f"held-out pass@1 {policy:.3f}" if accepted else f"held-out pass@1 {policy:.3f} is below the best model's 0.640",
-        "prm_accepted": auc is not None,
-        "prm_accepted_reason": "no PRM was trained" if auc is None else f"held-out within-problem AUC {auc:.3f}",
-        "best_policy": number if best_policy is None else best_policy,
-        "best_prm": None if auc is None else number,
-        "policy_version": number,
-        "scorer_version": None if auc is None else number,
-        "policy_pass_at_1": policy,
-        "prm_within_problem_auc": auc,
-        "held_out": test,
-        "test": test,
-        "generated_tokens": 2_104_000 if number else 176_000,
-        "search": None
-        if number == 0
-        else {
-            "problems": 400,
-            "solved": 339,
-            "nodes": 21_000,
-            "generated_tokens": 96_000,
-            "policy_calls": 5_000,
-            "scored_tokens": 90_000,
-            "failed_steps": 0,
-        },
-        "labels": None if number == 0 else {kind: {"kept": kept[kind], "dropped_by_reason": reasons[kind]} for kind in kept},
-        "training": {"warmup": summary} if number == 0 else {"policy": {"sft": summary, "preference": summary}, "prm": summary},
-        "seconds": 63.4 + number,
-    }
+    labels = LabelCounts(
+        traces=RowCounts(kept=610, dropped_by_reason={"no right solution": 61}),
+        pairs=RowCounts(kept=pairs, dropped_by_reason={"margin": 812, "both sides right": 40}),
+        values=RowCounts(kept=3100),
+    )
+    later = RoundTraining(policy=PolicyTraining(sft=SUMMARY, preference=SUMMARY), prm=SUMMARY)
+    return RoundRow(
+        round=number,
+        accepted=accepted,
+        accepted_reason=f"held-out pass@1 {policy:.3f}" if accepted else f"held-out pass@1 {policy:.3f} is below the best model's 0.640",
+        prm_accepted=auc is not None,
+        prm_accepted_reason="no PRM was trained" if auc is None else f"held-out within-problem AUC {auc:.3f}",
+        best_policy=number if best_policy is None else best_policy,
+        best_prm=None if auc is None else number,
+        policy_version=number,
+        scorer_version=None if auc is None else number,
+        held_out=test,
+        test=test,
+        generated_tokens=2_104_000 if number else 176_000,
+        search=SEARCH if number else None,
+        labels=labels if number else None,
+        training=later if number else RoundTraining(policy=PolicyTraining(warmup=SUMMARY)),
+        seconds=63.4 + number,
+    )
 
 
-def full_rows() -> list[dict[str, Any]]:
+def full_rows() -> list[RoundRow]:
     """Return three rounds after the warm-up: two better ones, and a rejected one."""
     return [
         row(0, policy=0.167, search=0.21, majority=0.19),
@@ -182,12 +219,12 @@ def full_rows() -> list[dict[str, Any]]:
     ]
 
 
-def write_run(root: Path, rows: Sequence[dict[str, Any]], *, question: str = HOSTILE, settings: Config | None = None) -> RunDir:
+def write_run(root: Path, rows: Sequence[RoundRow], *, question: str = HOSTILE, settings: Config | None = None) -> RunDir:
     """Write a run directory: run.json, rounds with evaluations and trees, events."""
     run = open_run(root, settings or config())
     run.log_event("start", rounds=3, workers=2)
     for entry in rows:
-        number = entry["round"]
+        number = entry.round
         for stage, seconds in (("search", 21.5), ("label", 0.8), ("train", 24.0), ("evaluate", 17.3))[0 if number else 2 :]:
             run.log_event("stage_begin", round=number, stage=stage)
             run.log_event("stage_end", round=number, stage=stage, seconds=seconds + number)
@@ -200,24 +237,22 @@ def write_run(root: Path, rows: Sequence[dict[str, Any]], *, question: str = HOS
     return run
 
 
-def _write_evaluation(run: RunDir, entry: dict[str, Any], question: str) -> None:
+def _write_evaluation(run: RunDir, entry: RoundRow, question: str) -> None:
     folder, origin = (
-        run.round(entry["round"]) / "evaluation" / "test",
-        provenance(entry["round"], policy=entry["policy_version"], scorer=entry["scorer_version"]),
+        run.round(entry.round) / "evaluation" / "test",
+        provenance(entry.round, policy=entry.policy_version, scorer=entry.scorer_version),
     )
     ids = [f"test-{index}" for index in range(8)]
     trees = [tree(name, question=question if index == 0 else f"{index} 1 7 2 : a c f", origin=origin) for index, name in enumerate(ids)]
     # Of eight problems: 0-1 both right, 2-3 search alone, 4-5 policy alone, 6-7 none.
     right = [(True, True)] * 2 + [(True, False)] * 2 + [(False, True)] * 2 + [(False, False)] * 2
     searched = [
-        {"problem_id": name, "answer": "2714" if ok else "1001", "correct": ok, "tokens": 112, "anytime": []}
+        SolvedRow(problem_id=name, answer="2714" if ok else "1001", correct=ok, tokens=112, anytime=())
         for name, (ok, _) in zip(ids, right, strict=True)
     ]
     greedy = [
-        {"problem_id": name, "answer": "2714" if ok else "1002", "correct": ok, "tokens": 28}
-        for name, (_, ok) in zip(ids, right, strict=True)
+        SolvedRow(problem_id=name, answer="2714" if ok else "1002", correct=ok, tokens=28) for name, (_, ok) in zip(ids, right, strict=True)
     ]
-    for kind, graded in (("search", searched), ("greedy", greedy)):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        (folder / kind / "shard-0000.json").write_text(json.dumps({"rows": graded}))
+    write_rows(folder / "search" / "shard-0000.json", searched)
+    write_rows(folder / "greedy" / "shard-0000.json", greedy)
     write_trees(folder / "search" / "shard-0000.parquet", trees)

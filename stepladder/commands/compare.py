@@ -20,10 +20,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from stepladder.commands.compare_shard import compare_shard
 from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option, token_simulations
 from stepladder.data.metrics import answers as metrics
 from stepladder.errors import CheckpointError, ConfigError
@@ -32,21 +32,31 @@ from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
 from stepladder.loops.assembly.problems import build_problems, load_split
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.comparison_results import (
+    COMPARISON_SCHEMA_VERSION,
+    CellCosts,
+    CellFacts,
+    CellRow,
+    CellShard,
+    ComparisonFacts,
+    ComparisonResults,
+    MethodFigures,
+    ModelFacts,
+    Outcome,
+    ProblemsFacts,
+)
 from stepladder.loops.runs.directory import software
+from stepladder.loops.runs.json_records import read_json
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool, worker_pool
-from stepladder.loops.stages import jobs
+from stepladder.loops.stages.context import Models
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, LabelledProblem, Provenance
 
-SCHEMA_VERSION = 1
 REFERENCE = "greedy"
 """The method that is always run: what the policy does without any search."""
 DEFAULT_METHODS = ("mcts", "beam", "best-of-n", "weighted-vote", "majority")
-
-_OUTCOME = ("problem_id", "answer", "correct", "generated_tokens", "stop_reason")
-"""What ``results.json`` says of every search; the cells say more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +224,7 @@ def resolve_comparison(
     )
 
 
-def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: WorkerPool | None = None) -> dict[str, Any]:
+def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: WorkerPool | None = None) -> ComparisonResults:
     """Run the cells that are missing, write ``results.json``, and return what it holds.
 
     Args:
@@ -235,51 +245,53 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
             _fill(comparison, started, display)
     else:
         _fill(comparison, pool, display)
-    results = {**facts, **_summary(comparison)}
-    atomic_write_text(comparison.out / "results.json", json.dumps(results) + "\n")
+    results = _results(comparison, facts)
+    atomic_write_text(comparison.out / "results.json", json.dumps(results.to_dict()) + "\n")
     return results
 
 
 def _earlier_config(path: Path) -> Config | None:
     """Return the settings of an evaluation that is continued; None for a new one, and where the file is broken, which is refused later."""
     try:
-        return Config.model_validate(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Config.model_validate(_read_facts(path).config)
+    except (CheckpointError, ValueError):
         return None
 
 
-def _claim(comparison: Comparison) -> dict[str, Any]:
+def _claim(comparison: Comparison) -> ComparisonFacts:
     """Write what is compared, or check that the directory is of the same comparison; methods, budgets and seeds may be added later."""
     if comparison.out.is_file():
         raise CheckpointError(f"{comparison.out}: must be a directory or not exist: it is a file -- choose another --out")
     path, config = comparison.out / "eval.json", comparison.config
-    facts = {
-        "schema_version": SCHEMA_VERSION,
-        **software(),
-        "problems": {"source": comparison.source, "count": len(comparison.problems), "hash": _problems_hash(comparison.problems)},
-        "policy": {"path": comparison.policy, "hash": _model_hash(comparison.policy)},
-        "prm": [{"path": prm, "hash": _model_hash(prm)} for prm in comparison.prm],
-        "config_hash": config.hash(),
-        "config": config.model_dump(mode="json"),
-    }
+    facts = ComparisonFacts(
+        schema_version=COMPARISON_SCHEMA_VERSION,
+        **asdict(software()),
+        problems=ProblemsFacts(source=comparison.source, count=len(comparison.problems), hash=_problems_hash(comparison.problems)),
+        policy=ModelFacts(path=comparison.policy, hash=_model_hash(comparison.policy)),
+        prm=tuple(ModelFacts(path=prm, hash=_model_hash(prm)) for prm in comparison.prm),
+        config_hash=config.hash(),
+        config=config.model_dump(mode="json"),
+    )
     if path.exists():
         _check_same(path, facts, config)
     elif comparison.out.exists() and any(not path.name.startswith(".") for path in comparison.out.iterdir()):
         raise CheckpointError(f"{comparison.out}: must be empty or hold an evaluation: it holds other files -- choose another --out")
     else:
-        atomic_write_text(path, json.dumps(facts, indent=2) + "\n")
+        atomic_write_text(path, json.dumps(facts.to_dict(), indent=2) + "\n")
     return facts
 
 
-def _check_same(path: Path, facts: dict[str, Any], config: Config) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differences = [name for name in ("schema_version", "problems", "policy", "prm") if _identity(found[name]) != _identity(facts[name])]
-        if found["config_hash"] != facts["config_hash"]:
-            differences += config.differences(Config.model_validate(found["config"]))[:3] or ["config"]
-    # Settings of another version do not pass the checks of this one; that error is a ValueError, too.
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: must be what an evaluation of this version wrote: {error!r} -- choose another --out") from None
+def _check_same(path: Path, facts: ComparisonFacts, config: Config) -> None:
+    found = _read_facts(path)
+    # Where problems and models lie may change, what they are may not.
+    pairs = {
+        "problems": (found.problems.hash, facts.problems.hash),
+        "policy": (found.policy.hash, facts.policy.hash),
+        "prm": ([prm.hash for prm in found.prm], [prm.hash for prm in facts.prm]),
+    }
+    differences = [name for name, (theirs, ours) in pairs.items() if theirs != ours]
+    if found.config_hash != facts.config_hash:
+        differences += _changed_settings(path, found, config)
     if differences:
         raise CheckpointError(
             f"{path.parent}: holds an evaluation that differs in {'; '.join(differences)}: only methods, budgets and seeds may be added to "
@@ -287,11 +299,18 @@ def _check_same(path: Path, facts: dict[str, Any], config: Config) -> None:
         )
 
 
-def _identity(fact: Any) -> Any:
-    # Where problems and models lie may change, what they are may not.
-    if isinstance(fact, list):
-        return [_identity(one) for one in fact]
-    return fact["hash"] if isinstance(fact, dict) else fact
+def _read_facts(path: Path) -> ComparisonFacts:
+    plain = read_json(path, what="what an evaluation of this version wrote", remedy="choose another --out")
+    return ComparisonFacts.from_dict(plain, path)
+
+
+def _changed_settings(path: Path, found: ComparisonFacts, config: Config) -> list[str]:
+    try:
+        theirs = Config.model_validate(found.config)
+    # Settings of another version do not pass the checks of this one.
+    except ValueError as error:
+        raise CheckpointError(f"{path}: must be what an evaluation of this version wrote: {error} -- choose another --out") from None
+    return config.differences(theirs)[:3] or ["config"]
 
 
 def _problems_hash(problems: Iterable[LabelledProblem]) -> str:
@@ -323,28 +342,44 @@ def _pilot(contender: Contender, tokens: int | None) -> Cell:
 
 
 def _work(comparison: Comparison, cells: Sequence[Cell], pool: WorkerPool, display: ProgressDisplay, stage: str) -> None:
-    missing = [task for cell in cells for task in _missing(comparison, cell, stage)]
-    if missing:
-        with display.stages({stage: sum(len(task.arguments["problems"]) for task in missing)}) as on_progress:
-            pool.run(missing, on_progress=on_progress)
+    tasks, total = [], 0
+    for cell in cells:
+        budget = _budget(comparison, cell)
+        facts = _cell_facts(cell, budget)
+        for path, problems in _shards(comparison, cell):
+            if path.exists():
+                CellShard.load(path, facts)
+                continue
+            total += len(problems)
+            tasks.append(
+                Task.of(
+                    compare_shard,
+                    config=comparison.config,
+                    models=_models(comparison, cell),
+                    problems=problems,
+                    method=cell.contender.method,
+                    budget=budget,
+                    facts=facts,
+                    out=path,
+                    stage=stage,
+                )
+            )
+    if tasks:
+        with display.stages({stage: total}) as on_progress:
+            pool.run(tasks, on_progress=on_progress)
 
 
-def _missing(comparison: Comparison, cell: Cell, stage: str) -> Iterator[Task]:
-    """Yield a task for every shard of a cell that is not there."""
-    config, budget = comparison.config, _budget(comparison, cell)
-    facts = _cell_facts(cell, budget)
-    models = jobs.Models(
-        policy=comparison.policy,
-        prm=comparison.prm,
-        provenance=Provenance(round=0, policy_version=0, scorer_version=None, seed=cell.seed, config_hash=config.hash(), renderer_hash=""),
+def _shards(comparison: Comparison, cell: Cell) -> list[tuple[Path, list[LabelledProblem]]]:
+    """Return the shards of a cell: where each lies, and its problems."""
+    folder = cell.folder(comparison.out)
+    return [(folder / f"shard-{index:04d}.json", problems) for index, problems in enumerate(comparison.shards())]
+
+
+def _models(comparison: Comparison, cell: Cell) -> Models:
+    provenance = Provenance(
+        round=0, policy_version=0, scorer_version=None, seed=cell.seed, config_hash=comparison.config.hash(), renderer_hash=""
     )
-    for index, problems in enumerate(comparison.shards()):
-        out = cell.folder(comparison.out) / f"shard-{index:04d}.json"
-        if out.exists():
-            _read_shard(out, facts)
-            continue
-        arguments = {"config": config, "models": models, "problems": problems, "method": cell.contender.method, "budget": budget}
-        yield Task(function=jobs.compare_shard, arguments={**arguments, "facts": facts, "out": out, "stage": stage})
+    return Models(policy=comparison.policy, prm=comparison.prm, provenance=provenance)
 
 
 def _budget(comparison: Comparison, cell: Cell) -> Budget:
@@ -354,8 +389,8 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
         # A sample takes a token at least; what a pilot visits beyond its expansions is not counted.
         num_simulations = max(cell.tokens // cell.contender.method.options()["num_children"], 1)
     elif cell.contender.is_scheduled:
-        pilot = [row for shard in _read_cell(comparison, _pilot(cell.contender, cell.tokens)) for row in shard["rows"]]
-        num_simulations = max(round(float(np.mean([row["policy_calls"] for row in pilot]))), 1)
+        pilot = [row for shard in _read_cell(comparison, _pilot(cell.contender, cell.tokens)) for row in shard.rows]
+        num_simulations = max(round(float(np.mean([row.policy_calls for row in pilot]))), 1)
     return Budget(
         num_simulations=num_simulations,
         max_tokens=cell.tokens,
@@ -364,84 +399,99 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
     )
 
 
-def _cell_facts(cell: Cell, budget: Budget) -> dict[str, Any]:
+def _cell_facts(cell: Cell, budget: Budget) -> CellFacts:
     method = cell.contender.method
     settings = {"name": method.name, **method.all_settings()}
-    return {"method": cell.contender.label, "settings": settings, "budget": asdict(budget), "seed": cell.seed}
+    return CellFacts(method=cell.contender.label, settings=settings, budget=asdict(budget), seed=cell.seed)
 
 
-def _read_cell(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
+def _read_cell(comparison: Comparison, cell: Cell) -> list[CellShard]:
     facts = _cell_facts(cell, _budget(comparison, cell))
-    return [_read_shard(cell.folder(comparison.out) / f"shard-{index:04d}.json", facts) for index in range(len(comparison.shards()))]
+    return [CellShard.load(path, facts) for path, _ in _shards(comparison, cell)]
 
 
-def _read_shard(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    try:
-        shard = json.loads(path.read_text(encoding="utf-8"))
-        found = shard["facts"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a cell of an evaluation: {error!r} -- remove the file and run the same command again") from None
-    if found != facts:
-        known = {**facts["settings"], **facts["budget"]}
-        changed = [name for name, value in {**found["settings"], **found["budget"]}.items() if known.get(name) != value]
-        raise CheckpointError(
-            f"{path}: holds results of {found['method']!r} with other settings ({', '.join(changed) or 'renamed'}) than "
-            f"{facts['method']!r} has now -- remove {path.parents[2]} or choose another --out"
-        )
-    return shard
-
-
-def _summary(comparison: Comparison) -> dict[str, Any]:
+def _results(comparison: Comparison, facts: ComparisonFacts) -> ComparisonResults:
     """Return the figures of every method and budget, and the outcome of every search."""
     shares: dict[tuple[str, int | None], list[float]] = {}
-    figures, outcomes = [], []
+    figures: list[MethodFigures] = []
+    outcomes: list[Outcome] = []
     baseline = next((contender.label for contender in comparison.contenders if not contender.is_point), None)
     for contender in comparison.contenders:
         for tokens in [None] if contender.is_point else comparison.budgets:
             cells = [cell for cell in comparison.cells(contender) if cell.tokens == tokens]
             shards = [_read_cell(comparison, cell) for cell in cells]
-            figure, known = _figures(shards, tokens)
-            shares[contender.label, tokens] = known
-            rival = None if baseline is None or contender.label == baseline else shares.get((baseline, tokens))
-            figures.append({"method": contender.label, "budget": tokens, **figure, **_against(known, rival)})
-            for cell, read in zip(cells, shards, strict=True):
-                place = {"method": contender.label, "budget": tokens, "seed": cell.seed}
-                outcomes += [place | {name: row[name] for name in _OUTCOME} for shard in read for row in shard["rows"]]
-    return {
-        "methods": {contender.label: contender.method.settings() for contender in comparison.contenders},
-        "budgets": list(comparison.budgets),
-        "seeds": comparison.num_seeds,
-        "baseline": baseline,
-        "figures": figures,
-        "outcomes": outcomes,
-    }
+            shares[contender.label, tokens] = _shares(shards)
+            rival = None if contender.label == baseline or baseline is None else shares.get((baseline, tokens))
+            figures.append(_figures(contender, tokens, shards, rival))
+            outcomes += [outcome for cell, read in zip(cells, shards, strict=True) for outcome in _outcomes(cell, read)]
+    return ComparisonResults(
+        facts=facts,
+        methods={contender.label: contender.method.settings() for contender in comparison.contenders},
+        budgets=tuple(comparison.budgets),
+        seeds=comparison.num_seeds,
+        baseline=baseline,
+        figures=tuple(figures),
+        outcomes=tuple(outcomes),
+    )
 
 
-def _figures(cells: Sequence[Sequence[dict[str, Any]]], tokens: int | None) -> tuple[dict[str, Any], list[float]]:
-    """Return the figures of one method at one budget over its seeds, and the share of right answers of each problem."""
-    by_seed = [[row for shard in cell for row in shard["rows"]] for cell in cells]
-    shares = [float(np.mean([row["correct"] for row in tries])) for tries in zip(*by_seed, strict=True)]
-    rows = [row for seed in by_seed for row in seed]
-    costs = {name: sum(shard["costs"][name] for cell in cells for shard in cell) for name in cells[0][0]["costs"]}
-    within = [row["generated_tokens"] if tokens is None else min(row["generated_tokens"], tokens) for row in rows]
-    means = {name: float(np.mean([row[name] for row in rows])) for name in ("policy_calls", "scored_tokens", "simulations")}
-    return {
-        "problems": len(shares),
-        "seeds": len(cells),
-        "accuracy": float(np.mean(shares)),
-        "interval": list(metrics.clustered_interval(shares, num_repeats=len(cells))),
-        "answered": float(np.mean([row["answer"] is not None for row in rows])),
-        "tokens": float(np.mean(within)),
-        "tokens_beyond": float(np.mean([row["generated_tokens"] for row in rows])) - float(np.mean(within)),
-        **{name: value / len(rows) for name, value in costs.items()},
-        **means,
-    }, shares
+def _outcomes(cell: Cell, shards: Sequence[CellShard]) -> Iterator[Outcome]:
+    for shard in shards:
+        for row in shard.rows:
+            yield Outcome(
+                method=cell.contender.label,
+                budget=cell.tokens,
+                seed=cell.seed,
+                problem_id=row.problem_id,
+                answer=row.answer,
+                correct=row.correct,
+                generated_tokens=row.generated_tokens,
+                stop_reason=row.stop_reason,
+            )
 
 
-def _against(shares: list[float], baseline: list[float] | None) -> dict[str, Any]:
-    """Return how much better a method is than the baseline at the same budget, problem by problem."""
-    if baseline is None:
-        return {"difference": None, "difference_interval": None}
+def _rows(shards: Sequence[CellShard]) -> list[CellRow]:
+    return [row for shard in shards for row in shard.rows]
+
+
+def _shares(cells: Sequence[Sequence[CellShard]]) -> list[float]:
+    """Return the share of right answers of each problem over the seeds of a method."""
+    tries_by_problem = zip(*(_rows(shards) for shards in cells), strict=True)
+    return [float(np.mean([row.correct for row in tries])) for tries in tries_by_problem]
+
+
+def _figures(contender: Contender, tokens: int | None, cells: Sequence[Sequence[CellShard]], baseline: list[float] | None) -> MethodFigures:
+    """Return the figures of one method at one budget over its seeds.
+
+    Args:
+        contender: The method.
+        tokens: The budget.
+        cells: The shards of each seed.
+        baseline: Share of right answers of each problem with the method that it is set against; None without one.
+    """
+    shares, rows = _shares(cells), [row for shards in cells for row in _rows(shards)]
+    costs = CellCosts.sum([shard.costs for shards in cells for shard in shards])
+    generated = float(np.mean([row.generated_tokens for row in rows]))
+    within = float(np.mean([row.generated_tokens if tokens is None else min(row.generated_tokens, tokens) for row in rows]))
     # The generator resamples problems for an interval only; its seed is fixed so that the same rows give the same figures.
-    paired = metrics.paired_difference(baseline, shares, rng=np.random.default_rng(0))
-    return {"difference": paired.difference, "difference_interval": list(paired.interval)}
+    paired = None if baseline is None else metrics.paired_difference(baseline, shares, rng=np.random.default_rng(0))
+    return MethodFigures(
+        method=contender.label,
+        budget=tokens,
+        problems=len(shares),
+        seeds=len(cells),
+        accuracy=float(np.mean(shares)),
+        interval=metrics.clustered_interval(shares, num_repeats=len(cells)),
+        answered=float(np.mean([row.answer is not None for row in rows])),
+        tokens=within,
+        tokens_beyond=generated - within,
+        seconds=costs.seconds / len(rows),
+        policy_seconds=costs.policy_seconds / len(rows),
+        prm_seconds=costs.prm_seconds / len(rows),
+        prm_calls=costs.prm_calls / len(rows),
+        policy_calls=float(np.mean([row.policy_calls for row in rows])),
+        scored_tokens=float(np.mean([row.scored_tokens for row in rows])),
+        simulations=float(np.mean([row.simulations for row in rows])),
+        difference=None if paired is None else paired.difference,
+        difference_interval=None if paired is None else paired.interval,
+    )

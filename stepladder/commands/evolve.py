@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
-from stepladder.loops.stages.round import RoundContext, run_round
+from stepladder.loops.stages.context import RoundContext
+from stepladder.loops.stages.round import run_round
 
 
-def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[dict[str, Any]], None]) -> RunDir:
+def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[RoundRow], None]) -> RunDir:
     """Run the rounds that are missing in a run directory.
 
     Args:
@@ -55,9 +58,9 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
         while (number := len(run.rows())) <= config.run.rounds:
             begin = time.monotonic()
-            row = run_round(context, number)
-            run.finish_round({**row, "seconds": round(time.monotonic() - begin, 1)})
-            on_round(run.row(number) or {})
+            row = replace(run_round(context, number), seconds=round(time.monotonic() - begin, 1))
+            run.finish_round(row)
+            on_round(row)
     return run
 
 
@@ -118,7 +121,7 @@ def best_models(run: RunDir) -> tuple[str, str | None]:
     rows = run.rows()
     if not rows:
         raise CheckpointError(f"{run.root}: no round is finished yet -- let evolve finish at least the warm-up")
-    policy, prm = rows[-1]["best_policy"], rows[-1]["best_prm"]
+    policy, prm = rows[-1].best_policy, rows[-1].best_prm
     return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())
 
 
@@ -131,5 +134,5 @@ def round_models(run: RunDir, number: int) -> tuple[str, str | None]:
     row = run.row(number)
     if row is None:
         raise CheckpointError(f"{run.root}: round {number} must be finished: {len(run.rows())} rounds are, from 0 on -- choose one of them")
-    policy, prm = row["policy_version"], row["scorer_version"]
+    policy, prm = row.policy_version, row.scorer_version
     return run.policy_source(policy, run.config()), None if prm is None else run.prm_source(prm, run.config())

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.results import RowCounts
 from stepladder.loops.runs.workers import Progress
-from stepladder.loops.stages.round import learned_kind
+from stepladder.loops.stages.kinds import prm_kind
+from stepladder.loops.stages.label import read_counts
 
 _HUB = "hub"
 
@@ -147,7 +148,7 @@ def _check_against(run: RunDir) -> Callable[[Any, str], None]:
 
 
 def _chosen_rounds(run: RunDir, rounds: str | None, *, latest: bool) -> list[int]:
-    finished = [row["round"] for row in run.rows() if row["round"] > 0]
+    finished = [row.round for row in run.rows() if row.round > 0]
     chosen = finished if rounds is None else _parse_rounds(rounds, finished)
     if not chosen:
         raise ConfigError(f"{run.root}: no finished round to export -- let evolve finish round 1")
@@ -169,8 +170,8 @@ def _parse_rounds(text: str, finished: list[int]) -> list[int]:
 
 def _rows_of(chosen: ExportFormat, config: Config) -> str:
     """Return the run's name for the rows of a format; value rows are those that the PRM learns from, if it learns from any."""
-    learned = learned_kind(config)
-    return learned if chosen.kind is VALUES and learned.endswith("values") else chosen.kind.name
+    learned = prm_kind(config)
+    return learned.name if chosen.kind is learned.stored is VALUES else chosen.kind.name
 
 
 def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, kind: str, options: ExportOptions) -> ExportJob:
@@ -231,15 +232,13 @@ def _answers(config: Config) -> dict[str, str]:
 
 def _selected(run: RunDir, rounds: list[int], kind: str) -> Mapping[str, Any] | None:
     """Return what labelling kept and dropped of a kind of row, summed over rounds; None for what is not made by labelling."""
-    kept, dropped = 0, Counter[str]()
-    for number in rounds:
-        path = run.round(number) / "labels.json"
-        counts = json.loads(path.read_text(encoding="utf-8")).get(kind) if path.exists() else None
-        if counts is None:
-            return None
-        kept += counts["kept"]
-        dropped.update(counts["dropped_by_reason"])
-    return {"kept": kept, "dropped_by_reason": dict(sorted(dropped.items()))}
+    paths = [run.round(number) / "labels.json" for number in rounds]
+    found = [read_counts(path).by_kind.get(kind) for path in paths if path.exists()]
+    counted = [counts for counts in found if counts is not None]
+    if len(counted) < len(rounds):
+        return None
+    counts = RowCounts.sum(counted)
+    return {"kept": counts.kept, "dropped_by_reason": dict(sorted(counts.dropped_by_reason.items()))}
 
 
 def _settings(config: Config) -> dict[str, str]:

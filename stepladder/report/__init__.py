@@ -1,1 +1,1 @@
-"""What a run came to, for people: a table on the terminal and one self-contained HTML page."""
+"""A run's results, for people: a table on the terminal and one self-contained HTML page."""

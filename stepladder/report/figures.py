@@ -1,4 +1,4 @@
-"""What the rows of a run say, as plain data: accuracies with intervals, the headline, remarks, time per stage; and how numbers are written.
+"""The figures of a report, as plain data: accuracies with intervals, the headline, remarks, time per stage; and how numbers are written.
 
 Nothing here knows HTML or the terminal. A figure that was not measured is None all the way to the page, where it is an en dash.
 """
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from stepladder.loops.runs.results import Accuracy, AnswerMethod, RoundRow
+
+Curve = Sequence[tuple[int, float]]
+"""(generated tokens per problem, accuracy), by rising tokens."""
 MISSING = "–"
 
 _NOTICEABLE_FALL = 0.01
@@ -20,48 +23,30 @@ _NOTICEABLE_FALL = 0.01
 class Method:
     """A way to answer a problem, as the report names it."""
 
-    key: str
-    """Name in the figures: accuracies are ``<key>_accuracy``, curves are ``curves[key]``; ``policy`` stands for pass@1."""
+    key: AnswerMethod
+    """The method; also the CSS class of its lines."""
     label: str
     """Name on the page and in the table."""
 
 
-POLICY = Method(key="policy", label="policy alone")
-SEARCH = Method(key="search", label="search")
+POLICY = Method(key=AnswerMethod.POLICY, label="policy alone")
+SEARCH = Method(key=AnswerMethod.SEARCH, label="search")
 SAMPLING = (
-    Method(key="weighted_vote", label="weighted vote"),
-    Method(key="best_of_n", label="best-of-n"),
-    Method(key="majority", label="majority"),
+    Method(key=AnswerMethod.WEIGHTED_VOTE, label="weighted vote"),
+    Method(key=AnswerMethod.BEST_OF_N, label="best-of-n"),
+    Method(key=AnswerMethod.MAJORITY, label="majority"),
 )
 METHODS = (POLICY, SEARCH, *SAMPLING)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A measured share."""
-
-    value: float
-    """In [0, 1]."""
-    low: float | None
-    """Lower end of the 95% interval; None where no interval was stored."""
-    high: float | None
-    """Upper end; None where no interval was stored."""
+def accuracy(row: RoundRow, method: Method) -> Accuracy | None:
+    """Return a method's accuracy on test problems in a round, or None if it was not measured."""
+    return row.test.accuracy(method.key)
 
 
-def accuracy(row: Row, method: Method, *, split: str = "test") -> Estimate | None:
-    """Return a method's accuracy in a round, or None if it was not measured."""
-    name = "pass_at_1" if method == POLICY else f"{method.key}_accuracy"
-    figures = row.get(split) or {}
-    if (value := figures.get(name)) is None:
-        return None
-    low, high = figures.get(f"{name}_interval") or (None, None)
-    return Estimate(value=value, low=low, high=high)
-
-
-def kept_rows(row: Row, kind: str) -> int | None:
-    """Return how many traces, pairs or value rows a round kept; None for a round that labels nothing."""
-    counts = (row.get("labels") or {}).get(kind)
-    return None if counts is None else counts["kept"]
+def kept_pairs(row: RoundRow) -> int | None:
+    """Return how many preference pairs a round kept; None for a round that labels nothing."""
+    return None if row.labels is None else row.labels.pairs.kept
 
 
 def percent(value: float | None) -> str:
@@ -69,11 +54,15 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def percent_with_interval(estimate: Estimate | None) -> str:
-    """Write an estimate as ``45.0 (39.4–50.7)``, in percent."""
+def percent_with_interval(estimate: Accuracy | None) -> str:
+    """Write an accuracy as ``45.0 (39.4–50.7)``, in percent."""
     if estimate is None:
         return MISSING
-    return percent(estimate.value) + ("" if estimate.low is None else f" ({percent(estimate.low)}–{percent(estimate.high)})")
+    return f"{percent(estimate.value)} ({_interval(estimate)})"
+
+
+def _interval(estimate: Accuracy) -> str:
+    return f"{percent(estimate.interval.low)}–{percent(estimate.interval.high)}"
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
@@ -116,25 +105,25 @@ class Headline:
     """Sentences that put the title in proportion."""
 
 
-def headline(rows: Sequence[Row]) -> Headline:
-    """Say what the run came to: the pass@1 on test problems of the first policy, and of the one that the gate holds best now."""
+def headline(rows: Sequence[RoundRow]) -> Headline:
+    """Say what the run did: the pass@1 on test problems of the first policy, and of the one that the gate holds best now."""
     if not rows:
         return Headline(title="No round is finished yet", remarks=())
-    best = rows[rows[-1]["best_policy"]]
+    best = rows[rows[-1].best_policy]
     first, last = accuracy(rows[0], POLICY), accuracy(best, POLICY)
     num_rounds = len(rows) - 1
     if first is None or last is None:
         return Headline(title=f"{times(num_rounds, 'round')}, no pass@1 measured", remarks=())
-    title = _unchanged_title(rows, first.value) if best["round"] == 0 else _title(first.value, last.value, times(num_rounds, "round"))
+    title = _unchanged_title(rows, first.value) if best.round == 0 else _title(first.value, last.value, times(num_rounds, "round"))
     return Headline(title=title, remarks=_remarks(rows, best, first, last))
 
 
-def _unchanged_title(rows: Sequence[Row], first: float) -> str:
+def _unchanged_title(rows: Sequence[RoundRow], first: float) -> str:
     """Say why the first policy is still the best: nothing was run, nothing could be trained, or nothing was better."""
     num_rounds = len(rows) - 1
     if num_rounds == 0:
         return f"pass@1 {percent(first)} % at the start; no round has been run yet"
-    if all(row["policy_version"] != row["round"] for row in rows[1:]):
+    if not any(row.trained_policy for row in rows[1:]):
         return f"pass@1 stays at {percent(first)} %: {times(num_rounds, 'round')} found nothing to train on"
     none = "the one round was not accepted" if num_rounds == 1 else f"none of {num_rounds} rounds was accepted"
     return f"pass@1 stays at {percent(first)} %: {none}"
@@ -146,32 +135,31 @@ def _title(first: float, last: float, rounds: str) -> str:
     return f"pass@1 {'falls ' if last < first else ''}from {percent(first)} % to {percent(last)} % in {rounds}"
 
 
-def _remarks(rows: Sequence[Row], best: Row, first: Estimate, last: Estimate) -> tuple[str, ...]:
+def _remarks(rows: Sequence[RoundRow], best: RoundRow, first: Accuracy, last: Accuracy) -> tuple[str, ...]:
     remarks = []
-    problems = (best.get("test") or {}).get("problems")
+    problems = best.test.problems
     on = f" on {problems:,} test problems" if problems else ""
-    if best["round"] and None not in (first.low, first.high, last.low, last.high):
-        both = f"95 % intervals {percent(first.low)}–{percent(first.high)} and {percent(last.low)}–{percent(last.high)}{on}"
-        overlap = first.high >= last.low and last.high >= first.low  # type: ignore[operator]
+    if best.round:
+        both = f"95 % intervals {_interval(first)} and {_interval(last)}{on}"
+        overlap = first.interval.high >= last.interval.low and last.interval.high >= first.interval.low
         remarks.append(f"{both}; they overlap, so the change may be chance." if overlap else f"{both}; they do not overlap.")
-    if (rejected := [str(row["round"]) for row in rows[1:] if not row["accepted"]]) and len(rejected) < len(rows) - 1:
+    if (rejected := [str(row.round) for row in rows[1:] if not row.accepted]) and len(rejected) < len(rows) - 1:
         remarks.append(f"The gate did not accept round{'s' if len(rejected) > 1 else ''} {', '.join(rejected)}.")
     return (*remarks, *_comparison(best))
 
 
-def _comparison(row: Row) -> tuple[str, ...]:
+def _comparison(row: RoundRow) -> tuple[str, ...]:
     """Set search beside the sampling methods at the same tokens."""
-    search = accuracy(row, SEARCH)
+    search, searched = accuracy(row, SEARCH), row.test.search
     others = [(estimate.value, method.label) for method in SAMPLING if (estimate := accuracy(row, method)) is not None]
-    if search is None or not others:
+    if search is None or searched is None or not others:
         return ()
     others.sort(key=lambda pair: -pair[0])
     listed = ", ".join(f"{label} {percent(value)} %" for value, label in others)
-    tokens = row["test"].get("search_tokens_per_problem")
-    spent = "" if tokens is None else f" with {tokens:,.0f} generated tokens a problem"
+    spent = f" with {searched.tokens_per_problem:,.0f} generated tokens a problem"
     best = others[0][0]
     place = "ahead of" if search.value > best else "level with the best of" if search.value == best else "behind the best of"
-    said = f"With the policy of round {row['round']}, search answers {percent(search.value)} %{spent}, "
+    said = f"With the policy of round {row.round}, search answers {percent(search.value)} %{spent}, "
     return (f"{said}{place} sampling at the same tokens: {listed}.",)
 
 
@@ -190,14 +178,14 @@ class OverOptimisation:
     """Accuracy of the weighted vote at the two budgets."""
 
 
-def over_optimisation(rows: Sequence[Row]) -> list[OverOptimisation]:
+def over_optimisation(rows: Sequence[RoundRow]) -> list[OverOptimisation]:
     """Return the rounds in which best-of-n falls with more samples while the weighted vote rises."""
     return [finding for row in rows if (finding := _over_optimised(row)) is not None]
 
 
-def _over_optimised(row: Row) -> OverOptimisation | None:
+def _over_optimised(row: RoundRow) -> OverOptimisation | None:
     curves = measured_curves(row)
-    best_of_n, vote = curves.get("best_of_n", []), dict(curves.get("weighted_vote", []))
+    best_of_n, vote = curves.get(AnswerMethod.BEST_OF_N, ()), dict(curves.get(AnswerMethod.WEIGHTED_VOTE, ()))
     if len(best_of_n) < 2 or not vote:
         return None
     tokens, peak = max(best_of_n, key=lambda point: (point[1], point[0]))
@@ -205,25 +193,18 @@ def _over_optimised(row: Row) -> OverOptimisation | None:
     if tokens not in vote or end not in vote or peak - last < _NOTICEABLE_FALL or vote[end] <= vote[tokens]:
         return None
     return OverOptimisation(
-        round=row["round"],
-        from_tokens=int(tokens),
-        to_tokens=int(end),
+        round=row.round,
+        from_tokens=tokens,
+        to_tokens=end,
         best_of_n=(peak, last),
         weighted_vote=(vote[tokens], vote[end]),
     )
 
 
-def measured_curves(row: Row) -> dict[str, list[tuple[float, float]]]:
-    """Return accuracy against tokens per problem of search and of the sampling methods that were measured, without the others.
-
-    A curve is stored for every method; one whose accuracy is None (no PRM to choose with) says nothing and is left out.
-    """
-    curves = (row.get("test") or {}).get("curves") or {}
-    return {
-        method.key: [(tokens, value) for tokens, value in curves[method.key]]
-        for method in METHODS
-        if method.key in curves and accuracy(row, method) is not None
-    }
+def measured_curves(row: RoundRow) -> dict[AnswerMethod, Curve]:
+    """Return accuracy against tokens per problem of search and of the sampling methods that were measured, without the others."""
+    curves = {} if row.test.search is None else row.test.search.curves
+    return {method.key: curves[method.key] for method in METHODS if method.key in curves and accuracy(row, method) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,17 +1,17 @@
 """The sections of the page, each a function from figures to HTML; one that has nothing to say is empty."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
+from stepladder.loops.runs.results import AnswerMethod, FailedTraining, PoolFigures, RoundRow, TrainingSummary
 from stepladder.report import charts, figures
 from stepladder.report.figures import (
     METHODS,
     POLICY,
     SAMPLING,
     SEARCH,
-    Row,
     StageTimes,
     accuracy,
     count,
@@ -26,7 +26,7 @@ _MOST_FINDINGS = 4
 """Rounds of which the over-optimisation remark gives figures; of more it names only the numbers."""
 
 
-def hero(name: str, rows: Sequence[Row], stages: StageTimes) -> Markup:
+def hero(name: str, rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
     """Return the top of the page: the headline, its remarks, and the staircase."""
     said = figures.headline(rows)
     remarks = "".join(f"<li>{prose(remark)}</li>" for remark in said.remarks)
@@ -42,13 +42,13 @@ def hero(name: str, rows: Sequence[Row], stages: StageTimes) -> Markup:
     return Markup(f'<header><div class="said">{text}</div>{drawing}</header>')
 
 
-def _tread(rows: Sequence[Row], row: Row) -> charts.Tread:
+def _tread(rows: Sequence[RoundRow], row: RoundRow) -> charts.Tread:
     # A round that trained no policy has measured the best one again, which is no news.
-    value = _value(row) if row["policy_version"] == row["round"] else None
-    return charts.Tread(round=row["round"], value=value, accepted=row["accepted"], level=_value(rows[row["best_policy"]]))
+    value = _value(row) if row.trained_policy else None
+    return charts.Tread(round=row.round, value=value, accepted=row.accepted, level=_value(rows[row.best_policy]))
 
 
-def _value(row: Row) -> float | None:
+def _value(row: RoundRow) -> float | None:
     estimate = accuracy(row, POLICY)
     return None if estimate is None else estimate.value
 
@@ -57,14 +57,14 @@ def _when(stages: StageTimes) -> str:
     return "" if stages.begin is None else datetime.fromtimestamp(stages.begin, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _spent(rows: Sequence[Row]) -> str:
+def _spent(rows: Sequence[RoundRow]) -> str:
     if not rows:
         return ""
-    tokens = sum(row.get("generated_tokens") or 0 for row in rows)
-    return f"{count(tokens)} tokens generated, {duration(sum(row.get('seconds') or 0 for row in rows))}"
+    tokens = sum(row.generated_tokens for row in rows)
+    return f"{count(tokens)} tokens generated, {duration(sum(row.seconds or 0 for row in rows))}"
 
 
-def rounds(rows: Sequence[Row]) -> Markup:
+def rounds(rows: Sequence[RoundRow]) -> Markup:
     """Return the table of rounds."""
     header = (
         "round",
@@ -79,22 +79,22 @@ def rounds(rows: Sequence[Row]) -> Markup:
         "tokens",
         "time",
     )
-    best = rows[-1]["best_policy"]
+    best = rows[-1].best_policy
     cells = [
         (
-            row["round"],
+            row.round,
             _with_interval(row),
             *_equal_token_cells(row),
-            count((row.get("test") or {}).get("search_tokens_per_problem")),
-            decimals(row.get("prm_within_problem_auc")),
-            count(figures.kept_rows(row, "pairs")),
-            count(row.get("generated_tokens")),
-            duration(row.get("seconds")),
-            _decision(row, is_best=row["round"] == best),
+            count(None if row.test.search is None else row.test.search.tokens_per_problem),
+            decimals(row.test.pool.prm_within_problem_auc),
+            count(figures.kept_pairs(row)),
+            count(row.generated_tokens),
+            duration(row.seconds),
+            _decision(row, is_best=row.round == best),
         )
         for row in rows
     ]
-    problems = (rows[-1].get("test") or {}).get("problems")
+    problems = rows[-1].test.problems
     explanation = lead(
         f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the "
         "three sampling methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on "
@@ -103,15 +103,15 @@ def rounds(rows: Sequence[Row]) -> Markup:
     return section("rounds", "The rounds", explanation, table((*header, "gate"), cells, style="rounds", text_columns=[len(header)]))
 
 
-def _with_interval(row: Row) -> Markup:
+def _with_interval(row: RoundRow) -> Markup:
     estimate = accuracy(row, POLICY)
     if estimate is None:
         return html(figures.MISSING)
-    interval = "" if estimate.low is None else f"<small>{percent(estimate.low)}–{percent(estimate.high)}</small>"
-    return Markup(f"{percent(estimate.value)}{interval}")
+    low, high = estimate.interval
+    return Markup(f"{percent(estimate.value)}<small>{percent(low)}–{percent(high)}</small>")
 
 
-def _equal_token_cells(row: Row) -> list[Markup]:
+def _equal_token_cells(row: RoundRow) -> list[Markup]:
     values = [None if (estimate := accuracy(row, method)) is None else estimate.value for method in (SEARCH, *SAMPLING)]
     best = max((value for value in values if value is not None), default=None)
     return [
@@ -119,31 +119,31 @@ def _equal_token_cells(row: Row) -> list[Markup]:
     ]
 
 
-def _decision(row: Row, *, is_best: bool) -> Markup:
-    word = "start" if row["round"] == 0 else _gate_word(row, version="policy_version", accepted=row["accepted"])
-    parts = [f'<span class="badge {word}">{word}</span>', escape(row["accepted_reason"])]
+def _decision(row: RoundRow, *, is_best: bool) -> Markup:
+    word = "start" if row.round == 0 else _gate_word(accepted=row.accepted, trained=row.trained_policy)
+    parts = [f'<span class="badge {word}">{word}</span>', escape(row.accepted_reason)]
     if is_best:
         parts.append("<em>current best</em>")
-    if row.get("scorer_version") is not None or ((row.get("training") or {}).get("prm") or {}).get("failed"):
-        word = _gate_word(row, version="scorer_version", accepted=row["prm_accepted"])
-        parts.append(f"<small>PRM {word}: {escape(row['prm_accepted_reason'])}</small>")
+    if row.scorer_version is not None or isinstance(row.training.prm, FailedTraining):
+        word = _gate_word(accepted=row.prm_accepted, trained=row.scorer_version == row.round)
+        parts.append(f"<small>PRM {word}: {escape(row.prm_accepted_reason)}</small>")
     return Markup(" ".join(parts))
 
 
-def _gate_word(row: Row, *, version: str, accepted: bool) -> str:
+def _gate_word(*, accepted: bool, trained: bool) -> str:
     """A model that the round did not train cannot be rejected."""
-    return "accepted" if accepted else "rejected" if row[version] == row["round"] else "unchanged"
+    return "accepted" if accepted else "rejected" if trained else "unchanged"
 
 
-def by_round(rows: Sequence[Row]) -> Markup:
+def by_round(rows: Sequence[RoundRow]) -> Markup:
     """Return the curves by round."""
     lines = [_round_line(rows, method) for method in METHODS]
-    values = [point.high or point.y for line in lines for point in line.points]
+    values = [point.y if point.high is None else point.high for line in lines for point in line.points]
     if not values:
         return Markup("")
     chart = charts.line_chart(
         lines,
-        x=charts.round_axis([row["round"] for row in rows]),
+        x=charts.round_axis([row.round for row in rows]),
         y=charts.percent_axis("right answers (%)", values),
         label="Accuracy on test problems by round, one line per method",
         x_name="round",
@@ -156,17 +156,23 @@ def by_round(rows: Sequence[Row]) -> Markup:
     return section("by-round", "Accuracy by round", beside(figure(chart), explanation))
 
 
-def _round_line(rows: Sequence[Row], method: figures.Method) -> charts.Series:
-    estimates = [(row["round"], accuracy(row, method)) for row in rows]
+def _round_line(rows: Sequence[RoundRow], method: figures.Method) -> charts.Series:
+    estimates = [(row.round, accuracy(row, method)) for row in rows]
     points = [
-        charts.Point(x=number, y=estimate.value, low=estimate.low, high=estimate.high, text=f"{figures.percent_with_interval(estimate)} %")
+        charts.Point(
+            x=number,
+            y=estimate.value,
+            low=estimate.interval.low,
+            high=estimate.interval.high,
+            text=f"{figures.percent_with_interval(estimate)} %",
+        )
         for number, estimate in estimates
         if estimate is not None
     ]
     return charts.Series(name=method.label, style=method.key, points=points)
 
 
-def by_tokens(rows: Sequence[Row]) -> Markup:
+def by_tokens(rows: Sequence[RoundRow]) -> Markup:
     """Return accuracy against generated tokens, one chart per round; the page's script shows one of them at a time."""
     measured = [(row, curves) for row in rows if (curves := figures.measured_curves(row))]
     if not measured:
@@ -213,7 +219,7 @@ def _over_optimised(finding: figures.OverOptimisation) -> str:
     )
 
 
-def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]], y: charts.Axis) -> Markup:
+def _token_figure(row: RoundRow, curves: dict[AnswerMethod, figures.Curve], y: charts.Axis) -> Markup:
     lines = [_token_line(method, curves[method.key]) for method in METHODS if method.key in curves]
     if (greedy := _greedy_point(row)) is not None:
         lines.append(charts.Series(name=POLICY.label, style=POLICY.key, points=[greedy], lone=True))
@@ -222,26 +228,25 @@ def _token_figure(row: Row, curves: dict[str, list[tuple[float, float]]], y: cha
         lines,
         x=charts.token_axis(tokens),
         y=y,
-        label=f"Accuracy against generated tokens per problem in round {row['round']}",
+        label=f"Accuracy against generated tokens per problem in round {row.round}",
         x_name="tokens a problem:",
     )
-    return figure(chart + _token_table(curves), f"round {row['round']}", f' data-round="{row["round"]}"')
+    return figure(chart + _token_table(curves), f"round {row.round}", f' data-round="{row.round}"')
 
 
-def _token_line(method: figures.Method, curve: Sequence[tuple[float, float]]) -> charts.Series:
+def _token_line(method: figures.Method, curve: figures.Curve) -> charts.Series:
     points = [charts.Point(x=max(tokens, 1), y=value, text=f"{percent(value)} %") for tokens, value in curve]
     return charts.Series(name=method.label, style=method.key, points=points)
 
 
-def _greedy_point(row: Row) -> charts.Point | None:
-    test, value = row["test"], _value(row)
-    tokens = (test.get("tokens") or {}).get("greedy")
-    if value is None or not tokens or not test.get("problems"):
+def _greedy_point(row: RoundRow) -> charts.Point | None:
+    tokens, value = row.test.tokens.greedy, _value(row)
+    if value is None or not tokens or not row.test.problems:
         return None
-    return charts.Point(x=max(tokens / test["problems"], 1), y=value, text=f"{percent(value)} %")
+    return charts.Point(x=max(tokens / row.test.problems, 1), y=value, text=f"{percent(value)} %")
 
 
-def _token_table(curves: dict[str, list[tuple[float, float]]]) -> Markup:
+def _token_table(curves: dict[AnswerMethod, figures.Curve]) -> Markup:
     budgets = sorted({tokens for curve in curves.values() for tokens, _ in curve})
     shown = [method for method in METHODS if method.key in curves]
     by_budget = {method.key: dict(curves[method.key]) for method in shown}
@@ -250,36 +255,30 @@ def _token_table(curves: dict[str, list[tuple[float, float]]]) -> Markup:
     return Markup(f"<details><summary>the figures</summary>{body}</details>")
 
 
-def prm(rows: Sequence[Row]) -> Markup:
+def prm(rows: Sequence[RoundRow]) -> Markup:
     """Return the quality of the PRM by round."""
-    tests = [(row["round"], row.get("test") or {}) for row in rows]
-    lines = {
-        name: charts.Series(
-            name=label,
-            style=style,
-            points=[
-                charts.Point(x=number, y=test[name], text=decimals(test[name])) for number, test in tests if test.get(name) is not None
-            ],
-        )
-        for name, label, style in (
-            ("prm_within_problem_auc", "within problem", "search"),
-            ("prm_pooled_auc", "pooled", "majority"),
-            ("prm_brier", "Brier score", "weighted_vote"),
-        )
-    }
-    if not any(line.points for line in lines.values()):
+    within = _pool_line(rows, lambda pool: pool.prm_within_problem_auc, name="within problem", style="search")
+    pooled = _pool_line(rows, lambda pool: pool.prm_pooled_auc, name="pooled", style="majority")
+    brier = _pool_line(rows, lambda pool: pool.prm_brier, name="Brier score", style="weighted_vote")
+    if not (within.points or pooled.points or brier.points):
         return section("prm", "The process reward model", lead("No PRM has been measured in this run."))
     explanation = lead(
         "What counts is the AUC within a problem: how often, of a right and a wrong solution of the same problem, the PRM scores "
         "the right one higher. The pooled AUC compares solutions of different problems as well, so telling easy problems from hard "
         "ones raises it, and that guides no search."
     )
-    rounds_measured = [row["round"] for row in rows]
+    numbers = [row.round for row in rows]
     drawn = [
-        figure(_auc_chart([lines["prm_within_problem_auc"], lines["prm_pooled_auc"]], rounds_measured), "Ranking: AUC, higher is better"),
-        figure(_brier_chart(lines["prm_brier"], rounds_measured), "Calibration: Brier score, lower is better"),
+        figure(_auc_chart([within, pooled], numbers), "Ranking: AUC, higher is better"),
+        figure(_brier_chart(brier, numbers), "Calibration: Brier score, lower is better"),
     ]
     return section("prm", "The process reward model", explanation, Markup(f'<div class="multiples">{"".join(drawn)}</div>'))
+
+
+def _pool_line(rows: Sequence[RoundRow], of: Callable[[PoolFigures], float | None], *, name: str, style: str) -> charts.Series:
+    measured = [(row.round, of(row.test.pool)) for row in rows]
+    points = [charts.Point(x=number, y=value, text=decimals(value)) for number, value in measured if value is not None]
+    return charts.Series(name=name, style=style, points=points)
 
 
 def _auc_chart(lines: Sequence[charts.Series], numbers: Sequence[int]) -> str:
@@ -300,30 +299,28 @@ def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
     return charts.line_chart([line], x=charts.round_axis(numbers), y=axis, label=label, x_name="round", height=280, guide=guide)
 
 
-def data(rows: Sequence[Row]) -> Markup:
+def data(rows: Sequence[RoundRow]) -> Markup:
     """Return what the searches gave as training data, and what training did with it."""
     explanation = lead(
         "What each round's training search was turned into. Traces, pairs and graded rows train the policy, value rows train the PRM;"
         " nothing is dropped without a reason."
     )
-    searched = [row for row in rows if row.get("search")]
-    if not searched and not any(row.get("training") for row in rows):
+    tables = [*_search_table(rows), *_label_table(rows), *_training_table(rows)]
+    if not tables:
         return Markup("")
-    return section(
-        "data", "Training data", explanation if searched else "", *_search_table(searched), *_label_table(rows), *_training_table(rows)
-    )
+    return section("data", "Training data", explanation if any(row.search for row in rows) else "", *tables)
 
 
-def _search_table(rows: Sequence[Row]) -> list[Markup]:
-    if not rows:
-        return []
-    header = ("round", "problems searched", "with a right answer", "nodes", "tokens", "tokens scored", "failed steps")
+def _search_table(rows: Sequence[RoundRow]) -> list[Markup]:
     cells = []
     for row in rows:
-        found = row["search"]
-        solved = f"{found['solved']:,} ({percent(found['solved'] / found['problems'])} %)" if found["problems"] else "0"
-        numbers = (found["nodes"], found["generated_tokens"], found["scored_tokens"], found["failed_steps"])
-        cells.append((row["round"], count(found["problems"]), solved, *(count(number) for number in numbers)))
+        if (found := row.search) is not None:
+            solved = f"{found.solved:,} ({percent(found.solved / found.problems)} %)" if found.problems else "0"
+            numbers = (found.nodes, found.generated_tokens, found.scored_tokens, found.failed_steps)
+            cells.append((row.round, count(found.problems), solved, *(count(number) for number in numbers)))
+    if not cells:
+        return []
+    header = ("round", "problems searched", "with a right answer", "nodes", "tokens", "tokens scored", "failed steps")
     return [Markup("<h3>Training search</h3>"), table(header, cells)]
 
 
@@ -338,15 +335,13 @@ _KINDS = {
 """Kinds of rows that labelling counts, in the order of the report, as it calls them."""
 
 
-def _label_table(rows: Sequence[Row]) -> list[Markup]:
+def _label_table(rows: Sequence[RoundRow]) -> list[Markup]:
     cells = []
     for row in rows:
-        for kind, name in _KINDS.items():
-            counts = (row.get("labels") or {}).get(kind)
-            if counts is not None:
-                dropped = counts["dropped_by_reason"]
-                bar = Markup(charts.kept_bar(counts["kept"], sum(dropped.values())))
-                cells.append((row["round"], name, count(counts["kept"]), bar, count(sum(dropped.values())), _reasons(dropped)))
+        for kind, counts in ({} if row.labels is None else row.labels.by_kind).items():
+            bar = Markup(charts.kept_bar(counts.kept, counts.dropped))
+            reasons = _reasons(counts.dropped_by_reason)
+            cells.append((row.round, _KINDS[kind], count(counts.kept), bar, count(counts.dropped), reasons))
     if not cells:
         return []
     header = ("round", "rows", "kept", "share", "dropped", "dropped because")
@@ -358,28 +353,30 @@ def _reasons(dropped: dict[str, int]) -> str:
     return ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in listed if number) or figures.MISSING
 
 
-def _training_table(rows: Sequence[Row]) -> list[Markup]:
-    cells = []
-    for row in rows:
-        training = row.get("training") or {}
-        policy = training.get("policy") or {}
-        stages = (
-            ("policy, warm-up", training.get("warmup")),
-            ("policy, SFT", policy.get("sft")),
-            ("policy, preferences", policy.get("preference")),
-            ("PRM", training.get("prm")),
-        )
-        for name, summary in stages:
-            if summary and "failed" not in summary:
-                loss = f"{decimals(summary['first_loss'])} → {decimals(summary['last_loss'])}"
-                dropped = _reasons(summary.get("dropped_by_reason") or {})
-                cells.append(
-                    (row["round"], name, count(summary["updates"]), count(summary["rows"]), count(summary["tokens"]), loss, dropped)
-                )
+def _training_table(rows: Sequence[RoundRow]) -> list[Markup]:
+    cells = [_training_cells(row, name, summary) for row in rows for name, summary in _trainings(row)]
     if not cells:
         return []
     header = ("round", "trained", "updates", "rows", "tokens", "loss, first → last", "rows left out")
     return [Markup("<h3>Training</h3>"), table(header, cells, text_columns=[1, 6])]
+
+
+def _trainings(row: RoundRow) -> list[tuple[str, TrainingSummary]]:
+    """Return the trainings of a round that came to an end, each with its name."""
+    policy, prm = row.training.policy, row.training.prm
+    named = [
+        ("policy, warm-up", policy.warmup),
+        ("policy, SFT", policy.sft),
+        ("policy, preferences", policy.preference),
+        ("PRM", prm if isinstance(prm, TrainingSummary) else None),
+    ]
+    return [(name, summary) for name, summary in named if summary is not None]
+
+
+def _training_cells(row: RoundRow, name: str, summary: TrainingSummary) -> tuple[str | int, ...]:
+    loss = f"{decimals(summary.first_loss)} → {decimals(summary.last_loss)}"
+    numbers = (count(summary.updates), count(summary.rows), count(summary.tokens))
+    return (row.round, name, *numbers, loss, _reasons(summary.dropped_by_reason))
 
 
 def time_spent(stages: StageTimes) -> Markup:

@@ -1,13 +1,13 @@
 """The rounds of a run as text: a line when a round is finished, a table at the end."""
 
 import io
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stepladder.loops.runs.results import RoundRow
 from stepladder.report.figures import (
     POLICY,
     SAMPLING,
@@ -17,7 +17,7 @@ from stepladder.report.figures import (
     count,
     decimals,
     duration,
-    kept_rows,
+    kept_pairs,
     percent,
     percent_with_interval,
 )
@@ -33,21 +33,21 @@ class RoundTable:
     def __init__(self, console: Console) -> None:
         """Announce rounds on ``console``."""
         self._console = console
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[RoundRow] = []
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: RoundRow) -> None:
         """Keep a finished round's figures and print them as one line that explains itself: progress stands between such lines."""
         self._rows.append(row)
         parts = [
             f"pass@1 {percent_with_interval(accuracy(row, POLICY))} %",
             *(f"{method.label} {_percent(row, method)}" for method in _ACCURACIES),
-            f"PRM AUC {decimals(row.get('prm_within_problem_auc'))}",
-            f"pairs {count(kept_rows(row, 'pairs'))}",
-            f"tokens {count(row.get('generated_tokens'))}",
-            duration(row.get("seconds")),
+            f"PRM AUC {decimals(row.test.pool.prm_within_problem_auc)}",
+            f"pairs {count(kept_pairs(row))}",
+            f"tokens {count(row.generated_tokens)}",
+            duration(row.seconds),
         ]
-        line = Text(f"round {row['round']}: {', '.join(parts)}, ")
-        line.append(*(("accepted", "green") if row["accepted"] else ("not accepted", "red")))
+        line = Text(f"round {row.round}: {', '.join(parts)}, ")
+        line.append(*(("accepted", "green") if row.accepted else ("not accepted", "red")))
         self._console.print(line, soft_wrap=True)
 
     def render(self) -> str:
@@ -64,19 +64,19 @@ class RoundTable:
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: RoundRow) -> list[str]:
     return [
-        str(row["round"]),
+        str(row.round),
         percent_with_interval(accuracy(row, POLICY)),
         *(_percent(row, method) for method in _ACCURACIES),
-        decimals(row.get("prm_within_problem_auc")),
-        count(kept_rows(row, "pairs")),
-        count(row.get("generated_tokens")),
-        duration(row.get("seconds")),
-        "yes" if row["accepted"] else "no",
+        decimals(row.test.pool.prm_within_problem_auc),
+        count(kept_pairs(row)),
+        count(row.generated_tokens),
+        duration(row.seconds),
+        "yes" if row.accepted else "no",
     ]
 
 
-def _percent(row: dict[str, Any], method: Method) -> str:
+def _percent(row: RoundRow, method: Method) -> str:
     estimate = accuracy(row, method)
     return percent(None if estimate is None else estimate.value)

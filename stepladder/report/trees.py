@@ -4,16 +4,15 @@ Test problems are searched without answers, so a test tree holds no outcomes; a 
 evaluation of the same problem graded afterwards, and is None where nobody graded that answer.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from stepladder.data.store import read_trees
-from stepladder.errors import CheckpointError
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved
 from stepladder.types import TreeRecord
 
 NUM_TEST_TREES = 6
@@ -22,8 +21,6 @@ MAX_NODES = 160
 """Nodes of one tree on the page; beyond it the least visited ones are left out, and the page says how many."""
 MAX_TEXT = 4000
 """Characters of a question or step on the page."""
-
-Row = dict[str, Any]
 
 
 def trees_for_page(run: RunDir, last_round: int) -> list[dict[str, Any]]:
@@ -34,28 +31,26 @@ def trees_for_page(run: RunDir, last_round: int) -> list[dict[str, Any]]:
 def _test_trees(run: RunDir, number: int) -> list[dict[str, Any]]:
     """Show problems of every kind in turn: search and policy right, one of them right, none right."""
     folder = run.round(number) / "evaluation" / "test"
-    shards = sorted((folder / "search").glob("shard-*.json"))
-    search = {path: _rows(path) for path in shards}
-    greedy = {row["problem_id"]: bool(row["correct"]) for path in sorted((folder / "greedy").glob("shard-*.json")) for row in _rows(path)}
-    kinds: dict[tuple[bool, bool | None], list[tuple[Path, Row]]] = defaultdict(list)
-    for path, rows in search.items():
-        for row in rows:
-            kinds[bool(row["correct"]), greedy.get(row["problem_id"])].append((path, row))
+    greedy = {row.problem_id: row.correct for path in evaluation_shards(folder / "greedy") for row in read_solved(path)}
+    kinds: dict[tuple[bool, bool | None], list[tuple[Path, SolvedRow]]] = defaultdict(list)
+    for path in evaluation_shards(folder / "search"):
+        for row in read_solved(path):
+            kinds[row.correct, greedy.get(row.problem_id)].append((path, row))
     in_order = [kinds[kind] for kind in sorted(kinds, key=lambda kind: (not kind[0], kind[1] is True))]
     picked = [entry for entry in chain.from_iterable(zip_longest(*in_order)) if entry is not None][:NUM_TEST_TREES]
-    records = _records({path for path, _ in picked}, {row["problem_id"] for _, row in picked})
+    records = _records({path for path, _ in picked}, {row.problem_id for _, row in picked})
     graded = _graded_answers(folder, set(records))
     return [
         tree_to_json(
-            records[row["problem_id"]],
-            answer=row["answer"],
-            correct=bool(row["correct"]),
-            graded=graded[row["problem_id"]],
+            records[row.problem_id],
+            answer=row.answer,
+            correct=row.correct,
+            graded=graded[row.problem_id],
             split="test",
-            note=_kind_note(bool(row["correct"]), greedy.get(row["problem_id"])),
+            note=_kind_note(row.correct, greedy.get(row.problem_id)),
         )
-        for _, row in sorted(picked, key=lambda entry: not entry[1]["correct"])
-        if row["problem_id"] in records
+        for _, row in sorted(picked, key=lambda entry: not entry[1].correct)
+        if row.problem_id in records
     ]
 
 
@@ -76,13 +71,17 @@ def _graded_answers(folder: Path, problem_ids: set[str]) -> dict[str, dict[str, 
     """Return problem -> answer -> verdict, of every answer that the round's evaluation graded."""
     graded: dict[str, dict[str, bool]] = {problem_id: {} for problem_id in problem_ids}
     for path in sorted(folder.glob("*/shard-*.json")):
-        for row in _rows(path):
-            if row["problem_id"] in graded:
-                for entry in row.get("samples", [row]):
-                    answer = entry["answer_key"] if "answer_key" in entry else entry["answer"]
-                    if answer is not None:
-                        graded[row["problem_id"]][answer] = bool(entry["correct"])
+        for problem_id, answer, correct in _verdicts(path):
+            if answer is not None and problem_id in graded:
+                graded[problem_id][answer] = correct
     return graded
+
+
+def _verdicts(path: Path) -> list[tuple[str, str | None, bool]]:
+    """Return problem, answer and verdict of everything that a shard graded."""
+    if path.parent.name in ("greedy", "search"):
+        return [(row.problem_id, row.answer, row.correct) for row in read_solved(path)]
+    return [(row.problem_id, sample.answer_key, sample.correct) for row in read_pools(path) for sample in row.samples]
 
 
 def _training_trees(run: RunDir) -> list[dict[str, Any]]:
@@ -223,10 +222,3 @@ def _short(value: float | None) -> float | None:
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
-
-
-def _rows(path: Path) -> Sequence[Row]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["rows"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a stepladder evaluation: {error!r} -- remove the file and run evolve again") from None

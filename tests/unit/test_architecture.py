@@ -44,7 +44,7 @@ ALLOWED = {
     "embedded": MODELS,
     "loops": set(),
     "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "mcts"},
-    "loops.runs": MODELS | {"loops.config"},
+    "loops.runs": MODELS | {"data.metrics", "loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
     "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm"},

@@ -22,7 +22,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text
 from stepladder.loops.config.run import PATH_KEYS, Config
 from stepladder.loops.runs.inputs import check_inputs, input_digests
+from stepladder.loops.runs.json_records import read_json
+from stepladder.loops.runs.results import RoundRow
 
 RUN_SCHEMA_VERSION = 1
 LOCK_FILE = ".lock"
@@ -95,26 +97,33 @@ class RunDir:
         if self.root.exists() and any(path.name not in ("start", "imported", LOCK_FILE) for path in self.root.iterdir()):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 
-    def row(self, number: int) -> dict[str, Any] | None:
-        """Return a finished round's figures, or None."""
-        path = self.round(number) / "round.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def row(self, number: int) -> RoundRow | None:
+        """Return a finished round's figures, or None.
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the figures of the finished rounds, in order, up to the first unfinished one."""
-        rows: list[dict[str, Any]] = []
+        Raises:
+            CheckpointError: If its file is damaged, or of another version.
+        """
+        path = self.round(number) / "round.json"
+        if not path.exists():
+            return None
+        remedy = "remove the round's directory and later ones, and run evolve again"
+        return RoundRow.from_dict(read_json(path, what="the figures of a round", remedy=remedy), path)
+
+    def rows(self) -> list[RoundRow]:
+        """Return the figures of the finished rounds, in order, up to the first unfinished one; errors as for ``row``."""
+        rows: list[RoundRow] = []
         while (row := self.row(len(rows))) is not None:
             rows.append(row)
         return rows
 
-    def finish_round(self, row: dict[str, Any]) -> None:
+    def finish_round(self, row: RoundRow) -> None:
         """Write a round's figures, which finishes it, and bring metrics.jsonl up to date."""
-        atomic_write_text(self.round(row["round"]) / "round.json", json.dumps(row, indent=2) + "\n")
+        atomic_write_text(self.round(row.round) / "round.json", json.dumps(row.to_dict(), indent=2) + "\n")
         self.write_metrics()
 
     def write_metrics(self) -> None:
         """Make metrics.jsonl from the finished rounds."""
-        atomic_write_text(self.root / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows()))
+        atomic_write_text(self.root / "metrics.jsonl", "".join(json.dumps(row.to_dict()) + "\n" for row in self.rows()))
 
     def log_event(self, event: str, **fields: Any) -> None:
         """Append one line to events.jsonl."""
@@ -144,7 +153,7 @@ def open_run(root: Path, config: Config) -> RunDir:
     (root / "rounds").mkdir(parents=True, exist_ok=True)
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
-        **software(),
+        **asdict(software()),
         "config_hash": config.hash(),
         "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
         "inputs": input_digests(config),
@@ -177,14 +186,28 @@ def load_run(root: Path) -> RunDir:
     return RunDir(root=root)
 
 
-def software() -> dict[str, Any]:
-    """Return the versions of what computes: stepladder, Python, the packages that matter, and the checkout if it is one."""
-    return {
-        "stepladder": __version__,
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "git_revision": _git_revision(),
-    }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Software:
+    """The versions of what computes."""
+
+    stepladder: str
+    """Version of stepladder."""
+    python: str
+    """Version of Python."""
+    packages: dict[str, str]
+    """Versions of the packages that matter, of those that are installed."""
+    git_revision: str | None
+    """Revision of the checkout that stepladder runs from; None for an installed package."""
+
+
+def software() -> Software:
+    """Return the versions of what computes here."""
+    return Software(
+        stepladder=__version__,
+        python=platform.python_version(),
+        packages=_package_versions(),
+        git_revision=_git_revision(),
+    )
 
 
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 from stepladder.errors import BackendError
 from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs import workers
-from stepladder.loops.runs.workers import Progress, Task
+from stepladder.loops.runs.workers import Progress, ResultT, Task
 
 _JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.pickle", "progress.jsonl", "log.txt"
 _POLL_S = 1.0
@@ -31,7 +31,7 @@ _PROGRESS_POLL_S = 0.2
 _LOG_LINES = 8
 
 
-def run_launched(task: Task, section: TrainingConfig, *, threads: int, on_progress: Callable[[Progress], None]) -> Any:
+def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, on_progress: Callable[[Progress], None]) -> ResultT:
     """Make a call in several processes that train together, and return what it returned in the first.
 
     Args:

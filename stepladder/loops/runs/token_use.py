@@ -9,12 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import with_config
+
 from stepladder.interfaces import Policy, StepScorer
+from stepladder.loops.runs.json_records import CLOSED, read_json, record_of
 from stepladder.types import TreeRecord
+
+RATIOS = ("cached_share", "forwarded_per_unique_token", "prm_forwarded_per_unique_token")
+"""Names of the figures that follow from the counts."""
 
 _Count = int | None
 
 
+@with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenUse:
     """Tokens of some searches; a count is None where the backend does not tell."""
@@ -41,6 +48,16 @@ class TokenUse:
             cached_tokens=None if counts is None else counts.cached_tokens,
             prm_forwarded_tokens=getattr(scorer, "forwarded_tokens", None),
         )
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenUse":
+        """Read the counts that lie beside a shard of trees.
+
+        Raises:
+            CheckpointError: If the file is something else.
+        """
+        what, remedy = "the tokens of a shard of trees", "remove the shard and this file, and run evolve again"
+        return record_of(cls, read_json(path, what=what, remedy=remedy), place=path, what=what, remedy=remedy)
 
     @classmethod
     def sum(cls, parts: Sequence["TokenUse"]) -> "TokenUse":
@@ -70,11 +87,7 @@ class TokenUse:
 
     def figures(self) -> dict[str, Any]:
         """Return the counts and what they say, for metrics and JSON."""
-        ratios = {
-            "cached_share": self.cached_share,
-            "forwarded_per_unique_token": self.policy_ratio,
-            "prm_forwarded_per_unique_token": self.prm_ratio,
-        }
+        ratios = dict(zip(RATIOS, (self.cached_share, self.policy_ratio, self.prm_ratio), strict=True))
         return asdict(self) | {name: None if value is None else round(value, 4) for name, value in ratios.items()}
 
     def sentence(self) -> str | None:

@@ -17,10 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
+
+ResultT = TypeVar("ResultT")
+MadeT = TypeVar("MadeT")
+ArgumentsP = ParamSpec("ArgumentsP")
 
 _PARENT_POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
@@ -68,13 +72,19 @@ def report_progress(progress: Progress) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class Task(Generic[ResultT]):
     """A call to be made in a worker."""
 
-    function: Callable[..., Any]
+    function: Callable[..., ResultT]
     """A module-level function."""
     arguments: dict[str, Any]
     """Its keyword arguments; they must be picklable."""
+
+    @staticmethod
+    def of(function: Callable[ArgumentsP, MadeT], *positional: ArgumentsP.args, **arguments: ArgumentsP.kwargs) -> "Task[MadeT]":
+        """Return a call with keyword arguments, which a type checker compares with the function's."""
+        assert not positional, "a job takes keyword arguments"
+        return Task(function=function, arguments=dict(arguments))
 
 
 class WorkerPool:
@@ -107,7 +117,7 @@ class WorkerPool:
         self._pool.shutdown()
         self._pool = self._new_pool()
 
-    def run(self, tasks: Sequence[Task], *, on_progress: Callable[[Progress], None]) -> list[Any]:
+    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
         """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
 
         Raises:

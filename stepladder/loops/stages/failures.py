@@ -7,11 +7,12 @@ again.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from stepladder.errors import BackendError
 from stepladder.files import atomic_write_text
-from stepladder.types import Failures, SearchResult
+from stepladder.loops.runs.json_records import read_json, record_of
+from stepladder.loops.runs.results import FailureFigures
+from stepladder.types import Failures
 
 _SUFFIX = ".failures"
 
@@ -21,9 +22,9 @@ def failures_path(shard: Path) -> Path:
     return shard.with_suffix(_SUFFIX)
 
 
-def write_failures(shard: Path, results: Iterable[SearchResult]) -> None:
-    """Keep what failed in the searches of a shard that is about to be written."""
-    total, path = Failures.sum(result.failures for result in results), failures_path(shard)
+def write_failures(shard: Path, total: Failures) -> None:
+    """Keep what failed in a shard that is about to be written."""
+    path = failures_path(shard)
     if total.num_failed:
         atomic_write_text(path, json.dumps(total.to_dict()) + "\n")
     else:
@@ -32,8 +33,12 @@ def write_failures(shard: Path, results: Iterable[SearchResult]) -> None:
 
 def read_failures(shards: Iterable[Path]) -> Failures:
     """Return the failures of shards; ``num_samples`` counts those of shards in which any failed."""
-    paths = [failures_path(shard) for shard in shards]
-    return Failures.sum(Failures(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists())
+    return Failures.sum(_read(path) for path in map(failures_path, shards) if path.exists())
+
+
+def _read(path: Path) -> Failures:
+    what, remedy = "the failed samples of a shard", "remove the file and the shard beside it, and run evolve again"
+    return record_of(Failures, read_json(path, what=what, remedy=remedy), place=path, what=what, remedy=remedy)
 
 
 def check_stage(shards: Sequence[Path], place: str) -> Failures:
@@ -55,13 +60,13 @@ def check_stage(shards: Sequence[Path], place: str) -> Failures:
     raise BackendError(f"{place}: samples must be given: {total.sentence()} -- mend that and repeat the command")
 
 
-def failure_figures(folder: Path) -> dict[str, Any]:
-    """Return the failed samples of a round by the folder of their shards, with the first message; nothing where none failed."""
+def failure_figures(folder: Path) -> FailureFigures | None:
+    """Return the failed samples of a round by the folder of their shards, with the first message; None where none failed."""
     paths = sorted(folder.rglob(f"*{_SUFFIX}"))
     if not paths:
-        return {}
+        return None
     counts: dict[str, int] = {}
     for path in paths:
         kind = path.parent.relative_to(folder).as_posix()
         counts[kind] = counts.get(kind, 0) + read_failures([path]).num_failed
-    return {"failed_samples": counts, "first_failure": read_failures(paths).first_message}
+    return FailureFigures(failed_samples=counts, first_failure=read_failures(paths).first_message)

@@ -5,6 +5,7 @@ held-out problems only; test problems never take part.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CHANCE = 0.5
 """AUC of scores that know nothing."""
@@ -18,6 +19,15 @@ class GateDecision:
     """True if the candidate replaces the best model."""
     reason: str
     """One clause for the table and the report."""
+
+
+class KeptPRM(NamedTuple):
+    """The PRM that guides the next search when a round brought none."""
+
+    version: int | None
+    """Its round; None searches without one."""
+    clause: str
+    """What to add to the gate's reason."""
 
 
 def gate_policy(candidate: float | None, best: float | None, *, max_drop: float) -> GateDecision:

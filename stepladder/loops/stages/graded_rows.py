@@ -1,10 +1,10 @@
-"""What a search in solve mode came to: the rows that evaluations and comparisons write, graded from outside."""
-
-from typing import Any
+"""The rows of a search in solve mode that evaluations and comparisons write; answers are graded from outside."""
 
 from stepladder.data.grading.verifier import AnswerVerifier
-from stepladder.data.metrics.answers import known_within
+from stepladder.data.metrics.answers import PoolSample, known_within
+from stepladder.interfaces import Verifier
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow
 from stepladder.mcts.answer_rules import AnswerTally
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.search_method import SearchMethod
@@ -33,40 +33,32 @@ def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | 
     return tally.leader()
 
 
-def outcome_row(result: SearchResult, answer: str | None, correct: bool) -> dict[str, Any]:
-    """Return the row of a comparison for one problem: the answer that counts, its verdict, and what the search spent."""
-    tree = result.tree
-    return {
-        "problem_id": result.problem_id,
-        "answer": answer,
-        "correct": correct,
-        "generated_tokens": tree.generated_tokens,
-        "steps": len(tree.parents) - 1,
-        "simulations": tree.num_simulations,
-        "policy_calls": tree.policy_calls,
-        "scored_tokens": tree.scored_tokens,
-        "stop_reason": str(result.stop_reason),
-    }
+def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -> SolvedRow:
+    """Return the graded row of a greedy solution or a search.
 
-
-def evaluation_row(result: SearchResult, kind: str, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
-    """Return the row of an evaluation for one problem, graded; ``kind`` as for ``stepladder.loops.stages.jobs.evaluate_shard``."""
-    if kind == "samples":
-        return {"problem_id": result.problem_id, "samples": _graded_samples(result, verifier, config)}
+    Args:
+        result: What was found.
+        verifier: Holds the answers.
+        with_course: Grade the answers after each wave, too.
+    """
     answers = [result.answer, *(answer for _, answer in result.anytime)]
     correct = [verdict.correct for verdict in verifier.grade([(result.problem_id, answer) for answer in answers])]
-    row = {"problem_id": result.problem_id, "answer": result.answer, "correct": correct[0], "tokens": result.tree.generated_tokens}
-    if kind == "search":
-        row["anytime"] = [[tokens, right] for (tokens, _), right in zip(result.anytime, correct[1:], strict=True)]
-    return row
+    course = tuple((tokens, right) for (tokens, _), right in zip(result.anytime, correct[1:], strict=True))
+    return SolvedRow(
+        problem_id=result.problem_id,
+        answer=result.answer,
+        correct=correct[0],
+        tokens=result.tree.generated_tokens,
+        anytime=course if with_course else None,
+    )
 
 
-def _graded_samples(result: SearchResult, verifier: AnswerVerifier, config: Config) -> list[dict[str, Any]]:
-    """Return the independent samples of a sampled tree, graded, in the order in which they were drawn."""
-    tree = result.tree
-    draws = _draws(tree)
+def pool_row(result: SearchResult, verifier: AnswerVerifier, config: Config) -> PoolRow:
+    """Return the graded row of independent samples, in the order in which they were drawn."""
+    tree, draws = result.tree, _draws(result.tree)
     verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
-    return [_sample(tree, path, verdict.correct, verifier, config) for path, verdict in zip(draws, verdicts, strict=True)]
+    samples = tuple(_sample(tree, path, verdict.correct, verifier, config) for path, verdict in zip(draws, verdicts, strict=True))
+    return PoolRow(problem_id=result.problem_id, samples=samples)
 
 
 def _draws(tree: TreeRecord) -> list[list[int]]:
@@ -77,11 +69,11 @@ def _draws(tree: TreeRecord) -> list[list[int]]:
     return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
 
 
-def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: AnswerVerifier, config: Config) -> dict[str, Any]:
+def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: AnswerVerifier, config: Config) -> PoolSample:
     answer = tree.answers[path[-1]]
-    return {
-        "num_tokens": sum(len(tree.token_ids[step]) for step in path),
-        "answer_key": None if answer is None else verifier.answer_key(answer),
-        "score": aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
-        "correct": correct,
-    }
+    return PoolSample(
+        num_tokens=sum(len(tree.token_ids[step]) for step in path),
+        answer_key=None if answer is None else verifier.answer_key(answer),
+        score=aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
+        correct=correct,
+    )

@@ -11,6 +11,7 @@ import pytest
 
 from stepladder.commands.compare import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.commands.solve import token_simulations
+from stepladder.data.metrics.answers import Interval
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.assembly import search
 from stepladder.loops.config.run import Config
@@ -85,8 +86,8 @@ def compare(*args, pool=None, **kwargs):
 
 
 def without_times(results):
-    times = ("seconds", "policy_seconds", "prm_seconds")
-    return {**results, "figures": [{name: value for name, value in figure.items() if name not in times} for figure in results["figures"]]}
+    timeless = [replace(figures, seconds=0.0, policy_seconds=0.0, prm_seconds=0.0) for figures in results.figures]
+    return replace(results, figures=tuple(timeless))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -94,18 +95,18 @@ def test_every_method_comes_to_a_result_within_its_budget(world, tmp_path, name)
     """Each preset answers most problems, and stops before it is beyond its budget by its first wave, or else by one expansion."""
     budget, method = 400, resolve_method(name)
     results = compare(tmp_path, [name], budgets=[budget], num_seeds=1)
-    figure = next(figure for figure in results["figures"] if figure["method"] == name)
-    assert figure["problems"] == 6
-    assert figure["answered"] > 0.5
-    assert figure["tokens"] <= budget
-    assert 0 <= figure["interval"][0] <= figure["accuracy"] <= figure["interval"][1] <= 1
+    figure = next(figure for figure in results.figures if figure.method == name)
+    assert figure.problems == 6
+    assert figure.answered > 0.5
+    assert figure.tokens <= budget
+    assert 0 <= figure.interval[0] <= figure.accuracy <= figure.interval[1] <= 1
     settings = method.all_settings()
     num_children = settings["num_children"]
     rollouts = settings["rollouts"] * SOLUTION_TOKENS * num_children
     expansion = SOLUTION_TOKENS if method.samples_solutions else num_children * STEP_TOKENS + rollouts
     first = settings["wave"] * SOLUTION_TOKENS if method.samples_solutions else method.root_samples * STEP_TOKENS + rollouts
-    for row in results["outcomes"]:
-        assert row["generated_tokens"] < max(first + 1, budget + expansion), row
+    for row in results.outcomes:
+        assert row.generated_tokens < max(first + 1, budget + expansion), row
 
 
 def test_an_answer_counts_from_the_token_at_which_it_was_known():
@@ -154,8 +155,8 @@ def test_draws_that_fit_give_the_answer_that_they_would_give_alone(name):
 def test_figures_by_hand(world, tmp_path):
     """Majority at 20 tokens is what three draws of six tokens say; the fourth, which is asked for with them, does not count."""
     results = compare(tmp_path, ["majority"], budgets=[20], num_seeds=1)
-    (figure, point) = results["figures"]
-    for row in results["outcomes"][:6]:
+    (figure, point) = results.figures
+    for row in results.outcomes[:6]:
         engine = SearchEngine(
             policy=ScriptedPolicy(propose),
             scorer=TableScorer(score),
@@ -164,45 +165,45 @@ def test_figures_by_hand(world, tmp_path):
             budget=Budget(num_simulations=4),
             provenance=PROVENANCE,
         )
-        (four,) = engine.search([Problem(id=row["problem_id"], question="q" + row["problem_id"][1:])])
+        (four,) = engine.search([Problem(id=row.problem_id, question="q" + row.problem_id[1:])])
         first_three = [answer for answer in four.tree.answers if answer is not None][:3]
         winner = max("12", key=first_three.count)
-        assert (row["answer"], row["correct"], row["generated_tokens"]) == (winner, winner == "1", 24)
-    assert figure["accuracy"] == pytest.approx(sum(row["correct"] for row in results["outcomes"][:6]) / 6)
-    assert (figure["tokens"], figure["tokens_beyond"], figure["policy_calls"], figure["simulations"]) == (20.0, 4.0, 1.0, 4.0)
-    assert figure["answered"] == 1.0
+        assert (row.answer, row.correct, row.generated_tokens) == (winner, winner == "1", 24)
+    assert figure.accuracy == pytest.approx(sum(row.correct for row in results.outcomes[:6]) / 6)
+    assert (figure.tokens, figure.tokens_beyond, figure.policy_calls, figure.simulations) == (20.0, 4.0, 1.0, 4.0)
+    assert figure.answered == 1.0
     # One request holds the four draws; those that repeat another's first step are in a second one.
-    assert 1 <= figure["prm_calls"] <= 4
-    assert (point["method"], point["budget"], point["tokens"], point["seeds"]) == ("greedy", None, 6.0, 1)
-    assert figure["difference"] is None, "the baseline is not set against itself"
+    assert 1 <= figure.prm_calls <= 4
+    assert (point.method, point.budget, point.tokens, point.seeds) == ("greedy", None, 6.0, 1)
+    assert figure.difference is None, "the baseline is not set against itself"
 
 
 def test_methods_are_set_against_the_first_problem_by_problem(world, tmp_path):
     """The difference at each budget is that of the accuracies, and no method is set against another budget."""
     results = compare(tmp_path, ["majority", "mcts"])
-    by_name = {(figure["method"], figure["budget"]): figure for figure in results["figures"]}
+    by_name = {(figure.method, figure.budget): figure for figure in results.figures}
     for budget in (30, 90):
         ours, base = by_name["mcts", budget], by_name["majority", budget]
-        assert ours["difference"] == pytest.approx(ours["accuracy"] - base["accuracy"])
-        assert ours["difference_interval"][0] <= ours["difference"] <= ours["difference_interval"][1]
-    assert results["baseline"] == "majority"
-    assert by_name["greedy", None]["difference"] is None
+        assert ours.difference == pytest.approx(ours.accuracy - base.accuracy)
+        assert ours.difference_interval[0] <= ours.difference <= ours.difference_interval[1]
+    assert results.baseline == "majority"
+    assert by_name["greedy", None].difference is None
 
 
 def test_the_same_call_gives_the_same_figures(world, tmp_path):
     """Everything but seconds depends on problems, models, methods, budgets and seeds alone; seeds differ from each other."""
     first, second = (compare(tmp_path / name, ["mcts", "gumbel"]) for name in "ab")
     assert without_times(first) == without_times(second)
-    by_seed = [[row["answer"] for row in first["outcomes"] if row["seed"] == seed and row["method"] == "mcts"] for seed in (0, 1)]
+    by_seed = [[row.answer for row in first.outcomes if row.seed == seed and row.method == "mcts"] for seed in (0, 1)]
     assert by_seed[0] != by_seed[1]
 
 
 def test_answers_do_not_reach_the_search(world, tmp_path):
     """With other reference answers every prediction is the same, and other ones are right."""
-    first = compare(tmp_path / "a")["outcomes"]
-    second = compare(tmp_path / "b", given=problems(right="2"))["outcomes"]
-    assert [row["answer"] for row in first] == [row["answer"] for row in second]
-    assert all(a["correct"] != b["correct"] for a, b in zip(first, second, strict=True) if a["answer"] is not None)
+    first = compare(tmp_path / "a").outcomes
+    second = compare(tmp_path / "b", given=problems(right="2")).outcomes
+    assert [row.answer for row in first] == [row.answer for row in second]
+    assert all(a.correct != b.correct for a, b in zip(first, second, strict=True) if a.answer is not None)
 
 
 def test_a_stopped_comparison_continues(world, tmp_path):
@@ -260,7 +261,7 @@ def test_foreign_and_damaged_files_are_refused(world, tmp_path):
     with pytest.raises(CheckpointError, match=r"shard-0001.json: holds results of 'mcts' with other settings \(c\)"):
         compare(tmp_path / "ours")
     shard.write_text("{")
-    with pytest.raises(CheckpointError, match=r"shard-0001.json: not a cell"):
+    with pytest.raises(CheckpointError, match=r"shard-0001.json: must be a cell"):
         compare(tmp_path / "ours")
     (tmp_path / "ours" / "eval.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"eval.json: must be what an evaluation"):
@@ -342,7 +343,8 @@ def test_free_visits_end():
 def test_outputs_show_every_method(world, tmp_path):
     """Table, Markdown, CSV, page and charts name every method; the same results give the same files, and the SVG is well-formed."""
     results = compare(tmp_path, ["majority", "beam", "mcts", "beam,wave=2"])
-    results["problems"]["source"] = "<script>alert(1)</script>"
+    hostile = replace(results.facts.problems, source="<script>alert(1)</script>")
+    results = replace(results, facts=replace(results.facts, problems=hostile))
     paths = write_comparison(results, tmp_path)
     texts = [path.read_text() for path in paths]
     assert [path.name for path in paths][-1] == "comparison.html"
@@ -362,11 +364,15 @@ def test_outputs_show_every_method(world, tmp_path):
 def test_table_marks_what_differs(world, tmp_path):
     """A method whose paired interval leaves out 0 has a mark; greedy stands where its tokens fit first; the best method comes first."""
     results = compare(tmp_path, ["majority", "mcts", "beam"], num_seeds=1)
-    for figure in results["figures"]:
-        better = figure["method"] == "mcts"
-        figure |= {"accuracy": 0.9 if better else 0.2, "interval": [0.1, 0.95]}
-        if figure["method"] != "majority" and figure["budget"]:
-            figure["difference_interval"] = [0.1, 0.9] if better else [-0.2, -0.1] if figure["budget"] == 30 else [-0.1, 0.1]
+    changed = []
+    for figures in results.figures:
+        better = figures.method == "mcts"
+        difference = figures.difference_interval
+        if figures.method != "majority" and figures.budget:
+            difference = Interval(0.1, 0.9) if better else Interval(-0.2, -0.1) if figures.budget == 30 else Interval(-0.1, 0.1)
+        given = {"accuracy": 0.9 if better else 0.2, "interval": Interval(0.1, 0.95), "difference_interval": difference}
+        changed.append(replace(figures, **given))
+    results = replace(results, figures=tuple(changed))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in render_markdown(results).splitlines() if line.startswith("|")]
     assert rows[0] == ["method", "30", "90", "tokens", "seconds", "PRM calls", "answered"]
     cells = {row[0]: row[1:3] for row in rows[2:]}

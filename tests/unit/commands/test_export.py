@@ -26,9 +26,12 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task
-from stepladder.loops.stages import round as rounds
+from stepladder.loops.stages.context import BestModels, RoundContext
+from stepladder.loops.stages.label import label_imported
+from stepladder.loops.stages.train_policy import train_policy
+from stepladder.loops.stages.train_prm import train_prm
 from stepladder.types import PreferencePair, Problem, Provenance, TreeRecord
-from tests.report_run import tree
+from tests.report_run import SUMMARY, row, tree
 from tests.runs import write_problems, write_tiny_config
 
 IDS = [f"train-{index}" for index in range(6)]
@@ -60,7 +63,7 @@ def run(tmp_path: Path) -> RunDir:
     sources = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "held_out", "test")}
     config = Config.model_validate({"problems": {**sources, "rule": "exact"}, "policy": {"model": "owner/base"}, "run": {"seed": 7}})
     run = open_run(tmp_path / "run", config)
-    run.finish_round({"round": 0})
+    run.finish_round(row(0, policy=0.5, search=0.5, majority=0.5))
     for number in (1, 2):
         for shard, records in enumerate((trees_of(number)[:4], trees_of(number)[4:])):
             write_trees(run.shard(number, "trees", shard), records)
@@ -69,7 +72,7 @@ def run(tmp_path: Path) -> RunDir:
             write_values(run.shard(number, "values", shard), value_rows(records).rows)
         counts = {"kept": 10 * number, "dropped_by_reason": {"below margin": number, f"only in {number}": 1}}
         (run.round(number) / "labels.json").write_text(json.dumps(dict.fromkeys(("pairs", "traces", "values"), counts)))
-        run.finish_round({"round": number})
+        run.finish_round(row(number, policy=0.5, search=0.5, majority=0.5))
     return run
 
 
@@ -292,7 +295,7 @@ def test_values_are_what_the_prm_learns_from(run: RunDir, tmp_path: Path) -> Non
     config = Config.model_validate({**run.config().model_dump(mode="json"), "prm": {"rollouts": 2}})
     other = open_run(tmp_path / "other", config)
     for number in (0, 1):
-        other.finish_round({"round": number})
+        other.finish_round(row(number, policy=0.5, search=0.5, majority=0.5))
     rows = value_rows(trees_of(1)[:1]).rows
     write_trees(other.shard(1, "trees", 0), trees_of(1))
     write_values(other.shard(1, "values", 0), value_rows(trees_of(1)).rows)
@@ -376,7 +379,7 @@ class InlinePool:
             else:
                 self.kept.append(task)
                 task.arguments["out"].mkdir(parents=True)
-                done.append({})
+                done.append(SUMMARY)
         return done
 
 
@@ -387,23 +390,23 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
         import_rows(str(tmp_path / format), tmp_path / "other")
     config = Config.model_validate({**run.config().model_dump(mode="json"), "labels": {"pairs": {"min_margin": 0.0}}})
     other, pool = open_run(tmp_path / "other", config), InlinePool()
-    context: Any = rounds.RoundContext(config=config, run=other, problems={}, pool=pool, display=display())  # type: ignore[arg-type]
+    context: Any = RoundContext(config=config, run=other, problems={}, pool=pool, display=display())  # type: ignore[arg-type]
     for name in ("pairs", "traces", "values"):
         other.shard(1, name, 0).parent.mkdir(parents=True)
         other.shard(1, name, 0).write_bytes(run.shard(2, name, 0).read_bytes())
-    rounds._label_imported(context, 0)
+    label_imported(context, 0)
     written = {path: path.stat().st_mtime_ns for path in (other.root / "imported").rglob("*.*")}
-    rounds._label_imported(context, 0)
+    label_imported(context, 0)
     assert {path: path.stat().st_mtime_ns for path in (other.root / "imported").rglob("*.*")} == written
     counts = json.loads((other.imported_folder("tree") / "labels.json").read_text())
     labelled = [read_pairs(path) for path in other.imported("pairs") if "tree" in path.parts]
     assert counts["pairs"]["kept"] == sum(map(len, labelled)) == len(EvidencePairs(min_margin=0.0).select(trees_of(1)).rows)
-    rounds._train(context, 1, 0)
-    rounds._train_prm(context, 1, 0, None)
-    policy, prm = (task.arguments for task in pool.kept)
+    train_policy(context, 1, 0)
+    train_prm(context, 1, BestModels(policy=0, prm=None))
+    sft, preferences, prm = (task.arguments for task in pool.kept)
     folders = {
         kind: [path.relative_to(other.root).parts[1] for path in paths]
-        for kind, paths in (("pairs", policy["rows"]["pairs"]), ("traces", policy["rows"]["traces"]), ("values", prm["values"]))
+        for kind, paths in (("pairs", preferences["rows"]), ("traces", sft["traces"]), ("values", prm["rows"]))
     }
     assert folders == {
         "pairs": ["001", "preference", "preference", "tree", "tree"],

@@ -1,13 +1,16 @@
 """The figures behind the report: headline, comparison, over-optimisation, stage times, and how numbers are written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stepladder.data.metrics.answers import Interval
+from stepladder.loops.runs.results import Accuracy, AnswerMethod, RoundRow
 from stepladder.report import figures
-from tests.report_run import full_rows, row
+from tests.report_run import full_rows, row, unmeasured
 
 
 def test_headline_says_first_and_best_policy_not_the_last_one() -> None:
@@ -47,9 +50,8 @@ def test_headline_of_unfinished_and_unmeasured_runs() -> None:
     """No round, only the start, and a run without a measured pass@1 each have a headline of their own."""
     assert figures.headline([]).title == "No round is finished yet"
     assert figures.headline(full_rows()[:1]).title == "pass@1 16.7 % at the start; no round has been run yet"
-    unmeasured = row(0, policy=0.1, search=0.1, majority=0.1)
-    unmeasured["test"] = {"problems": 0, "pass_at_1": None, "pass_at_1_interval": None}
-    assert figures.headline([unmeasured]).title == "0 rounds, no pass@1 measured"
+    blank = replace(row(0, policy=0.1, search=0.1, majority=0.1), test=unmeasured())
+    assert figures.headline([blank]).title == "0 rounds, no pass@1 measured"
 
 
 @pytest.mark.parametrize(("search", "place"), [(0.6, "ahead of"), (0.57, "level with the best of"), (0.5, "behind the best of")])
@@ -70,15 +72,16 @@ def test_headline_compares_without_prm() -> None:
     )
 
 
-def curves(best_of_n: list[float], vote: list[float]) -> dict[str, Any]:
+def curves(best_of_n: list[float], vote: list[float]) -> RoundRow:
     """Return a row whose two curves have the given accuracies at 10, 20, 30 tokens."""
     made = row(1, policy=0.4, search=0.5, majority=0.4, best_of_n=best_of_n[-1], vote=vote[-1], auc=0.7)
+    assert made.test.search is not None
     tokens = (10, 20, 30)
-    made["test"]["curves"] = {
-        "best_of_n": [list(point) for point in zip(tokens, best_of_n, strict=True)],
-        "weighted_vote": [list(point) for point in zip(tokens, vote, strict=True)],
+    given = {
+        AnswerMethod.BEST_OF_N: tuple(zip(tokens, best_of_n, strict=True)),
+        AnswerMethod.WEIGHTED_VOTE: tuple(zip(tokens, vote, strict=True)),
     }
-    return made
+    return replace(made, test=replace(made.test, search=replace(made.test.search, curves=given)))
 
 
 def test_over_optimisation_is_measured_from_the_peak() -> None:
@@ -105,7 +108,7 @@ def test_over_optimisation_is_not_claimed_without_cause(best_of_n: list[float], 
 
 
 def test_curves_without_a_prm_are_left_out() -> None:
-    """The stored zeros of a method that had no scores to choose with are no curve; search and majority stay."""
+    """A method that had no scores to choose with has no curve; search and majority stay."""
     assert set(figures.measured_curves(full_rows()[0])) == {"search", "majority"}
     assert figures.over_optimisation(full_rows()[:1]) == []
 
@@ -141,8 +144,7 @@ def test_numbers_are_written_for_people() -> None:
     """None is an en dash everywhere; shares have one decimal, large counts a unit, times the two largest units."""
     assert [figures.percent(None), figures.count(None), figures.decimals(None), figures.duration(None)] == ["–"] * 4
     assert figures.percent_with_interval(None) == "–"
-    assert figures.percent_with_interval(figures.Estimate(value=0.45, low=None, high=None)) == "45.0"
-    assert figures.percent_with_interval(figures.Estimate(value=0.45, low=0.394, high=0.507)) == "45.0 (39.4–50.7)"
+    assert figures.percent_with_interval(Accuracy(value=0.45, interval=Interval(0.394, 0.507))) == "45.0 (39.4–50.7)"
     assert [figures.percent(0.0), figures.percent(1.0), figures.percent(1 / 3)] == ["0.0", "100.0", "33.3"]
     assert [figures.count(0), figures.count(1204), figures.count(999_999), figures.count(2_104_000)] == ["0", "1,204", "999,999", "2.10M"]
     assert [figures.duration(seconds) for seconds in (0.26, 43.2, 59.6, 320, 3600, 7530)] == [

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.results import LabelCounts, RoundRow, RoundTraining, RowCounts
 from stepladder.report.markup import Markup, html, table
 from stepladder.report.page import json_block, render_page, write_report
 from stepladder.report.reproduce import as_toml
-from tests.report_run import HOSTILE, config, full_rows, row, write_run
+from tests.report_run import HOSTILE, SEARCH, config, full_rows, row, unmeasured, write_run
 
 
 class Page(HTMLParser):
@@ -64,7 +66,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_report(run).read_text(encoding="utf-8"))
 
 
-def odd_page(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> Page:
+def odd_page(tmp_path: Path, rows: list[RoundRow], **settings: Any) -> Page:
     """Return the page of a run with the given rows."""
     return Page(render_page(write_run(tmp_path / "odd", rows, **settings)))
 
@@ -92,6 +94,7 @@ def test_page_holds_the_figures(page: Page) -> None:
     assert "339 (84.8 %)" in text
     assert "1.234 → 0.321" in text
     assert "policy, preferences" in text
+    assert "policy, warm-up" in text
     assert "rejected" in text
     tips = [value for _, name, value in page.attributes if name == "data-tip"]
     assert "round 2\npolicy alone  64.0 (59.0–69.0) %\nsearch  81.0 (76.0–86.0) %\n" in "".join(f"{tip}\n" for tip in tips)
@@ -150,8 +153,8 @@ def test_hostile_settings_reasons_and_names_are_text(tmp_path: Path) -> None:
     """Text from the gate, from labels, stages, settings and the directory's name is escaped wherever it stands."""
     evil = "<img src=x onerror=alert(1)>"
     rows = full_rows()[:2]
-    rows[1]["accepted_reason"] = evil
-    rows[1]["labels"]["pairs"]["dropped_by_reason"] = {evil: 3}
+    assert rows[1].labels is not None
+    rows[1] = replace(rows[1], accepted_reason=evil, labels=replace(rows[1].labels, pairs=RowCounts(kept=1, dropped_by_reason={evil: 3})))
     settings = config(format={"system": evil, "prompt_template": "</code></pre><script>{question}"})
     run = write_run(tmp_path / "<b>run", rows, settings=settings)
     run.log_event("stage_end", round=1, stage=evil, seconds=1.0)
@@ -192,11 +195,17 @@ def test_run_without_a_finished_round(tmp_path: Path) -> None:
 def test_rounds_without_prm_pairs_or_training(tmp_path: Path) -> None:
     """A run whose policy never solves anything: zero pairs are 0, the untrained policy is called unchanged and not rejected."""
     rows = [row(0, policy=0.0, search=0.0, majority=0.0)]
-    rows.append(row(1, policy=0.0, search=0.0, majority=0.0, accepted=False, best_policy=0, pairs=0))
-    rows[1] |= {"policy_version": 0, "accepted_reason": "no training data, the policy is unchanged", "training": {}}
-    for kind in ("traces", "values"):
-        rows[1]["labels"][kind] = {"kept": 0, "dropped_by_reason": {"no right solution": 400}}
-    rows[1]["search"] |= {"solved": 0, "problems": 0}
+    none = RowCounts(kept=0, dropped_by_reason={"no right solution": 400})
+    rows.append(
+        replace(
+            row(1, policy=0.0, search=0.0, majority=0.0, accepted=False, best_policy=0),
+            policy_version=0,
+            accepted_reason="no training data, the policy is unchanged",
+            training=RoundTraining(),
+            labels=LabelCounts(traces=none, pairs=RowCounts(kept=0), values=none),
+            search=replace(SEARCH, solved=0, problems=0),
+        )
+    )
     shown = odd_page(tmp_path, rows)
     text = shown.text.replace("\xa0", " ")
     assert "pass@1 stays at 0.0 %: 1 round found nothing to train on" in text
@@ -207,9 +216,7 @@ def test_rounds_without_prm_pairs_or_training(tmp_path: Path) -> None:
 
 def test_run_without_evaluation_or_events(tmp_path: Path) -> None:
     """Figures that were not measured leave their charts out; a missing events file leaves the times out."""
-    rows = full_rows()[:2]
-    for entry in rows:
-        entry["test"] = entry["held_out"] = {"problems": 0, "pass_at_1": None, "pass_at_1_interval": None}
+    rows = [replace(entry, test=unmeasured(), held_out=unmeasured()) for entry in full_rows()[:2]]
     run = write_run(tmp_path / "run", rows)
     (run.root / "events.jsonl").unlink()
     shown = Page(render_page(run))
@@ -221,7 +228,8 @@ def test_run_without_evaluation_or_events(tmp_path: Path) -> None:
 def test_rejected_prm_and_interruptions_are_said(tmp_path: Path) -> None:
     """The gate's word on the PRM stands beside the policy's; a stage that never ended is counted."""
     rows = full_rows()
-    rows[2] |= {"prm_accepted": False, "prm_accepted_reason": "held-out within-problem AUC 0.490 is not above chance", "best_prm": 1}
+    reason = "held-out within-problem AUC 0.490 is not above chance"
+    rows[2] = replace(rows[2], prm_accepted=False, prm_accepted_reason=reason, best_prm=1)
     run = write_run(tmp_path / "run", rows)
     run.log_event("stage_begin", round=4, stage="search")
     run.log_event("start", rounds=4, workers=2)

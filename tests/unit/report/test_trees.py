@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stepladder.data.metrics.answers import PoolSample
 from stepladder.errors import CheckpointError
+from stepladder.loops.runs.evaluation_rows import PoolRow, write_rows
 from stepladder.report.trees import MAX_TEXT, tree_to_json, trees_for_page
 from stepladder.types import TreeRecord
 from tests.report_run import full_rows, provenance, tree, write_run
@@ -162,10 +164,10 @@ def test_graded_answers_of_samples_mark_nodes(tmp_path: Path) -> None:
     folder = run.round(0) / "evaluation" / "test" / "samples"
     folder.mkdir()
     samples = [
-        {"tokens": 9, "answer": "1001", "score": None, "correct": False},
-        {"tokens": 9, "answer": None, "score": None, "correct": False},
+        PoolSample(num_tokens=9, answer_key="1001", score=None, correct=False),
+        PoolSample(num_tokens=9, answer_key=None, score=None, correct=False),
     ]
-    (folder / "shard-0000.json").write_text(json.dumps({"rows": [{"problem_id": "test-2", "samples": samples}]}))
+    write_rows(folder / "shard-0000.json", [PoolRow(problem_id="test-2", samples=tuple(samples))])
     shown = next(one for one in trees_for_page(run, 0) if one["problem_id"] == "test-2")
     assert {node["right"] for node in shown["nodes"] if node["answer"] == "1001"} == {False}
     assert {node["right"] for node in shown["nodes"] if node["answer"] == "2714"} == {True}
@@ -178,5 +180,5 @@ def test_missing_trees_are_left_out_and_damaged_rows_refused(tmp_path: Path) -> 
     (folder / "shard-0000.parquet").unlink()
     assert trees_for_page(run, 0) == []
     (folder / "shard-0000.json").write_text('{"rows": [')
-    with pytest.raises(CheckpointError, match=r"shard-0000\.json: not a stepladder evaluation"):
+    with pytest.raises(CheckpointError, match=r"shard-0000\.json: must be a stepladder evaluation"):
         trees_for_page(run, 0)

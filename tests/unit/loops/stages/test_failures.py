@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from stepladder.errors import BackendError
+from stepladder.loops.runs.results import FailureFigures
 from stepladder.loops.stages.failures import check_stage, failure_figures, failures_path, read_failures, write_failures
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
@@ -33,7 +34,7 @@ def _results(num_failing: int, num_sound: int) -> list[SearchResult]:
 def _shard(folder: Path, number: int, num_failing: int, num_sound: int) -> Path:
     path = folder / f"shard-{number:04d}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_failures(path, _results(num_failing, num_sound))
+    write_failures(path, Failures.sum(result.failures for result in _results(num_failing, num_sound)))
     path.write_text("{}")
     return path
 
@@ -65,10 +66,10 @@ def test_a_stage_of_which_every_sample_failed_ends_the_run_and_is_asked_again(tm
 
 def test_the_figures_of_a_round_name_the_stages(tmp_path: Path) -> None:
     """Counts by folder, and the first message; nothing is added where nothing failed."""
-    assert failure_figures(tmp_path) == {}
+    assert failure_figures(tmp_path) is None
     _shard(tmp_path / "trees", 0, 0, 1)
-    assert failure_figures(tmp_path) == {}
+    assert failure_figures(tmp_path) is None
     _shard(tmp_path / "trees", 1, 1, 1)
     _shard(tmp_path / "evaluation" / "test" / "greedy", 0, 1, 0)
     expected = {"evaluation/test/greedy": 4, "trees": 4}
-    assert failure_figures(tmp_path) == {"failed_samples": expected, "first_failure": "scripted failure"}
+    assert failure_figures(tmp_path) == FailureFigures(failed_samples=expected, first_failure="scripted failure")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from stepladder.errors import CheckpointError
-from stepladder.loops.stages.figures import headline, split_figures
+from stepladder.loops.runs.results import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, SplitFigures
+from stepladder.loops.stages.figures import split_figures
 
 
 def sample(tokens: int, key: str | None, score: float | None, correct: bool) -> dict:
@@ -47,35 +48,44 @@ def folder(tmp_path: Path) -> Path:
 def test_figures_by_hand(folder: Path) -> None:
     """Every figure of a split follows from its rows."""
     figures = split_figures(folder)
-    assert figures["problems"] == 3
-    assert figures["tokens"] == {"greedy": 30, "samples": 40 + 45 + 40, "search": 55}
-    assert figures["pass_at_1"] == pytest.approx(1 / 3)
-    assert figures["search_accuracy"] == pytest.approx(2 / 3)
+    pool, search = figures.pool, figures.search
+    assert search is not None
+    assert figures.problems == 3
+    assert figures.tokens == EvaluationTokens(greedy=30, samples=40 + 45 + 40, search=55)
+    assert value_of(figures, AnswerMethod.POLICY) == pytest.approx(1 / 3)
+    assert value_of(figures, AnswerMethod.SEARCH) == pytest.approx(2 / 3)
     # a: majority says 9, best of n says 1, the vote is 0.9 against 0.5; b: the single sample is right; c: wrong everywhere.
-    assert figures["majority_accuracy"] == pytest.approx(1 / 3)
-    assert figures["best_of_n_accuracy"] == pytest.approx(2 / 3)
-    assert figures["weighted_vote_accuracy"] == pytest.approx(2 / 3)
-    assert figures["sampling_tokens_per_problem"] == pytest.approx((30 + 15 + 10) / 3)
+    assert value_of(figures, AnswerMethod.MAJORITY) == pytest.approx(1 / 3)
+    assert value_of(figures, AnswerMethod.BEST_OF_N) == pytest.approx(2 / 3)
+    assert value_of(figures, AnswerMethod.WEIGHTED_VOTE) == pytest.approx(2 / 3)
+    assert search.sampling_tokens_per_problem == pytest.approx((30 + 15 + 10) / 3)
     # a: right .9 .8 against wrong .2 .3, all four pairs ordered; b: right .4 against .6 and .1, one of two; c has no right one.
-    assert figures["prm_within_problem_auc"] == pytest.approx((1.0 + 0.5) / 2)
-    assert figures["sampled_pass_at_1"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
-    assert figures["pass_at_k"] == pytest.approx(2 / 3)
-    assert figures["search_against_majority"]["num_better"] == 1
-    assert figures["search_against_majority"]["num_worse"] == 0
-    assert headline(figures)["tokens_per_problem"] == pytest.approx(55 / 3)
+    assert pool.prm_within_problem_auc == pytest.approx((1.0 + 0.5) / 2)
+    assert pool.sampled_pass_at_1 == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
+    assert pool.pass_at_k == pytest.approx(2 / 3)
+    majority = search.sampling[AnswerMethod.MAJORITY]
+    assert majority is not None
+    assert (majority.search_against.num_better, majority.search_against.num_worse) == (1, 0)
+    assert search.tokens_per_problem == pytest.approx(55 / 3)
+
+
+def value_of(figures: SplitFigures, method: AnswerMethod) -> float | None:
+    accuracy = figures.accuracy(method)
+    return None if accuracy is None else accuracy.value
 
 
 def test_curves_end_where_the_search_ended(folder: Path) -> None:
     """The last point of the search's curve is its accuracy, and before its first wave a search has no answer."""
-    curves = split_figures(folder)["curves"]
-    assert set(curves) == {"search", "majority", "best_of_n", "weighted_vote"}
-    assert curves["search"][-1][1] == pytest.approx(2 / 3)
-    assert curves["search"][0][1] == 0.0
+    search = split_figures(folder).search
+    assert search is not None
+    assert set(search.curves) == {AnswerMethod.SEARCH, *SAMPLING_METHODS}
+    assert search.curves[AnswerMethod.SEARCH][-1][1] == pytest.approx(2 / 3)
+    assert search.curves[AnswerMethod.SEARCH][0][1] == 0.0
 
 
 def test_missing_evaluations_are_none(tmp_path: Path) -> None:
     """What was not measured is None, never 0; without scores the PRM's figures are None and majority stays."""
-    assert split_figures(tmp_path)["pass_at_1"] is None
+    assert split_figures(tmp_path).pass_at_1 is None
     for kind, rows in (("greedy", GREEDY), ("search", SEARCH)):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "shard-0000.json").write_text(json.dumps({"rows": rows}))
@@ -83,10 +93,11 @@ def test_missing_evaluations_are_none(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "shard-0000.json").write_text(json.dumps({"rows": bare}))
     figures = split_figures(tmp_path)
-    assert figures["prm_within_problem_auc"] is None
-    assert figures["best_of_n_accuracy"] is None
-    assert figures["majority_accuracy"] == pytest.approx(1 / 3)
-    assert set(figures["curves"]) == {"search", "majority"}
+    assert figures.search is not None
+    assert figures.pool.prm_within_problem_auc is None
+    assert value_of(figures, AnswerMethod.BEST_OF_N) is None
+    assert value_of(figures, AnswerMethod.MAJORITY) == pytest.approx(1 / 3)
+    assert set(figures.search.curves) == {AnswerMethod.SEARCH, AnswerMethod.MAJORITY}
 
 
 def test_foreign_file_is_named(tmp_path: Path) -> None:

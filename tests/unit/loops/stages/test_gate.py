@@ -1,15 +1,19 @@
 """Gates: only a model that is not worse on held-out problems replaces the best one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.stages import round as rounds
+from stepladder.loops.runs.results import FailedTraining, PoolFigures, RoundTraining, SplitFigures
+from stepladder.loops.stages import judge
+from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.gate import fails, fall_back, gate_policy, gate_prm
 from stepladder.types import LabelledProblem, Problem
+from tests.report_run import row, unmeasured
 
 
 @pytest.mark.parametrize(
@@ -51,9 +55,7 @@ def run_with_history(root, aucs):
     """Write a run whose rounds 1 to 3 had PRMs accepted, and the samples of round 4 as the earlier ones score them."""
     run = RunDir(root=root)
     for number in range(4):
-        row = {"round": number, "prm_accepted": number > 0}
-        run.round(number).mkdir(parents=True)
-        (run.round(number) / "round.json").write_text(json.dumps(row))
+        run.finish_round(replace(row(number, policy=0.5, search=0.5, majority=0.5), prm_accepted=number > 0))
     for earlier, auc in aucs.items():
         right, wrong = (0.9, 0.1) if auc == 1.0 else (0.5, 0.5)
         samples = [{"num_tokens": 1, "answer_key": "a", "score": right, "correct": True}]
@@ -63,23 +65,23 @@ def run_with_history(root, aucs):
         (folder / "shard-0000.json").write_text(json.dumps({"rows": [{"problem_id": "p", "samples": samples}]}))
     config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}})
     problems = {"held_out": [LabelledProblem(problem=Problem(id="p", question="?"), answer="a")]}
-    return rounds.RoundContext(config=config, run=run, problems=problems, pool=None, display=ProgressDisplay())  # type: ignore[arg-type]
+    return RoundContext(config=config, run=run, problems=problems, pool=None, display=ProgressDisplay())  # type: ignore[arg-type]
 
 
-def held_out(candidate: float | None, best: float | None) -> dict[str, float | None]:
-    return {"prm_within_problem_auc": candidate, "best_prm_within_problem_auc": best}
+def held_out(candidate: float | None, best: float | None) -> SplitFigures:
+    return replace(unmeasured(), pool=PoolFigures(prm_within_problem_auc=candidate), best_prm_within_problem_auc=best)
 
 
 def test_a_round_without_a_new_prm_keeps_the_best_one_unless_it_fails(tmp_path) -> None:
     """At 0.6 it stays; at 0.48 the best of rounds 1 and 2 takes its place, or none; the clause says which."""
     context = run_with_history(tmp_path / "a", {1: 1.0, 2: 0.5})
-    assert rounds._kept_prm(context, 4, 4, 3, held_out(0.55, 0.6)) == (3, "; the PRM of round 3 stays")
-    assert rounds._kept_prm(context, 4, 4, 3, held_out(0.6, None)) == (3, "; the PRM of round 3 stays")
-    assert rounds._kept_prm(context, 4, 4, None, held_out(0.4, None)) == (None, "")
-    chosen, clause = rounds._kept_prm(context, 4, 4, 3, held_out(0.45, 0.48))
+    assert judge.kept_prm(context, 4, 4, 3, held_out(0.55, 0.6)) == (3, "; the PRM of round 3 stays")
+    assert judge.kept_prm(context, 4, 4, 3, held_out(0.6, None)) == (3, "; the PRM of round 3 stays")
+    assert judge.kept_prm(context, 4, 4, None, held_out(0.4, None)) == (None, "")
+    chosen, clause = judge.kept_prm(context, 4, 4, 3, held_out(0.45, 0.48))
     assert chosen == 1
     assert clause == "; the PRM of round 3 has 0.480 on the new policy's solutions and is given up for that of round 1"
-    chosen, clause = rounds._kept_prm(run_with_history(tmp_path / "b", {1: 0.5, 2: 0.5}), 4, 4, 3, held_out(0.45, 0.48))
+    chosen, clause = judge.kept_prm(run_with_history(tmp_path / "b", {1: 0.5, 2: 0.5}), 4, 4, 3, held_out(0.45, 0.48))
     assert chosen is None
     assert clause.endswith("is given up, the search goes on without one")
 
@@ -87,6 +89,6 @@ def test_a_round_without_a_new_prm_keeps_the_best_one_unless_it_fails(tmp_path) 
 def test_a_training_that_fails_is_a_rejection_with_its_reason(tmp_path) -> None:
     """A loss that is not finite, or nothing to compare, leaves the earlier PRM in place."""
     context = run_with_history(tmp_path, {})
-    decision = rounds._prm_decision(context, 3, 3, held_out(0.6, None), failed="the loss must be finite")
+    decision = judge._prm_decision(context, 3, 3, held_out(0.6, None), RoundTraining(prm=FailedTraining(failed="the loss must be finite")))
     assert not decision.accepted
     assert decision.reason == "training failed: the loss must be finite"

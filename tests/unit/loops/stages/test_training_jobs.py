@@ -24,15 +24,20 @@ from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import LabelsConfig
 from stepladder.loops.runs.directory import RunDir
-from stepladder.loops.stages import jobs
-from stepladder.loops.stages.labelling import LabelSources, score_trees
-from stepladder.loops.stages.round import earlier_prm
+from stepladder.loops.runs.results import LabelCounts, RowCounts, TrainingSummary
+from stepladder.loops.stages.context import Models
+from stepladder.loops.stages.kinds import GRADED, PAIRS, preference_kind
+from stepladder.loops.stages.label import earlier_prm, label_shard
+from stepladder.loops.stages.search import search_shard
+from stepladder.loops.stages.train_policy import train_on_preferences, train_on_solutions, warm_up_policy
+from stepladder.loops.stages.tree_rows import LabelSources, score_trees
 from stepladder.policy.fine_tuning import collate_preferences, preference_rows
 from stepladder.policy.preference_settings import PREFERENCE_LOSSES
 from stepladder.prm.specs import PRMSpec
 from stepladder.testing import TableScorer
 from stepladder.types import PreferencePair, Provenance
 from tests.models import save_tiny_scorer
+from tests.report_run import row
 from tests.runs import write_tiny_config
 
 # Whatever the rule: pairs however close they are.
@@ -49,13 +54,13 @@ class World:
         path = write_tiny_config(folder)
         self.config = load_config(path, ["prm.enabled=false"])
         self.policy = folder / "policy"
-        jobs.warm_up(config=self.config, solutions=folder / "warmup.jsonl", out=self.policy, stage="")
+        warm_up_policy(config=self.config, solutions=folder / "warmup.jsonl", out=self.policy, stage="")
         renderer = build_renderer(self.config, str(self.policy))
         provenance = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=renderer.hash)
-        models = jobs.Models(policy=str(self.policy), prm=None, provenance=provenance)
+        models = Models(policy=str(self.policy), prm=None, provenance=provenance)
         problems = build_problems(self.config.problems, seed=0)["train"]
         self.trees = folder / "trees.parquet"
-        jobs.search_shard(config=self.config, models=models, problems=problems, out=self.trees, stage="")
+        search_shard(config=self.config, models=models, problems=problems, out=self.trees, stage="")
         # What a PRM would have said: half of what came out.
         records = [
             replace(tree, scores=[None, *(0.25 + (value or 0.0) / 2 for value in tree.values[1:])]) for tree in read_trees(self.trees)
@@ -71,16 +76,18 @@ class World:
         loose |= {"labels.graded.min_margin": 0.0} if graded == "steps" else {}
         return with_overrides(self.config, [f"{name}={value}" for name, value in {**loose, **settings}.items()])
 
-    def label(self, config: Config, folder: Path, sources: LabelSources | None = None) -> tuple[dict[str, Path], dict[str, Any]]:
+    def label(self, config: Config, folder: Path, sources: LabelSources | None = None) -> tuple[dict[str, Path], LabelCounts]:
         """Label the trees; return the files and the counts."""
         sources = sources or LabelSources(trees=self.trees, policy=str(self.policy))
         out = {kind: folder / f"{kind}.parquet" for kind in ("traces", "pairs", "graded", "values", "step-pairs")}
-        return out, jobs.label_shard(config=config, sources=sources, out=out)
+        return out, label_shard(config=config, sources=sources, out=out)
 
-    def train(self, config: Config, files: dict[str, Path], out: Path) -> dict[str, Any]:
-        """Train the policy on what there is of the files."""
-        rows = {kind: [files[kind]] if kind in files else [] for kind in ("traces", "pairs", "graded")}
-        return jobs.train_policy(config=config, start=str(self.policy), base=str(self.policy), rows=rows, out=out, seed=0, stage="")
+    def prefer(self, config: Config, files: dict[str, Path], out: Path) -> TrainingSummary:
+        """Train the policy on the rows that its preference loss takes."""
+        kind = preference_kind(config)
+        assert kind is not None
+        start = str(self.policy)
+        return train_on_preferences(config=config, start=start, base=start, rows=[files[kind.name]], out=out, seed=0, stage="")
 
     @torch.no_grad()
     def margin(self, policy: Path, pairs: list[PreferencePair]) -> float:
@@ -110,11 +117,10 @@ def test_every_loss_trains_in_the_loop(world: World, tmp_path: Path, loss: str) 
     config = world.configured(preference(loss=loss, beta=beta))
     files, _ = world.label(config, tmp_path)
     pairs = read_pairs(files["pairs"])
-    summary = world.train(
-        config, {kind: path for kind, path in files.items() if kind in ("pairs", "graded") and path.exists()}, tmp_path / "out"
-    )
-    assert summary["preference"]["layout"] == "trees" and summary["preference"]["rows"] > 10
-    assert json.loads(json.dumps(summary)) == summary
+    summary = world.prefer(config, files, tmp_path / "out")
+    assert summary.layout == "trees"
+    assert summary.rows > 10
+    assert TrainingSummary.from_dict(json.loads(json.dumps(summary.to_dict())), "here") == summary
     assert world.margin(tmp_path / "out", pairs) > world.margin(world.policy, pairs) + 0.1
 
 
@@ -125,9 +131,9 @@ def test_every_rule_of_pairs_trains_in_the_loop(world: World, tmp_path: Path, ru
     sources = LabelSources(trees=world.later, earlier=(world.trees,), policy=str(world.policy))
     files, counts = world.label(config, tmp_path, sources)
     pairs = read_pairs(files["pairs"])
-    assert counts["pairs"]["kept"] == len(pairs) > 3
+    assert counts.by_kind["pairs"].kept == len(pairs) > 3
     assert all(pair.chosen_logps and pair.rejected_logps for pair in pairs)
-    world.train(config, {"pairs": files["pairs"]}, tmp_path / "out")
+    world.prefer(config, files, tmp_path / "out")
     assert world.margin(tmp_path / "out", pairs) > world.margin(world.policy, pairs) + 0.1
 
 
@@ -141,8 +147,8 @@ def test_references_and_smoothings_train_in_the_loop(world: World, tmp_path: Pat
     """
     config = world.configured(preference(**settings))
     files, _ = world.label(config, tmp_path)
-    summary = world.train(config, {"pairs": files["pairs"]}, tmp_path / "out")["preference"]
-    assert summary["first_loss"] == pytest.approx(0.6931, abs=2e-3)
+    summary = world.prefer(config, files, tmp_path / "out")
+    assert summary.first_loss == pytest.approx(0.6931, abs=2e-3)
     pairs = read_pairs(files["pairs"])
     assert world.margin(tmp_path / "out", pairs) > world.margin(world.policy, pairs) + (0.02 if "label_smoothing" in settings else 0.1)
 
@@ -154,8 +160,9 @@ def test_graded_rows_train_in_the_loop(world: World, tmp_path: Path, loss: str, 
     config = world.configured({"labels.graded": graded, **preference(loss=loss)})
     files, counts = world.label(config, tmp_path)
     rows = read_graded(files["graded"])
-    assert counts["graded"]["kept"] == len(rows) and {row.good for row in rows} == {True, False}
-    world.train(config, {"graded": files["graded"]}, tmp_path / "out")
+    assert counts.by_kind["graded"].kept == len(rows)
+    assert {row.good for row in rows} == {True, False}
+    world.prefer(config, files, tmp_path / "out")
 
     @torch.no_grad()
     def gap(policy: Path) -> float:
@@ -183,30 +190,28 @@ def test_revisions_train_in_the_loop(world: World, tmp_path: Path, of: str) -> N
     files, counts = world.label(config, tmp_path)
     traces = read_traces(files["traces"])
     revisions = [trace for trace in traces if trace.completion.startswith("no\n")]
-    assert len(revisions) == counts["revisions"]["kept"] > 3
-    assert len(traces) == counts["traces"]["kept"] + len(revisions)
+    assert len(revisions) == counts.by_kind["revisions"].kept > 3
+    assert len(traces) == counts.by_kind["traces"].kept + len(revisions)
     eos = load_tokenizer(world.policy).eos_token_id
     renderer = build_renderer(config, str(world.policy))
     for trace in revisions:
         assert renderer.decode(trace.completion_ids) == trace.completion
         assert eos not in trace.prompt_ids and trace.prompt_ids[-1] != eos
-    summary = world.train(config, {"traces": files["traces"]}, tmp_path / "out")
-    assert summary["sft"]["last_loss"] < summary["sft"]["first_loss"]
+    start, out = str(world.policy), tmp_path / "out"
+    summary = train_on_solutions(config=config, start=start, traces=[files["traces"]], out=out, seed=0, stage="")
+    assert summary.last_loss < summary.first_loss
 
 
 def test_a_round_trains_only_on_what_its_loss_takes(world: World) -> None:
     """Pairs do not make a policy train that learns from graded rows, and the other way round; without preferences only traces count."""
-    kinds = {
-        settings: jobs.policy_kinds(with_overrides(world.config, [settings]))
-        for settings in ("preference.loss=dpo", "preference.loss=oreal", "preference.enabled=false")
-    }
-    assert [*kinds.values()] == [("traces", "pairs"), ("traces", "graded"), ("traces",)]
+    settings = ("preference.loss=dpo", "preference.loss=oreal", "preference.enabled=false")
+    assert [preference_kind(with_overrides(world.config, [setting])) for setting in settings] == [PAIRS, GRADED, None]
 
 
 def test_values_filter_traces(world: World, tmp_path: Path) -> None:
     """A threshold drops traces, and says so."""
     _, counts = world.label(world.configured({"labels.min_trace_value": 0.9}), tmp_path)
-    assert counts["traces"]["dropped_by_reason"]["below value"] > 0
+    assert counts.traces.dropped_by_reason["below value"] > 0
 
 
 def test_the_policy_window_merges_earlier_rounds(world: World, tmp_path: Path) -> None:
@@ -220,8 +225,8 @@ def test_the_policy_window_merges_earlier_rounds(world: World, tmp_path: Path) -
         files, counts = world.label(config, tmp_path / str(window), sources)
         found[window] = read_pairs(files["pairs"])
         outside = {"outside the policy window": number} if window == 1 else {}
-        assert counts["trees"] == {"kept": number * window, "dropped_by_reason": outside}
-        assert counts["values"]["kept"] == world.label(world.configured({}), tmp_path)[1]["values"]["kept"]
+        assert counts.trees == RowCounts(kept=number * window, dropped_by_reason=outside)
+        assert counts.by_kind["values"].kept == world.label(world.configured({}), tmp_path)[1].values.kept
     assert {pair.provenance.round for pair in found[1]} == {2}
     assert {pair.provenance.round for pair in found[2]} == {1, 2} and len(found[2]) == 2 * len(found[1])
 
@@ -259,15 +264,15 @@ def test_agreement_is_that_of_two_models(world: World, tmp_path: Path) -> None:
     files, _ = world.label(config, tmp_path, sources)
     found = [pair.agreement for pair in read_pairs(files["pairs"])]
     assert all(agreement is not None and 0 <= agreement <= 1 for agreement in found) and len(set(found)) > 2
-    summary = world.train(config, {"pairs": files["pairs"]}, tmp_path / "out")["preference"]
-    assert summary["first_loss"] == pytest.approx(0.6931, abs=1e-3)
+    summary = world.prefer(config, files, tmp_path / "out")
+    assert summary.first_loss == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_the_earlier_model_is_the_last_other_best_one(world: World, tmp_path: Path) -> None:
     """Best PRMs of rounds 0 to 3 are none, 1, 1 and 3: round 4 searched with 3 and asks 1; rounds 2 and 3 have nobody to ask."""
     run = RunDir(root=tmp_path)
     for number, best in enumerate((None, 1, 1, 3)):
-        run.finish_round({"round": number, "best_prm": best})
+        run.finish_round(replace(row(number, policy=0.5, search=0.5, majority=0.5), best_prm=best))
     config = world.configured({"preference.loss.label_smoothing": "agreement"})
     found = [earlier_prm(run, config, number, best) for number, best in ((1, None), (2, 1), (3, 1), (4, 3))]
     assert found == [None, None, None, str(run.prm(1))]

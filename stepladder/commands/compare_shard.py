@@ -1,0 +1,98 @@
+"""The job of a comparison: search a shard of problems with one method, grade it from outside, and count what it cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
+from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.search import search_engine
+from stepladder.loops.config.run import Config
+from stepladder.loops.runs.comparison_results import CellCosts, CellFacts, CellRow, CellShard
+from stepladder.loops.runs.workers import worker_models
+from stepladder.loops.stages.context import Models
+from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.graded_rows import answer_within
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.types import Budget, LabelledProblem, SearchResult
+
+
+def compare_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    method: SearchMethod,
+    budget: Budget,
+    facts: CellFacts,
+    out: Path,
+    stage: str,
+) -> None:
+    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with what they cost.
+
+    What counts is the answer that was known when the generated tokens had not yet gone beyond ``budget.max_tokens``.
+
+    Args:
+        config: Format, limits, device.
+        models: Models and seed.
+        problems: The shard.
+        method: How to search.
+        budget: Caps per problem.
+        facts: What the file holds results of.
+        out: JSON file to write.
+        stage: Name of the stage, as shown.
+    """
+    engine = search_engine(
+        config,
+        worker_models(),
+        questions_of(problems),
+        policy=models.policy,
+        prm=models.prm,
+        method=method,
+        budget=budget,
+        provenance=models.provenance,
+    )
+    calls = None
+    if engine.scorer is not None:
+        engine.scorer = calls = _CountedScorer(engine.scorer)
+    results = run_engine(engine, problems, stage=stage)
+    answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
+    with build_verifier(config.problems, problems) as verifier:
+        verdicts = verifier.grade(answers)
+    rows = [_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+    costs = CellCosts(
+        seconds=engine.stats.total_s,
+        policy_seconds=engine.stats.policy_s,
+        prm_seconds=engine.stats.scorer_s,
+        prm_calls=calls.count if calls else 0,
+    )
+    CellShard(facts=facts, rows=rows, costs=costs).save(out)
+
+
+def _row(result: SearchResult, answer: str | None, correct: bool) -> CellRow:
+    tree = result.tree
+    return CellRow(
+        problem_id=result.problem_id,
+        answer=answer,
+        correct=correct,
+        generated_tokens=tree.generated_tokens,
+        steps=len(tree.parents) - 1,
+        simulations=tree.num_simulations,
+        policy_calls=tree.policy_calls,
+        scored_tokens=tree.scored_tokens,
+        stop_reason=str(result.stop_reason),
+    )
+
+
+class _CountedScorer:
+    """A scorer that counts its requests."""
+
+    def __init__(self, scorer: StepScorer) -> None:
+        self._scorer = scorer
+        self.count = 0
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        self.count += len(requests)
+        self._scorer.submit(requests)
+
+    def collect(self) -> list[ScoreResult]:
+        return self._scorer.collect()

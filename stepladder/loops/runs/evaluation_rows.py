@@ -1,0 +1,114 @@
+"""The graded rows that evaluations write, one per problem, in shards of JSON beside the trees that a search left.
+
+greedy    {problem_id, answer, correct, tokens}
+search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...]}
+samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import with_config
+
+from stepladder.data.metrics.answers import PoolSample
+from stepladder.files import atomic_write_text
+from stepladder.loops.runs.json_records import CLOSED, read_json, record_of
+
+_WHAT = "a stepladder evaluation"
+_REMEDY = "remove the file and run evolve again"
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SolvedRow:
+    """The answer of a greedy solution or of a search to one problem."""
+
+    problem_id: str
+    """Key of the problem."""
+    answer: str | None
+    """The final answer; None without any."""
+    correct: bool
+    """Whether it is right."""
+    tokens: int
+    """Generated tokens."""
+    anytime: tuple[tuple[int, bool], ...] | None = None
+    """(generated tokens, whether the answer at that point was right) after each wave of a search; None for a greedy solution."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        plain = asdict(self)
+        if self.anytime is None:
+            del plain["anytime"]
+        return plain
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolRow:
+    """Independent samples of one problem."""
+
+    problem_id: str
+    """Key of the problem."""
+    samples: tuple[PoolSample, ...]
+    """The samples, in the order in which they were drawn."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return asdict(self)
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens."""
+        return sum(sample.num_tokens for sample in self.samples)
+
+
+EvaluationRow = SolvedRow | PoolRow
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SolvedShard:
+    rows: list[SolvedRow]
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PoolShard:
+    rows: list[PoolRow]
+
+
+def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
+    """Write one shard of rows.
+
+    Raises:
+        CheckpointError: If the place cannot be written.
+    """
+    atomic_write_text(path, json.dumps({"rows": [row.to_dict() for row in rows]}) + "\n")
+
+
+def evaluation_shards(folder: Path) -> list[Path]:
+    """Return the shards of an evaluation folder, in order."""
+    return sorted(folder.glob("shard-*.json"))
+
+
+def read_solved(path: Path) -> list[SolvedRow]:
+    """Return the rows of a shard of greedy solutions or searches.
+
+    Raises:
+        CheckpointError: If the file is no such shard.
+    """
+    plain = read_json(path, what=_WHAT, remedy=_REMEDY)
+    return record_of(_SolvedShard, plain, place=path, what=_WHAT, remedy=_REMEDY).rows
+
+
+def read_pools(path: Path) -> list[PoolRow]:
+    """Return the rows of a shard of samples.
+
+    Raises:
+        CheckpointError: If the file is no such shard.
+    """
+    plain = read_json(path, what=_WHAT, remedy=_REMEDY)
+    return record_of(_PoolShard, plain, place=path, what=_WHAT, remedy=_REMEDY).rows

@@ -1,0 +1,63 @@
+"""Records in JSON files: read with every key and type checked, so that a wrong file is one sentence and never a ``KeyError``."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from stepladder.errors import CheckpointError
+
+RecordT = TypeVar("RecordT")
+
+CLOSED = ConfigDict(extra="forbid")
+"""For ``pydantic.with_config``: a record that has no other keys than its fields."""
+
+
+def read_json(path: Path, *, what: str, remedy: str) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        path: The file.
+        what: What it must be, for people.
+        remedy: What to do about a file that is something else.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: must be {what}: {error.strerror} -- {remedy}") from None
+    # Text that is not UTF-8, and a number of more digits than Python takes, are ValueErrors, too.
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: must be {what}: {str(error).splitlines()[0]} -- {remedy}") from None
+
+
+def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, remedy: str) -> RecordT:
+    """Return plain JSON containers as a record.
+
+    Args:
+        kind: The record, a dataclass.
+        plain: What the file holds.
+        place: The file, for the message.
+        what: What the containers must be, for people.
+        remedy: What to do about other ones.
+
+    Raises:
+        CheckpointError: If a key is missing or foreign, or a value has another type.
+    """
+    try:
+        return _adapter(kind).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        problem = {"missing": "is missing", "unexpected_keyword_argument": "is not known here"}.get(first["type"])
+        found = problem or f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {str(first['input'])[:60]!r}"
+        raise CheckpointError(f"{place}: must be {what}: {where!r} {found} -- {remedy}") from None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

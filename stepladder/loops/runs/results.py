@@ -1,0 +1,571 @@
+"""The figures of a round, as ``round.json`` and ``metrics.jsonl`` hold them.
+
+Records here are nested; their stored form is flat where it has always been, and ``to_dict`` and ``from_dict`` are the only places that know
+its keys. A figure that was not measured is None.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from pydantic import with_config
+
+from stepladder.data.metrics.answers import Interval, PairedComparison
+from stepladder.errors import CheckpointError
+from stepladder.loops.runs.json_records import CLOSED, record_of
+from stepladder.loops.runs.token_use import RATIOS, TokenUse
+
+ROUND_SCHEMA_VERSION = 1
+"""Version of the stored form of a round's figures. A file without a version is of the first one."""
+
+_WHAT, _TRAINING = "the figures of a round", "the summary of a training"
+_REMEDY = "use the stepladder that wrote the run, or start another"
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowCounts:
+    """How many rows of one kind were kept and dropped."""
+
+    kept: int
+    """Rows kept."""
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
+    """Candidates not kept, by reason; only reasons that occurred."""
+
+    @property
+    def dropped(self) -> int:
+        """Candidates not kept."""
+        return sum(self.dropped_by_reason.values())
+
+    @classmethod
+    def sum(cls, parts: Sequence["RowCounts"]) -> "RowCounts":
+        """Add the counts of several shards."""
+        dropped: Counter[str] = Counter()
+        for part in parts:
+            dropped += Counter(part.dropped_by_reason)
+        return cls(kept=sum(part.kept for part in parts), dropped_by_reason=dict(dropped))
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelCounts:
+    """What labelling kept and dropped, by kind of row; None where the configuration does not ask for a kind."""
+
+    trees: RowCounts | None = None
+    """Trees of recent policies, with ``labels.data = "on-policy"``."""
+    traces: RowCounts
+    """Right solutions."""
+    revisions: RowCounts | None = None
+    """Revisions of wrong solutions."""
+    pairs: RowCounts
+    """Preference pairs."""
+    graded: RowCounts | None = None
+    """Good and bad continuations."""
+    values: RowCounts
+    """Value rows."""
+
+    @property
+    def by_kind(self) -> dict[str, RowCounts]:
+        """The counts of the kinds that were asked for."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: counts for name, counts in found.items() if counts is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return {name: asdict(counts) for name, counts in self.by_kind.items()}
+
+    @classmethod
+    def from_dict(cls, plain: object, place: object) -> "LabelCounts":
+        """Return what ``to_dict`` gave.
+
+        Raises:
+            CheckpointError: If it is something else.
+        """
+        return record_of(cls, plain, place=place, what="the counts of labels", remedy=_REMEDY)
+
+    @classmethod
+    def sum(cls, shards: Sequence["LabelCounts"]) -> "LabelCounts":
+        """Add the counts of shards of one configuration, at least one."""
+        kinds = [shard.by_kind for shard in shards]
+        return cls(**{name: RowCounts.sum([counts[name] for counts in kinds]) for name in kinds[0]})
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSummary:
+    """A training, without its wall-clock time."""
+
+    updates: int
+    """Optimiser updates, those before a resume included."""
+    rows: int
+    """Distinct rows trained on."""
+    tokens: int
+    """Tokens forwarded over all updates."""
+    first_loss: float
+    """Loss of the first update."""
+    last_loss: float
+    """Loss of the last update."""
+    mean_loss: float
+    """Mean over the updates."""
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
+    """Rows left out, by reason."""
+    layout: str
+    """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
+    best_update: int | None = None
+    """Update whose weights were kept; None where no rows were held out."""
+    held_out_loss: float | None = None
+    """Loss of these weights on the rows held out."""
+    members: tuple["TrainingSummary", ...] = ()
+    """Summaries of the models of an ensemble; the figures are then their sums, and means of the losses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        plain = asdict(self)
+        del plain["members"]
+        if self.members:
+            del plain["best_update"], plain["held_out_loss"]
+            plain["members"] = [member.to_dict() for member in self.members]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: object, place: object) -> "TrainingSummary":
+        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
+
+    @classmethod
+    def of_ensemble(cls, members: Sequence["TrainingSummary"]) -> "TrainingSummary":
+        """Return the summary of several models that were trained alike, or that of a single one."""
+        if len(members) == 1:
+            return members[0]
+        return cls(
+            updates=sum(member.updates for member in members),
+            rows=sum(member.rows for member in members),
+            tokens=sum(member.tokens for member in members),
+            first_loss=sum(member.first_loss for member in members) / len(members),
+            last_loss=sum(member.last_loss for member in members) / len(members),
+            mean_loss=sum(member.mean_loss for member in members) / len(members),
+            dropped_by_reason=RowCounts.sum(
+                [RowCounts(kept=member.rows, dropped_by_reason=member.dropped_by_reason) for member in members]
+            ).dropped_by_reason,
+            layout=members[0].layout,
+            members=tuple(members),
+        )
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedTraining:
+    """A training that could not succeed and left the earlier model in place."""
+
+    failed: str
+    """Why, in one sentence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: object, place: object) -> "FailedTraining":
+        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyTraining:
+    """The trainings of a round's policy, in their order; None for one that did not take place."""
+
+    warmup: TrainingSummary | None = None
+    """On solved problems, in round 0."""
+    sft: TrainingSummary | None = None
+    """On traces."""
+    preference: TrainingSummary | None = None
+    """On pairs or graded rows."""
+
+    @property
+    def stages(self) -> dict[str, TrainingSummary]:
+        """The trainings that took place, by name."""
+        found = {"warmup": self.warmup, "sft": self.sft, "preference": self.preference}
+        return {name: summary for name, summary in found.items() if summary is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return {name: summary.to_dict() for name, summary in self.stages.items()}
+
+    @classmethod
+    def from_dict(cls, plain: object, place: object) -> "PolicyTraining":
+        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundTraining:
+    """The trainings of a round."""
+
+    policy: PolicyTraining = field(default_factory=PolicyTraining)
+    """Those of the policy."""
+    prm: TrainingSummary | FailedTraining | None = None
+    """That of the PRM; None where none was trained."""
+
+    def to_dict(self, number: int) -> dict[str, Any]:
+        """Return plain containers, for JSON; ``number`` is the round, since the first has no key for the PRM."""
+        policy = self.policy.to_dict()
+        if number == 0:
+            return {"policy": policy} if policy else {}
+        return {"policy": policy, "prm": {} if self.prm is None else self.prm.to_dict()}
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchFigures:
+    """The training search of a round."""
+
+    problems: int
+    """Problems searched."""
+    solved: int
+    """Problems of these with a right solution."""
+    nodes: int
+    """Nodes of all trees, roots included."""
+    generated_tokens: int
+    """Tokens sampled."""
+    policy_calls: int
+    """Requests to the policy."""
+    scored_tokens: int
+    """Tokens of the steps sent to the PRM."""
+    failed_steps: int
+    """Steps on which the policy's backend failed."""
+    token_use: TokenUse | None = None
+    """What the backends forwarded; None where that was not written down."""
+    rollout_tokens: int = 0
+    """Tokens sampled afterwards, for the PRM to learn from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON; the tokens that the backends forwarded stand among the other counts."""
+        plain = asdict(self)
+        del plain["token_use"], plain["rollout_tokens"]
+        use = {} if self.token_use is None else self.token_use.figures()
+        return {**plain, **use, "rollout_tokens": self.rollout_tokens}
+
+
+class AnswerMethod(StrEnum):
+    """A way to answer a problem that evaluations compare."""
+
+    POLICY = "policy"
+    """One greedy solution of the policy."""
+    SEARCH = "search"
+    """The configured search."""
+    MAJORITY = "majority"
+    """The most frequent answer of independent samples."""
+    BEST_OF_N = "best_of_n"
+    """The answer of the sample with the highest score."""
+    WEIGHTED_VOTE = "weighted_vote"
+    """The answer with the largest sum of scores."""
+
+
+SAMPLING_METHODS = (AnswerMethod.MAJORITY, AnswerMethod.BEST_OF_N, AnswerMethod.WEIGHTED_VOTE)
+"""Methods that choose among independent samples, in the order of their figures."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """A measured share of right answers."""
+
+    value: float
+    """In [0, 1]."""
+    interval: Interval
+    """Its 95% interval."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationTokens:
+    """Tokens that the evaluations of a split generated."""
+
+    greedy: int
+    """By greedy solutions."""
+    samples: int
+    """By independent samples."""
+    search: int
+    """By the search."""
+
+    @property
+    def together(self) -> int:
+        """All of them."""
+        return self.greedy + self.samples + self.search
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolFigures:
+    """How diverse independent samples are, and how well the PRM ranks them."""
+
+    num_samples: int | None = None
+    """Samples of the problem that has fewest."""
+    sampled_pass_at_1: float | None = None
+    """Mean share of right samples, in [0, 1]."""
+    pass_at_k: float | None = None
+    """Share of problems that ``num_samples`` samples solve, in [0, 1]."""
+    answer_entropy: float | None = None
+    """Mean entropy of the answers to a problem, in nats."""
+    prm_within_problem_auc: float | None = None
+    """How well scores rank the samples of one problem, in [0, 1]; 0.5 is chance."""
+    prm_pooled_auc: float | None = None
+    """How well scores rank the samples of all problems, in [0, 1]."""
+    prm_brier: float | None = None
+    """Mean squared difference of score and outcome, in [0, 1]."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingFigures:
+    """A sampling method at the tokens that the search spent on the same problem."""
+
+    accuracy: Accuracy
+    """Its accuracy."""
+    search_against: PairedComparison
+    """The search compared with it, problem by problem."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EqualTokenFigures:
+    """The search beside sampling methods at equal tokens."""
+
+    accuracy: Accuracy
+    """Accuracy of the search."""
+    tokens_per_problem: float
+    """Mean tokens that the search generated."""
+    sampling_tokens_per_problem: float
+    """Mean tokens of the samples that fit these."""
+    sampling: dict[AnswerMethod, SamplingFigures | None]
+    """The sampling methods; None for one that needs scores where there are none."""
+    curves: dict[AnswerMethod, tuple[tuple[int, float], ...]]
+    """(generated tokens per problem, accuracy) of the search and of each sampling method that was measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON: one level, each name with its method."""
+        plain: dict[str, Any] = {
+            **_accuracy_keys("search_accuracy", self.accuracy),
+            "search_tokens_per_problem": self.tokens_per_problem,
+            "sampling_tokens_per_problem": self.sampling_tokens_per_problem,
+        }
+        for method, figures in self.sampling.items():
+            plain |= _accuracy_keys(f"{method}_accuracy", None if figures is None else figures.accuracy)
+            plain[f"search_against_{method}"] = None if figures is None else asdict(figures.search_against)
+        return {**plain, "curves": {str(method): curve for method, curve in self.curves.items()}}
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitFigures:
+    """What was measured on one split."""
+
+    problems: int
+    """Problems with a greedy solution."""
+    tokens: EvaluationTokens
+    """Tokens that measuring took."""
+    pass_at_1: Accuracy | None = None
+    """Accuracy of one greedy solution."""
+    pool: PoolFigures = field(default_factory=PoolFigures)
+    """The independent samples."""
+    best_prm_within_problem_auc: float | None = None
+    """``prm_within_problem_auc`` of the best PRM so far on the same samples; None where it is the one measured, or there is none."""
+    search: EqualTokenFigures | None = None
+    """The search; None on a split that is not searched."""
+
+    def accuracy(self, method: AnswerMethod) -> Accuracy | None:
+        """Return the accuracy of a method, or None if it was not measured."""
+        if method is AnswerMethod.POLICY:
+            return self.pass_at_1
+        if self.search is None or method is AnswerMethod.SEARCH:
+            return None if self.search is None else self.search.accuracy
+        figures = self.search.sampling.get(method)
+        return None if figures is None else figures.accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON."""
+        return {
+            "problems": self.problems,
+            "tokens": asdict(self.tokens),
+            **_accuracy_keys("pass_at_1", self.pass_at_1),
+            **asdict(self.pool),
+            "best_prm_within_problem_auc": self.best_prm_within_problem_auc,
+            **({} if self.search is None else self.search.to_dict()),
+        }
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureFigures:
+    """Samples of a round that the policy could not give."""
+
+    failed_samples: dict[str, int]
+    """Failed samples by the folder of their shards; only folders with some."""
+    first_failure: str | None
+    """What the first of them said."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRow:
+    """A finished round."""
+
+    round: int
+    """Number of the round; 0 is the warm-up."""
+    accepted: bool
+    """Whether the gate made the round's policy the best one."""
+    accepted_reason: str
+    """Why, in one clause."""
+    prm_accepted: bool
+    """Whether the gate made the round's PRM the best one."""
+    prm_accepted_reason: str
+    """Why, in one clause."""
+    best_policy: int
+    """Round of the best policy after this round."""
+    best_prm: int | None
+    """Round of the PRM that guides the next search, 0 for a given one; None without any."""
+    policy_version: int
+    """Round of the policy that was measured."""
+    scorer_version: int | None
+    """Round of the PRM that was measured; None without any."""
+    held_out: SplitFigures
+    """Figures on held-out problems, by which the gate decides."""
+    test: SplitFigures
+    """Figures on test problems, which take no part in the run."""
+    generated_tokens: int
+    """Tokens that the round generated in search, rollouts and evaluation."""
+    search: SearchFigures | None = None
+    """The training search; None in round 0."""
+    labels: LabelCounts | None = None
+    """Training rows made from the search; None in round 0."""
+    training: RoundTraining = field(default_factory=RoundTraining)
+    """The trainings."""
+    failures: FailureFigures | None = None
+    """Failed samples; None where none failed."""
+    seconds: float | None = None
+    """Wall-clock time of the last call that worked on the round."""
+    schema_version: int = ROUND_SCHEMA_VERSION
+    """Stored form."""
+
+    @property
+    def trained_policy(self) -> bool:
+        """Whether the round trained a policy of its own."""
+        return self.policy_version == self.round
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON; the figures that are read most stand at the top a second time."""
+        return {
+            "schema_version": self.schema_version,
+            "round": self.round,
+            "accepted": self.accepted,
+            "accepted_reason": self.accepted_reason,
+            "prm_accepted": self.prm_accepted,
+            "prm_accepted_reason": self.prm_accepted_reason,
+            "best_policy": self.best_policy,
+            "best_prm": self.best_prm,
+            "policy_version": self.policy_version,
+            "scorer_version": self.scorer_version,
+            **_headline(self.test),
+            "held_out": self.held_out.to_dict(),
+            "test": self.test.to_dict(),
+            "generated_tokens": self.generated_tokens,
+            "search": None if self.search is None else self.search.to_dict(),
+            "labels": None if self.labels is None else self.labels.to_dict(),
+            "training": self.training.to_dict(self.round),
+            **({} if self.failures is None else asdict(self.failures)),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: object, place: object) -> "RoundRow":
+        """Return what ``to_dict`` gave.
+
+        Args:
+            plain: Plain containers from JSON.
+            place: The file that held them, for messages.
+
+        Raises:
+            CheckpointError: If the version is another one, a key is missing or foreign, or a value has another type.
+        """
+        if not isinstance(plain, dict):
+            raise CheckpointError(f"{place}: must be {_WHAT}: got {type(plain).__name__} -- {_REMEDY}")
+        version = plain.get("schema_version", ROUND_SCHEMA_VERSION)
+        if version != ROUND_SCHEMA_VERSION:
+            raise CheckpointError(f"{place}: schema_version must be {ROUND_SCHEMA_VERSION}: got {version!r} -- {_REMEDY}")
+        return record_of(cls, _nested_row(plain), place=place, what=_WHAT, remedy=_REMEDY)
+
+
+def _headline(test: SplitFigures) -> dict[str, Any]:
+    search = test.search
+    return {
+        **_accuracy_keys("policy_pass_at_1", test.pass_at_1),
+        **_accuracy_keys("search_accuracy", test.accuracy(AnswerMethod.SEARCH)),
+        **{f"{method}_accuracy": _value(test.accuracy(method)) for method in SAMPLING_METHODS},
+        "pass_at_k": test.pool.pass_at_k,
+        "tokens_per_problem": None if search is None else search.tokens_per_problem,
+        "prm_within_problem_auc": test.pool.prm_within_problem_auc,
+    }
+
+
+def _value(accuracy: Accuracy | None) -> float | None:
+    return None if accuracy is None else accuracy.value
+
+
+def _accuracy_keys(name: str, accuracy: Accuracy | None) -> dict[str, Any]:
+    """Return the two keys of an accuracy in the stored form."""
+    return {name: _value(accuracy), f"{name}_interval": None if accuracy is None else list(accuracy.interval)}
+
+
+# From the stored form, which is flat, to nested containers that have the records' fields. What is no object of JSON is left as it is:
+# it is refused when the record is made.
+
+
+def _nested_row(plain: dict[str, Any]) -> dict[str, Any]:
+    # The headline repeats figures of the test split.
+    headline = {"policy_pass_at_1", "policy_pass_at_1_interval", "search_accuracy", "search_accuracy_interval"}
+    headline |= {f"{method}_accuracy" for method in SAMPLING_METHODS} | {"pass_at_k", "tokens_per_problem", "prm_within_problem_auc"}
+    row = {name: value for name, value in plain.items() if name not in headline}
+    failures = {each.name: row.pop(each.name) for each in fields(FailureFigures) if each.name in row}
+    row["failures"] = failures or None
+    nest = {"held_out": _nested_split, "test": _nested_split, "search": _nested_search, "training": _nested_training}
+    return row | {name: change(dict(row[name])) for name, change in nest.items() if isinstance(row.get(name), dict)}
+
+
+def _nested_training(plain: dict[str, Any]) -> dict[str, Any]:
+    # A round that trained no PRM has an object without keys.
+    return {**plain, "prm": plain.get("prm") or None}
+
+
+def _nested_search(plain: dict[str, Any]) -> dict[str, Any]:
+    use = {each.name: plain.pop(each.name) for each in fields(TokenUse) if each.name in plain}
+    counts = {name: value for name, value in plain.items() if name not in RATIOS}
+    return {**counts, "token_use": use or None}
+
+
+def _nested_split(plain: dict[str, Any]) -> dict[str, Any]:
+    pool = {each.name: plain.pop(each.name) for each in fields(PoolFigures) if each.name in plain}
+    pass_at_1 = _taken_accuracy(plain, "pass_at_1")
+    search = _taken_search(plain) if "search_accuracy" in plain else None
+    return {**plain, "pass_at_1": pass_at_1, "pool": pool, "search": search}
+
+
+def _taken_search(plain: dict[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"accuracy": _taken_accuracy(plain, "search_accuracy"), "sampling": {}}
+    for method in SAMPLING_METHODS:
+        accuracy, against = _taken_accuracy(plain, f"{method}_accuracy"), plain.pop(f"search_against_{method}", None)
+        figures["sampling"][method] = None if accuracy is None else {"accuracy": accuracy, "search_against": against}
+    stored = {
+        "search_tokens_per_problem": "tokens_per_problem",
+        "sampling_tokens_per_problem": "sampling_tokens_per_problem",
+        "curves": "curves",
+    }
+    return figures | {field: plain.pop(key) for key, field in stored.items() if key in plain}
+
+
+def _taken_accuracy(plain: dict[str, Any], name: str) -> dict[str, Any] | None:
+    value, interval = plain.pop(name, None), plain.pop(f"{name}_interval", None)
+    return None if value is None else {"value": value, "interval": interval}

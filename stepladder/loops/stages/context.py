@@ -1,0 +1,145 @@
+"""What every stage of a run shares: the run itself, the models of a job, and how work reaches the workers."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from stepladder.loops.config.run import Config
+from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.launch import run_launched
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.workers import Task, WorkerPool
+from stepladder.loops.stages.failures import check_stage
+from stepladder.loops.stages.kinds import RowKind
+from stepladder.types import Failures, LabelledProblem, Provenance
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """The models of a job."""
+
+    policy: str
+    """Directory or hub id of the policy."""
+    prm: str | Sequence[str] | None
+    """Directory or hub id of the PRM, or directory of an ensemble, or several of either; none searches without one."""
+    provenance: Provenance
+    """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestModels:
+    """The models with which a round begins."""
+
+    policy: int
+    """Round whose training gave the best policy so far."""
+    prm: int | None
+    """Round whose training gave the best PRM so far, 0 for a given one; None without any."""
+
+
+class StageEvent:
+    """What a stage adds to its last event."""
+
+    def __init__(self) -> None:
+        """Begin without failures."""
+        self.failures = Failures()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the keys of the event; none where no sample failed."""
+        if not self.failures.num_failed:
+            return {}
+        return {"failed_samples": self.failures.num_failed, "first_failure": self.failures.first_message}
+
+
+class MissingShard(NamedTuple):
+    """A shard of training problems whose rows of some kind are not there yet."""
+
+    number: int
+    """Number of the shard."""
+    problems: list[LabelledProblem]
+    """Its problems."""
+    out: Path
+    """Where the rows go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundContext:
+    """What every round of a run shares."""
+
+    config: Config
+    """The resolved configuration."""
+    run: RunDir
+    """Where everything is written."""
+    problems: dict[str, list[LabelledProblem]]
+    """The splits ``train``, ``held_out`` and ``test``."""
+    pool: WorkerPool
+    """Where jobs run."""
+    display: ProgressDisplay
+    """Where progress is shown."""
+
+    def models(self, number: int, policy_version: int, prm_version: int | None) -> Models:
+        """Return the models of a job with their provenance."""
+        return Models(
+            policy=self.run.policy_source(policy_version, self.config),
+            prm=None if prm_version is None else self.run.prm_source(prm_version, self.config),
+            provenance=Provenance(
+                round=number,
+                policy_version=policy_version,
+                scorer_version=prm_version,
+                seed=self.config.run.seed,
+                config_hash=self.config.hash(),
+                renderer_hash="",
+            ),
+        )
+
+    def newest_policy(self, number: int, best_policy: int) -> int:
+        """Return the version of the policy that a round trained, or of the best one where it trained none."""
+        return number if self.run.policy(number).exists() else best_policy
+
+    def shards(self, split: str) -> list[list[LabelledProblem]]:
+        """Return a split cut into shards, in file order."""
+        problems, size = self.problems[split], self.config.run.shard_size
+        return [problems[begin : begin + size] for begin in range(0, len(problems), size)]
+
+    def missing(self, number: int, kind: RowKind) -> list[MissingShard]:
+        """Return the shards of training problems that have no rows of a kind in a round."""
+        numbered = enumerate(zip(self.shards("train"), self.paths(number, kind), strict=True))
+        return [MissingShard(index, problems, path) for index, (problems, path) in numbered if not path.exists()]
+
+    def paths(self, number: int, kind: RowKind) -> list[Path]:
+        """Return where the rows of a kind of all shards of training problems go in a round."""
+        return [self.run.shard(number, kind.name, index) for index, _ in enumerate(self.shards("train"))]
+
+    @contextmanager
+    def stage(self, number: int, name: str) -> Iterator[StageEvent]:
+        """Log when a stage began, how long it took, and what is put into the event that is yielded."""
+        begin, event = time.monotonic(), StageEvent()
+        self.run.log_event("stage_begin", round=number, stage=name)
+        yield event
+        self.run.log_event("stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), **event.facts())
+
+    def check_samples(self, shards: Sequence[Path], place: str) -> Failures:
+        """Show how many samples of a finished stage failed, and return the failures; raises as ``check_stage`` does."""
+        failures = check_stage(shards, place)
+        if failures.num_failed:
+            self.display.say(f"{place}: {failures.num_failed} samples failed, the first with: {failures.first_message}")
+        return failures
+
+    def work(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
+        """Run jobs in the workers under a progress display."""
+        if not tasks:
+            return []
+        with self.display.stages(totals) as on_progress:
+            return self.pool.run(tasks, on_progress=on_progress)
+
+    def train(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
+        """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
+        if not self.config.training.launched:
+            return self.work(tasks, totals)
+        self.pool.rest()
+        with self.display.stages(totals) as on_progress:
+            return [run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress) for task in tasks]

@@ -1,0 +1,128 @@
+"""Measure a round's models on held-out and test problems, in solve mode; answers are graded afterwards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.search import build_method, search_engine
+from stepladder.loops.config.run import Config
+from stepladder.loops.runs.evaluation_rows import write_rows
+from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.stages.context import Models, RoundContext
+from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.failures import write_failures
+from stepladder.loops.stages.graded_rows import pool_row, solved_row
+from stepladder.loops.stages.kinds import TREES
+from stepladder.mcts.methods import resolve_method
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.types import Budget, Failures, LabelledProblem
+
+EvaluationKind = Literal["greedy", "samples", "search"]
+"""One greedy solution, independent full solutions with scores, or the configured search."""
+
+_SPLITS: tuple[tuple[str, EvaluationKind], ...] = (
+    ("held_out", "greedy"),
+    ("held_out", "samples"),
+    ("test", "greedy"),
+    ("test", "samples"),
+    ("test", "search"),
+)
+"""What is measured after each round: everything on test, what the gates need on held-out."""
+
+
+class Evaluation(NamedTuple):
+    """Something to measure."""
+
+    split: str
+    """Whose problems."""
+    kind: EvaluationKind
+    """How they are solved."""
+    folder: str
+    """Where the rows go, below the split."""
+    prm: int | None
+    """Version of the PRM that scores."""
+
+
+def evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None, best_prm: int | None) -> None:
+    """Run the evaluations of a round that are missing.
+
+    Args:
+        context: The run.
+        number: The round.
+        policy: Version of the policy to measure.
+        prm: Version of the PRM to measure.
+        best_prm: Version of the best PRM so far, which the new one has to match.
+    """
+    wanted = [Evaluation(split, kind, kind, prm) for split, kind in _SPLITS]
+    if best_prm is not None and best_prm != prm:
+        # The same seeds give the same samples, now scored by the PRM that the new one has to match.
+        wanted.append(Evaluation("held_out", "samples", "samples-best-prm", best_prm))
+    with context.stage(number, "evaluate") as event:
+        event.failures = run_evaluations(context, number, policy, wanted)
+
+
+def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Sequence[Evaluation]) -> Failures:
+    """Run what is missing of some evaluations; return the samples that failed in them.
+
+    Raises:
+        BackendError: If every sample failed.
+    """
+    tasks, totals, outs = [], {}, []
+    for split, kind, folder, scorer in wanted:
+        stage = f"round {number}: {split} {folder}"
+        for index, problems in enumerate(context.shards(split)):
+            out = evaluation_folder(context, number, split) / folder / f"shard-{index:04d}.json"
+            outs.append(out)
+            if out.exists():
+                continue
+            totals[stage] = totals.get(stage, 0) + len(problems)
+            models = context.models(number, policy, scorer)
+            tasks.append(Task.of(evaluate_shard, config=context.config, models=models, problems=problems, kind=kind, out=out, stage=stage))
+    context.work(tasks, totals)
+    return context.check_samples(outs, f"round {number}: evaluate")
+
+
+def evaluation_folder(context: RoundContext, number: int, split: str) -> Path:
+    """Return where the evaluations of a split lie."""
+    return context.run.round(number) / "evaluation" / split
+
+
+def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: EvaluationKind, out: Path, stage: str) -> None:
+    """Run one kind of evaluation, then grade it from outside and write its rows, and the trees of a search."""
+    method, budget = _method_and_budget(config, kind)
+    engine = search_engine(
+        config,
+        worker_models(),
+        questions_of(problems),
+        policy=models.policy,
+        prm=models.prm,
+        method=method,
+        budget=budget,
+        provenance=models.provenance,
+        scores=config.evaluate.scores,
+    )
+    results = run_engine(engine, problems, stage=stage)
+    with build_verifier(config.problems, problems) as verifier:
+        if kind == "samples":
+            rows = [pool_row(result, verifier, config) for result in results]
+        else:
+            rows = [solved_row(result, verifier, with_course=kind == "search") for result in results]
+    if kind == "search":
+        TREES.write(out.with_suffix(".parquet"), [result.tree for result in results])
+    write_failures(out, Failures.sum(result.failures for result in results))
+    write_rows(out, rows)
+
+
+def _method_and_budget(config: Config, kind: EvaluationKind) -> tuple[SearchMethod, Budget]:
+    section, limits = config.evaluate, config.search
+    if kind == "samples":
+        return resolve_method("best-of-n", temperature=section.temperature), Budget(
+            num_simulations=section.samples, max_depth=limits.max_depth, max_step_tokens=limits.max_step_tokens
+        )
+    return resolve_method("greedy") if kind == "greedy" else build_method(section), Budget(
+        num_simulations=section.simulations,
+        max_tokens=section.max_tokens,
+        max_depth=limits.max_depth,
+        max_step_tokens=limits.max_step_tokens,
+    )

@@ -1,0 +1,101 @@
+"""Measure a round's models, decide on held-out problems which ones are best now, and put the round's figures together."""
+
+from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures, SplitFigures
+from stepladder.loops.stages.context import BestModels, RoundContext
+from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
+from stepladder.loops.stages.failures import failure_figures
+from stepladder.loops.stages.figures import folder_auc, split_figures
+from stepladder.loops.stages.gate import GateDecision, KeptPRM, fails, fall_back, gate_policy, gate_prm
+
+
+def judge(
+    context: RoundContext,
+    number: int,
+    best: BestModels,
+    *,
+    training: RoundTraining,
+    search: SearchFigures | None = None,
+    labels: LabelCounts | None = None,
+) -> RoundRow:
+    """Evaluate the round's models, pass them through the gates, and return the round's figures.
+
+    Args:
+        context: The run.
+        number: The round.
+        best: The best models before it.
+        training: Its trainings.
+        search: Its training search; None in round 0.
+        labels: Its training rows; None in round 0.
+    """
+    run = context.run
+    policy = context.newest_policy(number, best.policy)
+    prm = number if run.prm(number).exists() else best.prm
+    evaluate(context, number, policy=policy, prm=prm, best_prm=best.prm)
+    held_out, test = (split_figures(evaluation_folder(context, number, split)) for split in ("held_out", "test"))
+    policy_gate = _policy_decision(context, number, policy, best.policy, held_out)
+    prm_gate = _prm_decision(context, prm, best.prm, held_out, training)
+    kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)
+    searched = 0 if search is None else search.generated_tokens + search.rollout_tokens
+    return RoundRow(
+        round=number,
+        accepted=policy_gate.accepted,
+        accepted_reason=policy_gate.reason,
+        prm_accepted=prm_gate.accepted,
+        prm_accepted_reason=prm_gate.reason + kept.clause,
+        best_policy=policy if policy_gate.accepted else best.policy,
+        best_prm=kept.version,
+        policy_version=policy,
+        scorer_version=prm,
+        held_out=held_out,
+        test=test,
+        generated_tokens=searched + held_out.tokens.together + test.tokens.together,
+        search=search,
+        labels=labels,
+        training=training,
+        failures=failure_figures(run.round(number)),
+    )
+
+
+def _policy_decision(context: RoundContext, number: int, candidate: int, best: int, held_out: SplitFigures) -> GateDecision:
+    if number == 0:
+        return GateDecision(accepted=True, reason="the starting policy")
+    if candidate == best:
+        return GateDecision(accepted=False, reason="no training data, the policy is unchanged")
+    before = context.run.row(best)
+    assert before is not None, "the best policy's round is finished"
+    pass_at_1, best_pass_at_1 = (None if figures.pass_at_1 is None else figures.pass_at_1.value for figures in (held_out, before.held_out))
+    return gate_policy(pass_at_1, best_pass_at_1, max_drop=context.config.gate.max_drop)
+
+
+def _prm_decision(
+    context: RoundContext, candidate: int | None, best: int | None, held_out: SplitFigures, training: RoundTraining
+) -> GateDecision:
+    if isinstance(training.prm, FailedTraining):
+        return GateDecision(accepted=False, reason=f"training failed: {training.prm.failed}")
+    if context.config.prm.start == "fixed":
+        return GateDecision(accepted=False, reason="the PRM is given")
+    if candidate is None or candidate == best:
+        return GateDecision(accepted=False, reason="no PRM was trained")
+    auc, best_auc = held_out.pool.prm_within_problem_auc, held_out.best_prm_within_problem_auc
+    return gate_prm(auc, best_auc, max_drop=context.config.gate.max_drop)
+
+
+def kept_prm(context: RoundContext, number: int, policy: int, best: int | None, held_out: SplitFigures) -> KeptPRM:
+    """Return the PRM that guides the next search when the round brought none.
+
+    It is the best one so far, unless that ranks no better than chance on the new policy's samples: then the best of those accepted before.
+    """
+    if not best:
+        return KeptPRM(best, "")
+    measured = held_out.best_prm_within_problem_auc
+    auc = held_out.pool.prm_within_problem_auc if measured is None else measured
+    if auc is None or not fails(auc):
+        return KeptPRM(best, f"; the PRM of round {best} stays")
+    accepted = [row.round for row in context.run.rows() if row.prm_accepted and row.round != best]
+    wanted = [Evaluation("held_out", "samples", f"samples-prm-{earlier}", earlier) for earlier in accepted]
+    with context.stage(number, "evaluate earlier PRMs") as event:
+        event.failures = run_evaluations(context, number, policy, wanted)
+    folder = evaluation_folder(context, number, "held_out")
+    chosen = fall_back({earlier: folder_auc(folder / f"samples-prm-{earlier}") for earlier in accepted})
+    instead = ", the search goes on without one" if chosen is None else f" for that of round {chosen}"
+    return KeptPRM(chosen, f"; the PRM of round {best} has {auc:.3f} on the new policy's solutions and is given up{instead}")

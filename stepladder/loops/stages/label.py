@@ -1,0 +1,98 @@
+"""Turn searched trees into training rows, shard by shard, and count what was kept and dropped."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepladder.files import atomic_write_text
+from stepladder.loops.config.run import Config
+from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.json_records import read_json
+from stepladder.loops.runs.results import LabelCounts
+from stepladder.loops.runs.workers import Task
+from stepladder.loops.stages.context import BestModels, RoundContext
+from stepladder.loops.stages.kinds import GRADED, PAIRS, STEP_PAIRS, TRACES, TREES, VALUES
+from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
+
+
+def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
+    """Turn the round's trees into training rows; return the counts, summed over shards."""
+    path, run, config = context.run.round(number) / "labels.json", context.run, context.config
+    if not path.exists():
+        tasks = []
+        for index, _ in enumerate(context.shards("train")):
+            sources = LabelSources(
+                trees=run.shard(number, TREES.name, index),
+                earlier=tuple(run.shard(earlier, TREES.name, index) for earlier in range(1, number)),
+                policy=run.policy_source(best.policy, config),
+                earlier_prm=earlier_prm(run, config, number, best.prm),
+            )
+            out = {kind.name: run.shard(number, kind.name, index) for kind in _LABELLED}
+            tasks.append(Task.of(label_shard, config=config, sources=sources, out=out))
+        with context.stage(number, "label"):
+            _write_counts(path, context.work(tasks, {}))
+    return read_counts(path)
+
+
+def label_imported(context: RoundContext, policy_version: int) -> None:
+    """Turn imported trees into training rows, which lie beside them, with the counts of each data set."""
+    policy = context.run.policy_source(policy_version, context.config)
+    for folder in sorted({path.parent.parent for path in context.run.imported(TREES.name)}):
+        if (folder / "labels.json").exists():
+            continue
+        tasks = [
+            Task.of(
+                label_shard,
+                config=context.config,
+                sources=LabelSources(trees=trees, policy=policy),
+                out={kind.name: folder / kind.name / trees.name for kind in _LABELLED},
+            )
+            for trees in sorted((folder / TREES.name).glob("shard-*.parquet"))
+        ]
+        _write_counts(folder / "labels.json", context.work(tasks, {}))
+
+
+_LABELLED = (TRACES, PAIRS, GRADED, VALUES, STEP_PAIRS)
+"""Kinds of rows that trees may give."""
+
+
+def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) -> LabelCounts:
+    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of what was kept and dropped.
+
+    Args:
+        config: The configuration.
+        sources: What the rows are made from.
+        out: Where each kind of rows goes, by its name: traces, pairs, graded, values and step-pairs.
+    """
+    rows = rows_of_trees(config, sources)
+    TRACES.write(out[TRACES.name], rows.all_traces)
+    PAIRS.write(out[PAIRS.name], rows.pairs.rows)
+    VALUES.write(out[VALUES.name], rows.values.rows)
+    if rows.graded is not None:
+        GRADED.write(out[GRADED.name], rows.graded.rows)
+    if rows.step_pairs is not None:
+        STEP_PAIRS.write(out[STEP_PAIRS.name], rows.step_pairs)
+    return rows.counts()
+
+
+def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
+    """Return the best PRM before the one that guided a round's search; None without one, or where nothing asks for its opinion."""
+    if not config.preference.reads_agreement:
+        return None
+    best = [row.best_prm for row in run.rows()[:number]]
+    earlier = [version for version in best if version not in (None, prm_version)]
+    return run.prm_source(earlier[-1], config) if earlier else None
+
+
+def _write_counts(path: Path, shards: Sequence[LabelCounts]) -> None:
+    atomic_write_text(path, json.dumps(LabelCounts.sum(shards).to_dict(), indent=2) + "\n")
+
+
+def read_counts(path: Path) -> LabelCounts:
+    """Return the counts that a ``labels.json`` holds.
+
+    Raises:
+        CheckpointError: If the file is something else.
+    """
+    plain = read_json(path, what="the counts of labels", remedy="remove the file and run evolve again")
+    return LabelCounts.from_dict(plain, path)

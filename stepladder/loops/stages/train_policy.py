@@ -1,0 +1,174 @@
+"""Train the policy: on solved problems in the warm-up, then in every round on right solutions and on preferences."""
+
+import shutil
+from pathlib import Path
+
+from stepladder.data.datasets.problems import load_seed_solutions
+from stepladder.data.labels.solution_traces import trace_from_solution
+from stepladder.loops.assembly.policies import build_renderer, step_format
+from stepladder.loops.assembly.training import build_preference_objective, train_settings
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import RecentRounds
+from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
+from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.stages.context import RoundContext
+from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind
+from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
+from stepladder.types import Provenance, derive_seed
+
+
+def warm_up(context: RoundContext) -> PolicyTraining:
+    """Fine-tune the base model on solved problems; without any, the base model is policy version 0 as it stands."""
+    solutions, out = context.config.warmup.solutions, context.run.policy(0)
+    if solutions is None:
+        return PolicyTraining()
+    task = Task.of(warm_up_policy, config=context.config, solutions=Path(solutions), out=out, stage="warm-up")
+
+    def train() -> TrainingSummary:
+        with context.stage(0, "train policy"):
+            return context.train([task], {"warm-up": None})[0]
+
+    return PolicyTraining(warmup=finished_training(out.with_suffix(".json"), [out], train=train, read=TrainingSummary.from_dict))
+
+
+def warm_up_policy(*, config: Config, solutions: Path, out: Path, stage: str) -> TrainingSummary:
+    """Fine-tune the base policy on solved problems."""
+    from stepladder.policy.fine_tuning import train_sft
+
+    renderer = build_renderer(config, config.policy.model)
+    provenance = Provenance(
+        round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
+    )
+    report = train_sft(
+        config.policy.model,
+        [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)],
+        out,
+        train_settings(config.warmup.train, seed=config.run.seed, config=config),
+        renderer_hash=renderer.hash,
+        trust_remote_code=config.policy.trust_remote_code,
+        on_progress=TrainingProgress(stage),
+    )
+    step_format(config).save(out)
+    return summary_of(report)
+
+
+def train_policy(context: RoundContext, number: int, best_policy: int) -> PolicyTraining:
+    """Train the policy on the data of the configured rounds; without any data it is left as it is."""
+    config, run = context.config, context.run
+    traces, preferences = _shards(context, number, TRACES), _shards(context, number, preference_kind(config))
+    learns_traces, learns_preferences = has_rows(traces), has_rows(preferences)
+    if not (learns_traces or learns_preferences):
+        return PolicyTraining()
+    out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
+    start = run.policy_source(best_policy if config.start_from == "best" else 0, config)
+    # Between the two trainings the model has a place of its own, with a summary of its own: a stop loses neither.
+    between = out.with_name("sft") if learns_preferences else out
+
+    def train_on_traces() -> TrainingSummary:
+        task = Task.of(train_on_solutions, config=config, start=start, traces=traces, out=between, seed=seed, stage=f"{stage} SFT")
+        return context.train([task], {f"{stage} SFT": None})[0]
+
+    def train_all() -> PolicyTraining:
+        if not learns_preferences:
+            return PolicyTraining(sft=train_on_traces())
+        sft, begun = None, start
+        if learns_traces:
+            sft = finished_training(between.with_suffix(".json"), [between], train=train_on_traces, read=TrainingSummary.from_dict)
+            begun = str(between)
+        base, shown = run.policy_source(0, config), f"{stage} preferences"
+        task = Task.of(train_on_preferences, config=config, start=begun, base=base, rows=preferences, out=out, seed=seed, stage=shown)
+        return PolicyTraining(sft=sft, preference=context.train([task], {shown: None})[0])
+
+    def train() -> PolicyTraining:
+        with context.stage(number, "train policy"):
+            return train_all()
+
+    trained = finished_training(out.with_suffix(".json"), [out], train=train, read=PolicyTraining.from_dict)
+    shutil.rmtree(out.with_name("sft"), ignore_errors=True)
+    out.with_name("sft.json").unlink(missing_ok=True)
+    return trained
+
+
+def _shards(context: RoundContext, number: int, kind: RowKind | None) -> list[Path]:
+    """Return the shards of a kind that a round trains on, of its own and imported ones; none for no kind."""
+    if kind is None:
+        return []
+    data = context.config.labels.data
+    # On-policy rows of a round are already made from the trees of all rounds that count.
+    first = max(1, number - data.window + 1) if isinstance(data, RecentRounds) else 1 if data.type == "accumulate" else number
+    return context.run.shards(kind.name, rounds=list(range(first, number + 1))) + context.run.imported(kind.name)
+
+
+def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
+    """Fine-tune a policy on right solutions.
+
+    Args:
+        config: The configuration.
+        start: The policy to train.
+        traces: Shards of traces.
+        out: Where the trained policy goes.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.policy.fine_tuning import train_sft
+
+    worker_models().release()
+    report = train_sft(
+        start,
+        TRACES.read(traces),
+        out,
+        train_settings(config.sft, seed=seed, config=config),
+        renderer_hash=build_renderer(config, start).hash,
+        trust_remote_code=config.policy.trust_remote_code,
+        on_progress=TrainingProgress(stage),
+    )
+    step_format(config).save(out)
+    return summary_of(report)
+
+
+def train_on_preferences(*, config: Config, start: str, base: str, rows: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
+    """Train a policy on pairs, or on graded rows where the loss takes no pairs.
+
+    Args:
+        config: The configuration.
+        start: The policy to train.
+        base: The policy of round 0.
+        rows: Shards of ``preference_kind``.
+        out: Where the trained policy goes.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.policy.fine_tuning import SAMPLER, train_preference
+    from stepladder.policy.unpaired import train_unpaired
+
+    worker_models().release()
+    section = config.preference
+    renderer_hash, trust = build_renderer(config, start).hash, config.policy.trust_remote_code
+    settings, objective = train_settings(section, seed=seed, config=config), build_preference_objective(section)
+    reference = {"start": None, "base": base, "sampler": SAMPLER}[section.reference]
+    if section.unpaired:
+        report = train_unpaired(
+            start,
+            GRADED.read(rows),
+            out,
+            settings,
+            renderer_hash=renderer_hash,
+            trust_remote_code=trust,
+            on_progress=TrainingProgress(stage),
+            objective=objective,
+            reference=reference,
+        )
+    else:
+        report = train_preference(
+            start,
+            PAIRS.read(rows),
+            out,
+            settings,
+            renderer_hash=renderer_hash,
+            trust_remote_code=trust,
+            on_progress=TrainingProgress(stage),
+            objective=objective,
+            reference=reference,
+        )
+    step_format(config).save(out)
+    return summary_of(report)

@@ -1,0 +1,163 @@
+"""Train the process reward model, or several that guide the search together."""
+
+import os
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from stepladder.errors import BackendError, DataFormatError
+from stepladder.loops.assembly.policies import build_renderer, step_format
+from stepladder.loops.assembly.training import new_prm_spec, train_settings
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.training import ImplicitLoss
+from stepladder.loops.runs.results import FailedTraining, TrainingSummary
+from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.stages.context import BestModels, RoundContext
+from stepladder.loops.stages.kinds import STEP_PAIRS, VALUES, RowKind, compares_steps, has_rows, prm_kind, trains_prm
+from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
+from stepladder.types import PreferencePair, ValueRow, derive_seed
+
+PRMOutcome = TrainingSummary | FailedTraining
+_RowT = TypeVar("_RowT", ValueRow, PreferencePair)
+
+
+def train_prm(context: RoundContext, number: int, best: BestModels) -> PRMOutcome | None:
+    """Train the PRM on the rows of the configured rounds, the rollouts' if there are any; None without any rows."""
+    rows = _shards(context, number)
+    if not trains_prm(context.config) or not has_rows(rows):
+        return None
+    out, stage = context.run.prm(number), f"round {number}: PRM"
+    tasks = {model: _task(context, number, best, rows, model) for model in _model_paths(context.config, out)}
+
+    def train() -> PRMOutcome:
+        with context.stage(number, "train prm"):
+            return _together(context.train(list(tasks.values()), {stage: None}))
+
+    trained = finished_training(out.with_suffix(".json"), list(tasks), train=train, read=_outcome)
+    if isinstance(trained, FailedTraining):
+        shutil.rmtree(out, ignore_errors=True)
+    return trained
+
+
+def _shards(context: RoundContext, number: int) -> list[Path]:
+    """Return the shards that a round's PRM learns from; imported value rows stand beside those of a run that learns from values."""
+    run, kind = context.run, prm_kind(context.config)
+    rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
+    return run.shards(kind.name, rounds=rounds) + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
+
+
+def _model_paths(config: Config, out: Path) -> list[Path]:
+    """Return where the PRM goes, or the members of an ensemble."""
+    return [out] if config.prm.ensemble == 1 else [out / f"member-{member:02d}" for member in range(config.prm.ensemble)]
+
+
+def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path], out: Path) -> Task[PRMOutcome]:
+    """Return the training of one PRM."""
+    config, run = context.config, context.run
+    policy = run.policy_source(context.newest_policy(number, best.policy), config)
+    start = config.prm.model or policy
+    if config.prm.start == "last" and best.prm is not None:
+        start = str(run.prm(best.prm) / out.relative_to(run.prm(number)))
+    seed = derive_seed(config.run.seed, "train", number)
+    return Task.of(
+        train_prm_model,
+        config=config,
+        start=start,
+        rows=rows,
+        out=out,
+        # The first of an ensemble learns as a PRM alone would.
+        seed=seed if out.name in ("prm", "member-00") else derive_seed(seed, out.name),
+        stage=f"round {number}: PRM",
+        # Seen from the model, so that a run can be moved.
+        reference=os.path.relpath(start, out) if Path(start).resolve().is_relative_to(run.root.resolve()) else start,
+    )
+
+
+def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, seed: int, stage: str, reference: str) -> PRMOutcome:
+    """Train a PRM on value rows or step pairs.
+
+    A training that cannot succeed (nothing to compare, a loss that is not finite) does not fail the run: earlier PRMs stay.
+
+    Args:
+        config: The configuration.
+        start: The model to train, or the policy that gets a new head.
+        rows: Shards of ``prm_kind``.
+        out: Where the PRM goes.
+        seed: Seed of the training, and of the problems that a member of an ensemble draws.
+        stage: Name under which progress is shown.
+        reference: Reference model of an implicit PRM, as its spec will name it.
+    """
+    from stepladder.prm.implicit import train_implicit_on_tokens
+    from stepladder.prm.value_training import train_value
+
+    worker_models().release()
+    section = config.prm
+    settings = train_settings(section.train, seed=seed, config=config)
+    renderer_hash, trust = build_renderer(config, start).hash, config.policy.trust_remote_code
+    values = [] if compares_steps(config) else _read(config, VALUES, rows, seed=seed)
+    pairs = _read(config, STEP_PAIRS, rows, seed=seed) if compares_steps(config) else []
+    try:
+        if isinstance(section.loss, ImplicitLoss):
+            report = train_implicit_on_tokens(
+                start,
+                values,
+                out,
+                settings,
+                renderer_hash=renderer_hash,
+                trust_remote_code=trust,
+                loss=section.loss.type,
+                on_progress=TrainingProgress(stage),
+                spec=replace(new_prm_spec(section.loss), reference=reference),
+            )
+        else:
+            report = train_value(
+                start,
+                pairs or values,
+                out,
+                settings,
+                renderer_hash=renderer_hash,
+                trust_remote_code=trust,
+                loss=section.loss.type,
+                on_progress=TrainingProgress(stage),
+                # A model to go on from has a spec of its own; a new head is what the configuration says.
+                spec=None if section.model is not None else new_prm_spec(section.loss),
+                supervise=section.supervise,
+            )
+    except (BackendError, DataFormatError) as error:
+        return FailedTraining(failed=str(error))
+    # With its format a model can be scored with and evaluated outside the run.
+    step_format(config).save(out)
+    return summary_of(report)
+
+
+def _read(config: Config, kind: RowKind[_RowT], shards: list[Path], *, seed: int) -> list[_RowT]:
+    """Read rows; those of a member of an ensemble are of problems drawn with replacement."""
+    rows = kind.read(shards)
+    return resample_problems(rows, seed=seed) if config.prm.ensemble > 1 and config.prm.bootstrap else rows
+
+
+def resample_problems(rows: list[_RowT], *, seed: int) -> list[_RowT]:
+    """Return the rows of as many problems as there are, drawn with replacement; those of a problem drawn twice are there twice."""
+    problems = sorted({row.problem_id for row in rows})
+    drawn = np.random.default_rng(derive_seed(seed, "bootstrap")).integers(0, len(problems), len(problems)) if problems else []
+    counts = Counter(problems[number] for number in drawn)
+    return [row for row in rows for _ in range(counts[row.problem_id])]
+
+
+def _together(members: list[PRMOutcome]) -> PRMOutcome:
+    """Return the outcome of one model, or of several, which fail together."""
+    summaries = []
+    for member in members:
+        if isinstance(member, FailedTraining):
+            return member
+        summaries.append(member)
+    return TrainingSummary.of_ensemble(summaries)
+
+
+def _outcome(plain: object, place: Path) -> PRMOutcome:
+    failed = isinstance(plain, dict) and "failed" in plain
+    return FailedTraining.from_dict(plain, place) if failed else TrainingSummary.from_dict(plain, place)

@@ -1,0 +1,75 @@
+"""What the trainings of a round share: their summaries, which mark them as finished, and their progress."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from stepladder.files import atomic_write_text
+from stepladder.loops.runs.json_records import read_json
+from stepladder.loops.runs.results import FailedTraining, TrainingSummary
+from stepladder.loops.runs.workers import Progress, report_progress
+
+if TYPE_CHECKING:
+    from stepladder.lm.training import TrainReport
+
+
+class _Summary(Protocol):
+    def to_dict(self) -> dict: ...
+
+
+SummaryT = TypeVar("SummaryT", bound=_Summary)
+
+
+def finished_training(
+    summary: Path, models: Sequence[Path], *, train: Callable[[], SummaryT], read: Callable[[object, Path], SummaryT]
+) -> SummaryT:
+    """Return the summary of a training, which is done first where the summary or a model is missing.
+
+    The summary is written after the models. So a model without one was left by a stop, and is trained again: it comes out the same, and
+    the round's figures stay complete. Whatever a stopped training left is removed once the summary is there.
+
+    Args:
+        summary: JSON file of the summary.
+        models: Directories of the models, of which an ensemble has several.
+        train: Trains, and returns the summary.
+        read: Makes the summary of what the file holds; also given the file, for messages.
+
+    Raises:
+        CheckpointError: If the file is no summary.
+    """
+    done = _kept(summary, read)
+    if done is None or not (isinstance(done, FailedTraining) or all(model.exists() for model in models)):
+        for model in models:
+            shutil.rmtree(model, ignore_errors=True)
+        done = train()
+        atomic_write_text(summary, json.dumps(done.to_dict(), indent=2) + "\n")
+    for model in models:
+        shutil.rmtree(model.with_name(f"{model.name}.work"), ignore_errors=True)
+    return done
+
+
+def _kept(summary: Path, read: Callable[[object, Path], SummaryT]) -> SummaryT | None:
+    if not summary.exists():
+        return None
+    return read(read_json(summary, what="the summary of a training", remedy="remove the file and run evolve again"), summary)
+
+
+def summary_of(report: "TrainReport") -> TrainingSummary:
+    """Return the summary of a training report: all but its wall-clock time, which belongs to the events."""
+    return TrainingSummary(**{name: value for name, value in asdict(report).items() if name != "seconds"})
+
+
+class TrainingProgress:
+    """A trainer's callback that reports one update, and the tokens since the last call."""
+
+    def __init__(self, stage: str) -> None:
+        """Report under the name of a stage."""
+        self._stage, self._seen = stage, 0
+
+    def __call__(self, step: int, total: int, loss: float, tokens: int) -> None:
+        """Report an update."""
+        report_progress(Progress(stage=self._stage, items=1, tokens=tokens - self._seen, total=total))
+        self._seen = tokens

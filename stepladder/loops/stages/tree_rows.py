@@ -1,0 +1,164 @@
+"""From a shard of searched trees to the rows that policy and PRM learn from, by the rules that the configuration names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.data.labels.pair_rules import AnchoredPairs
+from stepladder.data.labels.pairing import PairSources
+from stepladder.data.labels.rstar_math import StepPairs
+from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.traces import revision_traces, select_traces, within_window
+from stepladder.data.labels.value_rows import value_rows
+from stepladder.data.labels.values import ValueTarget
+from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
+from stepladder.loops.assembly.policies import build_renderer
+from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import RecentVersions
+from stepladder.loops.config.training import TreeTarget
+from stepladder.loops.runs.results import LabelCounts, RowCounts
+from stepladder.loops.runs.workers import worker_models
+from stepladder.loops.stages.kinds import TREES
+from stepladder.tree_paths import children_of, path_to
+from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSources:
+    """What the rows of a shard are made from."""
+
+    trees: Path
+    """The round's trees."""
+    earlier: tuple[Path, ...] = ()
+    """Trees of the same problems from earlier rounds, oldest first; read only where a rule needs them."""
+    policy: str = ""
+    """The policy that searched; its tokenizer writes revisions."""
+    earlier_prm: str | None = None
+    """The PRM before the one that guided the search; None where there is none, or nothing asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeRows:
+    """The rows that a shard of trees gives; None for a kind that the configuration does not ask for."""
+
+    trees: Selection[TreeRecord] | None
+    """The trees within the policy window, from which the policy's rows are made."""
+    traces: Selection[Trace]
+    """Right solutions."""
+    revisions: Selection[Trace] | None
+    """Revisions of wrong ones."""
+    pairs: Selection[PreferencePair]
+    """Preference pairs."""
+    graded: Selection[GradedRow] | None
+    """Good and bad continuations."""
+    values: Selection[ValueRow]
+    """Value rows, from the round's own trees alone."""
+    step_pairs: list[PreferencePair] | None
+    """Pairs of steps for the PRM, from the same trees."""
+
+    @property
+    def all_traces(self) -> list[Trace]:
+        """The rows of the SFT stage."""
+        return [*self.traces.rows, *([] if self.revisions is None else self.revisions.rows)]
+
+    def counts(self) -> LabelCounts:
+        """Return what was kept and dropped."""
+        return LabelCounts(
+            trees=_counted(self.trees),
+            traces=_counts(self.traces),
+            revisions=_counted(self.revisions),
+            pairs=_counts(self.pairs),
+            graded=_counted(self.graded),
+            values=_counts(self.values),
+        )
+
+
+def _counts(selection: Selection[Any]) -> RowCounts:
+    return RowCounts(kept=selection.kept, dropped_by_reason=dict(selection.dropped_by_reason))
+
+
+def _counted(selection: Selection[Any] | None) -> RowCounts | None:
+    return None if selection is None else _counts(selection)
+
+
+def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
+    """Return what policy and PRM learn from a round's own trees, and the policy from those of earlier rounds where a rule asks for them."""
+    labels, own = config.labels, TREES.read([sources.trees])
+    reads_earlier = isinstance(labels.data, RecentVersions) or isinstance(labels.pairs, AnchoredPairs)
+    known = [*(TREES.read(sources.earlier) if reads_earlier else []), *own]
+    recent = within_window(known, versions=labels.data.window) if isinstance(labels.data, RecentVersions) else None
+    records = own if recent is None else recent.rows
+    pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=_first_version(known))
+    return TreeRows(
+        trees=recent,
+        traces=select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value),
+        revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
+        pairs=labels.pairs.select(records, pair_sources),
+        graded=labels.graded.select(records) if config.preference.unpaired else None,
+        # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
+        values=tree_value_rows(config, own),
+        step_pairs=step_pair_rows(config, own),
+    )
+
+
+def tree_value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
+    """Return value rows of trees or rollouts."""
+    # Estimated targets and pairs of steps are made elsewhere; the rows beside them, for export, then hold mean outcomes.
+    target = config.prm.target.type if isinstance(config.prm.target, TreeTarget) else ValueTarget.MONTE_CARLO
+    return value_rows(records, target=target, drop_one_sided=config.prm.mixed_only)
+
+
+def step_pair_rows(config: Config, records: list[TreeRecord]) -> list[PreferencePair] | None:
+    """Return pairs of steps for the PRM; None where it learns from values."""
+    return config.prm.target.select(records).rows if isinstance(config.prm.target, StepPairs) else None
+
+
+def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
+    renderer, text = build_renderer(config, policy), config.labels.revision_text
+    return revision_traces(
+        records,
+        revision_ids=[token for step in renderer.encode_steps(text, place="labels.revision_text") for token in step],
+        revision=text,
+        of_solution=config.labels.revision_of == "solution",
+        end_ids={renderer.end_id, renderer.tokenizer.eos_token_id},
+        per_problem=config.labels.revisions,
+    )
+
+
+def _first_version(records: list[TreeRecord]) -> list[TreeRecord]:
+    """Return the trees of the oldest policy version."""
+    first = min((record.provenance.policy_version for record in records), default=0)
+    return [record for record in records if record.provenance.policy_version == first]
+
+
+def _earlier_scores(config: Config, records: list[TreeRecord], sources: LabelSources) -> list[list[float | None]] | None:
+    """Return the scores that the earlier PRM gives the steps of every tree; None without one."""
+    if sources.earlier_prm is None:
+        return None
+    renderer = build_renderer(config, sources.policy)
+    problems = {record.problem_id: Problem(id=record.problem_id, question=record.question) for record in records}
+    scorer = build_scorer(
+        config, worker_models(), prm=sources.earlier_prm, renderer=renderer, problems=problems.values(), scores=config.search.scores
+    )
+    return score_trees(scorer, records)
+
+
+def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[float | None]]:
+    """Return a score of every node of every tree; None for the root and for steps that could not be scored."""
+    requests, places = [], []
+    for index, record in enumerate(records):
+        for parent, nodes in enumerate(children_of(record)):
+            children = [node for node in nodes if record.token_ids[node]]
+            if not children:
+                continue
+            above = [token for node in path_to(record, parent) for token in record.token_ids[node]]
+            branches = tuple((tuple(record.token_ids[child]),) for child in children)
+            requests.append(ScoreRequest(ticket=len(requests), prefix_ids=(*record.prompt_ids, *above), branches=branches))
+            places.append((index, children))
+    scores: list[list[float | None]] = [[None] * len(record.parents) for record in records]
+    for result, (index, children) in zip(collect_all(scorer, requests), places, strict=True):
+        for child, branch in zip(children, result.scores, strict=True):
+            scores[index][child] = branch[0]
+    return scores
