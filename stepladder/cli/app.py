@@ -261,6 +261,41 @@ def import_(
 
 
 @app.command()
+def grade(
+    file: Annotated[str, typer.Argument(help="JSONL file, `-` for standard input. Rows have `reference`, and `answer` or `text`.")],
+    output: Annotated[str, typer.Option(help="JSONL file for the verdicts; `-` is standard output.")] = "-",
+    rule: Annotated[str, typer.Option(help="`exact`, `number` or `math`; docs/grading.md explains them.")] = "math",
+    options: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Make rule `math` less strict, e.g. `units=optional`. Repeatable.")
+    ] = [],  # noqa: B006
+    answer_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression with one group that reads the answer out of `text`. Default: the last box.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for what needs algebra.")] = 2,
+    deadline: Annotated[float, typer.Option(min=0.01, help="CPU seconds for one answer.")] = 5.0,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    r"""Grade answers against their references, and say why.
+
+    Every row is written with `correct`, `reason`, the answer that was read, and the normal forms of both sides. Where rows state a
+    verdict of their own, `equal`, the summary counts how often the rule says otherwise.
+
+    - `stepladder grade answers.jsonl`
+    - `stepladder grade answers.jsonl --rule number --output verdicts.jsonl`
+    - `echo '{"reference": "1/2", "text": "It is 0.5: \\boxed{0.5}"}' | stepladder grade -`
+    """
+    with _errors_explained(debug):
+        from stepladder.commands.grade import OUTPUT_KEYS, STANDARD, GradeSettings, grade_file
+
+        if output != STANDARD:
+            inputs = [] if file == STANDARD else [Path(file)]
+            check_output(Path(output), option="--output", ours=rows_with(*OUTPUT_KEYS), overwrite=overwrite, inputs=inputs)
+        settings = GradeSettings.parse(rule=rule, options=options, answer_pattern=answer_pattern, num_workers=workers, deadline_s=deadline)
+        echo(grade_file(file, output, settings), err=output == STANDARD)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     to: Annotated[Path | None, typer.Option("--to", help="HTML file to write. Default: RUN/report.html.")] = None,

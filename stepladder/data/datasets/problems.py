@@ -9,12 +9,12 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from stepladder.boxes import boxed_answer, boxes
 from stepladder.data.grading.answers import unreadable_reason
@@ -85,7 +85,7 @@ def load_problems(
             answer; the message names the row.
         ConfigError: If ``answer_pattern`` is no regular expression with exactly one group.
     """
-    pattern = None if answer_pattern is None else _answer_regex(answer_pattern)
+    pattern = None if answer_pattern is None else answer_regex(answer_pattern)
     problems: list[LabelledProblem] = []
     places: dict[str, str] = {}
     unreadable: list[str] = []
@@ -120,7 +120,7 @@ def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
     """
     solutions: list[SeedSolution] = []
     places: dict[str, str] = {}
-    for row in _jsonl_rows(Path(path)):
+    for row in jsonl_rows(Path(path)):
         solution = SeedSolution(id=_row_id(row, "id"), question=_text(row, "question"), solution=_text(row, "solution"))
         _claim_id(solution.id, row.place, places)
         solutions.append(solution)
@@ -199,7 +199,7 @@ def source_rows(source: str, *, subset: str | None = None, split: str = "train")
     """
     path = Path(source)
     if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
+        return jsonl_rows(path)
     if path.suffix == ".parquet":
         return _parquet_rows(path)
     if path.is_file() or path.suffix in (".json", ".csv", ".txt"):
@@ -207,17 +207,29 @@ def source_rows(source: str, *, subset: str | None = None, split: str = "train")
     return _dataset_rows(source, subset=subset, split=split)
 
 
-def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
+def jsonl_rows(source: Path | IO[bytes], name: str | None = None) -> Iterator[SourceRow]:
+    """Yield the rows of a JSONL file, or of an open stream that is called ``name`` in messages.
+
+    Raises:
+        DataFormatError: If the file cannot be read or a line is malformed; the message names the line.
+    """
+    if not isinstance(source, Path):
+        yield from _stream_rows(source, name or "input", stem=name or "input")
+        return
     try:
-        file = path.open("rb")
+        file = source.open("rb")
     except OSError as error:
-        raise DataFormatError(f"{path}: must be a readable file: got {error.strerror!r} -- check the path") from None
+        raise DataFormatError(f"{source}: must be a readable file: got {error.strerror!r} -- check the path") from None
     with file:
-        for number, line in enumerate(file, 1):
-            # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield SourceRow(f"{path}:{number}", f"{path.stem}-{number}", _json_object(line, f"{path}:{number}"))
+        yield from _stream_rows(file, str(source), stem=source.stem)
+
+
+def _stream_rows(lines: Iterable[bytes], name: str, *, stem: str) -> Iterator[SourceRow]:
+    for number, line in enumerate(lines, 1):
+        # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            yield SourceRow(f"{name}:{number}", f"{stem}-{number}", _json_object(line, f"{name}:{number}"))
 
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
@@ -270,7 +282,12 @@ def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[So
         yield SourceRow(f"{source}[{split}]:{number}", f"{Path(source).name}-{split}-{number}", dict(fields))
 
 
-def _answer_regex(pattern: str) -> re.Pattern[str]:
+def answer_regex(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression that reads an answer.
+
+    Raises:
+        ConfigError: If it is none, or has not exactly one group.
+    """
     try:
         regex = re.compile(pattern)
     except re.error as error:

@@ -104,7 +104,7 @@ def test_workers_die_with_a_killed_parent(state):
         "from stepladder.types import LabelledProblem, Problem\n"
         "verifier = AnswerVerifier([LabelledProblem(problem=Problem(id='p', question='q'), answer='sin(x)')], 'math', deadline_s=1.5)\n"
         "verifier.grade([('p', 'cos(x)')])\n"
-        "print(verifier._pool._idle[0]._process.pid, flush=True)\n"
+        "print(verifier._grader._pool._idle[0]._process.pid, flush=True)\n"
         f"verifier.grade([('p', {HANGS!r})]) if sys.argv[1] == 'busy' else sys.stdin.read()\n"
     )
     root = Path(__file__).parents[4]

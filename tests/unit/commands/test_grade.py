@@ -1,0 +1,116 @@
+"""The command that grades files: what it reads, what it writes, what it counts, and what it refuses."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from stepladder.cli.app import app
+from stepladder.commands.grade import GradeSettings, grade_file
+from stepladder.errors import ConfigError, DataFormatError
+
+CASES = Path(__file__).parents[1] / "data" / "grading" / "reported_cases.jsonl"
+ROWS = [
+    {"id": "a", "reference": "1/2", "answer": "0.5", "equal": True},
+    {"id": "b", "reference": "3", "text": "First \\boxed{2}, then \\boxed{3}."},
+    {"id": "c", "reference": "x", "answer": "X", "equal": True},
+    {"id": "d", "reference": "5 6", "answer": "5 6"},
+    {"id": "e", "reference": 7, "answer": None},
+    {"id": "f", "reference": "7", "text": "It is \\boxed{7"},
+    {"id": "g", "reference": "\\sin 2x", "answer": "2\\sin x\\cos x", "equal": False},
+]
+
+
+def settings(*options: str, rule: str = "math", pattern: str | None = None) -> GradeSettings:
+    return GradeSettings.parse(rule=rule, options=options, answer_pattern=pattern, deadline_s=30.0)
+
+
+def written(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_every_row_has_its_verdict_reason_answer_and_both_normal_forms(tmp_path):
+    """Fields of its own are kept, and the summary counts verdicts, reasons and disagreements."""
+    summary = grade_file(written(tmp_path / "rows.jsonl", ROWS), str(tmp_path / "out.jsonl"), settings())
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["correct"], row["reason"]) for row in rows] == [
+        ("a", True, "equivalent"),
+        ("b", True, "exact match"),
+        ("c", False, "differs"),
+        ("d", False, "unreadable reference"),
+        ("e", False, "unreadable"),
+        ("f", False, "unreadable"),
+        ("g", True, "equivalent"),
+    ]
+    assert (rows[0]["answer"], rows[0]["answer_key"], rows[0]["reference_key"]) == ("0.5", "1/2", "1/2")
+    assert rows[1]["answer"] == "3" and rows[4]["answer_key"] is None and rows[4]["reference"] == "7"
+    assert summary == (
+        "7 answers: 3 right, 4 wrong (unreadable: 2, differs: 1, unreadable reference: 1); "
+        "3 with a stated verdict: 1 wrong graded right, 1 right graded wrong"
+    )
+
+
+def test_reported_cases_have_no_wrong_answer_graded_right(tmp_path):
+    """The table of cases, by the command."""
+    summary = grade_file(str(CASES), str(tmp_path / "out.jsonl"), settings())
+    assert summary.endswith("142 with a stated verdict: 0 wrong graded right, 0 right graded wrong")
+
+
+def test_rule_options_and_pattern_are_taken(tmp_path):
+    """Each changes the verdict of one row."""
+    source = written(tmp_path / "rows.jsonl", [{"reference": "5 cm", "text": "#### 5"}])
+    assert "0 right" in grade_file(source, str(tmp_path / "out"), settings(pattern="#### (.*)"))
+    assert "1 right" in grade_file(source, str(tmp_path / "out"), settings("units=optional", pattern="#### (.*)"))
+    assert "1 right" in grade_file(source, str(tmp_path / "out"), settings(rule="number", pattern="#### (.*)"))
+    assert "(unreadable: 1)" in grade_file(source, str(tmp_path / "out"), settings())
+
+
+def test_standard_input_and_output(monkeypatch, capsys):
+    """Both are called by a dash."""
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"reference": "1", "answer": "1.0"}\n')))
+    assert grade_file("-", "-", settings()) == "1 answer: 1 right, 0 wrong"
+    assert json.loads(capsys.readouterr().out)["correct"] is True
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"answer": "1"}], "rows.jsonl:1: field 'reference' must be"),
+        ([{"reference": "1", "answer": "1"}, {"reference": "1"}], "rows.jsonl:2: must have a field 'answer' or 'text'"),
+        ([{"reference": ["1"], "answer": "1"}], "rows.jsonl:1: field 'reference' must be a string or a number: got list"),
+        ([], "must hold at least one row"),
+        ([3], "rows.jsonl:1: must be one JSON object"),
+    ],
+)
+def test_malformed_rows_are_named(tmp_path, rows, message):
+    """The message has file and line."""
+    with pytest.raises(DataFormatError, match=message):
+        grade_file(written(tmp_path / "rows.jsonl", rows), "-", settings())
+
+
+def test_unknown_rules_and_options_are_refused():
+    """One sentence each."""
+    for wrong, message in (({"rule": "fuzzy"}, "--rule: must be one of"), ({"pattern": "("}, "must be a regular expression")):
+        with pytest.raises(ConfigError, match=message):
+            settings(**wrong)
+    for option in ("units", "colour=red"):
+        with pytest.raises(ConfigError, match="option"):
+            settings(option)
+
+
+def test_the_command_replaces_nothing_that_it_did_not_write(tmp_path):
+    """Its own results with --overwrite, foreign files never, the input never."""
+    source, notes, output = written(tmp_path / "rows.jsonl", ROWS[:1]), tmp_path / "notes.txt", tmp_path / "out.jsonl"
+    notes.write_text("mine")
+    run = CliRunner().invoke
+    assert run(app, ["grade", source, "--output", str(output)]).exit_code == 0
+    for target, flags in ((output, []), (notes, []), (notes, ["--overwrite"]), (Path(source), ["--overwrite"])):
+        assert run(app, ["grade", source, "--output", str(target), *flags]).exit_code == 2
+    assert run(app, ["grade", source, "--output", str(output), "--overwrite"]).exit_code == 0
+    assert notes.read_text() == "mine" and json.loads(Path(source).read_text()) == ROWS[0]
+    shown = run(app, ["grade", source])
+    assert shown.exit_code == 0 and "1 answer: 1 right" in shown.output
