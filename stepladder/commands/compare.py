@@ -50,6 +50,7 @@ from stepladder.loops.runs.json_records import read_json
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool, worker_pool
 from stepladder.loops.stages.context import Models
+from stepladder.loops.stages.failures import check_stage
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, LabelledProblem, Provenance
@@ -234,7 +235,7 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
 
     Raises:
         CheckpointError: If the directory holds another comparison.
-        BackendError: If a model engine or a worker fails.
+        BackendError: If a model engine or a worker fails, or every sample did.
     """
     earlier = _earlier_config(comparison.out / "eval.json")
     comparison = replace(comparison, config=with_date(comparison.config, comparison.policy, earlier=earlier))
@@ -245,9 +246,19 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
             _fill(comparison, started, display)
     else:
         _fill(comparison, pool, display)
+    _check_failures(comparison, display)
     results = _results(comparison, facts)
     atomic_write_text(comparison.out / "results.json", json.dumps(results.to_dict()) + "\n")
     return results
+
+
+def _check_failures(comparison: Comparison, display: ProgressDisplay) -> None:
+    """Show how many samples failed; where all of them did, the figures would be those of no method."""
+    cells = [cell for contender in comparison.contenders for cell in comparison.cells(contender)]
+    cells += [_pilot(each, tokens) for each in comparison.contenders if each.is_scheduled for tokens in comparison.budgets]
+    failures = check_stage([path for cell in cells for path, _ in _shards(comparison, cell)], "eval")
+    if failures.num_failed:
+        display.say(f"eval: {failures.num_failed} samples failed, the first with: {failures.first_message}")
 
 
 def _earlier_config(path: Path) -> Config | None:

@@ -11,9 +11,10 @@ from stepladder.loops.runs.comparison_results import CellCosts, CellFacts, CellR
 from stepladder.loops.runs.workers import worker_models
 from stepladder.loops.stages.context import Models
 from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import answer_within
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.types import Budget, LabelledProblem, SearchResult
+from stepladder.types import Budget, Failures, LabelledProblem, SearchResult
 
 
 def compare_shard(
@@ -65,6 +66,7 @@ def compare_shard(
         prm_seconds=engine.stats.scorer_s,
         prm_calls=calls.count if calls else 0,
     )
+    write_failures(out, Failures.sum(result.failures for result in results))
     CellShard(facts=facts, rows=rows, costs=costs).save(out)
 
 

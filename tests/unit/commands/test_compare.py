@@ -12,7 +12,7 @@ import pytest
 from stepladder.commands.compare import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
 from stepladder.commands.solve import token_simulations
 from stepladder.data.metrics.answers import Interval
-from stepladder.errors import CheckpointError, ConfigError
+from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.loops.assembly import search
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.progress import ProgressDisplay
@@ -338,6 +338,22 @@ def test_free_visits_end():
     (result,) = engine.search([Problem(id="p", question="q")])
     assert result.tree.num_simulations <= 500
     assert result.tree.generated_tokens < 500
+
+
+def test_failed_samples_are_shown_and_where_all_failed_there_are_no_figures(world, tmp_path, monkeypatch, capsys):
+    """A method is not wrong about questions that it could not ask."""
+
+    def some(models_fail):
+        policy = lambda config, models, policy: ScriptedPolicy(propose, fail_when=models_fail)  # noqa: E731
+        monkeypatch.setattr(search, "build_policy", policy)
+
+    some(lambda request: request.seed % 2 == 0)
+    compare(tmp_path / "some", methods=("mcts", "majority"))
+    assert "samples failed, the first with: scripted failure" in capsys.readouterr().err
+    some(lambda request: True)
+    with pytest.raises(BackendError, match=r"eval: samples must be given: all \d+ samples failed, the first with: scripted failure"):
+        compare(tmp_path / "none", methods=("mcts", "majority"))
+    assert not (tmp_path / "none" / "results.json").exists()
 
 
 def test_outputs_show_every_method(world, tmp_path):
