@@ -1,1 +1,1 @@
-"""Language-model plumbing that policies and step scorers share: loading, caches of keys and values, sampling, token text."""
+"""Language-model parts that policies and step scorers share: loading, key/value caches, sampling, token text, and training."""

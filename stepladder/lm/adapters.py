@@ -1,4 +1,4 @@
-"""Low-rank adapters: wrapping, a base model in 4 bits (QLoRA), and merging what was learnt back into plain weights."""
+"""Low-rank adapters: wrapping a model, loading its base in 4 bits (QLoRA), and merging trained adapters into plain weights."""
 
 from importlib.util import find_spec
 
@@ -19,10 +19,10 @@ from stepladder.types import derive_seed
 
 
 def quantization(lora: LoraSettings | None) -> BitsAndBytesConfig | None:
-    """Return how to load the frozen weights; None as they are stored.
+    """Return how to load the frozen weights; None loads them as they are stored.
 
     Raises:
-        ConfigError: If they are to be held in 4 bits and bitsandbytes is not installed.
+        ConfigError: If the settings ask for 4 bits and bitsandbytes is not installed.
 
     Source: Dettmers et al. 2023, "QLoRA: efficient finetuning of quantized LLMs", section 3.
     """
@@ -38,17 +38,17 @@ def quantization(lora: LoraSettings | None) -> BitsAndBytesConfig | None:
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraSettings | None, *, seed: int) -> PreTrainedModel | PeftModel:
-    """Return the model, wrapped in adapters if there are settings for them; a head of its own task is trained in full.
+    """Return the model, wrapped in adapters if ``lora`` is given. A task head is trained in full.
 
     Args:
-        model: The model; it is changed.
+        model: The model, changed in place.
         lora: The adapters; None returns the model as it is.
         seed: Seed of the adapters' first weights, >= 0.
     """
     if lora is None:
         return model
     if getattr(model, "is_loaded_in_4bit", False):
-        # Checkpointing is switched on by the Trainer, for adapters as for everything else.
+        # The Trainer switches gradient checkpointing on, with and without adapters.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     head = [name for name, _ in model.named_children() if name in ("score", "classifier")]
     config = LoraConfig(
@@ -65,12 +65,12 @@ def with_adapters(model: PreTrainedModel, lora: LoraSettings | None, *, seed: in
 
 
 def without_adapters(model: PreTrainedModel | PeftModel, lora: LoraSettings | None) -> PreTrainedModel:
-    """Return the plain model that computes what the trained one does; weights in 4 bits become numbers again."""
+    """Return a plain model that computes the same as the trained one; 4-bit weights are dequantised."""
     if not isinstance(model, PeftModel):
         return model
     assert lora is not None, "adapters come from settings"
     if lora.four_bit:
-        # Merging into 4 bits would round what was learnt.
+        # Merging into 4-bit weights would round the trained update away.
         learnt = get_peft_model_state_dict(model)
         plain = model.unload().dequantize()  # pyright: ignore[reportCallIssue]
         model = with_adapters(plain, lora, seed=0)  # pyright: ignore[reportAssignmentType]

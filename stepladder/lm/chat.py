@@ -1,4 +1,4 @@
-"""Chat templates: messages as text, with a date that does not change, and the token that closes an assistant's turn."""
+"""Chat templates: messages rendered as text, with a fixed date, and the token that closes an assistant's turn."""
 
 from collections.abc import Sequence
 from datetime import date as Date
@@ -11,20 +11,20 @@ from stepladder.errors import ConfigError
 from stepladder.lm.encoding import TextEncoder
 
 FIXED_DATE = "2024-07-26"
-"""Date that reward models and judges read, whose scores must not depend on the day: Llama 3's own where no clock is at hand."""
+"""Date that reward models and judges read, so that scores do not depend on the day. It is Llama 3's own default date."""
 
 _PROBE = "\ufdd0"
 """Stands for the assistant's message; no text holds it."""
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, date: str, open_turn: bool = False) -> str:
-    """Return messages as the tokenizer's chat template writes them.
+    """Render messages with the tokenizer's chat template.
 
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: Each with ``role`` and ``content``.
-        date: What a template takes for today, as YYYY-MM-DD.
-        open_turn: Whether the assistant's next turn is opened.
+        date: The date that the template prints as today, as YYYY-MM-DD.
+        open_turn: Whether to open the assistant's next turn.
 
     Raises:
         ConfigError: If the template refuses the messages, or cannot be run.
@@ -47,12 +47,12 @@ def today() -> str:
 
 
 def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether what the chat template writes may depend on the day."""
+    """Say whether the rendered chat template may depend on the date."""
     return bool(tokenizer.chat_template) and "strftime_now" in tokenizer.get_chat_template()
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the control token that closes an assistant's message in the chat template; None where there is none, or no template."""
+    """Return the control token that closes an assistant's message; None without a chat template or without such a token."""
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]

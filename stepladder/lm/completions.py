@@ -1,4 +1,4 @@
-"""Completions: rows of tokens of which those behind a prompt are learned, and their log-probabilities under a model.
+"""Completions: rows of tokens in which only the tokens after the prompt are learned, and their log-probabilities under a model.
 
 Axes: B sequences, T positions, V vocabulary; on trees S completions of at most L tokens, P positions with logits, C columns with logits.
 """
@@ -36,7 +36,7 @@ class CompletionRow:
 
     @property
     def sequences(self) -> tuple[list[int], ...]:
-        """What is forwarded: all tokens but the last, which predicts nothing."""
+        """The forwarded tokens: all but the last, which predicts nothing."""
         return ([*self.prompt_ids, *self.completion_ids][:-1],)
 
     @property
@@ -54,11 +54,11 @@ RowT = TypeVar("RowT", bound=CompletionRow)
 
 
 def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
-    """Lay rows out one below the other.
+    """Lay out one row per sequence, padded on the right.
 
     Returns:
-        ``inputs``: the model's arguments. ``targets``, int64 ``[B, T']``: the token that each of the last T' positions predicts,
-        ``IGNORE`` on prompt and padding; T' begins at the first completion token of the row with the shortest prompt.
+        ``inputs``: the model's arguments. ``targets``, int64 ``[B, T']``: the token that each of the last T' positions predicts, or
+        ``IGNORE`` on prompt and padding. T' begins at the first completion token of the row with the shortest prompt.
     """
     start = min(len(row.prompt_ids) for row in rows) - 1
     input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0)
@@ -68,12 +68,12 @@ def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
 
 
 def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int = 0) -> Batch:
-    """Lay trees of completions out.
+    """Lay out trees of completions.
 
     Returns:
-        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` behind
-        the last. ``columns``, ``[C]``: the columns whose logits predict one of them. ``sources``, ``[S, L]``: where each is predicted, as
-        an index into the B x C logits of these columns.
+        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, then ``IGNORE``.
+        ``columns``, ``[C]``: the columns whose logits predict one of these tokens. ``sources``, ``[S, L]``: the index of each token's
+        prediction in the B x C logits of these columns.
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
@@ -81,7 +81,7 @@ def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int =
 
 
 def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
-    """Return the batch that reads completions along paths; the last prompt token predicts the first completion token."""
+    """Return the batch that reads completions along paths. The last prompt token predicts the first completion token."""
     sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
     rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
     columns, indices = places.unique(return_inverse=True)
@@ -95,7 +95,7 @@ def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionR
 
 
 def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
-    """Return the log-probability of every completion token of a batch, packed or not; 0 where there is none."""
+    """Return the log-probability of every completion token of a batch, packed or not; 0 on padding."""
     targets = batch["targets"]
     if "sources" not in batch:
         return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
@@ -103,9 +103,9 @@ def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
 
 
 def contrast_sums(logps: Float[Tensor, "S L"], batch: Batch) -> Float[Tensor, " S"]:
-    """Return the sum of every completion's log-probabilities over the tokens that the loss compares.
+    """Sum the log-probabilities of every completion over the tokens that the loss compares.
 
-    For the two of a pair these begin where they first differ.
+    In a pair, these are the tokens from the first difference on.
     """
     return torch.where(batch["contrast"], logps, 0.0).sum(-1)
 
@@ -127,7 +127,7 @@ def token_logps(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> 
 
 
 def gathered_logps(logits: Float[Tensor, "P V"], sources: Int[Tensor, "S L"], targets: Int[Tensor, "S L"]) -> Float[Tensor, "S L"]:
-    """Return the log-probability of target tokens that are predicted at any positions, several at one position where a tree branches.
+    """Return the log-probability of target tokens predicted at any positions. Where a tree branches, one position predicts several.
 
         logp[s, l] = log softmax(logits[sources[s, l]])[targets[s, l]]
 

@@ -1,9 +1,8 @@
-"""Rows of keys and values for decoding several continuations of each of many prefixes, one token at a time.
+"""Rows of keys and values that decode several continuations of each of many prefixes, one token at a time.
 
-A row holds a prefix once and, behind it, the tokens of up to M continuations (lanes) in the order in which they came; a mask says which
-lane sees which of them. So the keys of a prefix are read once for all its continuations, and only lanes that are alive go through the
-model, as one flat pass. Rows stand in blocks; attention runs block by block up to the block's longest row, so a block takes rows of
-similar length only.
+A row holds a prefix once. After it come the tokens of up to M continuations (lanes), in order of arrival. A mask says which lane sees
+which token. So the keys of a prefix are read once for all its continuations, and one flat pass forwards only the lanes that are alive.
+Rows are grouped into blocks. Attention runs block by block, up to the block's longest row, so a block takes rows of similar length only.
 
 Axes: R rows, M lanes of a row, S token slots of a row, N lanes forwarded in a pass, V vocabulary.
 """
@@ -20,6 +19,7 @@ from stepladder.lm.flat import FlatModel, attend_padded
 _BLOCK = 32
 """Rows of a block."""
 _SLOT_STEP = 64
+"""The number of slots of a row is a multiple of this."""
 _LENGTH_RATIO, _LENGTH_SLACK = 1.3, 16
 """Two lengths are similar when neither exceeds the other by more than this ratio plus this many tokens."""
 
@@ -30,29 +30,29 @@ class _Block(NamedTuple):
     begin: int
     """First row."""
     end: int
-    """Behind the last row that takes part."""
+    """One past the last row that takes part."""
     num_lanes: int
     num_keys: int
     queries: slice
-    """Where its padded queries lie, ``(end - begin) * num_lanes`` of them."""
+    """Range of its padded queries, ``(end - begin) * num_lanes`` of them."""
 
 
 class DecodeRows:
-    """The rows. Their numbers stay valid until ``tidy``."""
+    """The rows. Row numbers stay valid until ``tidy``."""
 
     def __init__(self, model: FlatModel, *, num_lanes: int) -> None:
-        """Start without rows; they are added as they are needed.
+        """Start without rows; rows are added when they are needed.
 
         Args:
             model: The model.
-            num_lanes: Most lanes of a row.
+            num_lanes: Maximum number of lanes of a row.
         """
         self._model = model
         self.num_lanes = num_lanes
         self.clear()
 
     def clear(self) -> None:
-        """Drop all rows and give the memory back."""
+        """Drop all rows and free their memory."""
         self._keys, self._values = self._model.zeros(0, 0), self._model.zeros(0, 0)
         self._mask = torch.zeros(0, self.num_lanes, 0, dtype=self._model.dtype, device=self._model.device)
         self._fill = np.zeros(0, dtype=np.int64)
@@ -70,30 +70,31 @@ class DecodeRows:
 
     @torch.inference_mode()
     def allocate(self, lengths: Sequence[int], lanes: Sequence[int]) -> list[int]:
-        """Return a free row for each prefix, in blocks whose rows are of similar length and have as many lanes.
+        """Return a free row for each prefix, in a block of rows with similar length and the same number of lanes.
 
         Args:
             lengths: Tokens of each prefix, >= 0.
-            lanes: Lanes of each row, in [1, num_lanes]; a row with lanes is in use until ``release``.
+            lanes: Lanes of each row, in [1, num_lanes]. A row with lanes is in use until ``release``.
         """
         self._reserve(self.num_rows, max(lengths) + self.num_lanes)
         rows = np.empty(len(lengths), dtype=np.int64)
+        # Shortest first: neighbours in this order fall into the same block, which keeps padding low.
         for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
             rows[i] = self._find_row(lengths[i], lanes[i])
             self._fill[rows[i]], self._lanes[rows[i]] = lengths[i], lanes[i]
         return rows.tolist()
 
     def release(self, row: int) -> None:
-        """Give a row back."""
+        """Free a row."""
         self._lanes[row] = 0
 
     @torch.inference_mode()
     def load(self, rows: Sequence[int], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the prefixes of newly allocated rows in place.
+        """Copy the prefixes of newly allocated rows into the rows.
 
         Args:
             rows: The rows.
-            keys: The prefixes' keys, one behind the other: [L, sum of lengths, h, D].
+            keys: The prefixes' keys, concatenated: [L, sum of lengths, h, D].
             values: Their values.
         """
         index = np.asarray(rows)
@@ -101,6 +102,7 @@ class DecodeRows:
         target = self._index(np.concatenate([row * self.num_slots + np.arange(length) for row, length in zip(rows, lengths, strict=True)]))
         self._flat(self._keys).index_copy_(1, target, keys)
         self._flat(self._values).index_copy_(1, target, values)
+        # A row may hold keys of its last use: every lane sees the prefix and nothing after it.
         hidden = torch.arange(self.num_slots, device=self._mask.device) >= self._index(lengths)[:, None]
         row_masks = torch.zeros(hidden.shape, dtype=self._mask.dtype, device=self._mask.device)
         row_masks.masked_fill_(hidden, torch.finfo(self._mask.dtype).min)
@@ -116,15 +118,16 @@ class DecodeRows:
         token_ids: Int[np.ndarray, "N"],
         positions: Int[np.ndarray, "N"],
     ) -> tuple[Float[torch.Tensor, "N V"], Int[np.ndarray, "N"]]:
-        """Append one token to each given lane and return the logits of what comes next, and the slot that each token took in its row.
+        """Append one token to each given lane; return the logits of the next token, and the slot that each token took in its row.
 
         Args:
             rows: Row of each lane, ascending.
             lanes: The lane within its row.
-            shared: Whether all lanes of the row are to see the token.
+            shared: Whether all lanes of the row see the token.
             token_ids: The tokens.
             positions: Their positions in their sequences.
         """
+        # Several lanes of a row may append in one pass: they take consecutive slots, and the row's fill is the last one's.
         slots = self._fill[rows] + _rank(rows)
         np.maximum.at(self._fill, rows, slots + 1)
         self._reserve(self.num_rows, int(slots.max()) + 1)
@@ -133,6 +136,7 @@ class DecodeRows:
         target, query_index = self._index(rows * self.num_slots + slots), self._index(query_row)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+            # The new keys go in first: a token attends to itself, too.
             keys, values = self._keys[layer], self._values[layer]
             keys.flatten(0, 1).index_copy_(0, target, k[0].transpose(0, 1))
             values.flatten(0, 1).index_copy_(0, target, v[0].transpose(0, 1))
@@ -143,20 +147,21 @@ class DecodeRows:
         return self._model.forward(self._index(token_ids), self._index(positions), attend), slots
 
     def contents(self) -> tuple[Float[torch.Tensor, "L X h D"], Float[torch.Tensor, "L X h D"]]:
-        """Return the keys and values of all rows, without a copy; slot s of row r is entry ``r * num_slots + s``."""
+        """Return the keys and values of all rows without a copy. Slot s of row r is entry ``r * num_slots + s``."""
         return self._flat(self._keys), self._flat(self._values)
 
     @torch.inference_mode()
     def tidy(self) -> Int[np.ndarray, "X"] | None:
-        """Move the rows in use together, sorted by lanes and length, if too many blocks are half empty.
+        """If too many blocks are half empty, move the rows in use together, sorted by lanes and length.
 
         Returns:
-            For each new row number the old one, or None when nothing was moved.
+            For each new row number the old one; None if nothing was moved.
         """
         used = np.flatnonzero(self._lanes)
         num_blocks = len(np.unique(used // _BLOCK))
         if num_blocks <= 4 + 2 * (len(used) // _BLOCK):
             return None
+        # The last key sorts first: by lanes, then by length.
         order = used[np.lexsort((self._fill[used], self._lanes[used]))]
         index, count = self._index(order), len(order)
         num_keys = int(self._fill[order].max())
@@ -168,10 +173,12 @@ class DecodeRows:
 
     def _find_row(self, length: int, lanes: int) -> int:
         blocks = self._lanes.reshape(-1, _BLOCK)
+        # Rows out of use keep their old fill, which must not make a block look long.
         longest = np.where(blocks > 0, self._fill.reshape(-1, _BLOCK), 0).max(1, initial=0)
         empty = ~blocks.any(1)
         similar = (longest <= length * _LENGTH_RATIO + _LENGTH_SLACK) & (length <= longest * _LENGTH_RATIO + _LENGTH_SLACK)
         fits = similar & (blocks.max(1, initial=0) == lanes) & (blocks == 0).any(1)
+        # A block that fits comes before an empty one, and a new block comes last.
         for candidates in (fits, empty):
             if candidates.any():
                 block = int(candidates.argmax())
@@ -182,6 +189,7 @@ class DecodeRows:
 
     def _blocks(self, rows: np.ndarray, lanes: np.ndarray) -> tuple[list[_Block], np.ndarray]:
         """Return the blocks of a pass, and the row of each lane among the padded queries."""
+        # Rows are ascending, so each block's lanes are one run of them, and it begins where the block number changes.
         begins = np.flatnonzero(np.diff(rows // _BLOCK, prepend=-1))
         num_lanes, num_keys = np.maximum.reduceat(lanes, begins) + 1, np.maximum.reduceat(self._fill[rows], begins)
         blocks, query_row, offset = [], np.empty(len(rows), dtype=np.int64), 0
@@ -211,7 +219,7 @@ class DecodeRows:
         return output.transpose(1, 2).flatten(0, 1)
 
     def _reserve(self, num_rows: int, num_slots: int) -> None:
-        """Make at least so many rows with at least so many token slots; both grow by half or more, so that copying stays rare."""
+        """Make at least so many rows with at least so many token slots. Both grow by half or more, so that copying stays rare."""
         rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, self.num_rows * 3 // 2)
         slots = self.num_slots if num_slots <= self.num_slots else max(num_slots, self.num_slots * 3 // 2)
         rows, slots = -(-rows // _BLOCK) * _BLOCK, -(-slots // _SLOT_STEP) * _SLOT_STEP
@@ -220,6 +228,7 @@ class DecodeRows:
         old_rows, old_slots = self.num_rows, self.num_slots
         keys, values = self._model.zeros(rows, slots), self._model.zeros(rows, slots)
         keys[:, :old_rows, :old_slots], values[:, :old_rows, :old_slots] = self._keys, self._values
+        # New slots are hidden from every lane until ``_show`` opens them.
         mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
         mask[:old_rows, :, :old_slots] = self._mask
         self._keys, self._values, self._mask = keys, values, mask

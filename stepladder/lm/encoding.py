@@ -1,11 +1,11 @@
 """Text from outside as token ids: a question, a written solution or a step never becomes a control token.
 
-A tokenizer matches its added tokens anywhere in what it encodes, so a question that holds ``<|im_end|>`` would end its own turn. Here the
-caller says which stretches of a text are control tokens (those that a template wrote), and everything else is encoded as text. A text
-without a stray control token gets exactly the ids that the tokenizer gives it.
+A tokenizer matches its added tokens anywhere in a text, so a question that holds ``<|im_end|>`` would end its own turn. Here the caller
+says which stretches of a text are control tokens (those that a template wrote), and everything else is encoded as text. A text without a
+stray control token gets exactly the ids that the tokenizer gives it.
 
-Control tokens are added tokens that are special, and others that the caller names. Added tokens that are neither (``<think>``,
-``<tool_call>``) are text that models write themselves, here as in decoding.
+Control tokens are the special added tokens and any others that the caller names. All other added tokens (``<think>``, ``<tool_call>``)
+are text that models write themselves, both here and in decoding.
 """
 
 import re
@@ -22,11 +22,11 @@ Span = tuple[int, int]
 """Begin and end of a stretch of text, in characters."""
 
 _PRIVATE = 0xF0000
-"""First code point of a private plane, which no text uses: stand-ins for control tokens and for the characters of their names."""
+"""First code point of a private plane that no text uses. It holds stand-ins for control tokens and for the characters of their names."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of all special tokens: added tokens that are marked so, and those that the tokenizer names (begin, end, padding)."""
+    """Return the ids of all special tokens: added tokens marked as special, and those that the tokenizer names (begin, end, padding)."""
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
 
 
@@ -36,18 +36,18 @@ class Encoded(NamedTuple):
     ids: list[int]
     """Token ids, without those that the tokenizer puts around a text."""
     offsets: list[Span]
-    """The characters that each token stands for; of a slow tokenizer (0, 0) for every one."""
+    """The characters that each token stands for; (0, 0) for every token of a slow tokenizer."""
 
 
 class TextEncoder:
     """Encodes text with one tokenizer. This is the only place where text becomes ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template: str = "") -> None:
-        """Find the control tokens of a tokenizer and what it puts around a text.
+        """Find the control tokens of a tokenizer, and the tokens that it puts around a text.
 
         Args:
             tokenizer: The tokenizer.
-            template: Text whose added tokens are control tokens, too, even if they are not special: some families' names of roles.
+            template: Text whose added tokens are control tokens even if they are not special: the role names of some families.
         """
         self._tokenizer = tokenizer
         special = special_ids(tokenizer)
@@ -55,14 +55,14 @@ class TextEncoder:
         self._controls: dict[str, int] = {
             token.content: i for i, token in added.items() if i in special or (token.content.strip() and token.content in template)
         }
-        # Added tokens that are no control tokens compete for the same characters; the longest wins, as in the tokenizer.
+        # Other added tokens compete for the same characters; the longest match wins, as in the tokenizer.
         names = sorted((token.content for token in added.values() if token.content), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         letters = sorted({letter for name in self._controls for letter in name if not letter.isspace()})
         self._masks = {ord(letter): _PRIVATE + i for i, letter in enumerate(letters)}
         self._unmasks = {mask: letter for letter, mask in self._masks.items()}
         self._edges = frozenset(letter for name in self._controls for letter in (name[:1], name[-1:]))
-        # A tokenizer writes its token for unknown text wherever it must; that is no control token in the text.
+        # The unknown token can appear anywhere in encoded text; it is not a control token there.
         unknown: Any = tokenizer.unk_token_id
         self._watched = set(self._controls.values()) - {unknown}
         self.prefix_ids, self.suffix_ids = _frame(tokenizer)
@@ -76,14 +76,14 @@ class TextEncoder:
         return [self._controls[text[begin:end]] for begin, end in controls]
 
     def compose(self, render: Callable[[Callable[[str], str]], str], *, place: str) -> tuple[str, list[Span]]:
-        """Return a text made of a template and of foreign text, and where the template's own control tokens stand in it.
+        """Return a text made of a template and foreign text, and the places of the template's own control tokens in it.
 
         Args:
-            render: Returns the text. It is given a function and must apply it to every piece of foreign text.
+            render: Returns the text. It receives a function that it must apply to every piece of foreign text.
             place: Where the foreign text comes from, for messages.
 
         Raises:
-            DataFormatError: If the foreign text holds a control token and the template does not pass it on as it is.
+            DataFormatError: If the foreign text holds a control token and the template changes that text.
         """
         pieces: list[str] = []
 
@@ -95,7 +95,7 @@ class TextEncoder:
         found = self.find_controls(text)
         if not found or not any(map(self._may_add, pieces)):
             return text, found
-        # With other letters foreign text can be no part of a control token, so what is found there is the template's own.
+        # With its letters replaced, foreign text cannot be part of a control token, so every match is the template's own.
         masked = render(lambda piece: piece.translate(self._masks))
         own = self.find_controls(masked)
         if [text[begin:end] for begin, end in found] == [masked[begin:end] for begin, end in own]:
@@ -109,15 +109,15 @@ class TextEncoder:
         return text, own
 
     def encode_own(self, text: str) -> list[int]:
-        """Return the ids of a text of our own, in which every control token is meant as one."""
+        """Return the ids of a text of our own, in which every control token is intended."""
         return self.encode(text, controls=self.find_controls(text))
 
     def encode(self, text: str, *, controls: Sequence[Span] = (), place: str = "text") -> list[int]:
-        """Return the ids of a text, without those that the tokenizer puts around it; arguments and errors as for ``encode_places``."""
+        """Return the ids of a text without those that the tokenizer puts around it. Arguments and errors are those of ``encode_places``."""
         return self.encode_places(text, controls=controls, place=place).ids
 
     def encode_places(self, text: str, *, controls: Sequence[Span] = (), place: str = "text") -> Encoded:
-        """Return the ids of a text and where each stands in it.
+        """Return the ids of a text and the place of each in it.
 
         Args:
             text: The text.
@@ -125,7 +125,7 @@ class TextEncoder:
             place: Where the text comes from, for messages.
 
         Raises:
-            DataFormatError: If the tokenizer can only write something in the text as a control token.
+            DataFormatError: If the tokenizer can write a part of the text only as a control token.
         """
         expected = self.control_ids(text, controls)
         if self.find_controls(text) == list(controls):
@@ -141,7 +141,7 @@ class TextEncoder:
         return encoded
 
     def _may_add(self, piece: str) -> bool:
-        """Say whether a piece of text can be part of a control token: it holds the begin or the end of a name, or lies within one."""
+        """Say whether a piece of text can be part of a control token: it holds the start or end of a name, or lies within one."""
         return not self._edges.isdisjoint(piece) or (bool(piece) and any(piece in name for name in self._controls))
 
     def _watched_in(self, ids: Sequence[int]) -> list[int]:
@@ -187,10 +187,10 @@ class TextEncoder:
         core.no_padding()
         added: dict[int, Any] = self._tokenizer.added_tokens_decoder
         tokens = {i: added[i] for i in self._controls.values()}
-        # A token that only the tokenizer's settings name as special must be one here, or its name would still be matched.
+        # A token that is special only in the tokenizer's settings must be special here too, or its name would still be matched.
         core.add_special_tokens([_copy(token, token.content, special=True) for token in tokens.values()])
         core.encode_special_tokens = True
-        # Beyond the masks, so that no text holds both.
+        # These code points lie after the masks, so that no text holds both.
         stand_ins = {token.content: chr(_PRIVATE + len(self._masks) + n) for n, token in enumerate(tokens.values())}
         core.add_tokens([_copy(token, stand_ins[token.content], special=False) for token in tokens.values()])
         ids: dict[Any, int] = {core.token_to_id(stand_in): self._controls[name] for name, stand_in in stand_ins.items()}
@@ -202,7 +202,7 @@ class _Shield(NamedTuple):
     stand_ins: dict[str, str]
     """Private character of every control token."""
     ids: dict[int, int]
-    """From the id of a private character to that of its control token."""
+    """Maps the id of a private character to the id of its control token."""
 
 
 def _copy(token: AddedToken, content: str, *, special: bool) -> AddedToken:
@@ -212,7 +212,7 @@ def _copy(token: AddedToken, content: str, *, special: bool) -> AddedToken:
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after a text by itself."""
+    """Return the ids that a tokenizer adds before and after a text."""
     whole: Any = tokenizer.encode("a", add_special_tokens=True)
     bare: Any = tokenizer.encode("a", add_special_tokens=False)
     for begin in range(len(whole) - len(bare) + 1):

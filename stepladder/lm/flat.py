@@ -1,9 +1,9 @@
 """Forward passes over a flat row of tokens that belong to many sequences.
 
-All tokens of a pass stand in one row, whatever sequence they belong to, so nothing but attention is ever padded. Attention is handed to a
-callback that knows which cached keys each token may see. The hook is transformers' own attention registry, so any model that takes its
-attention from there works unchanged: Llama, Mistral, Qwen2, Qwen3, Phi and their like. Layers with a sliding window, linear attention,
-soft-capped logits or attention sinks, and rotary scalings that depend on the length of the pass, are refused.
+All tokens of a pass stand in one row, whatever sequence they belong to, so only attention is padded. A callback computes attention: it
+knows which cached keys each token may see. The hook is transformers' own attention registry, so any model that takes its attention from
+there works unchanged: Llama, Mistral, Qwen2, Qwen3, Phi and similar families. Models are refused if they use a sliding window, linear
+attention, soft-capped logits, attention sinks, or a rotary scaling that depends on the length of the pass.
 
 Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B padded rows, Q queries, S keys.
 """
@@ -27,7 +27,7 @@ _NAME = "stepladder_flat"
 _FOLD_LIMIT = 64
 """Queries per sequence up to which the heads of a group share one pass over their keys."""
 _ALIGNMENT = 64
-"""Bytes; what torch gives its own tensors."""
+"""Alignment in bytes; torch aligns its own tensors so."""
 _REFUSED_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -43,7 +43,7 @@ def _flat_attention(
     stepladder_attend: Attend | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Pass one layer's queries, keys and values on; the signature is that of transformers' attention registry."""
+    """Pass one layer's queries, keys and values to the callback. The signature is that of transformers' attention registry."""
     refused = [name for name in _REFUSED_OPTIONS if options.get(name) is not None]
     if refused or stepladder_attend is None:
         what = f"attention with {', '.join(refused)}" if refused else "attention that drops keyword arguments"
@@ -58,7 +58,7 @@ class FlatModel:
     """A causal transformer seen as a function of flat tokens, positions and an attention callback."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a model, which is put into evaluation mode.
+        """Wrap a model and put it into evaluation mode.
 
         Raises:
             BackendError: If the model's attention cannot be served from a cache of keys and values.
@@ -85,11 +85,11 @@ class FlatModel:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     def zeros(self, *shape: int) -> Float[torch.Tensor, "..."]:
-        """Return zeros of the model's type on its device, shaped [layers, *shape, h, D]: room for keys or for values."""
+        """Return zeros in the model's type on its device, shaped [layers, *shape, h, D]: room for keys or for values."""
         full = (self.num_layers, *shape, self.num_kv_heads, self.head_dim)
         if self.device.type != "cpu":
             return torch.zeros(full, dtype=self.dtype, device=self.device)
-        # NumPy takes zeroed pages from the system, which cost nothing until they are written; torch would write them now.
+        # NumPy gets zeroed pages from the system, which cost nothing until they are written. torch would write them now.
         num_bytes = math.prod(full) * self.dtype.itemsize
         if num_bytes == 0:
             return torch.empty(full, dtype=self.dtype)
@@ -100,7 +100,7 @@ class FlatModel:
     def forward(
         self, token_ids: Int[torch.Tensor, "N"], positions: Int[torch.Tensor, "N"], attend: Attend, **options: Any
     ) -> Float[torch.Tensor, "M V"]:
-        """Return the logits of a pass; ``options`` go to the model (``logits_to_keep=1`` keeps those of the last token only).
+        """Return the logits of a pass. ``options`` go to the model (``logits_to_keep=1`` keeps those of the last token only).
 
         Raises:
             BackendError: If a layer did not ask for its attention.
@@ -125,7 +125,7 @@ class FlatModel:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        """Use the flat attention for one pass, and leave the model as it was: others may call it in the ordinary way."""
+        """Use the flat attention for one pass, then restore the model: other code may call it in the ordinary way."""
         before = [config._attn_implementation for config in self._configs]
         for config in self._configs:
             config._attn_implementation = _NAME
@@ -148,7 +148,7 @@ def _check_plain(model: PreTrainedModel, config: Any) -> None:
 
 
 def length_dependent_rotary(config: Any) -> list[str]:
-    """Return what a model's configuration says of rotary scalings that depend on the length of a pass, one phrase each."""
+    """Return the rotary scalings in a configuration that depend on the length of a pass, one phrase each."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
     return [f"{kind!r} rotary scaling" for kind in sorted(kinds & _LENGTH_DEPENDENT_ROPE)]
@@ -163,13 +163,13 @@ def attend_padded(
 ) -> Float[torch.Tensor, "B H Q D"]:
     """Return softmax(scale * q k + mask) v, with H // h query heads on each key head.
 
-    For few queries the heads of a group are folded into the query axis, so their keys are read once and never repeated in memory.
+    With few queries, the heads of a group are folded into the query axis. So their keys are read once and never repeated in memory.
 
     Args:
         query: Queries.
         key: Keys.
         value: Values.
-        mask: 0 where a query may look, the type's minimum elsewhere; a query that may look nowhere gets a finite, meaningless output.
+        mask: 0 where a query may look, the type's minimum elsewhere. A query that may look nowhere gets a finite, meaningless output.
         scale: Factor on the products; None is 1 / sqrt(D).
     """
     attention = torch.nn.functional.scaled_dot_product_attention

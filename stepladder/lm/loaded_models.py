@@ -1,7 +1,7 @@
-"""The models that a process has loaded, by the role that each has in its work.
+"""The models that a process has loaded, by role.
 
-A job asks for a model by its role and by what it is made from. The same model is handed out again as it is. Another one takes its place,
-and the old one is given up first, so that the two never have to fit into memory at once.
+A job asks for a model by its role and by its source (``made_from``). If the source is the same, the job gets the loaded model again.
+Otherwise the old model is released first, so that the two never have to fit into memory at once.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ class Role:
     """What a model is for."""
 
     kind: RoleKind
-    """What it does; ``server`` is the connection to a policy that another process serves."""
+    """The model's task; ``server`` is the connection to a policy that another process serves."""
     number: int = 0
-    """Place among models that work together, such as the members of an ensemble, from 0."""
+    """Index among models that work together, such as the members of an ensemble, from 0."""
     is_reference: bool = False
-    """Whether it is the model that an implicit PRM is read against."""
+    """Whether this is the reference model of an implicit PRM."""
 
 
 class Engine(Protocol):
@@ -33,7 +33,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop the engine and give its memory back."""
+        """Stop the engine and free its memory."""
         ...
 
 
@@ -41,9 +41,9 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class LoadedModels:
-    """Weights and engines of a process; as a context it gives them up at its end.
+    """Weights and engines of a process. As a context manager it releases them at its end.
 
-    Weights that two roles share are loaded once. An engine works for one role alone.
+    Weights that two roles share are loaded once. An engine serves one role only.
     """
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class LoadedModels:
 
         Args:
             role: The role.
-            made_from: All that decides what ``load`` returns; weights made from the same are handed out again.
-            load: Loads them, with whatever belongs to them, such as a tokenizer.
+            made_from: Everything that decides what ``load`` returns. Weights with an equal ``made_from`` are reused.
+            load: Loads the weights and what belongs to them, such as a tokenizer.
         """
         if role not in self._weights or self._weights[role][0] != made_from:
             self._weights.pop(role, None)
@@ -71,11 +71,11 @@ class LoadedModels:
         return self._weights[role][1]
 
     def engine(self, role: Role, made_from: object, start: Callable[[], EngineT]) -> EngineT:
-        """Return the engine of a role with an empty cache; one made from something else is shut down before ``start`` is called.
+        """Return the engine of a role with an empty cache. An engine made from something else is shut down before ``start`` is called.
 
         Args:
             role: The role.
-            made_from: All that decides what ``start`` returns.
+            made_from: Everything that decides what ``start`` returns.
             start: Starts the engine.
         """
         if role in self._engines and self._engines[role][0] != made_from:
@@ -87,14 +87,14 @@ class LoadedModels:
         return engine
 
     def keep_first(self, kind: RoleKind, count: int) -> None:
-        """Give up the models of a kind whose number is ``count`` or higher: a smaller ensemble would otherwise leave them in memory."""
+        """Release the models of a kind with an index of ``count`` or more, which a smaller ensemble would leave in memory."""
         for role in [role for role in self._weights if role.kind == kind and role.number >= count]:
             del self._weights[role]
         for role in [role for role in self._engines if role.kind == kind and role.number >= count]:
             self._engines.pop(role)[1].close()
 
     def release(self) -> None:
-        """Give everything up; call it before training, which needs the memory."""
+        """Release everything. Call it before training, which needs the memory."""
         for _, engine in self._engines.values():
             engine.close()
         self._engines.clear()

@@ -27,12 +27,12 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
-"""Names of the heads of reward models in public checkpoints, the first that is found counts."""
+"""Names of the heads of reward models in public checkpoints; the first one found counts."""
 HEAD_PREFIXES = tuple(f"{name}." for name in HEAD_NAMES)
-"""How the names of such a head's weights begin."""
+"""Prefixes of the names of such a head's weights."""
 
 FORMAT_FILE = "stepladder_format.json"
-"""File of a policy directory that describes its step format; copied to whatever is trained from it."""
+"""File of a policy directory that describes its step format. Training copies it to the new policy."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOGGER = logging.getLogger(__name__)
 _PROBES = ("is 1+1?", "1234 = 12\n\n", "  a\tb\n c", "½ of é, x² 語 🙂", "don't  stop.")
@@ -41,12 +41,12 @@ _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
 def silence_bars() -> None:
-    """Switch off the progress bars of transformers for this process: several processes would write over each other, and over ours."""
+    """Switch off transformers' progress bars in this process, because several processes would overwrite each other's lines and ours."""
     hf_logging.disable_progress_bar()
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return a device: ``auto`` is the first GPU where there is one, else the CPU.
+    """Return a device: ``auto`` is the first GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: If the device is malformed, or is a GPU that this machine does not have.
@@ -66,13 +66,13 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _claim_gpu() -> None:
-    """Make "cuda" mean this process's own GPU where a launcher started one process per GPU."""
+    """Make "cuda" mean this process's own GPU if a launcher started one process per GPU."""
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """Return the weights' type: ``auto`` is float32 on the CPU, and on a GPU what the checkpoint says.
+    """Return the type of the weights: ``auto`` is float32 on the CPU, and the checkpoint's own type on a GPU.
 
     Raises:
         ConfigError: If the name is unknown.
@@ -87,9 +87,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model directory or hub id.
 
-    A ``tokenizer.json`` that was saved by a generic tokenizer class is taken as it stands: ``AutoTokenizer`` would replace its splitting
-    rules by those of the model family (Qwen2's drop whitespace that a small custom vocabulary does not know). A warning is logged where the
-    two read a probe differently, once for a directory and process, unless stepladder wrote the directory.
+    A ``tokenizer.json`` that a generic tokenizer class saved is used unchanged: ``AutoTokenizer`` would replace its splitting rules with
+    those of the model family (Qwen2's drop whitespace that a small custom vocabulary does not know). If the two read a probe differently,
+    a warning is logged, once per directory and process. Directories that stepladder wrote get no warning.
 
     Raises:
         CheckpointError: If there is no tokenizer, or it cannot be read.
@@ -111,10 +111,10 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 
 @lru_cache(maxsize=64)
 def _warn_of_family(source: str) -> None:
-    """Log where the tokenizer of the model's family, which other tools load, reads a text differently from the saved one."""
+    """Log a warning if the tokenizer of the model's family, which other tools load, reads a text differently from the saved one."""
     try:
         saved, other = PreTrainedTokenizerFast.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    # A broken checkpoint is refused by whoever loads it; here it only means that there is nothing to compare.
+    # Whoever loads a broken checkpoint refuses it; here it only means that there is nothing to compare.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError):
         return
     for probe in _PROBES:
@@ -136,7 +136,7 @@ def _tokenizer_class(settings: Path) -> str | None:
 
 
 def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Return the configuration of a model and its generation settings, None where it has none, without its weights.
+    """Return the configuration of a model and its generation settings (None if it has none), without loading its weights.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -171,7 +171,7 @@ def load_causal_lm(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageModelSource:
-    """A causal language model and where it is to be loaded; equal sources give equal weights."""
+    """A causal language model and the device to load it on. Equal sources give equal weights."""
 
     model: str
     """Directory in Hugging Face form, or a hub id."""
@@ -210,7 +210,7 @@ def load_token_classifier(
 def _load_model(
     source: str | Path, what: str, load: Callable[..., PreTrainedModel], *, device: str, dtype: str, quantization: Any, **options: Any
 ) -> PreTrainedModel:
-    """Load a model onto its device; a quantised one goes there while it is loaded."""
+    """Load a model onto its device. A quantised model goes there while it is loaded."""
     place = resolve_device(device)
     if quantization:
         options |= {"quantization_config": quantization, "device_map": {"": place}}
@@ -219,7 +219,7 @@ def _load_model(
 
 
 def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
-    """Load, and turn whatever a broken or absent checkpoint raises into one sentence."""
+    """Load, and turn any exception of a broken or absent checkpoint into one sentence."""
     if _looks_like_path(source) and not Path(source).is_dir():
         raise CheckpointError(f"{source}: must be a model directory or a hub id: no such directory -- check the path")
     if Path(source).is_dir():

@@ -1,4 +1,4 @@
-"""Running out of memory, said in one sentence with the setting that helps."""
+"""One sentence for a lack of memory, with the setting that helps."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ _CPU_ALLOCATOR = "can't allocate memory"
 
 @contextmanager
 def memory_explained(settings: Any, *, where: Callable[[], str], num_processes: int = 1) -> Iterator[None]:
-    """Turn a lack of memory into an error that names the place and the setting to change.
+    """Turn an out-of-memory error into one that names the place and the setting to change.
 
     Args:
         settings: The ``TrainSettings``.
-        where: Called when it happens: what was being done.
+        where: Called on failure; returns what the training was doing.
         num_processes: Processes that share a batch, >= 1.
 
     Raises:
@@ -35,7 +35,7 @@ def memory_explained(settings: Any, *, where: Callable[[], str], num_processes: 
 
 
 def memory_remedy(settings: Any, *, num_processes: int) -> str:
-    """Return the setting to change next, those that change no result first."""
+    """Return the setting to change next. Settings that change no result come first."""
     share = math.ceil(settings.batch_size / num_processes)
     rows = min(settings.micro_batch_size or share, share)
     if rows > 1:

@@ -1,9 +1,9 @@
-"""Training rows that hold trees of tokens, with every shared token once.
+"""Training rows that hold trees of tokens, each shared token once.
 
-Token sequences of one problem (solutions, sibling steps, value paths) begin alike. Merged into a tree, what they share is forwarded
-once, and so is its gradient. The tokens of a tree stand in depth-first order, so the tokens below the one at index i are exactly those at
-i + 1 .. ends[i] - 1, and a token q may look at k where k <= q < ends[k]: at the tokens of its own sequence up to itself. A token's position
-is its depth. What a position predicts are its children, which need not stand beside it.
+Token sequences of one problem (solutions, sibling steps, value paths) share prefixes. Merged into a tree, a shared prefix is forwarded
+once, and so is its gradient. The tokens of a tree stand in depth-first order. So the tokens below index i are exactly those at
+i + 1 .. ends[i] - 1. Token q may look at token k if k <= q < ends[k]: at the tokens of its own sequence up to itself. The position of a
+token is its depth. A position predicts its children, which need not stand next to it.
 
     sequences [7 8 9], [7 8 5 6], [7 4]  ->  token_ids  7 4 8 5 6 9
                                              depths     0 1 1 2 3 2
@@ -27,16 +27,16 @@ from stepladder.lm.training_rows import Row
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenTree:
-    """Merged sequences in depth-first order; a forest where they do not begin with the same token."""
+    """Merged sequences in depth-first order; a forest if their first tokens differ."""
 
     token_ids: Int[np.ndarray, "N"]
-    """The distinct tokens; children of a token in ascending order of their ids."""
+    """The distinct tokens; the children of a token come in ascending order of their ids."""
     depths: Int[np.ndarray, "N"]
-    """Tokens before each one in its sequences: its position id."""
+    """Number of tokens before each one in its sequence: its position id."""
     ends: Int[np.ndarray, "N"]
     """One past the index of the last token below each one."""
     paths: list[Int[np.ndarray, "_"]]
-    """For every sequence, in the order given, the index of each of its tokens."""
+    """For every sequence, in the given order, the index of each of its tokens."""
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class PackableRow(Row, Protocol):
 
     @property
     def group(self) -> str:
-        """Rows of one group, a problem, are packed into one tree."""
+        """The group, usually a problem; the rows of one group are packed into one tree."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class PackedRow(Generic[RowT]):
     rows: list[RowT]
     """The rows."""
     tree: TokenTree
-    """Their sequences merged; ``tree.paths`` holds those of the first row, then those of the second, and so on."""
+    """Their merged sequences; ``tree.paths`` holds those of the first row, then those of the second, and so on."""
 
     @property
     def length(self) -> int:
@@ -104,22 +104,23 @@ class Layout:
     position_ids: Int[np.ndarray, "B T"]
     """Depths; 0 in the padding."""
     ends: Int[np.ndarray, "B T"]
-    """``TokenTree.ends`` counted from the start of the row; a padded token sees itself only."""
+    """``TokenTree.ends``, counted from the start of the row; a padded token sees itself only."""
     offsets: list[int]
-    """Index of the first token of each tree, in the order given, when the rows are read one after the other."""
+    """Index of the first token of each tree, in the given order, in the concatenated rows."""
 
 
 def merge_prefixes(sequences: Sequence[list[int]]) -> TokenTree:
     """Merge sequences into a tree in which each of their distinct prefixes has one token.
 
     Args:
-        sequences: Token ids; equal ones, and ones that begin another, are fine.
+        sequences: Token ids. Sequences may be equal, or prefixes of each other.
     """
     token_ids: list[int] = []
     depths: list[int] = []
     ends: list[int] = []
     paths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(sequences)
     path: list[int] = []
+    # ``path`` holds the node of each token of ``previous``. A node's end is known once a sequence leaves it.
     previous: list[int] = []
     # In lexicographic order, sequences that begin alike are neighbours, and the tree comes out depth first.
     for index in sorted(range(len(sequences)), key=lambda index: sequences[index]):
@@ -140,9 +141,9 @@ def merge_prefixes(sequences: Sequence[list[int]]) -> TokenTree:
 
 
 def group_rows(rows: Sequence[PackableRow]) -> list[list[int]]:
-    """Return the indices of the rows of every group: groups in the order in which they come first, their rows in lexicographic order.
+    """Return the indices of the rows of every group. Groups keep the order of their first rows; rows are in lexicographic order.
 
-    Rows that share most are then neighbours.
+    So the rows that share most are neighbours.
     """
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -151,14 +152,14 @@ def group_rows(rows: Sequence[PackableRow]) -> list[list[int]]:
 
 
 def pack_rows(rows: Sequence[RowT], *, row_tokens: int) -> list[PackedRow[RowT]]:
-    """Merge the rows of every group into one tree; a tree above ``row_tokens`` is cut where the least is forwarded twice.
+    """Merge the rows of every group into one tree. A tree above ``row_tokens`` is cut so that the fewest tokens are forwarded twice.
 
     Args:
         rows: Rows in any order.
-        row_tokens: Most tokens of a tree, >= 1. A single row that needs more makes a tree of its own.
+        row_tokens: Maximum tokens of a tree, >= 1. A single row that needs more makes a tree of its own.
 
     Returns:
-        Trees in the order in which their groups come first; every row is in exactly one. Rows in the order of ``group_rows`` keep it.
+        Trees in the order of their groups' first rows; every row is in exactly one tree. Rows in the order of ``group_rows`` keep it.
     """
     packed = []
     for indices in group_rows(rows):
@@ -173,10 +174,10 @@ def _packed(rows: list[RowT]) -> PackedRow[RowT]:
 
 
 def _pieces(rows: list[RowT], row_tokens: int) -> list[list[RowT]]:
-    """Cut rows in lexicographic order into runs of at most ``row_tokens`` tokens each, with the fewest tokens in all.
+    """Cut rows in lexicographic order into runs of at most ``row_tokens`` tokens each, with the fewest tokens in total.
 
-    Dynamic programming from the last row to the first; of equals the one with the longest first run. No cut into runs is better;
-    the best partition of any kind, which is bin packing, saves a few percent more where a run holds two or three rows only.
+    Dynamic programming from the last row to the first; among equal cuts, the one with the longest first run wins. No cut into runs is
+    better. The best partition of any kind is bin packing; it saves a few percent more if runs hold only two or three rows.
     """
     # best[i] = (tokens, end of the first run) of the best cut of rows[i:].
     best: list[tuple[int, int]] = [(0, len(rows))] * (len(rows) + 1)
@@ -184,6 +185,7 @@ def _pieces(rows: list[RowT], row_tokens: int) -> list[list[RowT]]:
         trie: dict[int, dict] = {}
         tokens = 0
         choices = []
+        # The trie counts only tokens that are new to this run. A first row above the limit still makes a run, so every row is trained on.
         for end in range(start, len(rows)):
             tokens += sum(_insert(trie, sequence) for sequence in rows[end].sequences)
             if tokens > row_tokens and end > start:
@@ -214,11 +216,13 @@ def lay_out(trees: Sequence[TokenTree], *, width: int = 0) -> Layout:
 
     Args:
         trees: Trees, at least one.
-        width: Tokens that a row may hold; the largest tree's where that is more. Dense attention costs its square, so 0 is best there.
+        width: Tokens that a row may hold, or those of the largest tree if it has more. Dense attention costs the square of the width, so
+            0 is best there.
     """
     width = max(width, *(len(tree.token_ids) for tree in trees), 1)
     fills: list[int] = []
     places: dict[int, tuple[int, int]] = {}
+    # Largest first: first-fit then needs at most 11/9 of the best possible number of rows, plus one.
     for index in sorted(range(len(trees)), key=lambda index: -len(trees[index].token_ids)):
         size = len(trees[index].token_ids)
         row = next((row for row, fill in enumerate(fills) if fill + size <= width), len(fills))
@@ -227,6 +231,7 @@ def lay_out(trees: Sequence[TokenTree], *, width: int = 0) -> Layout:
         places[index] = (row, fills[row])
         fills[row] += size
     width = max(*fills, 1)
+    # Padding keeps ``ends`` = own index + 1: it sees itself only, so no softmax runs over nothing.
     input_ids = np.zeros((len(fills), width), dtype=np.int64)
     position_ids = np.zeros_like(input_ids)
     ends = np.tile(np.arange(1, width + 1), (len(fills), 1))

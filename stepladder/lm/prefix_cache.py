@@ -1,8 +1,8 @@
 """A cache of the keys and values of token sequences that share prefixes.
 
-Storage is one pool of token slots; a radix tree (``slots.py``) says which sequence lies where. ``extend`` forwards exactly the tokens that
-are not in the pool, for many sequences in one pass. Everything in the pool can be computed again, so when it is full the least recently
-used ends are dropped. What is cached changes results by rounding only.
+The storage is one pool of token slots; a radix tree (``slots.py``) says where each sequence lies. ``extend`` forwards exactly the tokens
+that are not in the pool, for many sequences in one pass. Everything in the pool can be recomputed, so a full pool drops the sequence ends
+that were least recently used. The cache changes results by rounding only.
 
 Axes: T tokens of a path, F outputs of a token, B groups of a pass, Q new tokens of a group, S keys of a group, N new tokens of a pass.
 """
@@ -30,9 +30,9 @@ class PathGroup:
     """Sequences that continue one prefix: the branches of a request."""
 
     prefix_ids: tuple[int, ...]
-    """The shared prefix; may be empty when there is one branch."""
+    """The shared prefix; it may be empty if there is only one branch."""
     branches: tuple[tuple[int, ...], ...] = ((),)
-    """What follows it in each branch; may be empty."""
+    """The tokens after it in each branch; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +40,11 @@ class CachedSequence:
     """Tokens whose keys and values lie outside the cache."""
 
     after: SlotNode
-    """Where the sequence before them ends, as ``extend`` returned it."""
+    """Node at which the sequence before them ends, as ``extend`` returned it."""
     token_ids: tuple[int, ...]
     """The tokens."""
     sources: Int[np.ndarray, "T"]
-    """Where each token lies along axis 1 of the keys and values."""
+    """Index of each token along axis 1 of the keys and values."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class _Work:
     slots: np.ndarray
 
     def pieces(self, size: int) -> "Iterator[_Work]":
-        """Cut the rows into pieces of at most ``size``, in order; the keys stay, as later tokens are hidden by their positions."""
+        """Cut the rows into pieces of at most ``size``, in order. All keys stay, because positions hide later tokens."""
         for begin in range(0, len(self.slots), size):
             part = slice(begin, begin + size)
             yield _Work(
@@ -75,15 +75,15 @@ class _Work:
 
 
 class PrefixCache:
-    """Keys, values and, on request, some output numbers per token of all recently used sequences."""
+    """Keys, values and, on request, some model outputs per token of all recently used sequences."""
 
     def __init__(self, model: FlatModel, *, max_tokens: int | None = None, pass_tokens: int = 4096, num_outputs: int = 0) -> None:
         """Start with an empty pool, which grows as it is used.
 
         Args:
             model: The model.
-            max_tokens: Slots to grow to; None takes 512 MB on a CPU and 15% of a GPU's memory. The sequences of one call always fit: a
-                call that needs more slots gets them.
+            max_tokens: Maximum number of slots; None takes 512 MB on a CPU and 15% of a GPU's memory. A call that needs more slots
+                gets them, so the sequences of one call always fit.
             pass_tokens: New tokens forwarded in one pass, and the longest piece of one sequence.
             num_outputs: How many outputs of the model's head to keep for every token, readable with ``outputs``.
         """
@@ -95,21 +95,21 @@ class PrefixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything and give the memory back."""
+        """Forget everything and free the memory."""
         self._tree.clear()
         self._keys, self._values = self._model.zeros(0), self._model.zeros(0)
         self._outputs = np.zeros((0, self._num_outputs), dtype=np.float32)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are cached now."""
+        """Number of cached tokens."""
         return self._tree.capacity - self._tree.num_free
 
     @torch.inference_mode()
     def extend(self, groups: Sequence[PathGroup]) -> list[list[Placement]]:
-        """Forward every token that is not cached and return where each group's branches lie, prefix included.
+        """Forward every token that is not cached, and return the place of each group's branches, prefix included.
 
-        The slots are valid until the next call of ``extend`` or ``store``; the nodes may be given to ``store`` at any time.
+        The slots are valid until the next call of ``extend`` or ``store``. The nodes may be passed to ``store`` at any time.
         """
         self._tree.begin_use()
         placed, work = [], []
@@ -134,10 +134,10 @@ class PrefixCache:
 
     @torch.inference_mode()
     def store(self, sequences: Sequence[CachedSequence], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take over keys and values that were computed elsewhere; a sequence whose beginning was dropped meanwhile is left out.
+        """Store keys and values that were computed elsewhere. A sequence is left out if its beginning was dropped in the meantime.
 
         Args:
-            sequences: What to store.
+            sequences: The sequences to store.
             keys: Keys, [L, X, h, D].
             values: Values, [L, X, h, D].
         """
@@ -158,7 +158,7 @@ class PrefixCache:
         self._values.index_copy_(1, target, values.index_select(1, source))
 
     def _place(self, group: PathGroup) -> tuple[list[Placement], _Work]:
-        """Place a group's branches and list the tokens that are to be forwarded, each once, in an order in which prefixes come first."""
+        """Place a group's branches, and list the tokens to forward, each once, prefixes first."""
         shared, rows = len(group.prefix_ids), []
         placements, columns = [], []
         for number, branch in enumerate(group.branches):
@@ -185,7 +185,7 @@ class PrefixCache:
         return placements, work
 
     def _make_room(self, path: tuple[int, ...], after: SlotNode | None = None) -> None:
-        """See to it that a path can be placed: grow up to the limit, then evict, then grow for what is in use."""
+        """Make room for a path: grow up to the limit, then evict, then grow for what is in use."""
         if self._tree.num_free >= len(path):
             return
         missing = len(path) if after is not None else self._tree.num_missing(path)
@@ -206,13 +206,13 @@ class PrefixCache:
         self._outputs = np.concatenate([self._outputs, np.zeros((added, self._num_outputs), dtype=np.float32)])
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
-        """Cut the work into passes, in order: a prefix is forwarded in the same pass as what needs it or in an earlier one."""
+        """Cut the work into passes, in order: a prefix is forwarded before the tokens that need it, or in the same pass."""
         batch: list[_Work] = []
         num_tokens = rows = columns = 0
         for piece in work:
             num_tokens += len(piece.slots)
             rows, columns = max(rows, len(piece.slots)), max(columns, len(piece.key_slots))
-            # The padded mask must not outgrow the work: at most about 1,000 keys for each new token that a pass may have.
+            # The padded mask must not outgrow the work: at most about 1,000 keys for each new token of a pass.
             if batch and (num_tokens > self._pass_tokens or (len(batch) + 1) * rows * columns > 1024 * self._pass_tokens):
                 yield batch
                 batch, num_tokens, rows, columns = [], len(piece.slots), len(piece.slots), len(piece.key_slots)

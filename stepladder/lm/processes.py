@@ -1,4 +1,4 @@
-"""Training in several processes that a launcher (``accelerate launch``) started: who am I, what is gathered, whole weights of parts."""
+"""Training in several processes that a launcher (``accelerate launch``) started: each one's rank, gathering, and whole weights."""
 
 from typing import Any, TypeVar
 
@@ -15,27 +15,27 @@ T = TypeVar("T")
 
 
 def this_process(device: torch.device) -> PartialState:
-    """Return this process's place among those that train together; without a launcher it is alone.
+    """Return this process's place among those that train together. Without a launcher it is alone.
 
     Args:
-        device: Where it computes; a CPU talks over gloo, a GPU over NCCL.
+        device: The device that it computes on; CPUs communicate over gloo, GPUs over NCCL.
     """
     return PartialState(cpu=device.type == "cpu")
 
 
 def gathered(items: list[T], here: PartialState) -> list[T]:
-    """Return the items of all processes, the first process's first; all must call it."""
+    """Return the items of all processes, in the order of the processes. All processes must call it."""
     return gather_object(items) if here.num_processes > 1 else items
 
 
 def whole_model(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """Return a model without weights, to be filled by ``fill``; it takes no memory."""
+    """Return a model without weights, which takes no memory; ``fill`` adds the weights."""
     with torch.device("meta"):
         return kind(config)
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a model of ``whole_model``, perhaps with adapters since, its weights.
+    """Fill a model of ``whole_model``, with or without adapters, with its weights.
 
     Raises:
         BackendError: If weights are missing.

@@ -1,4 +1,4 @@
-"""What a reference model says about the rows of a training, computed once before the first update."""
+"""Log-probabilities of the training rows under a reference model, computed once before the first update."""
 
 from collections.abc import Sequence
 from typing import Protocol, Self, TypeVar, cast
@@ -19,7 +19,7 @@ from stepladder.lm.tree_attention import tree_attention
 
 
 class ReferencedRow(PackableRow, Protocol):
-    """A row that holds what a reference model says about its completions."""
+    """A row that stores the log-probabilities of its completions under a reference model."""
 
     def with_reference(self, logps: Sequence[float]) -> Self:
         """Return the row with the reference's log-probability of each of its completions."""
@@ -33,15 +33,15 @@ RowT = TypeVar("RowT", bound=ReferencedRow)
 def add_reference(
     model: PreTrainedModel, rows: Sequence[RowT], settings: TrainSettings, *, collate: Collate, collate_packed: PackedCollate
 ) -> list[RowT]:
-    """Return the rows with the log-probabilities that the model gives them as it stands: once per tree where rows are packed.
+    """Return the rows with their log-probabilities under the unchanged model. Packed rows are forwarded once per tree.
 
     Args:
-        model: The reference; it is moved to the device of the settings.
+        model: The reference model; it is moved to the device of the settings.
         rows: The rows.
-        settings: How to train; a reference is run as the model is.
-        collate: Lays rows out for ``contrast_sums``. Where rows differ in their numbers of completions, ``members``, int64 ``[B, G]``, are
-            the completions of each row, -1 behind the last.
-        collate_packed: Lays trees of rows out.
+        settings: Training settings; the reference runs under them, too.
+        collate: Lays out rows for ``contrast_sums``. If rows differ in their numbers of completions, ``members``, int64 ``[B, G]``, holds
+            the completions of each row, then -1.
+        collate_packed: Lays out trees of rows.
 
     Returns:
         The rows in the order given.
@@ -64,7 +64,7 @@ def add_reference(
 def _with_references(
     model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
 ) -> list[RowT]:
-    """Forward the rows in the order given, in parts that processes take in turn."""
+    """Forward the rows in the given order, in parts that the processes take in turn."""
     size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     found: list[tuple[int, RowT]] = []
@@ -74,7 +74,7 @@ def _with_references(
         with autocast(settings, model.device), explained:
             logps = completion_logps(model, cast(Batch, send_to_device(batch, model.device)))
         sums = contrast_sums(logps.cpu(), batch)
-        # Completions of one kind stand together, in the order of the rows, unless the batch says otherwise.
+        # Completions of one kind stand together, in the order of the rows, unless the batch has ``members``.
         members = batch["members"] if "members" in batch else torch.arange(len(sums)).view(-1, len(indices)).T
         found += [(i, rows[i].with_reference(sums[mine[mine >= 0]].tolist())) for i, mine in zip(indices, members, strict=True)]
     by_index = dict(gathered(found, here))

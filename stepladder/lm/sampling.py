@@ -1,7 +1,7 @@
 """Sampling of next tokens from counter-based random numbers.
 
-The number that decides a token is a pure function of (request seed, sample, position), never of a generator's state. So a sample does not
-depend on what else is in the batch, on the order of arrival, or on how often a batch was reshaped.
+The random number that decides a token is a pure function of (request seed, sample, position), never of a generator's state. So a sample
+does not depend on the rest of the batch, on the order of arrival, or on how often a batch was reshaped.
 
 Axes: R rows (sequences), V vocabulary.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt64
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MAX_ELEMENTS = 1 << 25
-"""Logits that are turned into probabilities at once; bounds the double-precision temporaries to a few hundred MB."""
+"""Number of logits turned into probabilities at once; it bounds the double-precision temporaries to a few hundred MB."""
 
 
 def _mix(state: UInt64[np.ndarray, "*s"]) -> UInt64[np.ndarray, "*s"]:
@@ -101,7 +101,7 @@ def _probabilities(logps: torch.Tensor, choosable: torch.Tensor, temperatures: n
 def _invert_cdf(probs: torch.Tensor, uniform: np.ndarray) -> torch.Tensor:
     cdf = probs.cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1:]
-    # Rounding could lift u * total up to total, beyond the last token; staying below it keeps a token with probability above zero.
+    # Rounding could lift u * total up to total, past the last token. Staying below it picks a token with probability above zero.
     threshold = torch.minimum(torch.from_numpy(uniform).to(cdf.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    # A row that is not a number has no such token; the clamp keeps its index valid, and its log-probability shows what is wrong.
+    # A row of NaN has no such token. The clamp keeps its index valid, and the NaN log-probability shows the fault.
     return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp_(max=probs.shape[1] - 1)

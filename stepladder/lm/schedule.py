@@ -1,4 +1,4 @@
-"""Which rows a training forwards when: a pure function of the rows' lengths, the settings and the seed."""
+"""The order in which a training forwards its rows: a pure function of the rows' lengths, the settings and the seed."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import numpy as np
 from stepladder.types import derive_seed
 
 GROUPED_UPDATES = 8
-"""Updates whose rows are sorted by length together: enough to make padding rare, few enough to keep batches mixed."""
+"""Number of updates whose rows are sorted by length together: enough to make padding rare, few enough to keep batches mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """Which rows are forwarded when."""
+    """The rows of every forward pass."""
 
     micro_batches: list[list[int]]
-    """Row indices of every forward pass, in order; passes that processes do at the same time stand beside each other, the first process's
-    first. ``~row`` stands for a row that is forwarded without weight, by a process that would have none: all must keep step."""
+    """Row indices of every forward pass, in order. Simultaneous passes of several processes are neighbours, in the order of the processes.
+    ``~row`` is a row forwarded without weight: it keeps a process that has no row of its own in step with the others."""
     passes_per_update: int
-    """Forward passes of a process whose gradients are added up to one update."""
+    """Forward passes of a process per update; their gradients are summed."""
     num_processes: int = 1
     """Processes that share every update."""
 
@@ -44,25 +44,28 @@ def batch_schedule(
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
 
-    Every update has ``min(batch_size, rows)`` rows, or with groups up to a quarter more or less where that keeps groups whole and an update
-    is one forward pass; one may straddle two passes, and the last one is filled up from a further pass. With ``group_by_length``, windows
-    of at most ``GROUPED_UPDATES`` updates (and of at most one pass, so that none repeats a small data set) are sorted by length,
-    cut into updates, and these shuffled. Which rows an update has does not depend on the number of processes.
+    - Every update has ``min(batch_size, rows)`` rows. With groups, an update that is one forward pass may have up to a quarter more or
+      less, if that keeps groups whole.
+    - An update may straddle two passes over the rows. A further pass fills up the last update.
+    - With ``group_by_length``, windows of at most ``GROUPED_UPDATES`` updates are sorted by length and cut into updates, which are then
+      shuffled. A window is at most one pass over the rows, so that none repeats a small data set.
+    - The rows of an update do not depend on the number of processes.
+
 
     Args:
         lengths: Positions of each row; not empty.
         epochs: Passes over the rows, > 0.
         batch_size: Rows per update, >= 1.
         seed: Seed of the order.
-        micro_batch_size: Rows per forward pass of a process, >= 1; None is its whole share of the update.
+        micro_batch_size: Rows per forward pass of a process, >= 1; None is the process's whole share of the update.
         max_updates: Cap on the updates, >= 1; None is no cap.
         group_by_length: Whether rows of similar length share an update.
-        groups: A partition of the rows; those of a group follow one another, and share an update where they fit. Takes the place of
-            grouping by length.
-        num_processes: Processes that share every update, >= 1; each gets about as many rows as any other.
+        groups: A partition of the rows. The rows of a group follow one another and share an update if they fit. Replaces grouping by
+            length.
+        num_processes: Processes that share every update, >= 1; each gets about the same number of rows.
 
     Returns:
-        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once; groups stay as they are.
+        The schedule. Within an update the longest rows come first, so that a lack of memory shows at once. Groups keep their order.
     """
     num_rows = len(lengths)
     size = min(batch_size, num_rows)
@@ -74,9 +77,11 @@ def batch_schedule(
     stream = np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[: updates * size]
     if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
+    # From here on only positions in the stream are cut: the stream alone decides which rows come when, for any number of processes.
     owners = _owners(groups, stream) if groups is not None else None
     one_pass = (micro_batch_size or size) >= size
     cuts = np.arange(1, updates) * size
+    # Moving a cut by at most size // 8 at either end changes an update by at most a quarter.
     if owners is not None and one_pass:
         cuts = _nearest_ends(owners, cuts, reach=size // 8)
     per_pass = size if one_pass else min(size, (micro_batch_size or size) * num_processes)
@@ -91,12 +96,13 @@ def batch_schedule(
 
 
 def _shares(rows: np.ndarray, owners: np.ndarray | None, num_processes: int) -> list[list[int]]:
-    """Deal the rows of a pass to processes: rows in order of length in turn, rows of groups in runs that end where groups end, if near."""
+    """Deal the rows of a pass to processes: in turn if they are in order of length, else in runs that end with a group if one is near."""
     if owners is None:
         shares = [rows[process::num_processes] for process in range(num_processes)]
     else:
         cuts = np.arange(1, num_processes) * len(rows) // num_processes
         shares = np.split(rows, _nearest_ends(owners, cuts, reach=len(rows) // (8 * num_processes)))
+    # A process without rows forwards one without weight, because gradients are reduced by all processes together.
     return [share.tolist() or [~int(rows[0])] for share in shares]
 
 
@@ -109,9 +115,9 @@ def _owners(groups: Sequence[Sequence[int]], stream: np.ndarray) -> np.ndarray:
 
 
 def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
-    """Return all rows in random order, or group by group in random order of the groups, each begun anywhere and read round.
+    """Return all rows in random order, or the groups in random order, each rotated by a random number of rows.
 
-    So a group that does not fit an update is not cut at the same rows in every pass.
+    The rotation cuts a group that does not fit an update at other rows in every pass.
     """
     if groups is None:
         return rng.permutation(num_rows)
@@ -119,7 +125,8 @@ def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.
 
 
 def _nearest_ends(owners: np.ndarray, cuts: np.ndarray, *, reach: int) -> np.ndarray:
-    """Move every cut to the nearest place between two groups, where one is within reach."""
+    """Move every cut to the nearest place between two groups, if one is within reach."""
+    # Infinite ends give every cut a neighbour on either side and are never within reach.
     ends = np.concatenate([[-np.inf], np.flatnonzero(np.diff(owners)) + 1, [np.inf]])
     after = np.searchsorted(ends, cuts)
     nearest = np.where(cuts - ends[after - 1] <= ends[after] - cuts, ends[after - 1], ends[after])
@@ -129,6 +136,7 @@ def _nearest_ends(owners: np.ndarray, cuts: np.ndarray, *, reach: int) -> np.nda
 def _grouped(stream: np.ndarray, lengths: np.ndarray, *, size: int, window: int, rng: np.random.Generator) -> np.ndarray:
     """Return the stream with each window sorted by length and its updates of ``size`` rows shuffled."""
     grouped = []
+    # Whole updates are shuffled, not rows: an update keeps rows of similar length, and short updates do not always come first.
     for start in range(0, len(stream), window):
         rows = stream[start : start + window]
         rows = rows[np.argsort(lengths[rows], kind="stable")]

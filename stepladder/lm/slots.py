@@ -1,4 +1,4 @@
-"""Which token sequence lies in which slots of a cache of keys and values.
+"""The slots of a key/value cache that each token sequence occupies.
 
 A radix tree over token ids: a node holds a run of tokens and the slot of each, so every prefix that two sequences share is stored once.
 No tensors here; ``prefix_cache.py`` owns the storage that the slots number.
@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 @dataclass(slots=True, eq=False)
 class SlotNode:
-    """A run of tokens; as a value that callers keep, the sequence from the root to the end of the run."""
+    """A run of tokens. To callers it stands for the sequence from the root to the end of the run."""
 
     tokens: tuple[int, ...]
     """The run; empty for the root only."""
@@ -25,7 +25,7 @@ class SlotNode:
     parent: "SlotNode | None"
     """None for the root, and for a node that was evicted."""
     used: int
-    """Period of use in which it was last placed or passed."""
+    """Period of use in which the node was last placed or passed."""
     children: "dict[int, SlotNode]" = field(default_factory=dict)
     """By first token."""
 
@@ -36,13 +36,13 @@ class Placement(NamedTuple):
     slots: Int[np.ndarray, "T"]
     """Slot of every token."""
     num_known: int
-    """Leading tokens that were there before; the slots of the others are new and their contents undefined."""
+    """Leading tokens that were placed before. The slots of the others are new, and their contents are undefined."""
     node: SlotNode
     """Where the sequence ends."""
 
 
 class SlotTree:
-    """Places token sequences into slots, shares their prefixes, and forgets the least recently used ends when told to."""
+    """Places token sequences into slots, shares their prefixes, and forgets the least recently used ends on request."""
 
     def __init__(self) -> None:
         self._root = self._new_root()
@@ -77,7 +77,7 @@ class SlotTree:
         self.capacity = capacity
 
     def begin_use(self) -> None:
-        """Start a period of use: whatever is placed from now on is kept by ``evict`` until the next call."""
+        """Start a period of use: ``evict`` keeps everything that is placed from now on, until the next call."""
         self._clock += 1
 
     def holds(self, node: SlotNode) -> bool:
@@ -85,15 +85,15 @@ class SlotTree:
         return node.parent is not None or node is self._root
 
     def num_missing(self, tokens: tuple[int, ...]) -> int:
-        """Return how many trailing tokens of a sequence are not placed; changes nothing that a caller can see."""
+        """Return how many trailing tokens of a sequence are not placed. It changes nothing that a caller can see."""
         return len(tokens) - self._descend(tokens, self._root).num_known
 
     def place(self, tokens: tuple[int, ...], after: SlotNode | None = None) -> Placement:
-        """Place a sequence, taking free slots for the part that is new; as many slots as there are new tokens must be free.
+        """Place a sequence, with free slots for its new part. There must be a free slot for each new token.
 
         Args:
-            tokens: The sequence, or with ``after`` only what follows it.
-            after: A node that is held: what ``tokens`` continue.
+            tokens: The sequence, or with ``after`` only the tokens that follow it.
+            after: A node that is held, which ``tokens`` continue.
         """
         if after is not None:
             self._touch(after)
@@ -109,7 +109,7 @@ class SlotTree:
         return Placement(np.concatenate([known.slots, slots]), known.num_known, node)
 
     def evict(self, num_slots: int, *, keep: SlotNode | None = None) -> None:
-        """Free slots until ``num_slots`` are free or nothing but what is in use (and ``keep``) remains, least recently used ends first."""
+        """Free slots, least recently used ends first, until ``num_slots`` are free or only ``keep`` and sequences in use remain."""
         if keep is not None:
             self._touch(keep)
         nodes = [node for node in self._nodes() if node.used < self._clock]
@@ -121,7 +121,7 @@ class SlotTree:
                 self._drop(node)
 
     def _descend(self, tokens: tuple[int, ...], node: SlotNode) -> Placement:
-        """Follow a sequence from a node as far as it is known; a node that is known in part is split there."""
+        """Follow a sequence from a node as far as it is known. A node that matches only in part is split there."""
         done, runs = 0, []
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             length = len(child.tokens)

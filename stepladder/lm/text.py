@@ -1,7 +1,7 @@
 """The text of token ids, and the tokens at which a step may end.
 
-Some tokenizers drop a leading space when they decode (SentencePiece), so the text of a step is read behind an anchor token whose own text
-is then cut off: the texts of the steps of a solution concatenate to the text of the solution.
+Some tokenizers drop a leading space when they decode (SentencePiece). So a step is decoded after an anchor token, whose own text is then
+cut off. As a result, the texts of the steps of a solution concatenate to the text of the solution.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
-"""What a decoder writes for bytes that are not a whole character."""
+"""The replacement character, which a decoder writes for bytes that are not a whole character."""
 
 
 class TokenText:
@@ -43,7 +43,7 @@ def _decode_batch(tokenizer: PreTrainedTokenizerBase, sequences: list[list[int]]
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
-    """Return a token to decode behind, and its text; nothing when decoding keeps leading spaces."""
+    """Return an anchor token and its text, or nothing if decoding keeps leading spaces."""
     words = tokenizer.encode("a a", add_special_tokens=False)
     pieces = _decode_batch(tokenizer, [[i] for i in words] + [words], skip_special=True)
     if "".join(pieces[:-1]) == pieces[-1] or not words:
@@ -52,10 +52,10 @@ def _anchor(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
 
 
 class StepBoundary:
-    """Finds the tokens that complete the text which closes a step.
+    """Finds the tokens that complete the closing text of a step.
 
-    The text may be one token, part of a token with more behind it, or spelt by several tokens. It must lie within the step: what a step
-    before it ended with does not count.
+    The text may be one token, a part of a longer token, or spelt by several tokens. It must lie within the step: the end of an earlier
+    step does not count.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, step_end: str, *, vocab_size: int) -> None:
@@ -64,7 +64,7 @@ class StepBoundary:
         Args:
             tokenizer: The tokenizer.
             step_end: The text, not empty.
-            vocab_size: Ids that the model can produce, which may be more than the tokenizer has.
+            vocab_size: Number of ids that the model can produce; it may exceed the tokenizer's.
         """
         self._text = TokenText(tokenizer)
         self._step_end = step_end
@@ -73,16 +73,16 @@ class StepBoundary:
         ids = np.flatnonzero(known)
         pieces = self._text.decode_batch(ids[:, None].tolist(), skip_special=False)
         self.closes: np.ndarray = np.zeros(vocab_size, dtype=bool)
-        """Which tokens contain the whole of it in their own text, [V]."""
+        """Tokens whose own text contains the whole closing text, [V]."""
         self.closes[ids] = [step_end in piece for piece in pieces]
         self.may_close: np.ndarray = np.zeros(vocab_size, dtype=bool)
-        """Which tokens can complete it together with tokens before them, [V]; ``completes`` decides."""
+        """Tokens that can complete the closing text together with earlier tokens, [V]; ``completes`` decides."""
         self.may_close[ids] = [step_end not in piece and _may_complete(piece, step_end) for piece in pieces]
-        # Every token adds at least one byte, or (special tokens, byte-less pieces) nothing at all; a few more tokens cover those.
+        # Every token adds at least one byte, except special tokens and byte-less pieces; a few more tokens cover those.
         self._reach = len(step_end.encode()) + 4
 
     def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return a solution's tokens as steps, cut where a sampler that drew them would end each; the last one may be open."""
+        """Cut a solution's tokens into steps where a sampler would end each. The last step may be open."""
         steps, begin = [], 0
         ids = np.asarray(token_ids, dtype=np.int64)
         for end, token in enumerate(token_ids, 1):
@@ -92,12 +92,12 @@ class StepBoundary:
         return [*steps, tuple(token_ids[begin:])] if begin < len(token_ids) else steps
 
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
-        """Say whether the last token of a step that was open before it completes the closing text."""
+        """Say whether the last token of a step completes the closing text; the step must be open before that token."""
         return self._step_end in self._text.decode_batch([token_ids[-self._reach :].tolist()], skip_special=False)[0]
 
 
 def _may_complete(piece: str, step_end: str) -> bool:
-    """Say whether a piece may end with the rest of ``step_end``: it starts with one of its proper suffixes, or holds unfinished bytes."""
+    """Say whether a piece may complete ``step_end``: it starts with one of its proper suffixes, or holds unfinished bytes."""
     if _REPLACEMENT in piece and not step_end.isascii():
         return True
     return any(piece.startswith(step_end[i:]) for i in range(1, len(step_end)))

@@ -1,4 +1,4 @@
-"""Where the figures of a training can be sent. No model library is imported here, so that settings can be checked before work starts."""
+"""Trackers that can receive the figures of a training. This imports no model library, so that settings are checked before work starts."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from stepladder.errors import ConfigError
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
-"""Names that ``transformers`` knows; each is that of the package that it needs."""
+"""Names that ``transformers`` knows; each is also the name of the package that it needs."""
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """One ``transformers.Trainer`` subclass for every training: it follows a plan of batches and takes its loss from an objective.
 
-Several processes share every update. An objective divides by counts of the whole update, which the trainer sums over its passes and over
-the processes, so nothing depends on how the rows are split.
+Several processes share every update. An objective divides by counts of the whole update, which the trainer sums over passes and processes.
+So nothing depends on how the rows are split.
 """
 
 import json
@@ -24,25 +24,25 @@ from stepladder.lm.schedule import Schedule
 from stepladder.lm.training_rows import Row
 
 FINISHED_FILE = "stepladder_checkpoint.json"
-"""Written last into a checkpoint: it is complete, and whose it is."""
+"""Written last into a checkpoint: it marks the checkpoint as complete and names its training."""
 
 Batch = dict[str, Any]
 """Nested tensors; ``inputs`` holds the keyword arguments of the model's forward pass."""
 ProgressCallback = Callable[[int, int, float, int], None]
-"""Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
+"""Called after every update with (updates done, total updates, loss of the update, tokens forwarded so far)."""
 Collate = Callable[[list[Any]], Batch]
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """Turns a model and a batch into a loss; never sees rows."""
+    """Turns a model and a batch into a loss. It never sees rows."""
 
     def counts(self, batch: Batch) -> Tensor:
-        """Return the sizes over which the loss takes means (tokens, pairs, targets), one number each."""
+        """Return the counts that the loss divides by (tokens, pairs, targets), one number each."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        """Return the batch's share of the update's loss: sums over the batch, divided by the counts of the whole update."""
+        """Return the batch's share of the loss of the update: sums over the batch, divided by the counts of the whole update."""
         ...
 
 
@@ -58,22 +58,22 @@ class Plan:
     """What lays them out."""
 
     def batches(self) -> torch.utils.data.Dataset:
-        """Return the rows as a data set that the schedule's indices name."""
+        """Return the rows as a data set that the schedule indexes."""
         return _Rows(self.rows)
 
     def batch(self, rows: Sequence[tuple[Row, bool]]) -> Batch:
-        """Return a batch; ``counted`` says whether it has weight."""
+        """Return the batch of some rows, each with a flag that says whether it has weight."""
         return {**self.collate([row for row, _ in rows]), "counted": rows[0][1]}
 
     def tokens_after_updates(self) -> list[int]:
-        """Return the tokens forwarded by the end of every update, those without weight left out."""
+        """Return the tokens forwarded by the end of every update, not counting rows without weight."""
         per_pass = [sum(self.rows[i].num_tokens for i in batch if i >= 0) for batch in self.schedule.micro_batches]
         per_update = np.asarray(per_pass).reshape(self.schedule.updates, -1).sum(1)
         return np.cumsum(per_update).tolist()
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Rows by index, each with whether it counts: ``~index`` is the same row without weight."""
+    """Rows by index, each with a flag that says whether it counts. ``~index`` is the same row without weight."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -100,9 +100,9 @@ class ObjectiveTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the plan's batches, of which accelerate gives every process its own.
+        """Return the plan's batches. accelerate gives every process its own.
 
-        Collation happens in this process, because it is cheaper than handing tensors over.
+        Collation happens in this process, because that is cheaper than passing tensors between processes.
         """
         on_gpu = self.args.device.type == "cuda"
         loader = DataLoader(
@@ -114,7 +114,7 @@ class ObjectiveTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Return this process's batches of one update and, as "items", the counts of the whole update, all processes together."""
+        """Return this process's batches of one update and, as "items", the counts of the whole update over all processes."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, self._counts(batches) if batches else None
 
@@ -123,18 +123,18 @@ class ObjectiveTrainer(Trainer):
         return self.accelerator.reduce(counts.to(self.args.device), reduction="sum")  # pyright: ignore[reportReturnType]
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return the objective's loss, times the processes over whose gradients a mean will be taken; the mean is then their sum."""
+        """Return the objective's loss times the number of processes, so that the mean over their gradients becomes a sum."""
         loss = self._objective.loss(model, inputs, num_items_in_batch) * (self.accelerator.num_processes * inputs["counted"])
         return (loss, None) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # The Trainer takes a checkpoint for the best one only if its directory is there, which parts of weights are written to later.
+        # The Trainer accepts a checkpoint as the best only if its directory exists; sharded weights are written there later.
         Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return and log the loss on the rows held out, as ``eval_loss``: all of them make one update."""
+        """Return and log the loss on the held-out rows as ``eval_loss``. All of them make one update."""
         plan, here = self._held_out, self.accelerator
         assert plan is not None, "there is nothing to measure without rows"
         mine = plan.schedule.micro_batches[here.process_index :: here.num_processes]
@@ -152,13 +152,13 @@ class ObjectiveTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Reports progress, stops on a loss that is not a number, and marks checkpoints that are complete."""
+    """Reports progress, stops on a loss that is not finite, and marks complete checkpoints."""
 
     def __init__(self, *, tokens: Sequence[int], identity: str, on_progress: ProgressCallback | None) -> None:
         self._tokens, self._identity, self._on_progress = tokens, identity, on_progress
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        """Report an update, and stop on a loss that is not a number."""
+        """Report an update, and stop on a loss that is not finite."""
         if not logs or "loss" not in logs:
             return
         step, loss = state.global_step, logs["loss"]

@@ -1,16 +1,17 @@
-"""What both trainers share: settings, what is forwarded when, resuming, and whole-or-nothing saving; ``trainer.py`` does the updates.
+"""The parts that both trainers share: settings, schedule, resuming, and atomic saving; ``trainer.py`` does the updates.
 
-A training is three parts that do not know each other:
+A training has three independent parts:
 
 - rows: anything with a ``length`` and a ``num_tokens`` (``Row``);
 - a collator: rows -> ``Batch``, nested tensors of which ``batch["inputs"]`` are the model's own arguments;
 - an ``Objective``: model and batch -> loss.
 
-Only rows and collators know how tokens are laid out. By default the rows of a problem are merged into trees, every shared token once
-(``packing.py``); where a model cannot attend along a tree, each sequence is forwarded by itself, with the same loss and gradient.
+Only rows and collators know the layout of tokens. By default the rows of a problem are merged into trees, each shared token once
+(``packing.py``). If a model cannot attend along a tree, each sequence is forwarded separately, with the same loss and gradient.
 
-The order of the rows is fixed before training starts (``schedule.py``), so a resumed training continues at the right row. Several processes
-(``accelerate launch``) share every update: each forwards its part of the rows, and losses are divided by the counts of the whole update.
+The order of the rows is fixed before training starts (``schedule.py``), so a resumed training continues at the right row. Several
+processes (``accelerate launch``) share every update. Each forwards its part of the rows, and losses are divided by the counts of the
+whole update.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class PackedCollate(Protocol):
     """Lays out trees."""
 
     def __call__(self, trees: list[PackedRow[Any]], *, width: int) -> Batch:
-        """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's where that is more."""
+        """Return the batch of some trees in rows of ``width`` tokens, or of the largest tree's tokens if it has more."""
         ...
 
 
@@ -65,11 +66,11 @@ class TrainReport:
     """What a training came to."""
 
     updates: int
-    """Optimiser updates, those before a resume included."""
+    """Optimiser updates, including those before a resume."""
     rows: int
     """Distinct rows trained on."""
     tokens: int
-    """Tokens forwarded over all updates, padding and the reference pass not counted."""
+    """Tokens forwarded over all updates, not counting padding and the reference pass."""
     first_loss: float
     """Loss of the first update."""
     last_loss: float
@@ -81,9 +82,9 @@ class TrainReport:
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     """Rows left out, by reason."""
     layout: str = "paths"
-    """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
+    """``trees`` if rows were packed, else ``paths``, with the reason if the settings asked for packing."""
     best_update: int | None = None
-    """Update whose weights were kept, the one with the lowest loss on the rows held out; None where none were."""
+    """Update whose weights were kept: the one with the lowest loss on the held-out rows; None without held-out rows."""
     held_out_loss: float | None = None
     """That loss."""
 
@@ -98,15 +99,15 @@ def fingerprint(*parts: Any) -> str:
 
 
 def training_dtype(settings: TrainSettings) -> str:
-    """Return the type to load weights in: float32 where they are trained, as stored where only adapters are."""
+    """Return the type to load weights in: float32 if they are trained, the stored type if only adapters are."""
     return "auto" if settings.lora else "float32"
 
 
 def load_options(settings: TrainSettings) -> dict[str, Any]:
-    """Return how to load a model that is to be trained, as keywords of the loaders.
+    """Return the loaders' keyword arguments for a model to be trained.
 
     Raises:
-        ConfigError: If its weights are to be held in 4 bits and bitsandbytes is not installed.
+        ConfigError: If the settings ask for 4-bit weights and bitsandbytes is not installed.
     """
     return {"device": settings.device, "dtype": training_dtype(settings), "quantization": quantization(settings.lora)}
 
@@ -125,31 +126,31 @@ def run_training(
     on_progress: ProgressCallback | None = None,
     dropped: dict[str, int] | None = None,
 ) -> TrainReport:
-    """Train a model on rows and save it to ``out_dir``, whole or not at all.
+    """Train a model on rows and save it to ``out_dir``, completely or not at all.
 
-    With ``checkpoint_every`` a call that was killed continues, when it is made again, from the newest complete checkpoint in
-    ``<out_dir>.work`` and ends with the weights of an undisturbed call. The directory is removed once the model is saved.
+    With ``checkpoint_every``, a repeated call continues a killed one from the newest complete checkpoint in ``<out_dir>.work``. It ends
+    with the weights of an uninterrupted call. The work directory is removed once the model is saved.
 
     Args:
-        model: The model, on any device; it is moved and changed.
+        model: The model, on any device; it is moved and changed in place.
         rows: Rows to train on, not empty.
         collate: Turns rows into a batch.
-        collate_packed: Turns ``PackedRow``s into a batch; None forwards every sequence by itself, whatever the settings say.
+        collate_packed: Turns ``PackedRow``s into a batch; None forwards every sequence separately, whatever the settings say.
         objective: The loss.
-        settings: How to train.
-        out_dir: Where the model goes; replaced if it exists.
+        settings: The training settings.
+        out_dir: Directory of the trained model; replaced if it exists.
         identity: ``fingerprint`` of everything that decides the result.
-        save: Writes the trained model, adapters merged, to the directory it is given.
+        save: Writes the trained model, with merged adapters, to a given directory.
         on_progress: Called after every update.
-        dropped: Rows left out before, for the report.
+        dropped: Counts of rows dropped earlier, by reason, for the report.
 
     Under a launcher every process makes this call with the same arguments; the first one writes.
 
     Raises:
         BackendError: If the loss is not finite, or memory runs out.
         CheckpointError: If ``<out_dir>.work`` holds checkpoints of another training, or the model cannot be written.
-        ConfigError: If the device cannot be had, or a tracker is not installed.
-        DataFormatError: If rows are to be held out and there are too few problems.
+        ConfigError: If the device does not exist, or a tracker is not installed.
+        DataFormatError: If there are too few problems to hold some out.
     """
     start = time.perf_counter()
     check_trackers(settings.report_to)
@@ -185,12 +186,12 @@ def run_training(
         final = _gathered(trainer, settings, kind, config) if _in_parts(trainer) else without_adapters(trained, settings.lora)
         if here.is_main_process:
             if use_cache is not None:
-                # The Trainer turns the cache off for itself; whoever loads the result wants it as it was.
+                # The Trainer turns the cache off; the saved model gets its own setting back.
                 final.config.use_cache = use_cache
             with atomic_directory(out_dir) as temporary:
                 save(final, temporary)
             shutil.rmtree(work, ignore_errors=True)
-    # The next training starts from what the first process has written.
+    # Wait: the next training starts from the files that the first process writes.
     here.wait_for_everyone()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return TrainReport(
@@ -209,12 +210,12 @@ def run_training(
 
 
 def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Return (rows to train on, rows to measure): about a share of the problems aside, whole, chosen by the seed; at least one.
+    """Return (rows to train on, rows held out). About ``share`` of the problems, at least one, are held out whole, chosen by the seed.
 
-    A row that names no problem is one of its own.
+    A row that names no problem counts as a problem of its own.
 
     Raises:
-        DataFormatError: If there are fewer than two problems to share out.
+        DataFormatError: If there are fewer than two problems.
     """
     if not share:
         return list(rows), []
@@ -228,13 +229,13 @@ def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[lis
 
 
 def _one_update(settings: TrainSettings, num_rows: int) -> TrainSettings:
-    """Return the settings under which every row is forwarded once, in passes of the usual size."""
+    """Return settings that forward every row once, in passes of the usual size."""
     size = settings.micro_batch_size or settings.batch_size
     return replace(settings, epochs=1.0, max_updates=None, batch_size=num_rows, micro_batch_size=min(size, num_rows))
 
 
 def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int) -> Plan:
-    """Return when rows are forwarded; packed ones are merged into trees pass by pass, and a pass is then what is forwarded once."""
+    """Return the plan of the rows. Packed rows are merged into trees pass by pass, and each pass is then one item of the plan."""
     schedule = batch_schedule(
         [row.length for row in rows],
         epochs=settings.epochs,
@@ -267,12 +268,12 @@ def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | N
 
 
 def _in_parts(trainer: Trainer) -> bool:
-    """Say whether every process may hold a part of the weights only."""
+    """Say whether a process may hold only a part of the weights."""
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def _gathered(trainer: ObjectiveTrainer, settings: TrainSettings, kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """Return the trained model without adapters where its weights lie in parts; only in the first process it has them."""
+    """Return a sharded model as one model without adapters. Only the first process has its weights."""
     weights = cast(dict[str, Tensor], trainer.accelerator.get_state_dict(trainer.model_wrapped))
     whole = with_adapters(whole_model(kind, config), settings.lora, seed=settings.seed)
     if not trainer.accelerator.is_main_process:
@@ -282,14 +283,14 @@ def _gathered(trainer: ObjectiveTrainer, settings: TrainSettings, kind: type[Pre
 
 
 def _log_beside(trainer: Trainer, out_dir: Path) -> None:
-    """Let TensorBoard write where its files outlive the work directory, unless the environment says where."""
+    """Make TensorBoard write outside the work directory, so that its files survive; an environment variable overrides the place."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(out_dir.with_name(f"{out_dir.name}.logs"))
 
 
 def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSettings) -> str:
-    """Return ``trees`` where rows are to be packed and the model can train on trees, else ``paths``, with the reason."""
+    """Return ``trees`` if the settings pack rows and the model can train on trees, else ``paths`` with the reason."""
     if not settings.packed:
         return "paths"
     try:
@@ -300,7 +301,7 @@ def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSe
 
 
 def packed_collate(model: PreTrainedModel, settings: TrainSettings, collate: PackedCollate) -> Collate:
-    """Return a collator of one ``PackedPass``: block-sparse attention gets wide rows, dense attention narrow ones."""
+    """Return a collator of one ``PackedPass``. Block-sparse attention gets wide rows, dense attention narrow ones."""
     width = settings.row_tokens if can_flex(model) else 0
     return lambda passes: collate(passes[0].trees, width=width)
 
@@ -341,7 +342,7 @@ def save_model(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the library's own bars and log lines for a while: progress goes through callbacks, failures are exceptions."""
+    """Silence the library's progress bars and log lines: progress goes through callbacks, and failures are exceptions."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -365,7 +366,7 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         gradient_accumulation_steps=schedule.passes_per_update,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        # The learning rate of warm-up begins at 0: a training of one update must not be all warm-up.
+        # The warm-up starts at a learning rate of 0, so a training of one update must not be all warm-up.
         warmup_steps=min(math.ceil(settings.warmup_ratio * schedule.updates), schedule.updates - 1),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -383,7 +384,7 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         metric_for_best_model="eval_loss" if settings.held_out else None,
         greater_is_better=False,
         logging_steps=1,
-        # Without the filter a loss that is not a number reaches the callback that stops the training.
+        # Without the filter, a loss that is not finite reaches the callback that stops the training.
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",
         run_name=work.name.removesuffix(".work"),
@@ -393,19 +394,19 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         remove_unused_columns=False,
     )
     arguments.device  # noqa: B018 - sets up the device, so that the next line is not overwritten
-    # Several visible GPUs would otherwise be driven as one by splitting batches, which nested batches do not survive.
+    # Otherwise the Trainer would split batches over all visible GPUs, and it cannot split nested batches.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def identity_of(settings: TrainSettings, **parts: Any) -> str:
-    """Return the fingerprint of a training: what decides its weights, and nothing that does not."""
-    # Where rows are held out, the checkpoints are what is chosen from.
+    """Return the fingerprint of a training: everything that decides its weights, and nothing else."""
+    # With held-out rows, the checkpoints are the candidates for the saved weights.
     every = settings.checkpoint_every if settings.held_out else 0
     plain = asdict(replace(settings, checkpoint_every=every, keep_checkpoints=1, report_to=(), device="auto"))
     return fingerprint(sorted(plain.items()), sorted(parts.items(), key=lambda item: item[0]))
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
-    """Return the context in which the Trainer runs forward passes, for passes outside it."""
+    """Return the autocast context of the Trainer, for forward passes outside it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16)

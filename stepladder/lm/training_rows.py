@@ -1,4 +1,4 @@
-"""What both trainers ask of their rows, and how rows are checked and padded."""
+"""The row protocol of both trainers, and the checks and padding of rows."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
@@ -16,21 +16,21 @@ _MORE_ROWS = "search more problems or loosen the label settings"
 
 @runtime_checkable
 class Row(Protocol):
-    """One unit of shuffling: what becomes one or more sequences of a batch."""
+    """One unit of shuffling; it becomes one or more sequences of a batch."""
 
     @property
     def length(self) -> int:
-        """Positions of the row's longest sequence; rows of equal length waste no padding."""
+        """Positions of the row's longest sequence. Rows of equal length need no padding."""
         ...
 
     @property
     def num_tokens(self) -> int:
-        """Tokens forwarded for the row, padding not counted."""
+        """Tokens forwarded for the row, not counting padding."""
         ...
 
 
 def check_provenance(provenances: Iterable[Provenance], *, renderer_hash: str, what: str) -> None:
-    """Refuse rows that another renderer made: their tokens mean something else.
+    """Refuse rows that another renderer made, because their tokens mean something else.
 
     Raises:
         DataFormatError: If there are no rows, or a row's renderer hash is not ``renderer_hash``.
@@ -86,8 +86,8 @@ def fit_context(rows: Sequence[RowT], model: PreTrainedModel, dropped: dict[str,
 def pad(sequences: Sequence[Sequence[int]], *, value: int) -> Int[Tensor, "B T"]:
     """Return sequences as one int64 tensor, padded on the right with ``value``.
 
-    Padding comes after every real token and attention is causal, so no real token sees it and no attention mask is needed, which keeps
-    attention on its fastest path.
+    Padding comes after every real token and attention is causal. So no real token sees padding, and no attention mask is needed, which
+    keeps attention on its fastest path.
     """
     width = max(len(sequence) for sequence in sequences)
     return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])

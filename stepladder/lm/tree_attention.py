@@ -1,8 +1,8 @@
 """Running a model on rows of token trees (``packing.py``).
 
-Attention follows the tree: sdpa with an additive mask anywhere, FlexAttention with a block mask on CUDA, where blocks that hold nothing are
-skipped and no mask is ever written out. Only models with plain causal attention and position ids can do that; ``check_tree_attention`` says
-why another cannot, and the trainers then train it on separate paths.
+Attention follows the tree. On CUDA, FlexAttention with a block mask skips empty blocks and never writes out a mask, for models that it
+supports. Everything else runs sdpa with an additive mask. Only models with plain causal attention and position ids can do either. For other
+models ``check_tree_attention`` says why not, and the trainers train them on separate paths.
 
 Axes: B rows, T columns, C columns with logits, V outputs (vocabulary, or one score).
 """
@@ -25,23 +25,23 @@ from stepladder.lm.flat import length_dependent_rotary
 from stepladder.lm.packing import Layout
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(batch, head, query, key) indices -> whether the query sees the key, as FlexAttention wants it."""
+"""(batch, head, query, key) indices -> whether the query sees the key; the signature is FlexAttention's."""
 
 _WINDOWED = "sliding_attention"
 _MIN_FLEX_HEAD_DIM = 16
-"""Smallest head that FlexAttention's kernels take."""
+"""Smallest head dimension that FlexAttention's kernels support."""
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside the wrappers of adapters and of distribution."""
+    """Return the transformers model inside the wrappers of adapters and distributed training."""
     inner = extract_model_from_parallel(model)
     return cast(PreTrainedModel, inner.get_base_model() if isinstance(inner, PeftModel) else inner)
 
 
 def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
-    """Refuse models that cannot train on trees with the results of separate sequences.
+    """Refuse models whose results on trees would differ from those on separate sequences.
 
-    A sliding window is no obstacle where it holds the longest sequence.
+    A sliding window is allowed if it holds the longest sequence.
 
     Args:
         model: The model.
@@ -51,11 +51,13 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
         BackendError: If the model has layers other than plain causal attention, or takes no position ids.
     """
     config: Any = model.config.get_text_config()
+    # Configurations without ``layer_types`` use one kind of attention in all layers.
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ([_WINDOWED] if window else ["full_attention"]))
     problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention", _WINDOWED})]
     if _WINDOWED in kinds and window is not None and window < longest:
         problems.append(f"a sliding window of {window} tokens for sequences of {longest}")
+    # A tree's row is longer than any of its sequences, so a rotary scaling by the length of the pass would be another one.
     problems += length_dependent_rotary(config)
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         problems.append("no position ids")
@@ -70,7 +72,7 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
 
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Give the model the attention that its device runs trees with, for a while."""
+    """Give the model the tree attention of its device while the block runs."""
     before = cast(str, model.config._attn_implementation)
     model.set_attn_implementation("flex_attention" if can_flex(model) else "sdpa")
     try:
@@ -80,7 +82,7 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def can_flex(model: PreTrainedModel) -> bool:
-    """Say whether FlexAttention can train this model: on CUDA, without dropout in attention, with heads that its kernels take."""
+    """Say whether FlexAttention can train this model: on CUDA, without attention dropout, with heads that its kernels support."""
     config: Any = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     plain = not getattr(config, "attention_dropout", 0.0) and head_dim >= _MIN_FLEX_HEAD_DIM
@@ -105,12 +107,13 @@ def dense_mask(ends: Int[Tensor, "B T"], *, dtype: torch.dtype) -> Float[Tensor,
 
 
 def _seen(ends: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
+    # An empty tensor stands for the head: the rule does not depend on it.
     index = torch.arange(ends.shape[1], device=ends.device)
     return sees(ends)(torch.arange(len(ends), device=ends.device)[:, None, None], index[:0], index[:, None], index)
 
 
 def block_mask(ends: Int[Tensor, "B T"]) -> BlockMask:
-    """Return the same rule as blocks for FlexAttention; on CUDA they are found by a compiled kernel that never writes the whole mask."""
+    """Return the same rule as blocks for FlexAttention. On CUDA a compiled kernel finds them without writing the whole mask."""
     rows, columns = ends.shape
     return create_block_mask(sees(ends), rows, None, columns, columns, device=ends.device, _compile=ends.is_cuda)
 
@@ -121,7 +124,7 @@ def tree_inputs(layout: Layout) -> dict[str, Tensor]:
 
 
 def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Float[Tensor, "B _ V"]:
-    """Return the logits of a batch: of rows of trees where ``ends`` is among the inputs, of plain sequences otherwise.
+    """Return the logits of a batch: of rows of trees if ``ends`` is among the inputs, else of plain sequences.
 
     Args:
         model: A model in ``tree_attention``, possibly wrapped.
@@ -131,20 +134,21 @@ def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> 
     arguments = dict(inputs)
     if "ends" in arguments:
         ends, core = arguments.pop("ends"), core_model(model)
+        # The masks replace the causal one that the model would build; ``use_cache`` would keep keys that nothing reads.
         flex = core.config._attn_implementation == "flex_attention"
         arguments["attention_mask"] = cast(Tensor, block_mask(ends)) if flex else dense_mask(ends, dtype=core.dtype)
     return model(**arguments, **options, use_cache=False).logits
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"] | int) -> Float[Tensor, "B C V"]:
-    """Return the logits of some columns; a model that can compute only those does so.
+    """Return the logits of some columns. The model computes only those if it can.
 
-    With a large vocabulary the logits of the prompt would cost more than everything else.
+    With a large vocabulary, the logits of the prompt would cost more than everything else.
 
     Args:
         model: As for ``run_rows``.
         inputs: As for ``run_rows``.
-        columns: The columns, or how many of the last ones.
+        columns: The columns, or the number of last columns.
     """
     if "logits_to_keep" in inspect.signature(type(core_model(model)).forward).parameters:
         return run_rows(model, inputs, logits_to_keep=columns)

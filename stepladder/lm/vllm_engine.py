@@ -1,6 +1,6 @@
-"""vLLM engines in this process: one model and one task each, stepped by hand, so that a search and its engine share one loop.
+"""vLLM engines in this process, each for one model and one task. The caller steps them, so that a search and its engine share one loop.
 
-vLLM is imported when the first engine is built, never before. Weights are never reloaded in place: another model is another engine.
+The first engine imports vLLM; nothing imports it earlier. Weights are never reloaded in place: another model needs another engine.
 """
 
 import gc
@@ -18,20 +18,20 @@ from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.lm.loading import HEAD_PREFIXES, load_model_settings, silence_bars
 
 CPU_BLOCK_SIZE = 32
-"""Tokens of a cache block on a CPU: the smallest that vLLM takes there. Only whole blocks are shared, and its default of 128 would share
-hardly any step."""
+"""Tokens of a cache block on a CPU: the smallest size that vLLM accepts there. Only whole blocks are shared, and with vLLM's default of
+128 hardly any step would be."""
 
 _CPU_CACHE_GIB = "1"
 _CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""A prefix must go through in one step on a CPU: between the parts vLLM turns a request's random numbers back, which only GPUs can."""
+"""On a CPU a prefix must be forwarded in one step: between parts, vLLM rewinds a request's random numbers, which only GPUs can do."""
 _MESSAGE_CHARACTERS = 300
 _OWN_ARGUMENTS = (
     "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
     "disable_log_stats", "use_tqdm_on_load", "logprobs_mode", "max_logprobs", "data_parallel_size",
 )  # fmt: skip
-"""Engine arguments that the options may not touch: the backends rely on them."""
+"""Engine arguments that the options may not change, because the backends rely on them."""
 _BODY_ARGUMENTS = ("hf_overrides", "load_format")
-"""The same where only the body of a model is served."""
+"""The same for engines that serve only the body of a model."""
 _BODY_FORMAT = "stepladder_body"
 """Name under which vLLM knows our loader."""
 
@@ -41,10 +41,10 @@ Task = Literal["generate", "embed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
-    """How an engine uses the machine; nothing here changes what is computed, up to rounding."""
+    """How an engine uses the machine. Nothing here changes results by more than rounding."""
 
     dtype: str = "auto"
-    """Weights' type; ``auto`` is float32 on a CPU and what the checkpoint says on a GPU."""
+    """Type of the weights; ``auto`` is float32 on a CPU and the checkpoint's own type on a GPU."""
     memory_share: float = 0.9
     """Share of each GPU's memory that the engine takes, weights and cache together, in (0, 1]. Engines that share a GPU must leave room for
     each other: their shares must not sum to more than about 0.9."""
@@ -63,19 +63,19 @@ class EngineSettings:
 
 
 class VLLMEngine:
-    """An engine. A process can hold several, and each can be closed; a closed one starts again when it is used."""
+    """An engine. A process can hold several. A closed engine starts again when it is used."""
 
     def __init__(self, source: str | Path, *, task: Task, settings: EngineSettings) -> None:
         """Start an engine.
 
         Args:
             source: Model directory or hub id.
-            task: ``generate`` samples tokens; ``embed`` gives the last hidden state at the last token of a sequence, whatever head the
-                checkpoint has.
+            task: ``generate`` samples tokens. ``embed`` returns the last hidden state at the last token of a sequence, whatever head
+                the checkpoint has.
             settings: How to use the machine.
 
         Raises:
-            ConfigError: If vLLM is not installed, or an option is unknown or not free to choose.
+            ConfigError: If vLLM is not installed, or an option is unknown or reserved.
             CheckpointError: If vLLM cannot serve the model on this machine.
         """
         self._source, self._settings = source, settings
@@ -85,23 +85,23 @@ class VLLMEngine:
         self._in_groups = False
         model = self._engine.vllm_config.model_config
         self.context: int = model.max_model_len
-        """Tokens that a sequence can have."""
+        """Maximum tokens of a sequence."""
         self.vocab_size: int = model.get_vocab_size()
         """Ids that the model knows."""
 
     @property
     def _engine(self) -> Any:
-        """The running engine; started if there is none, or if the end of another one took its process groups away."""
+        """The running engine. It is started if there is none, or if closing another engine destroyed its process groups."""
         if self._live is not None and self._in_groups and not _groups_exist():
             self.close()
         if self._live is None:
             self._live = _start(self._source, self._task, self._settings)
-            # With tensor parallelism, or in a process of its own, an engine has its groups elsewhere.
+            # With tensor parallelism, or in a process of its own, an engine keeps its groups elsewhere.
             self._in_groups = _groups_exist()
         return self._live
 
     def add(self, key: str, token_ids: Sequence[int], params: Any) -> str | None:
-        """Queue a sequence under a key of its own; return None, or why vLLM refuses it."""
+        """Queue a sequence under a unique key. Return None, or the reason why vLLM refuses it."""
         try:
             self._engine.add_request(key, {"prompt_token_ids": list(token_ids)}, params)
         except ValueError as error:
@@ -110,7 +110,7 @@ class VLLMEngine:
         return None
 
     def step(self) -> list[Any]:
-        """Run one step and return vLLM's outputs, one per sequence that has news.
+        """Run one step and return vLLM's outputs, one per sequence with new tokens.
 
         Raises:
             BackendError: If the engine failed.
@@ -123,12 +123,12 @@ class VLLMEngine:
         return outputs
 
     def abort(self, keys: Sequence[str]) -> None:
-        """Stop sequences that are not finished; nothing more is heard of them."""
+        """Stop unfinished sequences; they produce no further outputs."""
         self._engine.abort_request(list(keys))
         self._open.difference_update(keys)
 
     def reset(self) -> None:
-        """Drop open sequences and cached prefixes, so that what follows is computed as in a fresh process.
+        """Drop open sequences and cached prefixes, so that later results are those of a fresh process.
 
         Raises:
             BackendError: If vLLM keeps its cache.
@@ -140,9 +140,9 @@ class VLLMEngine:
             raise BackendError("vLLM engine: the prefix cache must be empty before other work: it was not freed -- build a new engine")
 
     def close(self) -> None:
-        """Stop the engine and give its memory back; what was in flight is lost.
+        """Stop the engine and free its memory. Requests in flight are lost.
 
-        vLLM then ends the process groups that all engines of this process share. The others start again when they are used next.
+        vLLM then ends the process groups that all engines of this process share. The others start again at their next use.
         """
         if self._live is not None:
             self._live.engine_core.shutdown()
@@ -175,10 +175,10 @@ def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
 
 
 def hide_llvmlite() -> None:
-    """Let vLLM pass over llvmlite's library where numba has loaded it.
+    """Let vLLM pass over llvmlite's library if numba has loaded it.
 
-    On a CPU vLLM asks everything in every loaded module for its ``__dict__``. llvmlite's library makes a function of whatever name it is
-    asked for, of this one, too, and vLLM stumbles over it.
+    On a CPU, vLLM asks every object in every loaded module for its ``__dict__``. llvmlite's library makes a function for any name, also
+    for this one, and vLLM fails on it.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     library = None if ffi is None else type(ffi.lib)
@@ -207,7 +207,7 @@ def import_vllm() -> Any:
     Raises:
         ConfigError: If it is not installed.
     """
-    # Read by vLLM while it is imported or when an engine starts; what the user has set stays.
+    # vLLM reads these during its import or when an engine starts. Values that the user has set stay.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -220,7 +220,7 @@ def import_vllm() -> Any:
         ) from error
     if _on_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
-        # vLLM compiles small functions even with enforce_eager: that needs a C++ compiler and half a minute of the first requests.
+        # vLLM compiles small functions even with enforce_eager, which needs a C++ compiler and delays the first requests by half a minute.
         torch._dynamo.config.disable = True
     return vllm
 
@@ -232,10 +232,10 @@ def _on_cpu() -> bool:
 
 
 def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the arguments of ``vllm.EngineArgs``; options win over the machine's defaults, but not over what the backends rely on.
+    """Return the arguments of ``vllm.EngineArgs``. Options override the machine's defaults, but not what the backends rely on.
 
     Raises:
-        ConfigError: If an option is not free to choose.
+        ConfigError: If an option is reserved.
     """
     owned = sorted(set(settings.options) & {*_OWN_ARGUMENTS, *(_BODY_ARGUMENTS if task == "embed" else ())})
     if owned:
@@ -263,7 +263,7 @@ def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *
 
 
 def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, Any]:
-    """Return what serves a checkpoint as the body of its family's language model, whatever stands on it."""
+    """Return the arguments that serve a checkpoint as the body of its family's language model, whatever head it has."""
     config, _ = load_model_settings(source, trust_remote_code=settings.trust_remote_code)
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if name is None:
@@ -274,7 +274,7 @@ def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, A
 
 
 def register_body_loader() -> None:
-    """Tell vLLM how to load a body without the head that stands on it in the checkpoint.
+    """Register a loader with vLLM that loads a body without the checkpoint's head.
 
     vLLM calls this in each of its worker processes, through the entry point in pyproject.toml.
     """
@@ -292,5 +292,5 @@ def register_body_loader() -> None:
 
 
 def _told(error: BaseException) -> str:
-    """Return what an error says in one line; a validation error names the setting only in its second."""
+    """Return an error's message in one line; a validation error names the setting only in its second line."""
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
