@@ -22,7 +22,8 @@ from stepladder.interfaces import ScoreRequest, ScoreResult, StepRequest, StepRe
 from stepladder.mcts.backup import backup_paths
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
-from stepladder.mcts.strategies.descent_kernels import descent_rule, select_descent
+from stepladder.mcts.strategies.descent import select_descent
+from stepladder.mcts.strategies.descent_kernels import descent_rule
 from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land
 from stepladder.testing import CharRenderer
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason

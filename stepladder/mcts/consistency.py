@@ -1,6 +1,6 @@
-"""Mutual consistency: a second model completes the beginnings of each solution, and what it takes to the same answer is chosen among.
+"""Mutual consistency: a second model completes the beginnings of each solution, and the answer is chosen among those that both reach.
 
-Both models read only the question and the solutions; no reference answer takes part, as one does in the released selection.
+Both models read only the question and the solutions. No reference answer takes part; in the released selection one does.
 
 Source: Qi et al. 2024, "Mutual reasoning makes smaller LLMs stronger problem-solvers", section 3.3; the settings are the defaults of its
 ``run_src/do_discriminate.py``: four beginnings of 20% to 50% (the paper says 20% to 80%), one completion of each at temperature 1, and
@@ -36,7 +36,7 @@ class Candidate:
     key: str
     """Canonical form of the answer: equal answers have equal keys."""
     agreements: int
-    """Completions of its beginnings that came to the same answer."""
+    """Completions of its beginnings that reached the same answer."""
 
 
 def choose_consistent(candidates: Sequence[Candidate], *, needed: int) -> Choice:
@@ -63,8 +63,10 @@ def choose_consistent(candidates: Sequence[Candidate], *, needed: int) -> Choice
     firsts = {candidate.key: candidate for candidate in reversed(consistent or candidates)}
     # Sorting is stable, and counters keep the order of first appearance.
     votes = {firsts[key].answer: weight for key, weight in sorted(weights.items(), key=lambda item: -item[1])}
-    winner = firsts[max(weights, key=weights.__getitem__)] if weights else None
-    return Choice(answer=winner and winner.answer, node=winner and winner.node, votes=votes)
+    if not weights:
+        return Choice(answer=None, node=None, votes={})
+    winner = firsts[max(weights, key=weights.__getitem__)]
+    return Choice(answer=winner.answer, node=winner.node, votes=votes)
 
 
 class Discriminator:
@@ -100,9 +102,11 @@ class Discriminator:
         return replace(result, answer=choice.answer, answer_node=choice.node, votes=choice.votes)
 
     def _completed_keys(self, problem: Problem, solutions: Sequence[str]) -> dict[str, list[str | None]]:
-        """Return, per solution, the answers that its completed beginnings come to."""
+        """Return, per solution, the answers that its completed beginnings reach."""
         prompt_ids = self._renderer.prompt_ids(problem)
-        begun = [(text, beginning, share) for text in solutions for share, beginning in self._beginnings(text)]
+        begun = []
+        for text in solutions:
+            begun += [(text, beginning, share) for share, beginning in self._beginnings(text)]
         requests = [
             StepRequest(
                 ticket=ticket,

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from stepladder.interfaces import StepRequest
 from stepladder.mcts.expansion import Expansion, ScoreJob, as_failed
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Sampling, Steps
@@ -36,8 +35,8 @@ class Expander(Protocol):
         """Return how many simulations a wave is whose leaves get so many samples."""
         ...
 
-    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
-        """Return what the policy is asked for an expansion."""
+    def sampling_seed(self, expansion: Expansion) -> int:
+        """Return the seed of an expansion's samples."""
         ...
 
     def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
@@ -88,17 +87,9 @@ class StepExpander:
         """Return the leaves of the wave."""
         return len(samples)
 
-    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
-        """Return what the policy is asked for an expansion."""
-        return StepRequest(
-            ticket=ticket,
-            prefix_ids=expansion.prefix_ids,
-            num_samples=expansion.num_samples,
-            seed=self._seed_of(expansion.leaf),
-            temperature=self._temperature,
-            max_step_tokens=self._spending.budget.max_step_tokens,
-            max_steps=1,
-        )
+    def sampling_seed(self, expansion: Expansion) -> int:
+        """Return the seed of an expansion's samples."""
+        return self._seed_of(expansion.leaf)
 
     def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn samples of one step each into children."""
@@ -150,7 +141,6 @@ class SolutionExpander:
     ) -> None:
         """Expand by a method's settings, into a table of steps."""
         self._table, self._spending, self._seed_of, self._prompt_ids = table, spending, seed_of, prompt_ids
-        self._temperature = float(method.sampling.temperature)
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step."""
@@ -165,19 +155,9 @@ class SolutionExpander:
         """Return the draws of the wave."""
         return sum(samples)
 
-    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
-        """Return what the policy is asked for an expansion."""
-        # The draws of later waves differ by how many came before them.
-        drawn = self._spending.num_simulations - expansion.num_samples
-        return StepRequest(
-            ticket=ticket,
-            prefix_ids=expansion.prefix_ids,
-            num_samples=expansion.num_samples,
-            seed=self._seed_of(expansion.leaf, drawn),
-            temperature=self._temperature,
-            max_step_tokens=self._spending.budget.max_step_tokens,
-            max_steps=self.max_steps,
-        )
+    def sampling_seed(self, expansion: Expansion) -> int:
+        """Return the seed of a wave's draws: later waves differ by how many draws came before them."""
+        return self._seed_of(expansion.leaf, self._spending.num_simulations - expansion.num_samples)
 
     def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn whole solutions into branches.

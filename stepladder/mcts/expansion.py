@@ -72,15 +72,18 @@ class ScoreJob:
     @classmethod
     def of(cls, owner: Expansion, target: Expansion | Rollout, prefix_ids: tuple[int, ...], branches: list[list[int]]) -> "ScoreJob":
         """Return the job for branches given as places in the target."""
-        steps = target.steps
-        tokens = [tuple([steps[place].token_ids for place in branch]) for branch in branches]
-        return cls(owner, target, prefix_ids, list(chain.from_iterable(branches)), tuple(tokens))
+        tokens = tuple([_tokens(target.steps, branch) for branch in branches])
+        return cls(owner, target, prefix_ids, list(chain.from_iterable(branches)), tokens)
 
     @property
     def num_tokens(self) -> int:
         """Tokens to score."""
         steps = chain.from_iterable(self.branches)
         return sum(map(len, steps))
+
+
+def _tokens(steps: Sequence[Step], branch: list[int]) -> tuple[tuple[int, ...], ...]:
+    return tuple([steps[place].token_ids for place in branch])
 
 
 def check_samples(samples: tuple[tuple[Step, ...], ...], *, num_samples: int, max_steps: int) -> None:

@@ -7,7 +7,7 @@ rollouts. Once all of it is in, ``enter_nodes`` in wave order and ``settle_waves
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander
@@ -75,15 +75,16 @@ class ProblemSearch:
         """Values new nodes beside their scores; None without rollouts."""
         self._terms = terms
         self._draws_once = method.samples_solutions and method.sampling.temperature == 0
+        self._temperature = float(method.sampling.temperature)
         self._by_path = method.valuation.estimate == "path"
         self._failed: list[str] = []
         """What each failed sample said, in wave order."""
 
     def _expander(self, method: SearchMethod) -> Expander:
-        parts = {"table": self.table, "spending": self.spending, "seed_of": self.seed_of}
+        table, spending, seed_of = self.table, self.spending, self.seed_of
         if isinstance(method.growth, Solutions):
-            return SolutionExpander(method, prompt_ids=self.prompt_ids, **parts)
-        return StepExpander(method, method.growth, **parts)
+            return SolutionExpander(method, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
+        return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:
         growth = terms.method.growth
@@ -158,13 +159,32 @@ class ProblemSearch:
         self.pending += len(asked)
         return asked
 
-    def request(self, ticket: int, expansion: Expansion, rollout: Rollout | None) -> StepRequest:
-        """Return what the policy is asked for an expansion, or for one of its rollouts."""
-        if rollout is None or self.rollouts is None:
-            asked = self.expander.request(ticket, expansion)
-        else:
-            asked = self.rollouts.request(ticket, expansion, rollout)
-        return replace(asked, question=self.problem.question)
+    def request(self, ticket: int, expansion: Expansion) -> StepRequest:
+        """Return what the policy is asked for an expansion."""
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=expansion.prefix_ids,
+            num_samples=expansion.num_samples,
+            seed=self.expander.sampling_seed(expansion),
+            temperature=self._temperature,
+            max_step_tokens=self.budget.max_step_tokens,
+            max_steps=self.expander.max_steps,
+            question=self.problem.question,
+        )
+
+    def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
+        """Return what the policy is asked for one of an expansion's rollouts."""
+        assert self.rollouts is not None
+        return StepRequest(
+            ticket=ticket,
+            prefix_ids=rollout.prefix_ids,
+            num_samples=self.rollouts.settings.rollouts,
+            seed=self.rollouts.sampling_seed(expansion, rollout),
+            temperature=float(self.rollouts.settings.rollout_temperature),
+            max_step_tokens=self.budget.max_step_tokens,
+            max_steps=rollout.max_steps,
+            question=self.problem.question,
+        )
 
     def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
         """Take in the samples of a rollout and return what has to be scored.

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stepladder.interfaces import Renderer, StepRequest, answer_of
+from stepladder.interfaces import Renderer, answer_of
 from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, as_failed
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.search_method import SearchMethod
@@ -62,17 +62,9 @@ class RolloutValuer:
     def _continues(self, reason: StopReason) -> bool:
         return reason == StopReason.STEP or (reason == StopReason.LENGTH and self._segments)
 
-    def request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
-        """Return what the policy is asked for a rollout."""
-        return StepRequest(
-            ticket=ticket,
-            prefix_ids=rollout.prefix_ids,
-            num_samples=self.settings.rollouts,
-            seed=self._seed_of("rollout", expansion.leaf, rollout.place),
-            temperature=float(self.settings.rollout_temperature),
-            max_step_tokens=self._spending.budget.max_step_tokens,
-            max_steps=rollout.max_steps,
-        )
+    def sampling_seed(self, expansion: Expansion, rollout: Rollout) -> int:
+        """Return the seed of a rollout's samples."""
+        return self._seed_of("rollout", expansion.leaf, rollout.place)
 
     def receive(self, expansion: Expansion, rollout: Rollout, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Take in the samples of a rollout."""

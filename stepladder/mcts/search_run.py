@@ -253,7 +253,9 @@ class SearchRun:
 
     def _grade(self, searches: list[ProblemSearch]) -> None:
         """Number the new nodes and grade all answers that are new to their trees, in one call."""
-        asked = [(search, answer) for search in searches for answer in search.enter_nodes()]
+        asked = []
+        for search in searches:
+            asked += [(search, answer) for answer in search.enter_nodes()]
         if not asked or self._verifier is None:
             return
         begin = time.perf_counter()
@@ -273,7 +275,7 @@ def _number_of(search: ProblemSearch) -> int:
 
 def _step_request(ticket: int, job: _PolicyJob) -> StepRequest:
     search, expansion, rollout = job
-    return search.request(ticket, expansion, rollout)
+    return search.request(ticket, expansion) if rollout is None else search.rollout_request(ticket, expansion, rollout)
 
 
 def _rollouts(search: ProblemSearch, expansion: Expansion) -> list[_PolicyJob]:

@@ -59,7 +59,9 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
     """Return the waves of searches, whose nodes are numbered already (``ProblemSearch.enter_nodes``)."""
     # Looking a member of an enum up takes longer than comparing it.
     step, end = StopReason.STEP, StopReason.END
-    expansions = [(search, expansion) for search in searches for expansion in search.wave]
+    expansions = []
+    for search in searches:
+        expansions += [(search, expansion) for expansion in search.wave]
     sizes = np.array([len(expansion.steps) for _, expansion in expansions])
     owners = np.repeat(np.arange(len(sizes)), sizes)
     reasons = flat(expansion.reasons for _, expansion in expansions)

@@ -5,7 +5,7 @@ differs from the source. Everything else (help, documentation, tests against the
 rule by its type, or a new one by its class (``stepladder.mcts.strategies`` says how to write one).
 
 Scores and values are in [0, 1] here. A system whose values are in [-1, 1] keeps its order of children when its values become (1 + v) / 2
-and its exploration constant is halved; its rows say so. Systems that evaluate by questions to the policy are given the PRM's score, or have
-the policy judge its own steps (``--prm self``). A row names the file or section that its figures were checked against; what a source leaves
-open, or what could not be checked, is ours, and the row says that, too.
+and its exploration constant is halved; its rows say so. Systems that evaluate by questions to the policy get the PRM's score, or the policy
+judges its own steps (``--prm self``). A row names the file or section that its figures were checked against. What a source leaves open, or
+what could not be checked, is ours; the row says that, too.
 """

@@ -1,4 +1,4 @@
-"""Presets that go on from the best leaves of a level, of the deepest or of all: beams, particles, best-first and depth-first search."""
+"""Presets that expand the best leaves of the deepest level or of all levels: beams, particles, best-first and depth-first search."""
 
 from stepladder.mcts.presets.preset import row
 
@@ -58,7 +58,7 @@ LEVEL_ROWS = (
         "best-first",
         "Best-first search: the open leaf with the highest score anywhere in the tree is expanded next.",
         source="Hart et al. 1968, A formal basis for the heuristic determination of minimum cost paths",
-        differs="the score is the whole priority; `q-star` adds the path behind",
+        differs="the score is the whole priority; `q-star` adds the path up to the leaf",
         selection="best-first",
         answer_rule="best",
     ),
@@ -143,7 +143,7 @@ LEVEL_ROWS = (
     ),
     row(
         "particle-filter",
-        "Particle filtering: four solutions grow step by step and are drawn anew from each other by the odds of their scores.",
+        "Particle filtering: four solutions grow step by step; before each step they are resampled by the odds of their scores.",
         source="Puri et al. 2025, A probabilistic inference approach to inference-time scaling of LLMs; scripts/pg.py and "
         "sal/search/particle_gibbs.py with --resample-inactive",
         budget="1 to 128 particles (wave), 40 steps",

@@ -32,7 +32,7 @@ DESCENT_ROWS = (
     ),
     row(
         "lats:paper",
-        "Language agent tree search: UCT, the best new child is played to its end and alone backed up, answer by best score.",
+        "Language agent tree search: UCT, only the best new child is played to its end and backed up, answer by best score.",
         source="Zhou et al. 2024, Language agent tree search unifies reasoning, acting and planning, section 4 and appendix",
         budget="50 trajectories, 7 steps deep (HotPotQA)",
         differs="scores are the PRM's, or with --prm self the policy's, without the share of equal answers; a rollout takes one sample a "
@@ -65,7 +65,7 @@ DESCENT_ROWS = (
     ),
     row(
         "rstar",
-        "rStar: UCT without a PRM, a node is worth the agreement of 32 solutions from it; with --discriminator a second model has a say.",
+        "rStar: UCT without a PRM, a node is worth the agreement of 32 solutions from it; --discriminator adds a second model.",
         source="Qi et al. 2024, Mutual reasoning makes smaller LLMs stronger problem-solvers; run_src/do_generate.py and "
         "common/arguments.py",
         budget="16 rollouts (scripts/run_gsm8k_generator.sh), 5 steps deep",

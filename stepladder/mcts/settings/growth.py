@@ -57,6 +57,7 @@ class Priors:
     prior_temperature: float = 1.0
     """Divides the logarithms of the priors, > 0: higher is flatter. Not for ``uniform`` and ``ones``."""
     noise: RootNoise | None = None
+    """Noise at the root; None is none."""
 
     def __post_init__(self) -> None:
         check_choice("prior", self.prior, PRIORS)
@@ -114,12 +115,14 @@ class Steps:
     """Only a leaf whose own step was this uncertain branches, >= 0. The measure is the mean surprisal of the step's tokens in nats, an
     estimate of their entropy; below it the leaf goes on by one sample. None always branches, and the root always does."""
     priors: Priors = field(default_factory=Priors)
+    """Prior probabilities of the children."""
     evaluation: str = "children"
     """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
     (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
     worth its value, and the leaf and its ancestors get one visit worth the same."""
     rollouts: Rollouts | None = None
+    """What values new children beside their scores; None is nothing."""
     reward: str = "none"
     """Reward of a step: ``none``, or ``gain``, its estimate less its parent's, where 0.5 stands for an unknown parent's."""
     backup: str = "mean"

@@ -57,6 +57,7 @@ class Stopping:
     stop_value: float | None = None
     """The search ends once a solution with an answer scores at least this, in [0, 1]; None never."""
     agreement: Agreement | None = None
+    """When an answer has settled; None never ends a search."""
 
     def __post_init__(self) -> None:
         check_number("stop_value", self.stop_value, "in [0, 1]", optional=True)

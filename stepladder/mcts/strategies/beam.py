@@ -22,6 +22,7 @@ class Beam(Selection):
     TYPES: ClassVar[tuple[str, ...]] = ("beam",)
 
     type: str = "beam"
+    """Name of the rule."""
     groups: int = 1
     """Subtrees, divided among the children of the root, that a beam keeps apart, >= 1: each goes on with wave / groups nodes of its own. A
     divisor of wave."""

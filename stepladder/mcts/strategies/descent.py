@@ -13,13 +13,12 @@ from jaxtyping import Int
 from stepladder.mcts.qvalues import UNVISITED_RULES
 from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_flag, check_number
-from stepladder.mcts.strategies.descent_kernels import NORMALISATIONS, DescentRule, descent_rule, select_descent
+from stepladder.mcts.strategies.descent_kernels import NORMALISATIONS, DescentRule, descend, descent_rule
 from stepladder.mcts.strategies.halving import halving_schedules, schedule_length
-from stepladder.mcts.strategies.strategy import RunShape, SearchView, Selection, Strategy, rows_of
-from stepladder.mcts.tree import Tree
+from stepladder.mcts.strategies.strategy import NO_LEAF, TERMINAL_RULES, RunShape, SearchView, Selection, Strategy, rows_of
+from stepladder.mcts.tree import Tree, reserve
 
 COMMIT_RULES = ("visits", "value")
-TERMINAL_RULES = ("skip", "revisit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +56,11 @@ class Puct:
     TYPES: ClassVar[tuple[str, ...]] = ("puct",)
 
     type: str = "puct"
+    """Name of the rule."""
     c: float = 1.25
     """Exploration constant of puct and uct, c_1 of puct-mctx and puct-muzero, >= 0."""
     values: EdgeValues = field(default_factory=EdgeValues)
+    """What edges are worth to the rule."""
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, self.TYPES)
@@ -73,11 +74,13 @@ class MuZeroPuct:
     TYPES: ClassVar[tuple[str, ...]] = ("puct-mctx", "puct-muzero")
 
     type: str = "puct-muzero"
+    """Name of the rule."""
     c: float = 1.25
     """Exploration constant of puct and uct, c_1 of puct-mctx and puct-muzero, >= 0."""
     c_base: float = 19652.0
     """c_2 of puct-mctx and puct-muzero, > 0."""
     values: EdgeValues = field(default_factory=EdgeValues)
+    """What edges are worth to the rule."""
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, self.TYPES)
@@ -92,9 +95,11 @@ class Uct:
     TYPES: ClassVar[tuple[str, ...]] = ("uct",)
 
     type: str = "uct"
+    """Name of the rule."""
     c: float = 1.25
     """Exploration constant of puct and uct, c_1 of puct-mctx and puct-muzero, >= 0."""
     values: EdgeValues = field(default_factory=EdgeValues)
+    """What edges are worth to the rule."""
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, self.TYPES)
@@ -108,6 +113,7 @@ class Gumbel:
     TYPES: ClassVar[tuple[str, ...]] = ("gumbel",)
 
     type: str = "gumbel"
+    """Name of the rule."""
     max_considered: int = 16
     """Children of the root that gumbel considers, >= 1; a whole number."""
     value_scale: float = 0.1
@@ -158,7 +164,9 @@ class Descent(Selection):
     TYPES: ClassVar[tuple[str, ...]] = tuple(EDGE_RULES)
 
     rule: BoundRule | Gumbel = field(default_factory=Puct)
+    """How edges are scored."""
     commitment: Commitment | None = None
+    """When the search moves down for good; None never."""
     terminals: str = "skip"
     """``skip``: a terminal is never selected again, and simulations go where something can be expanded. ``revisit``: it may be, costs no
     tokens, and its value is backed up once more (AlphaZero). Either way the search ends when nothing can be expanded."""
@@ -194,6 +202,34 @@ class Descent(Selection):
         """Return the strategy of a run."""
         scores = GumbelScores(self.rule, run) if isinstance(self.rule, Gumbel) else BoundScores(self.rule, run)
         return DescentStrategy(scores, self.commitment, run)
+
+
+def select_descent(
+    tree: Tree,
+    rows: Int[np.ndarray, "b"],
+    num_leaves: Int[np.ndarray, "b"],
+    *,
+    rule: DescentRule,
+    starts: Int[np.ndarray, "b"] | None = None,
+) -> Int[np.ndarray, "b W"]:
+    """Select up to ``num_leaves`` leaves per row, one descent after another, and reserve them in the tree.
+
+    A descent begins at the root, or at the row's node in ``starts``, follows the best-scored slot among those with an open leaf below and
+    ends in a node without children. Leaves in flight are not open, so no leaf to be expanded is selected twice; a row that runs out of open
+    leaves gets fewer.
+
+    Returns:
+        The leaves in order of selection, ``NO_LEAF`` after the last one of a row.
+    """
+    waves = np.full((len(rows), max(int(num_leaves.max(initial=0)), 1)), NO_LEAF, np.int64)
+    starts = np.full(len(rows), Tree.ROOT) if starts is None else starts
+    for place in range(waves.shape[1]):
+        chosen = np.flatnonzero((num_leaves > place) & (tree.open_leaves[rows, starts] > 0))
+        if not chosen.size:
+            break
+        waves[chosen, place] = leaves = descend(tree, rows[chosen], starts[chosen], rule)
+        reserve(tree, rows[chosen], leaves)
+    return waves
 
 
 class BoundScores:

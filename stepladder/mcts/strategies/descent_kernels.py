@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 
 from stepladder.mcts.compiled import compiled
 from stepladder.mcts.qvalues import NEUTRAL_VALUE, UNVISITED_RULES
-from stepladder.mcts.strategies.strategy import NO_LEAF
-from stepladder.mcts.tree import Nodes, Tree, reserve
+from stepladder.mcts.tree import Nodes, Tree
 
 DESCENTS = ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel")
 NORMALISATIONS = ("none", "siblings")
@@ -107,34 +106,6 @@ def descent_rule(  # noqa: PLR0913 - one per setting
         schedule_of=np.zeros(len(noise), np.int64),
         schedules=np.zeros((1, 0, 0), np.int64) if schedules is None else schedules[None],
     )
-
-
-def select_descent(
-    tree: Tree,
-    rows: Int[np.ndarray, "b"],
-    num_leaves: Int[np.ndarray, "b"],
-    *,
-    rule: DescentRule,
-    starts: Int[np.ndarray, "b"] | None = None,
-) -> Int[np.ndarray, "b W"]:
-    """Select up to ``num_leaves`` leaves per row, one descent after another, and reserve them in the tree.
-
-    A descent begins at the root, or at the row's node in ``starts``, follows the best-scored slot among those with an open leaf below and
-    ends in a node without children. Leaves in flight are not open, so no leaf to be expanded is selected twice; a row that runs out of open
-    leaves gets fewer.
-
-    Returns:
-        The leaves in order of selection, ``NO_LEAF`` after the last one of a row.
-    """
-    waves = np.full((len(rows), max(int(num_leaves.max(initial=0)), 1)), NO_LEAF, np.int64)
-    starts = np.full(len(rows), Tree.ROOT) if starts is None else starts
-    for place in range(waves.shape[1]):
-        chosen = np.flatnonzero((num_leaves > place) & (tree.open_leaves[rows, starts] > 0))
-        if not chosen.size:
-            break
-        waves[chosen, place] = leaves = _descend(tree, rows[chosen], starts[chosen], rule)
-        reserve(tree, rows[chosen], leaves)
-    return waves
 
 
 @compiled
@@ -238,6 +209,7 @@ def mixed_value(qvalues: Float[np.ndarray, "K"], priors: Float[np.ndarray, "K"],
     total, weight, num_visits = 0.0, 0.0, 0
     for k in range(len(qvalues)):
         if not math.isnan(qvalues[k]):
+            # Known values must have some weight between them, whatever their priors.
             share = max(priors[k], _LEAST_WEIGHT)
             total, weight, num_visits = total + share * qvalues[k], weight + share, num_visits + visits[k]
     return (raw_value + num_visits * total / weight) / (1 + num_visits) if num_visits > 0 else raw_value
@@ -286,6 +258,7 @@ def improve_policy(logits: Float[np.ndarray, "K"], values: Float[np.ndarray, "K"
 
     Source: as ``mixed_value``, Section 5.
     """
+    # The greatest exponent is 0, so nothing overflows.
     highest, total = -np.inf, 0.0
     for k in range(len(logits)):
         highest = max(highest, logits[k] + values[k])
@@ -297,13 +270,16 @@ def improve_policy(logits: Float[np.ndarray, "K"], values: Float[np.ndarray, "K"
 
 
 @compiled
-def _descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"], rule: DescentRule) -> Int[np.ndarray, "b"]:
+def descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"], rule: DescentRule) -> Int[np.ndarray, "b"]:
+    """Return the leaf at which each row's descent ends; every node on the way must have an open leaf below it."""
     leaves = np.empty(len(rows), np.int64)
+    # One buffer for all nodes: a node has at most as many children as there are slots.
     scores = np.empty(tree.children_index.shape[2])
     for i in range(len(rows)):
         nodes, at = tree.nodes[rows[i]], starts[i]
         while tree.children_index[rows[i], at, 0] != _UNVISITED:
             children = tree.children_index[rows[i], at]
+            # Slots are filled from the first on, so the children end at the first empty one.
             num_children = 1
             while num_children < len(children) and children[num_children] != _UNVISITED:
                 num_children += 1
@@ -321,6 +297,7 @@ def _descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"
 def _best_open(nodes: Nodes, children: Int[np.ndarray, "K"], scores: Float[np.ndarray, "K"]) -> int:
     best = -1
     for k in range(len(children)):
+        # Strictly greater: ties go to the first slot.
         if nodes[children[k]].open_leaves > 0 and (best < 0 or scores[k] > scores[best]):
             best = k
     return best
@@ -351,6 +328,7 @@ def _score_by_bounds(nodes: Nodes, at: int, children: Int[np.ndarray, "K"], rule
         else:
             value = completed(qvalue, child.visits, child.raw_value, parent_value, unvisited=rule.unvisited, bonus=rule.unvisited_bonus)
         value = with_critic(value, child.raw_value, share=rule.critic_mix)
+        # A leaf in flight is a lost simulation to the value and one more visit to the bonus.
         value, visits = with_virtual_loss(value, child.visits, child.in_flight), child.visits + child.in_flight
         if rule.selection == _PUCT:
             scores[k] = puct(value, child.prior, visits, sum_visits=sum_visits, c=rule.c)
@@ -372,6 +350,7 @@ def _score_by_gumbel(
 ) -> None:
     """Fill in the scores of a Gumbel search; leaves in flight count as visits and leave the values alone."""
     num = len(children)
+    # Priors stand in ``logits`` until ``mixed_value`` has read them.
     logits, values, visits = np.empty(num), np.empty(num), np.empty(num, np.int64)
     for k in range(num):
         child = nodes[children[k]]
@@ -380,6 +359,7 @@ def _score_by_gumbel(
     mixed = mixed_value(values, logits, visits, raw_value=NEUTRAL_VALUE if math.isnan(own) else float(own))
     sum_visits, max_logit = 0, -np.inf
     for k in range(num):
+        # A sole child with prior 0 is still taken: ``halving_score`` has a floor.
         logits[k] = math.log(logits[k]) if logits[k] > 0 else -np.inf
         values[k] = mixed if math.isnan(values[k]) else values[k]
         visits[k] += nodes[children[k]].in_flight
@@ -391,6 +371,7 @@ def _score_by_gumbel(
             scores[k] = logits[k] - visits[k] / (1 + sum_visits)
         return
     noise, schedule = rule.noise[row], rule.schedules[rule.schedule_of[row], num - 1]
+    # More visits than the schedule is long: its last entry stands for all of them.
     considered = schedule[min(sum_visits, len(schedule) - 1)]
     for k in range(num):
         scores[k] = halving_score(noise[k], logits[k], values[k], max_logit=max_logit, is_candidate=visits[k] == considered)

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from stepladder.mcts.settings.setting_checks import check_choice, check_flag, check_number
-from stepladder.mcts.strategies.descent import TERMINAL_RULES
-from stepladder.mcts.strategies.strategy import NO_LEAF, RunShape, SearchView, Selection, Strategy, reserve_waves, rows_of
+from stepladder.mcts.strategies.strategy import NO_LEAF, TERMINAL_RULES, RunShape, SearchView, Selection, Strategy, reserve_waves, rows_of
 from stepladder.mcts.tree import Tree
 
 
@@ -23,6 +22,7 @@ class Frontier(Selection):
     TYPES: ClassVar[tuple[str, ...]] = ("best-first", "depth-first")
 
     type: str = "best-first"
+    """Name of the rule."""
     min_value: float = 0.0
     """best-first, depth-first: leaves with a lower value are never expanded, >= 0."""
     stop_at_goal: bool = False

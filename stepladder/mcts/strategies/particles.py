@@ -32,6 +32,7 @@ class Particles(Selection):
     TYPES: ClassVar[tuple[str, ...]] = ("resample",)
 
     type: str = "resample"
+    """Name of the rule."""
     resample_by: str = "odds"
     """Weight of a particle of value v in resample: ``odds``, (v / (1 - v))^(1 / T), or ``value``, exp(v / T); v is 0.5 where unknown. Those
     that ended stay in the draw."""

@@ -23,6 +23,7 @@ class Samples(Selection):
     DRAWS_SOLUTIONS: ClassVar[bool] = True
 
     type: str = "sample"
+    """Name of the rule."""
 
     def __post_init__(self) -> None:
         Selection.__post_init__(self)

@@ -18,6 +18,8 @@ from stepladder.types import Budget
 
 NO_LEAF = -1
 """Fills the places of a wave for which a tree has no leaf."""
+TERMINAL_RULES = ("skip", "revisit")
+"""What rules that can revisit terminals do with them."""
 
 
 class SearchView(Protocol):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from stepladder.mcts.backup import backup_paths
-from stepladder.mcts.strategies.descent_kernels import descent_rule, select_descent
+from stepladder.mcts.strategies.descent import select_descent
+from stepladder.mcts.strategies.descent_kernels import descent_rule
 from stepladder.mcts.strategies.halving import considered_visits, halving_schedules
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, allocate, land
 

@@ -13,6 +13,7 @@ from stepladder.mcts.priors import mix_root_noise, sibling_priors
 from stepladder.mcts.qvalues import AGGREGATIONS, UNVISITED_RULES, aggregate_scores
 from stepladder.mcts.search_method import SearchMethod, build_method
 from stepladder.mcts.strategies.beam import select_beam
+from stepladder.mcts.strategies.descent import select_descent
 from stepladder.mcts.strategies.descent_kernels import (
     completed,
     descent_rule,
@@ -23,7 +24,6 @@ from stepladder.mcts.strategies.descent_kernels import (
     puct,
     puct_muzero,
     scale_values,
-    select_descent,
     uct,
     with_critic,
     with_virtual_loss,
