@@ -63,7 +63,7 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
 
     with LoadedModels() as models:
         scorer = open_solution_scorer(job.source, models)
-        threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, job.tune_on, solutions)
+        threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, path=job.tune_on, solutions=solutions)
         scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
     figures = evaluate_scores(scored, aggregation=job.aggregation, threshold=threshold)
     for reason, count in ((reason, count) for file in loaded for reason, count in file.dropped_by_reason.items()):
@@ -79,7 +79,7 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     return "\n".join([*table(figures), *(f"plot: {path}" for path in drawn)])
 
 
-def _tuned_threshold(scorer: "SolutionScorer", job: EvaluationJob, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
+def _tuned_threshold(scorer: "SolutionScorer", job: EvaluationJob, *, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
     """Return the threshold that is best on a file of other problems."""
     tuning = load_stepwise(path, neutral=job.neutral, split=job.source.resolve().split).solutions
     _check_disjoint(tuning, solutions, path)

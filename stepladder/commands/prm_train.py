@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.labels.rstar_math import StepPairs
+from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.metrics import answers as metrics
@@ -30,8 +31,17 @@ from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
 from stepladder.types import TreeRecord, derive_seed
 
+if TYPE_CHECKING:
+    from stepladder.lm.settings import TrainSettings
+    from stepladder.lm.training import TrainReport
+    from stepladder.policy.prompts import PromptRenderer
+    from stepladder.prm.implicit import GradedSolution
+    from stepladder.prm.text_training import LabelledSolution
+
+ProgressCallback = Callable[[int, int, float, int], None]
+"""Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
 REPORT_FILE = "stepladder_prm_training.json"
-"""Where a trained model's directory keeps what its training came to."""
+"""Where a trained model's directory keeps the report of its training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,29 +98,45 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         dropped.update(file.dropped_by_reason)
     kept, held_out = split_by_problem(solutions, held_out=job.held_out, seed=settings.seed, what="labelled solutions")
     with _progress() as on_progress:
-        report = _train(kept, job, settings, spec, on_progress)
+        report = _train(kept, job, settings, spec=spec, on_progress=on_progress)
     dropped.update(report.dropped_by_reason)
     figures = held_out_figures(held_out, job, settings.device) if held_out else None
-    return _finished(job, "solutions", (len(kept), len(held_out)), dropped, report, figures)
+    counts = {"solutions": len(kept), "held_out_solutions": len(held_out)}
+    return _write_report(job, counts, dropped=dropped, report=report, figures=figures)
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int, float, int], None]]:
+def _progress() -> Iterator[ProgressCallback]:
     """Show how far a training is, and yield what the trainer calls after each update."""
     with ProgressDisplay().stages({"PRM": None}) as tell:
         yield lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))
 
 
-def _finished(job: TrainingJob, what: str, counts: tuple[int, int], dropped: Counter[str], report: Any, figures: Any) -> str:
+def _write_report(
+    job: TrainingJob,
+    counts: dict[str, int],
+    *,
+    dropped: Counter[str],
+    report: "TrainReport",
+    figures: dict[str, Any] | None,
+) -> str:
+    """Write what happened beside the model and return it as text.
+
+    Args:
+        job: What was done.
+        counts: What was trained on, and what was held out, by name and in this order.
+        dropped: Rows left out, by reason.
+        report: The trainer's report.
+        figures: How good the model is on what was held out; None where nothing was.
+    """
     facts = {
-        what: counts[0],
-        f"held_out_{what}": counts[1],
+        **counts,
         "dropped_by_reason": dict(sorted(dropped.items())),
         "training": asdict(replace(report, dropped_by_reason={})),
         "held_out": figures,
     }
     atomic_write_text(job.output / REPORT_FILE, json.dumps(facts, indent=2) + "\n")
-    return _told(job, what, facts)
+    return _summary(job, next(iter(counts)), facts)
 
 
 def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
@@ -134,21 +160,53 @@ def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, A
     selection = _selection(kept, job)
     renderer = _tree_renderer(job, shards[0])
     with _progress() as on_progress:
-        common = {"renderer_hash": renderer.hash, "loss": job.loss, "trust_remote_code": job.trust_remote_code, "on_progress": on_progress}
-        if spec.family == "implicit":
-            from stepladder.prm.implicit import train_implicit_on_tokens
-
-            report = train_implicit_on_tokens(job.init, selection.rows, job.output, settings, spec=spec, **common)
-        else:
-            from stepladder.prm.value_training import train_value
-
-            given = None if (Path(job.init) / SPEC_FILE).is_file() else spec
-            options = {"spec": given, "supervise": job.supervise}
-            report = train_value(job.init, selection.rows, job.output, settings, **options, **common)
+        report = _train_on_trees(selection.rows, job, settings, spec=spec, renderer_hash=renderer.hash, on_progress=on_progress)
     renderer.step_format.save(job.output)
     dropped = Counter(selection.dropped_by_reason) + Counter(report.dropped_by_reason)
     figures = _tree_figures(held_out, job, settings.device, renderer_hash=renderer.hash) if held_out else None
-    return _finished(job, "trees", (len(kept), len(held_out)), dropped, report, figures)
+    counts = {"trees": len(kept), "held_out_trees": len(held_out)}
+    return _write_report(job, counts, dropped=dropped, report=report, figures=figures)
+
+
+def _train_on_trees(
+    rows: Sequence[Any],
+    job: TrainingJob,
+    settings: "TrainSettings",
+    *,
+    spec: PRMSpec,
+    renderer_hash: str,
+    on_progress: ProgressCallback,
+) -> "TrainReport":
+    """Train on rows made of trees: solutions with an outcome, or steps with a value."""
+    if spec.family == "implicit":
+        from stepladder.prm.implicit import train_implicit_on_tokens
+
+        return train_implicit_on_tokens(
+            job.init,
+            rows,
+            job.output,
+            settings,
+            spec=spec,
+            renderer_hash=renderer_hash,
+            loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+            trust_remote_code=job.trust_remote_code,
+            on_progress=on_progress,
+        )
+    from stepladder.prm.value_training import train_value
+
+    return train_value(
+        job.init,
+        rows,
+        job.output,
+        settings,
+        # A model to go on from says itself what it is.
+        spec=None if (Path(job.init) / SPEC_FILE).is_file() else spec,
+        supervise=job.supervise,  # pyright: ignore[reportArgumentType] - checked with the spec
+        renderer_hash=renderer_hash,
+        loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
+        trust_remote_code=job.trust_remote_code,
+        on_progress=on_progress,
+    )
 
 
 def _tree_spec(job: TrainingJob) -> PRMSpec:
@@ -182,13 +240,14 @@ def _tree_shards(source: Path) -> list[Path]:
     return shards
 
 
-def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Any:
+def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Selection[Any]:
+    """Return what a model of the job learns from trees."""
     if job.target == "step-pairs":
         return StepPairs().select(records)
     return value_rows(records, target=job.target)
 
 
-def _tree_renderer(job: TrainingJob, shard: Path) -> Any:
+def _tree_renderer(job: TrainingJob, shard: Path) -> "PromptRenderer":
     """Return the renderer of the start model: of its own step format, or of that of the run that the trees stand in."""
     from stepladder.lm.loading import FORMAT_FILE, load_tokenizer
     from stepladder.policy.prompts import PromptRenderer, StepFormat
@@ -216,7 +275,7 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str, 
     return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
 
 
-def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
+def _settings(job: TrainingJob, training: dict[str, Any]) -> "TrainSettings":
     from stepladder.lm.settings import LoraSettings, TrainSettings
 
     if not 0 <= job.held_out < 1:
@@ -224,7 +283,10 @@ def _settings(job: TrainingJob, training: dict[str, Any]) -> Any:
     return TrainSettings(**training, lora=LoraSettings() if job.scope == "lora" else None)
 
 
-def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: Any, spec: PRMSpec, on_progress: Any) -> Any:
+def _train(
+    solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: "TrainSettings", *, spec: PRMSpec, on_progress: ProgressCallback
+) -> "TrainReport":
+    """Train on written solutions: with an outcome, or with labelled steps."""
     if spec.family == "implicit":
         if job.scope == "head" or job.head_first:
             raise ConfigError("prm train: an implicit model has no head of its own to train alone -- use --scope full or lora")
@@ -232,7 +294,7 @@ def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: An
 
         return train_implicit(
             job.init,
-            [_graded(solution) for solution in solutions],
+            [_graded_solution(solution) for solution in solutions],
             job.output,
             settings,
             spec=spec,
@@ -244,7 +306,7 @@ def _train(solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: An
 
     return train_stepwise(
         job.init,
-        [_labelled(solution, job.loss) for solution in solutions],
+        [_labelled_solution(solution, job.loss) for solution in solutions],
         job.output,
         settings,
         spec=spec,
@@ -329,7 +391,7 @@ def _step_figures(judged: Sequence[tuple[Sequence[float | None], Sequence[float 
     }
 
 
-def _graded(solution: StepwiseSolution) -> Any:
+def _graded_solution(solution: StepwiseSolution) -> "GradedSolution":
     from stepladder.prm.implicit import GradedSolution
     from stepladder.prm.reader import Solution
 
@@ -341,7 +403,7 @@ def _graded(solution: StepwiseSolution) -> Any:
     )
 
 
-def _labelled(solution: StepwiseSolution, loss: str) -> Any:
+def _labelled_solution(solution: StepwiseSolution, loss: str) -> "LabelledSolution":
     from stepladder.prm.reader import Solution
     from stepladder.prm.text_training import LabelledSolution
 
@@ -359,7 +421,8 @@ def _outcome_labels(solution: StepwiseSolution) -> tuple[float | None, ...]:
     return (*(None,) * (len(solution.steps) - 1), float(solution.correct))
 
 
-def _told(job: TrainingJob, what: str, facts: dict[str, Any]) -> str:
+def _summary(job: TrainingJob, what: str, facts: dict[str, Any]) -> str:
+    """Return the facts of a training as the lines to print."""
     training, held_out, dropped = facts["training"], facts["held_out"], facts["dropped_by_reason"]
     lines = [
         f"{job.output}: {training['updates']} updates on {training['rows']} rows of {facts[what]} {what}, "

@@ -142,12 +142,7 @@ def choose_models(
         ConfigError: If settings contradict each other or are unknown.
         CheckpointError: If there is no such run or round, or none is finished.
     """
-    if run is not None and policy is not None:
-        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
-    if number is not None and policy is not None:
-        raise ConfigError("--round and --policy: a round has a policy of its own: got both -- give one")
-    if "none" in prm and len(prm) > 1:
-        raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
+    _check_choices(run=run, policy=policy, prm=prm, number=number)
     if policy is not None:
         check_model(PolicyConfig(model=policy))
         config, run_prm = _bare_config(policy), None
@@ -160,6 +155,16 @@ def choose_models(
     if not prm:
         return config, policy, () if run_prm is None else (run_prm,)
     return config, policy, () if "none" in prm else tuple(policy if name == "self" else name for name in prm)
+
+
+def _check_choices(*, run: Path | None, policy: str | None, prm: Sequence[str], number: int | None) -> None:
+    """Refuse choices of models that contradict each other."""
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy: both name a policy: got both -- give one")
+    if number is not None and policy is not None:
+        raise ConfigError("--round and --policy: a round has a policy of its own: got both -- give one")
+    if "none" in prm and len(prm) > 1:
+        raise ConfigError(f"--prm: none stands for no PRM: got {', '.join(prm)} -- leave the others out")
 
 
 class Solved(NamedTuple):

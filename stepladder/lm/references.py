@@ -54,15 +54,19 @@ def add_reference(
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     if packed_layout(model, rows, settings) != "trees":
-        return _with_references(model, rows, order, settings, collate)
+        return _with_references(model, rows, settings, order=order, collate=collate)
     packed = packed_collate(model, settings, collate_packed)
-    collate = lambda part: packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])  # noqa: E731
+
+    def collate_trees(part: list[RowT]) -> Batch:
+        return packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])
+
+    order = [i for group in group_rows(rows) for i in group]
     with tree_attention(model):
-        return _with_references(model, rows, [i for group in group_rows(rows) for i in group], settings, collate)
+        return _with_references(model, rows, settings, order=order, collate=collate_trees)
 
 
 def _with_references(
-    model: PreTrainedModel, rows: Sequence[RowT], order: list[int], settings: TrainSettings, collate: Collate
+    model: PreTrainedModel, rows: Sequence[RowT], settings: TrainSettings, *, order: list[int], collate: Collate
 ) -> list[RowT]:
     """Forward the rows in the given order, in parts that the processes take in turn."""
     size, here = settings.micro_batch_size or settings.batch_size, this_process(model.device)

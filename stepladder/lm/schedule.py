@@ -17,12 +17,13 @@ class Schedule:
     """The rows of every forward pass."""
 
     micro_batches: list[list[int]]
-    """Row indices of every forward pass, in order. Simultaneous passes of several processes are neighbours, in the order of the processes.
-    ``~row`` is a row forwarded without weight: it keeps a process that has no row of its own in step with the others."""
+    """Row indices of every forward pass, in order. Simultaneous passes of several processes stand together, in their order."""
     passes_per_update: int
     """Forward passes of a process per update; their gradients are summed."""
     num_processes: int = 1
     """Processes that share every update."""
+    weightless: frozenset[int] = frozenset()
+    """Numbers of the passes without weight: a process that would have no row forwards one of another's, since all must keep step."""
 
     @property
     def updates(self) -> int:
@@ -73,8 +74,7 @@ def batch_schedule(
     updates = max(1, math.ceil(epochs * num_rows / size - 1e-9))
     updates = min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
-    passes = math.ceil(updates * size / num_rows)
-    stream = np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[: updates * size]
+    stream = _row_stream(num_rows, updates * size, groups=groups, rng=rng)
     if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
     # From here on only positions in the stream are cut: the stream alone decides which rows come when, for any number of processes.
@@ -85,14 +85,43 @@ def batch_schedule(
     if owners is not None and one_pass:
         cuts = _nearest_ends(owners, cuts, reach=size // 8)
     per_pass = size if one_pass else min(size, (micro_batch_size or size) * num_processes)
-    micro_batches: list[list[int]] = []
+    shares: list[list[int]] = []
     for update in np.split(np.arange(len(stream)), cuts):
-        ordered = update if groups else update[np.argsort([-lengths[row] for row in stream[update]], kind="stable")]
+        ordered = update if groups else update[np.argsort(-np.asarray(lengths)[stream[update]], kind="stable")]
         # Only an update of one pass may be larger than ``size``.
         for start in range(0, size, per_pass):
             rows = ordered if one_pass else ordered[start : start + per_pass]
-            micro_batches += _shares(stream[rows], None if owners is None else owners[rows], num_processes)
-    return Schedule(micro_batches=micro_batches, passes_per_update=math.ceil(size / per_pass), num_processes=num_processes)
+            shares += _shares(stream[rows], None if owners is None else owners[rows], num_processes)
+    return Schedule(
+        micro_batches=_keeping_step(shares, num_processes),
+        passes_per_update=math.ceil(size / per_pass),
+        num_processes=num_processes,
+        weightless=_empty_shares(shares),
+    )
+
+
+def _row_stream(num_rows: int, length: int, *, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
+    """Return as many row indices as are asked for: permutations of all rows, one after another."""
+    passes = math.ceil(length / num_rows)
+    return np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[:length]
+
+
+def _empty_shares(shares: list[list[int]]) -> frozenset[int]:
+    """Return the numbers of the shares without rows."""
+    return frozenset(number for number, share in enumerate(shares) if not share)
+
+
+def _keeping_step(shares: list[list[int]], num_processes: int) -> list[list[int]]:
+    """Return the shares with the first row of the same pass in place of every empty one.
+
+    A process without rows forwards one without weight, because gradients are reduced by all processes together.
+    """
+    kept = []
+    for start in range(0, len(shares), num_processes):
+        same_pass = shares[start : start + num_processes]
+        first = next(share for share in same_pass if share)[:1]
+        kept += [share or first for share in same_pass]
+    return kept
 
 
 def _shares(rows: np.ndarray, owners: np.ndarray | None, num_processes: int) -> list[list[int]]:
@@ -102,8 +131,7 @@ def _shares(rows: np.ndarray, owners: np.ndarray | None, num_processes: int) -> 
     else:
         cuts = np.arange(1, num_processes) * len(rows) // num_processes
         shares = np.split(rows, _nearest_ends(owners, cuts, reach=len(rows) // (8 * num_processes)))
-    # A process without rows forwards one without weight, because gradients are reduced by all processes together.
-    return [share.tolist() or [~int(rows[0])] for share in shares]
+    return [share.tolist() for share in shares]
 
 
 def _owners(groups: Sequence[Sequence[int]], stream: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -57,23 +57,46 @@ class Plan:
     collate: Collate
     """What lays them out."""
 
-    def batches(self) -> torch.utils.data.Dataset:
-        """Return the rows as a data set that the schedule indexes."""
+    def passes(self) -> list[list["RowUse"]]:
+        """Return the rows of every forward pass, in the schedule's order."""
+        weightless = self.schedule.weightless
+        return [[RowUse(row, number not in weightless) for row in batch] for number, batch in enumerate(self.schedule.micro_batches)]
+
+    def data_set(self) -> torch.utils.data.Dataset:
+        """Return the rows as a data set that is asked for the entries of ``passes``."""
         return _Rows(self.rows)
 
-    def batch(self, rows: Sequence[tuple[Row, bool]]) -> Batch:
-        """Return the batch of some rows, each with a flag that says whether it has weight."""
-        return {**self.collate([row for row, _ in rows]), "counted": rows[0][1]}
+    def batch(self, rows: Sequence["WeightedRow"]) -> Batch:
+        """Return a batch; ``counted`` says whether it has weight."""
+        return {**self.collate([each.row for each in rows]), "counted": rows[0].counted}
 
     def tokens_after_updates(self) -> list[int]:
-        """Return the tokens forwarded by the end of every update, not counting rows without weight."""
-        per_pass = [sum(self.rows[i].num_tokens for i in batch if i >= 0) for batch in self.schedule.micro_batches]
+        """Return the tokens forwarded by the end of every update, those without weight left out."""
+        per_pass = [sum(self.rows[use.number].num_tokens for use in uses if use.counted) for uses in self.passes()]
         per_update = np.asarray(per_pass).reshape(self.schedule.updates, -1).sum(1)
         return np.cumsum(per_update).tolist()
 
 
+class RowUse(NamedTuple):
+    """A row of a forward pass."""
+
+    number: int
+    """Place among the plan's rows."""
+    counted: bool
+    """Whether it has weight in the loss."""
+
+
+class WeightedRow(NamedTuple):
+    """A row as it is forwarded."""
+
+    row: Row
+    """The row."""
+    counted: bool
+    """Whether it has weight in the loss."""
+
+
 class _Rows(torch.utils.data.Dataset):
-    """Rows by index, each with a flag that says whether it counts. ``~index`` is the same row without weight."""
+    """Rows by their use."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -81,8 +104,8 @@ class _Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Row, bool]:
-        return self._rows[max(index, ~index)], index >= 0
+    def __getitem__(self, use: RowUse) -> WeightedRow:
+        return WeightedRow(self._rows[use.number], use.counted)
 
 
 class ObjectiveTrainer(Trainer):
@@ -94,8 +117,8 @@ class ObjectiveTrainer(Trainer):
     def __init__(
         self, model: nn.Module, args: TrainingArguments, *, plan: Plan, objective: Objective, held_out: Plan | None = None
     ) -> None:
-        measured = held_out.batches() if held_out else None
-        super().__init__(model, args, train_dataset=plan.batches(), eval_dataset=measured, data_collator=plan.batch)
+        measured = held_out.data_set() if held_out else None
+        super().__init__(model, args, train_dataset=plan.data_set(), eval_dataset=measured, data_collator=plan.batch)
         self._plan, self._objective, self._held_out = plan, objective, held_out
         self.remove_callback(PrinterCallback)
 
@@ -107,7 +130,7 @@ class ObjectiveTrainer(Trainer):
         on_gpu = self.args.device.type == "cuda"
         loader = DataLoader(
             self.train_dataset,  # pyright: ignore[reportArgumentType]
-            batch_sampler=self._plan.schedule.micro_batches,
+            batch_sampler=self._plan.passes(),
             collate_fn=self.data_collator,
             pin_memory=on_gpu,
         )
@@ -137,9 +160,8 @@ class ObjectiveTrainer(Trainer):
         """Return and log the loss on the held-out rows as ``eval_loss``. All of them make one update."""
         plan, here = self._held_out, self.accelerator
         assert plan is not None, "there is nothing to measure without rows"
-        mine = plan.schedule.micro_batches[here.process_index :: here.num_processes]
-        rows = plan.batches()
-        batches = [plan.batch([rows[i] for i in batch]) for batch in mine]
+        rows = plan.data_set()
+        batches = [plan.batch([rows[use] for use in uses]) for uses in plan.passes()[here.process_index :: here.num_processes]]
         counts, total, model = self._counts(batches), torch.zeros((), device=self.args.device), cast(nn.Module, self.model_wrapped)
         model.eval()
         for batch in batches:

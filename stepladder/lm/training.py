@@ -153,11 +153,7 @@ def run_training(
         DataFormatError: If there are too few problems to hold some out.
     """
     start = time.perf_counter()
-    check_trackers(settings.report_to)
-    if file := next((path for path in (out_dir, *out_dir.parents) if path.exists() and not path.is_dir()), None):
-        raise CheckpointError(f"training: out_dir must be a directory or not exist: got the file {file} -- choose another place")
-    if settings.lora and settings.lora.four_bit and not getattr(model, "is_loaded_in_4bit", False):
-        raise ConfigError(f"training: lora.four_bit is not known to this training of a {type(model).__name__} -- set it to false")
+    _check_call(model, settings, out_dir)
     here = this_process(resolve_device(settings.device))
     work = out_dir.with_name(f"{out_dir.name}.work")
     with here.main_process_first():
@@ -193,9 +189,10 @@ def run_training(
             shutil.rmtree(work, ignore_errors=True)
     # Wait: the next training starts from the files that the first process writes.
     here.wait_for_everyone()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return TrainReport(
-        updates=trainer.state.global_step,
+        updates=state.global_step,
         rows=len(kept),
         tokens=tokens[-1],
         first_loss=losses[0],
@@ -204,9 +201,18 @@ def run_training(
         seconds=time.perf_counter() - start,
         dropped_by_reason=dict(dropped or {}),
         layout=layout,
-        best_update=trainer.state.best_global_step if aside else None,
-        held_out_loss=trainer.state.best_metric,
+        best_update=state.best_global_step if aside else None,
+        held_out_loss=state.best_metric,
     )
+
+
+def _check_call(model: PreTrainedModel, settings: TrainSettings, out_dir: Path) -> None:
+    """Refuse what cannot be trained or saved, before anything is moved."""
+    check_trackers(settings.report_to)
+    if file := next((path for path in (out_dir, *out_dir.parents) if path.exists() and not path.is_dir()), None):
+        raise CheckpointError(f"training: out_dir must be a directory or not exist: got the file {file} -- choose another place")
+    if settings.lora and settings.lora.four_bit and not getattr(model, "is_loaded_in_4bit", False):
+        raise ConfigError(f"training: lora.four_bit is not known to this training of a {type(model).__name__} -- set it to false")
 
 
 def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
@@ -249,11 +255,9 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
     )
     if not packed:
         return Plan(rows=rows, schedule=schedule, collate=collate)
-    passes = [
-        PackedPass(trees=pack_rows([rows[max(i, ~i)] for i in batch], row_tokens=settings.row_tokens)) for batch in schedule.micro_batches
-    ]
-    numbers = [[number if batch[0] >= 0 else ~number] for number, batch in enumerate(schedule.micro_batches)]
-    return Plan(rows=passes, schedule=replace(schedule, micro_batches=numbers), collate=collate)
+    passes = [PackedPass(trees=pack_rows([rows[i] for i in batch], row_tokens=settings.row_tokens)) for batch in schedule.micro_batches]
+    one_by_one = [[number] for number in range(len(passes))]
+    return Plan(rows=passes, schedule=replace(schedule, micro_batches=one_by_one), collate=collate)
 
 
 def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:

@@ -175,23 +175,15 @@ def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
 
 
 def hide_llvmlite() -> None:
-    """Let vLLM pass over llvmlite's library if numba has loaded it.
+    """Give llvmlite's library an empty ``__dict__`` where numba has loaded it.
 
     On a CPU, vLLM asks every object in every loaded module for its ``__dict__``. llvmlite's library makes a function for any name, also
-    for this one, and vLLM fails on it.
+    for this one, and vLLM fails on it. Names in the library's table are not looked up again. Remove this when llvmlite
+    answers ``AttributeError`` for names of the form ``__x__``; ``test_vllm_engine.py`` then fails and says so.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
-    library = None if ffi is None else type(ffi.lib)
-    if library is None or library.__getattr__.__module__ == __name__:
-        return
-    find = library.__getattr__
-
-    def find_function(self: Any, name: str) -> Any:
-        if name == "__dict__":
-            raise AttributeError(name)
-        return find(self, name)
-
-    library.__getattr__ = find_function
+    if ffi is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
 
 
 def _groups_exist() -> bool:

@@ -115,13 +115,17 @@ class Judge:
         """
         prompts = [[self._prompt(solution, step) for step in range(len(solution.steps))] for solution in solutions]
         new = [prompt for prompt in dict.fromkeys(prompt for steps in prompts for prompt in steps) if prompt not in self._known]
-        self._policy.submit([self._request(ticket, prompt) for ticket, prompt in enumerate(new)])
+        self._ask(new)
+        return [tuple(self._known[prompt] for prompt in steps) for steps in prompts]
+
+    def _ask(self, prompts: Sequence[str]) -> None:
+        """Have the policy write its verdicts on some prompts, and remember the scores that they give."""
+        self._policy.submit([self._request(ticket, prompt) for ticket, prompt in enumerate(prompts)])
         while results := self._policy.collect():
             for result in results:
                 texts = ["".join(step.text for step in sample) for sample in result.samples]
                 self.forwarded_tokens += sum(len(step.token_ids) for sample in result.samples for step in sample)
-                self._known[new[result.ticket]] = vote([read_verdict(text, self.spec) for text in texts], rule=self._rule)
-        return [tuple(self._known[prompt] for prompt in steps) for steps in prompts]
+                self._known[prompts[result.ticket]] = vote([read_verdict(text, self.spec) for text in texts], rule=self._rule)
 
     def _prompt(self, solution: Solution, step: int) -> str:
         places = {"question": solution.question, "previous": "\n\n".join(solution.steps[:step]), "step": solution.steps[step]}

@@ -101,11 +101,12 @@ class TransformersStepScorer:
         if placed is None:
             return tuple((None,) * len(branch) for branch in request.branches)
         return tuple(
-            self._branch_scores(len(request.prefix_ids), branch, count, placement.slots)
+            self._branch_scores(branch, count, begin=len(request.prefix_ids), slots=placement.slots)
             for branch, count, placement in zip(request.branches, counts, placed, strict=True)
         )
 
-    def _branch_scores(self, begin: int, branch: Sequence[Sequence[int]], count: int, slots: np.ndarray) -> tuple[float | None, ...]:
+    def _branch_scores(self, branch: Sequence[Sequence[int]], count: int, *, begin: int, slots: np.ndarray) -> tuple[float | None, ...]:
+        """Return the scores of a branch, of which the first ``count`` steps are read and the prefix has ``begin`` tokens."""
         ends = begin + np.cumsum([len(step) for step in branch[:count]], dtype=np.int64)
         scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec, entropy_penalty=self._entropy_penalty).tolist()
         read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
