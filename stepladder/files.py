@@ -1,13 +1,129 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all, and one boundary for all that reading them can raise."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from stepladder.errors import CheckpointError
+from stepladder.errors import CheckpointError, DataFormatError, StepladderError
+
+_MAX_REASON = 240
+"""Characters of a library's message that are shown."""
+_STRUCTURE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError, AssertionError, ImportError)
+"""What standard types raise where a file holds something else than what is looked for."""
+
+
+@contextmanager
+def reading(
+    path: str | Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError
+) -> Iterator[None]:
+    """Turn whatever a missing, damaged, foreign or unreadable file makes the block raise into one sentence; our own errors pass.
+
+    The block reads, and takes what it needs out of what it read. It does no other work, so that no mistake of ours is blamed on a file.
+
+    Args:
+        path: The file or directory.
+        what: What it must be, for people: ``a shard of trees``.
+        remedy: What to do about one that is something else.
+        raises: The error.
+
+    Raises:
+        CheckpointError, DataFormatError: As ``raises`` says.
+    """
+    try:
+        yield
+    except StepladderError:
+        raise
+    except BaseException as error:
+        if (reason := file_fault(error, path)) is None:
+            raise
+        raise raises(f"{_place(error, path)}: must be {what}: {reason} -- {_remedy(error, remedy)}") from error
+
+
+def read_json(path: Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError) -> Any:
+    """Return what a JSON file holds; arguments and errors as for ``reading``."""
+    with reading(path, what=what, remedy=remedy, raises=raises):
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def read_json_object(
+    path: Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError
+) -> dict[str, Any]:
+    """Return what a JSON file holds that must be one object; arguments and errors as for ``reading``."""
+    found = read_json(path, what=what, remedy=remedy, raises=raises)
+    if not isinstance(found, dict):
+        raise raises(f"{path}: must be {what}: it holds no JSON object, but {type(found).__name__} -- {remedy}")
+    return found
+
+
+def file_fault(error: BaseException, path: str | Path | None = None) -> str | None:
+    """Return a clause that says what is wrong with a file, or None for errors that no file causes.
+
+    Args:
+        error: What reading it raised.
+        path: The file; an error that names another one says so.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return _os_reason(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: byte {error.object[error.start]:#04x} at position {error.start}"
+    if isinstance(error, json.JSONDecodeError):
+        return "it is empty" if not error.doc.strip() else f"it is no JSON: {_first_line(error)}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(error, KeyError) and type(error) is KeyError:
+        return f"{error.args[0] if error.args else ''!r} is missing"
+    if type(error).__name__ == "UnpicklingError":
+        return "it is a pickle of more than weights, or a damaged one: a pickle can run any code, and is never loaded"
+    if isinstance(error, (OSError, *_STRUCTURE)) or _is_library_error(error):
+        return _first_line(error)
+    return None
+
+
+def _is_library_error(error: BaseException) -> bool:
+    """Say whether an error's class belongs to a library; none is imported for this. Rust libraries raise bare exceptions and panics."""
+    top = type(error).__module__.partition(".")[0]
+    if not isinstance(error, Exception):
+        return top == "pyo3_runtime"
+    return type(error) is Exception or top not in ("builtins", "stepladder")
+
+
+def _os_reason(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "you may not read it"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "it is a directory"
+    if isinstance(error, NotADirectoryError):
+        return "a part of its path is a file"
+    return error.strerror or _first_line(error)
+
+
+def _place(error: BaseException, path: str | Path) -> str | Path:
+    """Return the file that an error names, where that lies in the directory that was read."""
+    named = error.filename if isinstance(error, OSError) else None
+    if isinstance(named, str) and Path(path) in Path(named).parents:
+        return named
+    return path
+
+
+def _remedy(error: BaseException, remedy: str) -> str:
+    return "change its rights, or ask its owner" if isinstance(error, PermissionError) else remedy
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip().rstrip(".:") if lines else ""
+    if not line or isinstance(error, AttributeError | IndexError | TypeError | AssertionError):
+        line = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_records
+from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
@@ -92,10 +90,10 @@ def _check_imported(run: RunDir, config: Config) -> None:
         return
     expected = build_renderer(config, config.policy.model).hash
     for path in paths:
-        foreign = set(pq.ParquetFile(path).read(columns=["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
+        foreign = set(read_columns(path, ["renderer_hash"])["renderer_hash"].to_pylist()) - {expected}
         if foreign:
             raise DataFormatError(
-                f"{path}: every row must come from renderer {expected!r}: got {', '.join(map(repr, sorted(foreign)))} "
+                f"{path}: every row must come from renderer {expected!r}: got {', '.join(sorted(map(repr, foreign)))} "
                 "-- import rows that were made with the same prompt format and tokenizer"
             )
 

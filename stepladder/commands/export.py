@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stepladder import __version__
 from stepladder.data.exports.card import CARD_MARK, CardFacts
 from stepladder.data.exports.dataset import ExportJob, ExportSummary, export_dataset, find_format, import_dataset, restored_kind
@@ -17,7 +15,7 @@ from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
-from stepladder.data.store import VALUES
+from stepladder.data.store import VALUES, read_columns
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError, StepladderError
 from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.policies import imported_row_check
@@ -220,7 +218,7 @@ def _splits(texts: Sequence[str]) -> dict[str, float]:
 def _questions(trees: Sequence[Path]) -> dict[str, str]:
     questions: dict[str, str] = {}
     for path in trees:
-        table = pq.ParquetFile(path).read(columns=["problem_id", "question"])
+        table = read_columns(path, ["problem_id", "question"])
         questions.update(zip(table["problem_id"].to_pylist(), table["question"].to_pylist(), strict=True))
     return questions
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from stepladder.digests import digest_of
 from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.files import reading
 from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.prm.sources import prm_members
@@ -105,7 +106,8 @@ class Progress:
             DataFormatError: If the file is not one that ``solve`` left.
         """
         progress = cls(path=path, keeps_trees=keeps_trees)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        with reading(path, what="the finished answers of a stopped call", remedy=_START_OVER):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         if not lines:
             return progress
         _check_settings(path, _object(path, 1, lines[0]), settings())
@@ -151,7 +153,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     """Return the JSON object of a line."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise DataFormatError(f"{path}:{number}: must hold an answer of an earlier call: got {line[:80]!r} -- {_START_OVER}")

@@ -2,20 +2,22 @@
 
 The schema of every kind is written out here, so a file of another version or kind is recognised and refused, and an empty list has the same
 type as a full one. The same records give the same bytes: nothing in a file depends on the time, the machine or the path. A file appears
-whole or not at all; what a killed process left behind has another name and is never read.
+whole or not at all; what a killed process left behind has another name and is never read. Pages have checksums, so that a byte that
+changed on disk is noticed when it is read.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stepladder.errors import DataFormatError
-from stepladder.files import atomic_file
+from stepladder.files import atomic_file, reading
 from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
 
 RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, GradedRow, ValueRow)
@@ -26,6 +28,7 @@ PAIR_SCHEMA_VERSION = 3
 """Version of the stored form of pairs."""
 
 _KIND_KEY, _VERSION_KEY = b"stepladder.kind", b"stepladder.schema_version"
+_REMAKE = "remove it and run the command again that wrote it"
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 PROVENANCE_TYPES: dict[str, pa.DataType] = {
@@ -149,6 +152,9 @@ GRADED = ShardKind(
         "logps": pa.list_(_FLOAT),
     },
 )
+_PER_NODE = ("depths", "token_ids", "logps", "texts", "priors", "scores", "visits", "values", "stop_reasons", "answers", "outcomes")
+"""Fields of a tree that have one entry per node, as ``parents`` has."""
+
 VALUES = ShardKind(
     name="values",
     version=ROW_SCHEMA_VERSION,
@@ -172,28 +178,60 @@ def write_table(path: Path, table: pa.Table) -> None:
     """
     # A file object of Python's own: its errors carry the number by which a full disk is recognised.
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", version="2.6", data_page_version="1.0")
+        pq.write_table(table, file, compression="zstd", version="2.6", data_page_version="1.0", write_page_checksum=True)
 
 
 def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
     """Read a shard as an Arrow table.
 
     Raises:
-        DataFormatError: If the file is missing, no Parquet file, or of another kind or version.
+        DataFormatError: If the file is missing, damaged, no Parquet file, or of another kind or version.
     """
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise DataFormatError(f"{path}: must be a Parquet shard of {kind.name}: {reason} -- make it again") from None
-    metadata = table.schema.metadata or {}
-    found = metadata.get(_KIND_KEY, b"no stepladder shard").decode()
-    version = metadata.get(_VERSION_KEY, b"none").decode()
-    if found != kind.name or version != str(kind.version) or table.schema.names != kind.schema.names:
-        raise DataFormatError(
-            f"{path}: must be a shard of {kind.name}, schema version {kind.version}: got {found}, version {version} "
-            "-- use the stepladder that wrote it, or make it again"
-        )
+    what = f"a Parquet shard of {kind.name}"
+    with reading(path, what=what, remedy=_REMAKE, raises=DataFormatError), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        schema = file.schema_arrow
+        metadata = schema.metadata or {}
+        found = metadata.get(_KIND_KEY, b"no stepladder shard").decode()
+        version = metadata.get(_VERSION_KEY, b"none").decode()
+        if found != kind.name or version != str(kind.version) or not schema.equals(kind.schema):
+            raise DataFormatError(
+                f"{path}: must be a shard of {kind.name}, schema version {kind.version}: got {found}, version {version} "
+                "-- use the stepladder that wrote it, or make it again"
+            )
+        table = file.read()
+        table.validate(full=True)
+    return table
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    """Read some columns of a shard, of whatever kind; errors as for ``read_table``."""
+    with reading(path, what="a Parquet shard", remedy=_REMAKE, raises=DataFormatError):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=list(names)).select(list(names))
+        table.validate(full=True)
+    return table
+
+
+def count_rows(path: Path) -> int:
+    """Return how many rows a shard holds; errors as for ``read_table``."""
+    with reading(path, what="a Parquet shard", remedy=_REMAKE, raises=DataFormatError):
+        return pq.read_metadata(path).num_rows
+
+
+def read_parquet(path: Path, *, remedy: str) -> pa.Table:
+    """Read a Parquet file that may be anybody's.
+
+    Args:
+        path: The file. A directory is none, and no column comes from a file's name, as ``pyarrow.parquet.read_table`` would have it.
+        remedy: What to do about one that cannot be read.
+
+    Raises:
+        DataFormatError: If it is missing, damaged, or no Parquet file.
+    """
+    with reading(path, what="a Parquet file", remedy=remedy, raises=DataFormatError):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        table.validate(full=True)
     return table
 
 
@@ -256,11 +294,53 @@ def write_records(path: Path, records: Sequence[RecordT], kind: ShardKind[Record
     write_table(path, pa.Table.from_arrays(arrays, schema=schema))
 
 
-def read_records(path: Path, kind: ShardKind[RecordT]) -> list[RecordT]:
-    """Read a shard of one kind; errors as for ``read_table``."""
+def read_records(path: Path, kind: ShardKind[RecordT], *, place: Path | None = None) -> list[RecordT]:
+    """Read a shard of one kind.
+
+    Args:
+        path: The shard.
+        kind: Its kind.
+        place: What the shard was made of, for messages; None is the shard itself.
+
+    Raises:
+        DataFormatError: As for ``read_table``, and if a value is missing that every record has, or a tree is none.
+    """
+    table, place = read_table(path, kind), place or path
+    hints = {**get_type_hints(kind.record), **get_type_hints(Provenance)}
+    for name in table.schema.names:
+        if _lacks_values(table[name].combine_chunks(), hints[name]):
+            raise DataFormatError(f"{place}: must hold complete rows of {kind.name}: values of {name!r} are missing -- {_REMAKE}")
     fields = {field.name for field in dataclasses.fields(kind.record)}
     records = []
-    for row in read_table(path, kind).to_pylist():
+    for number, row in enumerate(table.to_pylist(), 1):
         provenance = Provenance(**{name: row[name] for name in PROVENANCE_TYPES})
-        records.append(kind.record(**{name: row[name] for name in row if name in fields}, provenance=provenance))
+        record = kind.record(**{name: row[name] for name in row if name in fields}, provenance=provenance)
+        if isinstance(record, TreeRecord) and (wrong := _no_tree(record)):
+            raise DataFormatError(f"{place}:{number}: must be a tree: {wrong} -- {_REMAKE}")
+        records.append(record)
     return records
+
+
+def _lacks_values(array: Any, hint: Any) -> bool:
+    """Say whether a column has nulls where the type of the record's field allows none, at any depth of its lists."""
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if array.null_count and type(None) not in options:
+        return True
+    inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
+    return inner is not None and _lacks_values(array.flatten(), inner)
+
+
+def _no_tree(record: TreeRecord) -> str | None:
+    """Say what keeps a record from being a tree, or None: lists of one entry per node, and every parent before its children."""
+    size = len(record.parents)
+    for name in _PER_NODE:
+        if len(getattr(record, name)) != size:
+            return f"{name!r} must have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
+    if not size or record.parents[0] != -1 or record.depths[0] != 0:
+        return f"node 0 must be the root: got {record.parents[:1]} of depth {record.depths[:1]}"
+    for node, (parent, depth) in enumerate(zip(record.parents[1:], record.depths[1:], strict=True), 1):
+        if not 0 <= parent < node or depth != record.depths[parent] + 1:
+            return f"the parent of node {node} must stand before it, one step nearer to the root: got {parent} and depth {depth}"
+    if any(len(ids) != len(logps) for ids, logps in zip(record.token_ids, record.logps, strict=True)):
+        return "every token must have its log-probability"
+    return None

@@ -19,7 +19,7 @@ from stepladder.embedded.glyphs import (
     warmup_rows,
 )
 from stepladder.errors import CheckpointError
-from stepladder.files import atomic_directory
+from stepladder.files import atomic_directory, read_json_object
 from stepladder.types import derive_seed
 
 __all__ = ["RECIPE", "PreparedTask", "prepare", "settings", "task_files"]
@@ -120,12 +120,10 @@ def task_files(directory: Path) -> PreparedTask:
 
 
 def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
-    try:
-        found = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(
-            f"{directory}: must hold the embedded task or not exist: found no {TASK_FILE} -- choose another --run-dir"
-        ) from None
+    if directory.is_dir() and not (directory / TASK_FILE).exists():
+        raise CheckpointError(f"{directory}: must hold the embedded task or not exist: found no {TASK_FILE} -- choose another --run-dir")
+    remedy = "choose another --run-dir"
+    found = read_json_object(directory / TASK_FILE, what="the description of the embedded task", remedy=remedy)
     different = [f"{key}: {found.get(key)!r} != {value!r}" for key, value in identity.items() if found.get(key) != value]
     if different:
         raise CheckpointError(f"{directory}: holds another embedded task: {'; '.join(different)} -- choose another --run-dir")

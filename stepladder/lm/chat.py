@@ -34,7 +34,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
         text: Any = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=open_turn, strftime_now=day.strftime
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    # A template is a program of somebody's: it may divide by zero, index beyond a list, or recurse for ever.
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as error:
         roles = ", ".join(message["role"] for message in messages)
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"chat template: must render the messages of {roles}: {first_line} -- use another template") from error

@@ -1,16 +1,15 @@
 """Loading models and tokenizers from a directory or a hub id, with errors that say what is missing."""
 
-import json
 import logging
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.files import file_fault, read_json, read_json_object, reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
@@ -37,6 +37,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _LOGGER = logging.getLogger(__name__)
 _PROBES = ("is 1+1?", "1234 = 12\n\n", "  a\tb\n c", "½ of é, x² 語 🙂", "don't  stop.")
 """Texts that families split differently: blanks, digits, line breaks, characters that a normaliser changes."""
+_SMALL_BYTES = 1 << 20
+"""Larger JSON files, vocabularies, are left to the library that needs them: reading them twice takes time."""
+_GENERATION_FILE = "generation_config.json"
 _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
@@ -113,9 +116,10 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 def _warn_of_family(source: str) -> None:
     """Log a warning if the tokenizer of the model's family, which other tools load, reads a text differently from the saved one."""
     try:
-        saved, other = PreTrainedTokenizerFast.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        with reading(source, what="a tokenizer", remedy="save it again"):
+            saved, other = PreTrainedTokenizerFast.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     # Whoever loads a broken checkpoint refuses it; here it only means that there is nothing to compare.
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+    except CheckpointError:
         return
     for probe in _PROBES:
         own, family = (each.encode(probe, add_special_tokens=False) for each in (saved, other))
@@ -129,10 +133,8 @@ def _warn_of_family(source: str) -> None:
 
 
 def _tokenizer_class(settings: Path) -> str | None:
-    try:
-        return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{settings}: must be a JSON object: {error} -- save the tokenizer again") from error
+    name = read_json_object(settings, what="the settings of a tokenizer", remedy="save the tokenizer again").get("tokenizer_class")
+    return name if isinstance(name, str) else None
 
 
 def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -142,8 +144,12 @@ def load_model_settings(source: str | Path, *, trust_remote_code: bool = False) 
         CheckpointError: If there is no such model.
     """
     config = _loaded(source, "model configuration", AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
+    if Path(source).is_dir():
+        path = Path(source) / _GENERATION_FILE
+        with reading(path, what="the settings of generation", remedy="save the model again"):
+            return config, GenerationConfig.from_pretrained(source) if path.exists() else None
     try:
-        with nullcontext() if Path(source).is_dir() else cached_where_unreachable():
+        with cached_where_unreachable():
             return config, GenerationConfig.from_pretrained(source)
     except OSError:
         return config, None
@@ -229,14 +235,34 @@ def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: 
 
 
 def _explained(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    if Path(source).is_dir():
+        _check_files(Path(source), what)
+        with reading(source, what=f"a {what}", remedy="check that the directory is complete, or save the model again"):
+            return load(source, **options)
     try:
         return load(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if not Path(source).is_dir() and why_unreachable() is not None:
+    except Exception as error:
+        reason = file_fault(error)
+        if reason is None or isinstance(error, CheckpointError):
+            raise
+        if why_unreachable() is not None:
             raise CheckpointError(absent(source, what)) from error
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "check that the directory is complete" if Path(source).is_dir() else "check the name and the way to the hub"
-        raise CheckpointError(f"{source}: could not load a {what}: {first_line} -- {remedy}") from error
+        raise CheckpointError(f"{source}: could not load a {what}: {reason} -- check the name and the way to the hub") from error
+
+
+def _check_files(directory: Path, what: str) -> None:
+    """Check that the files of a model may be read, and what is small of them is whole: libraries report either as something else."""
+    remedy = "save the model again"
+    with reading(directory, what=f"the directory of a {what}", remedy=remedy):
+        files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors", ".bin", ".jinja"))
+    for path in files:
+        with reading(path, what=f"a file of a {what}", remedy=remedy), path.open("rb"):
+            pass
+        if path.suffix == ".safetensors":
+            with reading(path, what="weights in safetensors form", remedy=remedy), safe_open(path, framework="pt"):
+                pass
+        elif path.suffix == ".json" and path.stat().st_size <= _SMALL_BYTES:
+            read_json(path, what=f"a JSON file of a {what}", remedy=remedy)
 
 
 def _looks_like_path(source: str | Path) -> bool:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stepladder.boxes import boxed_answer, boxes
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.lm.chat import prints_date, render_chat, today, turn_end
 from stepladder.lm.encoding import TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
@@ -98,13 +98,8 @@ class StepFormat:
             CheckpointError: If it is missing, malformed or of another version.
         """
         path = Path(directory) / FORMAT_FILE
-        try:
-            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = row.pop("schema_version")
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: must say how steps are written: not found -- save a StepFormat there or state one") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the format again") from error
+        row = read_json_object(path, what="a step format", remedy="save a StepFormat there, or train the model again")
+        version = row.pop("schema_version", None)
         kinds = {field.name: field.type for field in fields(cls)}
         unknown = sorted(set(row) - set(kinds))
         if version != FORMAT_VERSION or unknown:
@@ -113,7 +108,8 @@ class StepFormat:
             if not isinstance(value, cast(type, kinds[name])):
                 raise CheckpointError(f"{path}: {name} must be {getattr(kinds[name], '__name__', kinds[name])}: got {value!r}")
         try:
-            return cls(**row)
+            with reading(path, what="a step format", remedy="save the format again"):
+                return cls(**row)
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError
+from stepladder.files import reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.lm.loading import HEAD_NAMES, HEAD_PREFIXES, load_causal_lm, load_token_classifier
 from stepladder.lm.training import quiet
@@ -23,6 +24,7 @@ from stepladder.prm.specs import PRMSpec
 
 _VOCABULARY_HEADS = ("lm_head.weight", "embed_tokens.weight", "wte.weight")
 """How the names of a language model's head end, or of the input embeddings that it shares; the first that is found counts."""
+_REMEDY = "save the model again, as safetensors"
 
 
 def load_reward_model(
@@ -213,9 +215,10 @@ def _tensors(directory: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor
     """Return the tensors of a checkpoint that are wanted by their names; the others are not read."""
     found: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with reading(path, what="weights in safetensors form", remedy=_REMEDY), safe_open(path, framework="pt") as file:
             found |= {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
     for path in sorted(directory.glob("pytorch_model*.bin")) if not found else []:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found |= {key: state[key] for key in state if wanted(key)}
+        with reading(path, what="weights", remedy=_REMEDY):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found |= {key: state[key] for key in state if wanted(key)}
     return found

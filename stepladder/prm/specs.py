@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.prm.families import FAMILIES
 
 SPEC_FILE = "stepladder_prm.json"
@@ -139,21 +139,17 @@ class PRMSpec:
             CheckpointError: If it is missing, malformed or of another version.
         """
         path = Path(directory) if Path(directory).suffix == ".json" else Path(directory) / SPEC_FILE
-        try:
-            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = int(row.pop("schema_version"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: must say how scores are read: not found -- use a directory that PRM training wrote") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: must be a JSON object with a schema_version: {error!r} -- save the PRM again") from error
+        row = read_json_object(path, what="a spec of a PRM", remedy="use a directory that PRM training wrote, or save the spec again")
+        version = row.pop("schema_version", None)
         names = {each.name for each in fields(cls)}
-        if set(row) != {1: _VERSION_1, 2: names - _NEW_IN_VERSION_3, SPEC_VERSION: names}.get(version):
+        if set(row) != {1: _VERSION_1, 2: names - _NEW_IN_VERSION_3, SPEC_VERSION: names}.get(version if isinstance(version, int) else -1):
             raise CheckpointError(
                 f"{path}: must be of version 1 to {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
                 "-- use the stepladder that wrote it"
             )
         try:
-            return cls(**row)
+            with reading(path, what="a spec of a PRM", remedy="save the spec again"):
+                return cls(**row)
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from None
 

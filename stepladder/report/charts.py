@@ -280,6 +280,10 @@ def standalone(panels: Sequence[str], *, style: str, title: str, columns: int = 
     )
 
 
+STAGE_COLOURS = 8
+"""Colours of stages in ``chart.css``."""
+
+
 def time_bars(rounds: dict[int, dict[str, float]], *, label: str) -> str:
     """Draw one horizontal bar per round, cut into its stages, with the total at its end.
 
@@ -297,10 +301,15 @@ def time_bars(rounds: dict[int, dict[str, float]], *, label: str) -> str:
             seconds = times[stage]
             length = width * seconds / longest
             tip = f"round {number}, {stage}\n{duration(seconds)}"
-            parts.append(_box(f"bar stage-{stages.index(stage) % 4}", x, y, length, 21, tip=tip))
+            parts.append(_box(f"bar {stage_style(stages.index(stage))}", x, y, length, 21, tip=tip))
             x += length
         parts.append(_text(x + 6, y + 15, duration(sum(times.values())), "value"))
     return _svg(16 + 28 * len(rounds), label, "".join(parts))
+
+
+def stage_style(index: int) -> str:
+    """Return the class that colours a stage; ``chart.css`` has as many colours as a round can have stages."""
+    return f"stage-{index % STAGE_COLOURS}"
 
 
 def stage_names(rounds: dict[int, dict[str, float]]) -> list[str]:

@@ -384,7 +384,7 @@ def time_spent(stages: StageTimes) -> Markup:
     if not stages.seconds:
         return Markup("")
     names = charts.stage_names(stages.seconds)
-    legend = "".join(f'<span><i class="stage-{index % 4}"></i>{escape(name)}</span>' for index, name in enumerate(names))
+    legend = "".join(f'<span><i class="{charts.stage_style(index)}"></i>{escape(name)}</span>' for index, name in enumerate(names))
     chart = charts.time_bars(stages.seconds, label="Seconds per stage, one bar per round")
     cells = [
         (number, *(duration(spent.get(name)) for name in names), duration(sum(spent.values())))

@@ -11,7 +11,6 @@ and ``correct`` where there are any). A ``label`` that is true or false, as in r
 """
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from stepladder.data.datasets.problems import SourceRow, normalise_question, source_rows
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.files import read_json
 
 Neutral = Literal["good", "bad", "half", "drop"]
 _NEUTRAL_LABELS: dict[str, float | None] = {"good": 1.0, "bad": 0.0, "half": 0.5, "drop": None}
@@ -88,10 +88,7 @@ def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split:
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
     """Yield the rows of a JSON file that is one list of objects, as RewardMATH's is."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataFormatError(f"{path}: must be a readable JSON file: {error} -- check the path") from None
+    rows = read_json(path, what="a JSON file", remedy="check the path", raises=DataFormatError)
     for number, fields in enumerate(rows if isinstance(rows, list) else [rows], 1):
         if not isinstance(fields, dict) or not isinstance(rows, list):
             raise DataFormatError(f"{path}: must be a list of JSON objects: row {number} is none -- give a .jsonl file or such a list")

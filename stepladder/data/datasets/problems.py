@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,10 +20,13 @@ from stepladder.boxes import boxed_answer, boxes
 from stepladder.data.grading.answers import unreadable_reason
 from stepladder.data.grading.rules import AnswerRule
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.files import file_fault, reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.types import LabelledProblem, Problem, derive_seed
 
 _LOG = logging.getLogger(__name__)
+_SUFFIXES = (".jsonl", ".parquet", ".json")
+"""What the names of files of rows end with."""
 
 
 class SourceRow(NamedTuple):
@@ -191,6 +194,18 @@ def split_problems(problems: Sequence[LabelledProblem], *, held_out: int, seed: 
     )
 
 
+def check_source(source: str | Path) -> None:
+    """Check that a file of rows is there and may be read, before a model is looked for; data sets are left to ``source_rows``.
+
+    Raises:
+        DataFormatError: If not.
+    """
+    path = Path(source)
+    if path.suffix in _SUFFIXES:
+        with reading(path, what="a readable file", remedy="check the path", raises=DataFormatError), path.open("rb"):
+            pass
+
+
 def source_rows(source: str, *, subset: str | None = None, split: str = "train") -> Iterator[SourceRow]:
     """Yield the rows of a ``*.jsonl`` or ``*.parquet`` file, or of a Hugging Face data set.
 
@@ -216,20 +231,28 @@ def jsonl_rows(source: Path | IO[bytes], name: str | None = None) -> Iterator[So
     if not isinstance(source, Path):
         yield from _stream_rows(source, name or "input", stem=name or "input")
         return
-    try:
+    with reading(source, what="a file of JSON lines", remedy="check the path", raises=DataFormatError):
         file = source.open("rb")
-    except OSError as error:
-        raise DataFormatError(f"{source}: must be a readable file: got {error.strerror!r} -- check the path") from None
     with file:
         yield from _stream_rows(file, str(source), stem=source.stem)
 
 
-def _stream_rows(lines: Iterable[bytes], name: str, *, stem: str) -> Iterator[SourceRow]:
-    for number, line in enumerate(lines, 1):
+def _stream_rows(stream: IO[bytes], name: str, *, stem: str) -> Iterator[SourceRow]:
+    for number, line in enumerate(_lines(stream, name), 1):
         # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
             yield SourceRow(f"{name}:{number}", f"{stem}-{number}", _json_object(line, f"{name}:{number}"))
+
+
+def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """Yield lines; only reading them is under the boundary, not the work on them."""
+    while True:
+        with reading(name, what="a file of JSON lines", remedy="check the disk", raises=DataFormatError):
+            line = stream.readline()
+        if not line:
+            return
+        yield line
 
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
@@ -237,24 +260,24 @@ def _json_object(line: bytes, place: str) -> dict[str, Any]:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataFormatError(f"{place}: must be UTF-8: got byte {line[error.start]:#04x} -- save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise DataFormatError(f"{place}: must be one JSON object: {error} -- correct or remove the line") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DataFormatError(f"{place}: must be one JSON object: {file_fault(error)} -- correct or remove the line") from None
     if not isinstance(fields, dict):
         raise DataFormatError(f"{place}: must be one JSON object: got {type(fields).__name__} -- correct or remove the line")
     return fields
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(path, what="a Parquet file", remedy="check the path, or write the file again", raises=DataFormatError):
         # ParquetFile reads this file alone; read_table would also read a directory and infer columns from its name.
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataFormatError(f"{path}: must be a readable Parquet file: {reason} -- check the path") from None
-    for number, fields in enumerate(table.to_pylist(), 1):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        # Text that is not UTF-8 is found here, and not where a row is first used.
+        table.validate(full=True)
+        rows = table.to_pylist()
+    for number, fields in enumerate(rows, 1):
         yield SourceRow(f"{path}:{number}", f"{path.stem}-{number}", fields)
 
 
@@ -273,9 +296,8 @@ def _dataset_rows(source: str, *, subset: str | None, split: str) -> Iterator[So
     except Exception as error:
         if not Path(source).exists() and why_unreachable() is not None:
             raise DataFormatError(absent(source, "data set")) from error
-        first_line = str(error).strip().split("\n")[0]
         raise DataFormatError(
-            f"{source}: must be a .jsonl or .parquet file or a data set with split {split!r}: {first_line} "
+            f"{source}: must be a .jsonl or .parquet file or a data set with split {split!r}: {file_fault(error) or error} "
             "-- check the path, subset and split"
         ) from error
     for number, fields in enumerate(data, 1):

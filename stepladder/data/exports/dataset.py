@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stepladder.data.datasets.problems import normalise_question
 from stepladder.data.exports.card import CARD_MARK, EXPORT_VERSION, CardFacts, Exploration, ExportSummary, data_card
 from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat, record_from
 from stepladder.data.exports.rows import ExportSource, Row
-from stepladder.data.store import PROVENANCE_TYPES, ShardKind, read_records, read_trees, write_records, write_table
+from stepladder.data.store import (
+    PROVENANCE_TYPES,
+    ShardKind,
+    read_parquet,
+    read_records,
+    read_trees,
+    write_records,
+    write_table,
+)
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.files import atomic_directory
+from stepladder.files import atomic_directory, file_fault, reading
 from stepladder.types import TreeRecord, derive_seed
 
 REST = "train"
@@ -118,13 +125,18 @@ def import_dataset(
     num_rows = 0
     with atomic_directory(out_dir) as temporary:
         for index, path in enumerate(files):
-            records = [record_from(row, chosen) for row in _read_rows(path, chosen)]
-            for number, record in enumerate(records, 1):
-                check(record, f"{path}:{number}")
+            rows, what = _read_rows(path, chosen), f"rows of {chosen.title.lower()}"
+            with reading(path, what=what, remedy="fetch or export it again", raises=DataFormatError):
+                records = [record_from(row, chosen) for row in rows]
+                for number, record in enumerate(records, 1):
+                    check(record, f"{path}:{number}")
+            shard = temporary / f"shard-{index:04d}.parquet"
             try:
-                write_records(temporary / f"shard-{index:04d}.parquet", records, kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise DataFormatError(f"{path}: must hold values of the columns' types: {error} -- fetch it again") from None
+                write_records(shard, records, kind)
+            except (pa.ArrowException, TypeError, OverflowError) as error:
+                raise DataFormatError(f"{path}: must hold values of the columns' types: {file_fault(error)} -- fetch it again") from None
+            # What no run could read must not be imported: a null where every record has a value, a tree whose lists differ in length.
+            read_records(shard, kind, place=path)
             num_rows += len(records)
     return kind, num_rows
 
@@ -234,19 +246,20 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
     """Return the format of an export and its files, split by split."""
     from huggingface_hub import metadata_load
 
-    card = directory / "README.md"
-    try:
+    card, what = directory / "README.md", "the card of a data set that stepladder export wrote"
+    if not directory.is_dir():
+        found = "it is a file" if directory.exists() else "there is no such directory"
+        raise DataFormatError(f"{directory}: must be a data set that stepladder export wrote: {found} -- check the path")
+    with reading(card, what=what, remedy="check the path, or export it again", raises=DataFormatError):
         facts: Any = metadata_load(card) or {}
-        ours, patterns = facts["stepladder"], [entry["path"] for entry in facts["configs"][0]["data_files"]]
-    # A card of somebody else may hold anything, and the parser's own errors belong to a library below huggingface_hub.
-    except Exception:
-        ours, patterns = None, []
+        ours = facts.get("stepladder")
+        patterns = [] if ours is None else [str(entry["path"]) for entry in facts["configs"][0]["data_files"]]
     if not isinstance(ours, dict):
         raise DataFormatError(
             f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
         )
     name, version = ours.get("format"), ours.get("version")
-    if version != EXPORT_VERSION or name not in EXPORT_FORMATS:
+    if version != EXPORT_VERSION or not isinstance(name, str) or name not in EXPORT_FORMATS:
         raise DataFormatError(
             f"{card}: must be a known format of version {EXPORT_VERSION}: got {name!r} of version {version!r} "
             "-- use the stepladder that wrote it"
@@ -257,22 +270,23 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
         raise DataFormatError(
             f"{directory}: must be of a format that can be imported ({able}): got {name!r} -- export the run's trees instead"
         )
-    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+    with reading(card, what=what, remedy="export it again", raises=DataFormatError):
+        files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     if not files:
         raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
     return chosen, files
 
 
 def _read_rows(path: Path, chosen: ExportFormat) -> list[Row]:
-    try:
+    with reading(path, what=f"a {chosen.suffix} file", remedy="fetch it again", raises=DataFormatError):
         if chosen.suffix == "jsonl":
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         else:
-            rows = pq.ParquetFile(path).read().to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataFormatError(f"{path}: must be a {chosen.suffix} file: {str(error).splitlines()[0]} -- fetch it again") from None
+            rows = read_parquet(path, remedy="fetch it again").to_pylist()
     expected = set(chosen.schema.names)
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataFormatError(f"{path}:{number}: must be a JSON object: got {type(row).__name__} -- export it again")
         if missing := sorted(expected - set(row)):
             raise DataFormatError(f"{path}:{number}: must have the columns of the format: {', '.join(missing)} missing -- export it again")
     return rows

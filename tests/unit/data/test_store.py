@@ -1,6 +1,7 @@
 """Shards: what is written is read back, byte for byte the same, whole or not at all."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -194,3 +195,60 @@ def test_real_full_device_is_recognised(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="the disk is full"):
         store.write_pairs(tmp_path / "shard", [PAIR])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    """Wherever a bit of a page or of the footer changes, the shard is refused with its path, or what is read is what was written."""
+    path = tmp_path / "shard-0000.parquet"
+    store.write_trees(path, [TREE] * 3)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 13):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            assert store.read_trees(path) == [TREE] * 3
+        except DataFormatError as error:
+            assert str(error).startswith(f"{path}")
+            refused += 1
+    assert refused > len(whole) // 13 // 2
+    path.write_bytes(whole)
+    with pq.ParquetFile(path) as file:
+        column = file.metadata.row_group(0).column(0)
+        last = column.dictionary_page_offset + column.total_compressed_size - 1
+    path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+    with pytest.raises(DataFormatError, match="CRC checksum verification failed"):
+        store.read_trees(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"depths": [0, 1]}, "'depths' must have an entry for each of the 3 nodes: got 2"),
+        ({"parents": [-1, 2, 0]}, "the parent of node 1 must stand before it"),
+        ({"parents": [-1, -1, 0]}, "the parent of node 1 must stand before it"),
+        ({"depths": [0, 1, 2]}, "the parent of node 2 must stand before it, one step nearer"),
+        ({"parents": [0, 0, 0]}, "node 0 must be the root"),
+        ({"logps": [[], [-0.1], []]}, "every token must have its log-probability"),
+        ({"visits": [2, None, 0]}, "values of 'visits' are missing"),
+        ({"token_ids": [[], [None, 8], []]}, "values of 'token_ids' are missing"),
+        ({"question": None}, "values of 'question' are missing"),
+    ],
+)
+def test_a_tree_that_is_none_is_refused(tmp_path, changes, said):
+    """Lists of unequal length, children before parents and missing values are found when the shard is read, not somewhere later."""
+    path = tmp_path / "shard-0000.parquet"
+    store.write_trees(path, [TREE, replace(TREE, **changes)])
+    with pytest.raises(DataFormatError, match=re.escape(said)):
+        store.read_trees(path)
+
+
+def test_columns_of_other_types_are_refused(tmp_path):
+    """The names of the columns are not enough: a shard whose visits are text is no shard of trees."""
+    path = tmp_path / "shard-0000.parquet"
+    store.write_trees(path, [TREE])
+    table = store.read_table(path, store.TREES)
+    at = table.schema.names.index("generated_tokens")
+    changed = table.set_column(at, pa.field("generated_tokens", pa.string()), pa.array(["2"]))
+    store.write_table(path, changed.replace_schema_metadata(table.schema.metadata))
+    with pytest.raises(DataFormatError, match="must be a shard of trees"):
+        store.read_trees(path)

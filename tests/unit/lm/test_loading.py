@@ -54,10 +54,11 @@ def test_what_is_missing_is_named(directory, tmp_path):
         load_tokenizer(tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.json").write_text("{}")
     (tmp_path / "bare" / "tokenizer_config.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: must be a JSON object"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: must be the settings of a tokenizer: it is no JSON"):
         load_tokenizer(tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer_config.json").write_text("{}")
     (tmp_path / "bare" / "config.json").write_text((directory / "config.json").read_text())
-    with pytest.raises(CheckpointError, match=r"bare: could not load a causal language model"):
+    with pytest.raises(CheckpointError, match=r"bare: must be a causal language model: Error no file named model.safetensors"):
         load_causal_lm(tmp_path / "bare", device="cpu")
 
 

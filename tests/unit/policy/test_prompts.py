@@ -147,7 +147,7 @@ def test_formats_survive_saving_and_broken_files_are_named(tmp_path):
         with pytest.raises(CheckpointError, match=f"{FORMAT_FILE}: {message}"):
             StepFormat.load(tmp_path)
     (tmp_path / FORMAT_FILE).unlink()
-    with pytest.raises(CheckpointError, match="not found"):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         StepFormat.load(tmp_path)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from stepladder.report import charts
 from stepladder.report.charts import Axis, Point, Series, Tread
+from stepladder.report.page import chart_style
 
 
 def unit_axis() -> Axis:
@@ -112,6 +113,17 @@ def test_time_bars_are_proportional() -> None:
         "train",
         "evaluate",
     ]
+
+
+def test_every_stage_of_a_round_has_its_own_colour() -> None:
+    """The style sheet gives each class of a stage one colour, in light and in dark, and no two are alike."""
+    assert len({charts.stage_style(index) for index in range(charts.STAGE_COLOURS)}) == charts.STAGE_COLOURS
+    light, dark = chart_style().split("@media", 1)
+    for scheme in (light, dark):
+        colours = re.findall(r"--stage-\d: (#\w{6})", scheme)
+        assert len(colours) == len(set(colours)) == charts.STAGE_COLOURS
+    for index in range(charts.STAGE_COLOURS):
+        assert f".stage-{index} {{ fill: var(--stage-{index})" in dark
 
 
 def test_kept_bar_shows_the_share() -> None:

@@ -139,12 +139,12 @@ def test_missing_empty_and_foreign_sources_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "dir.jsonl").mkdir()
     for name, message in [
-        ("missing.jsonl", "No such file"),
-        ("missing.parquet", "No such file"),
+        ("missing.jsonl", "there is no such file"),
+        ("missing.parquet", "there is no such file"),
         ("empty.jsonl", "at least one problem"),
         ("p.csv", r"must be a \.jsonl or \.parquet file: got '\.csv'"),
-        ("bad.parquet", "must be a readable Parquet file"),
-        ("dir.jsonl", "must be a readable file"),
+        ("bad.parquet", "must be a Parquet file: Parquet magic bytes not found"),
+        ("dir.jsonl", "it is a directory"),
     ]:
         with pytest.raises(DataFormatError, match=message):
             load_problems(tmp_path / name)
