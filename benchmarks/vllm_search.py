@@ -26,7 +26,8 @@ from benchmarks.engine import SETUPS, Bench, LongSteps
 from stepladder.errors import StepladderError
 from stepladder.interfaces import StepRequest, StepResult
 from stepladder.lm.loading import load_model_settings
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.mcts.methods import resolve_method
 from stepladder.policy.backends.vllm import VLLMPolicy

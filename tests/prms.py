@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.lm.vllm_engine import EngineSettings
+from stepladder.lm.settings import EngineSettings
 from stepladder.loops.assembly.prms import MemberAccess
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.sources import PRMSource

@@ -30,7 +30,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
-from stepladder.loops.assembly.problems import build_problems, load_split
+from stepladder.loops.assembly.problems import build_problems, check_verifier, load_split
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.comparison_results import (
     COMPARISON_SCHEMA_VERSION,
@@ -203,6 +203,7 @@ def resolve_comparison(
     """
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
+    check_verifier(config.problems)
     if problems is not None:
         loaded = load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
     elif policy is None:

@@ -15,7 +15,7 @@ from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
-from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.assembly.problems import build_problems, check_verifier
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
@@ -74,6 +74,7 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     """
     check_searches(config)
     check_labels(config)
+    check_verifier(config.problems)
     check_prm(config.prm)
     check_backends(config, trains=True)
     check_training(config)

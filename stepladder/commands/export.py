@@ -20,7 +20,7 @@ from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFo
 from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.policies import imported_row_check
 from stepladder.loops.assembly.problems import build_problems
-from stepladder.loops.config.run import Config
+from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RowCounts
@@ -185,7 +185,7 @@ def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, k
         target=_member(ValueTarget, options.target, "--target"),
         advantage=_member(AdvantageForm, options.advantage, "--advantage"),
         name=problems,
-        ability="reasoning" if config.problems.rule == "exact" else "math",
+        ability="reasoning" if config.problems.rule == "exact" or config.problems.verifier else "math",
     )
     facts = CardFacts(
         settings=_settings(config),
@@ -240,15 +240,16 @@ def _selected(run: RunDir, rounds: list[int], kind: str) -> Mapping[str, Any] | 
 
 
 def _settings(config: Config) -> dict[str, str]:
-    prm = config.prm
+    prm, problems = config.prm, config.problems
+    grader = f"verifier `{problems.verifier}`" if problems.verifier else f"rule `{problems.rule}`"
     return {
         "exported by": f"stepladder {__version__}",
-        "problems": f"`{_shown_source(config.problems.train)}`, graded by rule `{config.problems.rule}`",
+        "problems": f"`{_shown_source(config.problems.train)}`, graded by {grader}",
         "policy of version 0 is made from": f"`{_shown_source(config.policy.model)}`",
-        "process reward model": f"target `{prm.target}`, loss `{prm.loss}`" if prm.enabled else "none",
+        "process reward model": f"target `{prm.target.type}`, loss `{prm.loss.type}`" if prm.enabled else "none",
         "search": f"`{config.search.method}`, {config.search.simulations} simulations",
         **{f"search option `{name}`": f"`{value}`" for name, value in config.search.options.items()},
-        **{f"label setting `{name}`": f"`{value}`" for name, value in config.labels.model_dump().items()},
+        **{f"label setting `{name}`": f"`{value}`" for name, value in flatten_keys(config.labels.model_dump(mode="json")).items()},
         "prompt template": f"`{json.dumps(config.format.prompt_template, ensure_ascii=False)}`",
         "chat template": "yes: the policy saw the prompt inside its tokenizer's chat template" if config.format.chat else "no",
     }

@@ -19,6 +19,7 @@ from stepladder.data.metrics import answers as metrics
 from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
+from stepladder.hold_out import hold_out, share_of
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
@@ -29,7 +30,7 @@ from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
-from stepladder.types import TreeRecord, derive_seed
+from stepladder.types import TreeRecord
 
 if TYPE_CHECKING:
     from stepladder.lm.settings import TrainSettings
@@ -345,20 +346,20 @@ KeyedT = TypeVar("KeyedT", StepwiseSolution, TreeRecord)
 
 
 def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, what: str) -> tuple[list[KeyedT], list[KeyedT]]:
-    """Return (what to train on, what to hold out), in order; a problem's side depends on its key and the seed alone.
+    """Return (what to train on, what to hold out), in order: about a share of the problems aside, whole, chosen by the seed.
 
     Raises:
         DataFormatError: If a side that must hold something is empty.
     """
-    limit = held_out * 2.0**63
-    aside = {key for key in {each.problem_id for each in items} if derive_seed(seed, "held out", key) < limit}
+    keys = {each.problem_id for each in items}
+    if len(keys) < (2 if held_out else 1):
+        raise DataFormatError(
+            f"{what}: both sides of a split need a problem: got {len(keys)} with {held_out:g} of them to hold out "
+            "-- give more problems, or --held-out 0"
+        )
+    aside = hold_out([[key] for key in keys], count=share_of(len(keys), held_out), seed=seed) if held_out else set()
     kept = [each for each in items if each.problem_id not in aside]
     rest = [each for each in items if each.problem_id in aside]
-    if not kept or (held_out and not rest):
-        raise DataFormatError(
-            f"{what}: both sides of a split need a problem: got {len(kept)} to train on and {len(rest)} held out "
-            "-- give more problems, another --seed, or --held-out 0"
-        )
     return kept, rest
 
 

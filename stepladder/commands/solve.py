@@ -11,13 +11,12 @@ from stepladder.commands.evolve import best_models, round_models
 from stepladder.commands.solve_progress import Progress, answer_settings, part_of
 from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
 from stepladder.data.datasets.problems import load_problems
-from stepladder.data.grading.answers import answer_key
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
-from stepladder.loops.assembly.problems import grading_options
+from stepladder.loops.assembly.problems import vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
@@ -349,11 +348,10 @@ def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminat
     base = settings.config
     own = _bare_config(directory).format if _has_format(directory) else base.format
     config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
-    options = grading_options(base.problems)
     return Discriminator(
         build_policy(config, models, directory, role=DISCRIMINATOR),
         build_renderer(config, directory),
-        key_of=lambda answer: answer_key(answer, base.problems.rule, options),
+        key_of=vote_keys(base.problems),
         budget=settings.budget,
         seed=settings.seed,
     )

@@ -22,7 +22,7 @@ PART_VERSION = 1
 Settings = Callable[[], dict[str, Any]]
 _START_OVER = "remove the file to start over"
 _SHAPING_KEYS = ("format.", "evaluate.scores.", "policy.dtype", "policy.device", "policy.backend", "policy.vllm.max_context")
-_SHAPING_KEYS += ("policy.vllm.options", "policy.openai.model", "prm.backend", "problems.rule", "problems.grading.")
+_SHAPING_KEYS += ("policy.vllm.options", "policy.openai.model", "prm.backend", "problems.rule", "problems.grading.", "problems.verifier")
 """Settings that change answers, by the beginnings of their keys. Speed, memory and addresses do not."""
 
 

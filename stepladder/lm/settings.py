@@ -1,15 +1,17 @@
-"""Settings of training runs and adapters: plain data that a configuration reads without loading a model library."""
+"""Settings of training runs, adapters and engines: plain data that a configuration reads without loading a model library."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from stepladder.errors import check
 from stepladder.lm.trackers import TRACKERS
 from stepladder.settings import Count, Natural, NonNegative, Positive, Share, check_bounds
 
+MemoryShare = Annotated[float, Gt(0), Le(1)]
+"""Share of the memory of a GPU, in (0, 1]."""
 LearningRate = Literal["linear", "cosine", "constant"]
 """Schedules of the learning rate."""
 
@@ -101,3 +103,35 @@ class TrainSettings(StageSettings):
         StageSettings.__post_init__(self)
         known = f"training: report_to must be names of {', '.join(TRACKERS)}: got {self.report_to!r}"
         check(set(self.report_to) <= set(TRACKERS), known)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How a vLLM engine holds its model, whatever else runs beside it."""
+
+    tensor_parallel: Count = 1
+    """GPUs that hold one copy of the model together, >= 1."""
+    block_size: Count | None = None
+    """Tokens of a cache block, >= 1; None is 32 on a CPU and vLLM's choice on a GPU."""
+    max_context: Annotated[int, Ge(2)] | None = None
+    """Tokens of question and solution together, >= 2; None is the model's own limit. Lower it when the cache does not fit."""
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"``."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, where="policy.vllm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings(EngineOptions):
+    """How an engine uses the machine. Nothing here changes results by more than rounding."""
+
+    dtype: str = "auto"
+    """Type of the weights; ``auto`` is float32 on a CPU and the checkpoint's own type on a GPU."""
+    memory_share: MemoryShare = 0.9
+    """Share of each GPU's memory that the engine takes, weights and cache together, in (0, 1]. Engines that share a GPU must leave room for
+    each other: their shares must not sum to more than about 0.9."""
+    max_batch: Count = 256
+    """Sequences decoded at once, >= 1."""
+    trust_remote_code: bool = False
+    """Run code that ships with a hub model."""

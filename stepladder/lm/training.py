@@ -39,6 +39,7 @@ from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory
+from stepladder.hold_out import hold_out, share_of
 from stepladder.lm.adapters import quantization, with_adapters, without_adapters
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
 from stepladder.lm.memory import memory_explained
@@ -226,10 +227,10 @@ def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[lis
     if not share:
         return list(rows), []
     problems = [getattr(row, "group", "") or f"row {index}" for index, row in enumerate(rows)]
-    drawn = sorted(set(problems), key=lambda problem: (derive_seed(seed, "held out", problem), problem))
-    if len(drawn) < 2:
-        raise DataFormatError(f"training: held_out = {share} needs rows of at least two problems: got {len(drawn)} -- set held_out to 0")
-    aside = set(drawn[: min(max(1, round(share * len(drawn))), len(drawn) - 1)])
+    keys = set(problems)
+    if len(keys) < 2:
+        raise DataFormatError(f"training: held_out = {share} needs rows of at least two problems: got {len(keys)} -- set held_out to 0")
+    aside = hold_out([[key] for key in keys], count=share_of(len(keys), share), seed=seed)
     kept = [row for row, problem in zip(rows, problems, strict=True) if problem not in aside]
     return kept, [row for row, problem in zip(rows, problems, strict=True) if problem in aside]
 

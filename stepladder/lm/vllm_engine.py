@@ -6,8 +6,8 @@ The first engine imports vLLM; nothing imports it earlier. Weights are never rel
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.lm.loading import HEAD_PREFIXES, load_model_settings, silence_bars
+from stepladder.lm.settings import EngineSettings
 
 CPU_BLOCK_SIZE = 32
 """Tokens of a cache block on a CPU: the smallest size that vLLM accepts there. Only whole blocks are shared, and with vLLM's default of
@@ -37,29 +38,6 @@ _BODY_FORMAT = "stepladder_body"
 
 
 Task = Literal["generate", "embed"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSettings:
-    """How an engine uses the machine. Nothing here changes results by more than rounding."""
-
-    dtype: str = "auto"
-    """Type of the weights; ``auto`` is float32 on a CPU and the checkpoint's own type on a GPU."""
-    memory_share: float = 0.9
-    """Share of each GPU's memory that the engine takes, weights and cache together, in (0, 1]. Engines that share a GPU must leave room for
-    each other: their shares must not sum to more than about 0.9."""
-    tensor_parallel: int = 1
-    """GPUs that hold one copy of the model, >= 1."""
-    block_size: int | None = None
-    """Tokens of a cache block; None is 32 on a CPU and vLLM's choice on a GPU."""
-    max_batch: int = 256
-    """Sequences decoded at once, >= 1."""
-    max_context: int | None = None
-    """Tokens of prefix and sample together; None is the model's own limit."""
-    trust_remote_code: bool = False
-    """Run code that ships with a hub model."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of ``vllm.EngineArgs``, such as ``{"quantization": "fp8"}``."""
 
 
 class VLLMEngine:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stepladder.errors import ConfigError
+from stepladder.errors import check
 from stepladder.lm.training import Batch
 from stepladder.lm.tree_attention import run_rows
 from stepladder.prm.new_models import transform_logits
@@ -28,15 +28,13 @@ def check_loss(loss: str, spec: PRMSpec) -> None:
     Raises:
         ConfigError: If they do not go together, or the loss is unknown.
     """
-    rules = {
-        f"loss must be one of {', '.join(LOSSES)}: got {loss!r}": loss in LOSSES,
-        f"the family must be trained on labelled steps: got {spec.family!r}": spec.family in ("value-head", "two-class", "vocabulary"),
-        f"loss {loss!r} and bins must go together: got bins={spec.bins}": (spec.bins > 1) == (loss in CATEGORICAL),
-        f"loss {loss!r} needs scores that are a sigmoid: the model's are {spec.transform!r}": loss != "bce" or spec.transform == "sigmoid",
-    }
-    for message, holds in rules.items():
-        if not holds:
-            raise ConfigError(f"PRM training: {message} -- change one of them")
+    remedy, trained = "-- change one of them", ("value-head", "two-class", "vocabulary")
+    check(loss in LOSSES, f"PRM training: loss must be one of {', '.join(LOSSES)}: got {loss!r} {remedy}")
+    check(spec.family in trained, f"PRM training: the family must be trained on labelled steps: got {spec.family!r} {remedy}")
+    goes_with_bins = (spec.bins > 1) == (loss in CATEGORICAL)
+    check(goes_with_bins, f"PRM training: loss {loss!r} and bins must go together: got bins={spec.bins} {remedy}")
+    is_sigmoid = loss != "bce" or spec.transform == "sigmoid"
+    check(is_sigmoid, f"PRM training: loss {loss!r} needs scores that are a sigmoid: the model's are {spec.transform!r} {remedy}")
 
 
 def step_outputs(model: nn.Module, batch: Batch, columns: tuple[int, ...] | None = None) -> Float[Tensor, "*shape F"]:

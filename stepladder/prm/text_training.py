@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.errors import CheckpointError, DataFormatError, check
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.settings import TrainSettings
 from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, quiet, run_training
@@ -235,15 +235,12 @@ def _freeze_body(model: PreTrainedModel, scope: Scope) -> None:
 
 def _check_choices(spec: PRMSpec, settings: TrainSettings, *, loss: str, scope: str, head_first: float) -> None:
     check_loss(loss, spec)
-    rules = {
-        f"scope must be 'full' or 'head': got {scope!r}": scope in ("full", "head"),
-        "adapters cannot be trained with the head alone: got lora with scope 'head'": scope == "full" or settings.lora is None,
-        f"head_first must be >= 0, and 0 where only the head is trained: got {head_first}": head_first == 0
-        or (head_first > 0 and scope == "full"),
-    }
-    for message, holds in rules.items():
-        if not holds:
-            raise ConfigError(f"PRM training: {message} -- change one of them")
+    remedy, whole = "-- change one of them", scope == "full"
+    check(scope in ("full", "head"), f"PRM training: scope must be 'full' or 'head': got {scope!r} {remedy}")
+    with_head = f"PRM training: adapters cannot be trained with the head alone: got lora with scope 'head' {remedy}"
+    check(whole or settings.lora is None, with_head)
+    first = f"PRM training: head_first must be >= 0, and 0 where only the head is trained: got {head_first} {remedy}"
+    check(head_first == 0 or (head_first > 0 and whole), first)
 
 
 def _check_same_spec(init: str | Path, spec: PRMSpec) -> None:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.policy.backends.vllm import VLLMPolicy

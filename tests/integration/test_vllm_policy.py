@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stepladder.errors import CheckpointError, ConfigError
+from stepladder.lm.settings import EngineSettings
 from stepladder.lm.text import TokenText
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine, engine_arguments
+from stepladder.lm.vllm_engine import VLLMEngine, engine_arguments
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.checkpoints import load_bare_lm
 from stepladder.prm.reader import Solution

@@ -8,7 +8,8 @@ from transformers import LlamaForTokenClassification
 from stepladder.errors import BackendError, CheckpointError
 from stepladder.interfaces import ScoreRequest, StepRequest
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.prm.specs import PRMSpec

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.lm.text import TokenText
-from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings
+from stepladder.policy.backends.completion_server import CompletionServer
 from stepladder.policy.backends.openai import OpenAIPolicy
+from stepladder.policy.backends.server_settings import ServerSettings
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy

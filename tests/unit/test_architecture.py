@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "boxes", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings"}
+BASE = {"errors", "types", "boxes", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings", "hold_out"}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -18,6 +18,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "errors": set(),
     "settings": {"errors"},
+    "hold_out": {"types"},
     "types": set(),
     "boxes": set(),
     "files": {"errors"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "data.exports": BASE | {"data.datasets", "data.labels", "data.store"},
     "embedded": MODELS,
     "loops": set(),
-    "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "mcts"},
+    "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "policy.backends.server_settings", "mcts"},
     "loops.runs": MODELS | {"data.metrics", "loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},

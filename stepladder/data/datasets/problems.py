@@ -21,8 +21,9 @@ from stepladder.data.grading.answers import unreadable_reason
 from stepladder.data.grading.rules import AnswerRule
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import file_fault, reading
+from stepladder.hold_out import hold_out
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
-from stepladder.types import LabelledProblem, Problem, derive_seed
+from stepladder.types import LabelledProblem, Problem
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".parquet", ".json")
@@ -178,11 +179,7 @@ def split_problems(problems: Sequence[LabelledProblem], *, held_out: int, seed: 
     groups: dict[str, list[str]] = {}
     for labelled in problems:
         groups.setdefault(normalise_question(labelled.problem.question), []).append(labelled.problem.id)
-    order = sorted(groups.values(), key=lambda ids: min((derive_seed(seed, "split", id), id) for id in ids))
-    chosen: set[str] = set()
-    for ids in order:
-        if len(chosen) + len(ids) <= held_out:
-            chosen.update(ids)
+    chosen = hold_out(groups.values(), count=held_out, seed=seed, label="split")
     if len(chosen) != held_out:
         raise ConfigError(
             f"held_out_size: no choice of whole questions has exactly {held_out} problems: got {len(chosen)} because questions repeat "

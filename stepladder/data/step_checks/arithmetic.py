@@ -7,8 +7,27 @@ from collections.abc import Callable
 from fractions import Fraction
 
 _NUMBER = r"\d[\d,]*(?:\.\d+)?"
+"""A plain decimal number: ``3``, ``1,200``, ``0.5``."""
 _EQUATION = re.compile(
-    rf"(?<![\w.)\]}}%$^\\+\-*/])((?:\(|-\s?)*{_NUMBER}(?:[\s()]*[-+*/×÷][\s(]*(?:-\s?)?{_NUMBER}[\s)]*)+)=\s*(-?{_NUMBER})(?![.,]?\w|\s*[-+*/×÷^%(\\])"
+    rf"""
+    (?<! [\w.)\]}}%$^\\+\-*/] )       # not the rest of something longer: x2+1, 10%-3, f(1)+2
+    (?P<left>
+        (?: \( | -\s? )*              # opening brackets and signs: (( or -
+        {_NUMBER}
+        (?:
+            [\s()]* [-+*/×÷]          # an operation, perhaps after a bracket: ") +"
+            [\s(]* (?: -\s? )?        # perhaps a bracket or a sign: "(-"
+            {_NUMBER}
+            [\s)]*
+        )+                            # at least one operation: "2 + 3", "(1+2)*3"
+    )
+    = \s*
+    (?P<right> -? {_NUMBER} )         # the stated result: "5", "-1.5"
+    (?! [.,]? \w                      # which does not go on: 5x, 5.x
+      | \s* [-+*/×÷^%(\\]            # and is not itself part of a term: 5 + 1, 5%, 5(
+    )
+    """,
+    re.VERBOSE,
 )
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -26,7 +45,7 @@ def arithmetic_holds(text: str) -> bool | None:
     ``<<...>>``. A decimal result may be rounded: it holds when the exact one rounds to it. Whatever has letters, units, powers or percent
     signs next to it is left alone: a check that is not sure says nothing.
     """
-    verdicts = [verdict for match in _EQUATION.finditer(text) if (verdict := _true(match[1], match[2])) is not None]
+    verdicts = [verdict for match in _EQUATION.finditer(text) if (verdict := _true(match["left"], match["right"])) is not None]
     return all(verdicts) if verdicts else None
 
 

@@ -5,6 +5,7 @@ Model classes are imported inside the functions that need them, so that reading 
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from stepladder.errors import ConfigError
@@ -13,9 +14,9 @@ from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.models import OpenAIConfig
 from stepladder.loops.config.run import Config
+from stepladder.policy.backends.server_settings import ServerOptions, ServerSettings
 
 if TYPE_CHECKING:
-    from stepladder.policy.backends.completion_server import ServerSettings
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
 POLICY = Role(kind="policy")
@@ -124,11 +125,10 @@ def _openai_policy(config: Config, models: LoadedModels, policy_dir: str) -> Pol
     return OpenAIPolicy(server, tokenizer, step_format(config), *named, vocab_size=text.vocab_size, context=context)
 
 
-def _server_settings(section: OpenAIConfig) -> "ServerSettings":
+def _server_settings(section: OpenAIConfig) -> ServerSettings:
     """Return the settings of a server's connection, with the key from the environment."""
-    from stepladder.policy.backends.completion_server import ServerSettings
-
     key = None if section.api_key_env is None else os.environ.get(section.api_key_env)
     if section.api_key_env is not None and not key:
         raise ConfigError(f"policy.openai.api_key_env: the variable must hold a key: {section.api_key_env!r} is not set -- export it")
-    return ServerSettings(**section.model_dump(exclude={"api_key_env"}), api_key=key)
+    options = {each.name: getattr(section, each.name) for each in fields(ServerOptions)}
+    return ServerSettings(**options, api_key=key)

@@ -8,7 +8,8 @@ from stepladder.interfaces import Policy, StepScorer
 from stepladder.lm.chat import FIXED_DATE
 from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.loading import LanguageModelSource, load_tokenizer
-from stepladder.lm.vllm_engine import EngineSettings, Task, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import Task, VLLMEngine
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.open import EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm

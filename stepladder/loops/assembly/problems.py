@@ -1,10 +1,35 @@
 """Problems and their grader, from the configuration."""
 
+from collections.abc import Callable
+from functools import partial
+
 from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
+from stepladder.data.grading.answers import answer_key
+from stepladder.data.grading.plugged import PluggedVerifier, load_factory
 from stepladder.data.grading.rules import MathOptions
 from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.types import LabelledProblem
+
+OpenVerifier = AnswerVerifier | PluggedVerifier
+"""A grader with keys of answers, to be closed."""
+
+
+def check_verifier(config: ProblemsConfig) -> None:
+    """Check that a verifier from outside can be imported, before any work starts.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if config.verifier is not None:
+        load_factory(config.verifier, config.verifier_options)
+
+
+def vote_keys(config: ProblemsConfig) -> Callable[[str], str]:
+    """Return the canonical form of answers under which votes are counted, without any problems."""
+    if config.verifier is not None:
+        return PluggedVerifier([], config.verifier, config.verifier_options).answer_key
+    return partial(answer_key, rule=config.rule, options=grading_options(config))
 
 
 def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:
@@ -36,7 +61,7 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
         question_field=config.question_field,
         answer_field=config.answer_field,
         answer_pattern=config.answer_pattern,
-        rule=config.rule,
+        rule=None if config.verifier else config.rule,
         drop_unreadable=config.unreadable == "drop",
         subset=config.subset,
         split=split,
@@ -44,8 +69,15 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
     )
 
 
-def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> AnswerVerifier:
-    """Return the grader that holds the answers; close it when done."""
+def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> OpenVerifier:
+    """Return the grader that holds the answers; close it when done.
+
+    Raises:
+        ConfigError: If a verifier from outside cannot be imported or made.
+        DataFormatError: If a reference answer cannot be read.
+    """
+    if config.verifier is not None:
+        return PluggedVerifier(problems, config.verifier, config.verifier_options)
     return AnswerVerifier(problems, config.rule, options=grading_options(config), deadline_s=config.deadline_s)
 
 

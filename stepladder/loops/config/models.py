@@ -1,51 +1,35 @@
 """Section ``policy``: the language model, and the engine or server that samples from it."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
+from stepladder.lm.settings import EngineOptions, MemoryShare
 from stepladder.loops.config.section import Section
+from stepladder.policy.backends.server_settings import ServerOptions
+from stepladder.settings import Count
 
 
-class VLLMConfig(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLLMConfig(EngineOptions):
     """Engines of vLLM inside the worker processes: of the policy (``policy.backend``) and of the PRM (``prm.backend``)."""
 
-    memory_share: float = Field(default=0.45, gt=0, le=1)
-    """Share of each GPU's memory for the policy's engine. Raise it to 0.9 where no PRM shares the GPU; it has no meaning on a CPU."""
-    prm_memory_share: float = Field(default=0.35, gt=0, le=1)
-    """Share of each GPU's memory for the PRM's engine."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that hold one copy of a model together."""
-    data_parallel: int = Field(default=1, ge=1)
-    """Workers that search side by side in ``evolve``, each with engines of its own on ``tensor_parallel`` GPUs of its own."""
-    block_size: int | None = Field(default=None, ge=1)
-    """Tokens of a cache block; None is 32 on a CPU and vLLM's choice on a GPU."""
-    max_context: int | None = Field(default=None, ge=2)
-    """Tokens of question and solution together; None is the model's limit. Lower it when the cache does not fit."""
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"``."""
+    memory_share: MemoryShare = 0.45
+    """Share of each GPU's memory for the policy's engine, in (0, 1]. Raise it to 0.9 where no PRM shares the GPU; it has no meaning on a
+    CPU."""
+    prm_memory_share: MemoryShare = 0.35
+    """Share of each GPU's memory for the PRM's engine, in (0, 1]."""
+    data_parallel: Count = 1
+    """Workers that search side by side in ``evolve``, >= 1, each with engines of its own on ``tensor_parallel`` GPUs of its own."""
 
 
-class OpenAIConfig(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenAIConfig(ServerOptions):
     """A server that speaks OpenAI's completions protocol and serves the policy's model."""
 
-    url: str = "http://127.0.0.1:8000/v1"
-    """Where the protocol begins."""
-    model: str | None = None
-    """Name of the model on the server; None takes the only one it serves."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None sends none."""
-    concurrency: int = Field(default=64, ge=1)
-    """Requests in flight at once."""
-    timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds for one try of a request, from the connection to the last byte of the reply."""
-    retries: int = Field(default=6, ge=0)
-    """Further tries of a request that failed in a way that may pass."""
-    backoff_s: float = Field(default=0.5, ge=0)
-    """Mean delay before the first of them; it doubles with each, up to 30 s. A server that sends ``Retry-After`` is given that time, up to
-    60 s."""
-    stop: Literal["server", "client"] = "server"
-    """Who ends a step: a server that shows the token it stopped at (vLLM, SGLang), or stepladder, which wastes what comes behind it."""
 
 
 class PolicyConfig(Section):

@@ -50,6 +50,21 @@ def variants() -> dict[str, dict[str, type]]:
     return found
 
 
+@cache
+def setting_classes() -> tuple[type, ...]:
+    """Return every class of settings that a configuration is made of, each once."""
+    from stepladder.loops.config.run import Config
+
+    found: dict[type, None] = {}
+    waiting: list[type] = [Config]
+    while waiting:
+        kind = waiting.pop()
+        if kind not in found:
+            found[kind] = None
+            waiting += [inner for annotation in _annotations(kind).values() for inner in _kinds(annotation)]
+    return tuple(found)
+
+
 def right_key(table: str, name: str, *, given_type: str | None = None) -> str:
     """Return the remedy for a key that does not exist.
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from stepladder.errors import check
 from stepladder.loops.config.section import Section
 
 
@@ -65,8 +66,20 @@ class ProblemsConfig(Section):
     """What to do with problems whose reference answer no answer can equal: stop with the first one's place, or leave them out."""
     grading: GradingConfig = GradingConfig()
     """Options of rule ``math``."""
+    verifier: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    """Grader from outside, ``package.module:factory``, in place of ``rule``: called with the labelled problems and the options below, it
+    returns a ``stepladder.interfaces.Verifier``. It is imported in every worker. None grades by ``rule``."""
+    verifier_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the factory is called with besides the problems, by name."""
     deadline_s: float = Field(default=5.0, gt=0)
     """CPU seconds after which grading one answer is killed and the answer counts as wrong."""
+
+    @model_validator(mode="after")
+    def _check_verifier(self) -> Self:
+        own = self.rule == "math" and self.grading == GradingConfig()
+        check(not self.verifier or own, f"rule and grading are not for a verifier from outside: got {self.verifier!r} -- leave them out")
+        check(self.verifier or not self.verifier_options, f"verifier_options need a verifier: got {self.verifier_options!r}")
+        return self
 
 
 class FormatConfig(Section):

@@ -1,8 +1,8 @@
 """The rows of a search in solve mode that evaluations and comparisons write; answers are graded from outside."""
 
-from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.data.metrics.answers import PoolSample, known_within
 from stepladder.interfaces import Verifier
+from stepladder.loops.assembly.problems import OpenVerifier
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow
 from stepladder.mcts.answer_rules import AnswerTally
@@ -53,7 +53,7 @@ def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -
     )
 
 
-def pool_row(result: SearchResult, verifier: AnswerVerifier, config: Config) -> PoolRow:
+def pool_row(result: SearchResult, verifier: OpenVerifier, config: Config) -> PoolRow:
     """Return the graded row of independent samples, in the order in which they were drawn."""
     tree, draws = result.tree, _draws(result.tree)
     verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
@@ -69,7 +69,7 @@ def _draws(tree: TreeRecord) -> list[list[int]]:
     return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
 
 
-def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: AnswerVerifier, config: Config) -> PoolSample:
+def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: OpenVerifier, config: Config) -> PoolSample:
     answer = tree.answers[path[-1]]
     return PoolSample(
         num_tokens=sum(len(tree.token_ids[step]) for step in path),

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.files import atomic_write_text
 from stepladder.loops.assembly.policies import build_policy, build_renderer
-from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
 from stepladder.loops.assembly.search import search_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
@@ -121,7 +120,7 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
 class _Estimator:
     """Asks the policy how prefixes may end, and counts the tokens."""
 
-    def __init__(self, config: Config, models: Models, verifier: AnswerVerifier, *, num_rollouts: int) -> None:
+    def __init__(self, config: Config, models: Models, verifier: OpenVerifier, *, num_rollouts: int) -> None:
         self.tokens, self.failures, self._num_rollouts = 0, list[Failures](), num_rollouts
         self._config, self._round, self._verifier = config, models.provenance.round, verifier
         self._renderer, self._policy = build_renderer(config, models.policy), build_policy(config, worker_models(), models.policy)

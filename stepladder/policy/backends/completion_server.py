@@ -14,15 +14,15 @@ import time
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import httpx2
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.policy.backends.completion_replies import Json, ReplyError, read_json, read_models
+from stepladder.policy.backends.server_settings import ServerSettings
 from stepladder.types import derive_seed
 
 ResultT = TypeVar("ResultT")
@@ -49,30 +49,6 @@ _ABSENT_STATUS = frozenset({502, 503, 504})
 """Answers of a proxy whose server is not there."""
 _WRONG_STATUS = frozenset({401, 403, 404})
 """Answers that every request would get: wrong key, address or model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerSettings:
-    """How to reach a server."""
-
-    url: str
-    """Where the protocol begins, such as ``http://127.0.0.1:8000/v1``."""
-    model: str | None = None
-    """Name of the model there; None takes the only one it serves."""
-    api_key: str | None = field(default=None, repr=False)
-    """Sent as bearer token; no message ever holds it."""
-    concurrency: int = 64
-    """Requests in flight at once, >= 1."""
-    timeout_s: float = 600.0
-    """Seconds for one try of a request, from the connection to the last byte of the reply, > 0."""
-    retries: int = 6
-    """Further tries of a request that failed in a way that may pass, >= 0."""
-    backoff_s: float = 0.5
-    """Mean delay before the first of them; each next one doubles it, up to 30 s, and half of it is jitter drawn from the request's seed.
-    A server that sends ``Retry-After`` is given that time, up to 60 s."""
-    stop: Literal["server", "client"] = "server"
-    """``server`` has the server stop at the end of a step and show the token it stopped at (vLLM, SGLang). ``client`` cuts the answer here:
-    for servers that hide that token (llama.cpp); what they sample after the step is lost."""
 
 
 class RequestFailed(Exception):

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ticket
 from stepladder.lm.loading import load_model_settings, load_tokenizer
 from stepladder.lm.sampling import stream_keys
-from stepladder.lm.vllm_engine import EngineSettings, VLLMEngine
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
 from stepladder.policy.backends.steps import OpenSample, StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 

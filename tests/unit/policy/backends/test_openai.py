@@ -12,8 +12,9 @@ import pytest
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.text import TokenText
-from stepladder.policy.backends.completion_server import CompletionServer, ServerSettings, _retry_after
+from stepladder.policy.backends.completion_server import CompletionServer, _retry_after
 from stepladder.policy.backends.openai import OpenAIPolicy
+from stepladder.policy.backends.server_settings import ServerSettings
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
 from stepladder.types import Step, StopReason
