@@ -16,8 +16,10 @@ from stepladder.data.grading.normal import normal_form
 
 _MAX_MAGNITUDE = 5000
 """Powers of ten, up or down, beyond which numbers are not compared by their digits."""
+_FEW_DIGITS = 30
+_NUM_POINTS = 24
 _NEEDED_POINTS = 4
-_TRIED_POINTS = 60
+"""Points at which both sides must be defined, of all that are tried."""
 
 Point = dict[str, Fraction]
 
@@ -32,7 +34,7 @@ def same_value(left: Expression, right: Expression) -> bool | None:
     def agree(values: Sequence[Any], tolerance: Any) -> bool:
         return abs(values[0] - values[1]) <= tolerance
 
-    return _everywhere([left, right], agree)
+    return _everywhere([left, right], lambda: agree)
 
 
 def proportional(left: Expression, right: Expression, *, positive: bool) -> bool | None:
@@ -43,69 +45,84 @@ def proportional(left: Expression, right: Expression, *, positive: bool) -> bool
         right: The other; neither is zero everywhere.
         positive: Whether the constant must be positive, as for inequalities.
     """
-    first: list[Any] = []
+    return _everywhere([left, right], lambda: _Proportion(positive=positive))
 
-    def agree(values: Sequence[Any], tolerance: Any) -> bool:
+
+class _Proportion:
+    """Compares ratios with the first one."""
+
+    def __init__(self, *, positive: bool) -> None:
+        self._positive = positive
+        self._first: Any = None
+
+    def __call__(self, values: Sequence[Any], tolerance: Any) -> bool:
         one, other = values
         if abs(one) <= tolerance or abs(other) <= tolerance:
             return bool(abs(one) <= tolerance and abs(other) <= tolerance)
         ratio = one / other
-        if positive and not (mp.im(ratio) == 0 and mp.re(ratio) > 0):
+        if self._positive and not (mp.im(ratio) == 0 and mp.re(ratio) > 0):
             return False
-        if not first:
-            first.append(ratio)
-        return abs(one - first[0] * other) <= tolerance * max(1, abs(first[0]))
-
-    same = _everywhere([left, right], agree)
-    return None if same and not first else same
+        self._first = ratio if self._first is None else self._first
+        return abs(one - self._first * other) <= tolerance * max(1, abs(self._first))
 
 
-def _everywhere(expressions: Sequence[Expression], agree: Callable[[Sequence[Any], Any], bool]) -> bool | None:
-    """Say whether the values of some expressions agree at every point tried."""
+_Agree = Callable[[Sequence[Any], Any], bool]
+
+
+def _everywhere(expressions: Sequence[Expression], make_agree: Callable[[], _Agree]) -> bool | None:
+    """Say whether the values of some expressions agree: roughly at every point, and to all digits at a few."""
     letters = sorted(set().union(*(letters_of(each) for each in expressions)))
     is_complex = any(part == Symbol("i") for each in expressions for part in subexpressions(each))
-    valid = 0
+    roughly, closely, valid = make_agree(), make_agree(), 0
+    needed = _NEEDED_POINTS if letters else 1
     for point in _points(letters):
         try:
-            agreed = _agree_at(expressions, point, agree, is_complex=is_complex)
+            agreed = _agree_at(expressions, point, roughly, closely if valid < needed else None, is_complex=is_complex)
         except (_OutsideError, ZeroDivisionError, ValueError):  # mpmath's word for a pole is ValueError
             continue
-        if agreed is not True:
-            return agreed
-        valid += 1
-        if valid == (_NEEDED_POINTS if letters else 1):
-            return True
-    return None
+        if agreed is False:
+            return False
+        valid += agreed is True
+    return True if valid >= needed else None
 
 
-def _agree_at(
-    expressions: Sequence[Expression], point: Point, agree: Callable[[Sequence[Any], Any], bool], *, is_complex: bool
-) -> bool | None:
+def _agree_at(expressions: Sequence[Expression], point: Point, roughly: _Agree, closely: _Agree | None, *, is_complex: bool) -> bool | None:
     scout = _Evaluator(point, is_complex=is_complex)
-    with mp.workdps(30):
-        for each in expressions:
-            scout.value(each)
+    with mp.workdps(_FEW_DIGITS):
+        values = [scout.value(each) for each in expressions]
+        # What large and small numbers on the way cost in digits may all be lost here.
+        if not roughly(values, mp.mpf(10) ** (2 * scout.magnitude + 5 - _FEW_DIGITS)):
+            return False
+    if closely is None:
+        return True
     if scout.magnitude > _MAX_MAGNITUDE:
         return None
     digits = 60 + 6 * scout.magnitude
     with mp.workdps(digits):
         evaluator = _Evaluator(point, is_complex=is_complex)
         values = [evaluator.value(each) for each in expressions]
-        return agree(values, mp.mpf(10) ** (scout.magnitude + 10 - digits))
+        return closely(values, mp.mpf(10) ** (scout.magnitude + 10 - digits))
 
 
 def _points(letters: Sequence[str]) -> list[Point]:
-    """Return the same points for the same letters: broken numbers of both signs, and a few small integers."""
+    """Return the same points for the same letters: of every combination of signs, small and large, broken and whole."""
     if not letters:
         return [{}]
     draw = random.Random(" ".join(letters))
     points: list[Point] = []
-    for number in range(_TRIED_POINTS):
-        low, high = [(1, 3000), (-3000, 3000), (1, 900)][number % 3]
-        points.append({letter: Fraction(draw.randint(low * 1000, high * 1000) | 1, 1_000_003) for letter in letters})
-        if number % 4 == 3:
-            points[-1] = {letter: Fraction(draw.randint(2, 12)) for letter in letters}
+    for number in range(_NUM_POINTS):
+        # The signs of the first letters count in binary, so that three letters have all eight combinations.
+        signs = [-1 if number >> place & 1 else 1 for place in range(len(letters))]
+        sizes = [_size(draw, kind=number // 8) for _ in letters]
+        points.append({letter: sign * size for letter, sign, size in zip(letters, signs, sizes, strict=True)})
     return points
+
+
+def _size(draw: random.Random, *, kind: int) -> Fraction:
+    """Draw a broken number below 1, one below 3, or a small integer."""
+    if kind == 2:
+        return Fraction(draw.randint(2, 12))
+    return Fraction(draw.randint(1000, [999_000, 2_999_000][kind]) | 1, 1_000_003)
 
 
 class _Evaluator:

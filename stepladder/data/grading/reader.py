@@ -146,20 +146,24 @@ class _AnswerReader(ExpressionReader):
         return Relation(tuple(members), tuple(signs), named) if signs else members[0]
 
     def _names_value(self) -> bool:
-        """Look ahead: is all up to the sign of a relation a name, like ``x``, ``f(x)``, ``Area``, ``AB``?"""
-        texts = []
-        for token in self.tokens[self.at :]:
-            if token.text in RELATIONS or token.text in JOINTS:
-                break
-            texts.append(token)
-        else:
+        """Look ahead: is all up to the sign of a relation a name, like ``x``, ``x_1``, ``f(x)``, ``Area``, ``AB``?"""
+        end = self.at
+        while end < len(self.tokens) and self.tokens[end].text not in RELATIONS:
+            if self.tokens[end].text in JOINTS:
+                return False
+            end += 1
+        tokens = [token for token in self.tokens[self.at : end] if token.text not in ("{", "}", "'")]
+        if end == len(self.tokens) or not tokens:
             return False
-        kinds = "".join(
-            "w" if token.kind == "word" or token.text[1:] in GREEK else token.text[-1] for token in texts if token.text not in "{}"
-        )
-        if kinds.replace("'", "").split("(")[0] in ("w", "w_1", "w_2", "w_w") and not is_function(texts[0].text):
-            return kinds.count("w") == len(kinds) or "(" not in kinds or kinds.endswith(")")
-        return bool(texts) and (texts[0].text in SHAPES or all(token.kind == "word" for token in texts))
+        if tokens[0].text in SHAPES:
+            return True
+        if all(token.kind == "word" for token in tokens):
+            return _is_name(tokens[0].text) or (len(tokens) == 1 and len(tokens[0].text) == 1)
+        if not _is_letter(tokens[0]):
+            return False
+        rest = [token.text for token in tokens[1:]]
+        rest = rest[2:] if rest[:1] == ["_"] else rest
+        return not rest or (rest[0] == "(" and rest[-1] == ")" and rest.count("(") == 1)
 
     def _ratio(self) -> Form:
         parts = [self._sets()]
@@ -238,3 +242,12 @@ class _AnswerReader(ExpressionReader):
         spelt = "".join((" " if token.spaced else "") + token.text for token in tokens if token.text not in ("{", "}"))
         name = unit_name(spelt.replace("^\\circ", "\\circ"))
         return None if name is None else (name, end)
+
+
+def _is_letter(token: Token) -> bool:
+    return (token.kind == "word" and len(token.text) == 1) or token.text.removeprefix("\\") in GREEK
+
+
+def _is_name(word: str) -> bool:
+    """Say whether a word names a value, like ``Area`` or ``AB``; ``xy`` is a product."""
+    return word.isalpha() and not (len(word) <= 3 and word.islower())

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def test_hanging_answer_times_out_and_nothing_else_does():
         assert verifier.grade([("p0", HANGS)])[0].reason == "timeout"
         assert time.monotonic() - begin < 0.2
     assert not children()
+
+
+def test_the_successor_of_a_slow_worker_starts_beside_it():
+    """With one worker, two processes live while one of them hangs and something waits: the next answer need not wait for a start."""
+    with AnswerVerifier(problems(REFERENCE), "math", deadline_s=2.0) as verifier:
+        grading = threading.Thread(target=verifier.grade, args=([("p0", HANGS), ("p0", EQUAL)],))
+        grading.start()
+        most = 0
+        while grading.is_alive():
+            most = max(most, len(children()))
+            time.sleep(0.01)
+        grading.join()
+        assert most == 2
+        assert verifier.grade([("p0", HANGS), ("p0", EQUAL)])[1].correct
 
 
 def test_several_workers_keep_the_order_of_the_answers():
