@@ -63,5 +63,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, those that were not used yet included."""
+    """Return all public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__})

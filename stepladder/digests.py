@@ -1,4 +1,4 @@
-"""Digests of files and directories: whether something is still what it was."""
+"""Digests of files and directories, to detect changes."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def digest_of(path: Path) -> str:
-    """Return 32 hexadecimal digits that name the bytes of a file, or the names and bytes of all files below a directory.
+    """Return 32 hexadecimal digits that identify the bytes of a file, or the names and bytes of all files below a directory.
 
     Raises:
         OSError: If something cannot be read.
@@ -24,6 +24,6 @@ def digest_of(path: Path) -> str:
 
 
 def file_stats(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of change of a file, or of all files below a directory: equal stats mean that nothing was written."""
+    """Return name, size and modification time of a file, or of all files below a directory. Equal stats mean that nothing was written."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -2,9 +2,9 @@
 
     StepladderError
     |-- ConfigError       a setting is unknown, impossible or contradicts another   (also ValueError)
-    |-- DataFormatError   a file or row does not say what it must say               (also ValueError)
+    |-- DataFormatError   a file or row breaks its format                           (also ValueError)
     |-- ShapeError        an array or list has the wrong extent                     (also ValueError)
-    |-- BackendError      a model engine failed or was asked for what it cannot do  (also RuntimeError)
+    |-- BackendError      a model engine failed or got a request it cannot serve    (also RuntimeError)
     `-- CheckpointError   a run directory or model directory cannot be used         (also RuntimeError)
 
 A message is one sentence: place, rule, got, expected, remedy. A spent budget is a ``StopReason``, not an error. The command line maps
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 
 class StepladderError(Exception):
-    """Base of everything that stepladder raises on purpose."""
+    """Base of every exception that stepladder raises on purpose."""
 
 
 class ConfigError(StepladderError, ValueError):
@@ -28,33 +28,33 @@ class DataFormatError(StepladderError, ValueError):
 
 
 class ShapeError(StepladderError, ValueError):
-    """An array or list does not have the extent that its partner has."""
+    """The extents of two arrays or lists do not match."""
 
 
 class BackendError(StepladderError, RuntimeError):
-    """A model engine failed, or was asked for something that it cannot do."""
+    """A model engine failed, or got a request that it cannot serve."""
 
 
 class CheckpointError(StepladderError, RuntimeError):
-    """A run directory or a model directory is incomplete, foreign or of another version."""
+    """A run directory or a model directory is incomplete, or belongs to something else or to another version."""
 
 
 def check(holds: object, message: str) -> None:
-    """Check one rule that a setting must keep.
+    """Check one rule for a setting.
 
     Args:
-        holds: Whether the rule is kept; read as a truth value.
-        message: Says the rule, what was given, and perhaps the remedy.
+        holds: Whether the setting keeps the rule; read as a truth value.
+        message: The rule, the given value, and optionally the remedy.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If it does not.
     """
     if not holds:
         raise ConfigError(message)
 
 
 def right_name(given: object, names: Iterable[str]) -> str:
-    """Return the remedy for a wrong name: the one that it was probably meant for, or all that are known."""
+    """Return the remedy for a wrong name: the most similar known name, or all known names."""
     names = list(names)
     near = difflib.get_close_matches(str(given), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"

@@ -128,10 +128,10 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place on success and remove it on any failure.
+    """Yield a temporary path next to ``path``. Rename it into place on success, and remove it on failure.
 
     Raises:
-        CheckpointError: If the disk is full, or the place cannot be written or is a directory.
+        CheckpointError: If the disk is full, or ``path`` is not writable or is a directory.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path, temporary):
@@ -144,10 +144,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary directory beside ``path``; rename it into place on success, replacing what stood there.
+    """Yield an empty temporary directory next to ``path``. On success, rename it into place; it replaces an earlier directory.
 
     Raises:
-        CheckpointError: If the disk is full, or the place cannot be written or is a file.
+        CheckpointError: If the disk is full, or ``path`` is not writable or is a file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path, temporary):
@@ -162,17 +162,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all.
+    """Write a UTF-8 text file atomically.
 
     Raises:
-        CheckpointError: If the disk is full or the place cannot be written.
+        CheckpointError: If the disk is full or ``path`` is not writable.
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what killed processes left below a directory. Nobody else may be writing there: hold a lock."""
+    """Remove the temporary files that killed processes left below a directory. Hold a lock, so that nobody else is writing there."""
     for path in sorted(directory.rglob(".*.tmp"), reverse=True):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -181,13 +181,13 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def _apply_umask(path: Path) -> None:
-    """Give a file or directory the rights of one that was made by ``open`` or ``mkdir``: some libraries write for their user alone."""
+    """Give a file or directory the permissions that ``open`` or ``mkdir`` would give it. Some libraries write for their own user only."""
     if not path.is_symlink():
         path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def _umask() -> int:
-    # There is no way to ask without setting it.
+    # The umask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -195,7 +195,7 @@ def _umask() -> int:
 
 @contextmanager
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn a failed write into one sentence, and leave no temporary behind whatever went wrong."""
+    """Turn a failed write into one sentence, and remove the temporary file on any failure."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""The Hugging Face hub where it cannot be reached: one quick question, instead of the libraries' half a minute of retries for each file."""
+"""The Hugging Face hub without a connection: one quick request replaces the libraries' half a minute of retries for each file."""
 
 import sys
 import threading
@@ -10,13 +10,13 @@ from pathlib import Path
 from stepladder.errors import CheckpointError
 
 _ANSWER_S = 5.0
-"""Longest time until the hub has answered anything."""
+"""Longest wait for any answer of the hub."""
 _SWITCH = "HF_HUB_OFFLINE"
 
 
 @cache
 def why_unreachable() -> str | None:
-    """Return why the hub cannot be reached, or None where it can; it is asked once per process, for a few seconds at most."""
+    """Return why the hub cannot be reached, or None if it can. It is asked once per process, for a few seconds at most."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -34,7 +34,7 @@ def why_unreachable() -> str | None:
             failures.append(str(error) or type(error).__name__)
         answered.set()
 
-    # Looking up a name may take longer than any timeout of a request; the thread is left behind then.
+    # A name lookup may take longer than any timeout of a request. The thread is then abandoned.
     threading.Thread(target=ask, daemon=True).start()
     if not answered.wait(2 * _ANSWER_S):
         return f"no answer within {2 * _ANSWER_S:g} s"
@@ -43,13 +43,13 @@ def why_unreachable() -> str | None:
 
 @contextmanager
 def cached_where_unreachable() -> Iterator[None]:
-    """Have the hub's libraries read their cache alone while the block runs, where the hub cannot be reached."""
+    """If the hub cannot be reached, make its libraries read only their cache while the block runs."""
     from huggingface_hub import constants
 
     if why_unreachable() is None or constants.HF_HUB_OFFLINE:
         yield
         return
-    # Libraries look at these names at every request. ``datasets`` has a copy of its own.
+    # Libraries read these names at every request. ``datasets`` has its own copy.
     places = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
     for place in places:
         setattr(place, _SWITCH, True)
@@ -61,10 +61,10 @@ def cached_where_unreachable() -> Iterator[None]:
 
 
 def check_model_source(source: str) -> None:
-    """Check, before libraries are loaded for seconds, that a model that is no directory can be had: from the hub, or from its cache.
+    """Check that a model that is not a directory is on the hub or in its cache. Do this before model libraries load for seconds.
 
     Raises:
-        CheckpointError: If it cannot.
+        CheckpointError: If it is in neither.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -80,7 +80,7 @@ def check_model_source(source: str) -> None:
 
 
 def absent(source: object, what: str) -> str:
-    """Return the sentence for something that is neither a directory nor, as the hub cannot be reached, to be had from there."""
+    """Return the error for a source that is not a directory and cannot be fetched, because the hub cannot be reached."""
     from huggingface_hub import constants
 
     return (

@@ -1,8 +1,8 @@
 """The protocols between the search and the models.
 
-A model backend is a stream: ``submit`` hands requests over and returns at once, ``collect`` returns whatever is finished. Results are
-matched by ticket and may come in any order. Each request carries its own seed, so that a result does not depend on what else is in
-flight. A request that fails comes back as data (``StopReason.ERROR`` and a message); an exception means that the backend itself is gone.
+A model backend is a stream: ``submit`` queues requests and returns at once, ``collect`` returns finished results. Tickets match results to
+requests; results may come in any order. Each request carries its own seed, so a result does not depend on other requests in flight. A
+failed request comes back as data (``StopReason.ERROR`` and a message). An exception means that the backend itself has failed.
 """
 
 from collections.abc import Container, Sequence
@@ -26,13 +26,13 @@ class StepRequest:
     seed: int
     """Seed of this request, in [0, 2**63); sample i uses its own stream derived from (seed, i)."""
     temperature: float = 1.0
-    """0 is greedy decoding: all samples are then equal, so ask for one."""
+    """0 is greedy decoding. All samples are then equal, so ask for one."""
     max_step_tokens: int = 256
     """Cap on the tokens of one step."""
     question: str = ""
     """The question, where it is known: a box that it holds already is no final answer when a step repeats it."""
     max_steps: int = 1
-    """Steps per sample: 1 stops at the first step boundary; more goes on to the end of the solution, at most this many steps."""
+    """Maximum steps per sample: 1 stops at the first step boundary; a larger number continues, at most to the end of the solution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,22 +42,22 @@ class StepResult:
     ticket: int
     """The request's ticket."""
     samples: tuple[tuple[Step, ...], ...]
-    """One entry per sample, in sample order, each with 1 to max_steps steps; only a sample's last step may have a stop reason other
-    than STEP."""
+    """One entry per sample, in sample order, each with 1 to max_steps steps. Only a sample's last step may have a stop reason other than
+    STEP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenCounts:
-    """What went through a policy's model so far. A policy that knows says so in an attribute ``token_counts``."""
+    """Tokens that went through a policy's model so far. A policy that counts them has an attribute ``token_counts``."""
 
     prefix_tokens: int
-    """Tokens of the prefixes of all samples that began; every sample counts its own."""
+    """Tokens of the prefixes of all started samples; every sample counts its own."""
     cached_tokens: int
-    """Tokens of these that did not go through the model for it."""
+    """Prefix tokens that did not go through the model for their sample."""
     generated_tokens: int
     """Tokens sampled."""
     forwarded_tokens: int
-    """Tokens that went through the model: prefixes where they were not cached, and sampled tokens but each sample's last."""
+    """Tokens that went through the model: prefix tokens that were not cached, and all sampled tokens except each sample's last."""
 
 
 @runtime_checkable
@@ -65,24 +65,24 @@ class Policy(Protocol):
     """Proposes steps."""
 
     def submit(self, requests: Sequence[StepRequest]) -> None:
-        """Queue requests; returns at once."""
+        """Queue requests and return at once."""
         ...
 
     def collect(self) -> list[StepResult]:
-        """Return finished results, at least one; empty only when nothing is in flight. Blocks while work is in flight and none is done."""
+        """Return finished results, at least one. The list is empty only if nothing is in flight. Blocks until a result is finished."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreRequest:
-    """Ask for the scores of the steps of some branches that continue one prefix."""
+    """Ask for the scores of the steps in branches that continue one prefix."""
 
     ticket: int
     """Chosen by the caller, unique among its open requests."""
     prefix_ids: tuple[int, ...]
-    """Prompt and earlier steps, never empty; they are context and are not scored again."""
+    """Prompt and earlier steps, never empty. They are context and are not scored again."""
     branches: tuple[tuple[tuple[int, ...], ...], ...]
-    """Branches (siblings), each a sequence of steps, each step its token ids; every step is scored."""
+    """Branches (siblings). A branch is a sequence of steps, a step a sequence of token ids. Every step is scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class ScoreResult:
     ticket: int
     """The request's ticket."""
     scores: tuple[tuple[float | None, ...], ...]
-    """One score in [0, 1] per branch and step, None where the scorer could not score it."""
+    """One score in [0, 1] per branch and step; None if the scorer could not score the step."""
 
 
 @runtime_checkable
@@ -100,20 +100,20 @@ class StepScorer(Protocol):
     """Scores steps: a process reward model."""
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
-        """Queue requests; returns at once."""
+        """Queue requests and return at once."""
         ...
 
     def collect(self) -> list[ScoreResult]:
-        """Return finished results, at least one; empty only when nothing is in flight."""
+        """Return finished results, at least one. The list is empty only if nothing is in flight."""
         ...
 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Turns problems into prompts and solutions into answers, in the same way everywhere."""
+    """Turns problems into prompts, and solutions into answers, in the same way everywhere."""
 
     hash: str
-    """Identifies the template, the tokenizer and the step format; stored with everything made from them."""
+    """Identifies the template, the tokenizer and the step format. It is stored with everything made from them."""
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Return the prompt of a problem as token ids."""
@@ -154,7 +154,7 @@ def collect_all(backend: Policy, requests: Sequence[StepRequest]) -> list[StepRe
 @overload
 def collect_all(backend: StepScorer, requests: Sequence[ScoreRequest]) -> list[ScoreResult]: ...
 def collect_all(backend: Any, requests: Sequence[Any]) -> list[Any]:
-    """Submit requests to a backend that has none in flight, and return their results in the order of the requests."""
+    """Submit requests to an idle backend, and return their results in the order of the requests."""
     backend.submit(requests)
     found: dict[int, Any] = {}
     while results := backend.collect():
@@ -163,7 +163,7 @@ def collect_all(backend: Any, requests: Sequence[Any]) -> list[Any]:
 
 
 def check_ticket(ticket: int, open_tickets: Container[int]) -> None:
-    """Check that the ticket of a request that comes in is not open already.
+    """Check that the ticket of a new request is not already open.
 
     Raises:
         BackendError: If it is.

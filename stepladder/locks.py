@@ -1,4 +1,4 @@
-"""A lock on a place that one process at a time may write."""
+"""A lock on a place that only one process at a time may write."""
 
 import fcntl
 import json
@@ -15,15 +15,15 @@ from stepladder.errors import CheckpointError
 def locked(path: Path, *, place: Path) -> Iterator[None]:
     """Hold a lock file while the block runs.
 
-    The kernel holds the lock for the process, so a killed process leaves none. The file names its holder for the message, and is removed at
-    the end.
+    The kernel holds the lock for the process, so a killed process leaves none. The file names its holder for the error message. It is
+    removed at the end.
 
     Args:
-        path: The lock file; its directory is made where it is missing.
-        place: What it guards, for messages.
+        path: The lock file; its directory is created if it is missing.
+        place: The guarded place, for messages.
 
     Raises:
-        CheckpointError: If another process holds the lock, or the file cannot be written.
+        CheckpointError: If another process holds the lock, or the file is not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _acquire(path: Path, place: Path) -> int:
             raise CheckpointError(
                 f"{place}: only one process may write here at a time: {_named(holder)} is at work -- wait for it, or end it"
             ) from None
-        # The last holder may have removed the file between our two calls: a lock on a removed file locks nothing.
+        # The last holder may have removed the file between our two calls. A lock on a removed file locks nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 os.ftruncate(handle, 0)

@@ -1,8 +1,8 @@
-"""What a command may replace: one rule for every ``--output``, checked before the work.
+"""What a command may replace: one rule for every ``--output``, checked before work starts.
 
 - A place that does not exist, an empty file and an empty directory are free.
-- What the same command wrote earlier is replaced only with ``--overwrite``.
-- Anything else is never replaced, nor is one of the command's own inputs.
+- An earlier result of the same command is replaced only with ``--overwrite``.
+- Nothing else is ever replaced, and no input of the command is.
 """
 
 import json
@@ -14,24 +14,24 @@ from stepladder.errors import CheckpointError
 
 _HEAD_CHARACTERS = 65_536
 PAGE_MARK = '<meta name="generator" content="stepladder">'
-"""What every HTML page of ours holds in its head."""
+"""Mark in the head of every HTML page that stepladder writes."""
 
 Recognise = Callable[[Path], bool]
-"""Says whether an existing file or directory is one that the command wrote."""
+"""Says whether the command wrote an existing file or directory."""
 
 
 def check_output(path: Path, *, option: str, ours: Recognise, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Check that a command may write a file or a directory.
 
     Args:
-        path: Where it is to be written.
-        option: The option that named it, for messages.
-        ours: Whether what stands there is a result of the same command; asked only of what exists and is not empty.
-        overwrite: Whether such a result may be replaced.
-        inputs: What the command reads.
+        path: The output path.
+        option: The option that gave the path, for messages.
+        ours: Says whether the existing output is a result of the same command. It is called only if the output exists and is not empty.
+        overwrite: Whether the command may replace such a result.
+        inputs: The files and directories that the command reads.
 
     Raises:
-        CheckpointError: If it may not.
+        CheckpointError: If the command may not write it.
     """
     target = path.resolve()
     for source in inputs:
@@ -51,7 +51,7 @@ def check_output(path: Path, *, option: str, ours: Recognise, overwrite: bool, i
 
 
 def _check_writable(path: Path, target: Path, option: str) -> None:
-    """Check the nearest directory that exists: the others are made there."""
+    """Check the nearest existing directory, in which the others are created."""
     nearest = next(parent for parent in target.parents if parent.exists())
     if not nearest.is_dir():
         raise CheckpointError(f"{option} {path}: must lie in a directory: {nearest} is a file -- choose another place")
@@ -64,7 +64,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def rows_with(*keys: str) -> Recognise:
-    """Recognise JSON lines by the keys of the first row."""
+    """Return a function that recognises a JSON lines file by the keys of its first row."""
 
     def ours(path: Path) -> bool:
         if not path.is_file():
@@ -80,7 +80,7 @@ def rows_with(*keys: str) -> Recognise:
 
 
 def text_with(mark: str) -> Recognise:
-    """Recognise a text file by something near its beginning."""
+    """Return a function that recognises a text file by a mark near its beginning."""
 
     def ours(path: Path) -> bool:
         if not path.is_file():
@@ -92,5 +92,5 @@ def text_with(mark: str) -> Recognise:
 
 
 def directory_with(name: str) -> Recognise:
-    """Recognise a directory by a file in it."""
+    """Return a function that recognises a directory by a file in it."""
     return lambda path: (path / name).is_file()

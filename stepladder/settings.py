@@ -1,7 +1,7 @@
-"""How settings are bounded: types of numbers with their range, and the check of settings that are made by hand.
+"""Bounds of settings: number types with their ranges, and the check of settings made in Python.
 
-A settings object is a frozen dataclass whose annotations hold the ranges, once: a configuration reads them through pydantic, and
-``check_bounds`` in ``__post_init__`` enforces them where the object is made in Python.
+A settings object is a frozen dataclass whose annotations hold the ranges, once. A configuration reads them through pydantic. If the object
+is made in Python, ``check_bounds`` in ``__post_init__`` enforces them.
 """
 
 import math
@@ -26,10 +26,10 @@ Natural = Annotated[int, Ge(0)]
 
 
 def check_bounds(settings: object, *, where: str) -> None:
-    """Check every number and choice of a settings object against its annotation; types without a range are not checked.
+    """Check every number and choice of a settings object against its annotation. Types without a range are not checked.
 
     Raises:
-        ConfigError: If one is out of range; the message begins with ``where``.
+        ConfigError: If a value is out of range; the message begins with ``where``.
     """
     for name, annotation in _annotations(type(settings)).items():
         options, value = _options(annotation), getattr(settings, name)

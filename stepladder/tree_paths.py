@@ -1,4 +1,4 @@
-"""Walks through a stored tree: from the root to a node, to the children, and the text of a path."""
+"""Walks through a stored tree: children, the path from the root to a node, and the text of a path."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def children_of(record: TreeRecord) -> list[list[int]]:
 
 
 def path_to(record: TreeRecord, node: int) -> list[int]:
-    """Return the nodes from the root's child down to ``node``; nothing for the root."""
+    """Return the nodes from the root's child down to ``node``; an empty list for the root."""
     path = []
     while node:
         path.append(node)
@@ -23,5 +23,5 @@ def path_to(record: TreeRecord, node: int) -> list[int]:
 
 
 def join_prompt(question: str, steps: Sequence[str]) -> str:
-    """Return a question and the steps after it as one text: the question closed by a line break, the steps as they were decoded."""
+    """Return a question and its steps as one text: the question, a line break, then the steps as decoded."""
     return f"{question}\n{''.join(steps)}"

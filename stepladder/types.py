@@ -1,7 +1,7 @@
 """The records that pass between the parts of stepladder.
 
-Everything here is plain data: frozen, picklable, free of models and of randomness. Token ids are what the engine sampled and what is
-scored, stored and trained on; text stands beside them for people. "Not scored" is ``None``, never a number.
+Everything here is plain data: frozen, picklable, without models or randomness. Engines sample token ids, and the same ids are scored,
+stored and trained on. The text next to them is for people. "Not scored" is ``None``, never a number.
 """
 
 import hashlib
@@ -11,22 +11,22 @@ from enum import StrEnum
 from typing import Any
 
 TREE_SCHEMA_VERSION = 1
-"""Version of the stored form of ``TreeRecord``; a shard of another version is refused."""
+"""Version of the stored form of ``TreeRecord``. Shards of other versions are refused."""
 
 
 class StopReason(StrEnum):
     """Why a step, or a whole search, ended."""
 
     STEP = "step"
-    """A step boundary was reached; the solution goes on."""
+    """The step reached a step boundary; the solution continues."""
     END = "end"
-    """The solution ended by itself: end-of-sequence, or a final answer was written. The node is terminal."""
+    """The solution ended by itself: with end-of-sequence or a final answer. The node is terminal."""
     LENGTH = "length"
     """The token limit of a step, or the model's context, cut it. The node is truncated."""
     DEPTH = "depth"
     """The depth limit cut it. The node is truncated."""
     ERROR = "error"
-    """The backend failed on it; the message says how. The node is truncated and counts as wrong."""
+    """The backend failed on the step; the message says how. The node is truncated and counts as wrong."""
     SIMULATIONS = "simulations"
     """The search spent its simulations."""
     TOKENS = "tokens"
@@ -36,15 +36,15 @@ class StopReason(StrEnum):
     SECONDS = "seconds"
     """The search spent its time."""
     VALUE = "value"
-    """A solution scored at least what the method asks for."""
+    """A solution reached the score that the method requires."""
     GOAL = "goal"
-    """The best leaf to go on with is worth no more than the best solution."""
+    """The best open leaf is worth no more than the best solution."""
     CONVERGED = "converged"
-    """The answer has stayed the same for as long as the method asks for."""
+    """The answer has stayed the same for as long as the method requires."""
     EXHAUSTED = "exhausted"
     """Nothing is left to expand: every leaf is terminal or truncated."""
 
-    # Enum's own hash is Python code, and every sampled step is looked up by its reason.
+    # The hash of ``Enum`` is slow Python code, and every sampled step is looked up by its reason.
     __hash__ = str.__hash__
 
 
@@ -60,7 +60,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledProblem:
-    """A problem with its reference answer; held by verifiers and loaders only."""
+    """A problem with its reference answer. Only verifiers and loaders hold it."""
 
     problem: Problem
     """The part that the search may see."""
@@ -77,7 +77,7 @@ class Step:
     logps: tuple[float, ...]
     """log pi(token | everything before it) of each id at temperature 1, in nats, <= 0."""
     text: str
-    """The ids decoded without special tokens, for people and for reading the final answer."""
+    """The ids decoded without special tokens, for people and for extracting the final answer."""
     stop_reason: StopReason
     """STEP, END, LENGTH or ERROR."""
     message: str | None = None
@@ -91,14 +91,14 @@ class Budget:
     num_simulations: int = 32
     """Select-expand-evaluate-backup passes, >= 1. Sampling and beam methods count one expansion as one simulation."""
     max_tokens: int | None = None
-    """Generated tokens over the whole tree; None is no cap. Once it is reached nothing more is requested; a wave that would
-    overrun it is shortened, so the overshoot is below one wave of steps."""
+    """Generated tokens over the whole tree; None is no cap. Once the cap is reached, nothing more is requested. A wave that would exceed
+    it is shortened, so the overshoot is below one wave of steps."""
     max_calls: int | None = None
-    """Requests to the policy; None is no cap. Once it is reached nothing more is requested; rollouts, which follow the requests of their
-    own wave, may go beyond it."""
+    """Requests to the policy; None is no cap. Once the cap is reached, nothing more is requested. Rollouts follow the requests of their own
+    wave, so they may exceed the cap."""
     max_seconds: float | None = None
-    """Seconds since the search of the problem began, checked before each wave but the first, > 0; None is no cap. What fits depends on the
-    machine and its load: a search that ends so cannot be replayed."""
+    """Seconds since the search of the problem began, > 0, checked before each wave except the first; None is no cap. The cap depends on the
+    speed and load of the machine, so a search that ends this way cannot be replayed."""
     max_depth: int = 16
     """Steps from the root to the deepest node, >= 1."""
     max_step_tokens: int = 256
@@ -107,7 +107,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """What produced a tree; stored with it, and copied to every row that is made from it."""
+    """The origin of a tree. It is stored with the tree and copied to every row made from it."""
 
     round: int
     """Round of the loop, 0 for the warm-up and for searches outside a run."""
@@ -120,12 +120,12 @@ class Provenance:
     config_hash: str
     """Hash of the resolved configuration, 16 hexadecimal digits."""
     renderer_hash: str
-    """Hash of the prompt renderer; training refuses rows of another hash."""
+    """Hash of the prompt renderer. Training refuses rows with another hash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TreeRecord:
-    """A finished search tree, flat: node i is entry i of every list, the root is node 0, parents come before children.
+    """A finished search tree in flat form: node i is entry i of every list, the root is node 0, parents come before children.
 
     Example: a root with two one-token children, the second terminal and right, has ``parents=[-1, 0, 0]``, ``depths=[0, 1, 1]``,
     ``token_ids=[[], [7], [9]]`` and ``outcomes=[None, None, 1.0]``.
@@ -136,7 +136,7 @@ class TreeRecord:
     question: str
     """The question, verbatim."""
     prompt_ids: list[int]
-    """The rendered prompt; prompt_ids plus the token_ids along a path is exactly what the models saw."""
+    """The rendered prompt. The models saw exactly prompt_ids and the token_ids along a path."""
     method: str
     """Name of the search method."""
     parents: list[int]
@@ -146,7 +146,7 @@ class TreeRecord:
     token_ids: list[list[int]]
     """The step that leads into each node; empty for the root."""
     logps: list[list[float]]
-    """Log-probability of each of those tokens under the policy, temperature 1."""
+    """Log-probability of each of those tokens under the policy at temperature 1."""
     texts: list[str]
     """The step as text."""
     priors: list[float]
@@ -160,15 +160,15 @@ class TreeRecord:
     stop_reasons: list[str]
     """StopReason of the step; STEP for the root."""
     answers: list[str | None]
-    """Final answer read from a terminal; None elsewhere and where none could be read."""
+    """Final answer of a terminal; None elsewhere, and if no answer could be read."""
     outcomes: list[float | None]
-    """1.0 right, 0.0 wrong for terminals and truncated nodes in label mode; None elsewhere and always in solve mode."""
+    """In label mode 1.0 (right) or 0.0 (wrong) for terminals and truncated nodes; None elsewhere, and always in solve mode."""
     generated_tokens: int
-    """Tokens sampled, discarded duplicates and rollouts included."""
+    """Sampled tokens, including discarded duplicates and rollouts."""
     policy_calls: int
     """Requests to the policy: expansions and rollouts."""
     scored_tokens: int
-    """Tokens of the steps sent to the PRM, those of rollouts included."""
+    """Tokens of the steps sent to the PRM, including those of rollouts."""
     num_simulations: int
     """Simulations done."""
     provenance: Provenance
@@ -188,28 +188,28 @@ class TreeRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failures:
-    """How many samples a policy was asked for and could not give."""
+    """Counts of the samples that a policy failed to return."""
 
     num_samples: int = 0
-    """Samples asked for, those of rollouts included."""
+    """Requested samples, including those of rollouts."""
     num_failed: int = 0
-    """Those of them that ended with an error, whatever came before it."""
+    """Samples that ended with an error, even after some steps."""
     first_message: str | None = None
-    """What the first of these said, in the order in which the search asked; None without any."""
+    """Message of the first failed sample, in the order of the requests; None without failures."""
 
     @classmethod
     def of(cls, num_samples: int, messages: Sequence[str | None]) -> "Failures":
-        """Return the failures among so many samples, given what each failed one said."""
+        """Return the failures among ``num_samples`` samples, given the message of each failed one."""
         first = (messages[0] or "no reason given") if messages else None
         return cls(num_samples=num_samples, num_failed=len(messages), first_message=first)
 
     @property
     def all_failed(self) -> bool:
-        """Whether samples were asked for and not one was given."""
+        """Whether samples were requested and every one failed."""
         return 0 < self.num_samples == self.num_failed
 
     def sentence(self) -> str:
-        """Return the count and the first message for people."""
+        """Return the count and the first message as a sentence."""
         share = "all" if self.all_failed else f"{self.num_failed} of"
         return f"{share} {self.num_samples} samples failed, the first with: {self.first_message}"
 
@@ -219,7 +219,7 @@ class Failures:
 
     @classmethod
     def sum(cls, parts: Iterable["Failures"]) -> "Failures":
-        """Add the failures of several searches; the first message is the first one's that has any."""
+        """Add the failures of several searches, with the first message found."""
         parts = list(parts)
         return cls(
             num_samples=sum(part.num_samples for part in parts),
@@ -230,24 +230,24 @@ class Failures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
-    """What a search found for one problem."""
+    """The result of a search for one problem."""
 
     problem_id: str
     """Key of the problem."""
     answer: str | None
-    """The final answer that the answer rule chose; None when no terminal has a readable one."""
+    """The final answer that the answer rule chose; None if no terminal has a readable answer."""
     answer_node: int | None
-    """The terminal that represents the answer (for votes: its best-scored supporter); None without an answer."""
+    """The terminal that represents the answer (for votes, its best-scored supporter); None without an answer."""
     votes: dict[str, float]
     """Weight of every distinct answer under the answer rule, descending."""
     stop_reason: StopReason
     """Why the search ended."""
     anytime: tuple[tuple[int, str | None], ...]
-    """(generated tokens so far, answer the rule would give) after each wave, oldest first."""
+    """(generated tokens so far, answer under the rule) after each wave, oldest first."""
     tree: TreeRecord
     """The searched tree."""
     failures: Failures = Failures()
-    """What the policy could not give."""
+    """Failed samples of the policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,7 +257,7 @@ class Verdict:
     correct: bool
     """Whether the answer counts as right."""
     reason: str
-    """Why, in a few words: ``exact match``, ``equivalent``, ``differs``, ``unreadable``, ``timeout``."""
+    """The reason in a few words: ``exact match``, ``equivalent``, ``differs``, ``unreadable``, ``timeout``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,11 +266,11 @@ class Trace:
 
     problem_id: str
     prompt_ids: list[int]
-    """The rendered prompt, and for a revision the wrong steps after it; no loss on it."""
+    """The rendered prompt and, for a revision, the wrong steps after it. It carries no loss."""
     completion_ids: list[int]
-    """All steps, concatenated; the loss is on these."""
+    """All steps, concatenated. They carry the loss."""
     prompt: str
-    """The question, and for a revision the wrong steps after it."""
+    """The question and, for a revision, the wrong steps after it."""
     completion: str
     """The steps as text."""
     mean_value: float
@@ -280,11 +280,11 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
-    """Two continuations of one prefix, one preferred: sibling steps, or whole solutions."""
+    """Two continuations of one prefix, one of them preferred: sibling steps, or whole solutions."""
 
     problem_id: str
     prompt_ids: list[int]
-    """The rendered prompt and the steps that both share; no loss on it."""
+    """The rendered prompt and the steps that both share. It carries no loss."""
     chosen_ids: list[int]
     """The preferred step, or solution."""
     rejected_ids: list[int]
@@ -300,28 +300,28 @@ class PreferencePair:
     depth: int
     """Depth of the two siblings, >= 1; 1 for whole solutions."""
     provenance: Provenance
-    """Of the tree of the preferred one."""
+    """Provenance of the preferred one's tree."""
     chosen_visits: int = 0
-    """Simulations that passed through the preferred step, of a solution through its last one; 0 where that is not known."""
+    """Simulations that passed through the preferred step (for a solution, its last step); 0 if unknown."""
     rejected_visits: int = 0
     """The same for the other step."""
     chosen_logps: list[float] = field(default_factory=list)
-    """Log-probability of each token of ``chosen_ids`` under the policy that sampled it; empty where that is not known."""
+    """Log-probability of each token of ``chosen_ids`` under the policy that sampled it; empty if unknown."""
     rejected_logps: list[float] = field(default_factory=list)
     """The same for ``rejected_ids``."""
     agreement: float | None = None
-    """Share of the pairs of siblings at this place that two process reward models rank alike, in [0, 1]; None where that is not known."""
+    """Share of the sibling pairs here that two process reward models rank alike, in [0, 1]; None if unknown."""
     uncertainty: float | None = None
-    """How little the graded leaves say about which of the two is better, in bits: 0 is sure, 1 is open; None where that is not known."""
+    """Uncertainty of the order of the two, given the graded leaves, in bits: 0 is certain, 1 is open; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradedRow:
-    """A continuation that was found good or bad by itself: a step, or a whole solution."""
+    """A continuation that is good or bad by itself: a step, or a whole solution."""
 
     problem_id: str
     prompt_ids: list[int]
-    """The rendered prompt and the steps before; no loss on it."""
+    """The rendered prompt and the earlier steps. It carries no loss."""
     completion_ids: list[int]
     """The step, or the solution."""
     good: bool
@@ -329,9 +329,9 @@ class GradedRow:
     value: float
     """Value of the continuation, in [0, 1]."""
     prompt_value: float
-    """Value of the place that it continues, in [0, 1]: for a whole solution the share of right ones among those of its problem."""
+    """Value of the node that it continues, in [0, 1]. For a whole solution: the share of right solutions of its problem."""
     prompt: str
-    """The question and the steps before as text."""
+    """The question and the earlier steps as text."""
     completion: str
     """The step, or the solution, as text."""
     logps: list[float]
@@ -342,9 +342,9 @@ class GradedRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueRow:
-    """One root-to-leaf path with a target at the end of every step that is to be learned.
+    """One root-to-leaf path with a target at the end of every learned step.
 
-    A node shared by several paths carries its target in one of them only, so that every node counts once.
+    If several paths share a node, only one of them carries its target, so that every node counts once.
     """
 
     problem_id: str
@@ -353,7 +353,7 @@ class ValueRow:
     step_ids: list[list[int]]
     """The steps of the path, in order."""
     targets: list[float | None]
-    """Value target in [0, 1] for each step; None where the step is context only."""
+    """Value target in [0, 1] for each step; None if the step is context only."""
     prompt: str
     """The question."""
     steps: list[str]
@@ -364,14 +364,14 @@ class ValueRow:
 def derive_seed(*parts: int | str) -> int:
     """Return a seed in [0, 2**63) that depends on every part and on nothing else.
 
-    Seeds are derived from names (run seed, round, problem id, node), so a result never depends on how many problems run beside it.
+    Seeds are derived from names (run seed, round, problem id, node). So a result never depends on the number of problems in flight.
     """
     text = "\x1f".join(str(part) for part in parts)
     return _seed_of(hashlib.blake2b(text.encode(), digest_size=8))
 
 
 def seed_family(*parts: int | str) -> Callable[..., int]:
-    """Return a function of further parts that gives what ``derive_seed`` gives for all of them, without hashing the first ones again."""
+    """Return a function of further parts that equals ``derive_seed`` of all parts, without hashing the first ones again."""
     stem = hashlib.blake2b("".join(f"{part}\x1f" for part in parts).encode(), digest_size=8)
 
     def derive(*more: int | str) -> int:

@@ -1,7 +1,7 @@
-"""The embedded task: what ``stepladder evolve`` works on when it is given no configuration.
+"""The embedded task, which ``stepladder evolve`` runs without a configuration.
 
-``prepare`` writes the task to disk, as any user could have done by hand, and ``settings`` returns the configuration that runs on it. The
-rest of the library reads those files and knows nothing of glyphs.
+``prepare`` writes the task to disk, as a user could do by hand. ``settings`` returns the configuration that runs on it. The rest of the
+library reads those files and knows nothing about glyphs.
 """
 
 import json
@@ -46,21 +46,21 @@ RECIPE: dict[str, Any] = {
 }
 """The settings of the embedded run that differ from the defaults.
 
-They were chosen on seeds 10 and 11, with one exception: the learning rate and epochs of ``sft`` were settled after a faster choice had been
-run on the reported seeds 0 to 2 as well. benchmarks/RESULTS.md has the figures of both.
+They were chosen on seeds 10 and 11, with one exception: for the learning rate and epochs of ``sft``, a faster choice was also run on the
+reported seeds 0 to 2 before the final choice. benchmarks/RESULTS.md has the figures of both.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedTask:
-    """Where the files of the task are, and how its texts are written."""
+    """Paths of the task's files, and the format of its texts."""
 
     train: Path
     """Problems to search."""
     held_out: Path
     """Problems for the gate."""
     test: Path
-    """Problems of the reported figures."""
+    """Problems for the reported figures."""
     warmup: Path
     """Solved examples."""
     base_model: Path
@@ -74,15 +74,15 @@ class PreparedTask:
 
 
 def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> PreparedTask:
-    """Write problems, solved examples and the untrained model of a seed, all or nothing; what exists already is left as it is.
+    """Write problems, solved examples and the untrained model of a seed, all or nothing. Existing files stay unchanged.
 
     Args:
-        directory: Where to write; made by this call, or by an earlier one with the same seed and task.
+        directory: The task directory; made by this call, or by an earlier one with the same seed and task.
         seed: Seed of the world, the problems, the teacher and the weights, >= 0.
-        task: Size and difficulty; None is the vetted default.
+        task: Size and difficulty; None is the tested default.
 
     Raises:
-        CheckpointError: If the directory holds something else, or cannot be written.
+        CheckpointError: If the directory holds something else, or is not writable.
     """
     task = GlyphTask() if task is None else task
     identity = {"version": _TASK_VERSION, "seed": seed, "task": json.loads(json.dumps(asdict(task)))}
@@ -96,7 +96,7 @@ def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> Pre
 
 
 def settings(directory: Path) -> dict[str, Any]:
-    """Return the settings that run on the task which ``prepare`` writes to a directory, as a configuration file would state them."""
+    """Return the settings for the task that ``prepare`` writes to a directory, as in a configuration file."""
     files = task_files(directory)
     paths = {
         "problems": {split: str(getattr(files, split).resolve()) for split in ("train", "held_out", "test")},
@@ -108,7 +108,7 @@ def settings(directory: Path) -> dict[str, Any]:
 
 
 def task_files(directory: Path) -> PreparedTask:
-    """Return where the files of a task in a directory are, or will be."""
+    """Return the paths of a task's files in a directory, whether they exist or not."""
     problems = directory / "problems"
     return PreparedTask(
         train=problems / "train.jsonl",
@@ -130,7 +130,7 @@ def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
 
 
 def _write(directory: Path, task: GlyphTask, seed: int) -> None:
-    # Here and not above: the command line must answer without loading a model library.
+    # Imported here, because the command line must answer without loading a model library.
     from stepladder.embedded.model import write_base_model
 
     world = make_world(task, seed=seed)

@@ -1,19 +1,19 @@
-r"""Glyph programs: a task whose rules a policy can only find out by searching.
+r"""Glyph programs: a task whose rules a policy can discover only by search.
 
-A question is a list of different digits and a program, a chain of glyphs (capital letters): ``47193 GBAF``. Every glyph stands for one
-of a dozen list functions; which one is the hidden meaning, drawn from the world's seed and written nowhere. A solution has one step per
-glyph. A step names the glyph, the function taken for it, and the list that results; the last one marks its list as the answer::
+A question is a list of different digits and a program, a chain of glyphs (capital letters): ``47193 GBAF``. Every glyph stands for one of of
+a dozen list functions. This hidden meaning is drawn from the world's seed and written nowhere. A solution has one step per glyph. A step
+names the glyph, the assumed function, and the resulting list; the last step marks its list as the answer::
 
     G reverse 39174
     B up 40285
     A left 02854
     F flip = 97145
 
-A teacher that executes every function correctly, but holds wrong beliefs about some glyphs, writes the solved examples of the warm-up. A
-policy trained on them writes well-formed solutions and fails where the teacher is wrong; the final answers of the training problems are
-all that can tell it better. Judging is easier than proposing here, because the interpretation stands in the step, and a wrong path
-rarely ends in the right answer: no two functions agree on any list of different digits, so at least two steps have to be wrong, and
-wrong to the same effect, out of 30240 lists.
+A teacher writes the solved examples of the warm-up. It executes every function correctly but holds wrong beliefs about some glyphs. A
+policy trained on these examples writes well-formed solutions and repeats the teacher's errors. Only the final answers of the training
+problems can correct it. Judging is easier than proposing here, because each step states its interpretation. A wrong path rarely ends in the
+right answer: no two functions agree on any list of different digits. So at least two steps must be wrong, and their errors must cancel,
+among 30240 lists.
 
 Everything is derived from a seed. Standard library only.
 """
@@ -50,11 +50,11 @@ FUNCTIONS: dict[str, Callable[[Digits], Digits]] = {
     "flip": lambda x: tuple(9 - digit for digit in x),
     "triple": lambda x: tuple(3 * digit % 10 for digit in x),
 }
-"""What a glyph can stand for. All are one-to-one and turn different digits into different digits; no two of them agree on any list of
-different digits, so one wrong step never ends in the right answer."""
+"""The functions that a glyph can stand for. All are one-to-one and turn different digits into different digits. No two of them agree on
+any list of different digits, so a solution with one wrong step never ends in the right answer."""
 
 SPLIT_SHARES = {"warmup": 6, "train": 2, "held_out": 1, "test": 1}
-"""Tenths of all programs that belong to each split; a program belongs to one split only, whatever digits it is applied to."""
+"""Tenths of all programs in each split. A program belongs to one split only, whatever digits it is applied to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,18 +70,18 @@ class GlyphTask:
     program_length: int = 4
     """Glyphs per program, all different, >= 1; one step each."""
     right_shares: tuple[float, ...] = (0.3, 0.25, 0.2, 0.2, 0.15, 0.15, 0.1, 0.1)
-    """One entry per misread glyph: how often the teacher takes the right function for it all the same. The smaller the share, the later
-    a policy finds the meaning; shares of different size spread the discoveries over the rounds."""
+    """One entry per misread glyph: how often the teacher still takes the right function. The smaller the share, the later a policy finds
+    the meaning. Different shares spread the discoveries over the rounds."""
     wrong_share: float = 0.6
-    """How often the teacher takes one certain wrong function for a misread glyph; any other function shares the rest."""
+    """How often the teacher takes one fixed wrong function for a misread glyph. The other functions share the rest."""
     num_warmup: int = 12000
     """Solved examples of the teacher."""
     num_train: int = 800
-    """Problems to search; only their final answers are known."""
+    """Number of problems to search; only their final answers are known."""
     num_held_out: int = 200
     """Problems for the gate."""
     num_test: int = 300
-    """Problems of the reported figures."""
+    """Number of problems for the reported figures."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.program_length <= self.num_glyphs <= len(string.ascii_uppercase):
@@ -114,7 +114,7 @@ class GlyphProblem:
 
     @property
     def question(self) -> str:
-        """The problem as it is asked."""
+        """The text of the question."""
         return f"{_written(self.digits)} {self.program}"
 
     @classmethod
@@ -126,18 +126,18 @@ class GlyphProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GlyphWorld:
-    """What the glyphs mean, and what the teacher believes that they mean."""
+    """The meanings of the glyphs, and the teacher's beliefs about them."""
 
     seed: int
-    """What the world was drawn from."""
+    """Seed of the world."""
     meanings: dict[str, str]
     """The function of every glyph; hidden."""
     beliefs: dict[str, dict[str, float]]
-    """Per glyph, how often the teacher takes each function for it; sums to 1."""
+    """Per glyph, how often the teacher takes each function; sums to 1."""
 
     @property
     def misread(self) -> str:
-        """Glyphs about which the teacher is wrong, in the order of ``right_shares``."""
+        """Glyphs that the teacher misreads, in the order of ``right_shares``."""
         return "".join(glyph for glyph, belief in self.beliefs.items() if belief.get(self.meanings[glyph]) != 1.0)
 
     def lists(self, problem: GlyphProblem) -> list[Digits]:
@@ -156,7 +156,7 @@ class GlyphWorld:
 def make_world(task: GlyphTask, *, seed: int) -> GlyphWorld:
     """Draw the meanings of the glyphs and the teacher's wrong beliefs.
 
-    No function is the meaning of more glyphs than another by more than one.
+    The functions are used evenly: the numbers of glyphs per function differ by at most one.
     """
     rng = random.Random(derive_seed("glyph world", seed))
     names: list[str] = []
@@ -180,9 +180,9 @@ def _wrong_belief(meaning: str, *, right: float, wrong: float, rng: random.Rando
 
 
 def problem_stream(task: GlyphTask, *, seed: int, split: str) -> Iterator[GlyphProblem]:
-    """Yield distinct problems of a split without end, or until its problems are used up.
+    """Yield distinct problems of a split, until they run out.
 
-    Splits share no program, and so no question: which split a program belongs to follows from the seed and the program alone.
+    Splits share no program, and so no question. The seed and the program alone decide the split.
     """
     rng = random.Random(derive_seed("glyph problems", seed, split))
     seen: set[GlyphProblem] = set()
@@ -254,10 +254,10 @@ def write_solution(problem: GlyphProblem, functions: list[str]) -> str:
 
 
 def check_steps(world: GlyphWorld, question: str, steps: list[str]) -> list[bool]:
-    """Say of every step whether it is right: the next glyph, its meaning, that function of the list before it, the mark where it belongs.
+    """Say for every step whether it is right: the next glyph, its meaning, the function applied to the previous list, and the mark.
 
-    For evaluation only: it knows what no verifier of final answers knows. A step is judged by the list that the step before it wrote, so
-    what follows a wrong step can be right; behind a step whose list cannot be read, nothing is.
+    For evaluation only: no verifier of final answers knows this. A step is judged by the list that the previous step wrote, so a step after
+    a wrong one can be right. After a step with an unreadable list, every step is wrong.
     """
     problem = GlyphProblem.from_question(question)
     verdicts: list[bool] = []

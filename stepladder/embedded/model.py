@@ -1,4 +1,4 @@
-"""The tokenizer of glyph programs, one token per symbol, and the untrained transformer that learns to write them."""
+"""The tokenizer of glyph programs, with one token per symbol, and the untrained transformer that learns to write them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 def build_tokenizer(task: GlyphTask) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per digit, glyph, function and mark; decoding concatenates exactly."""
-    # A function's token carries its blanks, so that they cost nothing; a lone blank separates list and program in a question.
+    # A function's token includes its blanks, so that they cost nothing. A lone blank separates list and program in a question.
     symbols = ["\n", " ", ANSWER_MARK, *"0123456789", *task.glyphs, *(f" {name} " for name in FUNCTIONS)]
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *symbols])}
     core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK))
@@ -45,7 +45,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCau
         num_key_value_heads=2,
         intermediate_size=192,
         max_position_embeddings=MAX_POSITIONS,
-        # Steps refer to symbols a few tokens back: slow rotations would leave most of each head without a sense of place.
+        # Steps refer to symbols a few tokens back. Slow rotations would leave most of each head without position information.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=True,
         initializer_range=0.05,
