@@ -1,1 +1,1 @@
-"""The data side: problems, grading, labels made of trees, shards, exports and the figures of an evaluation."""
+"""The data side: problems, grading, labels made from trees, shards, exports, and the metrics of an evaluation."""

@@ -1,6 +1,6 @@
 """Shards: immutable Parquet files of records, one kind of record per file.
 
-The schema of every kind is written out here, so a file of another version or kind is recognised and refused, and an empty list has the same
+The schema of every kind is written out here. So a file of another version or kind is recognised and refused, and an empty list has the same
 type as a full one. The same records give the same bytes: nothing in a file depends on the time, the machine or the path. A file appears
 whole or not at all; what a killed process left behind has another name and is never read. Pages have checksums, so that a byte that
 changed on disk is noticed when it is read.
@@ -42,22 +42,22 @@ PROVENANCE_TYPES: dict[str, pa.DataType] = {
 """Column types of the provenance."""
 
 PROVENANCE_COLUMNS = {
-    "round": "Round of the loop in which it was searched.",
+    "round": "Round of the loop that searched it.",
     "policy_version": "Round whose training produced the policy that sampled it.",
     "scorer_version": "Round whose training produced the process reward model that scored it; null without one.",
     "seed": "Seed of the run.",
     "config_hash": "Hash of the run's settings.",
-    "renderer_hash": "Hash of prompt format and tokenizer.",
+    "renderer_hash": "Hash of the prompt format and the tokenizer.",
 }
-"""What the provenance columns of every shard mean."""
+"""Meaning of the provenance columns of every shard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardKind(Generic[RecordT]):
-    """The stored form of one kind of record: the record's fields in order, then those of its provenance as columns of their own."""
+    """The stored form of one kind of record: the record's fields in order, then those of its provenance as separate columns."""
 
     name: str
-    """What the file says it holds."""
+    """Name of the kind, stored in the file."""
     version: int
     """Version of the stored form."""
     record: type[RecordT]
@@ -171,12 +171,12 @@ VALUES = ShardKind(
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, whole or not at all; equal tables give equal bytes.
+    """Write a Parquet file, completely or not at all. Equal tables give equal bytes.
 
     Raises:
-        CheckpointError: If the disk is full or the place cannot be written.
+        CheckpointError: If the disk is full or ``path`` is not writable.
     """
-    # A file object of Python's own: its errors carry the number by which a full disk is recognised.
+    # A Python file object, because its errors carry the number that identifies a full disk.
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         pq.write_table(table, file, compression="zstd", version="2.6", data_page_version="1.0", write_page_checksum=True)
 

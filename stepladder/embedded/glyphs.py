@@ -1,6 +1,6 @@
 r"""Glyph programs: a task whose rules a policy can discover only by search.
 
-A question is a list of different digits and a program, a chain of glyphs (capital letters): ``47193 GBAF``. Every glyph stands for one of of
+A question is a list of different digits and a program, a chain of glyphs (capital letters): ``47193 GBAF``. Every glyph stands for one of
 a dozen list functions. This hidden meaning is drawn from the world's seed and written nowhere. A solution has one step per glyph. A step
 names the glyph, the assumed function, and the resulting list; the last step marks its list as the answer::
 

@@ -1,16 +1,15 @@
 """Training the policy: supervised fine-tuning on traces, and step-level preference training on sibling steps.
 
-Token ids are trained on as they were sampled: nothing is tokenised again and no end-of-sequence is appended. The loss is on completion
-tokens only.
+Training uses the sampled token ids: nothing is tokenised again and no end-of-sequence is appended. Only completion tokens carry a loss.
 
-Three layers, of which only the first two know how tokens lie in a batch:
+There are three layers. Only the first two know the layout of tokens in a batch:
 
 - ``CompletionRow`` and ``PreferenceRow`` are made from the stored records (``completion_rows``, ``preference_rows``);
 - ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets``, one line per completion;
 - ``objectives.py`` turns logits and targets into the losses of ``losses.py``.
 
-By default the rows of a problem are merged into trees (``collate_packed_*``): the batch then says at which positions of the trees each
-completion token is predicted, and everything from the log-probabilities on is the same.
+By default the rows of a problem are merged into trees (``collate_packed_*``). The batch then says which position of the trees predicts
+each completion token. From the log-probabilities on, everything is the same.
 """
 
 import math
@@ -48,33 +47,33 @@ from stepladder.policy.objectives import CompletionObjective, PreferenceObjectiv
 from stepladder.types import GradedRow, PreferencePair, Trace
 
 SAMPLER = "sampler"
-"""Names the policies that sampled the rows as their reference."""
+"""Name of the reference that consists of the policies that sampled the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceRow:
-    """Two completions of one prompt, with what the reference model says about them."""
+    """Two completions of one prompt, with their log-probabilities under the reference model."""
 
     chosen: CompletionRow
     """The preferred completion."""
     rejected: CompletionRow
     """The other completion of the same prompt."""
     num_shared: int
-    """Tokens that both completions begin with; they cancel in the preference loss and are left out of its sums."""
+    """Number of tokens that both completions begin with. They cancel in the preference loss, so its sums leave them out."""
     ref_chosen_logp: float = 0.0
     """Reference log-probability of the preferred completion from the first differing token on, in nats."""
     ref_rejected_logp: float = 0.0
     """The same for the other completion."""
     value_margin: float = 0.0
-    """By how much the preferred step's value is higher."""
+    """Value of the preferred step minus value of the other step."""
     visits: tuple[int, int] = (0, 0)
     """Simulations through the preferred and through the other step."""
     sampler_logps: tuple[float, float] | None = None
-    """What the reference's log-probabilities are, under the policy that sampled the pair; None where that is not known."""
+    """The same two log-probabilities under the policy that sampled the pair; None if unknown."""
     agreement: float | None = None
-    """How far two scorers rank the siblings alike, in [0, 1]; None where that is not known."""
+    """Agreement of two scorers on the order of the siblings, in [0, 1]; None if unknown."""
     uncertainty: float | None = None
-    """How uncertain the order of the pair is, in bits, in [0, 1]; None where that is not known."""
+    """Uncertainty of the order of the pair, in bits, in [0, 1]; None if unknown."""
 
     @property
     def group(self) -> str:
@@ -83,7 +82,7 @@ class PreferenceRow:
 
     @property
     def sequences(self) -> tuple[list[int], ...]:
-        """What is forwarded: the preferred sequence, then the other."""
+        """The forwarded sequences: the preferred one, then the other."""
         return (*self.chosen.sequences, *self.rejected.sequences)
 
     @property
@@ -106,7 +105,7 @@ class SampledRow(ReferencedRow, Protocol):
 
     @property
     def sampler_logps(self) -> Sequence[float] | None:
-        """What the policy that sampled the completions says about them; None where that is not known."""
+        """Log-probabilities of the completions under the policy that sampled them; None if unknown."""
         ...
 
 
@@ -128,19 +127,19 @@ def train_sft(
     Args:
         model_dir: Start model, a directory or hub id.
         traces: Solutions to imitate; the mean negative log-likelihood of their completion tokens is minimised.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
-        settings: How to train.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
+        settings: Training settings.
         renderer_hash: Hash that every trace must carry.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
     Returns:
-        What the training came to.
+        The result of the training.
 
     Raises:
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
-        ConfigError: If the device cannot be had.
+        ConfigError: If the device does not exist.
         DataFormatError: If there are no traces, one comes from another renderer or vocabulary, one has an empty prompt or completion,
             or all are longer than the model's context.
     """
@@ -178,30 +177,30 @@ def train_preference(
 ) -> TrainReport:
     """Train a policy to prefer the chosen continuations and save it to ``out_dir`` as a Hugging Face directory.
 
-    The reference's log-probabilities are computed once, before the first update and on trees, so there is never a second model in memory.
-    To fine-tune on traces first, give this the directory that ``train_sft`` wrote.
+    The log-probabilities of the reference are computed once on trees, before the first update, so there is never a second model in memory.
+    To fine-tune on traces first, pass the directory that ``train_sft`` wrote.
 
     Args:
         model_dir: Start model, a directory or hub id.
-        pairs: Sibling steps; a pair whose two steps are equal is dropped and counted.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts pairs.
+        pairs: Sibling steps. A pair of equal steps is dropped and counted.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
+        settings: Training settings; ``batch_size`` counts pairs.
         renderer_hash: Hash that every pair must carry.
         objective: The loss; None is DPO with its defaults.
-        reference: Reference model, a directory or hub id; None is the start model. ``SAMPLER`` takes the policies that sampled the pairs,
-            whose log-probabilities are stored with them: off-policy DPO, as Agent Q has it.
+        reference: Reference model, a directory or hub id; None is the start model. ``SAMPLER`` takes the policies that sampled the pairs;
+            their log-probabilities are stored with the pairs. This is the off-policy DPO of Agent Q.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
     Returns:
-        What the training came to.
+        The result of the training.
 
     Raises:
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
-        ConfigError: If the device cannot be had.
-        DataFormatError: If there are no pairs, one comes from another renderer or vocabulary, one has an empty prompt or step, or none
-            is left after dropping; or a pair lacks what the loss needs.
+        ConfigError: If the device does not exist.
+        DataFormatError: If there are no pairs, one comes from another renderer or vocabulary, one has an empty prompt or step, none is
+            left after dropping, or a pair lacks what the loss needs.
     """
     objective = objective or PreferenceObjective()
     check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="preference pairs")
@@ -243,7 +242,7 @@ def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[Complet
 
 
 def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int]) -> list[PreferenceRow]:
-    """Return one row per pair whose steps differ; the others, which teach nothing, are counted in ``dropped``.
+    """Return one row per pair whose steps differ. Pairs of equal steps teach nothing; they are counted in ``dropped``.
 
     Raises:
         DataFormatError: If a prompt or step is empty, or an id is outside the vocabulary.
@@ -272,23 +271,23 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
 
 
 def collate_preferences(rows: Sequence[PreferenceRow]) -> Batch:
-    """Lay pairs out as the B preferred completions, then the B others.
+    """Lay out pairs: the B preferred completions, then the B others.
 
     Returns:
-        What ``collate_completions`` returns, and ``contrast``, bool ``[2B, T']``: targets from the first differing token on; ``ref_logps``,
-        float32 ``[2B]``: the reference's sums over them, and ``sampler_logps``, the same of the policies that sampled the pairs;
-        ``value_margins``, ``agreement`` and ``uncertainty``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``: what the search says of
-        the pairs. What is not known is NaN.
+        The batch of ``collate_completions`` with these additions. ``contrast``, bool ``[2B, T']``: targets from the first differing token
+        on. ``ref_logps``, float32 ``[2B]``: the reference's sums over them; ``sampler_logps``: the same sums under the policies that
+        sampled the pairs. ``value_margins``, ``agreement`` and ``uncertainty``, float32 ``[B]``, and ``visits``, float32 ``[B, 2]``:
+        statistics of the search. Unknown values are NaN.
     """
     batch = collate_completions([row.chosen for row in rows] + [row.rejected for row in rows])
     return {**batch, **_pair_terms(rows, batch["targets"])}
 
 
 def collate_packed_preferences(trees: Sequence[PackedRow[PreferenceRow]], *, width: int = 0) -> Batch:
-    """Lay trees of pairs out, as the B preferred completions, then the B others.
+    """Lay out trees of pairs: the B preferred completions, then the B others.
 
     Returns:
-        What ``collate_packed_completions`` returns, and what ``collate_preferences`` adds.
+        The batch of ``collate_packed_completions`` with the additions of ``collate_preferences``.
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
@@ -327,13 +326,13 @@ def reference_rows(
     """Return the rows with the log-probabilities of a reference.
 
     Args:
-        model: The start model, which is the reference if no other is named.
-        rows: Rows; with ``SAMPLER`` the log-probabilities of their samplers must be known.
-        settings: How to train; a reference is run as the model is.
+        model: The start model, which is the reference by default.
+        rows: Rows; ``SAMPLER`` needs the log-probabilities of their samplers.
+        settings: Training settings; the reference runs under them, too.
         reference: As for ``train_preference``.
         trust_remote_code: Run code that ships with a hub model.
-        collate: Lays rows out.
-        collate_packed: Lays trees of rows out.
+        collate: Lays out rows.
+        collate_packed: Lays out trees of rows.
     """
     if reference == SAMPLER:
         return [row.with_reference(row.sampler_logps or ()) for row in rows]
@@ -364,19 +363,19 @@ def _check_known(objective: PreferenceObjective, rows: Sequence[PreferenceRow], 
 
 
 def load_policy(model_dir: str | Path, settings: TrainSettings, trust_remote_code: bool) -> PreTrainedModel:
-    """Load a policy as the settings train it."""
+    """Load a policy in the form that the settings train."""
     with quiet():
         return load_causal_lm(model_dir, **load_options(settings), trust_remote_code=trust_remote_code)
 
 
 def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTrainedModel, Path], None]:
-    """Return what writes a trained policy beside the tokenizer and the step format of its start model."""
+    """Return a function that writes a trained policy with the tokenizer and the step format of its start model."""
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     return partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
 
 
 def completion_row(record: Trace | PreferencePair | GradedRow, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
-    """Return the row of a completion of a record's prompt.
+    """Return the row of a completion after a record's prompt.
 
     Raises:
         DataFormatError: If prompt or completion is empty, or an id is outside the vocabulary.

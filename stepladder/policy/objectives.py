@@ -1,4 +1,4 @@
-"""What policy training minimises: log-probabilities of completions, read off plain sequences or off trees, and losses on them."""
+"""Objectives of policy training: log-probabilities of completions, from plain sequences or trees, and losses on them."""
 
 from dataclasses import dataclass, field
 
@@ -30,15 +30,15 @@ class CompletionObjective:
 
 
 class PairTerms:
-    """What the losses of pairs are made of: row i of every tensor belongs to pair i."""
+    """Inputs of the pair losses: row i of every tensor belongs to pair i."""
 
     def __init__(self, logps: Tensor, batch: Batch) -> None:
-        """Hold the log-probabilities of all completion tokens, the chosen completions first, and their batch."""
+        """Store a batch and the log-probabilities of all its completion tokens, chosen completions first."""
         self._logps, self._batch = logps, batch
 
     @property
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Log-probability of the chosen and of the rejected completions, in nats, from the first token in which they differ."""
+        """Log-probability of the chosen and of the rejected completions, in nats, from the first differing token on."""
         return _halves(contrast_sums(self._logps, self._batch))
 
     @property
@@ -60,11 +60,11 @@ class PairTerms:
 
     @property
     def value_margins(self) -> Tensor:
-        """Value of the chosen less that of the rejected completions."""
+        """Value of the chosen minus value of the rejected completions."""
         return self._batch["value_margins"]
 
     def smoothing(self, rule: Smoothing) -> Tensor:
-        """Return of every pair how likely it is the wrong way round, in [0, 0.5]."""
+        """Return for every pair the probability that it is flipped, in [0, 0.5]."""
         if rule == "visits":
             return visit_smoothing(*self._batch["visits"].unbind(1))
         if rule == "agreement":
@@ -79,24 +79,24 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceObjective:
-    """Preference loss on sibling steps, with a likelihood term on the chosen ones."""
+    """Preference loss on sibling steps, with a likelihood term on the chosen steps."""
 
     settings: PairLoss = field(default_factory=DPO)
-    """Which loss, with its settings."""
+    """The loss with its settings."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the reference's log-probabilities enter."""
+        """Whether the loss uses log-probabilities of the reference."""
         return self.settings.needs_reference
 
     @property
     def needs_sampler(self) -> bool:
-        """Whether the log-probabilities of the policy that sampled the pairs enter."""
+        """Whether the loss uses log-probabilities of the policy that sampled the pairs."""
         return self.settings.needs_sampler
 
     @property
     def smoothing(self) -> Smoothing | None:
-        """What says of each pair how likely it is the wrong way round; None where nothing is read of it."""
+        """The rule that estimates for each pair the probability that it is flipped; None if the loss uses no such estimate."""
         rule = self.settings.label_smoothing if isinstance(self.settings, DPO) else 0.0
         return rule if isinstance(rule, str) else None
 
@@ -120,16 +120,16 @@ class PreferenceObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedTerms:
-    """What the losses of single completions are made of: entry i of every tensor belongs to completion i."""
+    """Inputs of the losses on single completions: entry i of every tensor belongs to completion i."""
 
     logps: Tensor
     """Log-probabilities, in nats."""
     ref_logps: Tensor
     """The same under the reference model."""
     batch: Batch
-    """What they were computed on."""
+    """Their batch."""
     mismatched: tuple[Tensor, Tensor]
-    """Log-probabilities of completions after prompts of other problems, under the model and the reference; empty where none are needed."""
+    """Log-probabilities of completions after prompts of other problems, under the model and the reference; empty if not needed."""
 
     @property
     def good(self) -> Tensor:
@@ -138,12 +138,12 @@ class UnpairedTerms:
 
     @property
     def prompt_values(self) -> Tensor:
-        """Value of the place that each completion continues, in [0, 1]."""
+        """Value of the node that each completion continues, in [0, 1]."""
         return self.batch["prompt_values"]
 
     @property
     def reference_point(self) -> Tensor:
-        """KTO's reference point, estimated on the completions of this forward pass, as in the paper."""
+        """KTO's reference point, estimated from the completions of this forward pass, as in the paper."""
         return kto_reference_point(*self.mismatched)
 
 
@@ -156,7 +156,7 @@ class UnpairedObjective:
 
     @property
     def needs_mismatched(self) -> bool:
-        """Whether completions after prompts that are not theirs enter."""
+        """Whether the loss uses completions after prompts of other problems."""
         return self.settings.needs_mismatched
 
     def counts(self, batch: Batch) -> Tensor:

@@ -1,8 +1,8 @@
-"""Losses of the policy, as pure functions over log-probabilities.
+"""Losses of the policy, as pure functions of log-probabilities.
 
-Every loss takes one number per sequence and knows nothing of models, padding or packing. A mean runs over an explicit count, so that an
-update split into several forward passes has exactly the gradient of one undivided pass: pass the count of the whole update each time and
-add the results up.
+Every loss takes one number per sequence and knows nothing about models, padding or packing. A mean divides by an explicit count. If you
+split an update into several forward passes, pass the count of the whole update each time and add the results. The gradient is then exactly
+that of one undivided pass.
 
 Axes: B sequences or pairs, M mismatched sequences. Log-probabilities are in nats.
 """
@@ -20,8 +20,7 @@ def sft_loss(logps: Float[Tensor, " B"], num_tokens: Float[Tensor, ""] | float |
 
     Args:
         logps: Log-probability of each completion.
-        num_tokens: Completion tokens that the mean runs over, > 0: those of all sequences of the update, so that long completions
-            weigh by their length.
+        num_tokens: Completion tokens of all sequences of the update, > 0, over which the mean runs. Long completions weigh by their length.
 
     Returns:
         A scalar >= 0, in nats per token.
@@ -36,7 +35,7 @@ def log_ratio_margins(
     ref_chosen_logps: Float[Tensor, " B"],
     ref_rejected_logps: Float[Tensor, " B"],
 ) -> Float[Tensor, " B"]:
-    """Return by how much more than the reference the model prefers the chosen completions, in nats.
+    """Return how much more strongly the model prefers the chosen completions than the reference does, in nats.
 
     m = (chosen - ref_chosen) - (rejected - ref_rejected)
     """
@@ -52,13 +51,13 @@ def dpo_losses(
     beta: float = 0.1,
     label_smoothing: Float[Tensor, " B"] | float = 0.0,
 ) -> Float[Tensor, " B"]:
-    """Return the loss of direct preference optimisation, conservative where labels are smoothed.
+    """Return the loss of direct preference optimisation; with smoothed labels it is conservative DPO.
 
         m = (chosen - ref_chosen) - (rejected - ref_rejected)
         L = -(1 - eps) log sigmoid(beta m) - eps log sigmoid(-beta m)
 
-    Only the difference enters, so tokens that both completions begin with cancel: summing from the first differing token gives the same
-    loss and gradient.
+    Only the difference counts, so tokens that both completions begin with cancel. Sums from the first differing token on give the same loss
+    and gradient.
 
     Args:
         chosen_logps: Log-probability of each preferred completion under the model in training.
@@ -66,11 +65,11 @@ def dpo_losses(
         ref_chosen_logps: The same under the reference model, without gradient.
         ref_rejected_logps: The same under the reference model, without gradient.
         beta: Strength of the pull to the reference, > 0.
-        label_smoothing: eps, the assumed probability that a pair is the wrong way round, in [0, 1], for each pair or for all; 0 is plain
-            DPO. ``visit_smoothing``, ``agreement_smoothing`` and ``uncertainty_smoothing`` take it from the data.
+        label_smoothing: eps, the assumed probability that a pair is flipped, in [0, 1], for each pair or for all; 0 is plain DPO.
+            ``visit_smoothing``, ``agreement_smoothing`` and ``uncertainty_smoothing`` estimate it from the data.
 
     Returns:
-        Values > 0; log 2 where model and reference agree.
+        Values > 0; log 2 if model and reference agree.
 
     Source: Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", equation 7; the
         smoothing is Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
@@ -80,17 +79,17 @@ def dpo_losses(
 
 
 def visit_smoothing(chosen_visits: Float[Tensor, " B"], rejected_visits: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return how likely each pair is the wrong way round by the visits of its two steps.
+    """Return the probability that each pair is flipped, from the visits of its two steps.
 
         eps = min(1/2, 1 / (1 + N_chosen / N_rejected))
 
     Args:
         chosen_visits: Simulations through the preferred step, >= 0.
-        rejected_visits: Simulations through the other step, >= 0; not both may be 0.
+        rejected_visits: Simulations through the other step, >= 0. At most one of the two may be 0.
 
     Returns:
-        Values in [0, 0.5]: 0.5 for equal visits, and where the rejected step has more; towards 0 the more the search preferred the chosen
-        step.
+        Values in [0, 0.5]: 0.5 if the rejected step has as many visits or more. The value approaches 0 as the search prefers the chosen
+        step more.
 
     Source: Xie et al. 2024, "Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning", section 2.2.
     """
@@ -98,15 +97,15 @@ def visit_smoothing(chosen_visits: Float[Tensor, " B"], rejected_visits: Float[T
 
 
 def agreement_smoothing(agreement: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return the weight of the turned pair where two scorers rank its siblings with agreement C.
+    """Return the weight of the flipped pair if two scorers rank its siblings with agreement C.
 
         eps = 1 - C, so that L = C L_dpo(chosen, rejected) + (1 - C) L_dpo(rejected, chosen)
 
     Args:
-        agreement: C, in [0, 1]; a pair of which it is not known, NaN, counts as it stands.
+        agreement: C, in [0, 1]. If it is unknown (NaN), the pair is not smoothed.
 
     Returns:
-        Values in [0, 1]; above 0.5 the pair is turned round.
+        Values in [0, 1]; above 0.5 the pair is flipped.
 
     Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the regularised loss.
     """
@@ -114,7 +113,7 @@ def agreement_smoothing(agreement: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
 
 def uncertainty_smoothing(uncertainty: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return the weight of the turned pair where its order is uncertain by H bits.
+    """Return the weight of the flipped pair if its order is uncertain by H bits.
 
         alpha = H / 2
 
@@ -122,11 +121,11 @@ def uncertainty_smoothing(uncertainty: Float[Tensor, " B"]) -> Float[Tensor, " B
         uncertainty: H, in [0, 1].
 
     Returns:
-        Values in [0, 0.5]: a sure pair counts as it stands, an open one teaches to make no difference.
+        Values in [0, 0.5]. A certain pair is not smoothed; an open pair teaches no preference.
 
     Source: Wang et al. 2025, "Self-Evolutionary Large Language Models through Uncertainty-Enhanced Preference Optimization", equations 12
-        to 14: their loss with this weight. They print alpha = 1 / (1 + P) with sampling weights P that add up to 1, which is above 1/2 and
-        so would turn every pair round; we take the weight that falls from 1/2 to 0 with the certainty 1 - H from which they make P.
+        to 14: their loss with this weight. They print alpha = 1 / (1 + P) with sampling weights P that add up to 1. That is above 1/2, so
+        it would flip every pair. We take a weight that falls from 1/2 to 0 as the certainty 1 - H rises; they derive P from this certainty.
     """
     return uncertainty / 2
 
@@ -139,7 +138,7 @@ def ipo_losses(
     ref_rejected_logps: Float[Tensor, " B"],
     beta: float = 0.1,
 ) -> Float[Tensor, " B"]:
-    """Return the loss of identity preference optimisation, which stops at a margin instead of pushing a sure pair on.
+    """Return the loss of identity preference optimisation, which stops at a target margin.
 
         L = (m - 1 / (2 beta))^2,   m = (chosen - ref_chosen) - (rejected - ref_rejected)
 
@@ -148,7 +147,7 @@ def ipo_losses(
         rejected_logps: As for ``dpo_losses``.
         ref_chosen_logps: As for ``dpo_losses``.
         ref_rejected_logps: As for ``dpo_losses``.
-        beta: The paper's tau, > 0; the margin aimed at is 1 / (2 beta) nats.
+        beta: The paper's tau, > 0; the target margin is 1 / (2 beta) nats.
 
     Returns:
         Values >= 0.
@@ -171,17 +170,17 @@ def inpo_losses(
     beta: float = 0.1,
     reference_share: float = 1 / 3,
 ) -> Float[Tensor, " B"]:
-    """Return the loss of iterative Nash policy optimisation, which stays close to the reference and to the policy that sampled the pairs.
+    """Return the loss of iterative Nash policy optimisation, which stays close to the reference and to the sampling policy.
 
         h = (chosen - rejected) - s (ref_chosen - ref_rejected) - (1 - s) (sampler_chosen - sampler_rejected)
         L = (h - 1 / (2 beta))^2
 
-    Where reference and sampler are the same policy this is IPO.
+    If reference and sampler are the same policy, this is IPO.
 
     Args:
         chosen_logps: As for ``dpo_losses``.
         rejected_logps: As for ``dpo_losses``.
-        ref_chosen_logps: As for ``dpo_losses``; the reference is a policy that stays the same over the rounds.
+        ref_chosen_logps: As for ``dpo_losses``; the reference is one policy for all rounds.
         ref_rejected_logps: As for ``dpo_losses``.
         sampler_chosen_logps: The same under the policy that sampled the pairs, as stored with them.
         sampler_rejected_logps: The same under the policy that sampled the pairs.
@@ -194,7 +193,7 @@ def inpo_losses(
     Source: Zhang et al. 2024, "Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning", equation
         8 with h of section 3.2.
     """
-    # A mixture of both policies, weighted in log-probabilities, is the reference of an IPO.
+    # This is IPO with a reference that mixes both policies, weighted in log-probabilities.
     mixed_chosen, mixed_rejected = (
         reference_share * ref + (1 - reference_share) * sampler
         for ref, sampler in ((ref_chosen_logps, sampler_chosen_logps), (ref_rejected_logps, sampler_rejected_logps))
@@ -216,8 +215,8 @@ def sppo_losses(
         p = (1 + V_chosen - V_rejected) / 2
         L = (chosen - ref_chosen - (p - 1/2) / beta)^2 + (rejected - ref_rejected + (p - 1/2) / beta)^2
 
-    p is the probability that a solution through the chosen step beats one through the other, both drawn independently with success
-    probabilities V, a tie counting half.
+    p is the probability that a solution through the chosen step beats one through the other. Both are drawn independently with success
+    probabilities V, and a tie counts half.
 
     Args:
         chosen_logps: As for ``dpo_losses``.
@@ -246,7 +245,7 @@ def refuel_losses(
     value_margins: Float[Tensor, " B"],
     beta: float = 0.1,
 ) -> Float[Tensor, " B"]:
-    """Return the loss that regresses the log-ratio difference on the value difference, which keeps how much better a step is.
+    """Return the loss that regresses the log-ratio difference on the value difference, so that the size of the difference is learned.
 
         L = (beta m - (V_chosen - V_rejected))^2,   m = (chosen - ref_chosen) - (rejected - ref_rejected)
 
@@ -259,7 +258,7 @@ def refuel_losses(
         beta: The inverse of the paper's eta, > 0.
 
     Returns:
-        Values >= 0; 0 where the log-ratios say what the values say.
+        Values >= 0; 0 if the log-ratios match the values.
 
     Source: Gao et al. 2024, "Regressing the Relative Future: Efficient Policy Optimization for Multi-turn RLHF".
     """
@@ -275,11 +274,11 @@ def apo_zero_losses(
     ref_rejected_logps: Float[Tensor, " B"],
     beta: float = 0.1,
 ) -> Float[Tensor, " B"]:
-    """Return the anchored loss that raises every chosen and lowers every rejected completion against the reference.
+    """Return the anchored loss, which raises every chosen and lowers every rejected completion relative to the reference.
 
         L = 1 - sigmoid(beta (chosen - ref_chosen)) + sigmoid(beta (rejected - ref_rejected))
 
-    Each side counts for itself: this is the loss of KTO with its reference point at 0.
+    Each side counts separately: this is the loss of KTO with its reference point at 0.
 
     Args:
         chosen_logps: As for ``dpo_losses``.
@@ -289,7 +288,7 @@ def apo_zero_losses(
         beta: Strength of the pull to the reference, > 0.
 
     Returns:
-        Values in (0, 2); 1 where model and reference agree.
+        Values in (0, 2); 1 if model and reference agree.
 
     Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions", equation 7; Ethayarajh et al. 2024,
         "KTO: Model Alignment as Prospect Theoretic Optimization", equation 7.
@@ -306,10 +305,10 @@ def simpo_losses(
         L = -log sigmoid(beta (chosen - rejected) - gamma)
 
     Args:
-        chosen_means: Mean log-probability of the tokens of each preferred completion, those it shares with the other included.
+        chosen_means: Mean log-probability of the tokens of each preferred completion, including those that it shares with the other.
         rejected_means: The same for the other completion.
         beta: Scale of the difference, > 0.
-        target_margin: gamma, the difference aimed at, >= 0.
+        target_margin: gamma, the target difference, >= 0.
 
     Returns:
         Values > 0.
@@ -320,7 +319,7 @@ def simpo_losses(
 
 
 def orpo_losses(chosen_means: Float[Tensor, " B"], rejected_means: Float[Tensor, " B"], *, beta: float = 0.1) -> Float[Tensor, " B"]:
-    """Return the odds-ratio loss, without a reference; the paper adds the likelihood term with weight 1.
+    """Return the odds-ratio loss, without a reference. The paper adds the likelihood term with weight 1.
 
         odds(l) = exp(l) / (1 - exp(l))
         L = -beta log sigmoid(log odds(chosen) - log odds(rejected))
@@ -339,7 +338,7 @@ def orpo_losses(chosen_means: Float[Tensor, " B"], rejected_means: Float[Tensor,
 
 
 def _log_odds(logps: Tensor) -> Tensor:
-    # A completion of probability 1 has infinite odds; one float below it is as sure as float32 can say.
+    # A completion with probability 1 has infinite odds. The next float below it is the highest certainty that float32 can express.
     logps = logps.clamp(max=-torch.finfo(logps.dtype).eps)
     return logps - torch.log(-torch.expm1(logps))
 
@@ -347,7 +346,7 @@ def _log_odds(logps: Tensor) -> Tensor:
 def cpl_losses(
     chosen_logps: Float[Tensor, " B"], rejected_logps: Float[Tensor, " B"], *, beta: float = 0.1, bias: float = 1.0
 ) -> Float[Tensor, " B"]:
-    """Return the loss of contrastive preference learning, in which log-probabilities stand for advantages, without a reference.
+    """Return the loss of contrastive preference learning, without a reference. Log-probabilities represent advantages.
 
         L = -log sigmoid(beta (chosen - lambda rejected))
 
@@ -355,7 +354,7 @@ def cpl_losses(
         chosen_logps: As for ``dpo_losses``.
         rejected_logps: As for ``dpo_losses``.
         beta: The paper's alpha, > 0.
-        bias: lambda, in (0, 1]; below 1 unlikely steps of the data are preferred to steps outside it.
+        bias: lambda, in (0, 1]. Below 1, unlikely steps in the data are preferred to steps outside it.
 
     Returns:
         Values > 0.
@@ -373,15 +372,15 @@ def preference_loss(
     num_pairs: Float[Tensor, ""] | float | int,
     sft_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the mean of the pairs' losses with a likelihood term on the chosen completions, which keeps them from becoming less likely.
+    """Return the mean loss of the pairs plus a likelihood term, which keeps the chosen completions from becoming less likely.
 
         L = sum_b pair_losses_b / num_pairs + sft_weight * sft_loss(full_chosen_logps, num_tokens)
 
     Args:
         pair_losses: Loss of each pair.
-        full_chosen_logps: Log-probability of each preferred completion, shared tokens included.
-        num_tokens: Tokens of the preferred completions that the likelihood mean runs over, > 0.
-        num_pairs: Pairs that the mean runs over, > 0.
+        full_chosen_logps: Log-probability of each preferred completion, including shared tokens.
+        num_tokens: Tokens of the preferred completions over which the likelihood mean runs, > 0.
+        num_pairs: Pairs over which the mean runs, > 0.
         sft_weight: Weight of the likelihood term, >= 0.
 
     Returns:
@@ -394,7 +393,7 @@ def preference_loss(
 
 
 def kto_reference_point(mismatched_logps: Float[Tensor, " M"], ref_mismatched_logps: Float[Tensor, " M"]) -> Float[Tensor, ""]:
-    """Return the estimate of how far the model has moved from the reference, from completions behind prompts that are not theirs.
+    """Estimate how far the model has moved from the reference, from completions after prompts of other problems.
 
         z = max(0, mean_j (logp_j - ref_logp_j))
 
@@ -403,7 +402,7 @@ def kto_reference_point(mismatched_logps: Float[Tensor, " M"], ref_mismatched_lo
         ref_mismatched_logps: The same under the reference model.
 
     Returns:
-        A scalar >= 0, in nats, without gradient; 0 where the two models agree.
+        A scalar >= 0, in nats, without gradient; 0 if the two models agree.
 
     Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section 4.1.
     """
@@ -434,7 +433,7 @@ def kto_losses(
         bad_weight: lambda_bad, >= 0.
 
     Returns:
-        Values in [0, max(weights)]; half the weight where r is at the reference point.
+        Values in [0, max(weights)]; half the weight if r is at the reference point.
 
     Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", section 4.1.
     """
@@ -452,7 +451,7 @@ def oreal_losses(
     good_weight: float = 1.0,
     bad_weight: float = 1.0,
 ) -> Float[Tensor, " B"]:
-    """Return the loss that imitates right completions and moves away from wrong ones, the more the fewer right ones there are.
+    """Return the loss that imitates right completions and moves away from wrong ones. The rarer right ones are, the stronger the move.
 
         L = -lambda_good logp              + beta/2 r^2   if good
         L =  lambda_bad (1 - p) r          + beta/2 r^2   if bad,   r = logp - ref_logp
@@ -462,7 +461,7 @@ def oreal_losses(
         ref_logps: The same under the policy before the update, without gradient.
         good: The verdicts.
         prompt_values: p, the share of right completions of each prompt, in [0, 1].
-        beta: Strength of the pull to the policy before, > 0. It bounds the loss of a wrong completion, which is least at
+        beta: Strength of the pull to the policy before the update, > 0. It bounds the loss of a wrong completion, whose minimum is at
             r = -lambda_bad (1 - p) / beta.
         good_weight: Weight of right completions, >= 0.
         bad_weight: The paper's eta, >= 0.
@@ -471,8 +470,8 @@ def oreal_losses(
         One value each.
 
     Source: Lyu et al. 2025, "Exploring the Limit of Outcome Reward for Learning Mathematical Reasoning" (OREAL), equation 11 with the
-        reshaped reward 1 - p of section 2.3. Without the token weights of their reward model; their KL term is half the squared log-ratio
-        here, which equals it to second order (Schulman 2020, "Approximating KL divergence").
+        reshaped reward 1 - p of section 2.3. We omit the token weights of their reward model. We replace their KL term with half the
+        squared log-ratio, which equals it to second order (Schulman 2020, "Approximating KL divergence").
     """
     ratios = logps - ref_logps
     return torch.where(good, -good_weight * logps, bad_weight * (1 - prompt_values) * ratios) + beta / 2 * ratios**2

@@ -1,7 +1,7 @@
-"""The preference losses by name, each with the settings that it takes and no others; nothing here loads a model library.
+"""The preference losses by name, each with its own settings. Nothing here loads a model library.
 
-To add a loss, write its function in ``preference_losses.py`` and its class here, and add the class to ``PairLoss`` or ``UnpairedLoss``:
-configuration, refusals, docs/training.md and the tests that every loss must pass follow from that line.
+To add a loss, write its function in ``preference_losses.py`` and its class here, and add the class to ``PairLoss`` or ``UnpairedLoss``.
+That line also adds it to the configuration, the refusals, docs/training.md and the tests that every loss must pass.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stepladder.policy.objectives import PairTerms, UnpairedTerms
 
 Smoothing = Literal["visits", "agreement", "uncertainty"]
-"""What says of each pair how likely it is the wrong way round."""
+"""Rules that estimate for each pair the probability that it is flipped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,16 +27,16 @@ class _PairLoss:
     """A loss of a chosen and a rejected completion, with log-ratios to a reference model."""
 
     function: ClassVar[str]
-    """Its function in ``preference_losses.py``."""
+    """Name of its function in ``preference_losses.py``."""
     needs_reference: ClassVar[bool] = True
     """Whether the log-probabilities of a reference model enter."""
     needs_sampler: ClassVar[bool] = False
     """Whether those of the policy that sampled the pairs enter."""
 
     beta: Positive = 0.1
-    """Strength of the pull to the reference model, or scale of the log-probabilities where there is none, > 0."""
+    """Strength of the pull to the reference model, > 0; without a reference, the scale of the log-probabilities."""
     sft_weight: NonNegative = 0.0
-    """Weight of the chosen completion's mean negative log-likelihood beside the loss, >= 0."""
+    """Weight of an additional term, the chosen completion's mean negative log-likelihood, >= 0."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="preference training")
@@ -54,9 +54,9 @@ class DPO(_PairLoss):
     type: Literal["dpo"] = "dpo"
     """Name of the loss."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] | Smoothing = 0.0
-    """Assumed share of flipped pairs, in [0, 0.5). Or one for each pair: from the visits of its steps (``visits``), from how far this
-    round's PRM and the one before agree on the siblings (``agreement``, CREAM), or from how much the leaves leave open (``uncertainty``,
-    UPO)."""
+    """Assumed share of flipped pairs, in [0, 0.5), or the name of a rule that estimates it for each pair. ``visits`` uses the visits of
+    its steps, ``agreement`` (CREAM) the agreement of this round's PRM and the previous one on the siblings, and ``uncertainty`` (UPO) the
+    uncertainty that the leaves leave."""
 
     def losses(self, terms: "PairTerms") -> "torch.Tensor":
         """Return the loss of every pair."""
@@ -75,14 +75,14 @@ class IPO(_PairLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class INPO(_PairLoss):
-    """Iterative Nash policy optimisation: also pulled to the policy that sampled the pairs."""
+    """Iterative Nash policy optimisation: it also pulls to the policy that sampled the pairs."""
 
     function: ClassVar[str] = "inpo_losses"
     needs_sampler: ClassVar[bool] = True
     type: Literal["inpo"] = "inpo"
     """Name of the loss."""
     reference_share: Share = 1 / 3
-    """Weight of the reference, in [0, 1]; the rest is that of the policy that sampled the pairs."""
+    """Weight of the reference, in [0, 1]; the policy that sampled the pairs has the rest."""
 
     def losses(self, terms: "PairTerms") -> "torch.Tensor":
         """Return the loss of every pair."""
@@ -91,7 +91,7 @@ class INPO(_PairLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SPPO(_PairLoss):
-    """Self-play preference optimisation: learns how much better the chosen step is."""
+    """Self-play preference optimisation: it learns how much better the chosen step is."""
 
     function: ClassVar[str] = "sppo_losses"
     type: Literal["sppo"] = "sppo"
@@ -117,7 +117,7 @@ class REFUEL(_PairLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class APOZero(_PairLoss):
-    """Anchored preference optimisation, which raises the chosen side itself."""
+    """Anchored preference optimisation: it raises the chosen side itself."""
 
     function: ClassVar[str] = "apo_zero_losses"
     type: Literal["apo-zero"] = "apo-zero"
@@ -133,7 +133,7 @@ class SimPO(_PairLoss):
     type: Literal["simpo"] = "simpo"
     """Name of the loss."""
     target_margin: NonNegative = 0.0
-    """Margin that is aimed at, >= 0."""
+    """Target margin, >= 0."""
 
     def losses(self, terms: "PairTerms") -> "torch.Tensor":
         """Return the loss of every pair."""
@@ -142,7 +142,7 @@ class SimPO(_PairLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ORPO(_PairLoss):
-    """Odds ratio of mean probabilities, without a reference; the paper adds it to ``sft_weight = 1``."""
+    """Odds ratio of mean probabilities, without a reference. The paper combines it with ``sft_weight = 1``."""
 
     function: ClassVar[str] = "orpo_losses"
     needs_reference: ClassVar[bool] = False
@@ -175,11 +175,11 @@ class _UnpairedLoss:
     """A loss of a completion that is good or bad by itself."""
 
     function: ClassVar[str]
-    """Its function in ``preference_losses.py``."""
+    """Name of its function in ``preference_losses.py``."""
     needs_reference: ClassVar[bool] = True
     """Whether the log-probabilities of a reference model enter."""
     needs_mismatched: ClassVar[bool] = False
-    """Whether completions after prompts that are not theirs enter, which nobody sampled."""
+    """Whether the loss uses completions after prompts of other problems, which nobody sampled."""
 
     beta: Positive = 0.1
     """Strength of the pull to the reference model, > 0."""
@@ -198,7 +198,7 @@ class _UnpairedLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KTO(_UnpairedLoss):
-    """Kahneman-Tversky optimisation, against a reference point that each forward pass estimates."""
+    """Kahneman-Tversky optimisation: it compares with a reference point that each forward pass estimates."""
 
     function: ClassVar[str] = "kto_losses"
     needs_mismatched: ClassVar[bool] = True
@@ -212,7 +212,7 @@ class KTO(_UnpairedLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OREAL(_UnpairedLoss):
-    """Outcome-reward learning: imitation of what is good, and a push from what is bad by how rare it is."""
+    """Outcome-reward learning: it imitates good completions and pushes away from bad ones, the more, the rarer right ones are."""
 
     function: ClassVar[str] = "oreal_losses"
     type: Literal["oreal"] = "oreal"

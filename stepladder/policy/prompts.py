@@ -1,4 +1,4 @@
-"""How a problem becomes a prompt, where a step ends, and where the final answer stands: the same in search, training and evaluation."""
+"""Format of prompts, step ends and final answers: the same in search, training and evaluation."""
 
 import hashlib
 import json
@@ -36,9 +36,9 @@ class StepFormat:
     """
 
     prompt_template: str = "{question}\n"
-    """Prompt text (the user's message with ``chat``); every ``{question}`` is replaced, other braces are text. Worked examples go here."""
+    """Prompt text (with ``chat``, the user's message). Every ``{question}`` is replaced; other braces stay. Worked examples go here."""
     step_end: str = "\n"
-    """Text that closes a step; a step ends at the token that completes it."""
+    """Text that closes a step. A step ends at the token that completes this text."""
     answer_pattern: str | None = None
     r"""Regular expression whose first group is the final answer; the last match counts. None reads the last ``\boxed{}`` with balanced
     braces. A step that states an answer ends the solution."""
@@ -47,7 +47,7 @@ class StepFormat:
     system: str | None = None
     """System message for the chat template; None for none."""
     date: str | None = None
-    """What a chat template that prints a date takes for today, as YYYY-MM-DD; None is the day on which the renderer is made."""
+    """Date that a chat template prints as today, as YYYY-MM-DD; None is the day on which the renderer is made."""
 
     def __post_init__(self) -> None:
         if _PLACEHOLDER not in self.prompt_template:
@@ -122,14 +122,14 @@ def _is_date(text: str) -> bool:
 
 
 def _stated(step_format: StepFormat) -> dict[str, Any]:
-    """Return the fields of a format; a date only where one is set, so that formats without one are written as they always were."""
+    """Return the fields of a format, including the date only if it is set. So formats without a date keep their stored form."""
     return {name: value for name, value in asdict(step_format).items() if name != "date" or value is not None}
 
 
 class PromptRenderer:
-    """Renders problems with one tokenizer and one ``StepFormat``; a ``Renderer``.
+    """A ``Renderer`` with one tokenizer and one ``StepFormat``.
 
-    Questions and solutions are text: a control token that stands in one, such as ``<|im_end|>``, is encoded as its characters.
+    Questions and solutions are text: the name of a control token in one, such as ``<|im_end|>``, is encoded as its characters.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat) -> None:
@@ -143,17 +143,17 @@ class PromptRenderer:
         self.tokenizer = tokenizer
         self.step_format = step_format
         self.date = step_format.date or today()
-        """What the chat template takes for today."""
+        """Date that the chat template prints as today."""
         self.hash = _renderer_hash(tokenizer, step_format, date=self.date)
         self._text = TokenText(tokenizer)
         self._encoder = TextEncoder(tokenizer)
         self._write = self._chat_text if step_format.chat else self._plain_text
-        # Of the template alone: the empty question stands for every other.
+        # Controls of the template alone; the empty question represents all questions.
         self._prompts = TextEncoder(tokenizer, template=self._write(""))
 
     @cached_property
     def end_id(self) -> int | None:
-        """The token that ends a solution: with a chat template what closes the assistant's turn, else end-of-sequence."""
+        """The token that ends a solution: with a chat template the end of the assistant's turn, else end-of-sequence."""
         closing = turn_end(self.tokenizer) if self.step_format.chat else None
         eos: Any = self.tokenizer.eos_token_id
         return eos if closing is None else closing
@@ -164,7 +164,7 @@ class PromptRenderer:
         return self.step_format.step_end
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        """Return the prompt of a problem as token ids: never empty, with the begin-of-sequence token once if the tokenizer adds one.
+        """Return the prompt of a problem as token ids: never empty, with the begin-of-sequence token once if the tokenizer adds it.
 
         Raises:
             DataFormatError: If the prompt has no tokens at all, or the question holds a control token that cannot be written as text.
@@ -172,11 +172,11 @@ class PromptRenderer:
         place = f"problem {problem.id!r}"
         text, controls = self._prompts.compose(lambda mask: self._write(mask(problem.question)), place=place)
         ids = self._prompts.encode(text, controls=controls, place=place)
-        # What the tokenizer puts in front of a text is added here, unless the template writes it or, being a chat's, decides about it.
+        # Add the tokens that the tokenizer puts before a text, unless the template writes them or, as a chat template, decides about them.
         begun = self.step_format.chat or set(self._prompts.prefix_ids) & set(self._prompts.control_ids(text, controls))
         ids = ids if begun else [*self._prompts.prefix_ids, *ids]
         if not ids:
-            # A prompt is never empty: a model needs a token to go on from.
+            # A prompt is never empty, because a model needs a token to continue from.
             ids = [i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None][:1]
         if not ids:
             raise DataFormatError(f"{place}: prompt must have tokens: got none for {text!r}")
@@ -187,22 +187,22 @@ class PromptRenderer:
         return self.step_format.extract_answer(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of some ids, without special tokens; steps decode to texts that concatenate to the solution."""
+        """Return the text of some ids, without special tokens. The texts of the steps concatenate to the solution."""
         return self._text.decode(token_ids)
 
     def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the tokens behind a prompt as steps, each ending at the token at which a sampler ends it; the last one may be open."""
+        """Cut the tokens after a prompt into steps, each ending where a sampler would end it. The last step may be open."""
         return self._boundary.cut(token_ids)
 
     def encode_solution(self, text: str, *, place: str = "solution") -> list[tuple[int, ...]]:
-        """Return a written solution as steps of token ids, cut and ended as a sampled one would be.
+        """Return a written solution as steps of token ids, with the step ends of a sampled one.
 
-        The whole text is encoded, and a step ends at the token that completes ``step_end``. A last step that states the final answer is
-        closed with ``step_end``; after any other the end of the solution is written, as a step of its own where the last one is closed.
+        The whole text is encoded, and a step ends at the token that completes ``step_end``. If the last step states the final answer, it is
+        closed with ``step_end``. Otherwise the end token follows, as a separate step if the last step is closed.
 
         Args:
             text: The solution.
-            place: Where it comes from, such as file and line, for messages.
+            place: Source of the text, such as file and line, for messages.
 
         Raises:
             DataFormatError: If the text ends with the text of a token that ends solutions, or holds a control token that cannot be written
@@ -220,7 +220,7 @@ class PromptRenderer:
         return [*steps, (self.end_id,)] if closed else [*steps[:-1], (*steps[-1], self.end_id)]
 
     def encode_steps(self, text: str, *, place: str = "solution") -> list[tuple[int, ...]]:
-        """Return written steps as token ids, cut as sampled ones are; the solution goes on behind them. Errors as for a solution."""
+        """Return the steps of an unfinished written solution as token ids, cut like sampled ones. Errors are those of a solution."""
         return self.cut(self._inner_ids(text, place)) if text else []
 
     @cached_property
@@ -232,7 +232,7 @@ class PromptRenderer:
         return bool(self._boundary.closes[step[-1]]) or self._boundary.completes(np.asarray(step))
 
     def _check_open(self, text: str, place: str) -> None:
-        """Refuse a solution that ends with the text of an end token: it would be learned as text, and the token stand behind it."""
+        """Refuse a solution that ends with the text of an end token: it would be learned as text, followed by the real token."""
         eos: Any = self.tokenizer.eos_token_id
         ends = {self.end_id, eos} - {None}
         last = next(reversed(self._encoder.find_controls(text.rstrip())), None)
@@ -242,7 +242,7 @@ class PromptRenderer:
             )
 
     def _inner_ids(self, text: str, place: str) -> list[int]:
-        """Encode text that stands inside a sequence: without special tokens and without a blank in front that the tokenizer made up."""
+        """Encode text inside a sequence, without special tokens and without a leading blank that the tokenizer adds."""
         ids = self._encoder.encode(text, place=place)
         if self._text.decode(ids) == text:
             return ids
@@ -259,14 +259,14 @@ class PromptRenderer:
 
 
 def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, *, date: str) -> str:
-    """Return 16 hexadecimal digits that depend on the format and on what the tokenizer does, not on where it was loaded from."""
+    """Return 16 hexadecimal digits that depend on the format and on the tokenizer's behaviour, not on its source."""
     core: Any = getattr(tokenizer, "_tokenizer", None)
     # Padding and truncation are settings of the last call, not of the vocabulary.
     content = json.loads(core.to_str()) if isinstance(core, Tokenizer) else {"vocab": tokenizer.get_vocab()}
     content = {key: value for key, value in content.items() if key not in {"padding", "truncation"}}
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     chat_template = tokenizer.chat_template if step_format.chat else None
-    # The date counts only where the template can print it.
+    # The date counts only if the template can print it.
     fields = {name: value for name, value in asdict(step_format).items() if name != "date"}
     parts = [fields, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)

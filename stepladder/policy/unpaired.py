@@ -1,7 +1,7 @@
-"""Training the policy on completions that are good or bad by themselves: steps, or whole solutions.
+"""Policy training on completions that are good or bad by themselves: steps, or whole solutions.
 
-The layers are those of ``train.py``: ``UnpairedRow`` is made from ``GradedRow``s, ``collate_unpaired`` and ``collate_packed_unpaired`` lay
-rows out, ``UnpairedObjective`` turns logits into a loss.
+The layers are those of ``fine_tuning.py``: ``UnpairedRow`` is made from ``GradedRow``s, ``collate_unpaired`` and
+``collate_packed_unpaired`` lay out rows, and ``UnpairedObjective`` turns logits into a loss.
 """
 
 from collections import Counter
@@ -30,20 +30,20 @@ from stepladder.types import GradedRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnpairedRow:
-    """A completion with its verdict, and perhaps the completion of another row behind the same prompt."""
+    """A completion with its verdict, and optionally the completion of another row after the same prompt."""
 
     completion: CompletionRow
-    """What was found good or bad."""
+    """The graded completion."""
     good: bool
     """The verdict."""
     prompt_value: float
-    """Value of the place that it continues, in [0, 1]."""
+    """Value of the node that it continues, in [0, 1]."""
     mismatched: CompletionRow | None = None
-    """A completion of another prompt behind this one, on which the reference point is estimated; None where none is needed."""
+    """A completion of another prompt after this prompt, used to estimate the reference point; None if not needed."""
     ref_logps: tuple[float, ...] = (0.0, 0.0)
     """Reference log-probability of the completion, and of the mismatched one if there is one, in nats."""
     sampler_logps: tuple[float, ...] | None = None
-    """Log-probability of the completion under the policy that sampled it; None where that is not known, as it is of a mismatched one."""
+    """Log-probability of the completion under the policy that sampled it; None if unknown. Mismatched completions have none."""
 
     @property
     def completions(self) -> tuple[CompletionRow, ...]:
@@ -92,24 +92,24 @@ def train_unpaired(
     Args:
         model_dir: Start model, a directory or hub id.
         graded: Steps or solutions with verdicts.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts completions. KTO estimates its reference point on each forward pass, so for it
-            ``micro_batch_size`` is not only a matter of memory.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
+        settings: Training settings; ``batch_size`` counts completions. KTO estimates its reference point on each forward pass, so there
+            ``micro_batch_size`` changes results, not only memory.
         renderer_hash: Hash that every row must carry.
         objective: The loss; None is KTO with its defaults.
-        reference: As for ``train_preference``; ``SAMPLER`` is not for losses with mismatched completions, which nobody sampled.
+        reference: As for ``train_preference``. Losses with mismatched completions, which nobody sampled, cannot take ``SAMPLER``.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
     Returns:
-        What the training came to.
+        The result of the training.
 
     Raises:
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
-        ConfigError: If the device cannot be had.
+        ConfigError: If the device does not exist.
         DataFormatError: If there are no rows, one comes from another renderer or vocabulary, one has an empty prompt or completion, all
-            are longer than the model's context, or one lacks the sampler's log-probabilities where these are the reference.
+            are longer than the model's context, or the reference is ``SAMPLER`` and one lacks the sampler's log-probabilities.
     """
     objective = objective or UnpairedObjective()
     check_provenance((row.provenance for row in graded), renderer_hash=renderer_hash, what="graded rows")
@@ -149,9 +149,9 @@ def unpaired_rows(graded: Sequence[GradedRow], *, vocabulary: int, mismatched: b
 
     Args:
         graded: The records.
-        vocabulary: Token ids that the model has.
-        mismatched: Put the completion of another record behind every prompt too, of another problem where there are enough of them. Every
-            completion is used once.
+        vocabulary: Number of token ids of the model.
+        mismatched: Also pair every prompt with the completion of another record, of another problem if there are enough. Every completion
+            is used once.
 
     Raises:
         DataFormatError: If a prompt or completion is empty, or an id is outside the vocabulary.
@@ -174,9 +174,9 @@ def unpaired_rows(graded: Sequence[GradedRow], *, vocabulary: int, mismatched: b
 
 
 def _partners(problems: list[str]) -> list[int]:
-    """Return for every row the index of another one: a permutation, across problems unless one problem has more than half of the rows.
+    """Return a permutation that maps every row to another one, of another problem unless one problem has more than half of the rows.
 
-    With the rows in the order of their problems, a shift by the size of the largest problem leaves every problem.
+    If the rows are sorted by problem, a shift by the size of the largest problem moves every row to another problem.
     """
     order = sorted(range(len(problems)), key=lambda i: problems[i])
     shift = max(Counter(problems).values(), default=0)
@@ -189,21 +189,22 @@ def _partners(problems: list[str]) -> list[int]:
 
 
 def collate_unpaired(rows: Sequence[UnpairedRow]) -> Batch:
-    """Lay rows out as the B completions, then the mismatched ones if there are any.
+    """Lay out the B completions, then the mismatched ones if there are any.
 
     Returns:
-        What ``collate_completions`` returns, and ``contrast``, bool like ``targets``: where there is a target; ``ref_logps``, float32
-        ``[B]`` or ``[2B]``: the reference's sums over them; ``good``, bool ``[B]``, and ``prompt_values``, float32 ``[B]``.
+        The batch of ``collate_completions`` with these additions. ``contrast``, bool, shaped like ``targets``: whether there is a target.
+        ``ref_logps``, float32 ``[B]`` or ``[2B]``: the reference's sums over the targets. ``good``, bool ``[B]``. ``prompt_values``,
+        float32 ``[B]``.
     """
     batch = collate_completions(_in_order(rows))
     return {**batch, **_terms(rows, batch)}
 
 
 def collate_packed_unpaired(trees: Sequence[PackedRow[UnpairedRow]], *, width: int = 0) -> Batch:
-    """Lay trees of rows out, in the order of ``collate_unpaired``.
+    """Lay out trees of rows, in the order of ``collate_unpaired``.
 
     Returns:
-        What ``collate_packed_completions`` returns, and what ``collate_unpaired`` adds.
+        The batch of ``collate_packed_completions`` with the additions of ``collate_unpaired``.
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]

@@ -117,7 +117,7 @@ def train_implicit(
         init: Language model to start from, which is the reference when the result is read.
         solutions: Graded solutions; one without an outcome, or too long for the context, and for ``implicit-dpo`` a problem whose solutions
             are all equally right, is dropped and counted.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
         settings: How to train; ``batch_size`` counts solutions, or with ``implicit-dpo`` problems, whose solutions are compared.
         spec: An implicit spec; its beta is the loss's.
         loss: ``implicit-ce`` on outcomes, a mean over solutions, or ``implicit-dpo`` between the solutions of a problem, a mean over

@@ -74,7 +74,7 @@ def train_stepwise(
     Args:
         init: Policy, whose body gets a new head where the spec needs one, or a process reward model of the spec, whose head is kept.
         solutions: Labelled solutions; one without any label, or too long for the context, is dropped and counted.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
         settings: How to train; ``batch_size`` counts solutions, or groups of compared steps.
         spec: How the model reads solutions and what its outputs are.
         loss: ``bce`` on soft or hard labels, ``mse`` on scores, ``hl-gauss`` and ``two-hot`` on the bins of a value head, ``pairwise``

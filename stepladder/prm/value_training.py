@@ -49,7 +49,7 @@ def train_value(
         init_dir: Policy (which gets a new head) or earlier process reward model.
         rows: Paths with targets, of which one without any is dropped and counted, and tokens after the last target are not forwarded; or
             pairs of steps (or of whole solutions), for a comparing loss.
-        out_dir: Where the trained model goes, whole or not at all; replaced if it exists.
+        out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
         settings: How to train; ``batch_size`` counts paths, or groups of what is compared.
         renderer_hash: Hash that every row must carry.
         spec: How a policy's new head is read, and what an earlier model must be; None is a value head with a sigmoid, and an earlier
@@ -62,7 +62,7 @@ def train_value(
         on_progress: Called after every update.
 
     Returns:
-        What the training came to.
+        The result of the training.
 
     Raises:
         BackendError: If the loss stops being finite.

@@ -1,8 +1,8 @@
-"""Fakes with scripted answers and failures, and the contracts that backends, tokenizers and renderers must keep.
+"""Fakes with scripted answers and failures, and the contracts of backends, tokenizers and renderers.
 
 The fakes need no model: ``ScriptedPolicy``, ``TableScorer``, ``ExactVerifier`` and ``CharRenderer`` make a whole search run in
-microseconds. ``check_policy``, ``check_scorer``, ``check_tokenizer`` and ``check_renderer`` state what the search relies on, as checks that
-raise ``AssertionError``; point them at a backend, tokenizer or renderer of your own to learn whether the search may use it.
+microseconds. ``check_policy``, ``check_scorer``, ``check_tokenizer`` and ``check_renderer`` check what the search relies on, and raise
+``AssertionError``. Call them on your own backend, tokenizer or renderer to find out whether the search can use it.
 """
 
 from stepladder.testing.backends import check_policy, check_scorer

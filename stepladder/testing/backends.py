@@ -18,15 +18,15 @@ def check_policy(
     over_long_prefix_ids: tuple[int, ...] | None = None,
     logp_tolerance: float = 1e-4,
 ) -> None:
-    """Raise ``AssertionError`` unless a policy keeps the whole contract of ``interfaces.Policy``.
+    """Raise ``AssertionError`` unless a policy fulfils the whole contract of ``interfaces.Policy``.
 
     Args:
-        make_policy: Returns a policy with nothing in flight; called for every check, so it may return one object again.
-        prefix_ids: At least two different prefixes, after each of which the policy is uncertain: eight samples at temperature 1 must
-            practically never come out equal for two seeds.
-        decode: Ids to the text that a step with these ids must carry; None leaves the texts unchecked.
-        over_long_prefix_ids: A prefix that the policy must refuse; None when it takes any length.
-        logp_tolerance: How far log-probabilities may drift with the batch they were computed in, in nats.
+        make_policy: Returns a policy with nothing in flight. It is called for every check and may return the same object.
+        prefix_ids: At least two different prefixes after which the policy is uncertain: two seeds must practically never give the same
+            eight samples at temperature 1.
+        decode: Maps ids to the text that a step with these ids must carry; None leaves the texts unchecked.
+        over_long_prefix_ids: A prefix that the policy must refuse; None if it accepts any length.
+        logp_tolerance: Maximum change of log-probabilities with the batch, in nats.
 
     """
     _require(len(set(prefix_ids)) >= 2, "check_policy: needs at least two different prefixes")
@@ -50,14 +50,14 @@ def check_scorer(
     over_long_step_ids: tuple[int, ...] | None = None,
     score_tolerance: float = 1e-4,
 ) -> None:
-    """Raise ``AssertionError`` unless a scorer keeps the whole contract of ``interfaces.StepScorer``.
+    """Raise ``AssertionError`` unless a scorer fulfils the whole contract of ``interfaces.StepScorer``.
 
     Args:
         make_scorer: Returns a scorer with nothing in flight.
         prefix_ids: At least two different prefixes.
         steps: At least two different steps, of different lengths if lengths matter to the scorer; any may follow any prefix or step.
-        over_long_step_ids: A step that the scorer cannot read after the first prefix; None when it takes any length.
-        score_tolerance: How far scores may drift with the batch they were computed in.
+        over_long_step_ids: A step that the scorer cannot read after the first prefix; None if it accepts any length.
+        score_tolerance: Maximum change of scores with the batch.
 
     """
     _require(len(set(prefix_ids)) >= 2 and len(set(steps)) >= 2, "check_scorer: needs at least two prefixes and two steps")
@@ -157,7 +157,7 @@ def _check_seeds(policy: Policy, prefix: tuple[int, ...]) -> None:
 
 
 def _check_company(make_policy: Callable[[], Policy], prefixes: Sequence[tuple[int, ...]], logp_tolerance: float) -> None:
-    """Check that a result does not depend on what else is in flight, nor on when it was submitted."""
+    """Check that a result depends neither on other requests in flight nor on the time of its submission."""
     requests = [
         StepRequest(ticket=i, prefix_ids=prefix, num_samples=4, seed=1000 + i, max_step_tokens=24, max_steps=1 + i % 2 * 3)
         for i, prefix in enumerate(prefixes)
@@ -220,7 +220,7 @@ _Scores = dict[tuple[tuple[int, ...], tuple[int, ...]], float | None]
 
 
 def _check_score_records(scorer: StepScorer, prefixes: Sequence[tuple[int, ...]], steps: Sequence[tuple[int, ...]]) -> _Scores:
-    """Score every step after every prefix in a request of its own, and return the scores."""
+    """Score every step after every prefix in a separate request, and return the scores."""
     pairs = [(prefix, step) for prefix in prefixes for step in steps]
     requests = [ScoreRequest(ticket=7 * i + 1, prefix_ids=prefix, branches=((step,),)) for i, (prefix, step) in enumerate(pairs)]
     results = _drain_scorer(scorer, requests)
@@ -257,7 +257,7 @@ def _check_siblings(
 def _check_chains(
     scorer: StepScorer, prefix: tuple[int, ...], steps: Sequence[tuple[int, ...]], singles: _Scores, tolerance: float
 ) -> None:
-    """Check that a branch of two steps scores as its steps do when the first belongs to the prefix."""
+    """Check that a branch of two steps has the same scores as its steps with the first one in the prefix."""
     first, second = steps[0], steps[1]
     chain = ScoreRequest(ticket=1, prefix_ids=prefix, branches=((first, second), (second,)))
     tail = ScoreRequest(ticket=2, prefix_ids=prefix + first, branches=((second,),))

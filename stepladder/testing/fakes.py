@@ -13,7 +13,7 @@ from stepladder.types import Problem, Step, StopReason, Verdict
 RequestT = TypeVar("RequestT", StepRequest, ScoreRequest)
 
 Propose = Callable[[tuple[int, ...], int, int], Step]
-"""(prefix ids, sample index, seed) -> the next step. Called once per step; must depend on its arguments alone."""
+"""(prefix ids, sample index, seed) -> the next step. It is called once per step and must depend only on its arguments."""
 
 
 def make_step(text: str, *, stop_reason: StopReason = StopReason.STEP, logp: float = -0.5) -> Step:
@@ -22,12 +22,12 @@ def make_step(text: str, *, stop_reason: StopReason = StopReason.STEP, logp: flo
 
 
 def error_step(message: str) -> Step:
-    """Return the step that stands for a failed sample: no tokens, reason ERROR."""
+    """Return the step of a failed sample: no tokens, reason ERROR."""
     return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=message)
 
 
 class _Arrivals(Generic[RequestT]):
-    """Open requests, released in order, or in an order and in portions drawn from a seed."""
+    """Open requests, released in order, or in a random order and in random portions."""
 
     def __init__(self, shuffle_seed: int | None, raise_after: int | None) -> None:
         self._open: list[RequestT] = []
@@ -54,9 +54,9 @@ class _Arrivals(Generic[RequestT]):
 class ScriptedPolicy:
     """A ``Policy`` that reads its steps from a function or a table.
 
-    A table maps prefix ids to the steps that follow; sample i takes entry i modulo their number, and a prefix that is not in the table is
-    a failed request. A sample of several steps asks again with the longer prefix. Greedy requests (temperature 0) ask for sample 0 of
-    seed 0, so that they depend on the prefix alone.
+    A table maps prefix ids to the steps that follow. Sample i takes entry i modulo their number. A prefix that is not in the table fails. A
+    sample of several steps looks up the longer prefix for each further step. Greedy requests (temperature 0) take sample 0 of seed 0, so
+    that they depend only on the prefix.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class ScriptedPolicy:
         Args:
             propose: The steps.
             shuffle_seed: Deliver results in this seed's order and portions; None delivers everything at once, in order.
-            fail_when: Requests that come back as ERROR.
+            fail_when: Says which requests come back as ERROR.
             max_prefix_tokens: Longer prefixes come back as ERROR, as from a model with that context.
-            raise_after: Raise ``BackendError`` from ``collect`` once so many results were delivered and more are wanted.
+            raise_after: Raise ``BackendError`` from ``collect`` after this many results, if more are requested.
         """
         self._propose = _from_table(propose) if isinstance(propose, Mapping) else propose
         self._arrivals = _Arrivals[StepRequest](shuffle_seed, raise_after)
@@ -125,7 +125,7 @@ def _from_table(table: Mapping[tuple[int, ...], Sequence[Step]]) -> Propose:
 
 
 def _cut(step: Step, max_step_tokens: int) -> Step:
-    """Return the step, cut to the token limit as an engine would cut it; its text keeps one character per kept token."""
+    """Return the step, cut to the token limit as an engine would cut it. Its text keeps one character per kept token."""
     if len(step.token_ids) <= max_step_tokens:
         return step
     kept = slice(max_step_tokens)
@@ -133,7 +133,7 @@ def _cut(step: Step, max_step_tokens: int) -> Step:
 
 
 class TableScorer:
-    """A ``StepScorer`` that looks scores up by all the tokens from the prompt to the end of the step."""
+    """A ``StepScorer`` that looks up scores by all tokens from the prompt to the end of the step."""
 
     def __init__(
         self,
@@ -145,14 +145,14 @@ class TableScorer:
         """Script a scorer.
 
         Args:
-            score: The scores; a prefix that is not in the table is not scored.
+            score: The scores. A prefix that is not in the table gets none.
             shuffle_seed: Deliver results in this seed's order and portions; None delivers everything at once, in order.
             raise_after: Raise ``BackendError`` from ``collect`` once so many results were delivered and more are wanted.
         """
         self._score = score.get if isinstance(score, Mapping) else score
         self._arrivals = _Arrivals[ScoreRequest](shuffle_seed, raise_after)
         self.num_scored: Counter[tuple[int, ...]] = Counter()
-        """How often each step was scored, by all the tokens up to its end."""
+        """How often each step was scored, by all tokens up to its end."""
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
         """Queue requests."""
@@ -196,7 +196,7 @@ class CharRenderer:
     """A ``Renderer`` whose tokens are characters: the id of a character is its code point."""
 
     def __init__(self, *, answer_pattern: str = r"=([^=\n]*)\n?\Z") -> None:
-        """Read answers with ``answer_pattern``, whose first group is the answer; the default takes what follows the last ``=``."""
+        """Read answers with ``answer_pattern``, whose first group is the answer. The default takes the text after the last ``=``."""
         self._answer = re.compile(answer_pattern)
         self.hash = f"char:{answer_pattern}"
 

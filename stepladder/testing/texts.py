@@ -1,6 +1,6 @@
 """The contracts of tokenizers and renderers, as checks that raise ``AssertionError``.
 
-Both take plain objects, so that nothing of a model library is needed to import them.
+Both take plain objects, so you can import them without a model library.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ TEXTS = (
 
 
 class Renderer(Protocol):
-    """What ``check_renderer`` uses of a renderer; ``stepladder.policy.prompts.PromptRenderer`` has it."""
+    """The part of a renderer that ``check_renderer`` uses; ``stepladder.policy.prompts.PromptRenderer`` has it."""
 
     hash: str
 
@@ -34,11 +34,11 @@ class Renderer(Protocol):
         ...
 
     def encode_solution(self, text: str) -> Sequence[Sequence[int]]:
-        """Return a written solution as steps of token ids, closed as a sampled one is."""
+        """Return a written solution as steps of token ids, closed like a sampled one."""
         ...
 
     def encode_steps(self, text: str) -> Sequence[Sequence[int]]:
-        """Return written steps as token ids; the solution goes on behind them."""
+        """Return the steps of an unfinished written solution as token ids."""
         ...
 
     def cut(self, token_ids: Sequence[int]) -> Sequence[Sequence[int]]:
@@ -47,14 +47,14 @@ class Renderer(Protocol):
 
 
 def check_tokenizer(tokenizer: Any, *, texts: Sequence[str] = TEXTS) -> None:
-    """Raise ``AssertionError`` unless a tokenizer of transformers can be searched and trained with.
+    """Raise ``AssertionError`` unless search and training can use a tokenizer of transformers.
 
-    Text must come back from its ids, every special token must be one id that decodes to nothing, and what the tokenizer puts around a text
-    must be the same for every text.
+    Ids must decode to their text. Every special token must be one id that decodes to nothing. The tokens that the tokenizer adds around a
+    text must be the same for every text.
 
     Args:
         tokenizer: The tokenizer.
-        texts: Probes that its vocabulary can write.
+        texts: Probe texts that its vocabulary can encode.
     """
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for i, name in special.items():
@@ -80,13 +80,13 @@ def check_renderer(
     begin_id: int | None = None,
     texts: Sequence[str] = TEXTS,
 ) -> None:
-    """Raise ``AssertionError`` unless a renderer keeps control tokens and text apart, and cuts written solutions as sampled ones.
+    """Raise ``AssertionError`` unless a renderer separates control tokens from text, and cuts written solutions like sampled ones.
 
     Args:
-        make_renderer: Returns the renderer; two of them must agree.
-        controls: Ids of the control tokens by name; special tokens that stand for unknown text left out.
-        begin_id: The token with which every prompt begins, once; None where there is none.
-        texts: Questions, and solutions without a final answer, that its vocabulary can write.
+        make_renderer: Returns the renderer. Two calls must return equal renderers.
+        controls: Ids of the control tokens by name, without the special token for unknown text.
+        begin_id: The token that begins every prompt exactly once; None if there is none.
+        texts: Questions, and solutions without a final answer, that its vocabulary can encode.
     """
     renderer, other = make_renderer(), make_renderer()
     _require(renderer.hash == other.hash, f"two renderers must have one hash: got {renderer.hash!r} and {other.hash!r}")
@@ -117,7 +117,7 @@ def _check_solution(renderer: Renderer, text: str, watched: set[int]) -> None:
 
 
 def _spelt(controls: Mapping[str, int]) -> list[str]:
-    """Return every name of a control token, alone, twice, and torn apart by another."""
+    """Return every name of a control token alone, twice, and interrupted by another name."""
     names = list(controls)
     return [spelt for name in names for spelt in (name, f"{name} {name}", f"{name[:-1]}{names[0]}{name[-1:]}")]
 

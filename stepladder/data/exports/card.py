@@ -1,4 +1,4 @@
-"""Data cards: what a reader of an exported data set has to know, made from the rows, the trees behind them and the run's settings."""
+"""Data cards: facts for readers of an exported data set, made from its rows, their search trees and the run's settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from stepladder.data.store import PROVENANCE_COLUMNS
 from stepladder.types import StopReason, TreeRecord
 
 CARD_MARK = "<!-- made by stepladder export -->"
-"""Stands in every data card; only a data set with it is ever replaced."""
+"""Mark in every data card. Only a data set with this mark is ever replaced."""
 EXPORT_VERSION = 1
-"""Version of the exported columns; an import refuses others."""
+"""Version of the exported columns. An import refuses other versions."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 
 
 @dataclass(kw_only=True, slots=True)
 class ExportSummary:
-    """What was exported, gathered row by row."""
+    """Summary of an export, gathered row by row."""
 
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of every split."""
@@ -32,7 +32,7 @@ class ExportSummary:
     measures: dict[str, list[float]] = field(default_factory=dict)
     """Figures of the rows, by name."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """What the export left out, by reason."""
+    """Counts of rows that the export left out, by reason."""
 
     @property
     def num_rows(self) -> int:
@@ -40,7 +40,7 @@ class ExportSummary:
         return sum(self.rows.values())
 
     def add(self, split: str, rows: Sequence[Row], chosen: ExportFormat) -> int:
-        """Count rows of a split and return the tokens they hold."""
+        """Count the rows of a split and return their number of tokens."""
         self.rows[split] = self.rows.get(split, 0) + len(rows)
         self.problems.setdefault(split, set()).update(row["problem_id"] for row in rows)
         for name, values in self.provenance.items():
@@ -55,7 +55,7 @@ class ExportSummary:
 
 @dataclass(kw_only=True, slots=True)
 class Exploration:
-    """How widely trees were searched; sums over trees."""
+    """How widely the trees were searched, as sums over trees."""
 
     trees: int = 0
     """Trees."""
@@ -66,7 +66,7 @@ class Exploration:
     expanded: int = 0
     """Nodes with children."""
     leaves: int = 0
-    """Nodes without children, roots excluded."""
+    """Nodes without children, except roots."""
     leaf_depths: int = 0
     """Steps from the root to the leaves."""
     deepest: int = 0
@@ -111,7 +111,7 @@ class Exploration:
         self.generated_tokens += record.generated_tokens
 
     def table(self) -> dict[str, str]:
-        """Return the figures for people."""
+        """Return the figures as text, by name."""
         return {
             "searched trees": f"{self.trees}",
             "trees with a right solution": _share(self.solved, self.trees),
@@ -133,22 +133,22 @@ class Exploration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFacts:
-    """What the run says about itself."""
+    """Facts about the run."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings and models worth stating, by name."""
     selected: Mapping[str, Any] | None = None
-    """What labelling kept (``kept``) and dropped (``dropped_by_reason``) in the exported rounds; None where the format needs no labels."""
+    """Rows that labelling kept (``kept``) and dropped (``dropped_by_reason``) in the exported rounds; None if no labels are needed."""
     licence: str | None = None
-    """SPDX identifier of the licence of the source problems; None where nobody said."""
+    """SPDX identifier of the licence of the source problems; None if nobody stated one."""
     problems: str | None = None
-    """Where the problems come from."""
+    """Source of the problems."""
 
 
 def data_card(
     name: str, chosen: ExportFormat, summary: ExportSummary, exploration: Exploration, facts: CardFacts, source: ExportSource
 ) -> str:
-    """Return the text of README.md, with the metadata that the hub and ``datasets.load_dataset`` read."""
+    """Return the text of README.md, including the metadata that the hub and ``datasets.load_dataset`` read."""
     parts = [
         "---",
         _front_matter(name, chosen, summary, facts),
@@ -197,7 +197,7 @@ def _front_matter(name: str, chosen: ExportFormat, summary: ExportSummary, facts
             "dropped_by_reason": {**(facts.selected or {}).get("dropped_by_reason", {}), **summary.dropped},
         },
     )
-    # Without stated types, a column of a JSON file that is null throughout has no type, and the next file's numbers do not fit it.
+    # Without explicit types, a JSON column that is always null has no type, and the numbers of the next file do not fit it.
     DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(chosen.schema))).to_dataset_card_data(card)
     return card.to_yaml()
 

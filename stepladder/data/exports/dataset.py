@@ -1,4 +1,4 @@
-"""Data sets made of shards: a directory that ``datasets.load_dataset`` reads, with a data card; and shards made of such a directory.
+"""Export of shards to a directory that ``datasets.load_dataset`` reads, with a data card, and import of such a directory to shards.
 
 ``export_formats.EXPORT_FORMATS`` lists the formats.
 """
@@ -30,7 +30,7 @@ from stepladder.files import atomic_directory, file_fault, reading
 from stepladder.types import TreeRecord, derive_seed
 
 REST = "train"
-"""The split of the problems that no other split takes."""
+"""The split of all problems that no other split takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,35 +40,35 @@ class ExportJob:
     format: str
     """A name in ``EXPORT_FORMATS``."""
     source: ExportSource
-    """What the rows need beyond themselves."""
+    """The run's facts that the rows need."""
     trees: Sequence[Path] = ()
-    """Shards of the searched trees behind the rows, for the data card."""
+    """Shards of the searched trees of the rows, for the data card."""
     facts: CardFacts = field(default_factory=CardFacts)
-    """What the data card says about the run."""
+    """The run's facts for the data card."""
     splits: Mapping[str, float] = field(default_factory=dict)
-    """Share of the problems in each split besides ``train``, in (0, 1)."""
+    """Share of the problems in each split except ``train``, in (0, 1)."""
     overwrite: bool = False
-    """Replace an earlier export; anything else is never removed."""
+    """Replace an earlier export. Nothing else is ever removed."""
 
 
 def export_dataset(
     paths: Sequence[Path], job: ExportJob, out_dir: Path, *, on_shard: Callable[[int], None] = lambda num_tokens: None
 ) -> ExportSummary:
-    """Write shards as a data set directory, whole or not at all.
+    """Write shards as a data set directory, completely or not at all.
 
-    The directory holds ``data/SPLIT-*.parquet`` (or ``.jsonl``), one file per shard and split that holds rows, and ``README.md``, the data
-    card. Equal shards give equal bytes.
+    The directory holds ``README.md``, the data card, and ``data/SPLIT-*.parquet`` (or ``.jsonl``), one file per shard and split with rows.
+    Equal shards give equal bytes.
 
     Args:
-        paths: Shards of the kind that the format is made of, in order.
-        job: What to export.
+        paths: Shards of the format's kind, in order.
+        job: The export.
         out_dir: New or empty directory.
         on_shard: Called after every shard with the tokens of its rows.
 
     Raises:
         ConfigError: If the format is unknown, or a split is impossible.
-        DataFormatError: If there is no row to export, a split gets none, or a file is no shard of the right kind and version.
-        CheckpointError: If ``out_dir`` holds something, or cannot be written.
+        DataFormatError: If there is no row to export, a split gets none, or a file is not a shard of the right kind and version.
+        CheckpointError: If ``out_dir`` is not empty, or is not writable.
     """
     chosen = find_format(job.format)
     _check_splits(job.splits)
@@ -103,19 +103,19 @@ def export_dataset(
 def import_dataset(
     directory: Path, out_dir: Path, *, check: Callable[[Any, str], None] = lambda record, place: None
 ) -> tuple[ShardKind[Any], int]:
-    """Write an exported data set as shards, whole or not at all, and return their kind and the number of rows.
+    """Write an exported data set as shards, completely or not at all, and return their kind and the number of rows.
 
-    Every field of every record is what it was before the export, bit for bit. Splits follow one another as the data card lists them, with
-    a shard per file.
+    Every field of every record equals the one before the export, bit for bit. Splits keep the order of the data card, with one shard per
+    file.
 
     Args:
-        directory: What an export wrote.
+        directory: An exported data set.
         out_dir: New or empty directory, for ``shard-*.parquet``.
-        check: Called with every record and its file and row.
+        check: Called with every record, and with its file and row.
 
     Raises:
-        DataFormatError: If the directory is no export that can be imported, or a file of it lacks columns.
-        CheckpointError: If ``out_dir`` holds something, or cannot be written.
+        DataFormatError: If the directory is not an importable export, or a file of it lacks columns.
+        CheckpointError: If ``out_dir`` is not empty, or is not writable.
     """
     chosen, files = _exported_files(directory)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -142,7 +142,7 @@ def import_dataset(
 
 
 def restored_kind(directory: Path) -> ShardKind[Any]:
-    """Return the kind of shard that an exported data set becomes; errors as for ``import_dataset``."""
+    """Return the kind of shard that an exported data set becomes. Errors are those of ``import_dataset``."""
     kind = _exported_files(directory)[0].restored
     assert kind is not None, "formats without it were refused"
     return kind
@@ -152,7 +152,7 @@ def find_format(name: str) -> ExportFormat:
     """Return a format by name.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If no format has that name.
     """
     if name not in EXPORT_FORMATS:
         raise ConfigError(f"format: must be one of {', '.join(EXPORT_FORMATS)}: got {name!r} -- choose one of these")
@@ -160,10 +160,10 @@ def find_format(name: str) -> ExportFormat:
 
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
-    """Check that an export may write a directory: it must be new, empty, or with ``overwrite`` an earlier export.
+    """Check that an export may write a directory: it must be new or empty, or an earlier export if ``overwrite`` is set.
 
     Raises:
-        CheckpointError: If it may not.
+        CheckpointError: If the export may not write it.
     """
     if not out_dir.exists():
         return
@@ -189,7 +189,7 @@ def _check_splits(splits: Mapping[str, float]) -> None:
 
 
 def _split_keys(questions: Mapping[str, str]) -> dict[str, str]:
-    """Return what decides the split of every problem: the smallest id of those that ask the same."""
+    """Return the split key of every problem: the smallest id of the problems with the same question."""
     first: dict[str, str] = {}
     for problem_id in sorted(questions):
         first.setdefault(normalise_question(questions[problem_id]), problem_id)
@@ -204,7 +204,7 @@ def _by_split(rows: Sequence[Row], splits: Mapping[str, float], keys: Mapping[st
 
 
 def _split_of(key: str, splits: Mapping[str, float]) -> str:
-    # No seed of a run enters: a problem is in the same split in every export, so data sets can be joined without a leak.
+    # The key does not depend on a run's seed. A problem is in the same split in every export, so data sets can be joined without a leak.
     place, bound = derive_seed("export split", key) / 2**63, 0.0
     for name, share in splits.items():
         bound += share

@@ -1,9 +1,8 @@
-"""The kinds of data set that can be exported: what each is made of, and its columns.
+"""The export formats: the source of each, and its columns.
 
-A format is a table of columns over one kind of shard. To add one, write its row function in ``export_rows.py`` and add an ``ExportFormat``
-to ``EXPORT_FORMATS``. Fields of the record that no column holds are appended under their own names, so that a format that stands for
-whole records never loses anything. Text columns have the names that TRL trains on; token ids stand beside them as ``*_token_ids``, which
-no trainer overwrites.
+A format is a table of columns over one kind of shard. To add one, write its row function in ``rows.py`` and add an ``ExportFormat`` to
+``EXPORT_FORMATS``. Record fields without a column are appended under their own names, so a format for whole records loses nothing. Text
+columns have the names that TRL trains on. Token ids have separate columns ``*_token_ids``, which no trainer overwrites.
 
 Source: columns of other trainers as read by TRL 1.16 (``trl/trainer/{dpo,sft,kto}_trainer.py``, ``_prepare_dataset``; its stepwise type
 before 1.14), verl (``verl/utils/dataset/rl_dataset.py``, ``RLHFDataset``, and ``verl/utils/dataset/README.md``), OpenRLHF
@@ -56,7 +55,7 @@ class ExportColumn:
     meaning: str
     """What the data card says."""
     field: str | None = None
-    """Field of the record that it is a copy of; None where the format's function makes it."""
+    """The record field that the column copies; None if the format's function computes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,35 +63,35 @@ class ExportFormat:
     """One kind of data set."""
 
     kind: ShardKind[Any]
-    """Shards that it is made of."""
+    """Kind of shard that the format reads."""
     title: str
     """Heading of the data card."""
     about: str
-    """How the rows were made and how to train on them."""
+    """How the rows are made and how to train on them."""
     columns: dict[str, ExportColumn]
-    """Columns by name, in order; problem id, further fields of the record and provenance are added to all formats."""
+    """Columns by name, in order. Every format also gets the problem id, the remaining fields of the record, and its provenance."""
     rows: RowMaker
     """Makes the rows."""
     restore: Callable[[Row], Row] | None = None
-    """From a row to the fields of a record of ``restored`` that are no copies; None where the rows do not hold all of it."""
+    """Maps a row to the fields of a ``restored`` record that are not copies; None if the rows do not hold a whole record."""
     restored: ShardKind[Any] | None = None
-    """Shards that an import writes."""
+    """Kind of shard that an import writes."""
     suffix: str = "parquet"
     """``parquet`` or ``jsonl``."""
     whole: bool = True
-    """Whether a row stands for a whole record, so that all its fields are kept."""
+    """Whether a row represents a whole record, so that all its fields are kept."""
     measures: dict[str, Callable[[Row], float | None]]
-    """Figures of a row that the data card summarises, by name; those that end with "tokens" count them."""
+    """Figures of a row that the data card summarises, by name. Names that end with "tokens" are token counts."""
     per_problem: bool = False
-    """Whether a row stands for a problem, so that only one round is exported."""
+    """Whether a row represents a problem, so that only one round is exported."""
 
     @property
     def needs_answers(self) -> bool:
-        """Whether the rows hold reference answers."""
+        """Whether the rows contain reference answers."""
         return "reward_model" in self.columns
 
     def all_columns(self) -> dict[str, ExportColumn]:
-        """Return the columns with those that every format has."""
+        """Return the format's own columns and those of all formats."""
         held = {column.field for column in self.columns.values()} | {"problem_id", *_made(self)}
         further = [name for name in self.kind.columns if name not in held] if self.whole else []
         extra = {name: ExportColumn(type=self.kind.columns[name], meaning="As in the run's rows.", field=name) for name in further}
@@ -134,7 +133,7 @@ _LOGPS_MEANING = "Log-probability of each of its tokens under the policy at temp
 _PROMPT_TEXT = "The prompt as text: the run's template with the question"
 _QUESTION = _column(_TEXT, "The question, verbatim.")
 _PROMPT_TOKENS = _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids")
-_MISTAKE = _column(_TEXT, "The wrong steps that a revision goes on from, as text; empty for a solution from the beginning.")
+_MISTAKE = _column(_TEXT, "The wrong steps before a revision, as text; empty for a solution from the beginning.")
 _STEP_COLUMNS = {
     "steps": _column(_TEXTS, "The steps, as decoded: they concatenate to the solution."),
     "step_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled."),
@@ -147,37 +146,37 @@ _TRACE_COLUMNS = {
 }
 _PAIR_COLUMNS = {
     "question": _QUESTION,
-    "shared_steps": _column(_TEXT, "The steps that both continue, as text; empty after the question."),
-    "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the shared steps: what the policy saw.", "prompt_ids"),
+    "shared_steps": _column(_TEXT, "The steps that both continue, as text; empty directly after the question."),
+    "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the shared steps, as the policy saw them.", "prompt_ids"),
     "chosen_token_ids": _column(_IDS, "Token ids of the preferred step, as sampled.", "chosen_ids"),
     "rejected_token_ids": _column(_IDS, "Token ids of the other step, as sampled.", "rejected_ids"),
     "chosen_value": _column(_FLOAT, "Value of the preferred step, in [0, 1].", "chosen_value"),
     "rejected_value": _column(_FLOAT, "Value of the other step, in [0, 1].", "rejected_value"),
-    "depth": _column(_INT, "Depth of the two steps; 1 follows the question.", "depth"),
+    "depth": _column(_INT, "Depth of the two steps; 1 is directly after the question.", "depth"),
     "chosen_visits": _column(_INT, "Simulations that passed through the preferred step.", "chosen_visits"),
     "rejected_visits": _column(_INT, "Simulations that passed through the other step.", "rejected_visits"),
     "chosen_logps": _column(_NUMBERS, "Log-probability of each token of the preferred step when it was sampled, in nats.", "chosen_logps"),
     "rejected_logps": _column(_NUMBERS, "The same for the other step.", "rejected_logps"),
-    "agreement": _column(_FLOAT, "Share of sibling pairs that two PRMs rank alike; null where not known.", "agreement"),
-    "uncertainty": _column(_FLOAT, "What the leaves leave open about the order of the two, in bits; null where not known.", "uncertainty"),
+    "agreement": _column(_FLOAT, "Share of sibling pairs that two PRMs rank alike; null if unknown.", "agreement"),
+    "uncertainty": _column(_FLOAT, "Uncertainty of the order of the two, given the leaves, in bits; null if unknown.", "uncertainty"),
 }
 _PAIRS_ABOUT = (
-    "Each row holds two continuations of the same prefix from search trees, steps or whole solutions. The chosen one's value is higher; by "
-    "the default rule, a right final answer was found below it and a wrong one below the other."
+    "Each row holds two continuations of the same prefix from search trees: two steps, or two whole solutions. The chosen one has the "
+    "higher value. Under the default rule, the search found a right final answer below it and a wrong one below the other."
 )
 _TRACES_ABOUT = (
-    "Each row is a solution found by search whose final answer was graded right: the best ones of each problem by the value of their "
-    "steps. A right final answer does not prove that every step is right."
+    "Each row is a solution found by search with a right final answer. The export has the best solutions of each problem, by the value of "
+    "their steps. A right final answer does not prove that every step is right."
 )
 _JUDGED_ABOUT = (
-    "Each row is a path through a search tree. A step is good where a right final answer was found at or below it, bad where only wrong "
-    "ones were (Math-Shepherd's hard estimation). A step that several paths share stands in each of them."
+    "Each row is a path through a search tree. A step is good if a right final answer was found at or below it, and bad if only wrong ones "
+    "were (Math-Shepherd's hard estimation). If several paths share a step, each of them contains it."
 )
 _PROBLEM_COLUMNS = {
-    "data_source": _column(_TEXT, "Where the problem comes from; verl chooses the reward function by it."),
+    "data_source": _column(_TEXT, "Source of the problem; verl chooses the reward function by it."),
     "prompt": _column(_MESSAGES, "The prompt as messages."),
     "ability": _column(_TEXT, "Kind of problem."),
-    "reward_model": _column(_REWARD_MODEL, "How verl grades: `style` is `rule`, `ground_truth` the reference answer."),
+    "reward_model": _column(_REWARD_MODEL, "How verl grades: `style` is `rule`, and `ground_truth` is the reference answer."),
     "extra_info": _column(
         pa.struct([("index", _TEXT), ("question", _TEXT)]), "`index` is the problem's id, `question` the question, verbatim."
     ),
@@ -199,8 +198,8 @@ _TREE_COLUMNS = {
     "values": _column(_NUMBERS, "Mean backed-up return; null while unvisited.", "values"),
     "stop_reasons": _column(_TEXTS, "Why the step ended.", "stop_reasons"),
     "answers": _column(_TEXTS, "Final answer of a terminal; null elsewhere.", "answers"),
-    "outcomes": _column(_NUMBERS, "1 right, 0 wrong, null where not graded.", "outcomes"),
-    "advantages": _column(_NUMBERS, "Advantage of the step into each node; null for the root and where nothing was graded."),
+    "outcomes": _column(_NUMBERS, "1 right, 0 wrong, null if not graded.", "outcomes"),
+    "advantages": _column(_NUMBERS, "Advantage of the step into each node; null for the root and for steps without graded leaves."),
     "token_advantages": _column(pa.list_(_NUMBERS), "The same for every token of the step."),
     "generated_tokens": _column(_INT, "Tokens sampled for the whole tree.", "generated_tokens"),
     "policy_calls": _column(_INT, "Requests to the policy.", "policy_calls"),
@@ -208,8 +207,8 @@ _TREE_COLUMNS = {
     "num_simulations": _column(_INT, "Simulations done.", "num_simulations"),
 }
 _TREES_ABOUT = (
-    "Each row is the search tree of one problem, flat: node i is entry i of every list, the root is node 0, and parents come before their "
-    "children. `prompt_ids` and the `token_ids` along a path are exactly what the models saw. Every step has an advantage."
+    "Each row is the search tree of one problem in flat form: node i is entry i of every list, the root is node 0, and parents come before "
+    "their children. The models saw exactly `prompt_ids` and the `token_ids` along a path. Every step has an advantage."
 )
 
 _PAIR_MEASURES: dict[str, Callable[[Row], float | None]] = {
@@ -241,8 +240,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=PAIRS,
         title="Step-level preference pairs",
         about=(
-            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the text columns as they stand. It ends every completion with the "
-            "end-of-sequence token, which these steps do not have unless they are last steps; training on the token ids avoids that."
+            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the text columns without changes. It ends every completion with the "
+            "end-of-sequence token, which only last steps really have. Train on the token ids to avoid that."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps that both continue."),
@@ -259,8 +258,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=PAIRS,
         title="Step-level preference pairs as chats",
         about=(
-            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the chats as they stand. A reply begins with the steps that both share: their "
-            "part of the log-probability is the same in both and leaves the difference, on which the DPO losses depend, as it is."
+            f"{_PAIRS_ABOUT}\n\nTRL's `DPOTrainer` trains on the chats without changes. Both replies begin with the shared steps. Their "
+            "part of the log-probability is the same in both, so it cancels in the difference, on which the DPO losses depend."
         ),
         columns={
             "prompt": _column(_MESSAGES, "The prompt as messages."),
@@ -278,7 +277,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "sft": ExportFormat(
         kind=TRACES,
         title="Solutions with right final answers",
-        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the text columns as they stand, with the loss on the completions.",
+        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the text columns without changes, with the loss on the completions.",
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
             "completion": _column(_TEXT, "The whole solution.", "completion"),
@@ -294,7 +293,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
     "sft-chat": ExportFormat(
         kind=TRACES,
         title="Solutions with right final answers as chats",
-        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the chats as they stand, with the loss on the replies.",
+        about=f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer` trains on the chats without changes, with the loss on the replies.",
         columns={
             "prompt": _column(_MESSAGES, "The prompt as messages."),
             "completion": _column(_MESSAGES, "The reply: the whole solution."),
@@ -313,7 +312,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Solutions with right final answers as token ids",
         about=(
             f"{_TRACES_ABOUT}\n\nTRL's `SFTTrainer`, and any trainer that takes `input_ids` and `labels`, trains on exactly the sampled "
-            "tokens; nothing is tokenised again."
+            "tokens. Nothing is tokenised again."
         ),
         columns={
             "input_ids": _column(_IDS, "Token ids of prompt and solution."),
@@ -333,18 +332,18 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         title="Right and wrong solutions",
         about=(
             "Each row is a solution that ended by itself, with its verdict. Equal solutions of one search are one row.\n\n"
-            "TRL's `KTOTrainer` trains on the text columns as they stand."
+            "TRL's `KTOTrainer` trains on the text columns without changes."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
             "completion": _column(_TEXT, "The whole solution."),
-            "label": _column(_BOOL, "Whether its final answer is right."),
+            "label": _column(_BOOL, "Whether the final answer is right."),
             "question": _QUESTION,
             "shared_steps": _column(_TEXT, "Steps before the completion: none."),
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled."),
             "value": _column(_FLOAT, "Mean backed-up value of its steps, in [0, 1]."),
-            "prompt_value": _column(_FLOAT, "Share of right ones among the graded solutions of its tree, in [0, 1]."),
+            "prompt_value": _column(_FLOAT, "Share of right solutions among the graded solutions of its tree, in [0, 1]."),
             "completion_logps": _column(_NUMBERS, _LOGPS_MEANING),
         },
         rows=solution_rows,
@@ -357,21 +356,21 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=GRADED,
         title="Good and bad continuations",
         about=(
-            "Each row is a step or a solution that was found good or bad by itself: what the run's losses without pairs learn from, if it "
-            "uses one.\n\nTRL's `KTOTrainer` trains on the text columns as they stand. It ends every completion with the end-of-sequence "
-            "token, which a step does not have unless it is a last one; training on the token ids avoids that."
+            "Each row is a step or a solution that is good or bad by itself. The run's losses without pairs learn from these rows, if it "
+            "uses one.\n\nTRL's `KTOTrainer` trains on the text columns without changes. It ends every completion with the end-of-sequence "
+            "token, which only last steps really have. Train on the token ids to avoid that."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}, and the steps before."),
             "completion": _column(_TEXT, "The step, or the solution.", "completion"),
             "label": _column(_BOOL, "Whether it is good.", "good"),
             "question": _QUESTION,
-            "shared_steps": _column(_TEXT, "The steps before, as text; empty for a solution."),
-            "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the steps before.", "prompt_ids"),
+            "shared_steps": _column(_TEXT, "The earlier steps, as text; empty for a solution."),
+            "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the earlier steps.", "prompt_ids"),
             "completion_token_ids": _column(_IDS, "Token ids of the step, or the solution, as sampled.", "completion_ids"),
             "value": _column(_FLOAT, "Value of the continuation, in [0, 1].", "value"),
             "prompt_value": _column(
-                _FLOAT, "Value of the place that it continues; for a solution the share of right ones of its problem.", "prompt_value"
+                _FLOAT, "Value of the node that it continues; for a solution, the share of right solutions of its problem.", "prompt_value"
             ),
             "completion_logps": _column(_NUMBERS, _LOGPS_MEANING, "logps"),
         },
@@ -384,14 +383,14 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Solutions with good and bad steps",
         about=(
-            f"{_JUDGED_ABOUT}\n\nThe columns are those of TRL's stepwise supervision, which its PRMTrainer took until 1.13; "
-            "`stepladder prm train` takes them as well."
+            f"{_JUDGED_ABOUT}\n\nThe columns are those of TRL's stepwise supervision, which its PRMTrainer accepted until 1.13. "
+            "`stepladder prm train` accepts them as well."
         ),
         columns={
             "prompt": _column(_TEXT, "The question, verbatim."),
             "completions": _column(_TEXTS, "The steps, without the text that closes each."),
             "labels": _column(pa.list_(_BOOL), "Whether each step is good."),
-            "targets": _column(_NUMBERS, "The labels as numbers, null where an earlier row of the same tree has the step: each step once."),
+            "targets": _column(_NUMBERS, "The labels as numbers; null if an earlier row of the same tree has the step."),
             **_STEP_COLUMNS,
         },
         measures={
@@ -408,11 +407,11 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Solutions with good and bad steps in Math-Shepherd's form",
         about=(
-            f"{_JUDGED_ABOUT}\n\nThe text is that of the Math-Shepherd data set. `stepladder prm train` takes it, and so does OpenRLHF's "
-            "process reward trainer: `--input_key input --label_key value --placeholder_token ки --reward_tokens + -`."
+            f"{_JUDGED_ABOUT}\n\nThe text has the form of the Math-Shepherd data set. `stepladder prm train` accepts it, and so does "
+            "OpenRLHF's process reward trainer: `--input_key input --label_key value --placeholder_token ки --reward_tokens + -`."
         ),
         columns={
-            "input": _column(_TEXT, "The question and the steps, a `ки` behind each."),
+            "input": _column(_TEXT, "The question and the steps, with a `ки` after each step."),
             "label": _column(_TEXT, "The same text with `+` or `-` in place of every `ки`."),
             "value": _column(_TEXTS, "The signs alone."),
         },
@@ -429,7 +428,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "target": _column(_FLOAT, "Value of the state, in [0, 1]."),
             "visits": _column(_INT, "Simulations that passed through the state."),
             "depth": _column(_INT, "Steps so far; 0 is the prompt alone."),
-            "stop_reason": _column(_TEXT, "Why the last step ended; `end` where the state is a finished solution."),
+            "stop_reason": _column(_TEXT, "Why the last step ended; `end` if the state is a finished solution."),
             "state_token_ids": _column(_IDS, "Token ids of the state."),
         },
         measures={name: _value(name) for name in ("target", "visits", "depth")} | {"state tokens": _size("state_token_ids")},
@@ -440,14 +439,14 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=VALUES,
         title="Value targets of reasoning steps",
         about=(
-            "Each row is a path through a search tree with a value target in [0, 1] at the end of its steps: what the run's own process "
-            "reward model learns from. A step that several paths share has its target in one of them only and null in the others, so that "
-            "every step counts once: null is context, not zero."
+            "Each row is a path through a search tree with a value target in [0, 1] at the end of its steps. The run's own process reward "
+            "model learns from these rows. If several paths share a step, one of them has its target and the others have null, so that "
+            "every step counts once. Null is context, not zero."
         ),
         columns={
             "prompt": _column(_TEXT, f"{_PROMPT_TEXT}."),
             "completions": _column(_TEXTS, "The steps, in order.", "steps"),
-            "labels": _column(_NUMBERS, "Value target of each step, in [0, 1]; null where the step is context only.", "targets"),
+            "labels": _column(_NUMBERS, "Value target of each step, in [0, 1]; null if the step is context only.", "targets"),
             "question": _QUESTION,
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled.", "step_ids"),
@@ -471,8 +470,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Search trees as JSON",
         about=(
-            f"{_TREES_ABOUT} A line of a file is a tree.\n\nThe data set library reads numbers of JSON files to within their last bit; "
-            "`stepladder import`, and Python's `json`, read them exactly."
+            f"{_TREES_ABOUT} A line of a file is a tree.\n\nThe data set library may change the last bit of numbers in JSON files. "
+            "`stepladder import` and Python's `json` read them exactly."
         ),
         columns=_TREE_COLUMNS,
         measures=_TREE_MEASURES,
@@ -485,16 +484,16 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Graded solutions with advantages of every token",
         about=(
-            "Each row is a solution of a search tree with the log-probabilities under which its tokens were sampled and the advantage of "
-            "each. verl's `RLHFDataset` reads the columns of the prompt and hands the others on; the columns of tokens have the names of "
-            "verl's batches. Solutions of one problem share a `uid`."
+            "Each row is a solution of a search tree, with the log-probability and the advantage of each sampled token. verl's "
+            "`RLHFDataset` reads the prompt columns and passes the others on. The token columns have the names of verl's batches. "
+            "Solutions of one problem share a `uid`."
         ),
         columns={
             **_PROBLEM_COLUMNS,
-            "uid": _column(_TEXT, "The problem's id, by which solutions are grouped."),
+            "uid": _column(_TEXT, "The problem's id, which groups solutions."),
             "response": _column(_TEXT, "The solution as text."),
-            "outcome": _column(_FLOAT, "1 where its final answer is right, else 0."),
-            "stop_reason": _column(_TEXT, "Why it ended: `end` by itself; `length` or `depth` where a limit cut it."),
+            "outcome": _column(_FLOAT, "1 if the final answer is right, else 0."),
+            "stop_reason": _column(_TEXT, "Why the solution ended: `end` by itself, `length` or `depth` by a limit."),
             "prompts": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
             "responses": _column(_IDS, "Token ids of the solution, as sampled."),
             "old_log_probs": _column(_NUMBERS, _LOGPS_MEANING),
@@ -514,12 +513,12 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         kind=TREES,
         title="Problems for reinforcement learning",
         about=(
-            "Each row is a problem with its reference answer and how often the search solved it.\n\nverl's `RLHFDataset` reads the rows "
-            "as they stand; OpenRLHF with `--input_key prompt --label_key label --apply_chat_template`."
+            "Each row is a problem with its reference answer and the share of right solutions in its search.\n\nverl's `RLHFDataset` reads "
+            "the rows without changes. OpenRLHF reads them with `--input_key prompt --label_key label --apply_chat_template`."
         ),
         columns={
             **_PROBLEM_COLUMNS,
-            "share_right": _column(_FLOAT, "Share of right ones among its solutions in the tree, in [0, 1]; null without any."),
+            "share_right": _column(_FLOAT, "Share of right solutions among those in the tree, in [0, 1]; null without solutions."),
             "num_solutions": _column(_INT, "Graded solutions in the tree."),
         },
         measures={"share right": _value("share_right"), "solutions": _value("num_solutions")},
@@ -531,7 +530,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
 
 
 def record_from(row: Row, chosen: ExportFormat) -> Any:
-    """Return the record that an exported row was made of."""
+    """Return the record from which an exported row was made."""
     assert chosen.restore is not None and chosen.restored is not None, "only formats that can be imported come here"
     copies = {column.field: row[name] for name, column in chosen.all_columns().items() if column.field in chosen.restored.columns}
     provenance = Provenance(**{name: row[name] for name in Provenance.__dataclass_fields__})

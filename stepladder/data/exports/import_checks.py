@@ -1,6 +1,6 @@
-"""Checks of imported rows: text and ids of a row say the same, and the policy has every id.
+"""Checks of imported rows: the text of a row matches its ids, and the policy's vocabulary has every id.
 
-Training reads the ids and people read the text, so a text that was edited by hand would be shown and never learned.
+Training reads the ids and people read the text. So without the check, a text edited by hand would be displayed but never learned.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from stepladder.errors import DataFormatError
 from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
 
 _REPLACEMENT = "\ufffd"
-"""What a decoder writes for a part of a character; such a text does not come back."""
+"""The replacement character, which a decoder writes for a part of a character. Such a text cannot be encoded back."""
 _SHOWN = 60
 
 
 class TextRenderer(Protocol):
-    """What the checks use of a renderer."""
+    """The part of a renderer that the checks use."""
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Return the prompt of a problem as token ids."""
@@ -32,11 +32,11 @@ def check_row(row: Any, renderer: TextRenderer, *, vocab_size: int, place: str) 
     Args:
         row: A pair, trace, graded row, value row or tree.
         renderer: The policy's renderer.
-        vocab_size: Ids that the policy knows.
+        vocab_size: Size of the policy's vocabulary.
         place: File and row, for messages.
 
     Raises:
-        DataFormatError: If an id is out of range, or a text is not that of its ids.
+        DataFormatError: If an id is out of range, or a text does not match its ids.
     """
     for name, ids, text in (("prompt", row.prompt_ids, None), *_texts(row)):
         unknown = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocab_size]
@@ -54,7 +54,7 @@ def check_row(row: Any, renderer: TextRenderer, *, vocab_size: int, place: str) 
 
 
 def _texts(row: Any) -> Iterator[tuple[str, Sequence[int], str]]:
-    """Yield name, ids and text of everything that a row may teach."""
+    """Yield the name, ids and text of everything in a row that training may learn."""
     match row:
         case PreferencePair():
             yield "chosen", row.chosen_ids, row.chosen
@@ -68,11 +68,11 @@ def _texts(row: Any) -> Iterator[tuple[str, Sequence[int], str]]:
 
 
 def _check_prompt(row: Any, renderer: TextRenderer, place: str) -> None:
-    """Check that a prompt's ids are those of its question, and those behind them of the steps behind it."""
+    """Check that a prompt's ids are those of its question, followed by those of the steps after it."""
     text = row.question if isinstance(row, TreeRecord) else row.prompt
     if _REPLACEMENT in text:
         return
-    # A row keeps question and steps as one text, in which a line break divides them: any of its line breaks.
+    # A row keeps question and steps as one text with a line break between them, and it can be any of its line breaks.
     cuts = [(text, "")] + [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "\n"]
     for question, steps in cuts:
         ids = renderer.prompt_ids(Problem(id=place, question=question))

@@ -1,8 +1,8 @@
-"""From the records of a run to the rows of exported data sets, and back.
+"""Conversion of a run's records to the rows of exported data sets, and back.
 
-Every function ``*_rows`` yields (record, columns that are no copies of its fields) pairs and counts what it leaves out by reason; every
-function ``restore_*`` returns the fields of a record that are no copies of columns. The texts of prompts are what the run's template makes
-of a question; with a chat template, the policy saw them inside it.
+Every function ``*_rows`` yields pairs (record, columns that are not copies of its fields), and counts what it leaves out by reason. Every
+function ``restore_*`` returns the fields of a record that are not copies of columns. The text of a prompt is the run's template filled with
+the question. With a chat template, the policy saw this text inside a message.
 """
 
 from collections import Counter
@@ -27,22 +27,22 @@ PromptedT = TypeVar("PromptedT", PreferencePair, GradedRow, Trace)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSource:
-    """What a run says about its rows beyond the rows themselves."""
+    """Facts about a run that its rows do not contain."""
 
     questions: Mapping[str, str]
     """Question of every problem by id."""
     answers: Mapping[str, str] = field(default_factory=dict)
-    """Reference answer of every problem by id, for the formats that hand problems to another trainer."""
+    """Reference answer of every problem by id, for formats that pass problems to another trainer."""
     prompt_template: str = "{question}\n"
-    """What the policy's prompt is made of."""
+    """Template of the policy's prompt."""
     step_end: str = "\n"
     """Text that closes a step."""
     system: str | None = None
     """System message of the prompt."""
     target: ValueTarget = ValueTarget.MONTE_CARLO
-    """What the value of a node is, for ``value`` and for advantages over the parent."""
+    """Definition of a node's value, for ``value`` and for advantages over the parent."""
     advantage: AdvantageForm = AdvantageForm.PARENT
-    """What advantages are compared with."""
+    """Baseline of the advantages."""
     name: str = "stepladder"
     """Name of the problems' source: a data set's hub id or the stem of a file."""
     ability: str = "reasoning"
@@ -53,7 +53,7 @@ class ExportSource:
         return self.prompt_template.replace("{question}", question)
 
     def messages(self, question: str) -> list[Row]:
-        """Return the prompt as messages of a chat."""
+        """Return the prompt as chat messages."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": self.prompt(question)}]
 
@@ -61,7 +61,7 @@ class ExportSource:
         """Return the question of a problem.
 
         Raises:
-            DataFormatError: If it is not known.
+            DataFormatError: If it is unknown.
         """
         if problem_id not in self.questions:
             raise DataFormatError(f"problem {problem_id!r}: its question must be in the trees of the exported rounds: not found")
@@ -82,7 +82,7 @@ class ExportSource:
 
 
 RowMaker = Callable[[Sequence[Any], ExportSource, Counter[str]], Iterator[tuple[Any, Row]]]
-"""From the records of a shard to (record, columns that are no copies) pairs; what is left out is counted by reason."""
+"""Maps the records of a shard to pairs (record, columns that are not copies), and counts what it leaves out by reason."""
 
 
 def prompted_rows(records: Sequence[PromptedT], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[PromptedT, Row]]:
@@ -109,7 +109,7 @@ def pair_chats(records: Sequence[PreferencePair], source: ExportSource, dropped:
 
 
 def _split_prompt(record: PromptedT, source: ExportSource) -> tuple[str, str]:
-    """Return the question of a row and the text of the steps before its completion."""
+    """Return the question of a row, and the text of the steps before its completion."""
     question = source.question(record.problem_id)
     head = join_prompt(question, [])
     if record.prompt != question and not record.prompt.startswith(head):
@@ -120,12 +120,12 @@ def _split_prompt(record: PromptedT, source: ExportSource) -> tuple[str, str]:
 
 
 def restore_prompted(row: Row) -> Row:
-    """Return what a row with a question and steps before its completion does not copy."""
+    """Return the fields that a row with a question and earlier steps does not copy."""
     return {"prompt": join_prompt(row["question"], [row["shared_steps"]])}
 
 
 def trace_chats(records: Sequence[Trace], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[Trace, Row]]:
-    """Yield every trace that begins with the question as a chat; in a reply, the mistake of a revision would be learned."""
+    """Yield every trace from the question on as a chat. Revisions are left out, because their mistakes would be part of a learned reply."""
     for trace in records:
         question, shared = _split_prompt(trace, source)
         if shared:
@@ -152,12 +152,12 @@ def trace_ids(records: Sequence[Trace], source: ExportSource, dropped: Counter[s
 
 
 def restore_trace(row: Row) -> Row:
-    """Return what a trace does not copy."""
+    """Return the fields that a trace does not copy."""
     return restore_prompted(row) if row["shared_steps"] else restore_path(row)
 
 
 def restore_path(row: Row) -> Row:
-    """Return what a path of values does not copy."""
+    """Return the fields that a path of values does not copy."""
     return {"prompt": row["question"]}
 
 
@@ -187,7 +187,7 @@ def _path_columns(record: TreeRecord, path: Sequence[int]) -> Row:
 
 
 def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
-    """Yield the finished graded solutions of a tree, once each, in the order of their leaves."""
+    """Yield each finished graded solution of a tree once, in the order of the leaves."""
     for record in records:
         (tree,) = judge_trees([record], target=ValueTarget.TREE_VALUE)
         found = [solution for right in (True, False) for solution in find_solutions(tree, right=right, dropped=dropped)]
@@ -225,12 +225,12 @@ def restore_solution(row: Row) -> Row:
 
 
 def _judged_paths(record: TreeRecord, dropped: Counter[str]) -> Iterator[tuple[list[int], list[bool], list[float | None]]]:
-    """Yield the paths that end at a step with evidence: nodes, whether a right leaf is at or below each, and each step's target once."""
+    """Yield the paths that end at a step with evidence: nodes, whether a right leaf is at or below each, and each target once."""
     targets = node_values(record, ValueTarget.HARD_MAX)
     for leaf, path in untaken_paths(record, targets):
         if path:
             nodes = [node for node, _ in path]
-            # A step above one with evidence has it as well.
+            # If a step has evidence, so has every step above it.
             yield nodes, [targets[node] == 1.0 for node in nodes], [target for _, target in path]
         else:
             dropped["no target" if record.token_ids[leaf] or leaf == 0 else "failed step"] += 1
@@ -263,13 +263,13 @@ def shepherd_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
 
 
 def restore_stepwise(row: Row) -> Row:
-    """Return a judged path on which every step of the tree has its target once."""
+    """Return a judged path as a value row, in which every step of the tree has its target once."""
     copies = {"prompt_ids": "prompt_token_ids", "step_ids": "step_token_ids", "prompt": "prompt", "steps": "steps", "targets": "targets"}
     return {field: row[column] for field, column in copies.items()}
 
 
 def state_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
-    """Yield every node that has a value, with the whole text and all tokens before it."""
+    """Yield every node with a value, together with the whole text and all tokens up to it."""
     for record in records:
         texts, ids = [source.prompt(record.question)], [record.prompt_ids]
         targets = node_values(record, source.target)
@@ -295,12 +295,12 @@ def tree_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Coun
 
 
 def restore_tree(row: Row) -> Row:
-    """Return what a tree does not copy."""
+    """Return the fields that a tree does not copy."""
     return {"schema_version": TREES.version}
 
 
 def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
-    """Yield every graded solution with what each of its tokens earned."""
+    """Yield every graded solution with the advantage of each token."""
     for record in records:
         advantages = node_advantages(record, source.advantage, target=source.target)
         for leaf, path in _solutions(record, dropped):
@@ -322,9 +322,9 @@ def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped
 
 
 def problem_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
-    """Yield every problem with how often it was solved."""
+    """Yield every problem with the share of right solutions."""
     for record in records:
-        # A problem is a row whatever its solutions are: nothing is left out here.
+        # Every problem is a row, whatever its solutions are: nothing is left out here.
         outcomes = [record.outcomes[leaf] for leaf, _ in _solutions(record, Counter())]
         share = sum(outcome == 1.0 for outcome in outcomes) / len(outcomes) if outcomes else None
         yield record, {**_problem_columns(record, source), "share_right": share, "num_solutions": len(outcomes)}

@@ -1,1 +1,1 @@
-"""Figures of answers and of step scores."""
+"""Metrics of answers and of step scores."""

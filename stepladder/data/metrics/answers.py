@@ -1,8 +1,7 @@
 """The figures of an evaluation, as pure functions.
 
-Lists run over problems or over the samples of one problem, in the order in which they were drawn; which one is said each time. A figure
-that cannot be computed is ``None``, never 0. A score that is ``None`` was not given: such a sample is left out of every comparison of
-scores.
+Lists run over problems, or over the samples of one problem in sampling order; each docstring says which. A figure that cannot be computed
+is ``None``, never 0. A sample whose score is ``None`` was not scored, and every comparison of scores leaves it out.
 """
 
 import math
@@ -54,7 +53,7 @@ class PairedComparison:
     num_worse: int
     """Problems that only the first solves."""
     p_value: float
-    """Exact two-sided McNemar test of no difference."""
+    """p-value of the exact two-sided McNemar test of no difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +73,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
     Args:
         num_samples: Samples drawn of one problem, n.
-        num_correct: Right ones among them, c, in [0, n].
+        num_correct: Number of right samples, c, in [0, n].
         k: In [1, n].
 
     Raises:
@@ -88,7 +87,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def first_within(pool: Sequence[PoolSample], max_tokens: int) -> list[PoolSample]:
-    """Return the first samples of a problem whose tokens together fit the budget; possibly none."""
+    """Return the first samples of a problem that fit the budget together; possibly none."""
     kept: list[PoolSample] = []
     spent = 0
     for sample in pool:
@@ -100,10 +99,10 @@ def first_within(pool: Sequence[PoolSample], max_tokens: int) -> list[PoolSample
 
 
 def known_within(course: Iterable[tuple[int, _Known]], max_tokens: int) -> _Known | None:
-    """Return what a search knew last when it had generated at most so many tokens; None before its first entry.
+    """Return the last entry of a search's course within a token budget; None before its first entry.
 
     Args:
-        course: (tokens generated so far, what was known then), ascending.
+        course: (tokens generated so far, knowledge at that time), ascending.
         max_tokens: The budget, >= 0.
     """
     known = None
@@ -115,19 +114,19 @@ def known_within(course: Iterable[tuple[int, _Known]], max_tokens: int) -> _Know
 
 
 def majority_vote(samples: Sequence[PoolSample]) -> bool | None:
-    """Say whether the most frequent answer is right; ties go to the answer seen first; None if no answer can be read."""
+    """Say whether the most frequent answer is right. Ties go to the answer seen first. None if no answer can be read."""
     return _vote([(sample, 1.0) for sample in samples])
 
 
 def weighted_vote(samples: Sequence[PoolSample]) -> bool | None:
-    """Say whether the answer with the largest sum of scores is right; unscored samples do not vote; None if nobody does."""
+    """Say whether the answer with the largest sum of scores is right. Unscored samples do not vote. None if no sample votes."""
     return _vote([(sample, sample.score) for sample in samples if sample.score is not None])
 
 
 def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
-    """Say whether the sample with the highest score is right, ties to the first; None if no sample with an answer has a score.
+    """Say whether the sample with the highest score is right. Ties go to the first. None if no sample with an answer has a score.
 
-    Samples without a readable answer do not compete: nobody would hand in one.
+    Samples without a readable answer do not compete, because nobody would submit one.
     """
     scored = [(sample.score, sample) for sample in samples if sample.score is not None and sample.answer_key is not None]
     return max(scored, key=lambda pair: pair[0])[1].correct if scored else None
@@ -136,8 +135,8 @@ def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
 def within_problem_auc(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:
     """Return how well scores tell right from wrong solutions of the same problem: the AUC within each problem, averaged over problems.
 
-    Problems whose solutions are all right or all wrong say nothing and are left out. Unlike the pooled AUC it gives no credit for knowing
-    which problems are hard.
+    Problems whose solutions are all right or all wrong carry no information and are left out. Unlike the pooled AUC, it gives no credit for
+    knowing which problems are hard.
 
     Args:
         groups: Per problem, the scores of its solutions and whether each is right.
@@ -170,7 +169,7 @@ def pooled_auc(scores: Sequence[float], correct: Sequence[bool]) -> float | None
 
 
 def brier(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
-    """Return the mean squared difference of score and outcome, in [0, 1] for scores in [0, 1], lower is better; None without samples.
+    """Return the mean squared difference of score and outcome; lower is better. It is in [0, 1] for scores in [0, 1]; None without samples.
 
     Source: Brier 1950, in the two-class form.
     """
@@ -181,7 +180,7 @@ def brier(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
 def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.959963984540054) -> Interval:
     """Return the Wilson score interval of a proportion; the default ``z`` is for 95%.
 
-    Without trials nothing is known: (0, 1).
+    Without trials the interval is (0, 1).
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -195,24 +194,25 @@ def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.9599639
 def clustered_interval(shares: Sequence[float], *, num_repeats: int, z: float = 1.959963984540054) -> Interval:
     """Return an interval of the mean share of right answers when every problem was tried several times.
 
-    Tries of one problem are alike, so problems x repeats is not the number of independent trials. Wilson's formula is used with the
-    effective one:
+    Tries of one problem are correlated, so problems x repeats is not the number of independent trials. Wilson's formula is used with the
+    effective number:
 
         n_eff = p (1 - p) / (s^2 / n), at most n * num_repeats
 
-    where p is the mean of the n shares and s^2 their variance (divided by n). Shares of 0 and 1 only, as from one repeat or from repeats
-    that all agree, give n_eff = n and Wilson's interval of the problems. Unlike a bootstrap it has a width where all shares are equal.
+    where p is the mean of the n shares and s^2 their variance (divided by n). If all shares are 0 or 1, as with one repeat or with repeats
+    that all agree, then n_eff = n and the result is Wilson's interval of the problems. Unlike a bootstrap interval, it has a width even if
+    all shares are equal.
 
     Args:
-        shares: Per problem, the share of its tries that were right, in [0, 1]; without any the interval is (0, 1).
+        shares: Per problem, the share of right tries, in [0, 1]. Without problems the interval is (0, 1).
         num_repeats: Tries per problem, >= 1.
         z: Normal quantile; the default is for 95%.
 
     Raises:
         ShapeError: If a share is outside [0, 1].
 
-    Source: Wilson 1927, with the effective sample size of Kish 1965, "Survey sampling", the problems being the clusters; Franco et al.
-    2019, "Comparative study of confidence intervals for proportions in complex sample surveys", compare it with others.
+    Source: Wilson 1927, with the effective sample size of Kish 1965, "Survey sampling"; the problems are the clusters. Franco et al. 2019,
+    "Comparative study of confidence intervals for proportions in complex sample surveys", compare it with others.
     """
     values = np.asarray(shares, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():
@@ -220,7 +220,7 @@ def clustered_interval(shares: Sequence[float], *, num_repeats: int, z: float = 
     if not len(values):
         return Interval(0.0, 1.0)
     share, variance = float(values.mean()), float(values.var())
-    # Nothing but right, or nothing but wrong answers: the repeats taught nothing that the problems do not say.
+    # All answers are right, or all are wrong: the repeats add no information to the problems.
     if share in (0.0, 1.0):
         return _wilson(share, len(values), z)
     most = len(values) * num_repeats
@@ -232,14 +232,14 @@ def _wilson(share: float, num_trials: float, z: float) -> Interval:
     correction = z * z / num_trials
     centre = (share + correction / 2) / (1 + correction)
     half = z / (1 + correction) * math.sqrt(share * (1 - share) / num_trials + correction / (4 * num_trials))
-    # At the ends the formula gives 0 and 1 up to rounding.
+    # At the ends the formula gives 0 and 1 only up to rounding.
     return Interval(0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half)
 
 
 def mcnemar_p_value(num_better: int, num_worse: int) -> float:
-    """Return the exact two-sided p-value of a paired comparison from the problems that only one side solves; 1 if there are none.
+    """Return the exact two-sided p-value of a paired comparison, from the problems that only one side solves; 1 without such problems.
 
-    Source: McNemar 1947, with the binomial distribution in place of its normal approximation.
+    Source: McNemar 1947, with the binomial distribution instead of its normal approximation.
     """
     trials, tail = num_better + num_worse, min(num_better, num_worse)
     return min(1.0, 2 * sum(math.comb(trials, successes) for successes in range(tail + 1)) / 2**trials)
@@ -252,7 +252,7 @@ def paired_comparison(
 
     Args:
         first: Whether the first method solves each problem.
-        second: The same of the second method, in the same order.
+        second: The same for the second method, in the same order.
         rng: Source of the resampled problems.
         num_resamples: Bootstrap samples, >= 1.
         confidence: Coverage of the interval, in (0, 1).
@@ -303,9 +303,9 @@ def paired_difference(
 
 
 def _bootstrap(values: np.ndarray, counts: np.ndarray, *, rng: np.random.Generator, num_resamples: int, confidence: float) -> Interval:
-    """Percentile interval of a mean; ``counts`` problems have each of the ``values``.
+    """Return the percentile interval of a mean; ``counts`` problems have each of the ``values``.
 
-    A resample of the problems only matters through how often each value is drawn.
+    A resample matters only through how often it draws each value.
     """
     drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=num_resamples)
     low, high = np.quantile(drawn @ values / counts.sum(), [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -313,7 +313,7 @@ def _bootstrap(values: np.ndarray, counts: np.ndarray, *, rng: np.random.Generat
 
 
 def answer_entropy(answer_keys: Sequence[str | None]) -> float:
-    """Return the entropy, in nats, of the answers to one problem; unreadable ones are left out, and no answers have entropy 0."""
+    """Return the entropy, in nats, of the answers to one problem. Unreadable answers are left out; without answers the entropy is 0."""
     counts = np.array(list(Counter(key for key in answer_keys if key is not None).values()), dtype=float)
     shares = counts / counts.sum() if len(counts) else counts
     # Adding zero turns the -0.0 of a single answer into 0.0.

@@ -1,4 +1,4 @@
-"""How good a process reward model is: the protocols of public benchmarks and calibration, as pure functions of scores.
+"""Metrics of process reward models: the protocols of public benchmarks and calibration, as pure functions of scores.
 
 A figure that cannot be computed is None, never 0.
 """
@@ -13,7 +13,7 @@ from stepladder.data.metrics.answers import pooled_auc
 from stepladder.errors import ShapeError
 
 NO_ERROR = -1
-"""What says of a solution that all its steps are right."""
+"""Index that means that all steps of a solution are right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +21,9 @@ class FirstErrorFigures:
     """ProcessBench."""
 
     wrong_accuracy: float | None
-    """Share of the wrong solutions whose first wrong step was found; None without any."""
+    """Share of the wrong solutions whose first wrong step was found; None without wrong solutions."""
     right_accuracy: float | None
-    """Share of the right solutions in which nothing was found; None without any."""
+    """Share of the right solutions in which no error was reported; None without right solutions."""
     f1: float | None
     """Harmonic mean of both; None unless both are known."""
     num_wrong: int
@@ -39,21 +39,21 @@ class RankFigures:
     accuracy: float
     """Share of the problems whose right solution scores strictly above every wrong one."""
     mrr: float
-    """Mean reciprocal rank of the right solution, a tie counting as a loss."""
+    """Mean reciprocal rank of the right solution; a tie counts as a loss."""
     num_problems: int
     """Problems."""
     num_wrong: tuple[int, int]
-    """Fewest and most wrong solutions of a problem."""
+    """Smallest and largest number of wrong solutions of a problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestOfN:
-    """What choosing the best-scored of n samples gives."""
+    """Result of choosing the best-scored of n samples."""
 
     n: int
     """Samples to choose from."""
     kl: float
-    """Distance of the chosen samples' distribution from the sampler's, log n - (n - 1) / n, in nats."""
+    """KL distance of the chosen samples' distribution from the sampler's, log n - (n - 1) / n, in nats."""
     accuracy: float
     """Expected share of right choices: the gold curve."""
     score: float
@@ -67,7 +67,7 @@ class ReliabilityBin:
     """Steps whose scores lie in one bin."""
 
     low: float
-    """Lower end; the bin holds scores from here up to ``high``, the last one including it."""
+    """Lower end. The bin holds scores from here up to ``high``; only the last bin includes its ``high``."""
     high: float
     """Upper end."""
     count: int
@@ -79,7 +79,7 @@ class ReliabilityBin:
 
 
 def predicted_first_error(scores: Sequence[float | None], *, threshold: float = 0.5) -> int:
-    """Return the index of the first step whose score is below the threshold, ``NO_ERROR`` for none; steps without a score are passed."""
+    """Return the index of the first step that scores below the threshold, or ``NO_ERROR``. Steps without a score are skipped."""
     return next((i for i, score in enumerate(scores) if score is not None and score < threshold), NO_ERROR)
 
 
@@ -88,7 +88,7 @@ def first_error_figures(predicted: Sequence[int], actual: Sequence[int]) -> Firs
 
     Args:
         predicted: Index of the first wrong step of each solution, ``NO_ERROR`` for none.
-        actual: The same as labelled.
+        actual: The same, as labelled.
 
     Raises:
         ShapeError: If the lists differ in length.
@@ -107,12 +107,13 @@ def first_error_figures(predicted: Sequence[int], actual: Sequence[int]) -> Firs
 
 
 def best_threshold(scores: Sequence[Sequence[float | None]], actual: Sequence[int]) -> float:
-    """Return the threshold with the highest F1 on some solutions, for use on others: the smallest of the best.
+    """Return the threshold with the highest F1 on some solutions, for use on others. Among equals it is the smallest.
 
-    Candidates lie half way between neighbouring distinct scores, and beyond both ends of [0, 1]. Where F1 cannot be computed it is 0.5.
+    Candidates lie half way between neighbouring distinct scores, and outside both ends of [0, 1]. The result is 0.5 if F1 cannot be
+    computed.
     """
     values = np.unique([score for steps in scores for score in steps if score is not None])
-    # Nothing between two neighbours changes a prediction, so these are all there are.
+    # No threshold between two neighbouring scores changes a prediction, so these candidates are complete.
     candidates = [0.0, *((values[1:] + values[:-1]) / 2).tolist(), math.nextafter(1.0, 2.0)]
     f1s = [first_error_figures([predicted_first_error(steps, threshold=each) for steps in scores], actual).f1 for each in candidates]
     known = [(-f1, threshold) for f1, threshold in zip(f1s, candidates, strict=True) if f1 is not None]
@@ -123,8 +124,8 @@ def rank_figures(groups: Sequence[tuple[float | None, Sequence[float | None]]]) 
     """Return the RewardMATH figures: the rank of the right solution of each problem among wrong ones.
 
     Args:
-        groups: Per problem, the score of its right solution and those of its wrong ones, at least one. A right solution without a score
-            ranks last; a wrong one without a score is beaten by a scored right one.
+        groups: Per problem, the score of its right solution and the scores of its wrong ones, at least one. A right solution without a
+            score ranks last. A scored right solution beats a wrong one without a score.
 
     Returns:
         None without problems.
@@ -144,14 +145,14 @@ def rank_figures(groups: Sequence[tuple[float | None, Sequence[float | None]]]) 
 
 
 def best_of_n_curve(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> list[BestOfN]:
-    """Return what choosing by score gives for n = 1, 2, 4, ..., and at the most samples that every problem has.
+    """Return the results of choosing by score for n = 1, 2, 4, ..., and for the largest n that every problem has.
 
-    The mean runs over all subsets of n samples of a problem, exactly, and ties are broken evenly: with N samples, those of which N_< score
-    below s and N_= equal s are the best of a subset with probability
+    The mean is exact, over all subsets of n samples of a problem, and ties are broken evenly. Let N be the number of samples, N_< the
+    number that score below s, and N_= the number that score s. The samples with score s are the best of a subset with probability
 
         (C(N_< + N_=, n) - C(N_<, n)) / C(N, n)
 
-    A score that stops rising in accuracy while the scores of the choices go on rising is being over-optimised.
+    If accuracy stops rising while the scores of the choices still rise, the score is over-optimised.
 
     Args:
         groups: Per problem, the scores of its samples and whether each is right.
@@ -193,7 +194,7 @@ def _expected_choice(scores: Sequence[float], right: Sequence[bool], n: int) -> 
 
 
 def reliability(scores: Sequence[float], labels: Sequence[float], *, num_bins: int = 10) -> list[ReliabilityBin]:
-    """Return mean score and mean label of the steps in equal bins of [0, 1]: on the diagonal, scores are probabilities.
+    """Return the mean score and mean label of the steps in equal bins of [0, 1]. On the diagonal, scores are probabilities.
 
     Raises:
         ShapeError: If the lists differ in length.
@@ -236,7 +237,7 @@ def auc_by_depth(steps: Sequence[tuple[int, float, float]]) -> dict[int, tuple[f
     """Return depth -> (AUC of good against bad steps, steps), depths ascending.
 
     Args:
-        steps: (depth, score, label) of each step; a label of exactly 0.5 says neither and is left out.
+        steps: (depth, score, label) of each step. A label of exactly 0.5 is undecided, and its step is left out.
     """
     figures: dict[int, tuple[float | None, int]] = {}
     for depth in sorted({depth for depth, _, _ in steps}):
