@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and one boundary for all that reading them can raise."""
+"""Atomic files and directories, which appear whole or not at all, and one boundary for all errors of reading them."""
 
 import errno
 import json

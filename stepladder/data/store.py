@@ -2,8 +2,8 @@
 
 The schema of every kind is written out here. So a file of another version or kind is recognised and refused, and an empty list has the same
 type as a full one. The same records give the same bytes: nothing in a file depends on the time, the machine or the path. A file appears
-whole or not at all; what a killed process left behind has another name and is never read. Pages have checksums, so that a byte that
-changed on disk is noticed when it is read.
+completely or not at all. The leftovers of a killed process have another name and are never read. Pages have checksums, so reading notices
+a byte that changed on disk.
 """
 
 import dataclasses
@@ -185,7 +185,7 @@ def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
     """Read a shard as an Arrow table.
 
     Raises:
-        DataFormatError: If the file is missing, damaged, no Parquet file, or of another kind or version.
+        DataFormatError: If the file is missing or damaged, is not a Parquet file, or is of another kind or version.
     """
     what = f"a Parquet shard of {kind.name}"
     with reading(path, what=what, remedy=_REMAKE, raises=DataFormatError), pq.ParquetFile(path, page_checksum_verification=True) as file:
