@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.interfaces import StepScorer
-from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.loading import load_token_classifier, load_tokenizer
 from stepladder.prm.checkpoints import load_bare_lm, load_head, load_reward_model, load_vocabulary_head, load_vocabulary_model
 from stepladder.prm.implicit_scorer import ImplicitStepScorer
 from stepladder.prm.judge import Judge
@@ -33,13 +33,17 @@ def open_head(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPR
             source, spec, access, load_model=lambda tokenizer: load_model(), load_own_head=lambda tokenizer: load_head(source.model, spec)
         )
 
+    def load_classifier() -> PreTrainedModel:
+        # Training here saves the head where transformers looks for it.
+        return load_token_classifier(source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+
     def load_scorer(prompt_length: PromptLength) -> StepScorer:
         if source.backend == "vllm":
             from stepladder.prm.vllm_scorers import VLLMOutputs, VLLMStepScorer
 
             outputs = VLLMOutputs(access.engine(source.model, task="embed"), load_head(source.model, spec).float())
             return VLLMStepScorer(outputs, spec, entropy_penalty=source.entropy_penalty)
-        model = access.weights(("outputs", source.model, spec, *_place(source)), load_model)
+        model = access.weights(("classifier", source.model, *_place(source)), load_classifier)
         return TransformersStepScorer(model, spec, entropy_penalty=source.entropy_penalty)
 
     return TokenPRM(spec=spec, model=source.model, load=load_scorer, renderer=lambda: access.renderer(source))
