@@ -184,8 +184,10 @@ class _Normaliser:
         value = base.rational
         if value is None or abs(exponent.numerator) > _MAX_EXPONENT or exponent.denominator > _MAX_EXPONENT:
             return _power_atom(base, power)
-        if value == 0 and exponent < 0:
-            raise UndefinedError("it divides by zero")
+        if value == 0:
+            if exponent < 0:
+                raise UndefinedError("it divides by zero")
+            return self._sum({}, settled=True)
         raised = self._rational_power(1 / value if exponent < 0 else value, abs(exponent.numerator))
         degree = exponent.denominator
         if degree == 2:
@@ -346,7 +348,7 @@ def _factors(number: int) -> list[tuple[int, int]]:
 
 
 def _take_roots(number: int, degree: int) -> tuple[int, int]:
-    """Return (a, b) with ``number = a^degree * b``, where b holds no such power of a small prime and is none itself."""
+    """For a positive number return (a, b) with ``number = a^degree * b``, where b holds no such power of a small prime and is none."""
     outside, inside = 1, 1
     for factor, exponent in _factors(number):
         if exponent == 1 and factor > _LARGEST_PRIME:

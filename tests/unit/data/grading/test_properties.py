@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 
 from stepladder.data.grading.answers import answer_key, math_match
+from stepladder.data.grading.forms import is_expression
 from stepladder.data.grading.normal import normal_form
 from stepladder.data.grading.numeric import same_value
 from stepladder.data.grading.reader import read
@@ -126,3 +127,24 @@ def test_normal_form_agrees_with_numbers(seed):
             one, other = normal_form(left), normal_form(right)
             assert one is not None and other is not None
             assert (one.terms == other.terms) == same_value(left, right)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quick_verdicts_agree_with_numbers(seed):
+    """Whatever is decided without algebra is what the digits say, for roots, logarithms and functions of any arguments."""
+    draw = random.Random(seed)
+
+    def expression(depth: int) -> str:
+        if depth == 0:
+            return draw.choice(["x", "2", "3", "0", "1", "\\pi", "e", "i", "0.5", "\\frac{1}{3}", "12"])
+        left, right = expression(depth - 1), expression(depth - 1)
+        forms = [f"({left}+{right})", f"({left}-{right})", f"({left})({right})", f"\\frac{{{left}}}{{{right}}}", f"({left})^{{{right}}}"]
+        forms += [f"\\sqrt{{{left}}}", f"\\sqrt[3]{{{left}}}", f"\\ln({left})", f"|{left}|", f"\\lfloor {left} \\rfloor", f"{left}\\%"]
+        return draw.choice(forms)
+
+    for _ in range(60):
+        one, other = expression(2), expression(1)
+        left, right = read(one), read(other)
+        quick = math_match(one, other)
+        if quick is not None and is_expression(left) and is_expression(right):
+            assert same_value(left, right) in (quick, None), (one, other)
