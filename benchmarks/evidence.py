@@ -32,7 +32,8 @@ from stepladder.loops.assembly.problems import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_solved
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.results import AnswerMethod, RoundRow
+from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.split_figures import AnswerMethod
 from stepladder.loops.runs.workers import Task, worker_pool
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.evaluate import EvaluationKind, evaluate_shard

@@ -10,22 +10,16 @@ from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.evaluation_rows import SolvedRow, write_rows
-from stepladder.loops.runs.results import (
+from stepladder.loops.runs.results import LabelCounts, PolicyTraining, RoundRow, RoundTraining, RowCounts, SearchFigures, TrainingSummary
+from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
     Accuracy,
     AnswerMethod,
     EqualTokenFigures,
     EvaluationTokens,
-    LabelCounts,
-    PolicyTraining,
     PoolFigures,
-    RoundRow,
-    RoundTraining,
-    RowCounts,
     SamplingFigures,
-    SearchFigures,
     SplitFigures,
-    TrainingSummary,
 )
 from stepladder.types import Provenance, TreeRecord
 

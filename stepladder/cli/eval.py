@@ -47,7 +47,8 @@ def evaluate(
     - `stepladder eval problems.jsonl --policy ./model --prm ./prm --set problems.rule=number --out results`
     """
     with errors_explained(debug):
-        from stepladder.commands.compare import resolve_comparison, run_comparison
+        from stepladder.commands.compare import run_comparison
+        from stepladder.commands.comparison import resolve_comparison
         from stepladder.loops.runs.progress import ProgressDisplay
         from stepladder.report.comparison import render_table, write_comparison
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from stepladder.files import atomic_write_text
 from stepladder.loops.runs.comparison_results import ComparisonResults, MethodFigures
-from stepladder.loops.runs.results import Accuracy
+from stepladder.loops.runs.split_figures import Accuracy
 from stepladder.report import charts
 from stepladder.report.figures import percent, percent_with_interval, times
 from stepladder.report.markup import Markup, figure, html, lead, section, table

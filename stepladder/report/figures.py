@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.loops.runs.results import Accuracy, AnswerMethod, RoundRow
+from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
 
 Curve = Sequence[tuple[int, float]]
 """(generated tokens per problem, accuracy), by rising tokens."""
@@ -145,6 +146,9 @@ def _remarks(rows: Sequence[RoundRow], best: RoundRow, first: Accuracy, last: Ac
         remarks.append(f"{both}; they overlap, so the change may be chance." if overlap else f"{both}; they do not overlap.")
     if (rejected := [str(row.round) for row in rows[1:] if not row.accepted]) and len(rejected) < len(rows) - 1:
         remarks.append(f"The gate did not accept round{'s' if len(rejected) > 1 else ''} {', '.join(rejected)}.")
+    if reasons := [(row.round, row.nothing_learned) for row in rows if row.nothing_learned is not None]:
+        number, reason = reasons[-1]
+        remarks.append(f"The policy learned nothing in round {number}: {reason}.")
     return (*remarks, *_comparison(best))
 
 

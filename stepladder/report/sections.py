@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-from stepladder.loops.runs.results import AnswerMethod, FailedTraining, PoolFigures, RoundRow, TrainingSummary
+from stepladder.loops.runs.results import FailedTraining, RoundRow, TrainingSummary
+from stepladder.loops.runs.split_figures import AnswerMethod, PoolFigures
 from stepladder.report import charts, figures
 from stepladder.report.figures import (
     METHODS,
@@ -124,6 +125,8 @@ def _decision(row: RoundRow, *, is_best: bool) -> Markup:
     parts = [f'<span class="badge {word}">{word}</span>', escape(row.accepted_reason)]
     if is_best:
         parts.append("<em>current best</em>")
+    if row.nothing_learned is not None:
+        parts.append(f"<small>{escape(row.nothing_learned)}</small>")
     if row.scorer_version is not None or isinstance(row.training.prm, FailedTraining):
         word = _gate_word(accepted=row.prm_accepted, trained=row.scorer_version == row.round)
         parts.append(f"<small>PRM {word}: {escape(row.prm_accepted_reason)}</small>")

@@ -21,6 +21,7 @@ from stepladder.report.figures import (
     percent,
     percent_with_interval,
 )
+from stepladder.terminal import plain
 
 _ACCURACIES = (SEARCH, *reversed(SAMPLING))
 _WIDE_ENOUGH = 240
@@ -36,7 +37,7 @@ class RoundTable:
         self._rows: list[RoundRow] = []
 
     def add(self, row: RoundRow) -> None:
-        """Keep a finished round's figures and print them as one line that explains itself: progress stands between such lines."""
+        """Keep a finished round's figures and print them as one line that explains itself, and why a round learned nothing as another."""
         self._rows.append(row)
         parts = [
             f"pass@1 {percent_with_interval(accuracy(row, POLICY))} %",
@@ -49,6 +50,9 @@ class RoundTable:
         line = Text(f"round {row.round}: {', '.join(parts)}, ")
         line.append(*(("accepted", "green") if row.accepted else ("not accepted", "red")))
         self._console.print(line, soft_wrap=True)
+        if row.nothing_learned is not None:
+            text = Text(plain(f"round {row.round}: the policy learned nothing: {row.nothing_learned}"), style="yellow")
+            self._console.print(text, soft_wrap=True)
 
     def render(self) -> str:
         """Return the table of all rounds as plain text."""

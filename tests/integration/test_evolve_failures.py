@@ -46,3 +46,16 @@ def test_a_round_of_which_every_request_failed_is_a_failed_run(config: Path, tmp
     again = stepladder("evolve", config, "--run-dir", tmp_path / "run")
     assert again.returncode == 1 and "all" in again.stderr
     assert not list((tmp_path / "run" / "rounds" / "001").rglob("shard-*.parquet"))
+
+
+def test_a_round_that_learns_nothing_says_why(config: Path, tmp_path: Path) -> None:
+    """Answers that the policy never gives: the reason and what to try, on the screen, in the round's row and in the report."""
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({**row, "answer": "z"}) + "\n" for row in rows))
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["nothing_learned"].startswith("none of 8 problems was solved: ")
+    assert " -- " in row["nothing_learned"]
+    assert f"round 1: the policy learned nothing: {row['nothing_learned']}" in done.stderr
+    assert "The policy learned nothing in round 1: none of 8 problems was solved" in (tmp_path / "run" / "report.html").read_text()

@@ -7,14 +7,13 @@ its keys. A figure that was not measured is None.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
 from typing import Any
 
 from pydantic import with_config
 
-from stepladder.data.metrics.answers import Interval, PairedComparison
 from stepladder.errors import CheckpointError
 from stepladder.loops.runs.json_records import CLOSED, record_of
+from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, SplitFigures, accuracy_keys, nested_split, value_of
 from stepladder.loops.runs.token_use import RATIOS, TokenUse
 
 ROUND_SCHEMA_VERSION = 1
@@ -250,154 +249,6 @@ class SearchFigures:
         return {**plain, **use, "rollout_tokens": self.rollout_tokens}
 
 
-class AnswerMethod(StrEnum):
-    """A way to answer a problem that evaluations compare."""
-
-    POLICY = "policy"
-    """One greedy solution of the policy."""
-    SEARCH = "search"
-    """The configured search."""
-    MAJORITY = "majority"
-    """The most frequent answer of independent samples."""
-    BEST_OF_N = "best_of_n"
-    """The answer of the sample with the highest score."""
-    WEIGHTED_VOTE = "weighted_vote"
-    """The answer with the largest sum of scores."""
-
-
-SAMPLING_METHODS = (AnswerMethod.MAJORITY, AnswerMethod.BEST_OF_N, AnswerMethod.WEIGHTED_VOTE)
-"""Methods that choose among independent samples, in the order of their figures."""
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accuracy:
-    """A measured share of right answers."""
-
-    value: float
-    """In [0, 1]."""
-    interval: Interval
-    """Its 95% interval."""
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationTokens:
-    """Tokens that the evaluations of a split generated."""
-
-    greedy: int
-    """By greedy solutions."""
-    samples: int
-    """By independent samples."""
-    search: int
-    """By the search."""
-
-    @property
-    def together(self) -> int:
-        """All of them."""
-        return self.greedy + self.samples + self.search
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolFigures:
-    """How diverse independent samples are, and how well the PRM ranks them."""
-
-    num_samples: int | None = None
-    """Samples of the problem that has fewest."""
-    sampled_pass_at_1: float | None = None
-    """Mean share of right samples, in [0, 1]."""
-    pass_at_k: float | None = None
-    """Share of problems that ``num_samples`` samples solve, in [0, 1]."""
-    answer_entropy: float | None = None
-    """Mean entropy of the answers to a problem, in nats."""
-    prm_within_problem_auc: float | None = None
-    """How well scores rank the samples of one problem, in [0, 1]; 0.5 is chance."""
-    prm_pooled_auc: float | None = None
-    """How well scores rank the samples of all problems, in [0, 1]."""
-    prm_brier: float | None = None
-    """Mean squared difference of score and outcome, in [0, 1]."""
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingFigures:
-    """A sampling method at the tokens that the search spent on the same problem."""
-
-    accuracy: Accuracy
-    """Its accuracy."""
-    search_against: PairedComparison
-    """The search compared with it, problem by problem."""
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EqualTokenFigures:
-    """The search beside sampling methods at equal tokens."""
-
-    accuracy: Accuracy
-    """Accuracy of the search."""
-    tokens_per_problem: float
-    """Mean tokens that the search generated."""
-    sampling_tokens_per_problem: float
-    """Mean tokens of the samples that fit these."""
-    sampling: dict[AnswerMethod, SamplingFigures | None]
-    """The sampling methods; None for one that needs scores where there are none."""
-    curves: dict[AnswerMethod, tuple[tuple[int, float], ...]]
-    """(generated tokens per problem, accuracy) of the search and of each sampling method that was measured."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, for JSON: one level, each name with its method."""
-        plain: dict[str, Any] = {
-            **_accuracy_keys("search_accuracy", self.accuracy),
-            "search_tokens_per_problem": self.tokens_per_problem,
-            "sampling_tokens_per_problem": self.sampling_tokens_per_problem,
-        }
-        for method, figures in self.sampling.items():
-            plain |= _accuracy_keys(f"{method}_accuracy", None if figures is None else figures.accuracy)
-            plain[f"search_against_{method}"] = None if figures is None else asdict(figures.search_against)
-        return {**plain, "curves": {str(method): curve for method, curve in self.curves.items()}}
-
-
-@with_config(CLOSED)
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitFigures:
-    """What was measured on one split."""
-
-    problems: int
-    """Problems with a greedy solution."""
-    tokens: EvaluationTokens
-    """Tokens that measuring took."""
-    pass_at_1: Accuracy | None = None
-    """Accuracy of one greedy solution."""
-    pool: PoolFigures = field(default_factory=PoolFigures)
-    """The independent samples."""
-    best_prm_within_problem_auc: float | None = None
-    """``prm_within_problem_auc`` of the best PRM so far on the same samples; None where it is the one measured, or there is none."""
-    search: EqualTokenFigures | None = None
-    """The search; None on a split that is not searched."""
-
-    def accuracy(self, method: AnswerMethod) -> Accuracy | None:
-        """Return the accuracy of a method, or None if it was not measured."""
-        if method is AnswerMethod.POLICY:
-            return self.pass_at_1
-        if self.search is None or method is AnswerMethod.SEARCH:
-            return None if self.search is None else self.search.accuracy
-        figures = self.search.sampling.get(method)
-        return None if figures is None else figures.accuracy
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, for JSON."""
-        return {
-            "problems": self.problems,
-            "tokens": asdict(self.tokens),
-            **_accuracy_keys("pass_at_1", self.pass_at_1),
-            **asdict(self.pool),
-            "best_prm_within_problem_auc": self.best_prm_within_problem_auc,
-            **({} if self.search is None else self.search.to_dict()),
-        }
-
-
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailureFigures:
@@ -444,6 +295,8 @@ class RoundRow:
     """Training rows made from the search; None in round 0."""
     training: RoundTraining = field(default_factory=RoundTraining)
     """The trainings."""
+    nothing_learned: str | None = None
+    """Why the policy had nothing to learn from, and what to try; None where it had."""
     failures: FailureFigures | None = None
     """Failed samples; None where none failed."""
     seconds: float | None = None
@@ -476,6 +329,7 @@ class RoundRow:
             "search": None if self.search is None else self.search.to_dict(),
             "labels": None if self.labels is None else self.labels.to_dict(),
             "training": self.training.to_dict(self.round),
+            **({} if self.nothing_learned is None else {"nothing_learned": self.nothing_learned}),
             **({} if self.failures is None else asdict(self.failures)),
             "seconds": self.seconds,
         }
@@ -502,22 +356,13 @@ class RoundRow:
 def _headline(test: SplitFigures) -> dict[str, Any]:
     search = test.search
     return {
-        **_accuracy_keys("policy_pass_at_1", test.pass_at_1),
-        **_accuracy_keys("search_accuracy", test.accuracy(AnswerMethod.SEARCH)),
-        **{f"{method}_accuracy": _value(test.accuracy(method)) for method in SAMPLING_METHODS},
+        **accuracy_keys("policy_pass_at_1", test.pass_at_1),
+        **accuracy_keys("search_accuracy", test.accuracy(AnswerMethod.SEARCH)),
+        **{f"{method}_accuracy": value_of(test.accuracy(method)) for method in SAMPLING_METHODS},
         "pass_at_k": test.pool.pass_at_k,
         "tokens_per_problem": None if search is None else search.tokens_per_problem,
         "prm_within_problem_auc": test.pool.prm_within_problem_auc,
     }
-
-
-def _value(accuracy: Accuracy | None) -> float | None:
-    return None if accuracy is None else accuracy.value
-
-
-def _accuracy_keys(name: str, accuracy: Accuracy | None) -> dict[str, Any]:
-    """Return the two keys of an accuracy in the stored form."""
-    return {name: _value(accuracy), f"{name}_interval": None if accuracy is None else list(accuracy.interval)}
 
 
 # From the stored form, which is flat, to nested containers that have the records' fields. What is no object of JSON is left as it is:
@@ -531,7 +376,7 @@ def _nested_row(plain: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in plain.items() if name not in headline}
     failures = {each.name: row.pop(each.name) for each in fields(FailureFigures) if each.name in row}
     row["failures"] = failures or None
-    nest = {"held_out": _nested_split, "test": _nested_split, "search": _nested_search, "training": _nested_training}
+    nest = {"held_out": nested_split, "test": nested_split, "search": _nested_search, "training": _nested_training}
     return row | {name: change(dict(row[name])) for name, change in nest.items() if isinstance(row.get(name), dict)}
 
 
@@ -544,28 +389,3 @@ def _nested_search(plain: dict[str, Any]) -> dict[str, Any]:
     use = {each.name: plain.pop(each.name) for each in fields(TokenUse) if each.name in plain}
     counts = {name: value for name, value in plain.items() if name not in RATIOS}
     return {**counts, "token_use": use or None}
-
-
-def _nested_split(plain: dict[str, Any]) -> dict[str, Any]:
-    pool = {each.name: plain.pop(each.name) for each in fields(PoolFigures) if each.name in plain}
-    pass_at_1 = _taken_accuracy(plain, "pass_at_1")
-    search = _taken_search(plain) if "search_accuracy" in plain else None
-    return {**plain, "pass_at_1": pass_at_1, "pool": pool, "search": search}
-
-
-def _taken_search(plain: dict[str, Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"accuracy": _taken_accuracy(plain, "search_accuracy"), "sampling": {}}
-    for method in SAMPLING_METHODS:
-        accuracy, against = _taken_accuracy(plain, f"{method}_accuracy"), plain.pop(f"search_against_{method}", None)
-        figures["sampling"][method] = None if accuracy is None else {"accuracy": accuracy, "search_against": against}
-    stored = {
-        "search_tokens_per_problem": "tokens_per_problem",
-        "sampling_tokens_per_problem": "sampling_tokens_per_problem",
-        "curves": "curves",
-    }
-    return figures | {field: plain.pop(key) for key, field in stored.items() if key in plain}
-
-
-def _taken_accuracy(plain: dict[str, Any], name: str) -> dict[str, Any] | None:
-    value, interval = plain.pop(name, None), plain.pop(f"{name}_interval", None)
-    return None if value is None else {"value": value, "interval": interval}

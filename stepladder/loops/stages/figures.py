@@ -13,7 +13,8 @@ from stepladder.data.metrics import answers as metrics
 from stepladder.data.metrics.answers import PoolSample
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, evaluation_shards, read_pools, read_solved
-from stepladder.loops.runs.results import (
+from stepladder.loops.runs.results import SearchFigures
+from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
     Accuracy,
     AnswerMethod,
@@ -21,7 +22,6 @@ from stepladder.loops.runs.results import (
     EvaluationTokens,
     PoolFigures,
     SamplingFigures,
-    SearchFigures,
     SplitFigures,
 )
 from stepladder.loops.runs.token_use import TokenUse, use_path

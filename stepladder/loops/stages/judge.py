@@ -1,6 +1,7 @@
 """Measure a round's models, decide on held-out problems which ones are best now, and put the round's figures together."""
 
-from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures, SplitFigures
+from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
+from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
 from stepladder.loops.stages.failures import failure_figures
@@ -16,6 +17,7 @@ def judge(
     training: RoundTraining,
     search: SearchFigures | None = None,
     labels: LabelCounts | None = None,
+    nothing_learned: str | None = None,
 ) -> RoundRow:
     """Evaluate the round's models, pass them through the gates, and return the round's figures.
 
@@ -26,6 +28,7 @@ def judge(
         training: Its trainings.
         search: Its training search; None in round 0.
         labels: Its training rows; None in round 0.
+        nothing_learned: Why the policy had nothing to learn from; None where it had.
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)
@@ -52,6 +55,7 @@ def judge(
         search=search,
         labels=labels,
         training=training,
+        nothing_learned=nothing_learned,
         failures=failure_figures(run.round(number)),
     )
 

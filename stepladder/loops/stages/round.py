@@ -13,9 +13,10 @@ from stepladder.loops.stages.figures import search_figures
 from stepladder.loops.stages.judge import judge
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
+from stepladder.loops.stages.nothing_learned import why_nothing_is_learned
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.search import search
-from stepladder.loops.stages.train_policy import train_policy, warm_up
+from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
 from stepladder.loops.stages.train_prm import train_prm
 
 
@@ -30,6 +31,7 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     search(context, number, best)
     labels = label(context, number, best)
     label_imported(context, best.policy)
+    nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number, labels)
     policy = train_policy(context, number, best.policy)
     roll_out(context, number)
     estimated_tokens = estimate(context, number, best.policy)
@@ -43,4 +45,5 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         training=RoundTraining(policy=policy, prm=prm),
         search=replace(found, rollout_tokens=rolled_out.generated_tokens + estimated_tokens),
         labels=labels,
+        nothing_learned=nothing_learned,
     )

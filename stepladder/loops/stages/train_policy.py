@@ -52,13 +52,18 @@ def warm_up_policy(*, config: Config, solutions: Path, out: Path, stage: str) ->
     return summary_of(report)
 
 
+def learns_policy(context: RoundContext, number: int) -> bool:
+    """Say whether a round has rows for the policy to learn from."""
+    return has_rows(_shards(context, number, TRACES)) or has_rows(_shards(context, number, preference_kind(context.config)))
+
+
 def train_policy(context: RoundContext, number: int, best_policy: int) -> PolicyTraining:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
+    if not learns_policy(context, number):
+        return PolicyTraining()
     config, run = context.config, context.run
     traces, preferences = _shards(context, number, TRACES), _shards(context, number, preference_kind(config))
     learns_traces, learns_preferences = has_rows(traces), has_rows(preferences)
-    if not (learns_traces or learns_preferences):
-        return PolicyTraining()
     out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
     start = run.policy_source(best_policy if config.start_from == "best" else 0, config)
     # Between the two trainings the model has a place of its own, with a summary of its own: a stop loses neither.

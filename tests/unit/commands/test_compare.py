@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from stepladder.commands.compare import Comparison, read_budgets, read_contenders, resolve_comparison, run_comparison
+from stepladder.commands.compare import run_comparison
+from stepladder.commands.comparison import Comparison, read_budgets, read_contenders, resolve_comparison
 from stepladder.commands.solve import token_simulations
 from stepladder.data.metrics.answers import Interval
 from stepladder.errors import BackendError, CheckpointError, ConfigError

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from stepladder.data.metrics.answers import Interval
-from stepladder.loops.runs.results import Accuracy, AnswerMethod, RoundRow
+from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
 from stepladder.report import figures
 from tests.report_run import full_rows, row, unmeasured
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stepladder.data.exports.import_checks import check_row
+from stepladder.data.labels.graded import GradedSolutions
 from stepladder.data.labels.pair_rules import EvidencePairs
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows

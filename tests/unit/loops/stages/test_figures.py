@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stepladder.errors import CheckpointError
-from stepladder.loops.runs.results import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, SplitFigures
+from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, SplitFigures
 from stepladder.loops.stages.figures import split_figures
 
 

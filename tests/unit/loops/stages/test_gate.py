@@ -8,7 +8,8 @@ import pytest
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.results import FailedTraining, PoolFigures, RoundTraining, SplitFigures
+from stepladder.loops.runs.results import FailedTraining, RoundTraining
+from stepladder.loops.runs.split_figures import PoolFigures, SplitFigures
 from stepladder.loops.stages import judge
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.gate import fails, fall_back, gate_policy, gate_prm
