@@ -301,7 +301,10 @@ def _pair_terms(rows: Sequence[PreferenceRow], targets: Tensor) -> Batch:
     num_shared = torch.tensor([row.num_shared for row in rows] * 2)
     ref_logps = [row.ref_chosen_logp for row in rows] + [row.ref_rejected_logp for row in rows]
     sampler_logps = [row.sampler_logps or (math.nan, math.nan) for row in rows]
-    as_floats = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
+
+    def as_floats(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32)
+
     return {
         "contrast": learned & (learned.cumsum(1) > num_shared[:, None]),
         "ref_logps": as_floats(ref_logps),

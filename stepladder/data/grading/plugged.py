@@ -33,7 +33,7 @@ def load_factory(path: str, options: dict[str, Any]) -> Factory:
     if not module or not name:
         raise ConfigError(f"{rule}: got {path!r} -- put a colon between module and factory")
     try:
-        factory = getattr(import_module(module), name)
+        factory: Any = getattr(import_module(module), name)
     except Exception as error:
         where = f"looked in {os.pathsep.join(sys.path[:3])} and others" if isinstance(error, ModuleNotFoundError) else "see its code"
         raise ConfigError(f"{rule}: got {path!r}: {type(error).__name__}: {error} -- install it, or set PYTHONPATH ({where})") from None
@@ -86,7 +86,7 @@ class PluggedVerifier:
 
     def answer_key(self, answer: str) -> str:
         """Return the canonical form of an answer, under which votes are counted: the verifier's own, else the text without odd blanks."""
-        own = getattr(self._inner, "answer_key", None)
+        own: Any = getattr(self._inner, "answer_key", None)
         return own(answer) if callable(own) else answer_key(answer, AnswerRule.EXACT)
 
     def close(self) -> None:

@@ -141,7 +141,10 @@ def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = Fals
         prefix for own, asked in zip(prefixes, open_nodes, strict=True) for prefix, each in zip(own, asked, strict=True) if each
     )
     estimates = dict(zip(wanted, ask(list(wanted)), strict=True))
-    value = lambda estimate: estimate.hard if hard else estimate.soft  # noqa: E731
+
+    def value(estimate: Estimate) -> float | None:
+        return estimate.hard if hard else estimate.soft
+
     return [
         [value(estimates[prefix]) if each else outcome for prefix, each, outcome in zip(own, asked, record.outcomes, strict=True)]
         for own, asked, record in zip(prefixes, open_nodes, records, strict=True)
