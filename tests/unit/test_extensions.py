@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "stepladder"
 METHOD = {
     "mcts/presets/sampled_solutions.py": (
         "SAMPLING_ROWS = (\n",
-        'SAMPLING_ROWS = (\n    row("pairs-of-draws", "Two draws a request.", source="ours", selection="sample", wave=2, answer_rule="majority"),\n',
+        'SAMPLING_ROWS = (\n    row("pairs-of-draws", "Two draws a request.", source="ours", selection="sample", wave=2, '
+        'answer_rule="majority"),\n',
     )
 }
 SELECTION_RULE = {
@@ -134,13 +135,11 @@ def open_echo():
     """Return a policy whose solutions are one step."""
     return ScriptedPolicy(lambda prefix, index, seed: make_step("=2", stop_reason=StopReason.END))
 ''',
-    "loops/config/models.py": (
-        'Literal["transformers", "vllm", "openai"] = "transformers"',
-        'Literal["transformers", "vllm", "openai", "echo"] = "transformers"',
-    ),
+    "loops/config/models.py": ('Literal["transformers", "vllm", "openai"]', 'Literal["transformers", "vllm", "openai", "echo"]'),
     "loops/assembly/policies.py": (
         '    if config.policy.backend == "vllm":\n        return _vllm_policy',
-        '    if config.policy.backend == "echo":\n        from stepladder.policy.backends.echo import open_echo\n\n        return open_echo()\n'
+        '    if config.policy.backend == "echo":\n        from stepladder.policy.backends.echo import open_echo\n\n'
+        "        return open_echo()\n"
         '    if config.policy.backend == "vllm":\n        return _vllm_policy',
     ),
 }
@@ -235,12 +234,10 @@ def used(tmp_path_factory):
         apply(place / "stepladder", files)
     (place / "sums.py").write_text(TASK)
     (place / "in.jsonl").write_text('{"question": "Q", "steps": ["a", "bcd"]}\n')
-    environment = {**os.environ, "PYTHONPATH": str(place)}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=place, env=environment, capture_output=True, text=True, check=False)
+    options = {"cwd": place, "env": {**os.environ, "PYTHONPATH": str(place)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", USE], **options, check=False)
     assert done.returncode == 0, done.stderr
-    scored = subprocess.run(
-        [sys.executable, "-m", "stepladder", *SCORE], cwd=place, env=environment, capture_output=True, text=True, check=False
-    )
+    scored = subprocess.run([sys.executable, "-m", "stepladder", *SCORE], **options, check=False)
     assert scored.returncode == 0, scored.stderr
     return [*done.stdout.splitlines(), (place / "out.jsonl").read_text()]
 
