@@ -155,19 +155,13 @@ def solve(
         if method == "list":
             echo(explain_methods())
             return
-        if (question is None) == (input is None):
-            raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
-        if question is not None and not question.strip():
-            raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
-        if (input is None) != (output is None):
-            raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
+        _check_asked(question, input, output)
+        # Answers beside the output belong to a call that was stopped, or of which questions failed: this one continues it.
+        replace = overwrite or (output is not None and part_of(output).exists())
         inputs = [] if input is None else [input]
         if output is not None:
-            # Answers beside it belong to a call that was stopped, or of which questions failed: this one goes on with it.
-            replace = overwrite or part_of(output).exists()
             check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=replace, inputs=inputs)
         if tree is not None:
-            replace = overwrite or (output is not None and part_of(output).exists())
             check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=replace, inputs=inputs)
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
         settings = SolveSettings.resolve(
@@ -192,6 +186,16 @@ def solve(
             echo(solved.text)
         if solved.failure is not None:
             raise BackendError(solved.failure)
+
+
+def _check_asked(question: str | None, source: Path | None, output: Path | None) -> None:
+    """Check that ``solve`` was given one question, or a file of them and a place for the answers."""
+    if (question is None) == (source is None):
+        raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
+    if question is not None and not question.strip():
+        raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
+    if (source is None) != (output is None):
+        raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
 
 
 app.command(name="eval")(evaluate)

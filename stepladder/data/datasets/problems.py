@@ -355,6 +355,23 @@ def _check_unicode(row: SourceRow, field: str, value: str) -> None:
 
 
 def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:
+    value = _answer_text(row, field, allow_unlabelled=allow_unlabelled)
+    if not value:
+        return ""
+    if pattern is None:
+        return _boxed_or_whole(row, field, value, allow_unlabelled=allow_unlabelled)
+    found = [match.group(1).strip() for match in pattern.finditer(value) if match.group(1)]
+    if found and found[-1]:
+        return found[-1]
+    if allow_unlabelled:
+        return ""
+    raise DataFormatError(
+        f"{row.place}: field {field!r} must match answer_pattern {pattern.pattern!r}: got {_shown(value)} -- correct the row or the pattern"
+    )
+
+
+def _answer_text(row: SourceRow, field: str, *, allow_unlabelled: bool) -> str:
+    """Return what stands in the answer field as text; empty where there is nothing and that is allowed."""
     value = row.fields.get(field)
     if isinstance(value, float) and not math.isfinite(value):
         if allow_unlabelled:
@@ -371,16 +388,7 @@ def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allo
             f"{row.place}: field {field!r} must be a non-empty string: got {_shown(value)} -- drop the row or name the right answer field"
         )
     _check_unicode(row, field, value)
-    if pattern is None:
-        return _boxed_or_whole(row, field, value, allow_unlabelled=allow_unlabelled)
-    found = [match.group(1).strip() for match in pattern.finditer(value) if match.group(1)]
-    if found and found[-1]:
-        return found[-1]
-    if allow_unlabelled:
-        return ""
-    raise DataFormatError(
-        f"{row.place}: field {field!r} must match answer_pattern {pattern.pattern!r}: got {_shown(value)} -- correct the row or the pattern"
-    )
+    return value
 
 
 def _boxed_or_whole(row: SourceRow, field: str, value: str, *, allow_unlabelled: bool) -> str:

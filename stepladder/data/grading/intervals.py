@@ -159,13 +159,24 @@ def _merged(parts: Iterable[Interval]) -> RealSet:
         part, (low, high) = parts[number], ends[number]
         if low > high or (low == high and not (part.has_low and part.has_high)):  # type: ignore[operator]
             continue
-        last = joined[-1] if joined else None
-        reach = None if last is None else _place(last.high)
-        if last is None or reach < low or (reach == low and not (last.has_high or part.has_low)):  # type: ignore[operator]
+        if joined and _touches(joined[-1], part):
+            joined[-1] = _longer(joined[-1], part)
+        else:
             joined.append(part)
-        elif (high, part.has_high) > (reach, last.has_high):  # type: ignore[operator]
-            joined[-1] = Interval(last.low, last.has_low, part.high, part.has_high)
     return RealSet(tuple(joined))
+
+
+def _touches(left: Interval, right: Interval) -> bool:
+    """Say whether nothing lies between an interval and one that begins no earlier; both have ends that can be ordered."""
+    reach, low = _place(left.high), _place(right.low)
+    return reach > low or (reach == low and (left.has_high or right.has_low))  # type: ignore[operator]
+
+
+def _longer(left: Interval, right: Interval) -> Interval:
+    """Return the union of two intervals that touch, of which the right one begins no earlier."""
+    if (_place(right.high), right.has_high) > (_place(left.high), left.has_high):  # type: ignore[operator]
+        return Interval(left.low, left.has_low, right.high, right.has_high)
+    return left
 
 
 def _place(end: Expression) -> Fraction | float | None:

@@ -221,23 +221,32 @@ def _scan(text: str, start: int, end: int, tokens: list[Token], *, upright: bool
             spaced = True
             continue
         if kind == "upright":
-            closing = closing_brace(text, place)
-            if closing is None or closing > end:
-                raise NotationError("a brace is not closed")
-            before = len(tokens)
-            # Text commands part what stands on their two sides, as a space does.
-            _scan(text, place, closing - 1, tokens, upright=True)
-            if spaced and len(tokens) > before:
-                tokens[before] = _spaced(tokens[before])
-            place, spaced = closing, False
+            place, spaced = _scan_upright(text, place, end, tokens, spaced=spaced), False
             continue
-        token = _token(kind, found, spaced=spaced, upright=upright, end=place)
-        if token.text in ("(", "[", "\\{"):
-            opened.append(place)
-        elif token.text in (")", "]", "\\}") and opened:
-            opened.pop()
-        tokens.append(token)
+        tokens.append(_token(kind, found, spaced=spaced, upright=upright, end=place))
+        _note_bracket(tokens[-1].text, place, opened)
         spaced = False
+
+
+def _scan_upright(text: str, start: int, end: int, tokens: list[Token], *, spaced: bool) -> int:
+    r"""Read what a ``\text{`` holds, and return the place after its brace."""
+    closing = closing_brace(text, start)
+    if closing is None or closing > end:
+        raise NotationError("a brace is not closed")
+    before = len(tokens)
+    # Text commands part what stands on their two sides, as a space does.
+    _scan(text, start, closing - 1, tokens, upright=True)
+    if spaced and len(tokens) > before:
+        tokens[before] = _spaced(tokens[before])
+    return closing
+
+
+def _note_bracket(found: str, place: int, opened: list[int]) -> None:
+    """Keep the places of the brackets that are open."""
+    if found in ("(", "[", "\\{"):
+        opened.append(place)
+    elif found in (")", "]", "\\}") and opened:
+        opened.pop()
 
 
 def _has_spaced_commas(text: str, start: int) -> bool:

@@ -153,17 +153,7 @@ class _AnswerReader(ExpressionReader):
                 return False
             end += 1
         tokens = [token for token in self.tokens[self.at : end] if token.text not in ("{", "}", "'")]
-        if end == len(self.tokens) or not tokens:
-            return False
-        if tokens[0].text in SHAPES:
-            return True
-        if all(token.kind == "word" for token in tokens):
-            return _is_name(tokens[0].text) or (len(tokens) == 1 and len(tokens[0].text) == 1)
-        if not _is_letter(tokens[0]):
-            return False
-        rest = [token.text for token in tokens[1:]]
-        rest = rest[2:] if rest[:1] == ["_"] else rest
-        return not rest or (rest[0] == "(" and rest[-1] == ")" and rest.count("(") == 1)
+        return end < len(self.tokens) and bool(tokens) and _is_named(tokens)
 
     def _ratio(self) -> Form:
         parts = [self._sets()]
@@ -246,6 +236,19 @@ class _AnswerReader(ExpressionReader):
 
 def _is_letter(token: Token) -> bool:
     return (token.kind == "word" and len(token.text) == 1) or token.text.removeprefix("\\") in GREEK
+
+
+def _is_named(tokens: list[Token]) -> bool:
+    """Say whether tokens without braces are a name: a word, or a letter with an index and arguments."""
+    if tokens[0].text in SHAPES:
+        return True
+    if all(token.kind == "word" for token in tokens):
+        return _is_name(tokens[0].text) or (len(tokens) == 1 and len(tokens[0].text) == 1)
+    if not _is_letter(tokens[0]):
+        return False
+    rest = [token.text for token in tokens[1:]]
+    rest = rest[2:] if rest[:1] == ["_"] else rest
+    return not rest or (rest[0] == "(" and rest[-1] == ")" and rest.count("(") == 1)
 
 
 def _is_name(word: str) -> bool:
