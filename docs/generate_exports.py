@@ -1,4 +1,4 @@
-"""Write docs/exports.md from the table of formats and an export of one small tree, or with ``--check`` say whether it is current.
+"""Write docs/exports.md from the table of formats and an export of one small tree; with ``--check``, say whether it is current.
 
 The file is never edited by hand, so it cannot disagree with the program.
 """
@@ -73,19 +73,24 @@ stepladder export RUN --format tree --round 2-3 --advantage treepo --license mit
 stepladder import DIR|hub:OWNER/NAME --run-dir NEW_RUN
 ```
 
-An export is a directory that `datasets.load_dataset(DIR)` opens: Parquet files (`tree-json`: JSON lines), and a data card `README.md`
-with every column's meaning, provenance (rounds, model versions, seed, hashes), the settings that matter, rows kept and dropped by
-reason, how widely the trees were searched, sizes and margins, and the licence of the source problems, if `--license` or the card of a
-local data set states it. It is written whole or not at all. A place that holds anything else is never touched, and an earlier export
-only with `--overwrite`. Equal runs give equal bytes.
+An export is a directory that `datasets.load_dataset(DIR)` opens. It holds Parquet files (`tree-json`: JSON lines) and a data card,
+`README.md`. The card states:
 
-- **Splits** (`--split test=0.1`, repeatable) are by problem: by a hash of its id in which no seed enters, so that a problem is in the
-  same split in every export. Problems that ask the same question stay together. Shares are met as nearly as chance allows.
-- **The hub**: `--to hub:OWNER/NAME`, or `--to hub` for a name made of run and format in the account of the token. New data sets are
-  private unless `--public`.
-- **Answers**: only `prompts` and `trajectories` hold reference answers; the run's training problems must be readable for them.
-- **Prompts as text** are what the run's template makes of the question. With `format.chat = true` the policy saw them inside its chat
-  template: take a chat format, or ids.
+- the meaning of every column, and provenance: rounds, model versions, seed, hashes
+- the important settings, and the rows kept and dropped by reason
+- how widely the trees were searched, sizes and margins
+- the licence of the source problems, if `--license` or the card of a local data set gives it
+
+An export is written completely or not at all. It replaces an earlier export only with `--overwrite`, and never anything else. Equal runs
+give equal bytes.
+
+- **Splits** (`--split test=0.1`, repeatable) are by problem. A hash of the problem's id, independent of any seed, chooses the split, so a
+  problem is in the same split in every export. Problems with the same question stay together. Shares are approximate.
+- **The hub**: `--to hub:OWNER/NAME`. With `--to hub` the name consists of run and format, in the account of the token. New data sets are
+  private unless you pass `--public`.
+- **Answers**: only `prompts` and `trajectories` contain reference answers. They need the run's training problems.
+- **Prompts as text** are the run's template filled with the question. With `format.chat = true` the policy saw this text inside its chat
+  template, so choose a chat format, or ids.
 
 ## Formats
 """
@@ -93,9 +98,9 @@ only with `--overwrite`. Equal runs give equal bytes.
 TRAINING = """\
 ## Training on token ids
 
-Text is tokenised again by whoever trains on it, and a trainer may add an end-of-sequence token that the policy never sampled (TRL's
-DPOTrainer does, behind every step). The token ids are what the policy sampled. `sft-ids` goes into TRL's SFTTrainer as it stands.
-DPOTrainer and KTOTrainer take token ids once they are told not to make their own:
+A trainer that reads text tokenises it again, and may add an end-of-sequence token that the policy never sampled (TRL's DPOTrainer adds
+one after every step). The token ids are exactly those that the policy sampled. TRL's SFTTrainer takes `sft-ids` without changes.
+DPOTrainer and KTOTrainer take token ids if you replace their tokenisation:
 
 ```
 class OnTokenIds(DPOTrainer):
@@ -104,28 +109,31 @@ class OnTokenIds(DPOTrainer):
         return dataset.select_columns(list(names)).rename_columns(names)
 ```
 
-For KTOTrainer the names are `prompt_token_ids`, `completion_token_ids` and `label`, with `loss_type="apo_zero_unpaired"`; its other
-losses want a column of mismatched completions as well. With the end-of-sequence token accounted for, ids train to the losses of the
-text in TRL 1.16 (`tests/integration/test_export_training.py`).
+For KTOTrainer the names are `prompt_token_ids`, `completion_token_ids` and `label`, with `loss_type="apo_zero_unpaired"`. Its other
+losses also need a column of mismatched completions. Apart from the end-of-sequence token, ids and text give the same losses in TRL 1.16
+(`tests/integration/test_export_training.py`).
 
 ## Advantages
 
-The reward of a solution is its outcome, 1 or 0; a step earns nothing by itself and nothing is discounted. V is the share of right
+The reward of a solution is its outcome, 1 or 0. Steps have no reward of their own, and nothing is discounted. V is the share of right
 solutions among the graded ones at and below a node (`--target` chooses another value for `parent`).
 """
 
 IMPORTING = """\
 ## Importing
 
-`stepladder import DIR --run-dir RUN` puts the rows of an export into a run that has not begun its first round, under `RUN/imported/`,
-and every round of `evolve` trains on them beside its own: pairs, solutions and (for losses without pairs) verdicts train the policy,
-judged steps the PRM, and trees are labelled with the run's own settings and train both. Every field of every record is what it was, bit
-for bit. Training refuses rows of another prompt format or tokenizer. `stepladder prm train` reads the files of `stepwise` and
-`math-shepherd` directly, for any tokenizer.
+`stepladder import DIR --run-dir RUN` puts the rows of an export into a run that has not begun its first round, under `RUN/imported/`.
+Every round of `evolve` then trains on them as well as on its own rows:
 
-Rows may be left out, but not edited: the token ids are learned, and the text is for people. A row is refused, with its file and number, if a
-text is not that of its ids or an id is beyond the policy's vocabulary. `stepladder import` checks this where the run exists; `evolve` does it
-otherwise, before any work. Give edited solutions as `warmup.solutions`.
+- Pairs, solutions and (for losses without pairs) verdicts train the policy. Judged steps train the PRM.
+- Trees are labelled with the run's own settings and train both.
+
+Every field of every record is the same as before the export, bit for bit. Training refuses rows of another prompt format or tokenizer.
+`stepladder prm train` reads the files of `stepwise` and `math-shepherd` directly, for any tokenizer.
+
+You may leave rows out, but not edit them: training learns the token ids, and the text is for people. A row is refused, with its file and
+number, if a text does not match its ids or an id is outside the policy's vocabulary. `stepladder import` checks this if the run exists.
+Otherwise `evolve` checks it before any work. To train on edited solutions, use `warmup.solutions`.
 """
 
 
@@ -144,7 +152,7 @@ def render() -> str:
 
 
 def _example(name: str, known: ExportFormat) -> str:
-    """Export the tree and return the first row, a column a line."""
+    """Export the tree and return the first row, one column per line."""
     with tempfile.TemporaryDirectory() as folder:
         shard, out = Path(folder) / "shard", Path(folder) / "out"
         write_records(shard, RECORDS[known.kind.name], known.kind)
