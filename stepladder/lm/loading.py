@@ -169,7 +169,7 @@ def load_causal_lm(
 
     Raises:
         CheckpointError: If there is no such model, or it cannot be read.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     return _load_model(source, "causal language model", AutoModelForCausalLM.from_pretrained, **options)
@@ -207,7 +207,7 @@ def load_token_classifier(
 
     Raises:
         CheckpointError: If there is no such model, or it cannot be read.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
     return _load_model(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)

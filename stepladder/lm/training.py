@@ -64,7 +64,7 @@ class PackedCollate(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainReport:
-    """What a training came to."""
+    """Result of a training run."""
 
     updates: int
     """Optimiser updates, including those before a resume."""

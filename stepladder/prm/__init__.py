@@ -1,1 +1,1 @@
-"""Process reward models: what they are (specs), step scores (scorer), losses and training."""
+"""Process reward models: specs, step scores, losses and training."""

@@ -1,4 +1,4 @@
-"""Loading public process reward models into one shape: a causal transformer whose logits are the few outputs that a spec asks for.
+"""Loading public process reward models into one shape: a causal transformer whose logits are the few outputs of a spec.
 
 No code of a checkpoint is run for this: heads that transformers does not know (two layers, TRL's value head) are read from the weights
 themselves, and of a language model's head only the rows that matter are kept.
@@ -36,11 +36,11 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantization: Any = None,
 ) -> PreTrainedModel:
-    """Return a model with a head on every token, whose logits are ``spec.num_outputs`` numbers; of two, the second stands for a good step.
+    """Return a model with a head on every token, whose logits are ``spec.num_outputs`` numbers; of two, the second means a good step.
 
     Raises:
         CheckpointError: If there is no such model, or its head has another number of outputs.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     with quiet():
         head = load_head(source, spec)
@@ -66,11 +66,11 @@ def load_vocabulary_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Return a language model whose logits are those of two tokens, of the bad one and of the good one.
+    """Return a language model with two logits, those of the bad token and of the good token.
 
     Raises:
         CheckpointError: If there is no such model, or the tokenizer is another model's.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     rows = list(vocabulary_ids(tokenizer, spec))
     with quiet():
@@ -80,7 +80,7 @@ def load_vocabulary_model(
 
 
 def load_head(source: str | Path, spec: PRMSpec) -> nn.Module:
-    """Return what makes ``spec.num_outputs`` numbers of a last hidden state, in the checkpoint's type on the CPU; the body is not loaded.
+    """Return the head alone, in the checkpoint's type on the CPU. It maps a last hidden state to ``spec.num_outputs`` numbers.
 
     Raises:
         CheckpointError: If there is no such model, or its head has another number of outputs.
@@ -96,7 +96,7 @@ def load_head(source: str | Path, spec: PRMSpec) -> nn.Module:
 
 
 def load_vocabulary_head(source: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """Return what makes the logits of the bad and of the good token of a last hidden state; otherwise as ``load_head``.
+    """Return the head that maps a last hidden state to the logits of the bad and of the good token; otherwise as ``load_head``.
 
     Raises:
         CheckpointError: If there is no such model, it has no embeddings, or the tokenizer is another model's.
@@ -115,8 +115,8 @@ def load_bare_lm(
     """Return a language model whose logits are its last hidden states, and its head.
 
     Raises:
-        CheckpointError: If there is no such model, or it bends its logits after the head.
-        ConfigError: If device or dtype cannot be had.
+        CheckpointError: If there is no such model, or it transforms its logits after the head.
+        ConfigError: If device or dtype is not available.
     """
     model = load_causal_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
@@ -138,7 +138,7 @@ def has_head(source: str | Path) -> bool:
 
 
 def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> tuple[int, int]:
-    """Return the ids of the bad and of the good token of a ``vocabulary`` spec: the second output stands for a good step.
+    """Return the ids of the bad and of the good token of a ``vocabulary`` spec; the second output means a good step.
 
     Raises:
         CheckpointError: If the tokenizer is another model's.
@@ -162,7 +162,7 @@ def out_features(head: nn.Module) -> int:
 
 
 def _local_directory(source: str | Path) -> Path:
-    """Return where a model's files lie; a hub model is downloaded, or found in the cache of earlier downloads."""
+    """Return the directory of a model's files. A hub model is downloaded, or taken from the cache."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -207,12 +207,12 @@ def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:
 
 
 def _head_tensors(directory: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint whose names begin like a head's."""
+    """Return the tensors of a checkpoint whose names have the prefix of a head."""
     return _tensors(directory, lambda key: key.startswith(HEAD_PREFIXES))
 
 
 def _tensors(directory: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint that are wanted by their names; the others are not read."""
+    """Return the tensors of a checkpoint whose names are ``wanted``. The others are not read."""
     found: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with reading(path, what="weights in safetensors form", remedy=_REMEDY), safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Scores made of scores: ensembles, bounds before training use, and mixes with a verifier or with checks of a step.
+"""Combined scores: ensembles, bounds for training, and mixtures with a verifier or with checks of a step.
 
 Pure functions over arrays in which NaN is "not scored", and three ``StepScorer``s that apply them in a search.
 
@@ -21,12 +21,12 @@ BOUNDS: tuple[Bound, ...] = ("clip", "par")
 
 
 def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean", penalty: float = 0.5) -> Float[np.ndarray, "*s"]:
-    """Return one score of several models' scores.
+    """Combine the scores of several models into one.
 
         mean: mu;   min: the worst case;   mean-variance: max(0, mu - penalty * sigma^2), sigma^2 over the M models
 
     Args:
-        scores: In [0, 1]; NaN where a model did not score.
+        scores: In [0, 1]; NaN if a model has no score.
         rule: One of ``ENSEMBLES``.
         penalty: Weight of the variance, >= 0.
 
@@ -47,7 +47,7 @@ def ensemble_scores(scores: Float[np.ndarray, "M *s"], *, rule: Ensemble = "mean
 
 
 def ensemble_score(scores: Sequence[float | None], *, rule: Ensemble = "mean", penalty: float = 0.5) -> float | None:
-    """Return one score of several models' scores of one step, None where a model has none; otherwise as ``ensemble_scores``."""
+    """Combine several models' scores of one step; None if a model has no score. Otherwise as ``ensemble_scores``."""
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):
         return None
@@ -55,7 +55,7 @@ def ensemble_score(scores: Sequence[float | None], *, rule: Ensemble = "mean", p
 
 
 def bin_entropy_penalty(probabilities: Float[np.ndarray, "*s F"]) -> Float[np.ndarray, "*s"]:
-    """Return how unsure a categorical head is: the entropy of its bins over log F, in [0, 1], to be subtracted with a weight.
+    """Return the uncertainty of a categorical head: the entropy of its bins over log F, in [0, 1], to subtract with a weight.
 
     Args:
         probabilities: Bin probabilities; each row sums to 1. One bin is never unsure.
@@ -67,7 +67,7 @@ def bin_entropy_penalty(probabilities: Float[np.ndarray, "*s F"]) -> Float[np.nd
 
 
 def clip_bound(scores: Float[np.ndarray, "*s"], *, bound: float) -> Float[np.ndarray, "*s"]:
-    """Return min(r - bound, 0): a step earns nothing for being better than the bound, and pays for being worse.
+    """Return min(r - bound, 0): a step gets no reward above the bound, and a penalty below it.
 
     Source: Gao et al. 2024, "On designing effective RL reward at training time for LLM reasoning" (the clip mechanism).
     """
@@ -75,7 +75,7 @@ def clip_bound(scores: Float[np.ndarray, "*s"], *, bound: float) -> Float[np.nda
 
 
 def delta_bound(scores: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
-    """Return r_k - r_{k+1} along a solution, the last step keeping its own: the rewards from any step on sum to its score.
+    """Return r_k - r_{k+1} along a solution; the last step keeps its score. The rewards from any step on sum to its score.
 
     More steps can then not earn more. Source: Gao et al. 2024 (the delta mechanism).
     """
@@ -109,7 +109,7 @@ def mix_with_verdict(score: float, correct: bool, *, alpha: float = 0.5) -> floa
 
 
 class EnsembleScorer:
-    """A ``StepScorer`` that gives the combined scores of several."""
+    """A ``StepScorer`` that combines the scores of several."""
 
     def __init__(self, scorers: Sequence[StepScorer], *, rule: Ensemble = "mean", penalty: float = 0.5) -> None:
         """Combine scorers; they may be of any kind, as long as each has the contract.
@@ -131,7 +131,7 @@ class EnsembleScorer:
         self._arrived |= {request.ticket: [None] * len(self._scorers) for request in requests}
 
     def collect(self) -> list[ScoreResult]:
-        """Return results that every scorer has given, at least one; empty only when nothing is in flight."""
+        """Return results that every scorer has finished, at least one; empty only when nothing is in flight."""
         done: list[ScoreResult] = []
         while self._arrived and not done:
             news = 0
@@ -161,7 +161,7 @@ class EnsembleScorer:
 
 
 class BoundedScorer:
-    """A ``StepScorer`` whose scores are bounded, so that a search, and what is trained on its values, gains nothing from extreme ones."""
+    """A ``StepScorer`` with bounded scores, so that extreme scores help neither a search nor training on its values."""
 
     def __init__(self, scorer: StepScorer, *, rule: Bound, at: float) -> None:
         """Wrap a scorer.
@@ -183,7 +183,7 @@ class BoundedScorer:
         self._scorer.submit(requests)
 
     def collect(self) -> list[ScoreResult]:
-        """Return results of the scorer with every score bounded."""
+        """Return the scorer's results with bounded scores."""
         return [
             ScoreResult(ticket=result.ticket, scores=tuple(tuple(map(self._bounded, branch)) for branch in result.scores))
             for result in self._scorer.collect()
@@ -197,7 +197,7 @@ class BoundedScorer:
 
 
 StepCheck = Callable[[Sequence[ScoreRequest]], Sequence[Sequence[Sequence[bool | None]]]]
-"""Says of every request, branch and step whether the step holds; None where there is nothing to check."""
+"""Says for every request, branch and step whether the step passes; None if there is nothing to check."""
 
 
 class CheckedScorer:
@@ -208,7 +208,7 @@ class CheckedScorer:
 
         Args:
             scorer: The scorer.
-            check: The check; it is given the requests whose results have come, together.
+            check: The check. It gets all requests with new results in one call.
             cap: Highest score of a step that fails, in [0, 1].
 
         Raises:
@@ -225,7 +225,7 @@ class CheckedScorer:
         self._scorer.submit(requests)
 
     def collect(self) -> list[ScoreResult]:
-        """Return results of the scorer with failing steps capped."""
+        """Return the scorer's results with capped scores for failing steps."""
         results = self._scorer.collect()
         verdicts = self._check([self._requests.pop(result.ticket) for result in results])
         return [self._capped(result, held) for result, held in zip(results, verdicts, strict=True)]

@@ -1,4 +1,4 @@
-"""The families of process reward models: what each asks of a spec, and what opens its models.
+"""The families of process reward models: the requirements of each on a spec, and the function that opens its models.
 
 A new family is a row of ``FAMILIES`` and the function that the row names (``openers.py`` has those of the families here). A spec that says
 ``family="NAME"`` then works in ``evolve``, ``solve``, ``prm score`` and ``prm eval``, alone and in ensembles. No model library is imported
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stepladder.prm.specs import PRMSpec
 
 Opener = Callable[["PRMSource", "PRMSpec", "ModelAccess"], "OpenedPRM"]
-"""Opens a model: where it comes from, how it is read, and what gives it weights and engines."""
+"""Opens a model, given its source, its spec, and the provider of weights and engines."""
 
 
 def _nothing_lacks(spec: "PRMSpec") -> str | None:
@@ -35,15 +35,15 @@ class Family:
     opener: str
     """``module:function`` of its ``Opener``, imported when a model is opened."""
     backends: tuple[str, ...] = ("transformers",)
-    """What can forward its models: some of ``sources.BACKENDS``."""
+    """Backends that can forward its models: some of ``sources.BACKENDS``."""
     num_outputs: "Callable[[PRMSpec], int]" = _two_outputs
-    """Outputs per token that a score is made of."""
+    """Outputs per token that make up a score."""
     reads_policy_tokens: bool = False
     """Whether its models may read the policy's own tokens (prompt ``tokens``) and not only text."""
     learns_from_labels: bool = False
     """Whether it is trained on steps with labels."""
     lacks: "Callable[[PRMSpec], str | None]" = _nothing_lacks
-    """Names the first thing that a spec of the family lacks; None where it is complete."""
+    """Names the first thing that a spec of the family lacks; None if it is complete."""
 
     def open_with(self) -> Opener:
         """Import the function that opens models of the family."""

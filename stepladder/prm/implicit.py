@@ -1,6 +1,6 @@
-"""Training an implicit process reward model: a language model whose log-ratio to where it started says how right a solution is.
+"""Training of an implicit process reward model: a language model whose log-ratio to its start model measures how right a solution is.
 
-Only outcomes of whole solutions are needed; the steps' scores come for free when the model is read against its start.
+Training needs only outcomes of whole solutions. Comparing the model with its start model then gives scores of steps without further labels.
 """
 
 from collections.abc import Sequence
@@ -44,19 +44,19 @@ LOSSES: tuple[Loss, ...] = ("implicit-ce", "implicit-dpo")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradedSolution:
-    """A solution whose outcome is known."""
+    """A solution with a known outcome."""
 
     solution: Solution
     """The solution."""
     problem_id: str
     """Key of its problem."""
     outcome: float | None
-    """How right it is, in [0, 1]; None where not known."""
+    """Its outcome, in [0, 1]; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutcomeRow(CompletionRow):
-    """A solution whose outcome is known; its steps are the completion."""
+    """A solution with a known outcome; its steps are the completion."""
 
     outcome: float
     """How right it is, in [0, 1]."""
@@ -73,7 +73,7 @@ class ProblemRow:
     """Solutions of one problem, which are compared."""
 
     solutions: list[OutcomeRow]
-    """The solutions, of which not all are equally right."""
+    """The solutions; their outcomes are not all equal."""
 
     @property
     def group(self) -> str:
@@ -118,7 +118,7 @@ def train_implicit(
         solutions: Graded solutions; one without an outcome, or too long for the context, and for ``implicit-dpo`` a problem whose solutions
             are all equally right, is dropped and counted.
         out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts solutions, or with ``implicit-dpo`` problems, whose solutions are compared.
+        settings: Training settings; ``batch_size`` counts solutions, or with ``implicit-dpo`` problems, whose solutions are compared.
         spec: An implicit spec; its beta is the loss's.
         loss: ``implicit-ce`` on outcomes, a mean over solutions, or ``implicit-dpo`` between the solutions of a problem, a mean over
             problems.
@@ -252,7 +252,7 @@ def outcome_rows(solutions: Sequence[GradedSolution], layout: SolutionLayout, *,
 
 
 def outcome_rows_of_paths(paths: Sequence[ValueRow], *, dropped: dict[str, int]) -> list[OutcomeRow]:
-    """Return one row per graded path that has tokens behind its prompt; the others are counted in ``dropped``.
+    """Return one row per graded path that has tokens after its prompt; the others are counted in ``dropped``.
 
     Raises:
         DataFormatError: If a prompt is empty, or an outcome is out of range.
@@ -277,7 +277,7 @@ def outcome_rows_of_paths(paths: Sequence[ValueRow], *, dropped: dict[str, int])
 
 
 def rows_to_learn(rows: Sequence[OutcomeRow], *, compare: bool, dropped: dict[str, int]) -> list[OutcomeRow]:
-    """Return the rows that teach something: all, or where they are compared those of problems with different outcomes.
+    """Return the rows that teach something: all rows, or, if the loss compares, those of problems with different outcomes.
 
     Raises:
         DataFormatError: If all outcomes are equal.
@@ -299,7 +299,7 @@ def rows_to_learn(rows: Sequence[OutcomeRow], *, compare: bool, dropped: dict[st
 
 
 def problem_rows(rows: Sequence[OutcomeRow]) -> list[ProblemRow]:
-    """Return the rows of every problem as one, in the order in which the problems come first."""
+    """Return one row per problem with all its rows, in the order of the problems' first rows."""
     return [ProblemRow(solutions=[rows[i] for i in indices]) for indices in group_rows(rows)]
 
 
@@ -307,18 +307,19 @@ def collate_outcomes(rows: Sequence[OutcomeRow]) -> Batch:
     """Lay solutions out one below the other.
 
     Returns:
-        What ``collate_completions`` returns, and ``contrast``, bool like ``targets``: where there is a target; ``outcomes`` and
-        ``ref_logps``, float32 ``[S]``: how right each of the S solutions is, and what the start model says of it.
+        The batch of ``collate_completions`` with these additions. ``contrast``, bool, shaped like ``targets``: whether there is a target.
+        ``outcomes`` and ``ref_logps``, float32 ``[S]``: the outcome of each of the S solutions, and its log-probability under the start
+        model.
     """
     batch = collate_completions(rows)
     return {**batch, **_outcome_terms(rows, batch["targets"])}
 
 
 def collate_packed_outcomes(trees: Sequence[PackedRow[OutcomeRow]], *, width: int = 0) -> Batch:
-    """Lay trees of solutions out.
+    """Lay out trees of solutions.
 
     Returns:
-        What ``collate_packed_completions`` returns, and what ``collate_outcomes`` adds.
+        The batch of ``collate_packed_completions`` with the additions of ``collate_outcomes``.
     """
     batch = collate_packed_completions(trees, width=width)
     return {**batch, **_outcome_terms([row for tree in trees for row in tree.rows], batch["targets"])}
@@ -328,16 +329,16 @@ def collate_problems(rows: Sequence[ProblemRow]) -> Batch:
     """Lay the solutions of problems out one below the other.
 
     Returns:
-        What ``collate_outcomes`` returns, and ``members``, int64 ``[B, G]``: the solutions of every problem, -1 behind the last.
+        The batch of ``collate_outcomes`` and ``members``, int64 ``[B, G]``: the solutions of every problem, then -1.
     """
     return {**collate_outcomes([solution for row in rows for solution in row.solutions]), "members": _members(rows)}
 
 
 def collate_packed_problems(trees: Sequence[PackedRow[ProblemRow]], *, width: int = 0) -> Batch:
-    """Lay trees of the solutions of problems out.
+    """Lay out trees of the solutions of problems.
 
     Returns:
-        What ``collate_packed_outcomes`` returns, and what ``collate_problems`` adds.
+        The batch of ``collate_packed_outcomes`` with the additions of ``collate_problems``.
     """
     flat = [PackedRow(rows=[solution for row in tree.rows for solution in row.solutions], tree=tree.tree) for tree in trees]
     return {**collate_packed_outcomes(flat, width=width), "members": _members([row for tree in trees for row in tree.rows])}
@@ -366,7 +367,7 @@ class ImplicitObjective:
     """Factor on the log-ratio."""
 
     def counts(self, batch: Batch) -> Tensor:
-        """Return the number of solutions, or of problems."""
+        """Return the number of solutions, or of problems if the loss compares."""
         rows = batch["outcomes"] if self.loss_name == "implicit-ce" else batch["members"]
         return batch["targets"].new_tensor([len(rows)])
 

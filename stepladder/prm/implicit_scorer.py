@@ -24,8 +24,8 @@ class ImplicitStepScorer:
 
         Args:
             reader: Reads an implicit spec with the prompt ``tokens``.
-            prompt_length: Says how many tokens of a prefix are its prompt, behind which the log-ratio is summed; None where that is not
-                known, and nothing behind such a prefix has a score.
+            prompt_length: Returns the number of prompt tokens of a prefix; the log-ratio is summed after them. None means unknown, and
+                nothing after such a prefix has a score.
 
         Raises:
             ConfigError: If the reader's spec is another.
@@ -46,7 +46,7 @@ class ImplicitStepScorer:
         return self._reader.forwarded_tokens
 
     def reset(self) -> None:
-        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        """Drop the cache and free its memory, so that later results are those of a fresh process."""
         self._reader.reset()
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
@@ -61,7 +61,7 @@ class ImplicitStepScorer:
         return [ScoreResult(ticket=request.ticket, scores=tuple(next(scores) for _ in request.branches)) for request in batch]
 
     def _layout(self, request: ScoreRequest, branch: Sequence[tuple[int, ...]]) -> Layout:
-        """Lay a branch out behind its prefix; from the first unknown id on nothing is read."""
+        """Lay out a branch after its prefix. From the first unknown id on nothing is read."""
         prompt = self._prompt_length(request.prefix_ids) if self._reader.knows(request.prefix_ids) else None
         if not prompt:
             return Layout(token_ids=(), begin=0, reads=(None,) * len(branch))

@@ -23,18 +23,18 @@ class Thought(NamedTuple):
     end: int
     """Index after its last step."""
     good: bool | None
-    """The verdict; None where there was none."""
+    """The verdict; None if it could not be read."""
 
 
 def read_verdict(text: str, spec: PRMSpec) -> bool | None:
-    """Return what a judge's text says: True for the spec's good word, False for the bad one, None for neither; the last match counts."""
+    """Read the verdict of a judge's text: True for the spec's good word, False for the bad one, None for neither. The last match counts."""
     words = re.findall(spec.verdict, text)
     word = words[-1] if words else None
     return True if word == spec.good else False if word == spec.bad else None
 
 
 def vote(verdicts: Sequence[bool | None], *, rule: Vote = "mean") -> float | None:
-    """Return the score that verdicts on one step give, in [0, 1]; unreadable ones do not vote, and without any other there is none.
+    """Return the score of a step from its verdicts, in [0, 1]. Unreadable verdicts do not vote; None if all are unreadable.
 
     Args:
         verdicts: The verdicts.
@@ -48,7 +48,7 @@ def vote(verdicts: Sequence[bool | None], *, rule: Vote = "mean") -> float | Non
 
 
 def merge_runs(scores: Sequence[float | None], *, threshold: float = 0.5) -> list[Thought]:
-    """Return the steps of a solution as thoughts: neighbours with the same verdict are one.
+    """Merge the steps of a solution into thoughts: neighbours with the same verdict become one.
 
     Args:
         scores: Scores of the steps.
@@ -81,7 +81,7 @@ class Judge:
         Args:
             policy: Writes the verdicts; its solution ends where the spec's verdict pattern matches.
             spec: A judge's spec.
-            prompt_ids: Returns the tokens of a prompt, chat template included.
+            prompt_ids: Returns the tokens of a prompt, including the chat template.
             seed: Seed of the samples; each verdict's depends on it, the solution's text and the step alone.
             rule: How verdicts vote.
             max_tokens: Cap on the tokens of one line of a verdict, >= 1.
@@ -105,7 +105,7 @@ class Judge:
         self._known.clear()
 
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
-        """Return the scores of every solution's steps, in order; None where no verdict could be read.
+        """Return the scores of every solution's steps, in order; None if no verdict could be read.
 
         A step is judged once: verdicts depend on the prompt alone, so the same step after the same beginning gets the same ones.
 

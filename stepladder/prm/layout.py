@@ -27,9 +27,9 @@ class Layout:
     """The tokens of one solution."""
 
     token_ids: tuple[int, ...]
-    """What the model reads, up to the last token that matters."""
+    """The model's input, up to the last token that matters."""
     begin: int
-    """Index of the first token of the first step; 0 where the spec reads at markers."""
+    """Index of the first token of the first step; 0 if the spec reads at markers."""
     reads: tuple[int | None, ...]
     """Per step, the index at which its output is taken; None for a step without tokens."""
 
@@ -40,7 +40,7 @@ class Layout:
 
 
 class SolutionLayout:
-    """Lays solutions out as a spec says."""
+    """Lays out solutions under a spec."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> None:
         """Check that the tokenizer is the one that the spec means.
@@ -66,10 +66,10 @@ class SolutionLayout:
         Args:
             question: The question.
             steps: Its steps.
-            place: Where the solution stands, for messages.
+            place: Source of the solution, for messages.
 
         Raises:
-            DataFormatError: If the question or a step contains the marker, or the tokenizer merges it with what stands around it.
+            DataFormatError: If the question or a step contains the marker, or the tokenizer merges it with the text around it.
             CheckpointError: If the chat template does not render every step.
         """
         if self.spec.read == "piece-end":
@@ -96,7 +96,7 @@ class SolutionLayout:
         marker = self.spec.marker
 
         def render(mask: Callable[[str], str]) -> str:
-            # A marker in the text stays one, so that the check of the markers finds it and says where.
+            # A marker in the text stays a marker, so that the check of the markers finds it and names its place.
             keep = (lambda text: marker.join(map(mask, text.split(marker)))) if marker else mask
             drafts.append(self._text(keep(question), [keep(step) for step in steps]).split(_SENTINEL))
             return marker.join(drafts[-1])
@@ -104,7 +104,7 @@ class SolutionLayout:
         text, controls = self._encoder.compose(render, place=place)
         ids, offsets = self._encoder.encode_places(text, controls=controls, place=place)
         if self.spec.prompt == "plain":
-            # What the tokenizer puts around a text stands nowhere in it. A begin token that the spec writes is not doubled.
+            # Tokens that the tokenizer adds around a text have no place in it. A begin token that the spec writes is not doubled.
             written = set(self._encoder.control_ids(text, controls))
             before = [] if written & set(self._encoder.prefix_ids) else self._encoder.prefix_ids
             after = self._encoder.suffix_ids
@@ -124,7 +124,7 @@ class SolutionLayout:
             )
         marker = self.spec.marker
         ends = np.cumsum([len(part) + len(marker) for part in parts[:-1]], dtype=np.int64)
-        # Special tokens that the tokenizer adds by itself stand nowhere in the text.
+        # Special tokens that the tokenizer adds have no place in the text.
         real = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
         last = real[np.searchsorted(offsets[real, 0], ends, side="left") - 1] if len(real) else np.zeros(0, dtype=np.int64)
         at = [int(index) for index in last]
@@ -141,7 +141,7 @@ class SolutionLayout:
         return Layout(token_ids=tuple(ids[:stop]), begin=begin, reads=tuple(reads))
 
     def _text(self, question: str, steps: Sequence[str]) -> str:
-        """Return the whole input, with a sentinel in place of every marker."""
+        """Return the whole input, with a sentinel instead of every marker."""
         spec = self.spec
         if spec.prompt == "turns":
             messages = []
@@ -210,5 +210,5 @@ def token_id(tokenizer: PreTrainedTokenizerBase, entry: str, expected: int | Non
 
 
 def filled(template: str, **values: str) -> str:
-    """Fill a template's places in one pass, so that what is filled in is never taken for a place."""
+    """Fill in a template in one pass, so that an inserted text is never read as a placeholder."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)

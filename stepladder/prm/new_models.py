@@ -1,4 +1,4 @@
-"""Where a process reward model comes from: a policy with a new value head, or an earlier process reward model."""
+"""The start of PRM training: a policy with a new value head, or an earlier process reward model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def initialise_prm(
     trust_remote_code: bool = False,
     quantization: Any = None,
 ) -> tuple[PreTrainedModel, PRMSpec]:
-    """Return a process reward model to train, and how its scores are read.
+    """Return a process reward model to train, and its spec.
 
     A directory with a ``PRMSpec`` is continued as it is. Anything else is taken for a policy: its body gets a head on every token, drawn
     from the seed, without dropout (which would shift the scale of the outputs between training and scoring).
@@ -38,7 +38,7 @@ def initialise_prm(
         start: Policy directory or hub id, or directory of a process reward model.
         renderer_hash: Hash of the renderer that made the training rows.
         seed: Seed of a new head, >= 0.
-        spec: What the model is to be, ``renderer_hash`` aside; None is a value head with a sigmoid, or whatever an earlier model is.
+        spec: Spec of the model, without ``renderer_hash``; None is a value head with a sigmoid, or the spec of an earlier model.
         device: As for ``load_token_classifier``.
         dtype: As for ``load_token_classifier``.
         quantization: As for ``load_token_classifier``.
@@ -46,7 +46,7 @@ def initialise_prm(
 
     Raises:
         CheckpointError: If the model cannot be read, or has another number of outputs per token than its spec says.
-        ConfigError: If device or dtype cannot be had, or the earlier model is not what ``spec`` asks for.
+        ConfigError: If device or dtype cannot be had, or the earlier model does not match ``spec``.
         DataFormatError: If the earlier model was trained on rows of another renderer.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
@@ -77,7 +77,7 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
 
     Raises:
         CheckpointError: If the model cannot be read, or its head is not linear.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     # The library warns that the head is not in the directory, which is as it should be.
     with quiet():

@@ -1,4 +1,4 @@
-"""From a model's outputs at the tokens where steps are read to the loss: the same for rows of the policy's tokens and of written text."""
+"""The loss from a model's outputs at the read tokens of steps. It is the same for rows of the policy's tokens and of written text."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,7 +46,7 @@ def step_outputs(model: nn.Module, batch: Batch, columns: tuple[int, ...] | None
 
 @dataclass(frozen=True, kw_only=True)
 class StepObjective:
-    """Mean loss over the targets, or over the groups of what is compared."""
+    """Mean loss over the targets, or over the compared groups."""
 
     loss_name: Loss = "bce"
     """One of ``LOSSES``."""
@@ -55,7 +55,7 @@ class StepObjective:
     columns: tuple[int, ...] | None = None
     """Logits of a language model that are the outputs; None takes all."""
     regression_weight: float = 1.0
-    """Weight of the regression beside the comparison."""
+    """Weight of the regression, added to the comparison."""
 
     def __post_init__(self) -> None:
         check_loss(self.loss_name, self.spec)

@@ -1,7 +1,7 @@
-"""Opened process reward models: what scores the steps of a search, and what scores written solutions.
+"""Opened process reward models, with two views: a scorer of search steps, and a scorer of written solutions.
 
-``open_prm`` is the one place that turns a source into a model. An opened model loads its weights when one of its two views is taken, so
-what does not fit is refused before that.
+``open_prm`` is the only place that turns a source into a model. An opened model loads its weights when one of its two views is taken, so
+mismatches are refused before that.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +40,12 @@ class TokenRenderer(Protocol):
         ...
 
     def encode_steps(self, text: str, *, place: str) -> list[tuple[int, ...]]:
-        """Return written steps, cut as sampled ones; ``place`` says where they come from."""
+        """Return written steps, cut like sampled ones; ``place`` names their source."""
         ...
 
 
 class SearchPrompts(Protocol):
-    """Finds question and earlier steps in what a search wants to have scored."""
+    """Finds question and earlier steps in the score requests of a search."""
 
     @property
     def renderer_hash(self) -> str:
@@ -53,11 +53,11 @@ class SearchPrompts(Protocol):
         ...
 
     def length(self, prefix_ids: tuple[int, ...]) -> int | None:
-        """Return how many tokens of a prefix are its prompt; None where it is that of no known problem."""
+        """Return the number of prompt tokens of a prefix; None if it begins with no known problem."""
         ...
 
     def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
-        """Return question and steps of a prefix as text; None where it begins with no known problem."""
+        """Return question and steps of a prefix as text; None if it begins with no known problem."""
         ...
 
     def decode(self, step_ids: Sequence[int]) -> str:
@@ -66,13 +66,13 @@ class SearchPrompts(Protocol):
 
 
 class ModelAccess(Protocol):
-    """What the process that opens a PRM gives to it; ``loops.assembly.prms`` has the one of every command."""
+    """The services of the process that opens a PRM; ``loops.assembly.prms`` implements them for every command."""
 
     def weights(self, made_from: object, load: Callable[[], T], *, is_reference: bool = False) -> T:
-        """Return loaded weights; those that the process holds already where they are made from the same.
+        """Return loaded weights. If the process already holds weights with an equal ``made_from``, it returns them.
 
         Args:
-            made_from: All that decides what ``load`` returns.
+            made_from: Everything that decides what ``load`` returns.
             load: Loads them.
             is_reference: Whether they are those of the reference of an implicit model.
         """
@@ -94,7 +94,7 @@ class ModelAccess(Protocol):
         ...
 
     def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
-        """Return the policy that writes a judge's verdicts, and what turns a prompt into its tokens."""
+        """Return the policy that writes a judge's verdicts, and a function that returns the tokens of a prompt."""
         ...
 
 
@@ -133,7 +133,7 @@ class OpenedPRM(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextPRM:
-    """A model that reads text: the tokens of a search are turned into text for it."""
+    """A model that reads text. The tokens of a search are decoded for it."""
 
     spec: PRMSpec
     """How it is read."""
@@ -151,14 +151,14 @@ class TextPRM:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenPRM:
-    """A model that reads a policy's own tokens: written solutions are turned into tokens for it."""
+    """A model that reads a policy's own tokens. Written solutions are encoded for it."""
 
     spec: PRMSpec
     """How it is read."""
     model: str
-    """Where it comes from, for messages."""
+    """Its source, for messages."""
     load: Callable[[Callable[[tuple[int, ...]], int | None]], StepScorer]
-    """Loads it, given what says how many tokens of a prefix are its prompt."""
+    """Loads it, given a function that returns the number of prompt tokens of a prefix."""
     renderer: Callable[[], TokenRenderer]
     """Loads the renderer that it was saved with."""
 
@@ -179,7 +179,7 @@ class TokenPRM:
         """Return what scores written solutions.
 
         Raises:
-            DataFormatError: If tokenizer or step format beside the model are not those that it was trained with.
+            DataFormatError: If the tokenizer or step format in the model's directory are not those of its training.
         """
         renderer = self.renderer()
         if renderer.hash != self.spec.renderer_hash:
@@ -221,7 +221,7 @@ class TokenSolutionScorer:
 
 
 class EnsembleSolutionScorer:
-    """Scores written solutions with several models: the mean of their scores, None where one has none."""
+    """Scores written solutions with several models: the mean of their scores; None if one has no score."""
 
     def __init__(self, members: Sequence[SolutionScorer]) -> None:
         """Combine scorers, at least one."""
@@ -241,7 +241,7 @@ def open_prm(source: PRMSource, access: ModelAccess) -> OpenedPRM:
         access: Gives weights and engines.
 
     Raises:
-        ConfigError: If nothing says how the model is read, or an implicit model has no reference.
+        ConfigError: If the model has no spec, or an implicit model has no reference.
         CheckpointError: If its spec is malformed.
     """
     spec = source.resolve()

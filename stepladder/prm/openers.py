@@ -1,4 +1,4 @@
-"""What opens the models of each family; ``families.FAMILIES`` names these functions."""
+"""Functions that open the models of each family; ``families.FAMILIES`` names them."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def open_head(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPR
         )
 
     def load_classifier() -> PreTrainedModel:
-        # Training here saves the head where transformers looks for it.
+        # stepladder's training saves the head at the place where transformers looks for it.
         return load_token_classifier(source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
 
     def load_scorer(prompt_length: PromptLength) -> StepScorer:
@@ -50,7 +50,7 @@ def open_head(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPR
 
 
 def open_vocabulary(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
-    """Open a language model whose logits of two tokens are read."""
+    """Open a language model that is read at the logits of two tokens."""
 
     def load_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         return load_vocabulary_model(
@@ -78,7 +78,7 @@ def _open_outputs(
         spec: How it is read.
         access: Gives weights and engines.
         load_model: Loads it on transformers.
-        load_own_head: Loads what makes its outputs of the hidden states that vLLM gives.
+        load_own_head: Loads the head, which maps vLLM's hidden states to the outputs.
     """
 
     def load_outputs(tokenizer: PreTrainedTokenizerBase) -> TokenOutputs:
@@ -142,5 +142,5 @@ def open_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedP
 
 
 def _place(source: PRMSource) -> tuple[str, str, bool]:
-    """Return what decides where and in which type weights are loaded."""
+    """Return the settings that decide the device and type of loaded weights."""
     return source.device, source.dtype, source.trust_remote_code

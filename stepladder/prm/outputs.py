@@ -12,7 +12,7 @@ from stepladder.prm.specs import PRMSpec, Transform
 
 
 def transform_outputs(outputs: Float[np.ndarray, "*s"], transform: Transform) -> Float[np.ndarray, "*s"]:
-    """Return scores in [0, 1] of raw outputs, in float64; NaN stays NaN.
+    """Convert raw outputs to scores in [0, 1], in float64; NaN stays NaN.
 
     Args:
         outputs: Outputs of the head, any real number.
@@ -27,12 +27,12 @@ def transform_outputs(outputs: Float[np.ndarray, "*s"], transform: Transform) ->
 
 
 def scores_of(outputs: Float[np.ndarray, "*s F"], spec: PRMSpec, *, entropy_penalty: float = 0.0) -> Float[np.ndarray, "*s"]:
-    """Return scores in [0, 1] of the outputs at the tokens where steps are read; NaN where an output is not a number.
+    """Convert the outputs at the read tokens of steps to scores in [0, 1]; NaN if an output is not a number.
 
     Args:
-        outputs: ``spec.num_outputs`` numbers per token; of two, the second stands for a good step.
+        outputs: ``spec.num_outputs`` numbers per token; of two, the second means a good step.
         spec: How they are read.
-        entropy_penalty: What a head of bins that is wholly unsure loses, >= 0; one that is sure loses nothing, and none falls below 0.
+        entropy_penalty: Penalty of a head of bins at maximum entropy, >= 0; it falls to 0 at zero entropy. Scores stay at least 0.
 
     Source: the penalty is that of an ensemble's variance (Coste et al. 2023), taken from one categorical head.
     """

@@ -1,4 +1,4 @@
-"""Scores of written solutions: laid out as a spec says, read by a model, and given back step by step.
+"""Scores of written solutions: lay them out under a spec, read them with a model, and return one score per step.
 
 Whatever two solutions share is forwarded once: scoring a solution again with one more step forwards that step and its marker. What cannot
 be scored is None, and the caller counts it; a solution that breaks the spec is an error.
@@ -19,7 +19,7 @@ from stepladder.prm.requests import known_ids
 from stepladder.prm.specs import PRMSpec
 
 Scores = tuple[float | None, ...]
-"""One score in [0, 1] per step; None where the step could not be scored."""
+"""One score in [0, 1] per step; None if the step could not be scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Solution:
     steps: tuple[str, ...]
     """The steps, in order."""
     place: str = "solution"
-    """Where it comes from, such as file and line, for messages."""
+    """Its source, such as file and line, for messages."""
 
 
 class StepReader:
@@ -46,8 +46,8 @@ class StepReader:
         Args:
             reading: The model, as its family reads it.
             tokenizer: The model's tokenizer.
-            spec: How solutions are laid out.
-            max_batch_tokens: Tokens of the solutions scored together, >= 1; more where one is longer.
+            spec: Layout of solutions.
+            max_batch_tokens: Tokens of the solutions scored together, >= 1; exceeded if one solution is longer.
 
         Raises:
             CheckpointError: If the tokenizer is not the one that the spec means.
@@ -67,7 +67,7 @@ class StepReader:
         return known_ids(token_ids, self._reading.vocab_size)
 
     def reset(self) -> None:
-        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        """Drop the cache and free its memory, so that later results are those of a fresh process."""
         self._reading.clear()
 
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
@@ -85,7 +85,7 @@ class StepReader:
 
     @torch.inference_mode()
     def read(self, layouts: Sequence[Layout]) -> list[Scores]:
-        """Return the scores of the steps of solutions that are laid out, in order; a step that ends beyond the context has none."""
+        """Return the scores of the steps of laid-out solutions, in order. A step that ends outside the context has none."""
         layouts = [self._fitting(layout) for layout in layouts]
         scores: list[Scores] = []
         for batch in _batches(layouts, self._max_batch_tokens):

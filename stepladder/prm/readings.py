@@ -1,4 +1,4 @@
-"""From solutions that are laid out to scores: the part of a reader that differs from family to family.
+"""Scores of laid-out solutions: the part of a reader that depends on the family.
 
 Axes: T tokens, F outputs of a token, S steps that are read.
 """
@@ -16,7 +16,7 @@ from stepladder.prm.specs import PRMSpec
 
 
 class Reading(Protocol):
-    """Scores solutions that are laid out."""
+    """Scores laid-out solutions."""
 
     @property
     def max_positions(self) -> int:
@@ -34,7 +34,7 @@ class Reading(Protocol):
         ...
 
     def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
-        """Return the scores in [0, 1] of every solution's steps that are read, those with a token to read at, NaN where there is no number.
+        """Return the scores in [0, 1] of every solution's steps that have a read token; NaN if an output is not a number.
 
         Args:
             layouts: Solutions that have tokens and fit into the model's context.
@@ -42,12 +42,12 @@ class Reading(Protocol):
         ...
 
     def clear(self) -> None:
-        """Forget everything cached and give the memory back."""
+        """Drop the cache and free its memory."""
         ...
 
 
 class HeadReading:
-    """Reads what a head says at one token of every step."""
+    """Reads a head's output at one token of every step."""
 
     def __init__(self, model: TokenOutputs, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
         """Read a model that is served.
@@ -58,7 +58,7 @@ class HeadReading:
             entropy_penalty: As for ``scores_of``.
 
         Raises:
-            ConfigError: If there are no bins whose entropy could count.
+            ConfigError: If there are no bins with an entropy.
         """
         check_entropy_penalty(entropy_penalty, spec)
         self._model, self._spec, self._entropy_penalty = model, spec, entropy_penalty
@@ -85,7 +85,7 @@ class HeadReading:
         return [scores_of(each, self._spec, entropy_penalty=self._entropy_penalty) for each in outputs]
 
     def clear(self) -> None:
-        """Forget everything cached and give the memory back."""
+        """Drop the cache and free its memory."""
         self._model.clear()
 
 
@@ -139,6 +139,6 @@ class RatioReading:
         return transform_outputs(self._spec.beta * by_step, self._spec.transform)
 
     def clear(self) -> None:
-        """Forget everything cached and give the memory back."""
+        """Drop the cache and free its memory."""
         for model in self._models:
             model.clear()

@@ -1,4 +1,4 @@
-"""What the scorers of a search share: how many of the waiting requests are answered together, and which token ids a model can read."""
+"""Common parts of the scorers of a search: which waiting requests are answered together, and which token ids a model can read."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from stepladder.interfaces import ScoreRequest
 
 _MAX_BRANCHES = 64
-"""Branches that are scored together; more where one request has more."""
+"""Number of branches that are scored together; exceeded if one request has more."""
 
 
 def next_batch(waiting: deque[ScoreRequest], *, most: int, work: Callable[[ScoreRequest], int]) -> list[ScoreRequest]:
-    """Take the oldest requests until their work comes to ``most``, at least one; none only where none is waiting."""
+    """Take the oldest requests until their work reaches ``most``: at least one, unless none is waiting."""
     batch: list[ScoreRequest] = []
     total = 0
     while waiting and total < most:

@@ -22,8 +22,8 @@ class TransformersStepScorer:
     """A ``StepScorer`` that reads a value head, or two classes, at the last token of each step.
 
     Siblings share the forward pass of their prefix, and a step that was scored before is read from the cache. A step without tokens
-    scores as None, since it has no last token; so does a step that ends beyond the model's context, holds an id that the model does not
-    have, comes after such a step, or gets an output that is not a number.
+    scores as None, because it has no last token. So does a step that ends outside the model's context, contains an id that the model does
+    not have, comes after such a step, or gets an output that is not a number.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class TransformersStepScorer:
 
         Args:
             model: A causal body with ``spec.num_outputs`` outputs per token, on its device.
-            spec: How scores are read off.
+            spec: How scores are read.
             entropy_penalty: As for ``scores_of``.
             max_batch_tokens: New tokens forwarded in one pass, >= 1.
             cache_tokens: Tokens that the prefix cache keeps; None takes a share of the memory.
 
         Raises:
             BackendError: If the model's attention cannot be cached or its head has another number of outputs.
-            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
+            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins with an entropy.
         """
         check_reads_tokens(spec)
         if model.config.num_labels != spec.num_outputs:
@@ -65,7 +65,7 @@ class TransformersStepScorer:
         return self._model.forwarded_tokens
 
     def reset(self) -> None:
-        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        """Drop the cache and free its memory, so that later results are those of a fresh process."""
         self._cache.clear()
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:
@@ -106,7 +106,7 @@ class TransformersStepScorer:
         )
 
     def _branch_scores(self, branch: Sequence[Sequence[int]], count: int, *, begin: int, slots: np.ndarray) -> tuple[float | None, ...]:
-        """Return the scores of a branch, of which the first ``count`` steps are read and the prefix has ``begin`` tokens."""
+        """Return the scores of a branch: its first ``count`` steps are read, and its prefix has ``begin`` tokens."""
         ends = begin + np.cumsum([len(step) for step in branch[:count]], dtype=np.int64)
         scores = scores_of(self._cache.outputs(slots[ends - 1]), self.spec, entropy_penalty=self._entropy_penalty).tolist()
         read = [score if step and score == score else None for step, score in zip(branch, scores, strict=False)]
@@ -114,12 +114,12 @@ class TransformersStepScorer:
 
 
 def _num_new_tokens(request: ScoreRequest) -> int:
-    """Return the tokens of a request's branches: they are the work, since prefixes are nearly always cached."""
+    """Return the tokens of a request's branches. They are the work, because prefixes are nearly always cached."""
     return sum(len(step) for branch in request.branches for step in branch)
 
 
 def _path_group(request: ScoreRequest, counts: Sequence[int]) -> PathGroup | None:
-    """Return the token paths of what can be scored; None when nothing can."""
+    """Return the token paths of the steps that can be scored; None if there are none."""
     if not any(counts):
         return None
     branches = tuple(

@@ -32,7 +32,7 @@ class ServedModel(Protocol):
         ...
 
     def clear(self) -> None:
-        """Forget everything cached and give its memory back."""
+        """Drop the cache and free its memory."""
         ...
 
 
@@ -48,20 +48,20 @@ class TokenLogps(ServedModel, Protocol):
     """A language model."""
 
     def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
-        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before it."""
         ...
 
 
 class CachedModel:
-    """``TokenOutputs`` and ``TokenLogps`` of a transformers model; what paths share, now or later, is forwarded once."""
+    """``TokenOutputs`` and ``TokenLogps`` of a transformers model. Shared prefixes of paths, now or later, are forwarded once."""
 
     def __init__(self, model: PreTrainedModel, *, num_outputs: int, head: nn.Module | None = None) -> None:
         """Serve a model.
 
         Args:
-            model: A model with ``num_outputs`` logits per token; with ``head``, one whose logits are its hidden states.
+            model: A model with ``num_outputs`` logits per token. With ``head``, its logits are its hidden states.
             num_outputs: Numbers that are kept for every token.
-            head: The language head, where log-probabilities are asked for.
+            head: The language head; only log-probabilities need it.
 
         Raises:
             BackendError: If the model's attention cannot be served from a cache.
@@ -71,7 +71,7 @@ class CachedModel:
 
     @classmethod
     def of_language_model(cls, bare: PreTrainedModel, head: nn.Module) -> "CachedModel":
-        """Serve a language model whose logits are its hidden states: these are kept, as whatever comes next is made from them."""
+        """Serve a language model whose logits are its hidden states. They are cached, because all later outputs are computed from them."""
         return cls(bare, num_outputs=int(head.in_features), head=head)  # type: ignore[arg-type]
 
     @property
@@ -97,13 +97,13 @@ class CachedModel:
 
     @torch.inference_mode()
     def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
-        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before."""
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before it."""
         indices = [np.arange(start - 1, len(path) - 1) for start, path in zip(starts, paths, strict=True)]
         hidden = self.outputs(paths, indices)
         return [self._next_logps(states, path[start:]) for states, path, start in zip(hidden, paths, starts, strict=True)]
 
     def clear(self) -> None:
-        """Forget everything cached and give its memory back."""
+        """Drop the cache and free its memory."""
         self._cache.clear()
 
     def _next_logps(self, hidden: Float[np.ndarray, "T F"], targets: Sequence[int]) -> Float[np.ndarray, "T"]:

@@ -1,4 +1,4 @@
-"""Where a process reward model comes from and what forwards it. No model library is imported here, so that mistakes show at once."""
+"""Source and backend of a process reward model. This imports no model library, so that mistakes show at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +30,17 @@ class PRMSource:
     seed: int = 0
     """Seed of a judge's verdicts."""
     backend: str = "transformers"
-    """One of ``BACKENDS``; a judge is asked on the embedded engine only."""
+    """One of ``BACKENDS``; a judge runs on the embedded engine only."""
     entropy_penalty: float = 0.0
-    """What a head of bins that is wholly unsure loses, >= 0; as for ``outputs.scores_of``."""
+    """Penalty of a head of bins at maximum entropy, >= 0; as for ``outputs.scores_of``."""
 
     def resolve(self) -> PRMSpec:
-        """Return how the model is read, the first of an ensemble's for all of them; errors as for ``resolve_spec``."""
+        """Return the spec of the model; for an ensemble, that of its first model. Errors are those of ``resolve_spec``."""
         return resolve_spec(prm_members(self.model)[0], self.spec)
 
 
 def prm_members(directory: str) -> list[str]:
-    """Return the directories of an ensemble's models, in order; of a single model its own."""
+    """Return the directories of an ensemble's models, in order; for a single model, its own directory."""
     return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
 
 

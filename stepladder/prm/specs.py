@@ -1,4 +1,4 @@
-"""What a process reward model is, as data: what it reads, where its output stands, how that becomes a score.
+"""Description of a process reward model as data: its input, the place of its output, and the meaning of the output.
 
 A spec has three parts. *Prompt*: how a question and its steps become the model's input. *Read*: at which token of a step the output is
 taken. *Family* and *transform*: what the output is, and the score it stands for. Another public model of a known family is another entry of
@@ -15,11 +15,11 @@ from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.prm.families import FAMILIES
 
 SPEC_FILE = "stepladder_prm.json"
-"""Where a model directory keeps its ``PRMSpec``."""
+"""File of a model directory with its ``PRMSpec``."""
 
 SPEC_VERSION = 3
 _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
-"""What the first version held; the rest had the values that are the defaults now."""
+"""Fields of the first version; the others had the values of today's defaults."""
 _NEW_IN_VERSION_3 = {"accumulate", "reference"}
 
 Prompt = Literal["tokens", "plain", "chat", "turns"]
@@ -29,7 +29,7 @@ Transform = Literal["sigmoid", "tanh01", "identity"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PRMSpec:
-    """How to read scores off a model; stored beside it, so that training and serving agree.
+    """How to read scores from a model. It is stored with the model, so that training and serving agree.
 
     Templates hold ``{question}``, ``{step}`` and ``{marker}``; nothing else in them is replaced, so braces need no escape.
     """
@@ -52,12 +52,12 @@ class PRMSpec:
     system: str | None = None
     """System message of a ``chat``; None leaves it to the chat template."""
     question: str = "{question}"
-    """What stands before the first step; under ``turns`` the first turn, which holds ``{step}`` as well; the prompt of a ``judge``, which
-    may also hold ``{previous}``."""
+    """Text before the first step. Under ``turns`` it is the first turn, which also contains ``{step}``. For a ``judge`` it is the prompt,
+    which may also contain ``{previous}``."""
     step: str = "{step}{marker}"
     """One step and its marker."""
     joiner: str = ""
-    """What stands between two steps."""
+    """Text between two steps."""
     marker: str = ""
     """Text of the marker."""
     marker_id: int | None = None
@@ -71,23 +71,23 @@ class PRMSpec:
     bad_id: int | None = None
     """Its token id; None asks the tokenizer."""
     bos: bool = False
-    """Under ``piece-end``, begin with the tokenizer's beginning-of-sequence token where it has one."""
+    """Under ``piece-end``, begin with the tokenizer's beginning-of-sequence token if it has one."""
     beta: float = 1.0
     """Factor on the log-ratio of an ``implicit`` model, > 0."""
     accumulate: bool = False
     """Whether an ``implicit`` model's log-ratio is summed from the first step on, which makes it a value of the path so far (Yuan et al.
     2024, proposition 3.1), instead of over the step alone."""
     reference: str | None = None
-    """Reference of an ``implicit`` model: a hub id or a directory, seen from the model's own where it begins with a dot; None must be
-    told."""
+    """Reference of an ``implicit`` model: a hub id or a directory. A path that begins with a dot is relative to the model's directory. With
+    None, the user must name the reference."""
     bins: int = 1
     """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
     split: str = "\n\n"
-    """What a solution in one piece is split at, to have its steps."""
+    """Separator that splits a solution in one piece into steps."""
     num_verdicts: int = 1
     """Verdicts that a ``judge`` samples per step, >= 1."""
     verdict: str = ""
-    """Regular expression that finds a judge's word, as its only group where it has one; the last match counts."""
+    """Regular expression that finds a judge's word. If it has a group, the group is the word. The last match counts."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -107,7 +107,7 @@ class PRMSpec:
             raise ConfigError(f"PRM spec: needs {lacking}: got {given} -- correct the spec")
 
     def _lacking(self) -> str | None:
-        """Name the first thing that the spec lacks; None where it is complete."""
+        """Name the first thing that the spec lacks; None if it is complete."""
         if self.read in ("marker", "before-marker") and not self.marker:
             return "a marker to read at"
         if self.prompt == "tokens" and self.read != "step-end":
@@ -124,7 +124,7 @@ class PRMSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs per token that the score is made of."""
+        """Outputs per token that make up the score."""
         return FAMILIES[self.family].num_outputs(self)
 
     def save(self, directory: str | Path) -> None:
@@ -161,7 +161,7 @@ class NamedSpec:
     spec: PRMSpec
     """How they are read."""
     summary: str
-    """What they are, in one line."""
+    """Description in one line."""
     checkpoints: tuple[str, ...] = ()
     """Hub ids of public models that are read so."""
 
@@ -272,7 +272,7 @@ NAMED_SPECS: dict[str, NamedSpec] = {
 
 
 def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | None = None) -> str:
-    """Return the reference of an implicit model: the one that is given, else the one that its spec names.
+    """Return the reference of an implicit model: the given one, else the one in its spec.
 
     Raises:
         ConfigError: If there is none.
@@ -288,7 +288,7 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | Non
 
 
 def check_reads_tokens(spec: PRMSpec) -> None:
-    """Refuse a spec that reads text where only the policy's own tokens are at hand.
+    """Refuse a spec that reads text if only the policy's own tokens are available.
 
     Raises:
         ConfigError: If the prompt is not ``tokens``.
@@ -298,7 +298,7 @@ def check_reads_tokens(spec: PRMSpec) -> None:
 
 
 def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
-    """Return how a model is read: by a spec's name, by the spec in its directory, or by its hub id.
+    """Return the spec of a model, from a spec's name, from its directory, or from its hub id.
 
     Args:
         source: Model directory or hub id.
@@ -306,7 +306,7 @@ def resolve_spec(source: str | Path, name: str | None = None) -> PRMSpec:
 
     Raises:
         CheckpointError: If the spec in the directory is malformed.
-        ConfigError: If the name is unknown, or nothing says how the model is read.
+        ConfigError: If the name is unknown, or the model has no spec.
     """
     if name is not None and name.endswith(".json"):
         return PRMSpec.load(name)

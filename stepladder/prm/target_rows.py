@@ -1,4 +1,4 @@
-"""What PRM training forwards: paths with targets at some of their tokens, and groups of paths that are compared.
+"""Rows of PRM training: paths with targets at some of their tokens, and groups of compared paths.
 
 Rows are made of the policy's own tokens here, and of written solutions in ``stepwise.py``; either way the same two collators lay them out,
 one sequence below the other or merged into trees.
@@ -25,9 +25,9 @@ from stepladder.types import PreferencePair, ValueRow
 NO_TARGET = float("nan")
 
 Supervise = Literal["step-end", "every-token"]
-"""Which tokens of a step learn its target: the last one, where scores are read, or all of them (Cobbe et al. 2021, section 4.2)."""
+"""Tokens of a step that learn its target: the last one, at which scores are read, or all of them (Cobbe et al. 2021, section 4.2)."""
 Compare = Literal["siblings", "problem"]
-"""What is compared: steps after the same beginning, or everything with a target in one problem."""
+"""Members of a group: steps after the same beginning, or everything with a target in one problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class GroupRow:
     targets: list[float]
     """Target of every member, in [0, 1]."""
     pairs: list[tuple[int, int]] | None = None
-    """(better, worse) members that are compared; None compares all whose targets differ."""
+    """Compared (better, worse) members; None compares all members with different targets."""
     group: str = ""
     """Problem of the row."""
 
@@ -95,11 +95,11 @@ class Member:
     label: float
     """Its target, in [0, 1]."""
     path: Callable[[], list[int] | None]
-    """Returns its tokens up to where it is read; None where there is nothing to read."""
+    """Returns its tokens up to its read token; None if there is nothing to read."""
 
 
 Groups = dict[Hashable, dict[Hashable, Member]]
-"""What is compared, by key: members by a key of their own."""
+"""Groups by key; each maps the keys of its members to the members."""
 
 
 def target_rows(
@@ -145,7 +145,7 @@ def group_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, 
 
 
 def pair_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int]) -> list[GroupRow]:
-    """Return one row per node: the steps that its pairs are made of, of which only those pairs are compared.
+    """Return one row per node with the steps of its pairs. Only those pairs are compared.
 
     Raises:
         DataFormatError: If a prompt or a step is empty, a value is outside [0, 1], or an id is outside the vocabulary.
@@ -205,7 +205,7 @@ def finish_groups(groups: Groups, dropped: dict[str, int], *, what: str, problem
 
 
 def count_dropped(dropped: dict[str, int], reason: str, count: int) -> None:
-    """Add to a count of what is left out; nothing is noted where nothing was."""
+    """Add to a count of dropped rows, unless it is 0."""
     if count:
         dropped[reason] = dropped.get(reason, 0) + count
 
@@ -214,7 +214,7 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
     """Lay rows out one below the other.
 
     Returns:
-        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target where a token learns one, NaN elsewhere.
+        ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target of each token that learns one, NaN elsewhere.
     """
     input_ids = pad([row.ids for row in rows], value=0)
     targets = torch.full(input_ids.shape, NO_TARGET)
@@ -224,7 +224,7 @@ def collate_values(rows: Sequence[TargetRow]) -> Batch:
 
 
 def collate_packed_values(trees: Sequence[PackedRow[TargetRow]], *, width: int = 0) -> Batch:
-    """Lay trees of paths out.
+    """Lay out trees of paths.
 
     Returns:
         ``inputs``: arguments of ``run_rows``. ``targets``, float32 ``[M]``: every target. ``sources``, ``[M]``: the token that learns it,
@@ -244,7 +244,7 @@ def collate_groups(rows: Sequence[GroupRow]) -> Batch:
 
     Returns:
         ``inputs``: the model's arguments. ``sources`` [B, G]: the last token of every member, as an index into the tokens of all
-        sequences. ``targets`` [B, G], float32: NaN where a group has no such member. ``pairs`` [B, G, G]: whether the first is better than
+        sequences. ``targets`` [B, G], float32: NaN if a group has no such member. ``pairs`` [B, G, G]: whether the first is better than
         the second and compared with it.
     """
     input_ids = pad([path for row in rows for path in row.paths], value=0)
@@ -257,7 +257,7 @@ def collate_groups(rows: Sequence[GroupRow]) -> Batch:
 
 
 def collate_packed_groups(trees: Sequence[PackedRow[GroupRow]], *, width: int = 0) -> Batch:
-    """Lay trees of groups out; the batch has the parts that ``collate_groups`` gives it, on the arguments of ``run_rows``."""
+    """Lay out trees of groups. The batch has the parts of ``collate_groups``, for the arguments of ``run_rows``."""
     layout = lay_out([tree.tree for tree in trees], width=width)
     rows, ends = [], []
     for tree, offset in zip(trees, layout.offsets, strict=True):
@@ -284,7 +284,7 @@ def _group_tensors(rows: Sequence[GroupRow], ends: Sequence[Sequence[int]]) -> d
 
 
 def _checked(row: ValueRow, place: str, vocabulary: int) -> tuple[list[int], list[int]]:
-    """Return the tokens of a path, and where its prompt and each of its steps end."""
+    """Return the tokens of a path, and the ends of its prompt and of each step."""
     _check(row, place)
     ids = [*row.prompt_ids, *(token for step in row.step_ids for token in step)]
     check_ids(ids, vocabulary=vocabulary, place=place)

@@ -1,4 +1,4 @@
-"""A public process reward model as the scorer of a search: tokens of the policy become text, and text the model's own tokens."""
+"""A public process reward model as the scorer of a search: the policy's tokens become text, and the text becomes the model's tokens."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from stepladder.prm.reader import Scores, Solution
 from stepladder.prm.requests import next_branches
 
 Split = Callable[[tuple[int, ...]], tuple[str, tuple[str, ...]] | None]
-"""From the tokens of a prompt and the steps behind it to question and steps; None where they are not of any known problem."""
+"""Maps the tokens of a prompt and its steps to question and steps as text; None if they belong to no known problem."""
 
 
 class SolutionReader(Protocol):
@@ -25,15 +25,15 @@ class SolutionReader(Protocol):
         ...
 
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
-        """Return the scores of every solution's steps; where not ``strict``, a solution that does not fit the spec has none."""
+        """Return the scores of every solution's steps. Unless ``strict``, a solution that does not fit the spec has none."""
         ...
 
 
 class TextStepScorer:
     """A ``StepScorer`` on a ``StepReader`` or a ``Judge``.
 
-    Only new steps, with their markers, are forwarded: what solutions share is in the reader's cache. A step that the reader cannot score,
-    or that comes behind text which does not fit the spec, is None.
+    Only new steps, with their markers, are forwarded: the reader's cache holds shared beginnings. A step scores as None if the reader
+    cannot score it, or if it comes after text that does not fit the spec.
     """
 
     def __init__(self, reader: SolutionReader, *, split: Split, decode: Callable[[Sequence[int]], str]) -> None:
@@ -42,7 +42,7 @@ class TextStepScorer:
         Args:
             reader: Scores written solutions.
             split: Finds question and earlier steps of a prefix.
-            decode: Text of a step, as ``split`` gives it for earlier ones.
+            decode: Returns the text of a step, in the form that ``split`` returns for earlier steps.
         """
         self._reader, self._split, self._decode = reader, split, decode
         self._waiting: deque[ScoreRequest] = deque()
@@ -53,7 +53,7 @@ class TextStepScorer:
         return self._reader.forwarded_tokens
 
     def reset(self) -> None:
-        """Forget everything cached and give the memory back, so that what follows is computed as in a fresh process."""
+        """Drop the cache and free its memory, so that later results are those of a fresh process."""
         self._reader.reset()
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None:

@@ -45,12 +45,12 @@ Scope = Literal["full", "head"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledSolution:
-    """A solution whose steps are judged."""
+    """A solution with judged steps."""
 
     solution: Solution
     """The solution."""
     labels: tuple[float | None, ...]
-    """Per step, its target in [0, 1]; None where the step is context only."""
+    """Per step, its target in [0, 1]; None if the step is context only."""
     problem_id: str = ""
     """Key of its problem; solutions of one problem have the same question as well."""
 
@@ -72,16 +72,16 @@ def train_stepwise(
     """Train a process reward model and save it, with spec and tokenizer, as a Hugging Face directory.
 
     Args:
-        init: Policy, whose body gets a new head where the spec needs one, or a process reward model of the spec, whose head is kept.
+        init: Policy, whose body gets a new head if the spec needs one, or a process reward model of the spec, whose head is kept.
         solutions: Labelled solutions; one without any label, or too long for the context, is dropped and counted.
         out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts solutions, or groups of compared steps.
-        spec: How the model reads solutions and what its outputs are.
+        settings: Training settings; ``batch_size`` counts solutions, or groups of compared steps.
+        spec: Input and outputs of the model.
         loss: ``bce`` on soft or hard labels, ``mse`` on scores, ``hl-gauss`` and ``two-hot`` on the bins of a value head, ``pairwise``
             between labelled steps after the same beginning, ``pairwise+mse`` both at once, ``listwise`` between all labels of a problem.
-        scope: ``full`` trains every weight (or adapters, as the settings say), ``head`` the head alone.
+        scope: ``full`` trains every weight (or adapters if the settings have them), ``head`` only the head.
         head_first: Passes over the data with the head alone before everything is trained, >= 0.
-        regression_weight: Weight of the ``mse`` part beside ``pairwise``, > 0.
+        regression_weight: Weight of the ``mse`` part relative to ``pairwise``, > 0.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -209,11 +209,11 @@ def _path(layout: SolutionLayout, solution: Solution, steps: tuple[str, ...]) ->
 def initialise_reader(
     init: str | Path, spec: PRMSpec, tokenizer: PreTrainedTokenizerBase, *, settings: TrainSettings, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Return a model to train under a spec: with its own head where it has one, else with a new one drawn from the seed.
+    """Return a model to train under a spec: with its own head if it has one, else with a new head drawn from the seed.
 
     Raises:
         CheckpointError: If the model cannot be read or has a head of another width.
-        ConfigError: If device or dtype cannot be had.
+        ConfigError: If device or dtype is not available.
     """
     options = {**load_options(settings), "trust_remote_code": trust_remote_code}
     if spec.family == "vocabulary":

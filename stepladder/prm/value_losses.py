@@ -17,11 +17,11 @@ def bce_loss(
 
         L = -sum_i [y_i log sigmoid(z_i) + (1 - y_i) log sigmoid(-z_i)] / num_targets
 
-    It is least where sigmoid(z) is the mean target, which makes it proper for Monte Carlo estimates.
+    Its minimum is at the z for which sigmoid(z) is the mean target, so it is a proper loss for Monte Carlo estimates.
 
     Args:
         logits: Raw outputs z.
-        targets: y in [0, 1], NaN where there is none.
+        targets: y in [0, 1]; NaN for no target.
         num_targets: Targets that the mean runs over, > 0; None counts those given.
 
     Returns:
@@ -41,7 +41,7 @@ def mse_loss(
 
     Args:
         values: Outputs v after the model's transform, on the scale of the targets.
-        targets: y, NaN where there is none.
+        targets: y; NaN for no target.
         num_targets: Targets that the mean runs over, > 0; None counts those given.
 
     Returns:
@@ -53,7 +53,7 @@ def mse_loss(
 
 
 def _present_only(tensor: Tensor, present: Tensor) -> Tensor:
-    # Masked before the loss, not after it: a loss that overflows at a masked position would make 0 * inf = NaN.
+    # Mask before the loss, not after it: a loss that overflows at a masked position would give 0 * inf = NaN.
     return torch.where(present, tensor.float(), 0.0)
 
 
@@ -68,7 +68,7 @@ def pairwise_loss(
     *,
     pairs: Bool[Tensor, "B G G"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the Bradley-Terry loss over the ordered pairs of a group, every group weighing the same.
+    """Return the Bradley-Terry loss over the ordered pairs of a group; every group has the same weight.
 
         L = -sum_b 1/|P_b| sum_{(i, j) in P_b} log sigmoid(x_bi - x_bj) / num_groups,   P_b = {(i, j): y_bi > y_bj}
 
@@ -78,12 +78,12 @@ def pairwise_loss(
 
     Args:
         outputs: Raw outputs x: one group per row, such as the siblings of a node or the samples of a problem.
-        targets: y, of which only the order counts; NaN where the row has no such member.
+        targets: y; only the order counts. NaN if the row has no such member.
         num_groups: Groups with pairs that the mean runs over, > 0; None counts those given.
-        pairs: The pairs (i, j), i better than j, where not all that the targets order are compared; None takes those.
+        pairs: The compared pairs (i, j), i better than j; None compares all pairs that the targets order.
 
     Returns:
-        A scalar >= 0; log 2 where all outputs are equal.
+        A scalar >= 0; log 2 if all outputs are equal.
 
     Source: Bradley and Terry 1952; Guan et al. 2025, "rStar-Math", equation 3; Yang et al. 2024, "Qwen2.5-Math", section 3.
     """
@@ -106,7 +106,7 @@ def categorical_loss(
 
     Args:
         logits: Outputs z, one per bin.
-        targets: Distributions p, as ``hl_gauss_targets`` or ``two_hot_targets`` make them; NaN throughout where there is none.
+        targets: Distributions p from ``hl_gauss_targets`` or ``two_hot_targets``; all NaN for no target.
         num_targets: Targets that the mean runs over, > 0; None counts those given.
 
     Returns:
@@ -120,7 +120,7 @@ def categorical_loss(
 
 
 def hl_gauss_targets(targets: Float[Tensor, "*shape"], *, num_bins: int, sigma: float = 0.75) -> Float[Tensor, "*shape F"]:
-    """Return targets as normal distributions cut into bins of [0, 1] and normalised.
+    """Return targets as normal distributions, cut into bins of [0, 1] and normalised.
 
         p_f = (Phi((u_{f+1} - y) / s) - Phi((u_f - y) / s)) / Z,   u_f = f / num_bins,  s = sigma / num_bins
 
@@ -144,7 +144,7 @@ def two_hot_targets(targets: Float[Tensor, "*shape"], *, num_bins: int) -> Float
     """Return targets as weights on the two nearest bin centres (f + 0.5) / num_bins, whose mean is the target.
 
     Args:
-        targets: y in [0, 1]; NaN gives NaN throughout. One beyond the outermost centre is that centre.
+        targets: y in [0, 1]; NaN gives NaN throughout. A target outside the outermost centre is moved to that centre.
         num_bins: Bins, >= 2.
 
     Returns:
@@ -170,7 +170,7 @@ def implicit_ce_loss(
 
     Args:
         log_ratios: Log-ratio of each solution, summed over its tokens, in nats.
-        outcomes: y in [0, 1]: whether the solution is right; NaN where not known.
+        outcomes: y in [0, 1]: whether the solution is right; NaN if unknown.
         beta: Factor, > 0.
         num_targets: Solutions that the mean runs over, > 0; None counts those with an outcome.
 
@@ -192,7 +192,7 @@ def implicit_dpo_loss(
 
     Args:
         log_ratios: Log-ratio of each solution, one problem per row, in nats.
-        outcomes: How right each is; NaN where the row has no such solution.
+        outcomes: Outcome of each solution; NaN if the row has no such solution.
         beta: Factor, > 0.
         num_groups: Problems with pairs that the mean runs over, > 0; None counts those given.
 

@@ -1,4 +1,4 @@
-"""Training the process reward model on the policy's own tokens: what searched trees and rollouts say about their steps.
+"""Training of the process reward model on the policy's own tokens, with targets from searched trees and rollouts.
 
 ``rows.py`` makes rows from stored records and lays them out, ``objective.py`` turns outputs and targets into a loss of ``losses.py``. By
 default the paths of a problem are merged into trees: one forward pass scores every step of a tree.
@@ -47,12 +47,12 @@ def train_value(
 
     Args:
         init_dir: Policy (which gets a new head) or earlier process reward model.
-        rows: Paths with targets, of which one without any is dropped and counted, and tokens after the last target are not forwarded; or
+        rows: Paths with targets. A path without targets is dropped and counted, and tokens after the last target are not forwarded. Or
             pairs of steps (or of whole solutions), for a comparing loss.
         out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
-        settings: How to train; ``batch_size`` counts paths, or groups of what is compared.
+        settings: Training settings; ``batch_size`` counts paths, or groups of what is compared.
         renderer_hash: Hash that every row must carry.
-        spec: How a policy's new head is read, and what an earlier model must be; None is a value head with a sigmoid, and an earlier
+        spec: Spec of a policy's new head, or the required spec of an earlier model; None is a value head with a sigmoid, and an earlier
             model's own.
         loss: ``bce`` on soft targets, ``mse`` between value and target, ``hl-gauss`` and ``two-hot`` on the bins of a value head:
             means over the targets of an update. ``pairwise`` between steps after the same beginning, with ``pairwise+mse`` also ``mse``,
@@ -67,7 +67,7 @@ def train_value(
     Raises:
         BackendError: If the loss stops being finite.
         CheckpointError: If a model cannot be read or written, or ``<out_dir>.work`` belongs to another training.
-        ConfigError: If the device cannot be had, or model, loss and rows do not fit each other.
+        ConfigError: If the device does not exist, or model, loss and rows do not fit each other.
         DataFormatError: If there are no rows, one comes from another renderer or vocabulary or breaks its format, none is left after
             dropping, or nothing can be compared.
     """

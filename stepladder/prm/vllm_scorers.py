@@ -28,14 +28,14 @@ from stepladder.prm.requests import known_ids
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
 
 _MAX_KEPT = 1 << 18
-"""Sequences whose outputs are remembered."""
+"""Number of sequences whose outputs are remembered."""
 
 
 class VLLMOutputs:
-    """What a head says at the last token of sequences: a stream, and ``TokenOutputs`` of whole paths."""
+    """Outputs of a head at the last token of sequences, as a stream and as ``TokenOutputs`` of whole paths."""
 
     def __init__(self, engine: VLLMEngine, head: nn.Module) -> None:
-        """Serve an engine of task ``embed``; nothing else may use it meanwhile.
+        """Serve an engine of task ``embed``. Nothing else may use the engine.
 
         Args:
             engine: The engine.
@@ -44,7 +44,7 @@ class VLLMOutputs:
         self._engine, self._head = engine, head
         self._kept: dict[str, np.ndarray] = {}
         self.num_open = 0
-        """Sequences whose outputs have not come yet."""
+        """Sequences whose outputs are not finished."""
         self.read_tokens = 0
         """Tokens of all sequences that were read so far; the end of every step counts its whole path."""
         self.cached_tokens = 0
@@ -96,7 +96,7 @@ class VLLMOutputs:
         return list(zip((output.request_id for output in finished), outputs, strict=True))
 
     def outputs(self, paths: Sequence[tuple[int, ...]], indices: Sequence[np.ndarray]) -> list[Float[np.ndarray, "T F"]]:
-        """Return the outputs of every path at some of its tokens; a sequence that several paths begin with is read once.
+        """Return the outputs of every path at some of its tokens. A beginning that several paths share is read once.
 
         Raises:
             BackendError: If the engine failed or refuses a path.
@@ -115,7 +115,7 @@ class VLLMOutputs:
         return [np.array([found[name] for name in part]).reshape(shape) for part in names]
 
     def _keep(self, outputs: dict[str, np.ndarray]) -> None:
-        """Remember outputs: reading the end of an earlier step again would forward the tokens behind its last whole block."""
+        """Remember outputs: reading the end of an earlier step again would forward the tokens after its last whole block."""
         for name, output in outputs.items():
             self._kept.pop(name, None)
             self._kept[name] = output
@@ -123,7 +123,7 @@ class VLLMOutputs:
             del self._kept[name]
 
     def clear(self) -> None:
-        """Forget everything cached, and what is in flight."""
+        """Forget everything cached, and requests in flight."""
         self._engine.reset()
         self._kept.clear()
         self.num_open = 0
@@ -133,18 +133,18 @@ class VLLMLogps:
     """``TokenLogps`` of a language model on vLLM.
 
     vLLM computes them for the tokens that it forwards and leaves out those that it finds in its cache. So a path is forwarded as a whole,
-    unless most of it lies before the tokens that are asked for, as in a search.
+    unless most of it lies before the requested tokens, as in a search.
     """
 
     def __init__(self, engine: VLLMEngine) -> None:
-        """Serve an engine of task ``generate``; nothing else may use it meanwhile."""
+        """Serve an engine of task ``generate``. Nothing else may use the engine."""
         self._engine = engine
         self.forwarded_tokens = 0
         """Tokens that went through the model so far."""
 
     @property
     def max_positions(self) -> int:
-        """Tokens that a sequence can have: vLLM samples one more token behind it."""
+        """Maximum tokens of a sequence: vLLM samples one more token after it."""
         return self._engine.context - 1
 
     @property
@@ -153,7 +153,7 @@ class VLLMLogps:
         return self._engine.vocab_size
 
     def logps(self, paths: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Float[np.ndarray, "T"]]:
-        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before.
+        """Return the log-probability, in nats, of every path's tokens from ``starts`` on, each >= 1, given all tokens before it.
 
         Raises:
             BackendError: If the engine failed or refuses a path.
@@ -169,7 +169,7 @@ class VLLMLogps:
                 path, start = paths[number], starts[number]
                 self.forwarded_tokens += len(path) - num_cached
                 if num_cached >= start:
-                    # The token before the first one that is asked for was not forwarded.
+                    # The token before the first requested one was not forwarded.
                     self._ask(number, path, cached=False)
                     continue
                 entries = zip(output.prompt_logprobs[start:], path[start:], strict=True)
@@ -187,7 +187,7 @@ class VLLMLogps:
             raise BackendError(f"vLLM reader: a path of {len(path)} tokens must be readable: {message}")
 
     def clear(self) -> None:
-        """Forget everything cached, and what is in flight."""
+        """Forget everything cached, and requests in flight."""
         self._engine.reset()
 
 
@@ -203,7 +203,7 @@ class _Job:
 class VLLMStepScorer:
     """A ``StepScorer`` that reads a value head, or two classes, at the last token of each step, on vLLM.
 
-    A step without tokens scores as None; so does a step that ends beyond the model's context, holds an id that the model does not have,
+    A step without tokens scores as None. So does a step that ends outside the model's context, contains an id that the model does not have,
     comes after such a step, or gets an output that is not a number.
     """
 
@@ -216,7 +216,7 @@ class VLLMStepScorer:
             entropy_penalty: As for ``scores_of``.
 
         Raises:
-            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins whose entropy could count.
+            ConfigError: If the spec reads text instead of the policy's tokens, or there are no bins with an entropy.
         """
         check_entropy_penalty(entropy_penalty, spec)
         check_reads_tokens(spec)

@@ -157,7 +157,7 @@ class TransformersPolicy:
 
         Raises:
             CheckpointError: If a part is missing.
-            ConfigError: If device or dtype cannot be had.
+            ConfigError: If device or dtype is not available.
             BackendError: If the model's attention cannot be cached.
         """
         step_format = StepFormat.load(source) if step_format is None else step_format
@@ -183,7 +183,7 @@ class TransformersPolicy:
         )
 
     def reset(self) -> None:
-        """Forget cached prefixes and give the memory back, so that what follows is computed as in a fresh process.
+        """Forget cached prefixes and give the memory back, so that later results are those of a fresh process.
 
         Raises:
             BackendError: If requests are in flight.
