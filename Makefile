@@ -37,11 +37,11 @@ test: $(VENV)/.installed-dev  ## everything that needs no GPU
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM backends and a real server on loopback, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest -m vllm -q tests/integration
 
-check: $(VENV)/.installed-dev  ## what keeps the code in shape: style, types, import direction, generated docs
+check: $(VENV)/.installed-dev  ## style, types, import direction, plain English, generated docs
 	$(BIN)/ruff check stepladder tests benchmarks
 	$(BIN)/ruff format --check stepladder tests benchmarks
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py
+	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py tests/unit/test_english.py
 
 docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md and docs/training.md from the code
 	$(BIN)/python docs/generate_cli.py

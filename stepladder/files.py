@@ -72,7 +72,7 @@ def file_fault(error: BaseException, path: str | Path | None = None) -> str | No
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8: byte {error.object[error.start]:#04x} at position {error.start}"
     if isinstance(error, json.JSONDecodeError):
-        return "it is empty" if not error.doc.strip() else f"it is no JSON: {_first_line(error)}"
+        return "it is empty" if not error.doc.strip() else f"it is not JSON: {_first_line(error)}"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):

@@ -131,7 +131,7 @@ class GradedGroup:
     """The graded solutions of one problem, in the order of the files."""
 
     scores: tuple[float | None, ...]
-    """The score of each; None where it has none."""
+    """The score of each; None if it has none."""
     right: tuple[bool, ...]
     """Whether each is right."""
 

@@ -111,7 +111,7 @@ def _row(solution: StepwiseSolution, scores: Sequence[float | None], *, aggregat
 def _rewards(
     solution: StepwiseSolution, scores: Sequence[float | None], score: float | None, *, rule: str, at: float
 ) -> float | list[float | None] | None:
-    """Return the reward of every step, or of the solution; None where a score, or the verdict, is not known."""
+    """Return the reward of every step, or of the solution; None if a score, or the verdict, is not known."""
     if rule == "verdict":
         return None if score is None or solution.correct is None else mix_with_verdict(score, solution.correct)
     # A step without a score has no reward; the difference is taken to the next step that has one.
@@ -130,7 +130,7 @@ def _bounded(scores: np.ndarray, *, rule: str, at: float) -> np.ndarray:
 
 
 def _dropped_sentence(dropped: dict[str, int]) -> str:
-    """Return how many rows were dropped and why, as the end of a sentence; empty where none was."""
+    """Return how many rows were dropped and why, as the end of a sentence; empty if none was."""
     return f"; dropped {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}" if dropped else ""
 
 

@@ -128,7 +128,7 @@ def _write_report(
         counts: What was trained on, and what was held out, by name and in this order.
         dropped: Rows left out, by reason.
         report: The trainer's report.
-        figures: How good the model is on what was held out; None where nothing was.
+        figures: How good the model is on what was held out; None if nothing was.
     """
     facts = {
         **counts,

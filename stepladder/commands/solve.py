@@ -172,7 +172,7 @@ class Solved(NamedTuple):
     text: str
     """What to print."""
     failure: str | None
-    """Why the call as a whole failed; None where any sample was given."""
+    """Why the call as a whole failed; None if any sample was given."""
 
 
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> Solved:

@@ -101,7 +101,7 @@ def batch_schedule(
 
 
 def _row_stream(num_rows: int, length: int, *, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
-    """Return as many row indices as are asked for: permutations of all rows, one after another."""
+    """Return ``length`` row indices: permutations of all rows, one after another."""
     passes = math.ceil(length / num_rows)
     return np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[:length]
 

@@ -63,7 +63,7 @@ class Plan:
         return [[RowUse(row, number not in weightless) for row in batch] for number, batch in enumerate(self.schedule.micro_batches)]
 
     def data_set(self) -> torch.utils.data.Dataset:
-        """Return the rows as a data set that is asked for the entries of ``passes``."""
+        """Return the rows as a data set, indexed by the entries of ``passes``."""
         return _Rows(self.rows)
 
     def batch(self, rows: Sequence["WeightedRow"]) -> Batch:

@@ -1,6 +1,6 @@
 """Answer rules: from the terminals of a tree to one final answer.
 
-The rules read what the PRM said and how often an answer was reached, never a verdict: in label mode they give the answer that solve mode
+The rules use PRM scores and counts of answers, never a verdict: in label mode they give the answer that solve mode
 would have given from the same tree.
 """
 
@@ -17,7 +17,7 @@ ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote", "robust-path")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What an answer rule chose."""
+    """The choice of an answer rule."""
 
     answer: str | None
     """The answer; None without candidates."""
@@ -29,7 +29,7 @@ class Choice:
 
 @dataclass(slots=True)
 class _Support:
-    """What speaks for one answer."""
+    """The evidence for one answer."""
 
     node: int
     """Best-scored terminal."""
@@ -48,7 +48,7 @@ class AnswerTally:
     scores over how often it was reached. ``path-vote`` puts the prior mass of the terminal's path, the product of the priors along it, in
     the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones; the mass undoes
     both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
-    ``majority``; when none has one, each rule weighs answers by how often, or with what mass, they were reached. Ties go to the first one.
+    ``majority``; if none has one, each rule weighs answers by their counts, or by their mass. Ties go to the first answer.
     ``robust-path`` takes the answer at the end of one path: from the root on to the most visited child, of equals the one of higher value,
     of equals the first, among the children that lead to an answer at all; that answer weighs 1, the others 0.
 
@@ -72,7 +72,7 @@ class AnswerTally:
         self._supports: dict[str, _Support] = {}
         self._leader: str | None = None
         self._is_contested = False
-        """Whether the leader may have changed since it was last asked for."""
+        """Whether the leader may have changed since the last request for it."""
         self._answers: dict[int, str] = {}
         """Answer of each terminal; ``robust-path`` only, as are the next two."""
         self._leading: dict[int, list[int]] = {}
@@ -80,7 +80,7 @@ class AnswerTally:
         self._path_end: int | None = None
 
     def add(self, node: int, answer: str, score: float | None, *, count: float = 1.0, path: Sequence[int] = ()) -> None:
-        """Count a terminal, or one that is known already once more.
+        """Count a terminal. A known terminal counts again.
 
         Args:
             node: Index of the terminal.
@@ -106,7 +106,7 @@ class AnswerTally:
             support.total += count * score
             if score > support.best:
                 support.node, support.best = node, score
-        # Weights never fall as long as they all stand on scores or all on counts: only an answer that catches up can take the lead.
+        # Weights never fall while all of them come from scores or all from counts: only an answer that catches up can take the lead.
         if self._leader is None or (answer != self._leader and self._weight(answer) >= self._weight(self._leader)):
             self._is_contested = True
 

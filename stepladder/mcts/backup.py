@@ -26,7 +26,7 @@ def backup_paths(
     rule: str = "mean",
     discount: float = 1.0,
 ) -> None:
-    """Add one visit to every node from ``nodes`` to the roots, in place, with the return as seen from each of them.
+    """Add one visit to every node from ``nodes`` to the roots, in place, with the return relative to each node.
 
     The return at a parent is the edge's reward plus ``discount`` times the return at the child. A NaN return (nothing is scored below)
     counts as a visit and leaves the values alone.
@@ -34,13 +34,13 @@ def backup_paths(
     Args:
         tree: The trees.
         rows: Row of each path.
-        nodes: Where each path starts.
-        returns: Return at the start, NaN when there is none.
+        nodes: Start node of each path.
+        returns: Return at the start; NaN without one.
         opened: Change of the number of open leaves on the path.
         rule: ``mean``: the value is the mean of all returns. ``child-mean``: the value of a node with valued children is their
             visit-weighted mean, sum_c n_c Q_c / sum_c n_c, which forgets the node's own estimate; without any, the mean of its returns.
             ``uniform-child-mean``: the same with equal weights. ``max``: the same with the best Q_c alone. ``min``: the mean of all
-            returns, where the return at a node is the lesser of the return from below and the node's own estimate, so that a path is
+            returns, in which the return at a node is the smaller of the return from below and the node's own estimate, so that a path is
             worth its weakest step.
         discount: Per step, in (0, 1]; -1 for games of two players.
 
@@ -82,7 +82,7 @@ def _walk_up(
 
 @compiled
 def _value_of_children(nodes: Nodes, children: Int[np.ndarray, "K"], own: float, rule: int, discount: float) -> float:
-    """Return what the children with a value make of a node; its own value without any."""
+    """Return a node's value from its children with a value; its own value without such children."""
     best, total, weights = -np.inf, 0.0, 0
     for child in children:
         if child == _UNVISITED:

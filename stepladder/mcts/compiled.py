@@ -1,7 +1,7 @@
 """Machine code for the loops over nodes.
 
-Walking up and down a tree is a short loop per tree and level; as array operations over all trees it is dozens of calls per level, whose
-overhead is most of the time where few trees are searched. Compiled code is one thread, in plain IEEE arithmetic, in the order written.
+A walk through a tree is a short loop per tree and level. As array operations over all trees it is dozens of calls per level, and with few
+trees their overhead is most of the time. Compiled code runs in one thread, in plain IEEE arithmetic, in the written order.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _Function = TypeVar("_Function", bound=Callable)
 
 
 def compiled(function: _Function) -> _Function:
-    """Return a function as machine code, made at its first call and kept on disk for later processes.
+    """Return a function that is compiled at its first call and cached on disk for later processes.
 
     The code is kept beside the source or, where that cannot be written, in the user's cache directory; where neither can, every process
     makes its own. A changed file is compiled again, a changed other file is not noticed: a compiled function may call compiled functions

@@ -40,7 +40,7 @@ class Candidate:
 
 
 def choose_consistent(candidates: Sequence[Candidate], *, needed: int) -> Choice:
-    """Return the answer that both models hold with most weight.
+    """Return the answer with the most weight under both models.
 
         weight = share of the answer among the consistent solutions + share of its own solutions that are consistent
 
@@ -87,7 +87,7 @@ class Discriminator:
         """Tokens of its completions so far."""
 
     def review(self, problem: Problem, result: SearchResult) -> SearchResult:
-        """Return a search's result with the answer chosen by mutual consistency; nothing changes without a solution."""
+        """Return a search's result with the answer chosen by mutual consistency. Without a solution nothing changes."""
         tree = result.tree
         texts = {node: _solution(tree, node) for node, answer in enumerate(tree.answers) if answer is not None}
         if not texts:

@@ -1,4 +1,4 @@
-"""The engine: many trees searched at once, each at its own pace.
+"""The engine: it searches many trees at once, each at its own pace.
 
 A tree's result depends on the run seed, the round and the problem id alone. Every request carries a seed derived from these, and a wave is
 settled as a whole, in the order in which it was selected.
@@ -19,7 +19,7 @@ from stepladder.types import Budget, Problem, Provenance, SearchResult
 __all__ = ["BudgetRule", "EngineStats", "SearchEngine", "SearchEvent"]
 
 BudgetRule = Callable[[Problem], Budget]
-"""Caps by problem, asked for once per problem, when its search begins."""
+"""Returns the caps of a problem; called once per problem, at the start of its search."""
 
 
 class SearchEngine:
@@ -46,7 +46,7 @@ class SearchEngine:
             policy: Proposes steps.
             renderer: Makes prompts and reads answers.
             method: How to search.
-            budget: Caps per problem: the same for all, or what a function of the problem says.
+            budget: Caps per problem: the same for all, or a function of the problem.
             provenance: Stored with every tree; its seed and round seed the search.
             scorer: Scores steps. Without one only ended nodes have a value: in label mode their outcome, in solve mode 0 for those that
                 cannot give an answer; everywhere else a visit brings no return, and selection uses the parent's value, or 0.5.
@@ -54,7 +54,7 @@ class SearchEngine:
             max_trees: Problems searched at once.
 
         Raises:
-            ConfigError: If a cap is impossible; those that a function says are checked when the search of the problem begins.
+            ConfigError: If a cap is impossible. The caps from a function are checked when the search of the problem begins.
         """
         check_cap("max_trees", max_trees)
         if isinstance(budget, Budget):
@@ -68,12 +68,12 @@ class SearchEngine:
         """Search problems and yield each result as its tree finishes.
 
         Problems are pulled as rows become free. With a backend that delivers in a fixed order, the order of results is fixed, too; the
-        results themselves never depend on it. Run the iterator to its end before the backends are used for something else: requests that
+        results themselves never depend on it. Run the iterator to its end before you use the backends for something else: requests that
         are in flight when it is dropped stay with them.
 
         Args:
-            problems: What to search, each id once.
-            on_progress: Called whenever waves were settled, and thus after each finished problem.
+            problems: The problems, with unique ids.
+            on_progress: Called after waves are settled, and so after each finished problem.
 
         Raises:
             BackendError: If a backend fails as a whole; a request that fails alone is a node with reason ERROR.
@@ -118,7 +118,7 @@ class SearchEngine:
     def _one_turn(self) -> Iterator[None]:
         """Keep the time, and keep Python's cyclic garbage collector from walking all trees again and again while they grow.
 
-        The trees hold no cycles. Measured without a model, the collector takes a quarter of the time at 256 problems, half at 1,024.
+        The trees contain no cycles. Without a model, the collector takes a quarter of the time at 256 problems, and half at 1,024.
         """
         was_enabled, begin = gc.isenabled(), time.perf_counter()
         gc.disable()

@@ -1,4 +1,4 @@
-"""Expanders: what one problem's search asks of the policy after the leaves of a wave, and the nodes that come of it.
+"""Expanders: the policy requests of one problem's search after the leaves of a wave, and the resulting nodes.
 
 There is one for steps and one for whole solutions. An expander also numbers the new nodes once a wave is complete, in wave order, so that
 arrival order leaves no trace.
@@ -16,7 +16,7 @@ from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Step, StopReason
 
 _StepKey = tuple[int, tuple[int, ...], StopReason]
-"""(parent, tokens, stop reason): what makes two samples the same node."""
+"""(parent, tokens, stop reason): two samples with equal keys are the same node."""
 _STEP, _LENGTH, _DEPTH = StopReason.STEP, StopReason.LENGTH, StopReason.DEPTH
 """Looking a member of an enum up is Python code."""
 
@@ -28,11 +28,11 @@ class Expander(Protocol):
     """Steps of a sample at most."""
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
-        """Return how many samples each leaf of a wave gets; 0 where its solution has ended."""
+        """Return how many samples each leaf of a wave gets; 0 if its solution has ended."""
         ...
 
     def simulations_of(self, samples: list[int]) -> int:
-        """Return how many simulations a wave is whose leaves get so many samples."""
+        """Return the number of simulations of a wave, given the samples of its leaves."""
         ...
 
     def sampling_seed(self, expansion: Expansion) -> int:
@@ -44,7 +44,7 @@ class Expander(Protocol):
         ...
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
-        """Return what has to be scored of an expansion, every new step once."""
+        """Return the scoring job of an expansion, with every new step once."""
         ...
 
     def number(self, expansion: Expansion) -> None:
@@ -66,7 +66,7 @@ class StepExpander:
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
-        """Return how many steps to sample after each leaf; 0 where its solution has ended."""
+        """Return how many steps to sample after each leaf; 0 if its solution has ended."""
         return [self._samples_of(leaf) for leaf in leaves]
 
     def _samples_of(self, leaf: int) -> int:
@@ -115,7 +115,7 @@ class StepExpander:
         expansion.depths = [self._table.depths[expansion.leaf] + 1] * len(steps)
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
-        """Return one job of one branch per child; a failed one has nothing to score."""
+        """Return one job of one branch per child. A failed child has nothing to score."""
         steps = expansion.steps
         places = [place for place, step in enumerate(steps) if step.token_ids]
         if not places:
@@ -156,13 +156,13 @@ class SolutionExpander:
         return sum(samples)
 
     def sampling_seed(self, expansion: Expansion) -> int:
-        """Return the seed of a wave's draws: later waves differ by how many draws came before them."""
+        """Return the seed of a wave's draws. It depends on the number of earlier draws."""
         return self._seed_of(expansion.leaf, self._spending.num_simulations - expansion.num_samples)
 
     def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Turn whole solutions into branches.
 
-        The last node of a draw stays its own even where an equal one exists, so that the tree has one leaf per draw, in the order of the
+        The last node of a draw stays separate even if an equal node exists, so that the tree has one leaf per draw, in the order of the
         draws.
         """
         expansion.first = first = len(self._table.steps)
@@ -197,7 +197,7 @@ class SolutionExpander:
         expansion.counts, expansion.twins, expansion.ends = [1] * len(new), twins, ends
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
-        """Cut the new nodes but the twins into branches, each as long as possible, so that every step is scored once."""
+        """Cut the new nodes, except the twins, into branches that are as long as possible, so that every step is scored once."""
         groups: dict[int, list[list[int]]] = {}
         branch_ending_at: dict[int, list[int]] = {}
         twins = {place for place, _ in expansion.twins}
@@ -241,7 +241,7 @@ class _Cuts:
         self._continues, self._max_depth = sampling.cut_steps == "continue", max_depth
 
     def reasons_of(self, expansion: Expansion) -> list[StopReason]:
-        """Return why the solution ended at each new node: a cut step may be a segment of it, and the depth limit cuts it, too."""
+        """Return the stop reason at each new node: a cut step may be a segment of the solution, and the depth limit cuts it, too."""
         reasons = [step.stop_reason for step in expansion.steps]
         if self._continues:
             reasons = [_STEP if reason == _LENGTH else reason for reason in reasons]

@@ -1,4 +1,4 @@
-"""What a wave asks for and what comes back: expansions, their rollouts, and the scores that they wait for."""
+"""Requests and results of a wave: expansions, their rollouts, and the scores that they wait for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,11 +28,11 @@ class Rollout:
 
 @dataclass(slots=True)
 class Expansion:
-    """One leaf of a wave, and what grows from it. The lists of new nodes run in parallel: entry i of each belongs to new node i."""
+    """One leaf of a wave, and the nodes that grow from it. The lists are parallel: entry i of each belongs to new node i."""
 
     leaf: int
     num_samples: int
-    """0 for a revisited terminal, which asks for nothing."""
+    """0 for a revisited terminal, which needs no request."""
     prefix_ids: tuple[int, ...] = ()
     first: int = 0
     """Index of its first new node, once the nodes are numbered."""
@@ -50,7 +50,7 @@ class Expansion:
     """New nodes that repeat an equal step after the same prefix: the place of each in the expansion, and the index of the node whose score
     it shares."""
     rollouts: Sequence[Rollout] = ()
-    """What values the new nodes beside their scores."""
+    """Rollouts that value the new nodes in addition to their scores."""
     ends: Sequence[int] = ()
     """Per sample of a sampling method the index of its last node."""
 
@@ -62,7 +62,7 @@ class ScoreJob:
     owner: Expansion
     """The expansion that has to wait for the scores."""
     target: Expansion | Rollout
-    """What holds the steps and takes their scores."""
+    """Object that holds the steps and receives their scores."""
     prefix_ids: tuple[int, ...]
     places: list[int]
     """Places of the steps in the target, branch after branch."""
@@ -87,10 +87,10 @@ def _tokens(steps: Sequence[Step], branch: list[int]) -> tuple[tuple[int, ...], 
 
 
 def check_samples(samples: tuple[tuple[Step, ...], ...], *, num_samples: int, max_steps: int) -> None:
-    """Check that a policy returned what it was asked for.
+    """Check that a policy returned the requested samples.
 
     Raises:
-        BackendError: If it returned another number of samples, or a sample that goes on where it ended.
+        BackendError: If it returned another number of samples, or a sample that continues after its end.
     """
     if len(samples) == num_samples and _are_whole(samples, max_steps):
         return
@@ -106,7 +106,7 @@ def _reasons(steps: tuple[Step, ...]) -> list[str]:
 
 
 def _are_whole(samples: tuple[tuple[Step, ...], ...], max_steps: int) -> bool:
-    """Say whether every sample ends by itself or after ``max_steps`` steps, and nowhere before."""
+    """Say whether every sample ends by itself or after ``max_steps`` steps, and not earlier."""
     if max_steps == 1:
         return all([len(steps) == 1 for steps in samples])
     return all(_is_whole(steps, max_steps) for steps in samples)
@@ -120,7 +120,7 @@ def _is_whole(steps: tuple[Step, ...], max_steps: int) -> bool:
 
 
 def as_failed(step: Step) -> Step:
-    """Return a step without tokens as a failed one: as anything else it would never end a solution."""
+    """Return a step without tokens as a failed step, because any other step without tokens would never end a solution."""
     if step.stop_reason == StopReason.ERROR:
         return step
     return Step(token_ids=(), logps=(), text="", stop_reason=StopReason.ERROR, message=f"empty step with stop reason {step.stop_reason!s}")

@@ -1,4 +1,4 @@
-"""The answers that one problem's search has found: how often, with what scores and verdicts, and whether they end the search."""
+"""The answers that one problem's search has found: their counts, scores and verdicts, and whether they end the search."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class FoundAnswers:
     def __init__(self, method: SearchMethod, *, table: StepTable, scores: PathScores, renderer: Renderer) -> None:
         """Begin without answers."""
         self.verdicts: dict[str | None, float] = {None: 0.0}
-        """Outcome per answer, label mode only; a solution without a readable answer is wrong."""
+        """Outcome per answer, in label mode only. A solution without a readable answer is wrong."""
         self.best_score = -1.0
         """Best score of a solution with an answer."""
         self.masses = [1.0]
@@ -59,7 +59,7 @@ class FoundAnswers:
         self._tally = AnswerTally(method.answer_rule)
 
     def stop_reason(self) -> StopReason | None:
-        """Return why the answers end the search, or None."""
+        """Return the reason for which the answers end the search, or None."""
         stop_value = self._stopping.stop_value
         if stop_value is not None and self.best_score >= stop_value:
             return StopReason.VALUE
@@ -97,7 +97,7 @@ class FoundAnswers:
         return [answer for answer in dict.fromkeys(answers) if answer is not None and answer not in self.verdicts]
 
     def note(self, expansion: Expansion) -> None:
-        """Count the answers of new terminals, or of a terminal that was visited again, which gives its path no further mass."""
+        """Count the answers of new terminals, or of a revisited terminal, whose path gets no further mass."""
         table, again = self._table, expansion.num_samples == 0
         first = expansion.leaf if again else expansion.first
         for index, count in enumerate([1] if again else expansion.counts, start=first):
@@ -111,7 +111,7 @@ class FoundAnswers:
             self._tally.add(index, answer, score, count=count, path=table.path(index) if self._follows_path else ())
 
     def end_wave(self, tree: Tree, row: int, generated_tokens: int) -> None:
-        """Note the answer that the search would give now."""
+        """Record the present answer of the search."""
         if self._follows_path:
             used = slice(len(self._table.steps))
             self._tally.follow(tree.visits[row, used].tolist(), tree.value[row, used].tolist())

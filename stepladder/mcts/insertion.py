@@ -1,4 +1,4 @@
-"""Settling waves: the new nodes are written into the trees, their returns go up, and the answers are noted. Many trees at once.
+"""Settling of waves, for many trees at once: write new nodes into the trees, back up their returns, and record the answers.
 
 Axes: M new nodes, E expansions (leaves of the waves), P paths to back up; ordered as in ``waves``.
 """
@@ -23,18 +23,18 @@ from stepladder.mcts.waves import Waves, flat, gather_waves, node_worths
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Where returns enter the trees, in wave order."""
+    """The places at which returns enter the trees, in wave order."""
 
     rows: Int[np.ndarray, "P"]
     nodes: Int[np.ndarray, "P"]
     returns: Float[np.ndarray, "P"]
-    """NaN where nothing is known."""
+    """NaN if unknown."""
     opened: Int[np.ndarray, "P"]
     """Change of the number of open leaves on the path."""
 
 
 def settle_waves(tree: Tree, searches: Sequence[ProblemSearch], method: SearchMethod) -> Tree:
-    """Write the new nodes of complete waves into the trees, back the waves up and note the answers; return the tree, grown where needed.
+    """Write the new nodes of complete waves into the trees, back up the waves, record the answers, and return the tree, grown if needed.
 
     The searches' nodes are numbered and their answers graded already (``ProblemSearch.enter_nodes``). Their waves are not forgotten yet.
     """
@@ -47,7 +47,7 @@ def settle_waves(tree: Tree, searches: Sequence[ProblemSearch], method: SearchMe
 
 
 def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_nodes: int, method: SearchMethod, growth: Steps) -> Tree:
-    """Settle waves of steps: new nodes are children of the leaves, and each leaf brings one return back."""
+    """Settle waves of steps: new nodes are children of the leaves, and each leaf backs up one return."""
     priors = _priors(waves, growth.priors)
     _note_masses(waves, priors)
     _note_answers(waves)
@@ -134,7 +134,7 @@ def _sibling_priors(search: ProblemSearch, expansion: Expansion, settings: Prior
 
 
 def _note_masses(waves: Waves, priors: Float[np.ndarray, "M"]) -> None:
-    """Note the prior mass of the paths to new nodes, where answers are weighed by it."""
+    """Record the prior mass of the paths to new nodes, if the answer rule weighs by it."""
     if not waves.expansions[0][0].answers.is_weighed_by_mass:
         return
     before = np.array([search.answers.masses[expansion.leaf] for search, expansion in waves.expansions])
@@ -152,7 +152,7 @@ def _note_answers(waves: Waves) -> None:
 
 
 def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, growth: Steps) -> Bool[np.ndarray, "M"]:
-    """Return which new nodes start with a visit, worth their own value."""
+    """Return which new nodes start with a visit that is worth their own value."""
     born = np.full(len(waves.owners), growth.evaluation == "children")
     if best is not None:
         born[best[best >= 0]] = True
@@ -160,7 +160,7 @@ def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, growth: Steps
 
 
 def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], growth: Steps) -> Int[np.ndarray, "E"]:
-    """Return the best new node of each expansion, -1 where it has none: the one rolled out as the best, or of highest worth, the first."""
+    """Return the best new node of each expansion, or -1: the node rolled out as the best, or the first with the highest worth."""
     best = []
     rolls_out_best = growth.rollouts is not None and growth.rollouts.rollout_of == "best"
     for (_, expansion), start, size in zip(waves.expansions, waves.starts.tolist(), waves.sizes.tolist(), strict=True):
@@ -172,14 +172,14 @@ def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], growth: Steps) -> 
 
 
 def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
-    """Return the rewards of the edges into new nodes: the estimate of each less its parent's."""
+    """Return the rewards of the edges into new nodes: the estimate of each minus that of its parent."""
     before = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
     before = np.where(np.isnan(before), NEUTRAL_VALUE, before)[waves.owners]
     return np.where(np.isnan(worths), 0.0, worths - before)
 
 
 def _count_expandable(waves: Waves, num_open: Int[np.ndarray, "E"]) -> None:
-    """Count the leaves that each search can expand: an expansion closes one and opens as many as go on."""
+    """Count the leaves that each search can expand: an expansion closes one leaf and opens those that can continue."""
     changes = np.where(waves.asked, num_open - 1, 0).tolist()
     for (search, _), change in zip(waves.expansions, changes, strict=True):
         search.num_expandable += change
@@ -188,7 +188,7 @@ def _count_expandable(waves: Waves, num_open: Int[np.ndarray, "E"]) -> None:
 def _returns(
     tree: Tree, waves: Waves, returns_of_new: Float[np.ndarray, "M"], best: Int[np.ndarray, "E"] | None, growth: Steps
 ) -> Float[np.ndarray, "E"]:
-    """Return what each leaf brings back: the mean over its samples, its best one, or what it is worth itself.
+    """Return the return of each leaf: the mean over its samples, its best sample, or its own worth.
 
     A new node brings back its worth and the reward on the way to it, ``returns_of_new``. A leaf that was only visited again brings
     its own worth.

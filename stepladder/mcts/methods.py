@@ -1,6 +1,6 @@
 """The named search methods: published systems and plain baselines as settings of one engine.
 
-The rows are in ``presets``, which says how to add one.
+The rows are in ``presets``, which explains how to add one.
 """
 
 from typing import Any

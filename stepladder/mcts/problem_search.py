@@ -1,4 +1,4 @@
-"""One problem's search in progress: a record of its parts, and the stages that a wave of it passes through.
+"""One problem's search in progress: a record of its parts, and the stages of its waves.
 
 The array statistics live in ``Tree``; this is the part of a tree that is ragged (tokens, texts, answers) or private to one problem (seed,
 spending, the wave in flight). The stages of a wave: ``ask`` for expansions, ``receive`` samples, receive their scores, the same for
@@ -28,7 +28,7 @@ _NO_REASON = "no reason given"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchTerms:
-    """What all searches of a run have in common."""
+    """The common terms of all searches of a run."""
 
     renderer: Renderer
     """Makes prompts and reads answers."""
@@ -46,11 +46,11 @@ class ProblemSearch:
     """The search of one problem."""
 
     def __init__(self, problem: Problem, *, terms: SearchTerms, budget: Budget, row: int, number: int) -> None:
-        """Start a search; nothing is asked yet.
+        """Start a search without any request.
 
         Args:
-            problem: What to search.
-            terms: What it has in common with the other searches of its run.
+            problem: The problem.
+            terms: The common terms of all searches of the run.
             budget: Its caps.
             row: Row of its tree.
             number: How many searches were admitted before it.
@@ -60,7 +60,7 @@ class ProblemSearch:
         self.problem, self.budget, self.row, self.number = problem, budget, row, number
         self.prompt_ids = tuple(renderer.prompt_ids(problem))
         self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
-        """Derives every seed of the search from what it is for."""
+        """Derives every seed of the search from its purpose."""
         self.table = StepTable()
         self.wave: list[Expansion] = []
         self.pending = 0
@@ -72,13 +72,13 @@ class ProblemSearch:
         self.answers = FoundAnswers(method, table=self.table, scores=self.scores, renderer=renderer)
         self.expander = self._expander(method)
         self.rollouts = self._valuer(terms)
-        """Values new nodes beside their scores; None without rollouts."""
+        """Values new nodes in addition to their scores; None without rollouts."""
         self._terms = terms
         self._draws_once = method.samples_solutions and method.sampling.temperature == 0
         self._temperature = float(method.sampling.temperature)
         self._by_path = method.valuation.estimate == "path"
         self._failed: list[str] = []
-        """What each failed sample said, in wave order."""
+        """Message of each failed sample, in wave order."""
 
     def _expander(self, method: SearchMethod) -> Expander:
         table, spending, seed_of = self.table, self.spending, self.seed_of
@@ -114,11 +114,11 @@ class ProblemSearch:
 
     @property
     def solved(self) -> bool:
-        """Whether the tree holds a right answer; always False in solve mode."""
+        """Whether the tree has a right answer; always False in solve mode."""
         return 1.0 in self.table.outcomes.values()
 
     def stop_reason(self) -> StopReason | None:
-        """Return why the search is over before its next wave, or None."""
+        """Return the reason for which the search ends before its next wave, or None."""
         if self.num_expandable == 0 or (self._draws_once and self.num_simulations > 0):
             return StopReason.EXHAUSTED
         return self.answers.stop_reason() or self.spending.stop_reason()
@@ -126,7 +126,7 @@ class ProblemSearch:
     # The stages of a wave.
 
     def ask(self, leaves: list[int], samples: list[int]) -> list[Expansion]:
-        """Begin a wave of leaves, each with so many samples; return the expansions that need the policy. Revisits ask for nothing."""
+        """Begin a wave of leaves with their numbers of samples; return the expansions that need the policy. Revisits need none."""
         asked = []
         for leaf, num_samples in zip(leaves, samples, strict=True):
             expansion = Expansion(leaf, num_samples)
@@ -140,10 +140,10 @@ class ProblemSearch:
         return asked
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
-        """Take in the samples of an expansion and return what has to be scored: every new step once, nothing without a scorer.
+        """Receive the samples of an expansion and return its scoring jobs: every new step once, or nothing without a scorer.
 
         Raises:
-            BackendError: If the policy returned another number of samples than asked, or a sample that goes on where it ended.
+            BackendError: If the policy returned another number of samples than requested, or a sample that continues after its end.
         """
         check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps)
         self.spending.num_samples += len(result.samples)
@@ -152,7 +152,7 @@ class ProblemSearch:
         return self._await(self.expander.score_jobs(expansion) if self._terms.scored else [])
 
     def ask_rollouts(self, expansion: Expansion) -> Sequence[Rollout]:
-        """Return the rollouts that follow once an expansion's own scores are in."""
+        """Return the rollouts that follow when an expansion's own scores are complete."""
         if self.rollouts is None:
             return ()
         asked = self.rollouts.ask(expansion)
@@ -160,7 +160,7 @@ class ProblemSearch:
         return asked
 
     def request(self, ticket: int, expansion: Expansion) -> StepRequest:
-        """Return what the policy is asked for an expansion."""
+        """Return the policy request of an expansion."""
         return StepRequest(
             ticket=ticket,
             prefix_ids=expansion.prefix_ids,
@@ -173,7 +173,7 @@ class ProblemSearch:
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
-        """Return what the policy is asked for one of an expansion's rollouts."""
+        """Return the policy request of one of an expansion's rollouts."""
         assert self.rollouts is not None
         return StepRequest(
             ticket=ticket,
@@ -187,7 +187,7 @@ class ProblemSearch:
         )
 
     def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
-        """Take in the samples of a rollout and return what has to be scored.
+        """Receive the samples of a rollout and return its scoring jobs.
 
         Raises:
             BackendError: As ``receive``.
@@ -205,7 +205,7 @@ class ProblemSearch:
         return jobs
 
     def enter_nodes(self) -> list[str]:
-        """Number the wave's new nodes in wave order, read their answers, and return those that have to be graded."""
+        """Number the wave's new nodes in wave order, read their answers, and return the answers to grade."""
         first = len(self.table.steps)
         for expansion in self.wave:
             if expansion.steps:
@@ -240,12 +240,12 @@ class ProblemSearch:
         return self.scores.of_node(index) if self._by_path else table.scores[index]
 
     def end_wave(self, tree: Tree) -> None:
-        """Forget the wave, which was written to the tree, and note the answer that the search would give now."""
+        """Forget the wave, which is now in the tree, and record the present answer of the search."""
         self.answers.end_wave(tree, self.row, self.spending.generated_tokens)
         self.wave = []
 
     def result(self, tree: Tree, reason: StopReason) -> SearchResult:
-        """Return what the search found."""
+        """Return the result of the search."""
         choice, spent = self.answers.choice(), self.spending
         return SearchResult(
             problem_id=self.problem.id,

@@ -1,4 +1,4 @@
-"""What stands for a missing edge value, and trajectory scores as answer rules read them."""
+"""Replacements for missing edge values, and trajectory scores for answer rules."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,21 +9,21 @@ UNVISITED_RULES = ("inf", "zero", "parent", "raw")
 AGGREGATIONS = ("last", "min", "mean", "product", "geometric-mean", "max", "min-form", "log-sigmoid")
 MIN_FORM_TEMPERATURE = 0.1
 NEUTRAL_VALUE = 0.5
-"""Stands in where nothing at all is known: the middle of the value range [0, 1]."""
+"""Value if nothing is known: the middle of the value range [0, 1]."""
 
 
 def aggregate_scores(scores: Sequence[float | None], *, rule: str) -> float | None:
     """Return one score for a trajectory from the scores of its steps, in order.
 
     Steps without a score are left out; a trajectory without any scored step has none. ``last`` takes the last scored step.
-    ``min-form`` is the mean under weights that stand almost wholly on the worst steps,
+    ``min-form`` is the mean with almost all weight on the worst steps,
 
         sum_i w_i r_i,  w = softmax(-r / T),  T = 0.1
 
     and ``log-sigmoid`` adds up log sigmoid(r_i - r_ref) with r_ref = 0.5, given as its exponential, which has the same order.
 
     Args:
-        scores: Step scores in [0, 1], None where not scored.
+        scores: Step scores in [0, 1]; None if not scored.
         rule: One of ``AGGREGATIONS``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rollouts: new nodes that are valued by what the policy makes of them, without leaving nodes in the tree."""
+"""Rollouts: they value new nodes by continuing them with the policy, and leave no nodes in the tree."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from stepladder.types import Step, StopReason
 
 
 class RolloutValuer:
-    """Asks for the rollouts of one problem's search and says what they are worth."""
+    """Requests the rollouts of one problem's search and values their results."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class RolloutValuer:
         """Whether answers are weighed by how many agree."""
 
     def ask(self, expansion: Expansion) -> Sequence[Rollout]:
-        """Return the rollouts of an expansion whose own scores are in."""
+        """Return the rollouts of an expansion whose own scores are complete."""
         places = [place for place in range(len(expansion.steps)) if self._can_go_on(expansion, place)]
         if self.settings.rollout_of == "best":
             scores = [-1.0 if score is None else score for score in expansion.scores]
@@ -67,7 +67,7 @@ class RolloutValuer:
         return self._seed_of("rollout", expansion.leaf, rollout.place)
 
     def receive(self, expansion: Expansion, rollout: Rollout, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Take in the samples of a rollout."""
+        """Receive the samples of a rollout."""
         text = self._table.path_text(expansion.leaf) + expansion.steps[rollout.place].text
         for steps in samples:
             rollout.samples.append(range(len(rollout.steps), len(rollout.steps) + len(steps)))
@@ -78,7 +78,7 @@ class RolloutValuer:
         self._spending.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])
 
     def score_jobs(self, expansion: Expansion, rollout: Rollout) -> list[ScoreJob]:
-        """Return what has to be scored of a rollout: its samples, failed steps left out."""
+        """Return the scoring job of a rollout: its samples without failed steps."""
         branches = []
         for sample in rollout.samples:
             branch = [place for place in sample if rollout.steps[place].token_ids]
@@ -87,9 +87,9 @@ class RolloutValuer:
         return [ScoreJob.of(expansion, rollout, rollout.prefix_ids, branches)] if branches else []
 
     def worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
-        """Return what the rollouts of a new node say by ``rollout_value``; None where they say nothing.
+        """Return the value of a new node from its rollouts under ``rollout_value``; None if they give none.
 
-        A step is worth what a node at its end would be worth.
+        A step has the worth of a node at its end.
         """
         if self.by_agreement:
             reached = Counter(answer for answer in rollout.answers if answer is not None)
@@ -109,7 +109,7 @@ class RolloutValuer:
     def _worth_of_end(
         self, expansion: Expansion, rollout: Rollout, before: list[float | None], sample: range, answer: str | None
     ) -> float | None:
-        """Return what the last step of a rollout's sample is worth."""
+        """Return the worth of the last step of a rollout's sample."""
         depth = expansion.depths[rollout.place] + len(sample)
         ended = depth >= self._max_depth or not self._continues(rollout.steps[sample[-1]].stop_reason)
         if ended and self._label_mode:
@@ -119,11 +119,11 @@ class RolloutValuer:
         return self._estimate(before, [rollout.scores[place] for place in sample])
 
     def _estimate(self, before: list[float | None], scores: list[float | None]) -> float | None:
-        """Return what the last of some steps is worth by itself, or with all before it where the method estimates paths."""
+        """Return the worth of the last of some steps, alone, or together with all earlier steps if the method estimates paths."""
         return self._scores.of_steps([*before, *scores]) if self._by_path else scores[-1]
 
     def share_of(self, answer: str, expansion: Expansion) -> float:
-        """Return the share of an answer among those that the samples of an expansion and their rollouts reached."""
+        """Return the share of an answer among all answers of an expansion's samples and their rollouts."""
         reached: Counter[str] = Counter()
         for rollout in expansion.rollouts:
             reached.update(found for found in rollout.answers if found is not None)

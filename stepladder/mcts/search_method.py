@@ -1,7 +1,8 @@
 """A search method, as records of settings, and the one spelling that users have for them: flat names.
 
-Every method runs through the same loop of the engine (select, propose, score, insert, back up). Its settings stand in records by what they
-decide. A setting's name is its own everywhere, so ``num_children=8`` means the same on the command line, in a configuration and in Python.
+Every method runs through the same loop of the engine (select, propose, score, insert, back up). Its settings are grouped into records by
+what they decide. A setting's name is its own everywhere, so ``num_children=8`` means the same on the command line, in a configuration and
+in Python.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -34,15 +35,15 @@ class SearchMethod:
     name: str
     """The preset's name; stored with every tree."""
     description: str
-    """What the method does, in one sentence for the user."""
+    """Description of the method in one sentence, for users."""
     selection: Selection = field(default_factory=Descent)
     """Which leaves are expanded next."""
     growth: Steps | Solutions = field(default_factory=Steps)
-    """What grows from them: steps, or whole solutions with a selection that draws these."""
+    """Growth from the selected leaves: steps, or whole solutions if the selection draws those."""
     sampling: Sampling = field(default_factory=Sampling)
     """How the policy is sampled."""
     valuation: Valuation = field(default_factory=Valuation)
-    """What nodes and paths are worth."""
+    """Worth of nodes and paths."""
     stopping: Stopping = field(default_factory=Stopping)
     """When the search ends before its budget does."""
     answer_rule: str = "weighted-vote"
@@ -70,7 +71,7 @@ class SearchMethod:
         return self.selection.samples_at_root(self.growth.num_children)
 
     def options(self) -> dict[str, Any]:
-        """Return every setting that the method takes, by its flat name."""
+        """Return every setting of the method, by its flat name."""
         return {"selection": self.selection.type_name, **_flat(self)}
 
     def settings(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class SearchMethod:
         return {name: value for name, value in self.options().items() if value != defaults[name]}
 
     def all_settings(self) -> dict[str, Any]:
-        """Return the settings of all methods there are, those that this one does not take at their defaults: facts to store and compare."""
+        """Return the settings of all methods, with defaults for those that this method does not take, to store and compare."""
         return default_options() | self.options()
 
 
@@ -88,7 +89,7 @@ class Built(NamedTuple):
 
     method: SearchMethod
     refused: tuple[str, ...]
-    """Names that it does not take; the caller must not go on without saying so."""
+    """Names that the method does not take. The caller must report them."""
 
 
 def build_method(
@@ -103,9 +104,9 @@ def build_method(
 
     Args:
         name: Its name.
-        description: What it does.
-        given: What the user sets. ``selection`` is the name of a rule, or a ``Selection`` class.
-        base: Settings where nothing is given. Those that the method does not take are left out.
+        description: Description of the method.
+        given: The user's settings. ``selection`` is the name of a rule, or a ``Selection`` class.
+        base: Defaults for settings that are not given. Settings that the method does not take are left out.
         rules: Selection rules that ``selection`` may name.
 
     Raises:
@@ -142,7 +143,7 @@ class _Options:
         self._base = base
 
     def pop(self, name: str, default: Any) -> Any:
-        """Return a setting, which counts as taken from now on."""
+        """Return a setting and mark it as taken."""
         return self.given.pop(name) if name in self.given else self._base.get(name, default)
 
     def take(self, record: type[_Record], **fixed: Any) -> _Record:
@@ -160,7 +161,7 @@ class _Options:
         return record(**values)
 
     def _is_on(self, record: Any) -> bool:
-        """Say whether an optional record is switched on; its switch counts as taken where it is not."""
+        """Say whether an optional record is switched on. If not, mark its switch as taken."""
         value = self.given.get(record.SWITCH, self._base.get(record.SWITCH, record.OFF))
         is_off = value == record.OFF and not isinstance(value, bool)
         if is_off:
@@ -169,7 +170,7 @@ class _Options:
 
 
 def _flat(record: Any) -> dict[str, Any]:
-    """Return the settings of a record and its parts by name; of a part that is switched off, its switch alone."""
+    """Return the settings of a record and its parts by name; for a part that is switched off, only its switch."""
     found: dict[str, Any] = {}
     for declared in fields(record):
         if declared.name in _NO_SETTINGS:
@@ -185,7 +186,7 @@ def _flat(record: Any) -> dict[str, Any]:
 
 
 def _part_of(record: type, declared: "Field[Any]") -> Any:
-    """Return the class of the record that a field holds, also where it is switched off by default; None for a setting."""
+    """Return the class of the record in a field, also if it is switched off by default; None for a setting."""
     if is_dataclass(declared.default_factory):
         return declared.default_factory
     return next((member for member in get_args(_hints(record)[declared.name]) if is_dataclass(member)), None)
@@ -202,11 +203,11 @@ class Option(NamedTuple):
     name: str
     """Its name."""
     default: Any
-    """Its default; where its record is switched off by default, the switch's value then."""
+    """Its default; if its record is switched off by default, the value of the switch."""
     record: type
     """The record that declares it."""
     switch: str | None
-    """The setting that switches the record on; None where it always is there."""
+    """The setting that switches the record on; None if the record is always on."""
 
 
 def options_of(record: type) -> Iterator[Option]:
@@ -229,7 +230,7 @@ def _option(declared: "Field[Any]", record: Any) -> Option:
 
 
 def all_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Option]:
-    """Return the settings that any method takes, by name, but ``selection`` itself; those of the selection rules come first."""
+    """Return the settings of all methods, by name, without ``selection`` itself. Those of the selection rules come first."""
     found: dict[str, Option] = {}
     for record in (*_records(rules), Steps, SearchMethod):
         for option in options_of(record):
@@ -238,11 +239,11 @@ def all_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Op
 
 
 def _records(rules: Collection[type[Selection]]) -> list[type]:
-    """Return the records of selection rules; a descent's scores are records of their own."""
+    """Return the records of selection rules. The scores of a descent are separate records."""
     scores = list(dict.fromkeys(EDGE_RULES.values())) if Descent in rules else []
     return [*scores, *rules]
 
 
 def default_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Any]:
-    """Return the default of every setting that any method takes."""
+    """Return the default of every setting of any method."""
     return {"selection": "puct", **{name: option.default for name, option in all_options(rules).items()}}

@@ -34,7 +34,7 @@ class SearchEvent:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Where the time of an engine went, in seconds, over all its searches."""
+    """Time use of an engine, in seconds, over all its searches."""
 
     policy_s: float = 0.0
     """Inside the policy."""
@@ -43,7 +43,7 @@ class EngineStats:
     verifier_s: float = 0.0
     """Inside the verifier."""
     total_s: float = 0.0
-    """Inside ``search``, the consumer's time between two results left out."""
+    """Inside ``search``, without the consumer's time between two results."""
 
     @property
     def engine_s(self) -> float:
@@ -54,7 +54,7 @@ class EngineStats:
 class SearchRun:
     """One call of ``SearchEngine.search``: the loop's state and the steps of one turn.
 
-    A turn collects what the policy and the scorer have ready and settles the waves that are complete (``exchange``). It then hands out
+    A turn collects the finished results of policy and scorer and settles the complete waves (``exchange``). It then returns
     finished trees, admits problems to free rows, and selects the next wave of every tree whose last one is settled (``launch``). Trees
     never wait for each other.
     """
@@ -74,8 +74,8 @@ class SearchRun:
         """Begin without any search.
 
         Args:
-            problems: What to search.
-            terms: What all searches have in common.
+            problems: The problems.
+            terms: The common terms of all searches.
             budget_of: Caps of a problem.
             policy: Proposes steps.
             scorer: Scores steps; None leaves them unscored.
@@ -103,7 +103,7 @@ class SearchRun:
         self._settled: list[ProblemSearch] = []
         """Searches without a wave in flight."""
         self._complete: list[ProblemSearch] = []
-        """Searches whose wave has all its results."""
+        """Searches with a complete wave."""
         self._policy = BackendStream("policy", policy)
         self._scorer = None if scorer is None else BackendStream("scorer", scorer)
         self._unscored: list[tuple[ProblemSearch, ScoreJob]] = []
@@ -122,7 +122,7 @@ class SearchRun:
     # Launch: every tree is given its next wave or its end.
 
     def launch(self) -> list[SearchResult]:
-        """Give every settled tree its next wave or its end, and fill rows that become free, until every tree is busy."""
+        """Start the next wave of every settled tree, or end the tree, and fill free rows, until every tree is busy."""
         finished: list[SearchResult] = []
         self._admit()
         while self._settled:
@@ -201,7 +201,7 @@ class SearchRun:
         self.has_news = bool(self._complete)
         if not self._complete:
             return
-        # Admission order, not arrival order: it decides in which order results are handed out.
+        # Admission order, not arrival order, decides the order of the returned results.
         ready, self._complete = sorted(self._complete, key=_number_of), []
         self._grade(ready)
         self._tree = settle_waves(self._tree, ready, self._method)
@@ -227,7 +227,7 @@ class SearchRun:
             self._policy.submit(asked, _step_request)
 
     def _exchange_scores(self, scorer: BackendStream) -> None:
-        """Feed the scorer once at least as much waits for it as for the policy: large batches, and neither of them starves."""
+        """Feed the scorer when at least as much waits for it as for the policy, so that batches are large and neither of them starves."""
         if self._unscored and len(self._unscored) >= len(self._policy):
             scorer.submit(self._unscored, _score_request)
             self._unscored = []
@@ -266,7 +266,7 @@ class SearchRun:
 
 
 _PolicyJob = tuple[ProblemSearch, Expansion, Rollout | None]
-"""What a request to the policy is for: an expansion, or one of its rollouts."""
+"""Purpose of a policy request: an expansion, or one of its rollouts."""
 
 
 def _number_of(search: ProblemSearch) -> int:
@@ -279,7 +279,7 @@ def _step_request(ticket: int, job: _PolicyJob) -> StepRequest:
 
 
 def _rollouts(search: ProblemSearch, expansion: Expansion) -> list[_PolicyJob]:
-    """Return the rollouts that follow once an expansion's own scores are in."""
+    """Return the rollouts that follow when an expansion's own scores are complete."""
     return [(search, expansion, rollout) for rollout in search.ask_rollouts(expansion)]
 
 

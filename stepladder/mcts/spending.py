@@ -1,4 +1,4 @@
-"""What one problem's search has spent, and what its budget still allows."""
+"""Spending of one problem's search, and the rest of its budget."""
 
 import time
 
@@ -45,7 +45,7 @@ class Spending:
         self._samples_per_leaf = method.growth.num_children if isinstance(method.growth, Steps) and not one_sample else 1
 
     def stop_reason(self) -> StopReason | None:
-        """Return which cap is reached, or None."""
+        """Return the cap that is reached, or None."""
         budget = self.budget
         if budget.max_calls is not None and self.policy_calls >= budget.max_calls:
             return StopReason.CALLS
@@ -66,7 +66,7 @@ class Spending:
         if budget.max_calls is not None and not self._draws_solutions:
             size = min(size, budget.max_calls - self.policy_calls)
         if budget.max_tokens is not None and self.generated_tokens:
-            # The tokens of a sample so far are the best estimate of what the next one takes.
+            # The mean tokens of the samples so far are the best estimate for the next sample.
             tokens_per_leaf = self._samples_per_leaf * self.generated_tokens / self.num_samples
             size = min(size, int((budget.max_tokens - self.generated_tokens) / tokens_per_leaf))
         return max(size, 1)

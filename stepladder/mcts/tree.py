@@ -1,6 +1,6 @@
 """The search tree of many problems at once, as arrays.
 
-Axes: B problems (rows), N nodes, K child slots. All statistics stand on nodes; those of the edge (node, slot) are read from the child that
+Axes: B problems (rows), N nodes, K child slots. Nodes hold all statistics; those of the edge (node, slot) are read from the child that
 the slot points to, so nothing is stored twice. Nodes are numbered in the order in which they were added and never renumbered, so parents
 come before their children. The steps themselves (tokens, text, score) stand beside the arrays, in one ``StepTable`` per row.
 
@@ -37,7 +37,7 @@ NODE = np.dtype(
     ],
     align=True,
 )
-"""What the arrays hold of a node, side by side in memory, since a walk through a tree reads most of it; see ``Tree`` for the fields."""
+"""The data of one node, adjacent in memory, because a walk through a tree reads most of it; see ``Tree`` for the fields."""
 
 Nodes = Any
 """An array of ``NODE``: type checkers do not know the fields of its elements."""
@@ -98,7 +98,7 @@ class Tree(NamedTuple):
 
     @property
     def value(self) -> Float32[np.ndarray, "B N"]:
-        """Backed-up return; NaN while no return came by."""
+        """Backed-up return; NaN without any return."""
         return self.nodes["value"]
 
     @property
@@ -113,7 +113,7 @@ class Tree(NamedTuple):
 
     @property
     def in_flight(self) -> Int32[np.ndarray, "B N"]:
-        """Selected leaves at or below the node whose results are not in yet (virtual visits)."""
+        """Selected leaves at or below the node whose results are not complete yet (virtual visits)."""
         return self.nodes["in_flight"]
 
     @property
@@ -148,7 +148,7 @@ def _unused_node() -> np.ndarray:
 
 
 def allocate(num_trees: int, *, num_nodes: int, num_slots: int) -> Tree:
-    """Return trees that hold nothing but their roots, with room for ``num_nodes`` nodes of ``num_slots`` children each.
+    """Return trees with only their roots, with room for ``num_nodes`` nodes of ``num_slots`` children each.
 
     Raises:
         ShapeError: If an extent is below 1.
@@ -166,7 +166,7 @@ def allocate(num_trees: int, *, num_nodes: int, num_slots: int) -> Tree:
 
 
 def grow(tree: Tree, *, num_nodes: int, num_slots: int) -> Tree:
-    """Return the same trees with room for at least so many nodes and slots; each extent at least doubles where it grows."""
+    """Return the same trees with room for at least so many nodes and slots. An extent that grows at least doubles."""
     num_trees, old_nodes, old_slots = tree.children_index.shape
     new_nodes = old_nodes if num_nodes <= old_nodes else max(num_nodes, 2 * old_nodes)
     new_slots = old_slots if num_slots <= old_slots else max(num_slots, 2 * old_slots)
@@ -180,7 +180,7 @@ def grow(tree: Tree, *, num_nodes: int, num_slots: int) -> Tree:
 
 
 def reset_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
-    """Empty some rows, in place: each holds an unvisited, open, unscored root and nothing else."""
+    """Empty some rows, in place: each then has only an unvisited, open, unscored root."""
     tree.num_nodes[rows] = 1
     tree.children_index[rows] = Tree.UNVISITED
     tree.nodes[rows] = _unused_node()
@@ -206,7 +206,7 @@ class NewNodes(NamedTuple):
     raw_values: Float32[np.ndarray, "M"]
     """Estimate at the node; NaN when unscored."""
     visited: Bool[np.ndarray, "M"]
-    """Whether the node starts with one visit, worth its raw value where it has one."""
+    """Whether the node starts with one visit, worth its raw value if it has one."""
     selectable: Bool[np.ndarray, "M"]
     """Whether selection may end in the node."""
     terminal: Bool[np.ndarray, "M"]
@@ -216,7 +216,7 @@ class NewNodes(NamedTuple):
 
 
 def add_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
-    """Add nodes, in place, and return their indices: each row's next ones, in the order given.
+    """Add nodes, in place, and return their indices: the next ones of each row, in the given order.
 
     The caller accounts for the new leaves at their ancestors (``backup_paths``) and sees to the room (``grow``).
 
@@ -255,7 +255,7 @@ def _write_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
 def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
     """Mark leaves as in flight, in place: a virtual visit on the path, and no second selection of a leaf to be expanded.
 
-    A terminal or truncated leaf stays open: nothing is asked for it, and whether it may be visited again is the method's rule.
+    A terminal or truncated leaf stays open. It needs no request, and the method decides whether it may be visited again.
     """
     for i in range(len(rows)):
         nodes, at = tree.nodes[rows[i]], leaves[i]
@@ -268,7 +268,7 @@ def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]
 
 @compiled
 def land(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
-    """Take back the virtual visits of whole waves, in place, once all their results are in.
+    """Remove the virtual visits of complete waves, in place.
 
     The paths of a row's leaves in flight land together, so that none of their nodes has virtual visits left.
     """
@@ -281,7 +281,7 @@ def land(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -
 
 @dataclass(slots=True)
 class StepTable:
-    """The steps of one row: entry i of every list belongs to node i, the root's are empty; what few nodes have stands by node."""
+    """The steps of one row: entry i of every list belongs to node i, and the root's are empty. Rare data is stored by node."""
 
     parents: list[int] = field(default_factory=lambda: [Tree.NO_PARENT])
     """Parent index."""
@@ -290,7 +290,7 @@ class StepTable:
     steps: list[Step] = field(default_factory=lambda: [Step(token_ids=(), logps=(), text="", stop_reason=StopReason.STEP)])
     """The step into the node."""
     stop_reasons: list[StopReason] = field(default_factory=lambda: [StopReason.STEP])
-    """The step's stop reason, DEPTH where the depth limit cut the solution."""
+    """The step's stop reason; DEPTH if the depth limit cut the solution."""
     scores: list[float | None] = field(default_factory=lambda: [None])
     """PRM score of the step."""
     answers: dict[int, str] = field(default_factory=dict)
@@ -299,7 +299,7 @@ class StepTable:
     """Verdicts on ended nodes, label mode only."""
 
     def path(self, node: int) -> list[int]:
-        """Return the nodes from the first step to ``node``, the root left out."""
+        """Return the nodes from the first step to ``node``, without the root."""
         path = []
         while node != Tree.ROOT:
             path.append(node)

@@ -9,7 +9,7 @@ from stepladder.types import Budget, Problem, Provenance, Step, StopReason
 
 
 def compile_loops(method: SearchMethod, *, scored: bool) -> None:
-    """Run a tiny search of a method, so that a later search finds its loops compiled; takes milliseconds where they are on disk.
+    """Run a tiny search of a method, so that later searches find its loops compiled. It takes milliseconds if they are on disk.
 
     Args:
         method: The method.

@@ -1,4 +1,4 @@
-"""Complete waves of many searches, flat: their new nodes, and what each of these is worth by itself.
+"""Complete waves of many searches in flat form: their new nodes, and the worth of each.
 
 Axes: M new nodes, E expansions (leaves of the waves). Both are ordered by tree and, within a tree, by place in the wave and by sample, so
 that nothing depends on the order in which results arrived.
@@ -22,14 +22,14 @@ from stepladder.types import StopReason
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waves:
-    """Waves whose results are all in, flat."""
+    """Complete waves in flat form."""
 
     expansions: list[tuple[ProblemSearch, Expansion]]
     """All expansions with their searches."""
     rows: Int[np.ndarray, "E"]
     """Row of the tree of each expansion."""
     leaves: Int[np.ndarray, "E"]
-    """The node that was expanded or, where nothing was asked, visited again."""
+    """The node that was expanded, or revisited without a request."""
     asked: Bool[np.ndarray, "E"]
     """Whether samples were drawn from the leaf."""
     sizes: Int[np.ndarray, "E"]
@@ -56,7 +56,7 @@ class Waves:
 
 
 def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
-    """Return the waves of searches, whose nodes are numbered already (``ProblemSearch.enter_nodes``)."""
+    """Return the waves of searches; their nodes already have numbers (``ProblemSearch.enter_nodes``)."""
     # Looking a member of an enum up takes longer than comparing it.
     step, end = StopReason.STEP, StopReason.END
     expansions = []
@@ -80,7 +80,7 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
 
 
 def node_worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
-    """Return what each new node is worth by itself: its score where the solution goes on, see ``worth_of_end`` elsewhere."""
+    """Return the worth of each new node: its score if the solution continues, else see ``worth_of_end``."""
     if method.valuation.estimate == "path":
         scores = flat(_path_scores(search, expansion) for search, expansion in waves.expansions)
     else:
@@ -102,7 +102,7 @@ def _path_scores(search: ProblemSearch, expansion: Expansion) -> list[float | No
 
 
 def _mix_rollouts(waves: Waves, worths: Float[np.ndarray, "M"], mix: float) -> None:
-    """Mix the mean of a node's rollouts into its own estimate, in place; either stands alone where it is all there is."""
+    """Mix the mean of a node's rollouts into its own estimate, in place. If only one of them exists, it counts alone."""
     for (search, expansion), start in zip(waves.expansions, waves.starts.tolist(), strict=True):
         if search.rollouts is None:
             continue

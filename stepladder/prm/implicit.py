@@ -304,7 +304,7 @@ def problem_rows(rows: Sequence[OutcomeRow]) -> list[ProblemRow]:
 
 
 def collate_outcomes(rows: Sequence[OutcomeRow]) -> Batch:
-    """Lay solutions out one below the other.
+    """Lay out one row per solution.
 
     Returns:
         The batch of ``collate_completions`` with these additions. ``contrast``, bool, shaped like ``targets``: whether there is a target.
@@ -326,7 +326,7 @@ def collate_packed_outcomes(trees: Sequence[PackedRow[OutcomeRow]], *, width: in
 
 
 def collate_problems(rows: Sequence[ProblemRow]) -> Batch:
-    """Lay the solutions of problems out one below the other.
+    """Lay out the solutions of problems, one row per solution.
 
     Returns:
         The batch of ``collate_outcomes`` and ``members``, int64 ``[B, G]``: the solutions of every problem, then -1.

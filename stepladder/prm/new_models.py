@@ -46,7 +46,7 @@ def initialise_prm(
 
     Raises:
         CheckpointError: If the model cannot be read, or has another number of outputs per token than its spec says.
-        ConfigError: If device or dtype cannot be had, or the earlier model does not match ``spec``.
+        ConfigError: If device or dtype is not available, or the earlier model does not match ``spec``.
         DataFormatError: If the earlier model was trained on rows of another renderer.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}

@@ -211,7 +211,7 @@ def count_dropped(dropped: dict[str, int], reason: str, count: int) -> None:
 
 
 def collate_values(rows: Sequence[TargetRow]) -> Batch:
-    """Lay rows out one below the other.
+    """Lay out one row per path.
 
     Returns:
         ``inputs``: the model's arguments. ``targets``, float32 ``[B, T]``: the target of each token that learns one, NaN elsewhere.
@@ -240,7 +240,7 @@ def collate_packed_values(trees: Sequence[PackedRow[TargetRow]], *, width: int =
 
 
 def collate_groups(rows: Sequence[GroupRow]) -> Batch:
-    """Lay the members of all groups out one below the other.
+    """Lay out the members of all groups, one row per member.
 
     Returns:
         ``inputs``: the model's arguments. ``sources`` [B, G]: the last token of every member, as an index into the tokens of all

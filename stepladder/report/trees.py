@@ -1,7 +1,7 @@
 """Searched trees for the page: which ones are shown, and their form as JSON.
 
 Test problems are searched without answers, so a test tree holds no outcomes; a node's verdict is looked up among the answers that the
-evaluation of the same problem graded afterwards, and is None where nobody graded that answer.
+evaluation of the same problem graded afterwards, and is None if nobody graded that answer.
 """
 
 from collections import defaultdict

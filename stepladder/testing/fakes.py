@@ -40,7 +40,7 @@ class _Arrivals(Generic[RequestT]):
 
     def release(self) -> list[RequestT]:
         if self._open and self._raise_after is not None and self._released >= self._raise_after:
-            raise BackendError(f"scripted backend: raises after {self._raise_after} results, as it was told to")
+            raise BackendError(f"scripted backend: raises after {self._raise_after} results, as scripted")
         if self._rng is None or not self._open:
             ready, self._open = self._open, []
         else:

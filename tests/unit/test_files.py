@@ -94,7 +94,7 @@ def _fault(error: BaseException) -> None:
         (OSError("Couldn't deserialize thrift: no\nmore"), "Couldn't deserialize thrift: no -- make it again"),
         (UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"), "it is not UTF-8: byte 0xff at position 2"),
         (json.JSONDecodeError("Expecting value", " ", 0), "it is empty"),
-        (json.JSONDecodeError("Expecting value", "x", 0), "it is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        (json.JSONDecodeError("Expecting value", "x", 0), "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
         (RecursionError("maximum recursion depth exceeded"), "it is nested too deeply"),
         (MemoryError(), "it asks for more memory than there is"),
         (KeyError("rows"), "'rows' is missing"),

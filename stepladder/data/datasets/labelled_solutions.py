@@ -42,9 +42,9 @@ class StepwiseSolution:
     steps: tuple[str, ...]
     """The steps, in order."""
     labels: tuple[float | None, ...]
-    """Per step, how good it is, in [0, 1]; None where nothing is known."""
+    """Per step, how good it is, in [0, 1]; None if nothing is known."""
     correct: bool | None = None
-    """Whether its final answer is right; None where the file does not say."""
+    """Whether its final answer is right; None if the file does not say."""
     first_error: int | None = None
     """Index of the first wrong step, -1 for none, where the file says it; None elsewhere."""
 
@@ -148,7 +148,7 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _correct(row: SourceRow) -> bool | None:
-    """Return what a row says of its whole solution, in whichever of its fields; None where it says nothing."""
+    """Return what a row says of its whole solution, in whichever of its fields; None if it says nothing."""
     said = {name: row.fields[name] for name in ("correct", "final_answer_correct") if row.fields.get(name) is not None}
     if isinstance(row.fields.get("label"), bool):
         said["label"] = row.fields["label"]

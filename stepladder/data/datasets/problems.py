@@ -371,7 +371,7 @@ def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allo
 
 
 def _answer_text(row: SourceRow, field: str, *, allow_unlabelled: bool) -> str:
-    """Return what stands in the answer field as text; empty where there is nothing and that is allowed."""
+    """Return what stands in the answer field as text; empty if there is nothing and that is allowed."""
     value = row.fields.get(field)
     if isinstance(value, float) and not math.isfinite(value):
         if allow_unlabelled:

@@ -51,7 +51,7 @@ def parent_advantages(values: Sequence[float | None], parents: Sequence[int]) ->
         A(node) = V(node) - V(parent)
 
     Args:
-        values: Value of every node; None where not known.
+        values: Value of every node; None if unknown.
         parents: Parent of every node, -1 for the root.
 
     Returns:

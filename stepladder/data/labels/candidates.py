@@ -40,13 +40,13 @@ class JudgedTree:
     record: TreeRecord
     """The tree."""
     values: list[float | None]
-    """Values, in [0, 1]; None where there is none."""
+    """Values, in [0, 1]; None if there is none."""
     evidence: Evidence
     """Graded leaves at and below each node."""
     children: list[list[int]]
     """Children of each node."""
     earlier_scores: Sequence[float | None] | None = None
-    """Scores by the process reward model before the one that guided the search; None where there is none."""
+    """Scores by the process reward model before the one that guided the search; None if there is none."""
 
     def comparable(self, node: int) -> bool:
         """Say whether a node's step can be set against another: it did not fail, and it has a value."""
@@ -59,7 +59,7 @@ class JudgedTree:
         return value
 
     def agreement(self, parent: int) -> float | None:
-        """Return how far both process reward models rank the children of a node alike; None where that is not known."""
+        """Return how far both process reward models rank the children of a node alike; None if unknown."""
         if self.earlier_scores is None:
             return None
         children = self.children[parent]
@@ -77,7 +77,7 @@ def judge_trees(
 
     Args:
         records: Searched trees.
-        target: What the value of a node is.
+        target: Definition of a node's value.
         critic_weight: Share of the step's score in its value, in [0, 1]; with a share of it, a step without a score has no value.
         earlier_scores: For each tree, scores of its nodes by an earlier process reward model.
 

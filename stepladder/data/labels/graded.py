@@ -36,7 +36,7 @@ class GradedSteps:
     per_problem: Count = 8
     """Good steps, and bad steps, of one problem, >= 1."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.graded")
@@ -87,7 +87,7 @@ class GradedSolutions:
     per_problem: Count = 2
     """Right solutions, and wrong solutions, of one problem, >= 1."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.graded")

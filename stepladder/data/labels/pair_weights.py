@@ -10,7 +10,7 @@ def ranking_agreement(first: Sequence[float | None], second: Sequence[float | No
 
         C = (pairs in the same order + half of the pairs that one of them ties) / pairs
 
-    Siblings that one of them did not score are left out; None where fewer than two are left.
+    Siblings that one of them did not score are left out; None if fewer than two are left.
 
     Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the consistency rate; their code breaks ties
         by place.

@@ -197,7 +197,7 @@ def find_first_errors(lengths: Sequence[int], can_succeed: Callable[[Sequence[tu
         can_succeed: Says of each (solution, k) whether some rollout from its first k steps ends right, for k in [1, num_steps].
 
     Returns:
-        An index in [0, num_steps) per solution, or None where the whole solution can succeed.
+        An index in [0, num_steps) per solution, or None if the whole solution can succeed.
 
     Source: Luo et al. 2024, section 3.2.
     """
@@ -216,7 +216,7 @@ def labels_until_error(num_steps: int, first_error: int | None) -> list[float | 
 
 
 def _settled(record: TreeRecord, right: Sequence[int], node: int) -> bool | None:
-    """Return whether a node is known to succeed (or fail) without any rollout; None where it must be asked."""
+    """Return whether a node is known to succeed (or fail) without any rollout; None if it must be asked."""
     if right[node]:
         return True
     ended = record.outcomes[node] is not None or record.stop_reasons[node] != StopReason.STEP or not record.token_ids[node]

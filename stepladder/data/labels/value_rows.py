@@ -61,7 +61,7 @@ def _one_sided_problems(records: Sequence[TreeRecord]) -> set[str]:
 
 
 def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[tuple[int, list[tuple[int, float | None]]]]:
-    """Yield every leaf with its path as (node, target) pairs; the target is None where an earlier path has it, and the tail is cut."""
+    """Yield every leaf with its path as (node, target) pairs; the target is None if an earlier path has it, and the tail is cut."""
     taken: set[int] = set()
     for leaf, children in enumerate(children_of(record)):
         if children:

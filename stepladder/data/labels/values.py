@@ -68,7 +68,7 @@ def gather_evidence(record: TreeRecord) -> Evidence:
 
 
 def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | None]:
-    """Return the value of every node under a definition, in [0, 1]; None where there is none.
+    """Return the value of every node under a definition, in [0, 1]; None if there is none.
 
     Raises:
         DataFormatError: If a stored value is outside [0, 1].
@@ -135,7 +135,7 @@ def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list
     """Return the values under the policy that tries several times and keeps the best: 1 - (1 - V)^attempts.
 
     Args:
-        values: Values under one attempt, in [0, 1]; None where not known.
+        values: Values under one attempt, in [0, 1]; None if unknown.
         attempts: Tries, >= 1. Of 1 it is the policy itself, of many everything that can succeed is worth 1.
 
     Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning": best-of-4 of the base policy is
@@ -152,8 +152,8 @@ def progress_values(
         min(1, max(0, Q_base + alpha * (V_prover(node) - V_prover(parent))))
 
     Args:
-        values: Values under the policy that is searched with, in [0, 1]; None where not known.
-        prover_values: Values under the prover, which is a different policy, in [0, 1]; None where not known.
+        values: Values under the policy that is searched with, in [0, 1]; None if unknown.
+        prover_values: Values under the prover, which is a different policy, in [0, 1]; None if unknown.
         parents: Parent of every node, -1 for the root.
         alpha: Weight of the advantage, >= 0.
 

@@ -39,7 +39,7 @@ _MAX_LENGTH = 200
 
 
 def arithmetic_holds(text: str) -> bool | None:
-    """Say whether every equation of plain numbers in a step is true, exactly; None where there is none that can be read.
+    """Say whether every equation of plain numbers in a step is true, exactly; None if there is none that can be read.
 
     Read are a sum, difference, product or quotient of decimal numbers, with brackets, followed by ``=`` and one number, also inside
     ``<<...>>``. A decimal result may be rounded: it holds when the exact one rounds to it. Whatever has letters, units, powers or percent

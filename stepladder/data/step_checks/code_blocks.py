@@ -9,7 +9,7 @@ _STEP_END, _CODE_END = "<end_of_step>", re.compile("<end_of_code>|</code>", re.I
 
 
 def code_of(text: str) -> str:
-    """Return the Python of a solution so far: the code of all its steps, in order; empty where there is none.
+    """Return the Python of a solution so far: the code of all its steps, in order; empty if there is none.
 
     Read are complete blocks fenced as ``python`` or ``py``, and what stands between ``<code>`` and ``<end_of_code>`` or ``</code>``. Steps
     that end with ``<end_of_step>`` may divide such a part; of one that is still open, the code of the finished steps counts.

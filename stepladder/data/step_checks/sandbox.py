@@ -177,7 +177,7 @@ def _start(scratch: Path, channel: socket.socket) -> "subprocess.Popen[bytes]":
 
 
 def _send(channel: socket.socket, request: bytes, mark: bytes) -> tuple[bool, int] | None:
-    """Send a request; return whether the code is sandboxed and its process id, None where the process ended before."""
+    """Send a request; return whether the code is sandboxed and its process id, None if the process ended before."""
     channel.settimeout(_START_S)
     with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
         channel.sendall(len(request).to_bytes(8, "little") + request + mark)
@@ -201,7 +201,7 @@ def _watch(process: "subprocess.Popen[bytes]", pid: int, *, deadline_s: float) -
     """Wait for the end of output, which the supervisor holds open to its own end.
 
     Returns:
-        Why the code has to be killed, None where it ended by itself, and the first and the last bytes of its output.
+        Why the code has to be killed, None if it ended by itself, and the first and the last bytes of its output.
     """
     assert process.stdout is not None
     kept = tail = b""

@@ -55,7 +55,7 @@ def delete_abandoned(parent: str) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """Return a descriptor that keeps a directory locked; None where the directory is gone."""
+    """Return a descriptor that keeps a directory locked; None if the directory is gone."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:

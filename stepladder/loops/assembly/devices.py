@@ -16,7 +16,7 @@ def num_workers(config: Config) -> int:
 
 
 def gpus_per_worker(config: Config) -> int | None:
-    """Return how many GPUs each worker has for itself; None where all workers see all."""
+    """Return how many GPUs each worker has for itself; None if all workers see all."""
     section = config.policy.vllm
     return section.tensor_parallel if config.policy.backend == "vllm" and section.data_parallel > 1 else None
 

@@ -132,7 +132,7 @@ class _Prompts:
         return self._renderer.hash
 
     def length(self, prefix_ids: tuple[int, ...]) -> int | None:
-        """Return how many tokens are the prompt; None where it is that of no known problem."""
+        """Return how many tokens are the prompt; None if it is that of no known problem."""
         # The longest prompt that fits: a shorter one could only fit a question that begins like another.
         return next((length for length in self._lengths if prefix_ids[:length] in self._questions), None)
 

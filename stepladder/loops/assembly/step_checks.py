@@ -27,7 +27,7 @@ def code_check(decode: Decode, *, prompt_length: Callable[[tuple[int, ...]], int
 
     Args:
         decode: Text of some tokens.
-        prompt_length: Says how many tokens of a prefix are its prompt, whose code does not count; None where that is not known, and
+        prompt_length: Says how many tokens of a prefix are its prompt, whose code does not count; None if unknown, and
             nothing is checked.
         sandbox: Where the code runs.
     """

@@ -23,7 +23,7 @@ class Setting:
     holds: Literal["settings", "names", "value"] = "value"
     """Other settings, values under names that are free, or a value."""
     types: tuple[str, ...] = ()
-    """The types of the variant that take it; empty where the table is no variant, or all take it."""
+    """The types of the variant that take it; empty if the table is no variant, or all take it."""
 
     @property
     def key(self) -> str:

@@ -276,7 +276,7 @@ class ComparisonResults:
     seeds: int
     """Searches of each problem at each budget."""
     baseline: str | None
-    """The method that every other one is set against; None where all take no budget."""
+    """The method that every other one is set against; None if all take no budget."""
     figures: tuple[MethodFigures, ...]
     """The figures, method by method and by rising budget."""
     outcomes: tuple[Outcome, ...]

@@ -24,7 +24,7 @@ def read_json(path: Path, *, what: str, remedy: str) -> Any:
         remedy: What to do about a file that is something else.
 
     Raises:
-        CheckpointError: If it cannot be read, or is no JSON.
+        CheckpointError: If it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -50,7 +50,7 @@ class RowCounts:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelCounts:
-    """What labelling kept and dropped, by kind of row; None where the configuration does not ask for a kind."""
+    """What labelling kept and dropped, by kind of row; None if the configuration does not ask for a kind."""
 
     trees: RowCounts | None = None
     """Trees of recent policies, with ``labels.data = "on-policy"``."""
@@ -113,7 +113,7 @@ class TrainingSummary:
     layout: str
     """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
     best_update: int | None = None
-    """Update whose weights were kept; None where no rows were held out."""
+    """Update whose weights were kept; None if no rows were held out."""
     held_out_loss: float | None = None
     """Loss of these weights on the rows held out."""
     members: tuple["TrainingSummary", ...] = ()
@@ -207,7 +207,7 @@ class RoundTraining:
     policy: PolicyTraining = field(default_factory=PolicyTraining)
     """Those of the policy."""
     prm: TrainingSummary | FailedTraining | None = None
-    """That of the PRM; None where none was trained."""
+    """That of the PRM; None if none was trained."""
 
     def to_dict(self, number: int) -> dict[str, Any]:
         """Return plain containers, for JSON; ``number`` is the round, since the first has no key for the PRM."""
@@ -237,7 +237,7 @@ class SearchFigures:
     failed_steps: int
     """Steps on which the policy's backend failed."""
     token_use: TokenUse | None = None
-    """What the backends forwarded; None where that was not written down."""
+    """What the backends forwarded; None if that was not written down."""
     rollout_tokens: int = 0
     """Tokens sampled afterwards, for the PRM to learn from."""
 
@@ -296,9 +296,9 @@ class RoundRow:
     training: RoundTraining = field(default_factory=RoundTraining)
     """The trainings."""
     nothing_learned: str | None = None
-    """Why the policy had nothing to learn from, and what to try; None where it had."""
+    """Why the policy had nothing to learn from, and what to try; None if it had."""
     failures: FailureFigures | None = None
-    """Failed samples; None where none failed."""
+    """Failed samples; None if none failed."""
     seconds: float | None = None
     """Wall-clock time of the last call that worked on the round."""
     schema_version: int = ROUND_SCHEMA_VERSION

@@ -136,7 +136,7 @@ class SplitFigures:
     pool: PoolFigures = field(default_factory=PoolFigures)
     """The independent samples."""
     best_prm_within_problem_auc: float | None = None
-    """``prm_within_problem_auc`` of the best PRM so far on the same samples; None where it is the one measured, or there is none."""
+    """``prm_within_problem_auc`` of the best PRM so far on the same samples; None if it is the one measured, or there is none."""
     search: EqualTokenFigures | None = None
     """The search; None on a split that is not searched."""
 
@@ -162,7 +162,7 @@ class SplitFigures:
 
 
 def value_of(accuracy: Accuracy | None) -> float | None:
-    """Return the share, or None where nothing was measured."""
+    """Return the share, or None if nothing was measured."""
     return None if accuracy is None else accuracy.value
 
 

@@ -24,7 +24,7 @@ _Count = int | None
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenUse:
-    """Tokens of some searches; a count is None where the backend does not tell."""
+    """Tokens of some searches; a count is None if the backend does not tell."""
 
     unique_tokens: int
     """Tokens of the trees."""
@@ -91,7 +91,7 @@ class TokenUse:
         return asdict(self) | {name: None if value is None else round(value, 4) for name, value in ratios.items()}
 
     def sentence(self) -> str | None:
-        """Return a line for people; None where no backend tells."""
+        """Return a line for people; None if no backend tells."""
         parts = []
         if self.cached_share is not None:
             parts.append(f"{self.cached_share:.0%} of prefix tokens cached")

@@ -61,7 +61,7 @@ def check_stage(shards: Sequence[Path], place: str) -> Failures:
 
 
 def failure_figures(folder: Path) -> FailureFigures | None:
-    """Return the failed samples of a round by the folder of their shards, with the first message; None where none failed."""
+    """Return the failed samples of a round by the folder of their shards, with the first message; None if none failed."""
     paths = sorted(folder.rglob(f"*{_SUFFIX}"))
     if not paths:
         return None

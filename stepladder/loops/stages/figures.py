@@ -70,7 +70,7 @@ def split_figures(folder: Path) -> SplitFigures:
 
 
 def folder_auc(folder: Path) -> float | None:
-    """Return how well the scores in a folder of samples rank the solutions of a problem; None where nothing can be ranked."""
+    """Return how well the scores in a folder of samples rank the solutions of a problem; None if nothing can be ranked."""
     return _within_problem_auc(_pools(folder))
 
 

@@ -69,7 +69,7 @@ def fall_back(earlier: dict[int, float | None]) -> int | None:
         earlier: Within-problem AUC, on fresh held-out samples, of the PRMs that were accepted before it, by round.
 
     Returns:
-        None where none is above chance: no PRM is better than one that ranks wrong solutions first.
+        None if none is above chance: no PRM is better than one that ranks wrong solutions first.
     """
     known = [(auc, number) for number, auc in earlier.items() if auc is not None and auc > CHANCE]
     return max(known)[1] if known else None

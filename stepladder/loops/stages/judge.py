@@ -28,7 +28,7 @@ def judge(
         training: Its trainings.
         search: Its training search; None in round 0.
         labels: Its training rows; None in round 0.
-        nothing_learned: Why the policy had nothing to learn from; None where it had.
+        nothing_learned: Why the policy had nothing to learn from; None if it had.
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)

@@ -83,7 +83,7 @@ def compares_steps(config: Config) -> bool:
 
 
 def preference_kind(config: Config) -> RowKind[PreferencePair] | RowKind[GradedRow] | None:
-    """Return the kind of rows that the preference loss takes; None where the policy learns from traces alone."""
+    """Return the kind of rows that the preference loss takes; None if the policy learns from traces alone."""
     if not config.preference.enabled:
         return None
     return GRADED if config.preference.unpaired else PAIRS

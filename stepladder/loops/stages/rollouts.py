@@ -32,7 +32,7 @@ from stepladder.types import Failures, LabelledProblem, derive_seed
 
 
 def roll_out(context: RoundContext, number: int) -> None:
-    """Sample solutions of the training problems with the round's new policy, and make rows of them; nothing where none is trained."""
+    """Sample solutions of the training problems with the round's new policy, and make rows of them; nothing if none is trained."""
     run, config = context.run, context.config
     if not (trains_prm(config) and config.prm.rollouts and run.policy(number).exists()):
         return

@@ -36,7 +36,7 @@ class LabelSources:
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None
-    """The PRM before the one that guided the search; None where there is none, or nothing asks for it."""
+    """The PRM before the one that guided the search; None if there is none, or nothing asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +111,7 @@ def tree_value_rows(config: Config, records: list[TreeRecord]) -> Selection[Valu
 
 
 def step_pair_rows(config: Config, records: list[TreeRecord]) -> list[PreferencePair] | None:
-    """Return pairs of steps for the PRM; None where it learns from values."""
+    """Return pairs of steps for the PRM; None if it learns from values."""
     return config.prm.target.select(records).rows if isinstance(config.prm.target, StepPairs) else None
 
 

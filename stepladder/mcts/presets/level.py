@@ -7,7 +7,7 @@ LEVEL_ROWS = (
         "beam",
         "Step-level beam search: the best wave steps of each depth go on with num_children steps each, answer by best score.",
         source="Snell et al. 2024, Scaling LLM test-time compute optimally, section 5.2; search-and-learn, sal/config.py",
-        budget="4 to 256 samples of each depth of which a quarter go on, 40 steps",
+        budget="4 to 256 samples of each depth; a quarter of them continue; 40 steps",
         differs="a beam that ends is not replaced; the temperature is ours",
         selection="beam",
         wave=4,

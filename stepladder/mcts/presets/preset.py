@@ -9,20 +9,20 @@ from stepladder.mcts.search_method import SearchMethod, build_method
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """A named method and where it comes from."""
+    """A named method and its source."""
 
     method: SearchMethod
     """The method."""
     source: str
-    """Paper or system; ``ours`` for what has none."""
+    """Paper or system; ``ours`` without one."""
     budget: str = ""
     """The budget that the source reports, in words; empty when it states none. A search takes its budget from the caller."""
     differs: str = ""
-    """Where the method departs from the source; empty when it does not."""
+    """How the method departs from the source; empty if it does not."""
 
 
 def row(name: str, description: str, *, source: str, budget: str = "", differs: str = "", **settings: Any) -> Preset:
-    """Return a preset of the settings in which it differs from the defaults.
+    """Return a preset, given the settings that differ from the defaults.
 
     ``selection`` is the name of a built-in rule or the ``Selection`` class of another one.
 

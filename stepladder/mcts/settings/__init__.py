@@ -1,4 +1,4 @@
-"""The settings of a search method, cut by what they decide; each record declares its settings and checks them beside their fields.
+"""The settings of a search method, grouped by what they decide. Each record declares and checks its settings.
 
 A setting has one name, in files, on the command line and in Python. No two records share a name for different things, so a user names a
 setting alone (``num_children=8``), and ``stepladder.mcts.search_method`` puts it into its record.

@@ -1,4 +1,4 @@
-"""How a tree grows: what is sampled after a leaf, what the new nodes are worth to it, and what travels back to the root."""
+"""Growth of a tree: the samples after a leaf, the worth of its new nodes, and the return that goes to the root."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -76,7 +76,7 @@ class Rollouts:
     rollouts: int
     """Continuations sampled from a new child to value it, >= 0; 0 is none."""
     rollout_steps: int | None = None
-    """Steps of a rollout, >= 1: one that did not end by then is worth its last step's score (lookahead). None goes on to the end."""
+    """Steps of a rollout, >= 1. An unfinished rollout is worth its last step's score (lookahead). None continues to the end."""
     rollout_temperature: float = 1.0
     """Sampling temperature of rollouts, >= 0; 0 is greedy, and one is enough."""
     rollout_mix: float = 1.0
@@ -112,8 +112,8 @@ class Steps:
     """Siblings that become one child: those of equal ``tokens``, or of equal ``text`` up to white space, whose first tokens then stand for
     all."""
     branch_entropy: float | None = None
-    """Only a leaf whose own step was this uncertain branches, >= 0. The measure is the mean surprisal of the step's tokens in nats, an
-    estimate of their entropy; below it the leaf goes on by one sample. None always branches, and the root always does."""
+    """Uncertainty of a leaf's own step from which on the leaf branches, >= 0. It is measured as the mean surprisal of the step's tokens in
+    nats, an estimate of their entropy. Below it the leaf gets one sample. None always branches, and so does the root."""
     priors: Priors = field(default_factory=Priors)
     """Prior probabilities of the children."""
     evaluation: str = "children"
@@ -122,9 +122,9 @@ class Steps:
     (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
     worth its value, and the leaf and its ancestors get one visit worth the same."""
     rollouts: Rollouts | None = None
-    """What values new children beside their scores; None is nothing."""
+    """Rollouts that value new children in addition to their scores; None has none."""
     reward: str = "none"
-    """Reward of a step: ``none``, or ``gain``, its estimate less its parent's, where 0.5 stands for an unknown parent's."""
+    """Reward of a step: ``none``, or ``gain``, its estimate minus that of its parent (0.5 if unknown)."""
     backup: str = "mean"
     """``mean`` of all returns, ``min`` (the mean of returns that are no higher than the weakest estimate on their way), or from the
     children: ``child-mean`` (weighted by visits), ``uniform-child-mean``, ``max``."""
@@ -143,6 +143,6 @@ class Steps:
 class Solutions:
     """The root is expanded by whole solutions.
 
-    Draws share their first steps where their tokens are equal. Every draw is backed up as a mean from its last node, and priors are the
+    Draws share their first steps if their tokens are equal. Every draw is backed up as a mean from its last node, and priors are the
     shares of the draws.
     """

@@ -1,4 +1,4 @@
-"""What nodes and paths are worth, and when a search has found enough."""
+"""Worth of nodes and paths, and when a search has found enough."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,10 @@ ESTIMATES = ("step", "path")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Valuation:
-    """What scores make of a node and of a path."""
+    """Worth of a node and of a path from scores."""
 
     estimate: str = "step"
-    """What a node is worth by itself: its ``step``'s score, or the ``path``'s, by ``aggregation``."""
+    """Worth of a node: the score of its ``step``, or that of its ``path`` by ``aggregation``."""
     aggregation: str = "last"
     """Score of a trajectory from its steps' scores: ``last``, ``min``, ``mean``, ``product``, ``geometric-mean`` or another of
     ``aggregate_scores``. Estimates are kept in single precision: with ``estimate`` = ``path``, products below 1e-38 are all alike."""
@@ -39,7 +39,7 @@ class Agreement:
     OFF: ClassVar[None] = None
 
     stop_agreement: int
-    """The search ends once so many of the last ``stop_window`` waves lead to one answer, >= 1; None never."""
+    """The search ends when this many of the last ``stop_window`` waves lead to one answer, >= 1; None never."""
     stop_window: int = 10
     """Waves that ``stop_agreement`` looks back on, >= 1."""
 
@@ -55,7 +55,7 @@ class Stopping:
     """When a search ends before its budget does."""
 
     stop_value: float | None = None
-    """The search ends once a solution with an answer scores at least this, in [0, 1]; None never."""
+    """The search ends when a solution with an answer reaches this score, in [0, 1]; None never."""
     agreement: Agreement | None = None
     """When an answer has settled; None never ends a search."""
 

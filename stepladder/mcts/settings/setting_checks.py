@@ -1,6 +1,6 @@
 """Checks of settings.
 
-Every check has the same meaning: what it is given must hold, or it raises a ``ConfigError``.
+Every check has the same meaning: its condition must hold, or it raises a ``ConfigError``.
 """
 
 import math
@@ -23,7 +23,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_count(name: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
-    """Require a whole number of at least ``least``; None passes where the setting is optional."""
+    """Require a whole number of at least ``least``. None passes if the setting is optional."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
     check(is_count or (optional and value is None), f"{name} must be a whole number >= {least}: got {value!r}")
 
@@ -34,7 +34,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_number(name: str, value: Any, rule: str, *, optional: bool = False) -> None:
-    """Require a finite number that keeps a rule; None passes where the setting is optional.
+    """Require a finite number that follows a rule. None passes if the setting is optional.
 
     Args:
         name: Name of the setting.

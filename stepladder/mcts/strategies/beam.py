@@ -1,4 +1,4 @@
-"""Beam search: the best nodes of the deepest level go on.
+"""Beam search: the best nodes of the deepest level continue.
 
 Axes: b searches, B rows of trees, n nodes, G groups of a beam, W leaves per tree.
 """
@@ -70,11 +70,11 @@ class BeamStrategy(Strategy):
         return waves
 
     def samples_after(self, search: SearchView, leaves: list[int], numbers: list[int]) -> list[int]:
-        """Share as many samples as there are beams running, where the beam shares."""
+        """Divide the samples among the running beams, if the beam shares."""
         if not self._settings.share or leaves == [Tree.ROOT]:
             return numbers
         share, rest = divmod(int(self._widths[search.row].sum()), len(leaves))
-        # The first ones, which are the best, take what does not divide.
+        # The first beams are the best; they take the remainder.
         return [min(number, share + (place < rest)) for place, number in enumerate(numbers)]
 
 
@@ -129,7 +129,7 @@ def select_beam(
 def _best_of_groups(
     candidate: Bool[np.ndarray, "b n"], group: Int[np.ndarray, "b n"], ended: Bool[np.ndarray, "b n"], widths: Int[np.ndarray, "b G"]
 ) -> tuple[Bool[np.ndarray, "b n"], Int[np.ndarray, "b G"]]:
-    """Return which of the ranked nodes are kept, in each group the first ones, and the widths less what ended."""
+    """Return which of the ranked nodes are kept, the first ones of each group, and the widths minus the ended nodes."""
     kept, widths = np.zeros_like(candidate), widths.copy()
     for number in range(widths.shape[1]):
         member = candidate & (group == number)
@@ -141,11 +141,11 @@ def _best_of_groups(
 
 
 def _groups(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b n"], num_groups: int) -> Int[np.ndarray, "b n"]:
-    """Return the group of each node, from the slot of the root's child above it; the root itself is in group 0."""
+    """Return the group of each node: the slot of its ancestor among the root's children; the root is in group 0."""
     if num_groups == 1:
         return np.zeros_like(nodes)
     column = rows[:, None]
-    # One level up at a time, until all stand at depth 1.
+    # Go up one level at a time, until all are at depth 1.
     while (above := tree.depth[column, nodes] > 1).any():
         nodes = np.where(above, tree.parent[column, nodes], nodes)
     return np.maximum(tree.slot[column, nodes], 0) % num_groups

@@ -28,7 +28,7 @@ class EdgeValues:
     critic_mix: float = 0.0
     """puct and uct select by (1 - critic_mix) * the edge's value + critic_mix * the child's own estimate, in [0, 1]."""
     normalise: str = "none"
-    """Edge values as they are (``none``) or rescaled between the parent's and the siblings' (``siblings``), where unvisited ones are 0."""
+    """Edge values unchanged (``none``), or rescaled between the parent's and the siblings' values, 0 if unvisited (``siblings``)."""
     unvisited: str = "raw"
     """Value of a child without visits: ``inf``, ``zero``, ``parent`` or ``raw`` (its own estimate). Not with
     ``normalise`` = ``siblings``."""
@@ -147,7 +147,7 @@ class Commitment:
     OFF: ClassVar[None] = None
 
     commit: int
-    """Simulations after which the search moves to the best child and goes on from there with the subtree kept, >= 1. None searches from
+    """Simulations after which the search moves to the best child and continues there with its subtree, >= 1. None searches from
     the root all the time."""
     commit_by: str = "visits"
     """The best child to move to: most ``visits``, or highest ``value``; the first of equals."""
@@ -275,7 +275,7 @@ class GumbelScores:
 
 
 def _stacked(schedules: Sequence[Int[np.ndarray, "K S"]]) -> Int[np.ndarray, "P K L"]:
-    """Stack schedules of different lengths; each goes on with its last entry, which stands for everything beyond its end anyway."""
+    """Stack schedules of different lengths. Each is padded with its last entry, which counts for everything after its end anyway."""
     longest = max(schedule.shape[1] for schedule in schedules)
     return np.stack([np.pad(schedule, ((0, 0), (0, longest - schedule.shape[1])), mode="edge") for schedule in schedules])
 
@@ -287,9 +287,9 @@ class DescentStrategy(Strategy):
         """Begin at the roots."""
         self._scores, self._commitment, self._discount = scores, commitment, np.float32(run.discount)
         self._starts = np.full(run.num_rows, Tree.ROOT)
-        """Node from which each row's search goes on."""
+        """Node at which each row's search starts now."""
         self._moved_at = np.zeros(run.num_rows, np.int64)
-        """Simulations that had been made when it moved there."""
+        """Number of simulations at the time of the move."""
 
     def begin(self, search: SearchView) -> None:
         """Begin at the root."""
@@ -297,12 +297,12 @@ class DescentStrategy(Strategy):
         self._scores.begin(search)
 
     def select(self, tree: Tree, searches: Sequence[SearchView], sizes: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b W"]:
-        """Descend from where each search stands."""
+        """Descend from the present start node of each search."""
         rows = rows_of(searches)
         return select_descent(tree, rows, sizes, rule=self._scores.rule, starts=self._starts[rows])
 
     def end_waves(self, tree: Tree, searches: Sequence[SearchView]) -> None:
-        """Move to the best child where enough simulations were made; the statistics stay as they are."""
+        """Move to the best child after enough simulations. The statistics do not change."""
         if self._commitment is None:
             return
         for search in searches:

@@ -32,7 +32,7 @@ _LEAST_WEIGHT = float(np.finfo(np.float32).tiny)
 _LOWEST = -1e9
 """Floor of a score, so that a sole candidate with prior 0 is still taken."""
 _NOT_CONSIDERED = -1e12
-"""Below every candidate, yet above a closed slot: where all candidates are closed, the search goes on among the others."""
+"""Below every candidate, but above a closed slot: if all candidates are closed, the search continues among the others."""
 
 
 class DescentRule(NamedTuple):
@@ -110,7 +110,7 @@ def descent_rule(  # noqa: PLR0913 - one per setting
 
 @compiled
 def puct(qvalue: float, prior: float, visits: int, sum_visits: int, c: float) -> float:
-    """Return the PUCT score of a child: Q + c * P * sqrt(sum_j n_j) / (1 + n); the bare value where no sibling was visited.
+    """Return the PUCT score of a child: Q + c * P * sqrt(sum_j n_j) / (1 + n); only the value if no sibling was visited.
 
     Source: Silver et al. 2017, "Mastering the game of Go without human knowledge", Methods. We add no noise at the root.
     """
@@ -140,9 +140,9 @@ def uct(qvalue: float, visits: int, parent_visits: int, c: float) -> float:
 
 @compiled
 def with_virtual_loss(qvalue: float, visits: int, in_flight: int) -> float:
-    """Return an edge value that counts every simulation in flight as a lost one, worth 0: Q * max(n, 1) / (max(n, 1) + f).
+    """Return an edge value that counts every simulation in flight as a loss, worth 0: Q * max(n, 1) / (max(n, 1) + f).
 
-    Values are in [0, 1], so 0 is the worst return there is; infinite values stay infinite.
+    Values are in [0, 1], so 0 is the worst return. Infinite values stay infinite.
 
     Source: Chaslot et al. 2008, "Parallel Monte-Carlo Tree Search".
     """
@@ -152,9 +152,9 @@ def with_virtual_loss(qvalue: float, visits: int, in_flight: int) -> float:
 
 @compiled
 def completed(qvalue: float, visits: int, raw_value: float, parent_value: float, unvisited: int, bonus: float) -> float:
-    """Return an edge value where one may be missing.
+    """Return an edge value, or a replacement if it is missing.
 
-    A visited child that brought no return yet takes its parent's value. One without visits takes what the rule says, plus the bonus:
+    A visited child without a return takes its parent's value. A child without visits takes the value of the rule, plus the bonus:
     ``inf`` (every child once, before any twice), ``zero``, ``parent`` (the parent's value) or ``raw`` (its own estimate, the parent's value
     when it has none). A parent without a value counts as 0.5.
     """
@@ -184,22 +184,22 @@ def normalised(qvalue: float, low: float, high: float) -> float:
 def with_critic(qvalue: float, raw_value: float, share: float) -> float:
     """Return the tree's value of an edge mixed with a critic's own estimate of the child: (1 - share) * Q + share * raw.
 
-    Where the critic is silent (NaN) the edge value stands alone.
+    Without a critic's estimate (NaN), the edge value counts alone.
 
-    Source: Putta et al. 2024, "Agent Q: Advanced reasoning and learning for autonomous AI agents", whose values mix what the tree says with
-    what a critic says; there the critic ranks the siblings, here it scores each of them.
+    Source: Putta et al. 2024, "Agent Q: Advanced reasoning and learning for autonomous AI agents", whose values mix those of the tree with
+    those of a critic. Their critic ranks the siblings; ours scores each of them.
     """
     return qvalue if math.isnan(raw_value) or share == 0 else (1 - share) * qvalue + share * raw_value
 
 
 @compiled
 def mixed_value(qvalues: Float[np.ndarray, "K"], priors: Float[np.ndarray, "K"], visits: Int[np.ndarray, "K"], raw_value: float) -> float:
-    """Return the value that stands for every child of a node without one of its own.
+    """Return the value that replaces the missing values of a node's children.
 
         v = (raw + n * sum_{known} P_k Q_k / sum_{known} P_k) / (1 + n),   n = sum_{known} n_k
 
     Args:
-        qvalues: Edge values; NaN where not known.
+        qvalues: Edge values; NaN if unknown.
         priors: Prior probabilities.
         visits: Visit counts.
         raw_value: The node's own estimate.
@@ -254,7 +254,7 @@ def scale_values(
 def improve_policy(logits: Float[np.ndarray, "K"], values: Float[np.ndarray, "K"]) -> None:
     """Replace logits, in place, by the improved policy softmax(logits + values).
 
-    Below the root, a child's score is its share of it less its share of the visits, n_k / (1 + sum_j n_j).
+    Below the root, a child's score is its share of it minus its share of the visits, n_k / (1 + sum_j n_j).
 
     Source: as ``mixed_value``, Section 5.
     """
@@ -271,7 +271,7 @@ def improve_policy(logits: Float[np.ndarray, "K"], values: Float[np.ndarray, "K"
 
 @compiled
 def descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"], rule: DescentRule) -> Int[np.ndarray, "b"]:
-    """Return the leaf at which each row's descent ends; every node on the way must have an open leaf below it."""
+    """Return the leaf at which each row's descent ends. Every node on the way must have an open leaf below it."""
     leaves = np.empty(len(rows), np.int64)
     # One buffer for all nodes: a node has at most as many children as there are slots.
     scores = np.empty(tree.children_index.shape[2])
@@ -305,7 +305,7 @@ def _best_open(nodes: Nodes, children: Int[np.ndarray, "K"], scores: Float[np.nd
 
 @compiled
 def _qvalue(node: Any, discount: float) -> float:
-    """Return the value of the edge into a node, in single precision; NaN where no visit brought a return."""
+    """Return the value of the edge into a node, in single precision; NaN if no visit had a return."""
     return node.reward + np.float32(discount) * node.value if node.visits > 0 else _UNKNOWN
 
 
@@ -317,7 +317,7 @@ def _score_by_bounds(nodes: Nodes, at: int, children: Int[np.ndarray, "K"], rule
     for child in children:
         sum_visits += nodes[child].visits + nodes[child].in_flight
         qvalue = _qvalue(nodes[child], rule.discount)
-        # A bound that is still NaN gives way to the first value.
+        # The first value replaces a bound that is still NaN.
         if not math.isnan(qvalue):
             low, high = (low if low < qvalue else qvalue), (high if high > qvalue else qvalue)
     for k in range(len(children)):
@@ -350,7 +350,7 @@ def _score_by_gumbel(
 ) -> None:
     """Fill in the scores of a Gumbel search; leaves in flight count as visits and leave the values alone."""
     num = len(children)
-    # Priors stand in ``logits`` until ``mixed_value`` has read them.
+    # ``logits`` holds priors until ``mixed_value`` has read them.
     logits, values, visits = np.empty(num), np.empty(num), np.empty(num, np.int64)
     for k in range(num):
         child = nodes[children[k]]
@@ -371,7 +371,7 @@ def _score_by_gumbel(
             scores[k] = logits[k] - visits[k] / (1 + sum_visits)
         return
     noise, schedule = rule.noise[row], rule.schedules[rule.schedule_of[row], num - 1]
-    # More visits than the schedule is long: its last entry stands for all of them.
+    # If there are more visits than entries of the schedule, the last entry counts for all of them.
     considered = schedule[min(sum_visits, len(schedule) - 1)]
     for k in range(num):
         scores[k] = halving_score(noise[k], logits[k], values[k], max_logit=max_logit, is_candidate=visits[k] == considered)

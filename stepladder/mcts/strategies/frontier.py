@@ -1,4 +1,4 @@
-"""Best-first and depth-first search: the best open leaf anywhere in the tree goes on.
+"""Best-first and depth-first search: the best open leaf anywhere in the tree is expanded next.
 
 Axes: b searches, W leaves per tree.
 """
@@ -26,7 +26,7 @@ class Frontier(Selection):
     min_value: float = 0.0
     """best-first, depth-first: leaves with a lower value are never expanded, >= 0."""
     stop_at_goal: bool = False
-    """best-first, depth-first: the search ends once the leaf to go on with is worth no more than the best solution's path scores."""
+    """best-first, depth-first: the search ends when the best open leaf is worth no more than the best solution's path scores."""
     terminals: str = "skip"
     """As in a descent."""
 
@@ -79,7 +79,7 @@ def select_frontier(
     Args:
         tree: The trees.
         rows: Rows.
-        num_leaves: Leaves wanted per row.
+        num_leaves: Requested leaves per row.
         deepest_first: Depth-first instead of best-first search.
         min_value: Leaves with a lower raw value are never selected; unscored ones pass.
 

@@ -43,7 +43,7 @@ def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
 
 
 def schedule_length(num_simulations: int) -> int:
-    """Return how many simulations a schedule is made for: in [1, 4096]; its last entry stands for all after it."""
+    """Return the number of simulations that a schedule covers, in [1, 4096]. Its last entry counts for all later ones."""
     return min(max(num_simulations, 1), _MAX_SCHEDULE)
 
 

@@ -27,7 +27,7 @@ _EPSILON = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Particles(Selection):
-    """Nodes of the newest level go on that were drawn by weight, with replacement."""
+    """Nodes of the newest level, drawn by weight and with replacement, continue."""
 
     TYPES: ClassVar[tuple[str, ...]] = ("resample",)
 
@@ -93,7 +93,7 @@ class ParticleStrategy(Strategy):
         return waves
 
     def _draw(self, tree: Tree, search: SearchView, most: int) -> list[int]:
-        """Draw the next generation and return its leaves, at most ``most`` particles of them, in the order of their nodes."""
+        """Draw the next generation and return its leaves, at most ``most`` particles, in the order of their nodes."""
         generation = self._generations[search.row]
         if generation.particles == [(Tree.ROOT, self._settings.wave)]:
             generation.particles, generation.copies = [], {Tree.ROOT: self._settings.wave}
@@ -125,7 +125,7 @@ class ParticleStrategy(Strategy):
         return [number * copies[leaf] for number, leaf in zip(numbers, leaves, strict=True)]
 
     def end_waves(self, tree: Tree, searches: Sequence[SearchView]) -> None:
-        """Let the new nodes join those that had ended before."""
+        """Add the new nodes to those that ended earlier."""
         for search in searches:
             particles = self._generations[search.row].particles
             for expansion in search.wave:
@@ -135,14 +135,14 @@ class ParticleStrategy(Strategy):
 def particle_weights(
     values: Float[np.ndarray, "n"], copies: Int[np.ndarray, "n"], *, rule: str, temperature: float
 ) -> Float[np.ndarray, "n"]:
-    """Return the probability with which each particle is drawn.
+    """Return the probability of drawing each particle.
 
         odds: w_i ~ copies_i * (v_i / (1 - v_i))^(1 / T), the softmax over logit(v_i) / T
         value: w_i ~ copies_i * exp(v_i / T)
 
     Args:
         values: Scores in [0, 1]; NaN counts as 0.5.
-        copies: How many particles each entry stands for, >= 1.
+        copies: Number of particles that each entry represents, >= 1.
         rule: One of ``RESAMPLE_WEIGHTS``.
         temperature: T, > 0.
 

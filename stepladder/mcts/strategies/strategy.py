@@ -1,4 +1,4 @@
-"""What a selection rule is: a ``Selection`` holds its settings, a ``Strategy`` selects for all problems of a run.
+"""A selection rule has two parts: a ``Selection`` holds its settings, a ``Strategy`` selects for all problems of a run.
 
 Axes: b searches, B rows of trees, W leaves per tree.
 """
@@ -19,11 +19,11 @@ from stepladder.types import Budget
 NO_LEAF = -1
 """Fills the places of a wave for which a tree has no leaf."""
 TERMINAL_RULES = ("skip", "revisit")
-"""What rules that can revisit terminals do with them."""
+"""Treatment of terminals by rules that can revisit them."""
 
 
 class SearchView(Protocol):
-    """What a strategy may read of a problem's search."""
+    """The part of a problem's search that a strategy may read."""
 
     row: int
     """Row of its tree."""
@@ -34,7 +34,7 @@ class SearchView(Protocol):
     wave: list[Expansion]
     """The expansions of its wave."""
     seed_of: Callable[..., int]
-    """Derives a seed from what it is for."""
+    """Derives a seed from its purpose."""
 
     @property
     def num_simulations(self) -> int:
@@ -48,7 +48,7 @@ class SearchView(Protocol):
 
 
 class RunShape(NamedTuple):
-    """What a strategy must know of the run that it selects for."""
+    """The part of a run that a strategy needs."""
 
     num_rows: int
     """Trees at once (B)."""
@@ -59,13 +59,13 @@ class RunShape(NamedTuple):
 
 
 class Strategy:
-    """Selects the waves of a run's searches; the state that it keeps of a search stands by the row of its tree.
+    """Selects the waves of a run's searches. It keeps the state of a search by the row of its tree.
 
     Subclasses must select. Everything else has a default that suits a rule without state.
     """
 
     def begin(self, search: SearchView) -> None:
-        """Begin a search in a row, which may have held another one."""
+        """Begin a search in a row that may have held another search."""
 
     def select(self, tree: Tree, searches: Sequence[SearchView], sizes: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b W"]:
         """Select the next wave of every search and reserve it in the tree (``reserve_waves``).
@@ -76,7 +76,7 @@ class Strategy:
             sizes: Leaves that each wave may have at most, >= 1.
 
         Returns:
-            The leaves in the order in which they are settled, ``NO_LEAF`` elsewhere. A search whose wave is empty is over.
+            The leaves in settling order, then ``NO_LEAF``. A search with an empty wave is over.
         """
         raise NotImplementedError
 
@@ -86,17 +86,17 @@ class Strategy:
         Args:
             search: The search.
             leaves: The wave.
-            numbers: What each leaf would have by the method's ``growth``; 0 where its solution has ended.
+            numbers: Samples of each leaf under the method's ``growth``; 0 if its solution has ended.
 
         """
         return numbers
 
     def has_reached_goal(self, tree: Tree, search: SearchView, leaves: list[int]) -> bool:
-        """Say whether a search is over because the wave that was selected for it cannot beat what it has found."""
+        """Say whether a search is over because its selected wave cannot beat the best solution found."""
         return False
 
     def end_waves(self, tree: Tree, searches: Sequence[SearchView]) -> None:
-        """Take note of waves, whose nodes are in the tree and backed up now."""
+        """Record waves whose nodes are now in the tree and backed up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,11 +142,11 @@ class Selection:
         return False
 
     def samples_at_root(self, num_children: int) -> int:
-        """Return the samples of the root's expansion, where no setting says otherwise."""
+        """Return the default number of samples of the root's expansion."""
         return num_children
 
     def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
-        """Check what the rule needs of the other settings.
+        """Check the rule's requirements on other settings.
 
         Raises:
             ConfigError: If they do not go together.

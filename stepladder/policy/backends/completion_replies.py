@@ -35,7 +35,7 @@ class ServedModel(NamedTuple):
 
     name: str
     context: int | None
-    """Tokens that it can hold; None where the server does not say."""
+    """Tokens that it can hold; None if the server does not say."""
 
 
 class Completion(NamedTuple):
@@ -44,9 +44,9 @@ class Completion(NamedTuple):
     tokens: list[tuple[int, float]]
     """Sampled ids with their log-probabilities, in nats, finite, at most ``_LOGP_ROUNDING``."""
     stopped: bool
-    """Whether the server stopped by itself; False where the cap on tokens cut the sample."""
+    """Whether the server stopped by itself; False if the cap on tokens cut the sample."""
     cached_tokens: int | None
-    """Tokens of the prompt that the server found in its cache; None where it does not say."""
+    """Tokens of the prompt that the server found in its cache; None if it does not say."""
 
 
 def read_json(body: bytes) -> Json:

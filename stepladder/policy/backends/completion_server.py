@@ -124,7 +124,7 @@ class CompletionServer:
             return await self._ask("POST", "completions", payload, limits=limits, seed=payload["seed"])
 
     async def _served_model(self) -> tuple[str, int | None]:
-        """Return the model's name and its context in tokens, None where the server does not say."""
+        """Return the model's name and its context in tokens, None if the server does not say."""
         limits = _Limits(min(self.settings.timeout_s, _LISTING_S), _REPLY_BYTES)
         try:
             served = read_models(await self._ask("GET", "models", None, limits=limits, seed=0))

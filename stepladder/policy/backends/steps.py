@@ -112,7 +112,7 @@ class StepRules:
 
         Args:
             text: The step.
-            question: The question, or nothing where it is not known.
+            question: The question, or nothing if it is not known.
             at_end: Whether its last token ends the sequence.
             closed: Whether its last token completes the text that closes it.
             starved: Whether more steps are wanted and the context has no room for them.

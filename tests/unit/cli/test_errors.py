@@ -34,7 +34,7 @@ CASES = [
     (pa.ArrowInvalid("Parquet magic bytes not found"), 2, "Parquet magic bytes not found"),
     (SafetensorError("header too small"), 2, "header too small"),
     (SecurityError("access to attribute"), 2, "access to attribute"),
-    (json.JSONDecodeError("Expecting value", "x", 0), 2, "it is no JSON"),
+    (json.JSONDecodeError("Expecting value", "x", 0), 2, "it is not JSON"),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), 2, "it is not UTF-8"),
     (ModuleNotFoundError("No module named 'zstandard'", name="zstandard"), 1, "the package 'zstandard' must be importable"),
     (KeyError("rows\nand more"), 1, "this is a bug of stepladder: KeyError: "),

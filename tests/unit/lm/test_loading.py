@@ -54,7 +54,7 @@ def test_what_is_missing_is_named(directory, tmp_path):
         load_tokenizer(tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.json").write_text("{}")
     (tmp_path / "bare" / "tokenizer_config.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: must be the settings of a tokenizer: it is no JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: must be the settings of a tokenizer: it is not JSON"):
         load_tokenizer(tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer_config.json").write_text("{}")
     (tmp_path / "bare" / "config.json").write_text((directory / "config.json").read_text())

@@ -35,7 +35,7 @@ class AnchoredPairs:
     best_and_worst: Count = 2
     """Solutions of each side that may take part, >= 1."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

@@ -33,7 +33,7 @@ class CommittedPairs:
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1; larger margins go first."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

@@ -46,7 +46,7 @@ class ContrastPairs:
     rejected_must_fail: bool = True
     """Whether a rejected step may have nothing right at or below it."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

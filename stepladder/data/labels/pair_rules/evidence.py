@@ -27,7 +27,7 @@ from stepladder.types import PreferencePair, TreeRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvidencePairs:
-    """Sibling steps of which one is clearly better, with outcomes as evidence on both sides.
+    """Sibling steps with a clear difference, with outcomes as evidence on both sides.
 
     Candidates are all ordered pairs of children of one node in which the first has a right leaf at or below it and the second a wrong one
     (and no right one, if ``rejected_must_fail``). The chosen ones come from the children with the highest values among the first, the
@@ -54,7 +54,7 @@ class EvidencePairs:
     rejected_must_fail: bool = True
     """Whether a rejected step may have nothing right at or below it."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

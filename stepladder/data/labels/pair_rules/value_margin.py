@@ -33,7 +33,7 @@ class ValueMarginPairs:
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -68,7 +68,7 @@ class AgentQPairs:
     critic_weight: Share = 0.5
     """w: share of the process reward model's score of the step in Q, in [0, 1]."""
     target: ValueTarget = ValueTarget.TREE_VALUE
-    """What the value of a step is."""
+    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
