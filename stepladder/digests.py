@@ -1,6 +1,7 @@
 """Digests of files and directories, to detect changes."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
@@ -27,3 +28,17 @@ def file_stats(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and modification time of a file, or of all files below a directory. Equal stats mean that nothing was written."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+def current_digest(path: Path) -> str:
+    """Return ``digest_of`` a path as it is now; what was not written since the last call in this process is not read again.
+
+    Raises:
+        OSError: If something cannot be read.
+    """
+    return _digest_at(path, file_stats(path))
+
+
+@lru_cache(maxsize=256)
+def _digest_at(path: Path, stats: tuple[tuple[str, int, int], ...]) -> str:
+    return digest_of(path)

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stepladder.errors import CheckpointError, DataFormatError, StepladderError
+from stepladder.errors import CheckpointError, StepladderError
 
 _MAX_REASON = 240
 """Characters of a library's message that are shown."""
@@ -18,9 +18,7 @@ _STRUCTURE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticErro
 
 
 @contextmanager
-def reading(
-    path: str | Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError
-) -> Iterator[None]:
+def reading(path: str | Path, *, what: str, remedy: str, raises: type[StepladderError] = CheckpointError) -> Iterator[None]:
     """Turn whatever a missing, damaged, foreign or unreadable file makes the block raise into one sentence; our own errors pass.
 
     The block reads, and takes what it needs out of what it read. It does no other work, so that no mistake of ours is blamed on a file.
@@ -32,7 +30,7 @@ def reading(
         raises: The error.
 
     Raises:
-        CheckpointError, DataFormatError: As ``raises`` says.
+        StepladderError: Of the class that ``raises`` names.
     """
     try:
         yield
@@ -44,15 +42,13 @@ def reading(
         raise raises(f"{_place(error, path)}: must be {what}: {reason} -- {_remedy(error, remedy)}") from error
 
 
-def read_json(path: Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError) -> Any:
+def read_json(path: Path, *, what: str, remedy: str, raises: type[StepladderError] = CheckpointError) -> Any:
     """Return what a JSON file holds; arguments and errors as for ``reading``."""
     with reading(path, what=what, remedy=remedy, raises=raises):
         return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
-def read_json_object(
-    path: Path, *, what: str, remedy: str, raises: type[CheckpointError] | type[DataFormatError] = CheckpointError
-) -> dict[str, Any]:
+def read_json_object(path: Path, *, what: str, remedy: str, raises: type[StepladderError] = CheckpointError) -> dict[str, Any]:
     """Return what a JSON file holds that must be one object; arguments and errors as for ``reading``."""
     found = read_json(path, what=what, remedy=remedy, raises=raises)
     if not isinstance(found, dict):
@@ -195,7 +191,8 @@ def _umask() -> int:
 
 @contextmanager
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn a failed write into one sentence, and remove the temporary file on any failure."""
+    """Turn a failed write into one sentence; on any failure remove the temporary file, and directories that were made for it."""
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -215,3 +212,7 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+        for parent in missing:
+            # Directories that hold something stay: the file itself, or what somebody else put there meanwhile.
+            with suppress(OSError):
+                parent.rmdir()

@@ -26,7 +26,7 @@ from stepladder.commands.comparison import Cell, Comparison, Contender
 from stepladder.commands.comparison_cells import check_failures, fill_cells, read_cell
 from stepladder.data.metrics import answers as metrics
 from stepladder.errors import CheckpointError
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
 from stepladder.loops.config.run import Config
@@ -43,7 +43,6 @@ from stepladder.loops.runs.comparison_results import (
     ProblemsFacts,
 )
 from stepladder.loops.runs.directory import software
-from stepladder.loops.runs.json_records import read_json
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import WorkerPool, worker_pool
 from stepladder.types import LabelledProblem

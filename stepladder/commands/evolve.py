@@ -18,6 +18,7 @@ from stepladder.loops.assembly.policies import build_renderer, imported_row_chec
 from stepladder.loops.assembly.problems import build_problems, check_verifier
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, load_run, open_run
+from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
@@ -51,9 +52,10 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         on_round(row)
     if len(run.rows()) > config.run.rounds:
         return run
+    guard = InputGuard(config, run.inputs(), place=root)
     run.log_event("start", rounds=config.run.rounds, workers=num_workers(config))
     with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
-        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display)
+        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display, guard=guard)
         while (number := len(run.rows())) <= config.run.rounds:
             begin = time.monotonic()
             row = replace(run_round(context, number), seconds=round(time.monotonic() - begin, 1))

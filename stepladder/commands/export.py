@@ -77,6 +77,7 @@ def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: P
             f"{run.root}: {options.format} is made of {kind} rows: got none in rounds {', '.join(map(str, rounds))}, where nothing learned "
             "from any -- choose another --format"
         )
+    _check_trees(shards)
     job = _job(run, config, rounds, chosen, kind, options)
     stage = f"export: {options.format}"
 
@@ -94,6 +95,14 @@ def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: P
     left_out = f", {sum(summary.dropped.values())} candidates left out (see its README.md)" if summary.dropped else ""
     of_rounds = f"round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
     return f"{place}: {summary.num_rows} rows of {options.format} from {of_rounds}{left_out}"
+
+
+def _check_trees(shards: Sequence[Path]) -> None:
+    """Check that the trees behind some rows are there: they hold the questions."""
+    for path in shards:
+        tree = path.parents[1] / "trees" / path.name
+        if not tree.exists():
+            raise DataFormatError(f"{tree}: must be there: it holds the questions of {path} -- restore it, or export other rounds")
 
 
 def explain_formats() -> str:

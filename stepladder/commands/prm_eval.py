@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
+from stepladder.data.datasets.problems import check_source
 from stepladder.data.metrics import step_scores as prm_metrics
 from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
 from stepladder.errors import ConfigError, DataFormatError
@@ -55,6 +56,8 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     """
     if job.aggregation not in AGGREGATIONS:
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {job.aggregation!r}")
+    for path in files:
+        check_source(path)
     split = job.source.resolve().split
     check_backend(job.source)
     loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
+from stepladder.data.datasets.problems import check_source
 from stepladder.errors import ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
@@ -71,6 +72,8 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str,
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {aggregation!r}")
     if rewards not in (None, *REWARDS):
         raise ConfigError(f"--rewards: must be one of {', '.join(REWARDS)}: got {rewards!r}")
+    # What is wrong first is said first: a file that is not there, then a model that is not.
+    check_source(path)
     spec = source.resolve()
     check_backend(source)
     file = load_stepwise(path, split=spec.split)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from stepladder.commands.prm_score import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
+from stepladder.data.datasets.problems import check_source
 from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.value_rows import value_rows
@@ -90,6 +91,8 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
     """
     if (job.target, job.supervise) != ("monte-carlo", "step-end"):
         raise ConfigError("prm train: files say themselves what their steps learn: got --target or --supervise -- give them with --trees")
+    for path in files:
+        check_source(path)
     spec, settings = training_spec(job), _settings(job, training)
     dropped: Counter[str] = Counter()
     solutions: list[StepwiseSolution] = []

@@ -12,7 +12,7 @@ from stepladder.commands.solve_progress import Progress, answer_settings, part_o
 from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
 from stepladder.data.datasets.problems import load_problems
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
@@ -287,7 +287,9 @@ def _bare_config(policy: str) -> Config:
     from stepladder.policy.prompts import StepFormat
 
     saved = asdict(StepFormat.load(policy)) if _has_format(policy) else {}
-    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=FormatConfig(**saved))
+    with reading(policy, what="a model with a step format that settings may have", remedy="save the format again"):
+        stated = FormatConfig(**saved)
+    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=stated)
 
 
 def _has_format(directory: str) -> bool:

@@ -15,7 +15,6 @@ whole update.
 """
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -38,7 +37,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.files import atomic_directory
+from stepladder.files import atomic_directory, read_json_object
 from stepladder.hold_out import hold_out, share_of
 from stepladder.lm.adapters import quantization, with_adapters, without_adapters
 from stepladder.lm.loading import FORMAT_FILE, resolve_device
@@ -322,7 +321,7 @@ def newest_checkpoint(work: Path, identity: str) -> str | None:
         mark = directory / FINISHED_FILE
         if not mark.is_file():
             shutil.rmtree(directory)
-        elif json.loads(mark.read_text(encoding="utf-8"))["identity"] != identity:
+        elif read_json_object(mark, what="the mark of a finished checkpoint", remedy=f"delete {work}").get("identity") != identity:
             raise CheckpointError(
                 f"{directory}: a training continues only its own checkpoints: this one has other rows, settings or start model "
                 f"-- delete {work}"

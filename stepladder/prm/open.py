@@ -184,8 +184,8 @@ class TokenPRM:
         renderer = self.renderer()
         if renderer.hash != self.spec.renderer_hash:
             raise DataFormatError(
-                f"renderer: must be the one that the PRM was trained with: got {renderer.hash!r}, expected {self.spec.renderer_hash!r} "
-                "-- keep tokenizer and step format of the model directory as they were saved"
+                f"{self.model}: tokenizer and step format must be those that the PRM was trained with: got renderer {renderer.hash!r}, "
+                f"expected {self.spec.renderer_hash!r} -- keep the files of the model directory as they were saved"
             )
         # Whole solutions are scored, so that a request's prefix is the prompt alone.
         return TokenSolutionScorer(self.load(len), renderer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.files import reading
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
 
@@ -229,9 +230,14 @@ class StageTimes:
     """Lines that are no event: a stop may cut the line being written."""
 
 
+_STAGE_END: dict[str, Any] = {"round": int, "stage": str, "seconds": int | float}
+"""What the event of a stage that ended holds."""
+
+
 def stage_times(path: Path) -> StageTimes:
     """Read the times of a run's stages from its events."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    with reading(path, what="the events of a run", remedy="remove it: it holds nothing but times"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     events = [event for line in lines if (event := _event(line)) is not None]
     seconds: dict[int, dict[str, float]] = {}
     begun = ended = 0
@@ -254,6 +260,9 @@ def stage_times(path: Path) -> StageTimes:
 def _event(line: str) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event and "time" in event else None
+    if not isinstance(event, dict) or not isinstance(event.get("time"), int | float) or not isinstance(event.get("event"), str):
+        return None
+    ended = event["event"] != "stage_end" or all(isinstance(event.get(key), kind) for key, kind in _STAGE_END.items())
+    return event if ended else None

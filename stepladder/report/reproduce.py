@@ -4,6 +4,7 @@ import json
 from html import escape
 from typing import Any
 
+from stepladder.files import reading
 from stepladder.loops.runs.directory import RunDir
 from stepladder.report.markup import Markup, lead, section, table
 
@@ -40,12 +41,12 @@ def _value(value: Any) -> str:
 
 def reproduce(run: RunDir) -> Markup:
     """Return the section on settings, versions and the command, from a run's run.json."""
-    facts = json.loads((run.root / "run.json").read_text(encoding="utf-8"))
-    settings = run.config().model_dump(mode="json")
-    versions = {"stepladder": facts["stepladder"], "python": facts["python"], **facts["packages"]}
-    rows = [("seed", str(settings["run"]["seed"])), ("configuration hash", facts["config_hash"])]
-    rows += [("git revision", facts["git_revision"])] if facts["git_revision"] else []
-    rows += list(versions.items())
+    facts, settings = run.facts(), run.config().model_dump(mode="json")
+    with reading(run.root / "run.json", what="the description of a run", remedy="restore it from a copy, or start another run"):
+        versions = {"stepladder": facts["stepladder"], "python": facts["python"], **facts["packages"]}
+        rows = [("seed", str(settings["run"]["seed"])), ("configuration hash", str(facts["config_hash"]))]
+        rows += [("git revision", str(facts["git_revision"]))] if facts["git_revision"] else []
+        rows += [(str(name), str(version)) for name, version in versions.items()]
     command = "stepladder evolve settings.toml --run-dir runs/again"
     return section(
         "reproduce",

@@ -55,24 +55,31 @@ class RoundTable:
             self._console.print(text, soft_wrap=True)
 
     def render(self) -> str:
-        """Return the table of all rounds as plain text."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("round", justify="right")
-        for name in ("pass@1 % (95 %)", *(method.label for method in _ACCURACIES), "PRM AUC", "pairs", "tokens", "time"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("accepted", no_wrap=True)
+        """Return the figures of all rounds as plain text: accuracies, then the rest, in two tables that fit a terminal of 80 columns."""
+        accuracies = _table("pass@1 % (95 %)", *(method.label for method in _ACCURACIES))
+        others = _table("PRM AUC", "pairs", "tokens", "time", "accepted")
         for row in self._rows:
-            table.add_row(*_cells(row))
-        out = io.StringIO()
-        Console(file=out, width=_WIDE_ENOUGH, color_system=None, force_terminal=False).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+            figures = (percent_with_interval(accuracy(row, POLICY)), *(_percent(row, method) for method in _ACCURACIES))
+            accuracies.add_row(str(row.round), *figures)
+            others.add_row(str(row.round), *_other_figures(row))
+        return f"{_as_text(accuracies)}\n{_as_text(others)}"
 
 
-def _cells(row: RoundRow) -> list[str]:
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("round", *names):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _as_text(table: Table) -> str:
+    out = io.StringIO()
+    Console(file=out, width=_WIDE_ENOUGH, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def _other_figures(row: RoundRow) -> list[str]:
     return [
-        str(row.round),
-        percent_with_interval(accuracy(row, POLICY)),
-        *(_percent(row, method) for method in _ACCURACIES),
         decimals(row.test.pool.prm_within_problem_auc),
         count(kept_pairs(row)),
         count(row.generated_tokens),

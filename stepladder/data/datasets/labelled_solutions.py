@@ -68,7 +68,8 @@ def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split:
             ``drop``: no label.
         split: What a ``solution`` in one piece is split at; None refuses such rows.
 
-    Dropped by reason: ``flagged alternative`` (PRM800K), ``prefix without a step`` (OmegaPRM).
+    Dropped by reason: ``flagged alternative`` (PRM800K), ``prefix without a step`` and ``repeated prefix`` (OmegaPRM; the first value of a
+    prefix counts).
 
     Raises:
         ConfigError: If ``neutral`` is unknown.
@@ -281,6 +282,9 @@ def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
             )
         if not prefix[len(question) :].strip():
             options.dropped["prefix without a step"] += 1
+            continue
+        if any(node["prefix"] == prefix for node in nodes):
+            options.dropped["repeated prefix"] += 1
             continue
         above = next((node for node in reversed(nodes) if prefix.startswith(node["prefix"]) and prefix != node["prefix"]), None)
         node = {

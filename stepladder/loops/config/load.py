@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stepladder.errors import ConfigError, right_name
+from stepladder.files import file_fault, reading
 from stepladder.loops.config.names import all_settings, right_key, variants
 from stepladder.loops.config.run import PATH_KEYS, Config
 
@@ -33,16 +34,18 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
     Raises:
         ConfigError: If the file is missing or malformed, or a setting is unknown or impossible.
     """
-    raw: dict[str, Any] = json.loads(json.dumps(base or {}))
-    if path is not None:
-        _merge(raw, _resolve_paths(_read_toml(path), path.parent))
-    given = [(override, *_split_override(override)) for override in overrides]
-    for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
-        _apply_override(raw, key, value, override=override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, where=str(path) if path else "configuration")) from None
+    where = str(path) if path else "configuration"
+    with reading(where, what="settings of stepladder", remedy="correct them", raises=ConfigError):
+        raw: dict[str, Any] = json.loads(json.dumps(base or {}))
+        if path is not None:
+            _merge(raw, _resolve_paths(_read_toml(path), path.parent))
+        given = [(override, *_split_override(override)) for override in overrides]
+        for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
+            _apply_override(raw, key, value, override=override)
+        try:
+            return Config.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, where=where)) from None
 
 
 def with_overrides(config: Config, overrides: list[str]) -> Config:
@@ -59,8 +62,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file -- give the path of a TOML file, or none for the embedded task") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
+    except (ValueError, RecursionError, OSError, MemoryError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {file_fault(error)} -- correct it") from None
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def read_value(text: str) -> Any:
     """Return a value written as in TOML, or the text itself where it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

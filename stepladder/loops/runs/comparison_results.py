@@ -10,8 +10,8 @@ from pydantic import with_config
 
 from stepladder.data.metrics.answers import Interval
 from stepladder.errors import CheckpointError
-from stepladder.files import atomic_write_text
-from stepladder.loops.runs.json_records import CLOSED, read_json, record_of
+from stepladder.files import atomic_write_text, read_json
+from stepladder.loops.runs.json_records import CLOSED, record_of
 
 COMPARISON_SCHEMA_VERSION = 1
 """Version of the stored form of a comparison; another one is refused."""

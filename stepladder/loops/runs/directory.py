@@ -28,17 +28,19 @@ from pathlib import Path
 from typing import Any
 
 from stepladder import __version__
-from stepladder.errors import CheckpointError
-from stepladder.files import atomic_write_text
+from stepladder.errors import CheckpointError, ConfigError
+from stepladder.files import atomic_write_text, read_json, read_json_object, reading
+from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import PATH_KEYS, Config
 from stepladder.loops.runs.inputs import check_inputs, input_digests
-from stepladder.loops.runs.json_records import read_json
 from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.trained_models import check_trained
 
 RUN_SCHEMA_VERSION = 1
 LOCK_FILE = ".lock"
 """Held by the process that works on a run."""
 _RUN_DIR = "{run_dir}"
+_NO_RUN = "restore it from a copy, or start another run"
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "mpmath")
 
 
@@ -58,16 +60,27 @@ class RunDir:
         return self.round(number) / "models" / "policy"
 
     def policy_source(self, version: int, config: Config) -> str:
-        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none."""
-        return str(self.policy(version)) if self.policy(version).exists() else config.policy.model
+        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none.
+
+        Raises:
+            CheckpointError: If the model is not what its training left.
+        """
+        model = self.policy(version)
+        if not model.exists():
+            return config.policy.model
+        check_trained(model)
+        return str(model)
 
     def prm(self, number: int) -> Path:
         """Return the PRM that a round trained."""
         return self.round(number) / "models" / "prm"
 
     def prm_source(self, version: int, config: Config) -> str:
-        """Return where a PRM version is: its round's directory, or the given model for version 0."""
-        return str(self.prm(version)) if version else str(config.prm.model)
+        """Return where a PRM version is: its round's directory, or the given model for version 0; errors as for ``policy_source``."""
+        if not version:
+            return str(config.prm.model)
+        check_trained(self.prm(version))
+        return str(self.prm(version))
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
         """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
@@ -136,7 +149,28 @@ class RunDir:
         Raises:
             CheckpointError: If the directory is no run, or one of another version.
         """
-        return Config.model_validate(_with_paths(_read_run_json(self.root)["config"], _RUN_DIR, str(self.root.resolve())))
+        path = self.root / "run.json"
+        facts = self.facts()
+        try:
+            with reading(path, what="the description of a run", remedy=_NO_RUN):
+                return load_config(None, [], base=_with_paths(facts["config"], _RUN_DIR, str(self.root.resolve())))
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: must hold settings of this version: {error}; or start another run") from error
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.json holds.
+
+        Raises:
+            CheckpointError: If the directory is no run, or one of another version.
+        """
+        return _read_run_json(self.root)
+
+    def inputs(self) -> dict[str, str]:
+        """Return the digests of the inputs when the run began, by the names of their settings; errors as for ``facts``."""
+        found = self.facts().get("inputs", {})
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.root / 'run.json'}: must hold the digests of inputs: got {found!r:.80} -- {_NO_RUN}")
+        return found
 
 
 def open_run(root: Path, config: Config) -> RunDir:
@@ -171,7 +205,7 @@ def check_run(root: Path, config: Config) -> None:
     run = RunDir(root=root)
     if (root / "run.json").exists():
         _check_same(run, config)
-        check_inputs(config, _read_run_json(root).get("inputs", {}), place=root)
+        check_inputs(config, run.inputs(), place=root)
     else:
         run.check_new()
 
@@ -231,12 +265,14 @@ def _check_same(run: RunDir, config: Config) -> None:
 
 def _read_run_json(root: Path) -> dict[str, Any]:
     path = root / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{root}: not a stepladder run: run.json is missing -- give the directory that evolve wrote") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: must be JSON: {error} -- the run cannot be used") from None
+    if not root.is_dir():
+        found = "it is a file" if root.exists() else "there is no such directory"
+        raise CheckpointError(f"{root}: must be a run: {found} -- give the directory that evolve wrote")
+    with reading(path, what="the description of a run", remedy=_NO_RUN):
+        is_there = path.exists()
+    if not is_there:
+        raise CheckpointError(f"{root}: not a stepladder run: run.json is missing -- give the directory that evolve wrote")
+    facts = read_json_object(path, what="the description of a run", remedy=_NO_RUN)
     if facts.get("schema_version") != RUN_SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: schema_version must be {RUN_SCHEMA_VERSION}: got {facts.get('schema_version')!r} "

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import with_config
 
 from stepladder.data.metrics.answers import PoolSample
-from stepladder.files import atomic_write_text
-from stepladder.loops.runs.json_records import CLOSED, read_json, record_of
+from stepladder.files import atomic_write_text, read_json
+from stepladder.loops.runs.json_records import CLOSED, record_of
 
 _WHAT = "a stepladder evaluation"
 _REMEDY = "remove the file and run evolve again"

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from stepladder.digests import digest_of, file_stats
+from stepladder.digests import current_digest, file_stats
 from stepladder.errors import CheckpointError
+from stepladder.files import reading
 from stepladder.loops.config.run import PATH_KEYS, Config
 
 _FREE = {("training", "accelerate_config")}
@@ -17,8 +18,17 @@ def input_paths(config: Config) -> dict[str, Path]:
 
 
 def input_digests(config: Config) -> dict[str, str]:
-    """Return the digest of every input that lies on this machine, by the name of its setting."""
-    return {name: digest_of(path) for name, path in input_paths(config).items()}
+    """Return the digest of every input that lies on this machine, by the name of its setting.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    return {name: _digest(path, name) for name, path in input_paths(config).items()}
+
+
+def _digest(path: Path, name: str) -> str:
+    with reading(path, what=f"readable, as {name}", remedy="restore it"):
+        return current_digest(path)
 
 
 def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> None:
@@ -34,7 +44,7 @@ def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> No
     """
     paths = input_paths(config)
     for name, digest in expected.items():
-        if name not in paths or digest_of(paths[name]) != digest:
+        if name not in paths or _digest(paths[name], name) != digest:
             found = f"{paths[name]} has changed" if name in paths else "it is gone"
             raise CheckpointError(f"{place}: {name} must stay what it was when the run began: {found} -- restore it, or start another run")
 
@@ -42,16 +52,18 @@ def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> No
 class InputGuard:
     """Notices between stages that an input has changed: cheap as long as nothing was written."""
 
-    def __init__(self, config: Config, place: Path) -> None:
-        """Remember the inputs of a configuration as they are now."""
-        self._config, self._place = config, place
-        self._digests, self._stats = input_digests(config), self._all_stats()
+    def __init__(self, config: Config, expected: dict[str, str], *, place: Path) -> None:
+        """Check the inputs, and remember when they were written; arguments and errors as for ``check_inputs``."""
+        self._config, self._expected, self._place = config, expected, place
+        self._stats = self._all_stats()
+        check_inputs(config, expected, place=place)
 
     def check(self) -> None:
         """Check that the inputs have not changed; errors as for ``check_inputs``."""
         if (stats := self._all_stats()) != self._stats:
-            check_inputs(self._config, self._digests, place=self._place)
+            check_inputs(self._config, self._expected, place=self._place)
             self._stats = stats
 
     def _all_stats(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
-        return {name: file_stats(path) for name, path in input_paths(self._config).items()}
+        with reading(self._place, what="a run of which every input may be read", remedy="restore it"):
+            return {name: file_stats(path) for name, path in input_paths(self._config).items()}

@@ -1,8 +1,6 @@
 """Records in JSON files: read with every key and type checked, so that a wrong file is one sentence and never a ``KeyError``."""
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -13,26 +11,6 @@ RecordT = TypeVar("RecordT")
 
 CLOSED = ConfigDict(extra="forbid")
 """For ``pydantic.with_config``: a record that has no other keys than its fields."""
-
-
-def read_json(path: Path, *, what: str, remedy: str) -> Any:
-    """Return what a JSON file holds.
-
-    Args:
-        path: The file.
-        what: What it must be, for people.
-        remedy: What to do about a file that is something else.
-
-    Raises:
-        CheckpointError: If it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: must be {what}: {error.strerror} -- {remedy}") from None
-    # Text that is not UTF-8, and a number of more digits than Python takes, are ValueErrors, too.
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: must be {what}: {str(error).splitlines()[0]} -- {remedy}") from None
 
 
 def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, remedy: str) -> RecordT:

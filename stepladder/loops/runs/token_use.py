@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import with_config
 
+from stepladder.files import read_json
 from stepladder.interfaces import Policy, StepScorer
-from stepladder.loops.runs.json_records import CLOSED, read_json, record_of
+from stepladder.loops.runs.json_records import CLOSED, record_of
 from stepladder.types import TreeRecord
 
 RATIOS = ("cached_share", "forwarded_per_unique_token", "prm_forwarded_per_unique_token")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool
@@ -80,6 +81,8 @@ class RoundContext:
     """Where jobs run."""
     display: ProgressDisplay
     """Where progress is shown."""
+    guard: InputGuard | None = None
+    """Stops the run before a stage when an input has changed; None where nothing watches them."""
 
     def models(self, number: int, policy_version: int, prm_version: int | None) -> Models:
         """Return the models of a job with their provenance."""
@@ -116,7 +119,13 @@ class RoundContext:
 
     @contextmanager
     def stage(self, number: int, name: str) -> Iterator[StageEvent]:
-        """Log when a stage began, how long it took, and what is put into the event that is yielded."""
+        """Check the inputs, and log when a stage began, how long it took, and what is put into the event that is yielded.
+
+        Raises:
+            CheckpointError: If an input of the run has changed.
+        """
+        if self.guard is not None:
+            self.guard.check()
         begin, event = time.monotonic(), StageEvent()
         self.run.log_event("stage_begin", round=number, stage=name)
         yield event

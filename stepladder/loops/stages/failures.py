@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stepladder.errors import BackendError
-from stepladder.files import atomic_write_text
-from stepladder.loops.runs.json_records import read_json, record_of
+from stepladder.files import atomic_write_text, read_json
+from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.results import FailureFigures
 from stepladder.types import Failures
 

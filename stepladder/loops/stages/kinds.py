@@ -6,11 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Generic
 
-import pyarrow.parquet as pq
-
 from stepladder.data import store
 from stepladder.data.labels.rstar_math import StepPairs
-from stepladder.data.store import RecordT, ShardKind, read_records, write_records
+from stepladder.data.store import RecordT, ShardKind, count_rows, read_records, write_records
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
 from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord, ValueRow
@@ -100,4 +98,4 @@ def prm_kind(config: Config) -> RowKind[ValueRow] | RowKind[PreferencePair]:
 
 def has_rows(shards: Iterable[Path]) -> bool:
     """Say whether any of some Parquet shards holds a row."""
-    return any(pq.read_metadata(path).num_rows for path in shards)
+    return any(count_rows(path) for path in shards)

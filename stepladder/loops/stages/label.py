@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
-from stepladder.loops.runs.json_records import read_json
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext

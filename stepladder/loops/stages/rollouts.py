@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.labels.value_rows import value_rows
-from stepladder.files import atomic_write_text
+from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.loops.assembly.policies import build_policy, build_renderer
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
 from stepladder.loops.assembly.search import search_budget
@@ -98,7 +98,9 @@ def estimate(context: RoundContext, number: int, best_policy: int) -> int:
 
 
 def _estimate_tokens(shard: Path) -> int:
-    return json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["generated_tokens"]
+    path, remedy = shard.with_suffix(".json"), f"remove it and {shard.name}, and run evolve again"
+    with reading(path, what="the cost of estimates", remedy=remedy):
+        return int(read_json_object(path, what="the cost of estimates", remedy=remedy)["generated_tokens"])
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:

@@ -10,6 +10,7 @@ from stepladder.loops.assembly.training import build_preference_objective, train
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import RecentRounds
 from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
+from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind
@@ -79,6 +80,7 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
         sft, begun = None, start
         if learns_traces:
             sft = finished_training(between.with_suffix(".json"), [between], train=train_on_traces, read=TrainingSummary.from_dict)
+            check_trained(between)
             begun = str(between)
         base, shown = run.policy_source(0, config), f"{stage} preferences"
         task = Task.of(train_on_preferences, config=config, start=begun, base=base, rows=preferences, out=out, seed=seed, stage=shown)
@@ -91,6 +93,7 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
     trained = finished_training(out.with_suffix(".json"), [out], train=train, read=PolicyTraining.from_dict)
     shutil.rmtree(out.with_name("sft"), ignore_errors=True)
     out.with_name("sft.json").unlink(missing_ok=True)
+    digest_file(out.with_name("sft")).unlink(missing_ok=True)
     return trained
 
 

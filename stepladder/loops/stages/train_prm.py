@@ -61,7 +61,7 @@ def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path]
     policy = run.policy_source(context.newest_policy(number, best.policy), config)
     start = config.prm.model or policy
     if config.prm.start == "last" and best.prm is not None:
-        start = str(run.prm(best.prm) / out.relative_to(run.prm(number)))
+        start = str(Path(run.prm_source(best.prm, config)) / out.relative_to(run.prm(number)))
     seed = derive_seed(config.run.seed, "train", number)
     return Task.of(
         train_prm_model,

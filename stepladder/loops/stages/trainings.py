@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from stepladder.files import atomic_write_text
-from stepladder.loops.runs.json_records import read_json
+from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.runs.results import FailedTraining, TrainingSummary
+from stepladder.loops.runs.trained_models import digest_file, seal_model
 from stepladder.loops.runs.workers import Progress, report_progress
 
 if TYPE_CHECKING:
@@ -40,11 +40,14 @@ def finished_training(
     Raises:
         CheckpointError: If the file is no summary.
     """
-    done = _kept(summary, read)
+    done, trained = _kept(summary, read), summary.with_suffix("")
     if done is None or not (isinstance(done, FailedTraining) or all(model.exists() for model in models)):
         for model in models:
             shutil.rmtree(model, ignore_errors=True)
+        digest_file(trained).unlink(missing_ok=True)
         done = train()
+        if trained.exists():
+            seal_model(trained)
         atomic_write_text(summary, json.dumps(done.to_dict(), indent=2) + "\n")
     for model in models:
         shutil.rmtree(model.with_name(f"{model.name}.work"), ignore_errors=True)

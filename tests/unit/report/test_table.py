@@ -34,38 +34,25 @@ def test_missing_figures_and_rejection_are_shown() -> None:
 
 
 def test_render_has_one_aligned_line_per_round() -> None:
-    """The table has the header, a rule and the rounds, takes its natural width whatever the console's is, and holds no control codes."""
+    """Two tables, each with header, rule and rounds: aligned, within 80 columns whatever the console's width, without control codes."""
     console, _ = plain_console(width=20)
     table = RoundTable(console)
     for entry in full_rows():
         table.add(entry)
-    lines = table.render().splitlines()
-    assert len(lines) == 2 + 4
-    assert lines[0].split() == [
-        "round",
-        "pass@1",
-        "%",
-        "(95",
-        "%)",
-        "search",
-        "majority",
-        "best-of-n",
-        "weighted",
-        "vote",
-        "PRM",
-        "AUC",
-        "pairs",
-        "tokens",
-        "time",
-        "accepted",
-    ]
-    assert lines[2].split() == ["0", "16.7", "(11.7–21.7)", "21.0", "19.0", "–", "–", "–", "–", "176,000", "1", "min", "03", "s", "yes"]
-    assert lines[5].split()[-1] == "no"
-    ends = {line.index(text) + len(text) for line, text in zip(lines[2:], ("21.0", "66.0", "81.0", "79.0"), strict=True)}
+    text = table.render()
+    accuracies, others = (part.splitlines() for part in text.split("\n\n"))
+    assert len(accuracies) == len(others) == 2 + 4
+    assert accuracies[0].split() == ["round", "pass@1", "%", "(95", "%)", "search", "majority", "best-of-n", "weighted", "vote"]
+    assert others[0].split() == ["round", "PRM", "AUC", "pairs", "tokens", "time", "accepted"]
+    assert accuracies[2].split() == ["0", "16.7", "(11.7–21.7)", "21.0", "19.0", "–", "–"]
+    assert others[2].split() == ["0", "–", "–", "176,000", "1", "min", "03", "s", "yes"]
+    assert others[5].split()[-1] == "no"
+    ends = {line.index(text) + len(text) for line, text in zip(accuracies[2:], ("21.0", "66.0", "81.0", "79.0"), strict=True)}
     assert len(ends) == 1
-    assert "\x1b" not in table.render()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
 
 
-def test_render_without_rounds_is_only_the_header() -> None:
+def test_render_without_rounds_is_only_the_headers() -> None:
     """An empty run renders; nothing is invented."""
-    assert len(RoundTable(plain_console()[0]).render().splitlines()) == 2
+    assert len(RoundTable(plain_console()[0]).render().splitlines()) == 2 + 1 + 2

@@ -71,6 +71,10 @@ def test_both_forms_of_omegaprm_give_the_same_paths_and_every_node_counts_once(t
     file = load_stepwise(write(tmp_path / "flat.jsonl", flat))
     assert shapes(file) == expected
     assert file.dropped_by_reason == {"prefix without a step": 1}
+    flat["reasoning_steps"].append({"solution_prefix": "Q\n\n\na", "mc_value": 0.9})
+    file = load_stepwise(write(tmp_path / "repeated.jsonl", flat))
+    assert shapes(file) == expected, "a prefix that repeats trains once, with its first value"
+    assert file.dropped_by_reason == {"prefix without a step": 1, "repeated prefix": 1}
 
 
 def test_trl_processbench_and_plain_rows(tmp_path):

@@ -46,9 +46,9 @@ def test_a_run_refuses_to_go_on_with_other_problems_or_weights(config, tmp_path)
 
 def test_a_guard_reads_again_only_what_was_written(config, tmp_path, monkeypatch):
     """Between stages an unchanged model costs no reading; a file written with the same bytes is fine, other bytes are not."""
-    guard = InputGuard(config, tmp_path / "run")
+    guard = InputGuard(config, input_digests(config), place=tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("stepladder.loops.runs.inputs.digest_of", None)
+        patch.setattr("stepladder.digests.digest_of", None)
         guard.check()
     path = tmp_path / "train.jsonl"
     path.write_bytes(path.read_bytes())

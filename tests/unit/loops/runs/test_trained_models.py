@@ -1,0 +1,71 @@
+"""A trained model that has changed since is refused by whatever of the run uses it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stepladder.errors import CheckpointError
+from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.trained_models import check_trained, digest_file, seal_model
+from tests.report_run import config
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory in the place of a round's policy, sealed."""
+    folder = tmp_path / "rounds/001/models/policy"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(5000))
+    seal_model(folder)
+    return folder
+
+
+def test_one_changed_bit_is_noticed(model: Path, tmp_path: Path) -> None:
+    """The sentence names the model and the round to remove; restored, the model is used again."""
+    run = RunDir(root=tmp_path)
+    assert run.policy_source(1, config()) == str(model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(4000) + b"\x01" + bytes(999))
+    said = f"^{model}: must be what the run trained: .* -- restore it, or remove {tmp_path}/rounds/001 and later rounds"
+    with pytest.raises(CheckpointError, match=said):
+        run.policy_source(1, config())
+    weights.write_bytes(bytes(5000))
+    assert run.policy_source(1, config()) == str(model)
+
+
+@pytest.mark.parametrize("change", ["new file", "missing file", "other digest", "foreign digest"])
+def test_any_other_change_is_noticed(model: Path, change: str) -> None:
+    """Files that came or went, and a digest that is not this model's."""
+    if change == "new file":
+        (model / "adapter_config.json").write_text("{}")
+    elif change == "missing file":
+        (model / "config.json").unlink()
+    else:
+        digest_file(model).write_bytes(b"0" * 32 if change == "other digest" else b"\xff\x00")
+    with pytest.raises(CheckpointError, match=f"^{model}"):
+        check_trained(model)
+
+
+def test_what_was_not_written_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is read in full once per process, until something is written into it."""
+    check_trained(model)
+    monkeypatch.setattr("stepladder.digests.digest_of", None)
+    check_trained(model)
+    os.utime(model / "config.json", ns=(1, 1))
+    with pytest.raises(TypeError):
+        _reread(model)
+
+
+def _reread(model: Path) -> None:
+    from stepladder.digests import current_digest
+
+    current_digest(model)
+
+
+def test_models_of_earlier_versions_are_taken_as_they_are(model: Path) -> None:
+    """Their runs have no digests."""
+    digest_file(model).unlink()
+    (model / "config.json").write_text("[]")
+    check_trained(model)
