@@ -96,7 +96,8 @@ def test_a_stop_between_sft_and_preferences_loses_no_figures(
     assert again.pool.done == ["train_on_preferences", "train_prm_model", "train_prm_model"]  # type: ignore[attr-defined]
     assert policy.sft is not None
     assert (policy, prm, digests(again.run)) == undisturbed
-    assert sorted(path.name for path in models.iterdir()) == ["policy", "policy.json", "prm", "prm.json"]
+    kept = [f"{name}{suffix}" for name in ("policy", "prm") for suffix in ("", ".digest", ".json")]
+    assert sorted(path.name for path in models.iterdir()) == kept
 
 
 @pytest.mark.parametrize("lost", ["sft.json", "policy.json", "prm.json"])
