@@ -1,1 +1,1 @@
-"""What is read from files and hubs: problems, and written solutions with labels."""
+"""Data sets from files and hubs: problems, and written solutions with labels."""

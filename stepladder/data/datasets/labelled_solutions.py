@@ -25,7 +25,7 @@ from stepladder.files import read_json
 Neutral = Literal["good", "bad", "half", "drop"]
 _NEUTRAL_LABELS: dict[str, float | None] = {"good": 1.0, "bad": 0.0, "half": 0.5, "drop": None}
 SHEPHERD_MARKER, SHEPHERD_BEGIN = "ки", "Step 1:"
-"""What stands behind every step of Math-Shepherd's texts, and what its first step begins with."""
+"""The marker after every step of Math-Shepherd's texts, and the beginning of the first step."""
 _SIGNS = {"+": 1.0, "-": 0.0}
 
 
@@ -34,7 +34,7 @@ class StepwiseSolution:
     """A written solution, step by step."""
 
     place: str
-    """File and line that it comes from."""
+    """Source file and line."""
     problem_id: str
     """Key of its problem: the row's own, or a digest of the question."""
     question: str
@@ -42,11 +42,11 @@ class StepwiseSolution:
     steps: tuple[str, ...]
     """The steps, in order."""
     labels: tuple[float | None, ...]
-    """Per step, how good it is, in [0, 1]; None if nothing is known."""
+    """Label of each step, in [0, 1]; None if unknown."""
     correct: bool | None = None
     """Whether its final answer is right; None if the file does not say."""
     first_error: int | None = None
-    """Index of the first wrong step, -1 for none, where the file says it; None elsewhere."""
+    """Index of the first wrong step, -1 for none; None if the file does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +64,9 @@ def load_stepwise(source: str | Path, *, neutral: Neutral | str = "good", split:
 
     Args:
         source: ``*.jsonl`` or ``*.parquet`` file, ``*.json`` file with a list of rows, or a Hugging Face data set.
-        neutral: What a PRM800K rating of 0 means: a ``good`` step (as Qwen2.5-Math-PRM and PURE take it), a ``bad`` one, ``half``, or
+        neutral: Meaning of a PRM800K rating of 0: a ``good`` step (as in Qwen2.5-Math-PRM and PURE), a ``bad`` one, ``half``, or
             ``drop``: no label.
-        split: What a ``solution`` in one piece is split at; None refuses such rows.
+        split: Separator that splits a ``solution`` in one piece; None refuses such rows.
 
     Dropped by reason: ``flagged alternative`` (PRM800K), ``prefix without a step`` and ``repeated prefix`` (OmegaPRM; the first value of a
     prefix counts).
@@ -149,7 +149,7 @@ def _plain(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _correct(row: SourceRow) -> bool | None:
-    """Return what a row says of its whole solution, in whichever of its fields; None if it says nothing."""
+    """Return a row's verdict on its whole solution, from any of its fields; None without one."""
     said = {name: row.fields[name] for name in ("correct", "final_answer_correct") if row.fields.get(name) is not None}
     if isinstance(row.fields.get("label"), bool):
         said["label"] = row.fields["label"]
@@ -199,7 +199,7 @@ def _trl(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _math_shepherd(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
-    """Read a pair of equal texts, of which one has a marker and the other a sign after every step."""
+    """Read a pair of equal texts: after every step, the first has a marker and the second a sign."""
     text, signed = _string(row, "input"), _string(row, "label")
     marked = text.split(SHEPHERD_MARKER)
     steps, labels, at = [], [], 0
@@ -223,7 +223,7 @@ def _math_shepherd(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _prm800k(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
-    """Read the path that the labeller went on with, and every other alternative of a step as a solution that ends there."""
+    """Read the labeller's path, and every other alternative of a step as a solution that ends there."""
     question, entries = row.fields["question"].get("problem"), row.fields["label"].get("steps")
     if not isinstance(question, str) or not isinstance(entries, list):
         raise DataFormatError(f"{row.place}: must have question.problem and label.steps: got {sorted(row.fields)} -- correct the row")
@@ -269,7 +269,7 @@ def _omega_tree(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
 
 
 def _omega_flat(row: SourceRow, options: _Options) -> list[StepwiseSolution]:
-    """Read prefixes of solutions: what a prefix adds to the longest other prefix that it begins with is one step."""
+    """Read prefixes of solutions: the difference between a prefix and the longest other prefix within it is one step."""
     question = _string(row, "question")
     nodes: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []

@@ -27,14 +27,14 @@ from stepladder.types import LabelledProblem, Problem
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".parquet", ".json")
-"""What the names of files of rows end with."""
+"""Suffixes of files of rows."""
 
 
 class SourceRow(NamedTuple):
     """One row of a source."""
 
     place: str
-    """Where it stands, for messages."""
+    """Its source, for messages."""
     default_id: str
     """Id of the problem when the source has no id field."""
     fields: dict[str, Any]
@@ -76,9 +76,9 @@ def load_problems(
         question_field: Field of the question.
         answer_field: Field of the reference answer, a string or a number.
         answer_pattern: Regular expression with one group that reads the answer out of that field; its last match counts. None reads the
-            last ``\boxed{}`` of a field that has one, and takes any other field as it stands.
-        rule: Grading rule under which every reference answer must be one that some answer can equal; None asks for nothing.
-        drop_unreadable: Drop problems whose reference breaks that, and log their number and the first one's place and reason.
+            last ``\boxed{}`` of a field that has one, and takes any other field unchanged.
+        rule: Grading rule under which some answer must be able to equal every reference answer; None checks nothing.
+        drop_unreadable: Drop problems whose reference breaks this rule, and log their number and the first one's place and reason.
         subset: Configuration name of a Hugging Face data set; not for files.
         split: Split of a Hugging Face data set; files have no splits and ignore it.
         allow_unlabelled: Accept rows without an answer; it is then the empty string, which no verifier accepts.
@@ -134,12 +134,12 @@ def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
 
 
 def normalise_question(question: str) -> str:
-    """Return a question with Unicode compatibility forms, case and white space made uniform; equal results are the same question."""
+    """Return a question with normalised Unicode compatibility forms, case and white space. Equal results are the same question."""
     return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 
 def check_disjoint(**splits: Sequence[LabelledProblem]) -> None:
-    """Check that no problem stands in two splits, by id and by normalised question text.
+    """Check that no problem is in two splits, by id and by normalised question text.
 
     Repetition inside one split is allowed: it leaks nothing.
 
@@ -167,7 +167,7 @@ def split_problems(problems: Sequence[LabelledProblem], *, held_out: int, seed: 
     """Set ``held_out`` problems aside and return (the others, the ones set aside), both in their original order.
 
     The choice depends on the seed and on each problem's id alone, not on the order of the problems. Problems that ask the same question
-    stay on one side; a group of them that would overfill the held-out side is passed over.
+    stay on one side. A group that would overfill the held-out side is skipped.
 
     Raises:
         ConfigError: If there are not more than ``held_out`` problems, or repeated questions leave no choice of exactly that many.
@@ -271,7 +271,7 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
         # ParquetFile reads this file alone; read_table would also read a directory and infer columns from its name.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        # Text that is not UTF-8 is found here, and not where a row is first used.
+        # Text that is not UTF-8 is found here, before a row is used.
         table.validate(full=True)
         rows = table.to_pylist()
     for number, fields in enumerate(rows, 1):

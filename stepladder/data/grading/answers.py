@@ -1,4 +1,4 @@
-r"""Grading rules as pure functions: when two final answers are the same, and what no answer can equal.
+r"""Grading rules as pure functions: when two final answers are equal, and which references no answer can equal.
 
 Three rules: ``exact`` (the same text), ``number`` (the same number, without any tolerance) and ``math`` (mathematically equivalent). What
 ``math`` cannot say here without algebra is left to worker processes (see ``verifier``), because algebra may take for ever.
@@ -66,7 +66,7 @@ def unreadable_reason(text: str, rule: AnswerRule | str) -> str | None:
 def answer_key(text: str, rule: AnswerRule | str, options: MathOptions = STRICT) -> str:
     r"""Return the canonical form of an answer, under which votes are counted.
 
-    Answers with one key are equal. The reverse holds as far as no algebra is needed: a plain number's key is its lowest fraction
+    Answers with the same key are equal. The reverse holds if no algebra is needed: a plain number's key is its lowest fraction
     (``1,000.0`` -> ``1000``, ``0.5`` -> ``1/2``), ``2\sqrt{2}`` and ``\sqrt{8}`` have one key, and so have ``x+1`` and ``1+x``.
     """
     rule = AnswerRule(rule)

@@ -1,7 +1,7 @@
 """When two forms are the same answer, under the options of rule ``math``.
 
-Everything is three-valued: True, False, or None where only algebra can say. The algebra is a function that is handed in: none in the
-process that grades (``decide`` is then quick and never hangs), numbers at many digits in its workers.
+Everything is three-valued: True, False, or None if only algebra can say. The algebra is an argument: the grading process has none, so that
+``decide`` is quick and never hangs; its workers compare numbers to many digits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -71,7 +71,7 @@ class _Comparison:
         return self._same_kind(reference, answer)
 
     def _stripped(self, form: Form) -> Form:
-        """Remove what the options say does not count."""
+        """Remove the parts that do not count under the options."""
         if self.options.percent == "unit" and isinstance(form, Call):
             return without_percent(form)
         if isinstance(form, Based) and self.options.bases == "optional":
@@ -163,7 +163,7 @@ class _Comparison:
             return False if values is None else self.same(reference, values)
         if isinstance(reference, Relation) and reference.signs == ("=",):
             name, value = reference.members
-            # (x, y) = (2, 1) says no more than (2, 1).
+            # (x, y) = (2, 1) states the same as (2, 1).
             if isinstance(name, Items) or (reference.named and self.options.names == "optional"):
                 return self.same(value, answer)
         return False
@@ -197,7 +197,7 @@ class _Comparison:
         left, right = _assignments(reference), _assignments(answer)
         if left is not None and right is not None:
             return self._in_any_order(left, right)
-        # Several values of one letter are a list of solutions, which may be given with the letter or without.
+        # Several values of one letter are a list of solutions, with or without the letter.
         left, right = _values_of_one_name(reference), _values_of_one_name(answer)
         if (left is None) == (right is None):
             return None
@@ -210,7 +210,7 @@ class _Comparison:
         return _all(self.same(one, other) for one, other in zip(left, right, strict=True)) if len(left) == len(right) else False
 
     def _in_any_order(self, left: Sequence[Form], right: Sequence[Form], *, once: bool = False) -> bool | None:
-        """Match two lists one to one; with ``once`` what stands in a list twice counts once."""
+        """Match two lists one to one; with ``once``, repeated items count once."""
         if once:
             left, right = self._distinct(left), self._distinct(right)
         if len(left) != len(right):
@@ -305,14 +305,14 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _as_expression(form: Form, other: Form) -> Form:
-    """Return a short word as the product of its letters where the other side is an expression."""
+    """Return a short word as the product of its letters if the other side is an expression."""
     if isinstance(form, Word) and is_expression(other):
         return word_as_product(form) or form
     return form
 
 
 def _unit_as_letter(quantity: Quantity) -> Expression | None:
-    """Return a quantity as a product where its unit is one letter: 5 m may be read so."""
+    """Return a quantity as a product if its unit is one letter: 5 m can be 5 times m."""
     return Call("mul", (quantity.value, Symbol(quantity.unit))) if len(quantity.unit) == 1 else None
 
 
@@ -336,7 +336,7 @@ def _assignments(form: Form) -> list[Form] | None:
 
 
 def _values_of_one_name(form: Items) -> Items | None:
-    """Return a list without the name of its values: ``x = 1 or x = 2`` and ``x = 1, 2`` are ``1, 2``; None if it is no such list."""
+    """Return a list without the name of its values: ``x = 1 or x = 2`` and ``x = 1, 2`` are ``1, 2``; None for other lists."""
     values: list[Form] = []
     names: set[Form] = set()
     for place, item in enumerate(form.items):

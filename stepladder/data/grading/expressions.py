@@ -1,4 +1,4 @@
-r"""Expressions: sums, products, powers, functions, and what they are made of.
+r"""Expressions: sums, products, powers, functions, and their parts.
 
 sum      = ["+" | "-"] product { ("+" | "-") product }
 product  = power { ["*" | "/"] power }
@@ -47,7 +47,7 @@ _MAX_SUFFIXES = 3
 
 
 class ExpressionReader(TokenCursor):
-    """A pass over tokens that reads expressions; what stands around them is read by ``AnswerReader``."""
+    """A pass over tokens that reads expressions; ``AnswerReader`` reads the text around them."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         """Begin at the first token."""
@@ -69,7 +69,7 @@ class ExpressionReader(TokenCursor):
         raise NotImplementedError
 
     def unit_ahead(self) -> tuple[str, int] | None:
-        """Return a unit that fills the rest of the item, and where it ends."""
+        """Return a unit that fills the rest of the item, and its end."""
         raise NotImplementedError
 
     # -------------------------------------------------------------------------------------------------------------- expressions
@@ -134,7 +134,7 @@ class ExpressionReader(TokenCursor):
         return token.kind == "number" or text in ("(", "[", "{")
 
     def _mixed_number(self, whole: Form) -> Form | None:
-        """Read the fraction of a mixed number like ``3 1/2``; None if none stands here."""
+        """Read the fraction of a mixed number like ``3 1/2``; None if there is none here."""
         start, token = self.at, self.tokens[self.at]
         if not isinstance(whole, Number) or whole.value.denominator != 1:
             return None
@@ -183,7 +183,7 @@ class ExpressionReader(TokenCursor):
         return False
 
     def _degree_ahead(self) -> bool:
-        r"""Take ``^\circ`` or ``^{\circ}`` if it stands here."""
+        r"""Take ``^\circ`` or ``^{\circ}`` if it comes next."""
         ahead = tuple(self.text_at(offset) for offset in range(1, 4))
         for spelling in (("\\circ",), ("{", "\\circ", "}")):
             if ahead[: len(spelling)] == spelling:
@@ -371,7 +371,7 @@ class ExpressionReader(TokenCursor):
         return value if power is None else Call("power", (value, power))
 
     def _function_argument(self) -> Expression:
-        r"""Read what a function is applied to: a bracket, or all factors up to the next sign or function, as in ``\sin 2x``."""
+        r"""Read the argument of a function: a bracket, or all factors up to the next sign or function, as in ``\sin 2x``."""
         if self.peek_text() in ("(", "[", "{", "|"):
             return as_expression(self._atom())
         argument = as_expression(self._power())
@@ -435,7 +435,7 @@ def as_expression(form: Form) -> Expression:
 
 
 def _quotient_parts(form: Form) -> tuple[Expression, ...]:
-    """Return numerator and denominator of what ``quotient`` made."""
+    """Return numerator and denominator of a result of ``quotient``."""
     if isinstance(form, Call) and form.name == "mul" and len(form.args) == 2:
         left, right = form.args
         if isinstance(right, Call) and right.name == "power" and right.args[1] == Number(Fraction(-1)):

@@ -1,4 +1,4 @@
-"""What an answer says, as data: expressions, and the lists, sets, relations and words that are made of them.
+"""Meaning of an answer as data: expressions, and the lists, sets, relations and words made from them.
 
 An expression is a ``Number``, a ``Symbol`` or a ``Call`` of an operation on expressions. A ``Form`` is an expression or one of the other
 records below. All are frozen and hashable.
@@ -69,7 +69,7 @@ class Items:
     items: tuple["Form", ...]
     closing: str
     joint: str = ","
-    """``,``, ``and`` or ``or``: what stood between the items of a list without brackets."""
+    """``,``, ``and`` or ``or``: the separator of the items of a list without brackets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Unreadable:
     """A text that no answer can equal."""
 
     reason: str
-    """What is wrong with it, as a clause: ``two numbers stand side by side``."""
+    """The error, as a clause: ``two numbers stand side by side``."""
 
 
 Form = Number | Symbol | Call | Word | Quantity | Based | Items | Relation | SetOperation | Ratio | Matrix | Opaque | Unreadable
@@ -162,7 +162,7 @@ def without_percent(expression: Expression) -> Expression:
 
 
 def subexpressions(expression: Expression) -> Iterator[Expression]:
-    """Yield an expression and everything that it is made of."""
+    """Yield an expression and all its parts."""
     open_ = [expression]
     while open_:
         current = open_.pop()
@@ -178,7 +178,7 @@ def letters_of(expression: Expression) -> set[str]:
 
 
 def expressions_of(form: Form) -> Iterator[Expression]:
-    """Yield the expressions that a form is made of, in the order in which they stand."""
+    """Yield the expressions of a form, in their order."""
     if isinstance(form, Number | Symbol | Call):
         yield form
         return

@@ -34,7 +34,7 @@ class RealSet:
 
 
 def real_set(form: Form) -> RealSet | None:
-    """Return the set of real numbers that a form writes, or None if it writes none."""
+    """Return the set of real numbers that a form denotes, or None."""
     if isinstance(form, Symbol):
         return RealSet((Interval(_MINUS_INFINITY, False, _INFINITY, False),)) if form.name == _REALS else None
     if isinstance(form, Items):
@@ -112,7 +112,7 @@ def _combined(form: SetOperation) -> RealSet | None:
 
 
 def _without_points(whole: RealSet, removed: RealSet) -> RealSet | None:
-    """Return a set without some single numbers; None if more is to be removed, or the order of the numbers is not known."""
+    """Return a set without some single numbers; None if more must be removed, or the order of the numbers is unknown."""
     parts = list(whole.parts)
     for point in removed.parts:
         if point.low != point.high:
@@ -133,7 +133,7 @@ def _without_points(whole: RealSet, removed: RealSet) -> RealSet | None:
 
 
 def _intersection(sets: list[RealSet]) -> RealSet | None:
-    """Return what single intervals with rational ends have in common."""
+    """Return the intersection of single intervals with rational ends."""
     if any(len(each.parts) != 1 for each in sets):
         return None
     common = sets[0].parts[0]
@@ -148,7 +148,7 @@ def _intersection(sets: list[RealSet]) -> RealSet | None:
 
 
 def _merged(parts: Iterable[Interval]) -> RealSet:
-    """Join intervals that touch, and drop empty ones, where all ends are rational or infinite; else leave them as they are."""
+    """If all ends are rational or infinite, join intervals that touch and drop empty ones; else change nothing."""
     parts = list(parts)
     ends = [(_place(part.low), _place(part.high)) for part in parts]
     if any(low is None or high is None for low, high in ends):

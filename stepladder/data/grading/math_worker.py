@@ -1,4 +1,4 @@
-"""The worker process that decides what needs algebra: JSON lines in, JSON lines out.
+"""The worker process that decides by algebra: JSON lines in, JSON lines out.
 
 It is run as a script in a fresh interpreter. Numbers like ``9**9**9**9`` may not come back and may hold the interpreter lock while they are
 computed, so no thread or Python signal handler here could stop it. The kernel does: a timer of CPU time whose signal keeps its default
@@ -29,7 +29,7 @@ _LARGE_BITS, _LARGE_WORK = 1 << 23, 10_000_000
 
 
 def algebra(question: Question, left: Expression, right: Expression) -> bool | None:
-    """Answer a question about two expressions, exactly where their numbers allow it; may never return."""
+    """Answer a question about two expressions, exactly if their numbers allow it; may never return."""
     if question == "same":
         with suppress(UndefinedError):
             forms = [normal_form(side, max_bits=_LARGE_BITS, max_work=_LARGE_WORK) for side in (left, right)]
@@ -41,7 +41,7 @@ def algebra(question: Question, left: Expression, right: Expression) -> bool | N
 
 
 def grade(answer: str, reference: str, options: MathOptions) -> tuple[bool, str]:
-    """Return whether an answer is equivalent to the reference, and why; may never return."""
+    """Return whether an answer is equivalent to the reference, and the reason; may never return."""
     try:
         correct = decide(read(reference), read(answer), options, algebra=algebra)
     except (MemoryError, OverflowError):
@@ -51,7 +51,7 @@ def grade(answer: str, reference: str, options: MathOptions) -> tuple[bool, str]
 
 def main() -> None:
     """Serve requests ``{"answer", "reference", "options", "deadline_s"}`` with replies ``{"correct", "reason"}`` until the input ends."""
-    # A Ctrl-C reaches every process of the terminal; what it means is decided by the parent alone.
+    # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _private_stdout()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _private_stdout() -> IO[str]:
-    """Return standard output for replies alone, and send whatever libraries print to standard error."""
+    """Reserve standard output for replies and return it; the output of libraries goes to standard error."""
     private = os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(private, "w", encoding="utf-8")

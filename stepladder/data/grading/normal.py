@@ -281,7 +281,7 @@ def normal_form(expression: Expression, *, max_bits: int = 1 << 15, max_work: in
     """Return the normal form of an expression, or None if it would take more than the effort allowed.
 
     Args:
-        expression: What to bring into normal form.
+        expression: The expression to normalise.
         max_bits: Largest size of a number.
         max_work: Largest number of operations on terms; large numbers count as several.
 
@@ -333,7 +333,7 @@ _PRIMES = _small_primes(_LARGEST_PRIME)
 
 
 def _factors(number: int) -> list[tuple[int, int]]:
-    """Return the small primes of a number with their exponents, and what is left of it as one more factor."""
+    """Return the small primes of a number with their exponents, and the remaining factor."""
     found = []
     for prime in _PRIMES:
         if prime * prime > number:
@@ -393,7 +393,7 @@ def _term_text(monomial: _Monomial, coefficient: Fraction) -> str:
 
 
 def _number_text(value: Fraction) -> str:
-    """Return a number in digits; in hexadecimal where Python would refuse to write so many."""
+    """Return a number in digits; in hexadecimal if Python would refuse to write so many digits."""
     if max(value.numerator.bit_length(), value.denominator.bit_length()) < 14_000:
         return str(value)
     return f"{value.numerator:#x}/{value.denominator:#x}"

@@ -1,6 +1,6 @@
-r"""From the text of an answer to tokens: markdown, Unicode, LaTeX and plain spelling come out alike.
+r"""Tokens of an answer's text: markdown, Unicode, LaTeX and plain spelling give the same tokens.
 
-Nothing is dropped but what changes only the look of an answer: delimiters of formulas, ``\left``, spaces, sizes, bold type.
+Only marks that change the look of an answer are dropped: delimiters of formulas, ``\left``, spaces, sizes, bold type.
 """
 
 import re
@@ -84,7 +84,7 @@ class Token:
 
 
 class NotationError(ValueError):
-    """The text is broken; the message is a clause that says how."""
+    """The text is broken; the message is a clause that describes the error."""
 
 
 def normalise_text(text: str) -> str:
@@ -96,7 +96,7 @@ def normalise_text(text: str) -> str:
 
 
 def unwrap(text: str) -> str:
-    r"""Remove what stands around a whole answer: ``$...$``, ``\(...\)``, ``\boxed{...}``, ``**...**``, backticks, a final full stop."""
+    r"""Remove the marks around a whole answer: ``$...$``, ``\(...\)``, ``\boxed{...}``, ``**...**``, backticks, a final full stop."""
     for _ in range(10):
         inner = _without_full_stop(text)
         for opening, closing in _PAIRS:
@@ -197,10 +197,10 @@ _SIGNS = {"\\%": "%", "\\|": "|", "\\&": "&", "==": "=", "<>": "!=", "\\_": "_"}
 
 
 def tokenise(text: str) -> list[Token]:
-    r"""Return the tokens of a text in plain notation; what stands in ``\text{}`` is marked upright.
+    r"""Return the tokens of a text in plain notation; text in ``\text{}`` is marked upright.
 
     Raises:
-        NotationError: If it holds what cannot be a token, or an open ``\text{``.
+        NotationError: If it contains something that cannot be a token, or an open ``\text{``.
     """
     tokens: list[Token] = []
     _scan(text, 0, len(text), tokens, upright=False)
@@ -234,7 +234,7 @@ def _scan_upright(text: str, start: int, end: int, tokens: list[Token], *, space
     if closing is None or closing > end:
         raise NotationError("a brace is not closed")
     before = len(tokens)
-    # Text commands part what stands on their two sides, as a space does.
+    # Text commands separate the text on both sides, as a space does.
     _scan(text, start, closing - 1, tokens, upright=True)
     if spaced and len(tokens) > before:
         tokens[before] = _spaced(tokens[before])

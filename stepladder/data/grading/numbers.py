@@ -57,7 +57,7 @@ def _split_sign(text: str) -> tuple[int, str]:
 
 def _ratio(text: str) -> Fraction | None:
     match = _FRACTION.fullmatch(text)
-    assert match is not None, "callers pass what has the form of a fraction"
+    assert match is not None, "callers pass fractions only"
     numerator, denominator = (_signed_decimal(part.strip()) for part in match.groups() if part is not None)
     return numerator / denominator if numerator is not None and denominator else None
 

@@ -1,7 +1,7 @@
-"""Equality by numbers: both sides at many digits, and at points chosen at random where there are letters.
+"""Equality by numbers: both sides to many digits, and with letters at random points.
 
 Used in worker processes only, because it may take for ever. The digits follow the size of the numbers involved, so that a difference of
-1 in 10^2000 is seen; where they do not suffice the answer is None, never a guess.
+1 in 10^2000 is found. If they do not suffice, the answer is None, never a guess.
 """
 
 import random
@@ -90,7 +90,7 @@ def _agree_at(expressions: Sequence[Expression], point: Point, roughly: _Agree, 
     scout = _Evaluator(point, is_complex=is_complex)
     with mp.workdps(_FEW_DIGITS):
         values = [scout.value(each) for each in expressions]
-        # What large and small numbers on the way cost in digits may all be lost here.
+        # All digits that large and small intermediate numbers cost may be lost here.
         if not roughly(values, mp.mpf(10) ** (2 * scout.magnitude + 5 - _FEW_DIGITS)):
             return False
     if closely is None:
@@ -176,7 +176,7 @@ class _Evaluator:
         if mp.im(value):
             raise _OutsideError
         nearest = mp.nint(value)
-        # At so many digits, what is so close to an integer is one.
+        # With this many digits, a value this close to an integer is the integer.
         if abs(value - nearest) < mp.mpf(10) ** (10 - mp.dps):
             return nearest
         return mp.floor(value) if name == "floor" else mp.ceil(value)

@@ -1,4 +1,4 @@
-"""Graders that come from outside: a factory by its dotted path, and what is added to what it makes."""
+"""Graders from other packages: a factory by its dotted path, and a wrapper around the verifier that it makes."""
 
 import inspect
 import os
@@ -23,7 +23,7 @@ def load_factory(path: str, options: dict[str, Any]) -> Factory:
 
     Args:
         path: ``package.module:name``; the package must be importable: installed, or on ``PYTHONPATH``.
-        options: What it will be called with besides the problems.
+        options: Its further arguments after the problems.
 
     Raises:
         ConfigError: If there is no such factory, or it does not take them.
@@ -46,23 +46,23 @@ def load_factory(path: str, options: dict[str, Any]) -> Factory:
             f"problems.verifier_options: must be what {path!r} takes after the problems: got {options!r}: {error} -- correct them"
         ) from None
     except ValueError:
-        pass  # A factory without a signature says itself what it takes.
+        pass  # A factory without a signature checks its own arguments.
     return factory
 
 
 class PluggedVerifier:
-    """A verifier that a factory made, with what grading needs besides: checked verdicts, keys of answers, an end."""
+    """A factory's verifier, with additions for grading: checked verdicts, keys of answers, and closing."""
 
     def __init__(self, problems: Sequence[LabelledProblem], path: str, options: dict[str, Any]) -> None:
         """Make the verifier.
 
         Args:
-            problems: What may be graded.
+            problems: The problems to grade.
             path: As for ``load_factory``.
             options: Given to the factory by name.
 
         Raises:
-            ConfigError: If there is no such factory, or what it makes cannot grade.
+            ConfigError: If there is no such factory, or its verifier cannot grade.
         """
         self._path = path
         self._inner: Any = load_factory(path, options)(list(problems), **options)
@@ -85,12 +85,12 @@ class PluggedVerifier:
         return verdicts
 
     def answer_key(self, answer: str) -> str:
-        """Return the canonical form of an answer, under which votes are counted: the verifier's own, else the text without odd blanks."""
+        """Return the canonical form of an answer for votes: the verifier's own, else the text without odd blanks."""
         own: Any = getattr(self._inner, "answer_key", None)
         return own(answer) if callable(own) else answer_key(answer, AnswerRule.EXACT)
 
     def close(self) -> None:
-        """End what the verifier holds open, if it can say so."""
+        """Close the verifier, if it can be closed."""
         close = getattr(self._inner, "close", None)
         if callable(close):
             close()

@@ -49,7 +49,7 @@ from stepladder.data.grading.vocabulary import (
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Form:
-    """Return what an answer says; never raises."""
+    """Return the meaning of an answer; never raises."""
     if len(text) > MAX_CHARS:
         number = parse_number(text)
         return Number(number) if number is not None else Unreadable(f"it is longer than {MAX_CHARS:,} characters")
@@ -117,7 +117,7 @@ class _AnswerReader(ExpressionReader):
         return Items("", tuple(items), "", others[-1] if others else ",")
 
     def _joint(self) -> str | None:
-        """Take what stands between two items: a comma, a word, or both."""
+        """Take the separator of two items: a comma, a word, or both."""
         found = None
         while (text := self.peek_text()) in JOINTS:
             if found is not None and JOINTS[text] == ",":
@@ -172,7 +172,7 @@ class _AnswerReader(ExpressionReader):
         return form
 
     def _phrase(self) -> Form | None:
-        """Read an item that is made of words alone, if it is: ``ABC``, ``north``, ``x`` alone is a letter."""
+        """Read an item that consists only of words, such as ``ABC`` or ``north``; a single ``x`` is a letter."""
         end = self.at
         while end < len(self.tokens) and self.tokens[end].kind == "word" and self.tokens[end].text not in JOINTS:
             end += 1
@@ -218,7 +218,7 @@ class _AnswerReader(ExpressionReader):
         return minus, CURRENCIES[sign]
 
     def unit_ahead(self) -> tuple[str, int] | None:
-        """Return a unit that fills the rest of the item, and where it ends."""
+        """Return a unit that fills the rest of the item, and its end."""
         end, depth = self.at, 0
         while end < len(self.tokens) and self.tokens[end].text not in ITEM_ENDS:
             depth += {"{": 1, "}": -1}.get(self.tokens[end].text, 0)

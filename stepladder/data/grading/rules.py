@@ -1,4 +1,4 @@
-"""What a grader goes by: one of three rules, and the options of rule ``math``."""
+"""Rules of a grader: one of three rules, and the options of rule ``math``."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -20,16 +20,16 @@ class AnswerRule(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MathOptions:
-    """Where rule ``math`` may be less strict than it is by default. ``docs/grading.md`` has an example of each."""
+    """Options that make rule ``math`` less strict than its default. ``docs/grading.md`` has an example of each."""
 
     percent: Literal["fraction", "unit"] = "fraction"
     """``fraction``: 50% is 1/2 and nothing else. ``unit``: a per cent sign is a unit that may be left out, so 50% is 50."""
     units: Literal["stated", "optional"] = "stated"
     """``stated``: a unit that the reference states must be given. ``optional``: it may be left out, but not replaced."""
     names: Literal["stated", "optional"] = "stated"
-    """``stated``: the reference ``x = 3`` asks for an equation, and 3 is not one. ``optional``: 3 will do."""
+    """``stated``: the reference ``x = 3`` requires an equation, and 3 is not one. ``optional``: 3 is enough."""
     brackets: Literal["kept", "any"] = "kept"
-    """``kept``: (1,2), [1,2] and {1,2} differ. ``any``: only what stands between the brackets counts."""
+    """``kept``: (1,2), [1,2] and {1,2} differ. ``any``: only the content of the brackets counts."""
     bases: Literal["stated", "optional"] = "stated"
     """``stated``: 11_2 must be given with its base. ``optional``: the digits alone will do."""
     order: Literal["free", "kept"] = "free"

@@ -1,6 +1,6 @@
 """The grader: it holds the reference answers, outside the search.
 
-Whatever can be said without algebra is said in this process. The rest goes to worker processes, which can be killed.
+This process decides everything that needs no algebra. The rest goes to worker processes, which can be killed.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class PairGrader:
         self.close()
 
     def _at_once(self, answer: str, reference: str) -> Verdict | None:
-        """Return the verdict where no algebra is needed, else None."""
+        """Return the verdict if no algebra is needed, else None."""
         if self.rule is not AnswerRule.MATH:
             return self._by_text_or_number(answer, reference)
         if unreadable_reason(reference, self.rule):
@@ -113,7 +113,7 @@ class AnswerVerifier:
         num_workers: int = 1,
         deadline_s: float = 5.0,
     ) -> None:
-        """Hold the reference answers of what may be graded; the rest is as for ``PairGrader``.
+        """Store the reference answers of some problems; the other arguments are those of ``PairGrader``.
 
         Raises:
             DataFormatError: If a reference answer is empty, or no number under rule ``number``.
@@ -134,7 +134,7 @@ class AnswerVerifier:
         return self._grader.grade([(answer, self._reference(problem_id)) for problem_id, answer in answers])
 
     def answer_key(self, answer: str) -> str:
-        """Return the canonical form of an answer, under which votes are counted: answers with one key are equal."""
+        """Return the canonical form of an answer, under which votes are counted: answers with the same key are equal."""
         return answer_key(answer, self._grader.rule, self._grader.options)
 
     def close(self) -> None:

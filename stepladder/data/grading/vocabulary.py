@@ -7,7 +7,7 @@ def _words(text: str) -> frozenset[str]:
 
 FUNCTIONS = _words("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs floor ceil")
 INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-"""What an exponent of -1 turns a function into."""
+"""The inverse of each function, for an exponent of -1."""
 CONSTANTS = {"pi": "pi", "infty": "oo", "inf": "oo", "infinity": "oo", "Infinity": "oo", "e": "e", "i": "i"}
 """Spellings of constants, with their names here."""
 GREEK = _words(
@@ -19,13 +19,13 @@ ACCENTS = _words("overline vec hat tilde mathcal mathbb mathfrak overrightarrow 
 SHAPES = frozenset({"\\angle", "\\triangle"})
 """The same, without braces."""
 OPERANDS = FUNCTIONS | GREEK | ACCENTS | set(CONSTANTS) | {"frac", "binom", "lfloor", "lceil", "begin"}
-"""Commands that may stand beside another factor."""
+"""Commands that may be next to another factor."""
 JOINTS = {",": ",", ";": ",", "and": "and", "or": "or", "\\land": "and", "\\lor": "or"}
-"""What stands between the items of a list."""
+"""Separators of the items of a list."""
 RELATIONS = {"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in"}
 SET_SIGNS = {"\\cup": "cup", "\\cap": "cap", "\\setminus": "setminus"}
 ITEM_ENDS = frozenset({*JOINTS, ")", "]", "\\}", "&", "\\\\", "\\end"})
-"""What ends an item of a list, a bracket or a matrix."""
+"""Ends of an item of a list, a bracket or a matrix."""
 OPENINGS = frozenset({"(", "[", "\\{"})
 CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "pound sterling"}
 BASE_WORDS = dict(zip(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], range(2, 11), strict=True))

@@ -1,4 +1,4 @@
-"""Processes that decide what needs algebra, and that can be killed.
+"""Processes that decide by algebra and can be killed.
 
 An answer that runs out of time gets a verdict. Its worker gets a successor, which starts while the worker is still busy: an answer that
 takes long will most likely be killed, and by then the successor is ready. Nothing else waits for either.
@@ -55,7 +55,7 @@ class WorkerPool:
         """Remember how to start workers; the first pair starts the first one.
 
         Args:
-            script: What each worker runs.
+            script: The script of each worker.
             num_workers: Workers that are busy at the same time at most, >= 1.
             deadline_s: CPU seconds for one pair, > 0.
             options: Of rule ``math``.
@@ -66,7 +66,7 @@ class WorkerPool:
         self._starting: list[_Worker] = []
 
     def grade(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Grade pairs in any order of completion; the verdicts come in the order of the pairs.
+        """Grade pairs, and return the verdicts in the order of the pairs.
 
         Raises:
             BackendError: If a worker process does not start.
@@ -110,7 +110,7 @@ class WorkerPool:
             self._starting.append(_Worker(self._script))
 
     def _collect(self, running: dict["_Worker", _Running]) -> dict[int, Verdict]:
-        """Wait until a worker replies, gets ready or has run too long; return the verdicts that are there."""
+        """Wait until a worker replies, gets ready or has run too long; return the finished verdicts."""
         now = time.monotonic()
         give_up_after = _WALL_FACTOR * self._deadline_s
         ends = [task.since + give_up_after - now for task in running.values()] + [worker.give_up_at - now for worker in self._starting]
@@ -142,7 +142,7 @@ class _Worker:
     """One worker process."""
 
     def __init__(self, script: Path) -> None:
-        """Start the process; it can grade once ``has_started``."""
+        """Start the process; it can grade after ``has_started``."""
         # A fresh interpreter, not a fork: a fork would copy a process that may hold models, threads and locks. It runs the script by
         # path (-P keeps this package's folder off its import path), so the caller's main module is not run again in it.
         self._process: subprocess.Popen[str] = subprocess.Popen(
@@ -188,7 +188,7 @@ class _Worker:
         reply = self._reply()
         if reply is not None:
             return Verdict(correct=reply["correct"], reason=reply["reason"])
-        # Its output has ended, so it is ending; the exit status says what of.
+        # Its output has ended, so it is ending; the exit status gives the reason.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_END_DEADLINE_S)
         status = self._process.returncode
@@ -211,7 +211,7 @@ class _Worker:
                 pipe.close()
 
     def _reply(self) -> dict[str, Any] | None:
-        """Return its next line, or None if there is none to come."""
+        """Return its next line, or None at the end."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return json.loads(line) if line.endswith("\n") else None

@@ -16,7 +16,7 @@ _EPSILON = 1e-6
 
 
 class AdvantageForm(StrEnum):
-    """What a step's advantage is compared with."""
+    """Baseline of a step's advantage."""
 
     PARENT = "parent"
     """Its own value minus that of the node it starts from; see ``parent_advantages``."""
@@ -79,7 +79,7 @@ def treepo_advantages(rewards: Sequence[float | None], parents: Sequence[int]) -
         parents: Parent of every node, -1 for the root.
 
     Returns:
-        One number where there is a reward, None elsewhere; all 0 where every A' is the same.
+        One number for each reward, None elsewhere; all 0 if every A' is the same.
 
     Source: Li et al. 2025, "TreePO: bridging the gap of policy optimization and efficacy and inference efficiency with heuristic tree-based
     modeling", and its released code (``verl/trainer/ppo/core_algos.py``), which weighs groups equally or by size, as one chooses; equally
@@ -123,7 +123,7 @@ def node_advantages(
 
     Args:
         record: Searched tree with outcomes.
-        form: What it is compared with.
+        form: Baseline of the advantages.
         target: With ``parent``, what the value of a node is; the other forms compare outcomes. A step that several solutions share has
             the mean of their advantages: the same gradient as each of them with its own.
     """
@@ -144,9 +144,9 @@ def path_advantages(advantages: Sequence[float | None], path: Sequence[int], for
     """Return the advantages of the steps of one solution, given those of the tree's nodes.
 
     Args:
-        advantages: What ``node_advantages`` returns.
+        advantages: The result of ``node_advantages``.
         path: Nodes of the solution, from the root's child to its leaf.
-        form: The same form; but for ``parent``, all steps have the advantage of the solution.
+        form: The same form. Except with ``parent``, all steps have the advantage of the solution.
     """
     if AdvantageForm(form) is AdvantageForm.PARENT:
         return [advantages[node] for node in path]
@@ -163,7 +163,7 @@ def _sums_below(values: Sequence[float | None], parents: Sequence[int]) -> tuple
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and sample standard deviation; without a second value there is no spread."""
+    """Return mean and sample standard deviation; with fewer than two values the deviation is 0."""
     mean = math.fsum(values) / len(values) if values else 0.0
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else 0.0
     return mean, spread

@@ -1,4 +1,4 @@
-"""What the rules that choose training rows share: judged trees, whole solutions, distances between texts, caps per problem.
+"""Common parts of the rules that choose training rows: judged trees, whole solutions, distances between texts, caps per problem.
 
 ``pair_rules``, ``rstar_math.py``, ``graded.py`` and ``traces.py`` hold the rules. They read trees that are finished and graded;
 nothing here is seen by a search.
@@ -35,18 +35,18 @@ class Ranked(Generic[RowT]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedTree:
-    """A tree with what is known of its nodes; entry i of every list belongs to node i."""
+    """A tree with the facts known about its nodes; entry i of every list belongs to node i."""
 
     record: TreeRecord
     """The tree."""
     values: list[float | None]
-    """Values, in [0, 1]; None if there is none."""
+    """Values, in [0, 1]; None without one."""
     evidence: Evidence
     """Graded leaves at and below each node."""
     children: list[list[int]]
     """Children of each node."""
     earlier_scores: Sequence[float | None] | None = None
-    """Scores by the process reward model before the one that guided the search; None if there is none."""
+    """Scores by the process reward model before the one that guided the search; None without one."""
 
     def comparable(self, node: int) -> bool:
         """Say whether a node's step can be set against another: it did not fail, and it has a value."""
@@ -59,7 +59,7 @@ class JudgedTree:
         return value
 
     def agreement(self, parent: int) -> float | None:
-        """Return how far both process reward models rank the children of a node alike; None if unknown."""
+        """Return the agreement of both process reward models on the order of a node's children; None if unknown."""
         if self.earlier_scores is None:
             return None
         children = self.children[parent]
@@ -78,7 +78,7 @@ def judge_trees(
     Args:
         records: Searched trees.
         target: Definition of a node's value.
-        critic_weight: Share of the step's score in its value, in [0, 1]; with a share of it, a step without a score has no value.
+        critic_weight: Share of the step's score in its value, in [0, 1]. If the share is above 0, a step without a score has no value.
         earlier_scores: For each tree, scores of its nodes by an earlier process reward model.
 
     Raises:
@@ -140,9 +140,9 @@ class Solution:
 
 
 def find_solutions(tree: JudgedTree, *, right: bool, dropped: Counter[str]) -> list[Solution]:
-    """Return the right, or the wrong, solutions of a tree in the order of their leaves; count those that cannot be used.
+    """Return the right, or the wrong, solutions of a tree in the order of their leaves, and count unusable ones.
 
-    Counted as ``failed step`` where the last step of a wrong one has no tokens, as ``no value`` where no step has a value.
+    A wrong solution whose last step has no tokens counts as ``failed step``. A solution without any value counts as ``no value``.
     """
     found = []
     for leaf, outcome in enumerate(tree.record.outcomes):
@@ -176,7 +176,7 @@ def edit_distance(first: Sequence[object], second: Sequence[object], *, limit: i
     Args:
         first: Characters or token ids.
         second: The same.
-        limit: Stop at this distance; a larger one is returned as ``limit``.
+        limit: Stop at this distance. A larger distance is returned as ``limit``.
 
     Source: Levenshtein 1966, "Binary codes capable of correcting deletions, insertions, and reversals".
     """
@@ -209,7 +209,7 @@ def distinct_rows(candidates: Iterable[Ranked[RowT]]) -> list[Ranked[RowT]]:
 
 
 def best_of_sides(sides: Iterable[list[Ranked[RowT]]], considered: int, dropped: Counter[str], cap: int) -> Selection[RowT]:
-    """Return the best distinct rows of every side, one side after the other; the cap is per problem and side."""
+    """Return the best distinct rows of each side, one side after the other. The cap is per problem and side."""
     rows: list[RowT] = []
     for candidates in sides:
         distinct = distinct_rows(candidates)

@@ -1,4 +1,4 @@
-"""Rules that choose what the policy learns from without a partner: good and bad continuations, one by one.
+"""Rules that choose single good and bad continuations, from which the policy learns without pairs.
 
 A rule is a frozen dataclass like those of ``pair_rules``; to add one, write it here and add it to ``GradedRule``.
 """
@@ -18,7 +18,7 @@ from stepladder.types import GradedRow, TreeRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradedSteps:
-    """Steps that by themselves made a right end more likely, or less.
+    """Steps that changed the chance of a right end.
 
     A step is good if its value is above its parent's by the margin and a right leaf is below it, and bad if it is below by the margin and a
     wrong leaf is below it. Candidates are all steps. Within the cap, which holds for good and for bad ones each, larger changes go first.
@@ -57,7 +57,7 @@ class GradedSteps:
         return best_of_sides(sides.values(), considered, dropped, self.per_problem)
 
     def _unusable(self, tree: JudgedTree, node: int) -> str | None:
-        """Return why a step is not graded; None if it is."""
+        """Return the reason for which a step is not graded; None if it is graded."""
         if not tree.record.token_ids[node]:
             return "failed step"
         if tree.values[node] is None or tree.values[tree.record.parents[node]] is None:
@@ -71,7 +71,7 @@ class GradedSteps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradedSolutions:
-    """Right and wrong solutions of the problems that have a right one, each with the share of right ones.
+    """Right and wrong solutions of problems with at least one right solution, each with the share of right solutions.
 
     Candidates are all graded leaves. Within the cap, which holds for right and for wrong ones each, higher mean values go first: the best
     right ones, and the wrong ones that the search took for right.
@@ -117,7 +117,7 @@ GradedRule = GradedSteps | GradedSolutions
 
 
 def _change(tree: JudgedTree, node: int) -> float:
-    """Return by how much a step changed the value; both nodes have one."""
+    """Return the change of the value by a step; both nodes have a value."""
     return round(tree.value(node) - tree.value(tree.record.parents[node]), DECIMALS)
 
 

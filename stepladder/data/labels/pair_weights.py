@@ -1,4 +1,4 @@
-"""How sure the order of a preference pair is: agreement of two scorers, and what the graded leaves leave open."""
+"""Certainty of the order of a preference pair: agreement of two scorers, and the uncertainty that the graded leaves leave."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from itertools import combinations
 
 
 def ranking_agreement(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """Return how far two scorers rank some siblings alike, in [0, 1]: (tau + 1) / 2 with Kendall's tau.
+    """Return the agreement of two scorers on the order of siblings, in [0, 1]: (tau + 1) / 2 with Kendall's tau.
 
         C = (pairs in the same order + half of the pairs that one of them ties) / pairs
 
-    Siblings that one of them did not score are left out; None if fewer than two are left.
+    Siblings without a score from either are left out. None if fewer than two are left.
 
     Source: Wang et al. 2024, "CREAM: Consistency Regularized Self-Rewarding Language Models", the consistency rate; their code breaks ties
         by place.
@@ -21,7 +21,7 @@ def ranking_agreement(first: Sequence[float | None], second: Sequence[float | No
 
 
 def order_uncertainty(chosen: tuple[int, int], rejected: tuple[int, int]) -> float:
-    """Return how little the graded leaves say about which of two continuations is better, in bits.
+    """Return the uncertainty about the better of two continuations, given the graded leaves, in bits.
 
         H(p) = -p log2 p - (1 - p) log2 (1 - p),   p = P(V_chosen > V_rejected)
 

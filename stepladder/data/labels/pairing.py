@@ -1,4 +1,4 @@
-"""What the rules of preference pairs share: candidates among siblings, margins, caps, and the rows that are made of two nodes.
+"""Common parts of the rules of preference pairs: candidates among siblings, margins, caps, and rows made from two nodes.
 
 A rule (``pair_rules``) lists candidates, drops some by name of reason, and turns the others into rows with ``step_offer`` or
 ``solution_offer``. Values are in [0, 1]: a threshold that is published for values in [-1, 1] is halved.
@@ -24,10 +24,10 @@ SideT = TypeVar("SideT", int, Solution)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSources:
-    """What a rule may read besides the trees that it makes pairs from."""
+    """Other inputs of a rule than the trees from which it makes pairs."""
 
     earlier_scores: Sequence[Sequence[float | None]] | None = None
-    """For each tree, scores of its nodes by an earlier process reward model; they give the pairs' ``agreement``. None without one."""
+    """For each tree, scores of its nodes by an earlier process reward model, for the pairs' ``agreement``. None without one."""
     first_trees: Sequence[TreeRecord] = ()
     """Trees with outcomes of the same problems by the first policy."""
 
@@ -45,7 +45,7 @@ def evidence_pairs(tree: JudgedTree, children: list[int], *, rejected_must_fail:
 
 
 def comparable_margins(tree: JudgedTree, pairs: Iterable[tuple[int, int]], dropped: Counter[str]) -> list[tuple[float, int, int]]:
-    """Return (margin, first, second) of the pairs that can be compared; count the others."""
+    """Return (margin, first, second) of the comparable pairs; count the others."""
     record, values = tree.record, tree.values
     margins = []
     for first, second in pairs:
@@ -62,14 +62,14 @@ def comparable_margins(tree: JudgedTree, pairs: Iterable[tuple[int, int]], dropp
 
 
 def wide_enough(margins: list[tuple[float, SideT, SideT]], min_margin: float, dropped: Counter[str]) -> list[tuple[float, SideT, SideT]]:
-    """Return the pairs whose margin is above zero and wide enough; count the others."""
+    """Return the pairs with a margin above zero that is wide enough; count the others."""
     wide = [pair for pair in margins if pair[0] > 0 and pair[0] >= min_margin]
     dropped["below margin"] += len(margins) - len(wide)
     return wide
 
 
 def widest(wide: list[tuple[float, int, int]], cap: int, dropped: Counter[str]) -> list[tuple[float, int, int]]:
-    """Return the pairs of a node with the largest margins, ties to the earlier nodes; count the others."""
+    """Return the pairs of a node with the largest margins; ties go to the earlier nodes. Count the others."""
     dropped["over node cap"] += max(0, len(wide) - cap)
     return sorted(wide, key=lambda pair: (-pair[0], pair[1], pair[2]))[:cap]
 
@@ -82,7 +82,7 @@ def extremes(tree: JudgedTree, better: Iterable[int], worse: Iterable[int], *, b
 
 
 def comparable_nodes(tree: JudgedTree, nodes: Iterable[int]) -> set[int]:
-    """Return the nodes whose steps can be set against others."""
+    """Return the nodes whose steps can be compared with others."""
     return {node for node in nodes if tree.comparable(node)}
 
 
@@ -98,7 +98,7 @@ def among_extremes(
 def solution_margins(
     right: list[Solution], wrong: list[Solution], *, few: int, rank: Callable[[Solution], Any] = attrgetter("rank")
 ) -> list[tuple[float, Solution, Solution]]:
-    """Return (margin, right, wrong) of the ``few`` right solutions of highest rank against the ``few`` wrong ones of lowest."""
+    """Return (margin, right, wrong) of the ``few`` best right solutions against the ``few`` worst wrong ones."""
     best, worst = sorted(right, key=rank, reverse=True)[:few], sorted(wrong, key=rank)[:few]
     return [(_solution_margin(*pair), *pair) for pair in product(best, worst)]
 

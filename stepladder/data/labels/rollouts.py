@@ -1,6 +1,7 @@
 """Step labels from rollouts: how often a policy still ends right from a prefix of a solution.
 
-``estimate_prefixes`` asks policy and verifier; ``rollout_values`` and ``first_error_values`` make values of a tree's nodes of the answers.
+``estimate_prefixes`` asks policy and verifier; ``rollout_values`` and ``first_error_values`` turn the results into values of a tree's
+nodes.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,20 +29,20 @@ class Estimate(NamedTuple):
     right: int
     """Rollouts that ended right."""
     total: int
-    """Rollouts that the policy gave; those that failed are left out, for they say nothing."""
+    """Rollouts of the policy, without failed ones, which carry no information."""
     tokens: int = 0
     """Tokens that they generated."""
     failures: Failures = Failures()
-    """What the policy could not give."""
+    """Failed samples of the policy."""
 
     @property
     def soft(self) -> float | None:
-        """Share of right ones, in [0, 1]; None without a rollout."""
+        """Share of right rollouts, in [0, 1]; None without a rollout."""
         return self.right / self.total if self.total else None
 
     @property
     def hard(self) -> float | None:
-        """1 where at least one ended right, else 0; None without a rollout."""
+        """1 if at least one rollout ended right, else 0; None without a rollout."""
         return float(self.right > 0) if self.total else None
 
 
@@ -67,7 +68,7 @@ def estimate_prefixes(
         policy: Samples the rollouts.
         renderer: Its renderer.
         verifier: Grades them.
-        prefixes: Where they begin.
+        prefixes: Start of the rollouts.
         num_rollouts: Rollouts per prefix, >= 1.
         seed: Seed of the rollouts; those of a prefix depend on it, the problem's id and the prefix alone.
         temperature: Of the rollouts, > 0.
@@ -119,15 +120,15 @@ def _failed(sample: Sequence[Step]) -> bool:
 
 
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
-    """Return the value of every node as rollouts from it say: Math-Shepherd's soft or hard estimate.
+    """Return the value of every node from its rollouts: Math-Shepherd's soft or hard estimate.
 
     A graded leaf is worth its outcome and is not rolled out; the root, a failed step that was not graded, and a prefix from which every
-    rollout failed have no value. Equal prefixes are asked about once.
+    rollout failed have no value. Equal prefixes are rolled out once.
 
     Args:
         records: Searched trees, or sampled solutions.
         ask: Rolls out.
-        hard: 1 where any rollout ended right, instead of the share of them.
+        hard: Return 1 if any rollout ended right, instead of the share.
     """
     prefixes = [_prefixes(record) for record in records]
     open_nodes = [
@@ -152,9 +153,9 @@ def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = Fals
 
 
 def first_error_values(records: Sequence[TreeRecord], ask: Ask) -> list[list[float | None]]:
-    """Return labels of the nodes on every graded solution: 1 before its first error, 0 on it, none behind it, where nothing was asked.
+    """Return labels of the nodes on every graded solution: 1 before its first error, 0 on it, None after it (no rollouts).
 
-    The first error of a wrong solution is found by halving. A prefix with a right leaf below it can succeed and is not rolled out, nor is
+    Bisection finds the first error of a wrong solution. A prefix with a right leaf below it can succeed and is not rolled out, nor is
     any prefix twice. A node that is a first error on one path and good on another is good.
 
     Source: Luo et al. 2024, "Improve mathematical reasoning in language models by automated process supervision" (OmegaPRM), section 3.2.
@@ -188,9 +189,9 @@ def first_error_values(records: Sequence[TreeRecord], ask: Ask) -> list[list[flo
 
 
 def find_first_errors(lengths: Sequence[int], can_succeed: Callable[[Sequence[tuple[int, int]]], list[bool]]) -> list[int | None]:
-    """Return the index of the first step after which no rollout ends right, by halving all solutions at the same time.
+    """Return the index of the first step after which no rollout ends right, by bisecting all solutions at the same time.
 
-    A solution is assumed to stay wrong once it is: then ceil(log2(num_steps + 1)) prefixes are asked about instead of all.
+    It assumes that a wrong solution stays wrong. So it rolls out ceil(log2(num_steps + 1)) prefixes instead of all.
 
     Args:
         lengths: Steps of every solution, >= 0.
@@ -209,14 +210,14 @@ def find_first_errors(lengths: Sequence[int], can_succeed: Callable[[Sequence[tu
 
 
 def labels_until_error(num_steps: int, first_error: int | None) -> list[float | None]:
-    """Return labels of a solution with a known first error: 1 before it, 0 on it, none behind it, where nothing was asked."""
+    """Return labels of a solution with a known first error: 1 before it, 0 on it, None after it (no rollouts)."""
     if first_error is None:
         return [1.0] * num_steps
     return [1.0] * first_error + [0.0] + [None] * (num_steps - first_error - 1)
 
 
 def _settled(record: TreeRecord, right: Sequence[int], node: int) -> bool | None:
-    """Return whether a node is known to succeed (or fail) without any rollout; None if it must be asked."""
+    """Return whether a node is known to succeed (or fail) without any rollout; None if a rollout must decide."""
     if right[node]:
         return True
     ended = record.outcomes[node] is not None or record.stop_reasons[node] != StopReason.STEP or not record.token_ids[node]

@@ -1,7 +1,7 @@
 """rStar-Math's pairs, by one choice of candidates: rows of the policy (``RStarPairs``) and of its preference model (``StepPairs``).
 
-Both set the steps of a node with a right leaf below them against those with a wrong one, best against worst by value, and both ask that
-the continuation of the better step is the better one. They differ where the released code of the paper does.
+Both compare the steps of a node that have a right leaf below them with those that have a wrong one, best with worst by value. Both require
+that the better step has the better continuation. They differ where the released code of the paper does.
 """
 
 import math
@@ -35,7 +35,7 @@ from stepladder.tree_paths import path_to
 from stepladder.types import PreferencePair, StopReason, TreeRecord
 
 _FEW, _MANY = 2, 4
-"""Members of a side; the larger number where the other side has one only."""
+"""Members of a side; the larger number if the other side has only one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,14 +172,14 @@ class StepPairs:
 
 
 def _few_or_many(tree: JudgedTree, better: Iterable[int], worse: Iterable[int]) -> tuple[list[int], list[int]]:
-    """Return the two best of some nodes and the two worst of others, or four where the other side has one."""
+    """Return the two best of some nodes and the two worst of others, or four if the other side has one."""
     better, worse = comparable_nodes(tree, better), comparable_nodes(tree, worse)
     best, worst = (_MANY if len(other) == 1 else _FEW for other in (worse, better))
     return extremes(tree, better, worse, best=best, worst=worst)
 
 
 def _is_final(tree: JudgedTree, node: int) -> bool:
-    """Say whether a step ended its solution by itself or was cut; one that failed has no tokens and is counted as failed."""
+    """Say whether a step ended its solution by itself or was cut. A failed step has no tokens and counts as failed."""
     return tree.record.stop_reasons[node] != StopReason.STEP and bool(tree.record.token_ids[node])
 
 
@@ -220,5 +220,5 @@ def _with_tokens(solutions: list[Solution]) -> list[Solution]:
 
 
 def _bare(offer: Ranked[PreferencePair]) -> PreferencePair:
-    """Return a pair without what only a policy learns from."""
+    """Return a pair without the data that only a policy learns from."""
     return replace(offer.row, chosen_logps=[], rejected_logps=[], agreement=None, uncertainty=None)

@@ -1,4 +1,4 @@
-"""What a label rule kept, and how many candidates it dropped, by reason."""
+"""Result of a label rule: the kept rows, and counts of dropped candidates by reason."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -8,7 +8,7 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection(Generic[RowT]):
-    """What was made of some trees; ``considered == kept + sum(dropped_by_reason.values())``."""
+    """Rows made from trees; ``considered == kept + sum(dropped_by_reason.values())``."""
 
     rows: list[RowT]
     """The kept rows, in the order of the trees."""

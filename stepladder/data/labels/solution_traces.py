@@ -1,4 +1,4 @@
-"""Written solutions as traces: what the warm-up learns from."""
+"""Written solutions as traces, for the warm-up."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -10,19 +10,19 @@ from stepladder.types import Problem, Provenance, Trace
 
 @runtime_checkable
 class SolutionRenderer(Protocol):
-    """What is needed of a renderer to write a solved problem as tokens."""
+    """The part of a renderer that writes a solved problem as tokens."""
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Return the prompt of a problem as token ids."""
         ...
 
     def encode_solution(self, text: str, *, place: str) -> Sequence[Sequence[int]]:
-        """Return the steps of a written solution as token ids, cut and ended as a sampled one; ``place`` says where it comes from."""
+        """Return the steps of a written solution as token ids, with the step ends of a sampled one; ``place`` names its source."""
         ...
 
 
 def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, provenance: Provenance) -> Trace:
-    """Return a written solution as a trace; being the teacher's, its mean value is 1.
+    """Return a written solution as a trace. Its mean value is 1, because a teacher wrote it.
 
     Raises:
         DataFormatError: If no step can be read out of the solution.

@@ -1,4 +1,4 @@
-"""Rules that choose from searched trees what the policy imitates.
+"""Rules that choose traces for imitation from searched trees.
 
 ``select_traces`` takes right solutions, ``revision_traces`` ways back from a wrong step. ``within_window`` says which trees are recent
 enough to be used at all.
@@ -115,12 +115,12 @@ def revision_traces(
 
 
 def _mistakes(tree: JudgedTree, *, of_solution: bool) -> list[tuple[int, list[int]]]:
-    """Return (node from which a right path is to be taken, path of what went wrong) in the order of the nodes."""
+    """Return pairs (start node of a right path, wrong path) in the order of the nodes."""
     right, wrong = tree.evidence.right, tree.evidence.wrong
     if not right[0]:
         return []
     if of_solution:
-        # A solution that was cut is no attempt: what would follow it is the rest of its last step.
+        # A truncated solution is not a wrong attempt: it would continue with the rest of its last step.
         ended = [
             leaf
             for leaf, outcome in enumerate(tree.record.outcomes)

@@ -1,4 +1,4 @@
-"""From the values of nodes to value targets: root-to-leaf paths on which every target stands once."""
+"""Value targets from the values of nodes: root-to-leaf paths with every target once."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ def value_rows(
     require_evidence: bool = False,
     drop_one_sided: bool = False,
 ) -> Selection[ValueRow]:
-    """Return value targets as root-to-leaf paths; every node that has a target carries it in exactly one path.
+    """Return value targets as root-to-leaf paths. Every node with a target carries it in exactly one path.
 
     A path ends at its last node with a target, and a path without any is dropped. Steps that failed (no tokens) are no part of any path.
     Candidates are the root-to-leaf paths.
 
     Args:
         records: Searched trees; without outcomes only ``tree-value`` gives targets.
-        target: What the targets are.
-        given: The targets themselves, one list per record, instead of ``target``: where they were estimated elsewhere.
+        target: Definition of the targets.
+        given: Targets that were estimated elsewhere, one list per record, instead of ``target``.
         require_evidence: Under ``tree-value``, give a target only to nodes with a graded leaf at or below them.
         drop_one_sided: Leave out problems whose graded leaves are all right or all wrong: they teach which problems are hard, not
             which steps are good.

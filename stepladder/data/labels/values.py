@@ -18,7 +18,7 @@ from stepladder.types import TreeRecord
 
 
 class ValueTarget(StrEnum):
-    """Where the value of a node comes from."""
+    """Definition of a node's value."""
 
     MONTE_CARLO = "monte-carlo"
     """Share of right ones among the distinct graded leaves at and below the node; none without such a leaf. Plain counting, not weighted
@@ -26,13 +26,13 @@ class ValueTarget(StrEnum):
     TREE_VALUE = "tree-value"
     """The node's mean backed-up return; none while unvisited."""
     HARD_MAX = "hard-max"
-    """1 where a right leaf is at or below the node, 0 where only wrong ones are; none without a graded leaf."""
+    """1 if a right leaf is at or below the node, 0 if only wrong leaves are; none without a graded leaf."""
     DISTANCE = "distance"
     """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
     OUTCOME = "outcome"
-    """Of a graded leaf, whether it is right; none elsewhere. Whole solutions are judged, as an outcome reward model does."""
+    """Whether a graded leaf is right; none for other nodes. This judges whole solutions, like an outcome reward model."""
     PROGRESS = "progress"
-    """Monte Carlo value plus what the step achieves for the best of several attempts from there; see ``progress_values``."""
+    """Monte Carlo value plus the step's gain for the best of several attempts from there; see ``progress_values``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ def gather_evidence(record: TreeRecord) -> Evidence:
 
 
 def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | None]:
-    """Return the value of every node under a definition, in [0, 1]; None if there is none.
+    """Return the value of every node under a definition, in [0, 1]; None without one.
 
     Raises:
         DataFormatError: If a stored value is outside [0, 1].
@@ -93,7 +93,7 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
 
 
 def distance_values(record: TreeRecord) -> list[float | None]:
-    """Return the ReST-MCTS* value of every node: how far along the shortest way to a right leaf it is.
+    """Return the ReST-MCTS* value of every node: its progress on the shortest way to a right leaf.
 
         v_k = max(0, v_{k-1} + (1 - v_{k-1}) (+-1) / (m_k + 1)),   v_0 = 0
 
@@ -132,11 +132,11 @@ def distance_values(record: TreeRecord) -> list[float | None]:
 
 
 def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list[float | None]:
-    """Return the values under the policy that tries several times and keeps the best: 1 - (1 - V)^attempts.
+    """Return the values under a policy that tries several times and keeps the best: 1 - (1 - V)^attempts.
 
     Args:
         values: Values under one attempt, in [0, 1]; None if unknown.
-        attempts: Tries, >= 1. Of 1 it is the policy itself, of many everything that can succeed is worth 1.
+        attempts: Tries, >= 1. With 1 try it is the policy itself; with many tries, every node that can succeed is worth 1.
 
     Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning": best-of-4 of the base policy is
     a good prover, since it is better than the base and still tells steps apart.
@@ -147,12 +147,12 @@ def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list
 def progress_values(
     values: Sequence[float | None], prover_values: Sequence[float | None], parents: Sequence[int], *, alpha: float = 1.0
 ) -> list[float | None]:
-    """Return the value of every node plus what its step achieves for another policy.
+    """Return the value of every node plus its step's gain for another policy.
 
         min(1, max(0, Q_base + alpha * (V_prover(node) - V_prover(parent))))
 
     Args:
-        values: Values under the policy that is searched with, in [0, 1]; None if unknown.
+        values: Values under the search's policy, in [0, 1]; None if unknown.
         prover_values: Values under the prover, which is a different policy, in [0, 1]; None if unknown.
         parents: Parent of every node, -1 for the root.
         alpha: Weight of the advantage, >= 0.

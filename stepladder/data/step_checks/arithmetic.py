@@ -39,11 +39,11 @@ _MAX_LENGTH = 200
 
 
 def arithmetic_holds(text: str) -> bool | None:
-    """Say whether every equation of plain numbers in a step is true, exactly; None if there is none that can be read.
+    """Say whether every equation of plain numbers in a step is exactly true; None without a readable equation.
 
     Read are a sum, difference, product or quotient of decimal numbers, with brackets, followed by ``=`` and one number, also inside
     ``<<...>>``. A decimal result may be rounded: it holds when the exact one rounds to it. Whatever has letters, units, powers or percent
-    signs next to it is left alone: a check that is not sure says nothing.
+    signs next to it is ignored: an uncertain check gives no verdict.
     """
     verdicts = [verdict for match in _EQUATION.finditer(text) if (verdict := _true(match["left"], match["right"])) is not None]
     return all(verdicts) if verdicts else None

@@ -9,9 +9,9 @@ _STEP_END, _CODE_END = "<end_of_step>", re.compile("<end_of_code>|</code>", re.I
 
 
 def code_of(text: str) -> str:
-    """Return the Python of a solution so far: the code of all its steps, in order; empty if there is none.
+    """Return the Python of a solution so far: the code of all its steps, in order; empty without code.
 
-    Read are complete blocks fenced as ``python`` or ``py``, and what stands between ``<code>`` and ``<end_of_code>`` or ``</code>``. Steps
+    It reads complete blocks fenced as ``python`` or ``py``, and text between ``<code>`` and ``<end_of_code>`` or ``</code>``. Steps
     that end with ``<end_of_step>`` may divide such a part; of one that is still open, the code of the finished steps counts.
 
     Source: Guan et al. 2025, "rStar-Math: small LLMs can master math reasoning with self-evolved deep thinking", section 3.2: a step's code

@@ -52,18 +52,18 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/et
 
 
 class CodeRun(NamedTuple):
-    """What became of a piece of code."""
+    """Result of a piece of code."""
 
     passed: bool
-    """Whether it ran to its end. Code that exits before, with whatever status, has not."""
+    """Whether it ran to its end. Code that exits earlier has not, whatever its status."""
     reason: str
     """``ran``, ``failed`` (an error or an exit), ``timeout``, ``killed`` (by a signal), or ``overfull`` (it wrote or printed too much)."""
     output: str
-    """What it printed, errors included, cut after 8192 bytes."""
+    """Its output, including errors, cut after 8192 bytes."""
 
 
 class CodeSandbox:
-    """Runs pieces of Python, some at a time, and remembers what became of them."""
+    """Runs pieces of Python, some at a time, and remembers the results."""
 
     def __init__(self, *, deadline_s: int = 5, num_workers: int = 4, allow_unsandboxed: bool = False) -> None:
         """Check that code can be sandboxed here.
@@ -71,7 +71,7 @@ class CodeSandbox:
         Args:
             deadline_s: CPU seconds after which code counts as failed, >= 1. Code that waits has as many seconds for that.
             num_workers: Pieces run at once, >= 1.
-            allow_unsandboxed: Run code even where it cannot be sandboxed.
+            allow_unsandboxed: Run code even if it cannot be sandboxed.
 
         Raises:
             ConfigError: If it cannot be sandboxed and that is not allowed, or a number is out of range.
@@ -84,7 +84,7 @@ class CodeSandbox:
         self._remembered: dict[str, CodeRun] = {}
 
     def run(self, codes: Sequence[str]) -> list[CodeRun]:
-        """Run pieces of code and return what became of each, in order; the same piece is run once.
+        """Run pieces of code and return their results, in order. Equal pieces run once.
 
         Raises:
             BackendError: If a process does not start.
@@ -118,7 +118,7 @@ def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> 
     Args:
         code: Python source.
         deadline_s: CPU seconds that it may take, and seconds that it may wait, >= 1.
-        allow_unsandboxed: Run it even where it cannot be sandboxed.
+        allow_unsandboxed: Run it even if it cannot be sandboxed.
 
     Raises:
         BackendError: If the process does not start, or the code cannot be sandboxed and that is not allowed.
@@ -130,7 +130,7 @@ def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> 
 
 
 def _run(code: str, *, deadline_s: int, allow_unsandboxed: bool) -> tuple[bool, CodeRun]:
-    """Return whether the code was sandboxed, and what became of it; code that cannot be sandboxed is run only where that is allowed."""
+    """Return whether the code was sandboxed, and its result. Code that cannot be sandboxed runs only if that is allowed."""
     mark = secrets.token_bytes(_MARK_BYTES)
     ours, theirs = socket.socketpair()
     with ours, scratch_directory() as scratch:
@@ -151,13 +151,13 @@ def _request(code: str, *, deadline_s: int, trusting: bool) -> bytes:
     packages, readable = _installed()
     limits = {"cpu_s": deadline_s, "memory_bytes": _MEMORY_BYTES, "disk_bytes": _DISK_BYTES}
     limits |= {"files": _FILES, "file_bytes": _FILE_BYTES, "open_files": _OPEN_FILES}
-    # Both ends are the same interpreter, whose start a larger format would slow down.
+    # Both ends are the same interpreter. A larger format would slow down its start.
     return marshal.dumps({"code": code, "limits": limits, "trusting": trusting, "packages": packages, "readable": readable})
 
 
 @cache
 def _installed() -> tuple[list[str], list[str]]:
-    """Return the paths of installed packages, and all that code may read."""
+    """Return the paths of installed packages, and all paths that code may read."""
     packages = [path for path in site.getsitepackages() if os.path.isdir(path)]
     added = [path for path in sys.path if path not in packages and path.startswith(tuple(packages))]
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
@@ -188,7 +188,7 @@ def _send(channel: socket.socket, request: bytes, mark: bytes) -> tuple[bool, in
 
 
 def _startup_error(process: "subprocess.Popen[bytes]") -> str:
-    # Where it has ended, this changes nothing.
+    # If it has ended, this changes nothing.
     _kill(process)
     output, _ = process.communicate()
     return (
@@ -201,7 +201,7 @@ def _watch(process: "subprocess.Popen[bytes]", pid: int, *, deadline_s: float) -
     """Wait for the end of output, which the supervisor holds open to its own end.
 
     Returns:
-        Why the code has to be killed, None if it ended by itself, and the first and the last bytes of its output.
+        The reason to kill the code (None if it ended by itself), and the first and the last bytes of its output.
     """
     assert process.stdout is not None
     kept = tail = b""
@@ -209,7 +209,7 @@ def _watch(process: "subprocess.Popen[bytes]", pid: int, *, deadline_s: float) -
     idle, started = _Idle(pid), time.monotonic()
     while True:
         if wait([process.stdout.fileno()], _LOOK_EVERY_S):
-            # What is beyond the cut is read and dropped, so that printing never blocks.
+            # Output after the cut is read and dropped, so that printing never blocks.
             part = os.read(process.stdout.fileno(), 65_536)
             if not part:
                 return None, kept, tail
@@ -250,12 +250,12 @@ def _busy_s(pid: int) -> float:
 
 
 def _reason(status: int) -> str:
-    """Return why code did not run to its end, from the status with which its process ended."""
+    """Return the reason for which code did not run to its end, from the exit status of its process."""
     return {-signal.SIGXCPU: "timeout", -signal.SIGXFSZ: "overfull"}.get(status, "killed" if status < 0 else "failed")
 
 
 def _end(process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
-    """Have the supervisor kill the code and end; kill the supervisor itself where that takes long."""
+    """Make the supervisor kill the code and end. If that takes long, kill the supervisor itself."""
     with suppress(OSError):
         channel.shutdown(socket.SHUT_RDWR)
     try:

@@ -4,22 +4,22 @@ This file is run as a script in a fresh interpreter, in an empty working directo
 the supervisor: it reads a request from the socket, forks the process that runs the code, and ends when that one has ended, in the same way.
 When the caller shuts the socket or dies, the supervisor kills the code and deletes the working directory.
 
-The forked process gives up what the code must not have, writes "R" and its process id to the socket, or "U" where a lock does not hold, and
+The forked process drops its rights, writes "R" and its process id to the socket, or "U" if a lock does not hold, and
 runs the code. The request's mark at the end of the output says that the code ran to its end; nothing else is a success.
 
 - Resource limits: CPU time, address space, size of a file, open files, no core file, no new processes (root is exempt from that one).
-- Capabilities: root gives up all of them.
+- Capabilities: root drops all of them.
 - Landlock: files can be opened only in the installed Python and its libraries, to read, and in the working directory. Whether another file
-  exists, its size and its dates can still be asked for. No directories can be made, so that the working directory stays flat. All rights
+  exists, its size and its dates can still be queried. No directories can be made, so that the working directory stays flat. All rights
   that the kernel's version knows are taken away: truncation, ioctl on devices, TCP, abstract sockets and signals, too.
 - seccomp: of the system calls only those listed below; the rest fail with "operation not permitted". Not among them: sockets, new processes
   and threads, other programs, signals to others, tracing, changing owners or modes, namespaces, mounting, and limits. Files are opened
   only with the flags and modes that Landlock judges rightly in every version.
-- The supervisor measures all files before each new one, those without a name included. It ends code that holds too many, and lowers the
+- The supervisor measures all files before each new one, including those without a name. It ends code with too many files, and lowers the
   limit on the size of a file until the files that there are cannot grow beyond the cap on the disk.
 
-The locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. What remains is the kernel itself: an
-exploitable bug in one of the system calls listed. Where that is too much, run stepladder in a virtual machine.
+The locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. The remaining risk is the kernel
+itself: an exploitable bug in one of the listed system calls. If that risk is too high, run stepladder in a virtual machine.
 
 The mark stays in the socket until the code is about to start. Then it is only on the interpreter's evaluation stack, which no frame, module
 or garbage collector shows to Python. Code that reads its own memory natively (ctypes, the array interface of numpy) can find it.
@@ -57,9 +57,9 @@ _SCRATCH = _DEVICE | _READ_DIR | _REMOVE_FILE | _MAKE_REG
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """Number of file rights from a version of Landlock on: 2 adds moving between directories, 3 truncation, 5 ioctl on devices."""
 _NET_RIGHTS, _SCOPES = {4: 0b11}, {6: 0b11}
-"""TCP (bind, connect), and what reaches processes outside (abstract Unix sockets, signals)."""
+"""TCP (bind, connect), and ways to reach outside processes (abstract Unix sockets, signals)."""
 _QUIET = {7: 1}
-"""The flag that keeps what code tries out of the machine's audit log."""
+"""The flag that keeps the code's attempts out of the machine's audit log."""
 
 # System call numbers of x86-64. Without ioctl(TIOCSTI), fcntl(F_SETOWN), prlimit, chmod and their like, by default refusal.
 _CALLS = {
@@ -78,9 +78,9 @@ _OPEN_FLAGS = (
     os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC
     | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | 0o100000
 )  # fmt: skip
-"""Flags with which files can be opened, O_LARGEFILE (its number) included. Not O_PATH, and not O_TMPFILE, whose file no directory shows."""
+"""Flags with which files can be opened, including O_LARGEFILE (its number). Not O_PATH or O_TMPFILE, whose file no directory shows."""
 _OPEN_MODES = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC)
-"""Access modes, with truncation. Landlock asks for no right where the mode is 3, and before version 3 for none to truncate."""
+"""Access modes, with truncation. Landlock requires no right for mode 3, and before version 3 none to truncate."""
 _ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)
 """Advice about memory that only concerns the process's own: how it is read, that it is free, huge pages, and core files."""
 _TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC = 0x5401, 0x5451, 0x5450
@@ -88,16 +88,16 @@ _DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC = 0, 1, 2, 3, 1030
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _LOAD, _AND, _ANY_OF, _EQUALS, _RETURN = 0x20, 0x54, 0x45, 0x15, 0x06
 _ALLOW, _REFUSE, _ASK, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x7FC00000, 0x80000000
-"""What a filter returns; a refused call fails with EPERM, and one that is asked for waits for the supervisor's answer."""
+"""Return values of a filter: a refused call fails with EPERM, and a notified call waits for the supervisor's answer."""
 _SECCOMP, _SET_FILTER, _NEW_LISTENER = 317, 1, 8
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
-"""Requests of a seccomp listener, for its structures of 80 and 24 bytes, and the answer that lets a call go on."""
+"""Requests of a seccomp listener, for its structures of 80 and 24 bytes, and the answer that lets a call continue."""
 _UNSEEN = frozenset({"sys.settrace", "sys.monitoring.register_callback", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
 """Audit events of functions that could move a frame past the rest of its code, or find what refuses them."""
 
 
 def limit_resources(limits: dict[str, int]) -> None:
-    """Set hard limits, lower where the surrounding ones are."""
+    """Set hard limits, or lower ones if the surrounding limits are lower."""
     wanted = {
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
@@ -109,12 +109,12 @@ def limit_resources(limits: dict[str, int]) -> None:
         _, hard = resource.getrlimit(name)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(name, (value, value))
-    # The signal of the soft limit says what ended the process; code that ignores it is killed a second later.
+    # The signal of the soft limit identifies the reason; code that ignores it is killed a second later.
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
 
 
 def drop_capabilities(libc: Any) -> bool:
-    """Give up root's special rights, for good; say whether that worked. Only root can, and need, clear the bounding set."""
+    """Drop root's special rights permanently; say whether that worked. Only root can clear the bounding set, and only root needs to."""
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for capability in range(64):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -122,13 +122,13 @@ def drop_capabilities(libc: Any) -> bool:
 
 
 def lock_files(libc: Any, readable: list[str], scratch: str) -> bool:
-    """Let the process open only what lies beneath some paths; say whether the kernel does that."""
+    """Let the process open only files below some paths; say whether the kernel enforces that."""
     version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
     if version < 1:
         return False
     handled = (1 << _of_version(_FILE_RIGHTS, version)) - 1
     attributes = struct.pack("QQQ", handled, _of_version(_NET_RIGHTS, version), _of_version(_SCOPES, version))
-    # An older kernel takes a longer structure where the rest of it is zero.
+    # An older kernel accepts a longer structure if the rest of it is zero.
     ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         return False
@@ -149,7 +149,7 @@ def lock_files(libc: Any, readable: list[str], scratch: str) -> bool:
 
 
 def _of_version(since: dict[int, int], version: int) -> int:
-    """Return the entry of the newest version that is not newer than the kernel's, 0 where there is none."""
+    """Return the entry of the newest version that is not newer than the kernel's; 0 without one."""
     return next((since[known] for known in sorted(since, reverse=True) if known <= version), 0)
 
 
@@ -183,14 +183,14 @@ def filter_program() -> list[tuple[int, int, int, int]]:
 
 
 def lock_calls(libc: Any) -> bool:
-    """Refuse every system call that is not listed; say whether the kernel does that, and the list is for this machine."""
+    """Refuse every system call that is not listed; say whether the kernel enforces that, and the list is for this machine."""
     if os.uname().machine != "x86_64":
         return False
     return _filter(libc, filter_program(), 0) == 0
 
 
 def listen_to_new_files(libc: Any) -> int:
-    """Let every call that may create a file wait for an answer; return the descriptor on which they are asked for, -1 without one."""
+    """Make every call that may create a file wait for an answer; return the descriptor of its notifications, or -1 without one."""
     if sys.platform != "linux" or os.uname().machine != "x86_64" or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return -1
     program = [(_LOAD, 0, 0, 0)]
@@ -207,13 +207,13 @@ def _filter(libc: Any, program: list[tuple[int, int, int, int]], flags: int) -> 
 
 
 def restrict(libc: Any, limits: dict[str, int], readable: list[str]) -> bool:
-    """Take away what the code must not have; say whether all locks hold."""
+    """Drop the rights that the code must not have; say whether all locks hold."""
     limit_resources(limits)
     if sys.platform != "linux":
         return False
     if not drop_capabilities(libc) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False
-    # Both are tried: one alone is better than none where the user accepts that.
+    # Both are tried: one alone is better than none if the user accepts that.
     files = lock_files(libc, readable, os.getcwd())
     return lock_calls(libc) and files
 
@@ -229,13 +229,13 @@ def refuse_tracing() -> None:
 
 
 def run(code: str) -> NoReturn:
-    """Run the code, write the mark where it ran to its end, and end this process. What is used afterwards is bound before."""
+    """Run the code, write the mark if it ran to its end, and end this process. Names used afterwards are bound before the code runs."""
     write, read, leave = os.write, os.read, os._exit
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}
     try:
         # This file's future imports are not the code's.
         program = compile(code, "<code>", "exec", dont_inherit=True)
-        # Evaluated from the left: the mark is read before the code runs, has no name, and is written only where ``exec`` returns.
+        # Evaluated from the left: the mark is read before the code runs, has no name, and is written only if ``exec`` returns.
         write(1, read(0, _MARK_BYTES) + _finished(exec(program, namespace)))
         leave(0)
     except BaseException as error:
@@ -245,7 +245,7 @@ def run(code: str) -> NoReturn:
 
 
 def _finished(_: None) -> bytes:
-    """Do what follows the end of a program: its exit functions, whose errors count, and the rest of its output."""
+    """Finish a program: run its exit functions, whose errors count, and write the rest of its output."""
     errors: list[Any] = []
     sys.unraisablehook = errors.append
     atexit._run_exitfuncs()
@@ -323,7 +323,7 @@ def supervise(child: int, listener: int, wakeup: int, limits: dict[str, int]) ->
 
 
 def _answer(listener: int, child: int, limits: dict[str, int]) -> bool:
-    """Let a call that may create a file go on; say whether it may. It waits meanwhile, and with it the code's only thread."""
+    """Decide whether a waiting call may create a file, and return the decision. Until then the code's only thread waits."""
     asked = bytearray(80)
     try:
         fcntl.ioctl(listener, _RECEIVE, asked)
@@ -331,13 +331,13 @@ def _answer(listener: int, child: int, limits: dict[str, int]) -> bool:
             return False
         fcntl.ioctl(listener, _SEND, struct.pack("=QqiI", int.from_bytes(asked[:8], sys.byteorder), 0, 0, _CONTINUE))
     except (FileNotFoundError, InterruptedError):
-        # The code was killed, or a signal interrupted its call, which is then asked for again.
+        # The code was killed, or a signal interrupted its call, which then comes again.
         return True
     return True
 
 
 def _bound_files(child: int, limits: dict[str, int]) -> bool:
-    """Limit the size of the code's files so that these and one more stay within the disk's cap; say whether there may be one more."""
+    """Limit the size of the code's files so that they and one more stay within the disk's cap; say whether one more is allowed."""
     try:
         sizes = [*_sizes(child, unknown=limits["file_bytes"]), 0]
         room = largest_size(sizes, limits["disk_bytes"])
@@ -353,7 +353,7 @@ def _bound_files(child: int, limits: dict[str, int]) -> bool:
 
 
 def largest_size(sizes: list[int], total: int) -> int:
-    """Return the size to which each file may grow so that all stay within a total, where larger ones keep theirs; negative if none fits."""
+    """Return the size to which each file may grow within a total, given that larger files keep their sizes; negative if none fits."""
     sizes, share = sorted(sizes, reverse=True), -1
     for index, size in enumerate(sizes):
         share = (total - sum(sizes[:index])) // (len(sizes) - index)
@@ -363,11 +363,11 @@ def largest_size(sizes: list[int], total: int) -> int:
 
 
 def _sizes(child: int, *, unknown: int) -> list[int]:
-    """Return the sizes of the code's files: of the working directory, and of those deleted that it still has open or mapped.
+    """Return the sizes of the code's files: those in the working directory, and deleted ones that are still open or mapped.
 
     Args:
         child: The code's process.
-        unknown: What counts as the size of a file that is only mapped, which the kernel does not tell.
+        unknown: Assumed size of a file that is only mapped, whose size the kernel does not report.
     """
     with os.scandir(".") as entries:
         sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
@@ -388,7 +388,7 @@ def _sizes(child: int, *, unknown: int) -> list[int]:
 
 
 def _read(num_bytes: int) -> bytes:
-    """Read so many bytes of the socket, and no more, since what follows is for another reader; fewer where it ends."""
+    """Read this many bytes of the socket, or fewer at its end. Never read more: the rest is for another reader."""
     parts = b""
     while num_bytes > len(parts) and (part := os.read(0, num_bytes - len(parts))):
         parts += part
@@ -427,7 +427,7 @@ def _end_like(status: int) -> NoReturn:
 
 
 def main() -> None:
-    """Serve one request: ``{"code", "limits", "trusting", "readable", "packages"}``; ``trusting`` runs code where a lock does not hold."""
+    """Serve one request: ``{"code", "limits", "trusting", "readable", "packages"}``. ``trusting`` runs code even without some lock."""
     caller, libc = int(sys.argv[1]), ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     wakeup = _catch_signals()
@@ -444,7 +444,7 @@ def main() -> None:
     if not child:
         start(libc, request)
     status, reason = supervise(child, listener, wakeup, request["limits"])
-    # The threads of a caller die one after the other; its first sign of death may come while its process id is still there.
+    # The threads of a caller die one after the other. Its first sign of death may come while its process id still exists.
     if reason == "alone" or os.getppid() != caller:
         _delete_scratch()
     # The signal of files that are too large also speaks of files that are too many.

@@ -1,4 +1,4 @@
-"""Scratch directories that do not outlive their process, even where that is killed.
+"""Scratch directories that do not outlive their process, even if it is killed.
 
 A directory is locked for as long as its process lives; the kernel takes the lock off when the process dies, however it dies. The first
 directory that a process makes is preceded by a search for those that nobody has locked, which are deleted.
@@ -35,7 +35,7 @@ def scratch_directory() -> Iterator[Path]:
 
 @cache
 def delete_abandoned(parent: str) -> None:
-    """Delete this user's scratch directories in a directory that no living process holds; once per process and directory."""
+    """Delete this user's scratch directories that no living process holds, in one directory; once per process and directory."""
     try:
         paths = [path for path in Path(parent).iterdir() if path.name.startswith(PREFIX)]
     except PermissionError:
@@ -43,7 +43,7 @@ def delete_abandoned(parent: str) -> None:
         return
     for path in paths:
         try:
-            # Whoever can place a link here must not choose what is deleted.
+            # Somebody who places a link here must not choose what is deleted.
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
@@ -69,7 +69,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _lock(handle: int, *, waits: bool) -> bool:
-    """Lock a directory; say whether that worked. File systems without locks keep what a killed process left."""
+    """Lock a directory; say whether that worked. On file systems without locks, the leftovers of a killed process stay."""
     # Windows has no such module, and no sandbox.
     import fcntl
 

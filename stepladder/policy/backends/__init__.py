@@ -1,1 +1,1 @@
-"""Engines that sample steps; import the module of the one that you want."""
+"""Engines that sample steps. Import the module of the engine that you need."""

@@ -1,4 +1,4 @@
-"""Reading what a completions server says: JSON of any shape comes in, and either typed values or one sentence go out.
+"""Reading of a completions server's replies: JSON of any shape becomes typed values or one sentence.
 
 The reader is strict. A value of another type than the protocol's, out of its range or absent makes the whole reply a failure, because a
 wrong id or log-probability would be trained on. Fields that are not used here are not looked at.
@@ -17,7 +17,7 @@ from stepladder.errors import DataFormatError
 from stepladder.lm.encoding import Span, TextEncoder
 
 Json = Any
-"""What ``json.loads`` gives: None, bool, int, float, str, list or dict."""
+"""Result of ``json.loads``: None, bool, int, float, str, list or dict."""
 
 _LOGP_ROUNDING = 1e-3
 """Servers compute logits minus a log-sum-exp, which rounding can lift above 0 by that much."""
@@ -27,7 +27,7 @@ _SHOWN_CHARACTERS = 60
 
 
 class ReplyError(ValueError):
-    """A reply that does not say what it must say."""
+    """A reply that breaks the protocol."""
 
 
 class ServedModel(NamedTuple):
@@ -35,7 +35,7 @@ class ServedModel(NamedTuple):
 
     name: str
     context: int | None
-    """Tokens that it can hold; None if the server does not say."""
+    """Its context in tokens; None if the server does not say."""
 
 
 class Completion(NamedTuple):
@@ -53,7 +53,7 @@ def read_json(body: bytes) -> Json:
     """Return the value that JSON in UTF-8 holds.
 
     Raises:
-        ReplyError: If it is none, repeats a key, holds NaN or infinity, or is nested too deeply.
+        ReplyError: If it is not JSON, repeats a key, contains NaN or infinity, or is nested too deeply.
     """
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
@@ -78,11 +78,11 @@ def read_models(reply: Json) -> list[ServedModel]:
 
 
 def read_completion(reply: Json, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, num_prompt: int, max_tokens: int) -> Completion:
-    """Return what the reply to a completions request for one sample says.
+    """Return the content of a reply to a completions request for one sample.
 
     Args:
         reply: The reply.
-        tokenizer: Gives the ids where the server sends text alone.
+        tokenizer: Encodes the text if the server sends only text.
         vocab_size: Ids that the model knows.
         num_prompt: Tokens of the request's prompt.
         max_tokens: The request's cap on sampled tokens.
@@ -96,7 +96,7 @@ def read_completion(reply: Json, tokenizer: PreTrainedTokenizerBase, *, vocab_si
         raise ReplyError(f"it holds an error instead of choices: {_shown(error.get('message') if isinstance(error, dict) else error)}")
     choices = _list(_field(reply, "choices"), "choices")
     if len(choices) != 1:
-        raise ReplyError(f"choices must have one entry, as many as were asked for: got {len(choices)}")
+        raise ReplyError(f"choices must have one entry, as requested: got {len(choices)}")
     choice = _dict(choices[0], "choices[0]")
     if _int(choice.get("index", 0), "index") != 0:
         raise ReplyError(f"index must be 0: got {_shown(choice['index'])}")
@@ -119,7 +119,7 @@ def _served_model(entry: dict[str, Json], place: str) -> ServedModel:
 
 
 def _tokens(choice: dict[str, Json], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, max_tokens: int) -> list[tuple[int, float]]:
-    """Return the sampled ids of a choice with their log-probabilities, in whichever form the server gives them."""
+    """Return the sampled ids of a choice with their log-probabilities, from any of the servers' forms."""
     logprobs = _dict(_field(choice, "logprobs"), "logprobs")
     content = logprobs.get("content")
     if isinstance(content, list) and all(isinstance(entry, dict) and "id" in entry for entry in content):
@@ -140,7 +140,7 @@ def _tokens(choice: dict[str, Json], tokenizer: PreTrainedTokenizerBase, *, voca
 
 def _check_count(entries: list[Json], max_tokens: int) -> None:
     if len(entries) > max_tokens:
-        raise ReplyError(f"it must have at most the {max_tokens} tokens that were asked for: got {len(entries)}")
+        raise ReplyError(f"it must have at most the {max_tokens} requested tokens: got {len(entries)}")
 
 
 def _ids(choice: dict[str, Json], pieces: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Json]:
@@ -179,7 +179,7 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
 
 
 def _control_spans(text: str, pieces: Sequence[str], encoder: TextEncoder) -> list[Span]:
-    """Return where control tokens stand: a piece that is the name of one is that token; the same characters in several pieces are text."""
+    """Return the places of control tokens: a piece that is the name of one is that token. The same text in several pieces is text."""
     if "".join(pieces) != text:
         return encoder.find_controls(text)
     spans = zip(accumulate(map(len, pieces), initial=0), accumulate(map(len, pieces)), strict=False)

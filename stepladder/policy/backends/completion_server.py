@@ -1,8 +1,8 @@
-"""A connection to a server of OpenAI's completions protocol: requests that are tried again, limits, and failures told by kind.
+"""A connection to a server of OpenAI's completions protocol: retries, limits, and kinds of failures.
 
-A server is not trusted: every try has a deadline for the whole of it, every reply a cap on its bytes, and redirects lead nowhere. A failure
-of one request is ``RequestFailed``, which becomes a failed sample. What every request would meet (no server, a wrong key, address or model)
-is a ``BackendError``, which ends the search; what is finished is kept.
+A server is not trusted: every try has one deadline, every reply has a cap on its bytes, and redirects are not followed. A failure of one
+request is ``RequestFailed``, which becomes a failed sample. A failure of all requests (no server, a wrong key, address or model) is a
+``BackendError``, which ends the search; finished work is kept.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from stepladder.types import derive_seed
 ResultT = TypeVar("ResultT")
 
 _MAX_DELAY_S = 30.0
-"""Longest delay of our own choice before another try."""
+"""Longest delay before another try, unless the server requests one."""
 _MAX_RETRY_AFTER_S = 60.0
-"""Longest delay that a server may ask for."""
+"""Longest delay that a server may request."""
 _CONNECT_S = 10.0
-"""Longest time until a connection stands."""
+"""Longest time to connect."""
 _LISTING_S = 30.0
 """Longest time until the list of models is there."""
 _REPLY_BYTES = 4 * 2**20
 """Cap on a reply's bytes, and on those of the list of models."""
 _TOKEN_BYTES = 2048
-"""What each token that was asked for adds to the cap: its text, log-probability and id take a tenth of it."""
+"""Bytes that each requested token adds to the cap; its text, log-probability and id take a tenth of it."""
 _MESSAGE_CHARACTERS = 300
 _MESSAGE_BYTES = 4096
 """Bytes of a refusal that are read."""
@@ -46,13 +46,13 @@ _MESSAGE_BYTES = 4096
 _RETRY_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers that another try may better."""
 _ABSENT_STATUS = frozenset({502, 503, 504})
-"""Answers of a proxy whose server is not there."""
+"""Status codes of a proxy whose server is not there."""
 _WRONG_STATUS = frozenset({401, 403, 404})
 """Answers that every request would get: wrong key, address or model."""
 
 
 class RequestFailed(Exception):
-    """A request that is given up; the message goes to its sample."""
+    """An abandoned request; the message goes to its sample."""
 
 
 class _Passing(Exception):
@@ -64,7 +64,7 @@ class _Passing(Exception):
 
 
 class _Limits(NamedTuple):
-    """What one try of a request may take."""
+    """Limits of one try of a request."""
 
     seconds: float
     num_bytes: int
@@ -74,7 +74,7 @@ class CompletionServer:
     """A connection to a server: a client and an event loop on a thread of their own."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Connect, and ask which model is served.
+        """Connect, and query the served model.
 
         Raises:
             ConfigError: If the address or the key cannot be sent.
@@ -178,7 +178,7 @@ class CompletionServer:
             raise RequestFailed(f"the server's answer cannot be read: {self._clean(f'{error} ({kind})')}") from error
 
     def _refuse(self, path: str, response: httpx2.Response, body: bytes) -> None:
-        """Raise what a status other than 200 means."""
+        """Raise the error for a status other than 200."""
         status = response.status_code
         told = f"status {status}: {self._clean(body.decode(errors='replace'))}"
         if status in _RETRY_STATUS:
@@ -191,7 +191,7 @@ class CompletionServer:
         raise RequestFailed(f"the server refused the request: {told}")
 
     def _classified(self, error: httpx2.TransportError) -> _Passing | BackendError:
-        """Return what a failure of the line means: a server that is not there, or a line that broke."""
+        """Return the error for a connection failure: a server that is not there, or a broken connection."""
         told = self._clean(str(error)) or type(error).__name__
         causes = _causes(error)
         if any(isinstance(cause, ssl.SSLError) for cause in causes):
@@ -203,11 +203,11 @@ class CompletionServer:
             return _not_connected(told, causes)
         if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
             return BackendError(f"{self.url}: must be an address that can be asked: {told} -- check the address")
-        # The connection stood, so there is a server; one that died is noticed by the next try.
+        # There was a connection, so there is a server. The next try notices a server that died.
         return _Passing(f"the connection broke: {told}", absent=False)
 
     def _clean(self, text: str) -> str:
-        """Return text of the server as one short line that holds no key, should the server repeat it."""
+        """Return a text of the server as one short line without the key, in case the server repeats it."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(text.split())[:_MESSAGE_CHARACTERS]
@@ -219,10 +219,10 @@ class CompletionServer:
 
 
 async def _whole(response: httpx2.Response, most: int) -> bytes:
-    """Return a reply's body, of which no more than ``most`` bytes are ever held."""
+    """Return a reply's body; never hold more than ``most`` bytes of it."""
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
-        raise RequestFailed(f"the server's answer must not be compressed, as was asked for: got {coding[:30]!r}")
+        raise RequestFailed(f"the server's answer must not be compressed, as requested: got {coding[:30]!r}")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -232,7 +232,7 @@ async def _whole(response: httpx2.Response, most: int) -> bytes:
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
-    """Return the first bytes of a reply's body; the connection is dropped with what follows."""
+    """Return the first bytes of a reply's body, and drop the connection with the rest."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -242,7 +242,7 @@ async def _beginning(response: httpx2.Response) -> bytes:
 
 
 def _retry_after(value: str | None) -> float:
-    """Return how many seconds a server asks us to wait, in [0, 60]: it sends seconds or a date; anything else is 0."""
+    """Return the delay that a server requests, in seconds in [0, 60]. It sends seconds or a date; anything else is 0."""
     if value is None:
         return 0.0
     text = value.strip()
@@ -257,7 +257,7 @@ def _retry_after(value: str | None) -> float:
 
 
 def _not_connected(told: str, causes: list[BaseException]) -> _Passing:
-    """Return why there is no connection, with what helps."""
+    """Return the reason for a missing connection, with the remedy."""
     if any(isinstance(cause, OSError) and type(cause).__name__ == "gaierror" for cause in causes):
         return _Passing(f"its name is not known ({told})", absent=True, remedy="correct the name in the address, or the network,")
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
@@ -266,7 +266,7 @@ def _not_connected(told: str, causes: list[BaseException]) -> _Passing:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an exception, what caused it, and the members of groups among them."""
+    """Return an exception, its causes, and the members of exception groups among them."""
     found, waiting = [], [error]
     while waiting and len(found) < 50:
         one = waiting.pop()
@@ -292,7 +292,7 @@ def _without_secrets(address: httpx2.URL) -> str:
 
 
 def _secrets(address: httpx2.URL, key: str | None) -> list[str]:
-    """Return what no message may hold, longest first: key, password, and the forms in which the address is sent."""
+    """Return the secrets that no message may contain, longest first: key, password, and the sent forms of the address."""
     written, query = (part.decode(errors="replace") for part in (address.userinfo, address.query))
     user = unquote(written)
     found = {key, written, user, written.partition(":")[2], address.password, query}
@@ -309,7 +309,7 @@ def _authorization(key: str | None) -> dict[str, str]:
 
 
 def _hang_up(loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: httpx2.AsyncClient) -> None:
-    """Cancel what runs on a loop, close its client and end its thread."""
+    """Cancel the tasks of a loop, close its client and end its thread."""
 
     async def shut() -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

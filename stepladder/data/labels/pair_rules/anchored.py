@@ -1,4 +1,4 @@
-"""Pairs whose rejected side stays what the first policy did wrong."""
+"""Pairs whose rejected side always comes from the first policy."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from stepladder.types import PreferencePair, TreeRecord
 class AnchoredPairs:
     """Whole solutions: the best right ones of the round against the worst wrong ones of the first policy.
 
-    What is rejected stays what the first policy did wrong, round after round. Candidates are the right solutions of a problem times its
-    wrong ones in ``sources.first_trees``, as far as they have values; in the first round both come from the round's trees.
+    The rejected solutions are wrong ones of the first policy in every round. Candidates are the right solutions of a problem times its
+    wrong ones in ``sources.first_trees``, if they have values. In the first round both come from the round's trees.
 
     Dropped by reason: ``other prompt``, ``not among best and worst``, ``below margin``, ``over problem cap``.
 

@@ -18,7 +18,7 @@ class CommittedPairs:
     """The best against the worst child at every node of the path that the search visited most.
 
     Candidates are the nodes of that path with two or more children that have a value. Visits come with every pair: with
-    ``label_smoothing = "visits"`` they say how far to trust it.
+    ``label_smoothing = "visits"`` they set how far to trust it.
 
     Dropped by reason: ``same tokens``, ``below margin``, ``over problem cap``.
 

@@ -1,4 +1,4 @@
-"""Pairs of the most alike siblings with different outcomes."""
+"""Pairs of the most similar siblings with different outcomes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from stepladder.types import PreferencePair, TreeRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastPairs:
-    """For every step that fails, the sibling that succeeds and is most like it: pairs that differ in what matters.
+    """For every failing step, the most similar sibling that succeeds, so that a pair differs mainly in what matters.
 
-    Candidates are those of ``evidence``. Likeness is the edit distance of the tokens; within a cap, the most alike go first.
+    Candidates are those of ``evidence``. Similarity is the edit distance of the tokens. Within a cap, the most similar pairs go first.
 
     Dropped by reason: ``no value``, ``failed step``, ``same tokens``, ``below margin``, ``a sibling is more alike``, ``over node cap``,
     ``over problem cap``.
@@ -70,7 +70,7 @@ class ContrastPairs:
 
 
 def _nearest(tree: JudgedTree, pairs: list[tuple[float, int, int]]) -> list[tuple[int, float, int, int]]:
-    """Return (distance, -margin, chosen, rejected) of the most alike partner of every rejected step, the most alike first."""
+    """Return (distance, -margin, chosen, rejected) for the most similar partner of every rejected step, most similar first."""
     ids = tree.record.token_ids
     nearest: dict[int, tuple[int, float, int, int]] = {}
     for margin, first, second in pairs:

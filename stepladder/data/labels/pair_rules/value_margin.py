@@ -1,4 +1,4 @@
-"""Pairs of siblings whose values are far apart, whatever the outcomes."""
+"""Pairs of siblings with very different values, whatever the outcomes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from stepladder.types import PreferencePair, TreeRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueMarginPairs:
-    """Siblings whose values are far apart, whatever the outcomes below them are.
+    """Siblings with very different values, whatever the outcomes below them.
 
     Candidates are all pairs of children of one node.
 
@@ -45,7 +45,7 @@ class ValueMarginPairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgentQPairs:
-    """Siblings whose mix of value and score is far apart, whatever the outcomes below them are.
+    """Siblings with a very different mix of value and score, whatever the outcomes below them.
 
         Q = (1 - w) value + w score
 
@@ -54,7 +54,7 @@ class AgentQPairs:
     Dropped by reason: ``no value``, ``failed step``, ``same tokens``, ``below margin``, ``over node cap``, ``over problem cap``.
 
     Source: Putta et al. 2024, "Agent Q: Advanced Reasoning and Learning for Autonomous AI Agents", the mixed Q and algorithm 1, with
-        w = 0.5; their critic is the policy asked to rank the actions.
+        w = 0.5; their critic is the policy, which ranks the actions.
     """
 
     type: Literal["agent-q"] = "agent-q"
