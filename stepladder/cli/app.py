@@ -120,7 +120,7 @@ def solve(
             "judges its own steps."
         ),
     ] = [],  # noqa: B006 - typer copies it
-    prm_spec: Annotated[str | None, typer.Option(help="How a PRM is read whose directory does not say it; see `prm specs`.")] = None,
+    prm_spec: Annotated[str | None, typer.Option(help="Spec of a PRM whose directory does not contain it; see `prm specs`.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model of an implicit PRM that names none.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="One score of several PRMs': `mean`, `min` or `mean-variance`.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
@@ -219,7 +219,7 @@ def export(
 ) -> None:
     """Export a run's trees and training rows as a data set with a data card.
 
-    The result loads with `datasets.load_dataset(DIR)`, other trainers take it as it stands, and `stepladder import` reads it back.
+    The result loads with `datasets.load_dataset(DIR)`. Other trainers take it without changes, and `stepladder import` reads it back.
 
     - `stepladder export --format list`
     - `stepladder export runs/embedded --format preference --to data/pairs --split test=0.1`
@@ -253,7 +253,7 @@ def import_(
     run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
     debug: DebugOption = False,
 ) -> None:
-    """Give an exported data set to a run: every round of `evolve` trains on its rows beside its own.
+    """Add an exported data set to a run: every round of `evolve` trains on its rows and on its own.
 
     Pairs, solutions and verdicts train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt
     format and tokenizer must be those of the export.
@@ -275,15 +275,15 @@ def grade(
     answer_pattern: Annotated[
         str | None, typer.Option(help="Regular expression with one group that reads the answer out of `text`. Default: the last box.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes for what needs algebra.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for algebra.")] = 2,
     deadline: Annotated[float, typer.Option(min=0.01, help="CPU seconds for one answer.")] = 5.0,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    r"""Grade answers against their references, and say why.
+    r"""Grade answers against their references, with reasons.
 
-    Every row is written with `correct`, `reason`, the answer that was read, and the normal forms of both sides. Where rows state a
-    verdict of their own, `equal`, the summary counts how often the rule says otherwise.
+    Every output row has `correct`, `reason`, the extracted answer, and the normal forms of both sides. If rows have their own
+    verdict, `equal`, the summary counts how often the rule disagrees.
 
     - `stepladder grade answers.jsonl`
     - `stepladder grade answers.jsonl --rule number --output verdicts.jsonl`

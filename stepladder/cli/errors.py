@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line and an exit code, the option that shows tracebacks, and the one that changes a setting."""
+"""Common parts of the commands: errors as one line and an exit code, the option for tracebacks, and the option for settings."""
 
 import errno
 import os
@@ -57,7 +57,7 @@ def errors_explained(debug: bool) -> Iterator[None]:
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the sentence for an exception that ends a command, and the exit code.
 
-    Our own errors are sentences already. What the machine, a disk or a library can cause is named; whatever is left is a mistake of ours.
+    Our own errors are already sentences. Errors of the machine, a disk or a library get a sentence. Everything else is a bug of ours.
     """
     if isinstance(error, StepladderError):
         wrong_use = isinstance(error, ConfigError | DataFormatError | CheckpointError)
@@ -80,7 +80,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _machine_fault(error: OSError) -> tuple[str, int]:
-    """Return the sentence and the code for an error of the operating system that reached nobody else."""
+    """Return the sentence and the code for an error of the operating system that nothing else handled."""
     place = f"{error.filename}: " if error.filename is not None else ""
     if error.errno in _FULL:
         return f"{place}could not be written: the disk is full ({error.strerror}) -- free space, then run the same command again", _FAILED

@@ -11,7 +11,7 @@ from stepladder.locks import locked
 from stepladder.terminal import echo
 
 _METHOD_HELP = (
-    "Method to compare, with changed settings behind commas: `beam,wave=8`. May be repeated; `all` is every method of `stepladder solve "
+    "Method to compare, with changed settings after commas: `beam,wave=8`. May be repeated; `all` is every method of `stepladder solve "
     "--method list`. Every other one is set against the first. Default: mcts, beam, best-of-n, weighted-vote, majority."
 )
 

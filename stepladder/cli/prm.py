@@ -15,13 +15,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Proce
 
 ModelOption = Annotated[str, typer.Option("--model", help="Directory or hub id of the process reward model.")]
 SpecOption = Annotated[
-    str | None, typer.Option("--spec", help="How it is read; see `prm specs`. Default: what its directory or hub id says.")
+    str | None, typer.Option("--spec", help="Spec of the PRM; see `prm specs`. Default: the spec of its directory or hub id.")
 ]
 ReferenceOption = Annotated[str | None, typer.Option("--reference", help="Reference model of an implicit PRM.")]
 DeviceOption = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
 DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")]
 BackendOption = Annotated[
-    str, typer.Option(help="`transformers`, or `vllm`, which takes a GPU where there is one and reads every spec but judges.")
+    str, typer.Option(help="`transformers`, or `vllm`, which uses a GPU if there is one and reads every spec except judges.")
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model; no named spec needs it.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet file with solutions.")]
@@ -46,7 +46,7 @@ def score(
     output: Annotated[Path, typer.Option(help="JSONL file for the scores.")],
     spec: SpecOption = None,
     reference: ReferenceOption = None,
-    aggregation: Annotated[str, typer.Option(help="How step scores become one.")] = "last",
+    aggregation: Annotated[str, typer.Option(help="Aggregation of the step scores.")] = "last",
     rewards: Annotated[
         str | None,
         typer.Option(help="Also write rewards for training: of steps by `clip`, `delta` or `par`, of the solution by `verdict`."),
@@ -95,7 +95,7 @@ def train(
     target: Annotated[
         str,
         typer.Option(
-            help="What a step of a tree learns: `monte-carlo`, `tree-value`, `hard-max`, `distance`, `outcome`, `progress` or `step-pairs`."
+            help="Target of a step of a tree: `monte-carlo`, `tree-value`, `hard-max`, `distance`, `outcome`, `progress` or `step-pairs`."
         ),
     ] = "monte-carlo",
     supervise: Annotated[
@@ -109,10 +109,10 @@ def train(
     scope: Annotated[str, typer.Option(help="`full`, `head` or `lora`.")] = "full",
     head_first: Annotated[float, typer.Option(min=0, help="Passes with the head alone before everything is trained.")] = 0.0,
     neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
-    held_out: Annotated[float, typer.Option(help="Share of the problems that is measured instead of trained on.")] = 0.1,
+    held_out: Annotated[float, typer.Option(help="Share of the problems set aside to measure the model.")] = 0.1,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Solutions, or groups of what is compared, per update.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Solutions, or compared groups, per update.")] = 64,
     micro_batch_size: Annotated[int | None, typer.Option(min=1, help="The same per forward pass. Default: all of an update.")] = None,
     max_updates: Annotated[int | None, typer.Option(min=1, help="Cap on updates.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Updates between checkpoints; the same command continues. 0: none.")] = 0,
@@ -173,7 +173,7 @@ def evaluate(
     model: ModelOption,
     spec: SpecOption = None,
     reference: ReferenceOption = None,
-    aggregation: Annotated[str, typer.Option(help="How step scores become the score of a solution.")] = "last",
+    aggregation: Annotated[str, typer.Option(help="Aggregation of step scores to the score of a solution.")] = "last",
     threshold: Annotated[float, typer.Option(help="A step counts as wrong below it.")] = 0.5,
     tune_on: Annotated[Path | None, typer.Option(help="Choose the threshold on this file, which must hold other problems.")] = None,
     neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",

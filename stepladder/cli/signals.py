@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do: the first ends the work in order, the second at once."""
+"""Handling of Ctrl-C and SIGTERM: the first signal ends the work in order, the second at once."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 def handle_signals() -> None:
     """Let Ctrl-C and SIGTERM stop this process: once in order, a second time without waiting for anything.
 
-    Ending at once is safe: results are written whole or not at all, and workers end when their parent is gone.
+    Ending at once is safe: results are written completely or not at all, and workers end when their parent is gone.
     """
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)

@@ -1,1 +1,1 @@
-"""What each command does, without its options and its printing."""
+"""The work of each command, without its options and its printing."""

@@ -1,4 +1,4 @@
-"""Search methods compared at equal budgets of generated tokens: what ``stepladder eval`` does.
+"""Comparison of search methods at equal budgets of generated tokens, for ``stepladder eval``.
 
     OUT/
       eval.json                                       problems, models and settings; another comparison in the same place is refused
@@ -49,12 +49,12 @@ from stepladder.types import LabelledProblem
 
 
 def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: WorkerPool | None = None) -> ComparisonResults:
-    """Run the cells that are missing, write ``results.json``, and return what it holds.
+    """Run the missing cells, write ``results.json``, and return its content.
 
     Args:
-        comparison: What to compare.
-        display: Where progress is shown.
-        pool: Workers to use; None starts those that the configuration asks for.
+        comparison: The comparison.
+        display: Shows progress.
+        pool: Workers to use; None starts those of the configuration.
 
     Raises:
         CheckpointError: If the directory holds another comparison.
@@ -76,7 +76,7 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
 
 
 def _earlier_config(path: Path) -> Config | None:
-    """Return the settings of an evaluation that is continued; None for a new one, and where the file is broken, which is refused later."""
+    """Return the settings of a continued evaluation; None for a new one, and for a broken file, which is refused later."""
     try:
         return Config.model_validate(_read_facts(path).config)
     except (CheckpointError, ValueError):
@@ -84,7 +84,7 @@ def _earlier_config(path: Path) -> Config | None:
 
 
 def _claim(comparison: Comparison) -> ComparisonFacts:
-    """Write what is compared, or check that the directory is of the same comparison; methods, budgets and seeds may be added later."""
+    """Write the description of a comparison, or check that the directory has the same one. You may add methods, budgets and seeds later."""
     if comparison.out.is_file():
         raise CheckpointError(f"{comparison.out}: must be a directory or not exist: it is a file -- choose another --out")
     path, config = comparison.out / "eval.json", comparison.config
@@ -108,7 +108,7 @@ def _claim(comparison: Comparison) -> ComparisonFacts:
 
 def _check_same(path: Path, facts: ComparisonFacts, config: Config) -> None:
     found = _read_facts(path)
-    # Where problems and models lie may change, what they are may not.
+    # The paths of problems and models may change, but not their contents.
     pairs = {
         "problems": (found.problems.hash, facts.problems.hash),
         "policy": (found.policy.hash, facts.policy.hash),

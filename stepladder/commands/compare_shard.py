@@ -1,4 +1,4 @@
-"""The job of a comparison: search a shard of problems with one method, grade it from outside, and count what it cost."""
+"""The job of a comparison: search a shard of problems with one method, grade it from outside, and count its cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +28,9 @@ def compare_shard(
     out: Path,
     stage: str,
 ) -> None:
-    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with what they cost.
+    """Search problems in solve mode with one method, grade the answers from outside, and write the rows with their costs.
 
-    What counts is the answer that was known when the generated tokens had not yet gone beyond ``budget.max_tokens``.
+    The last answer within ``budget.max_tokens`` generated tokens counts.
 
     Args:
         config: Format, limits, device.
@@ -38,7 +38,7 @@ def compare_shard(
         problems: The shard.
         method: How to search.
         budget: Caps per problem.
-        facts: What the file holds results of.
+        facts: Identity of the results in the file.
         out: JSON file to write.
         stage: Name of the stage, as shown.
     """

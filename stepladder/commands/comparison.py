@@ -1,4 +1,4 @@
-"""A comparison of search methods: what is compared, at which budgets, with how many seeds, and how a user names it."""
+"""A comparison of search methods: the methods, budgets and seeds, and how a user names them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import LabelledProblem
 
 REFERENCE = "greedy"
-"""The method that is always run: what the policy does without any search."""
+"""The method that always runs: the policy without any search."""
 DEFAULT_METHODS = ("mcts", "beam", "best-of-n", "weighted-vote", "majority")
 
 
@@ -29,7 +29,7 @@ class Contender:
 
     @property
     def is_point(self) -> bool:
-        """Whether no budget changes what it does."""
+        """Whether the method ignores budgets."""
         return self.method.samples_solutions and self.method.sampling.temperature == 0
 
     @property
@@ -40,16 +40,16 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What is compared, and where it is kept."""
+    """The compared methods, and the directory of the comparison."""
 
     config: Config
     """Format, limits, grading and device."""
     policy: str
     """Directory or hub id of the policy."""
     prm: tuple[str, ...]
-    """Directories of the PRMs, of which several make an ensemble; empty compares without one."""
+    """Directories of the PRMs; several are an ensemble; empty compares without one."""
     source: str
-    """Where the problems come from, for people."""
+    """Source of the problems, for people."""
     problems: Sequence[LabelledProblem]
     """The problems with their answers, which only the grading sees; at least one."""
     contenders: Sequence[Contender]
@@ -88,18 +88,18 @@ class Cell:
     """Whether it only counts the expansions that the budget pays for."""
 
     def folder(self, out: Path) -> Path:
-        """Return where its files lie."""
+        """Return the directory of its files."""
         name = re.sub(r"[^\w.,=-]", "_", self.contender.label)
         budget = "any" if self.tokens is None else str(self.tokens)
         return out / "cells" / name / budget / ("pilot" if self.is_pilot else f"seed-{self.seed}")
 
 
 def read_contenders(texts: Sequence[str]) -> list[Contender]:
-    """Return the methods that a user names, each once, and the reference.
+    """Return the user's methods, each once, and the reference.
 
     Args:
-        texts: Each a method with settings that differ from its defaults, as ``beam,wave=8``; ``all`` stands for every method. None of them
-            stands for ``DEFAULT_METHODS``.
+        texts: Methods with changed settings, such as ``beam,wave=8``. ``all`` means every method, and an empty list means
+            ``DEFAULT_METHODS``.
 
     Raises:
         ConfigError: If a method or setting is unknown or impossible.
@@ -117,7 +117,7 @@ def read_budgets(text: str) -> list[int]:
     """Return budgets written as ``64,128,256``, ascending, each once.
 
     Raises:
-        ConfigError: If one is no whole number above 0.
+        ConfigError: If one is not a whole number above 0.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):

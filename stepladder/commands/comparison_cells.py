@@ -21,7 +21,7 @@ from stepladder.types import Budget, LabelledProblem, Provenance
 
 
 def fill_cells(comparison: Comparison, pool: WorkerPool, display: ProgressDisplay) -> None:
-    """Run what is missing: pilots first, since schedules need them, then the cells, one seed after the other."""
+    """Run the missing parts: pilots first, because schedules need them, then the cells, one seed after the other."""
     scheduled = [contender for contender in comparison.contenders if contender.is_scheduled]
     _work(comparison, [_pilot(contender, tokens) for contender in scheduled for tokens in comparison.budgets], pool, display, "pilots")
     cells = [cell for contender in comparison.contenders for cell in comparison.cells(contender)]
@@ -29,7 +29,7 @@ def fill_cells(comparison: Comparison, pool: WorkerPool, display: ProgressDispla
 
 
 def check_failures(comparison: Comparison, display: ProgressDisplay) -> None:
-    """Show how many samples failed; where all of them did, the figures would be those of no method.
+    """Show how many samples failed. If all failed, the figures would mean nothing.
 
     Raises:
         BackendError: If every sample failed; the cells are then gone.
@@ -74,7 +74,7 @@ def _work(comparison: Comparison, cells: Sequence[Cell], pool: WorkerPool, displ
 
 
 def _shards(comparison: Comparison, cell: Cell) -> list[tuple[Path, list[LabelledProblem]]]:
-    """Return the shards of a cell: where each lies, and its problems."""
+    """Return the shards of a cell: the file of each, and its problems."""
     folder = cell.folder(comparison.out)
     return [(folder / f"shard-{index:04d}.json", problems) for index, problems in enumerate(comparison.shards())]
 
@@ -90,7 +90,7 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
     section = comparison.config.search
     num_simulations = token_simulations(cell.tokens) if cell.tokens else 1
     if cell.is_pilot and cell.tokens:
-        # A sample takes a token at least; what a pilot visits beyond its expansions is not counted.
+        # A sample takes at least one token. Visits of a pilot besides its expansions are not counted.
         num_simulations = max(cell.tokens // cell.contender.method.options()["num_children"], 1)
     elif cell.contender.is_scheduled:
         pilot = [row for shard in read_cell(comparison, _pilot(cell.contender, cell.tokens)) for row in shard.rows]
@@ -110,6 +110,6 @@ def _cell_facts(cell: Cell, budget: Budget) -> CellFacts:
 
 
 def read_cell(comparison: Comparison, cell: Cell) -> list[CellShard]:
-    """Return the shards of a cell that is finished; errors as for ``CellShard.load``."""
+    """Return the shards of a finished cell. Errors are those of ``CellShard.load``."""
     facts = _cell_facts(cell, _budget(comparison, cell))
     return [CellShard.load(path, facts) for path, _ in _shards(comparison, cell)]

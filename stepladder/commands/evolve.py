@@ -1,6 +1,6 @@
 """Many rounds: warm-up, then search -> label -> train -> evaluate -> gate, until the configured number of rounds is done.
 
-``evolve`` can be stopped at any moment and called again with the same arguments. What is finished is found on disk and not done again.
+``evolve`` can be stopped at any moment and called again with the same arguments. It finds finished work on disk and does not repeat it.
 """
 
 import time
@@ -32,7 +32,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     Args:
         config: The resolved configuration; for an existing run it must be the one it was started with.
         root: Run directory, created if it does not exist.
-        display: Where progress is shown.
+        display: Shows progress.
         on_round: Called with the figures of every finished round, those found on disk included.
 
     Raises:
@@ -102,7 +102,7 @@ def _check_imported(run: RunDir, config: Config) -> None:
 
 
 def _check_imported_rows(run: RunDir, config: Config) -> None:
-    """Refuse imported rows whose text is not that of their ids, or whose ids the policy does not have."""
+    """Refuse imported rows whose text does not match their ids, or with ids that the policy does not have."""
     paths = run.imported("*")
     if not paths:
         return
@@ -114,7 +114,7 @@ def _check_imported_rows(run: RunDir, config: Config) -> None:
 
 
 def best_models(run: RunDir) -> tuple[str, str | None]:
-    """Return the best policy and PRM of a run: what ``solve`` uses.
+    """Return the best policy and PRM of a run, which ``solve`` uses.
 
     Raises:
         CheckpointError: If no round is finished yet.

@@ -33,7 +33,7 @@ _HUB = "hub"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What ``stepladder export`` was asked for."""
+    """Options of ``stepladder export``."""
 
     format: str
     """Name of a format."""
@@ -44,7 +44,7 @@ class ExportOptions:
     advantage: str = "parent"
     """Form of the advantages."""
     target: str = "monte-carlo"
-    """What the value of a node is."""
+    """Definition of a node's value."""
     licence: str | None = None
     """SPDX identifier of the licence of the source problems."""
     overwrite: bool = False
@@ -59,8 +59,8 @@ def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: P
     Args:
         run_path: Run directory.
         to: Directory, or ``hub:OWNER/NAME``, or ``hub`` for a data set named after run and format in one's own account.
-        options: What to export.
-        display: Where progress is shown.
+        options: Options of the export.
+        display: Shows progress.
 
     Raises:
         ConfigError: If format, rounds or another option is not known.
@@ -122,9 +122,9 @@ def import_rows(place: str, run_path: Path) -> str:
 
     Raises:
         BackendError: If the hub cannot be reached.
-        DataFormatError: If the directory is no export that can be imported, or a row's text is not that of its ids. This is checked where
-            the run exists and so has a tokenizer; ``evolve`` checks it otherwise, before any work.
-        CheckpointError: If the run has begun, already holds a data set of that name, or the directory is neither new nor a run.
+        DataFormatError: If the directory is not an importable export, or a row's text does not match its ids. The latter is checked if the
+            run exists and so has a tokenizer; otherwise ``evolve`` checks it before any work.
+        CheckpointError: If the run has begun or already has a data set of that name, or the directory is neither new nor a run.
     """
     directory = _fetched(place)
     run, name = RunDir(root=run_path), place.rpartition("/")[2] if place.startswith(f"{_HUB}:") else directory.resolve().name
@@ -238,7 +238,7 @@ def _answers(config: Config) -> dict[str, str]:
 
 
 def _selected(run: RunDir, rounds: list[int], kind: str) -> Mapping[str, Any] | None:
-    """Return what labelling kept and dropped of a kind of row, summed over rounds; None for what is not made by labelling."""
+    """Return the counts of a kind of row that labelling kept and dropped, summed over rounds; None if labelling does not make the kind."""
     paths = [run.round(number) / "labels.json" for number in rounds]
     found = [read_counts(path).by_kind.get(kind) for path in paths if path.exists()]
     counted = [counts for counts in found if counts is not None]
@@ -274,12 +274,12 @@ def _stated_licence(source: str) -> str | None:
 
 
 def _shown_source(name: str) -> str:
-    """Return a hub id as it is, and of a path the last part: where it lay says nothing to others."""
+    """Return a hub id unchanged, or the last part of a path, because a local directory means nothing to others."""
     return Path(name).stem if Path(name).is_absolute() else name
 
 
 def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSummary]) -> tuple[str, ExportSummary]:
-    """Write an export to a temporary directory and upload it; what stands on the hub is looked at before any work."""
+    """Write an export to a temporary directory and upload it. The hub's content is checked before any work."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -291,7 +291,7 @@ def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSu
         summary = write(Path(folder) / "dataset")
         if not exists:
             api.create_repo(repository, repo_type="dataset", private=not options.public)
-        # Files of an earlier export that this one does not have would be read as rows of it.
+        # Extra files of an earlier export would be read as rows of this one.
         api.upload_folder(
             repo_id=repository,
             folder_path=Path(folder) / "dataset",
@@ -303,7 +303,7 @@ def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSu
 
 
 def _fetched(place: str) -> Path:
-    """Return the directory of a data set, which is fetched first if it is on the hub."""
+    """Return the directory of a data set; fetch it first if it is on the hub."""
     from huggingface_hub import snapshot_download
 
     target, _, repository = place.partition(":")
@@ -320,7 +320,7 @@ def _check_replaceable(api: Any, repository: str, *, overwrite: bool) -> None:
         ours = CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
     if ours and overwrite:
         return
-    what = "an earlier export" if ours else "a data set that is no export of stepladder"
+    what = "an earlier export" if ours else "a data set that is not an export of stepladder"
     remedy = "choose another name or pass --overwrite" if ours else "choose another name"
     raise CheckpointError(f"hub:{repository}: must not exist: the hub holds {what} of that name -- {remedy}")
 

@@ -1,4 +1,4 @@
-"""Grading of answers from a file: what the rule says of each, and why."""
+"""Grading of answers from a file: the verdict of the rule on each, with the reason."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ class GradeSettings:
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the answer out of ``text``; None reads the last ``\boxed{}``."""
     num_workers: int = 2
-    """Processes for what needs algebra, >= 1."""
+    """Processes for algebra, >= 1."""
     deadline_s: float = 5.0
     """CPU seconds for one answer, > 0."""
 

@@ -26,18 +26,18 @@ Scored = tuple[StepwiseSolution, tuple[float | None, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationJob:
-    """What to evaluate on, and how."""
+    """Settings of an evaluation."""
 
     source: PRMSource
     """The model."""
     aggregation: str = "last"
-    """How step scores become the score of a solution."""
+    """Aggregation of step scores to the score of a solution."""
     threshold: float = 0.5
     """A step is wrong below it."""
     tune_on: Path | None = None
-    """File whose solutions with known first errors choose the threshold instead: other problems than those evaluated."""
+    """File whose solutions with known first errors choose the threshold; it must have other problems than the evaluated files."""
     neutral: str = "good"
-    """What a PRM800K rating of 0 means."""
+    """Meaning of a PRM800K rating of 0."""
 
 
 def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path | None = None, plots: Path | None = None) -> str:
@@ -45,8 +45,8 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
 
     Args:
         files: Files in a form that ``load_stepwise`` reads.
-        job: What to do.
-        json_path: Where the figures go as JSON; None writes none.
+        job: Settings of the evaluation.
+        json_path: JSON file for the figures; None writes none.
         plots: Directory for reliability, best-of-n and depth plots; None draws none.
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
 
 
 def _tuned_threshold(scorer: "SolutionScorer", job: EvaluationJob, *, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
-    """Return the threshold that is best on a file of other problems."""
+    """Return the best threshold on a file of other problems."""
     tuning = load_stepwise(path, neutral=job.neutral, split=job.source.resolve().split).solutions
     _check_disjoint(tuning, solutions, path)
     known = [(each, each.first_error) for each in tuning if each.first_error is not None]
@@ -101,7 +101,7 @@ def _check_disjoint(tuning: Sequence[StepwiseSolution], solutions: Sequence[Step
 
 
 def evaluate_scores(scored: Sequence[Scored], *, aggregation: str = "last", threshold: float = 0.5) -> dict[str, Any]:
-    """Return every figure that scored solutions allow; a part that they do not allow is None.
+    """Return every figure that scored solutions allow. A part that they do not allow is None.
 
     ``first_error``: ProcessBench, over solutions whose first wrong step is known. ``ranking``: RewardMATH, over problems with exactly one
     right solution. ``best_of_n``: over problems with several graded solutions. ``steps``: over labelled steps. ``outcomes``: how the
@@ -157,7 +157,7 @@ def graded_groups(scored: Sequence[Scored], *, aggregation: str) -> list[GradedG
 
 
 def _ranking(groups: Sequence[GradedGroup]) -> dict[str, Any] | None:
-    """Return how one right solution ranks among wrong ones, over the problems that have exactly one."""
+    """Return the rank of the right solution among wrong ones, over the problems with exactly one right solution."""
     contests = []
     for group in groups:
         if len(group.right) > 1 and sum(group.right) == 1:
@@ -168,12 +168,12 @@ def _ranking(groups: Sequence[GradedGroup]) -> dict[str, Any] | None:
 
 
 def _best_of_n(groups: Sequence[GradedGroup]) -> list[dict[str, Any]] | None:
-    """Return the curve of best-of-n over the problems with several solutions to choose from."""
+    """Return the curve of best-of-n over the problems with several solutions."""
     return [asdict(point) for point in prm_metrics.best_of_n_curve(_choices(groups))] or None
 
 
 def _outcomes(groups: Sequence[GradedGroup]) -> dict[str, Any] | None:
-    """Return how the scores of solutions tell right from wrong, within problems and over all of them."""
+    """Return the AUC of the solutions' scores, within problems and over all of them."""
     pools = [group.scored for group in groups]
     scores = [score for known, _ in pools for score in known]
     if not scores:
@@ -251,12 +251,12 @@ def table(figures: dict[str, Any]) -> list[str]:
 
 
 def _four_digits(value: float | None) -> str:
-    """Return a figure as text; a dash where there is none."""
+    """Return a figure as text; a dash without one."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def draw_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
-    """Draw what the figures allow as SVG files that depend on the figures alone, and return their paths."""
+    """Draw the plots that the figures allow as SVG files, which depend only on the figures, and return their paths."""
     drawn = []
     if steps := figures["steps"]:
         bins = [each for each in steps["reliability"] if each["count"]]
@@ -296,7 +296,7 @@ def draw_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _plot(path: Path, x_label: str, y_label: str, *, lines: dict[str, tuple[list[float], list[float]]], diagonal: bool = False) -> Path:
-    # The figure is made without pyplot, whose windows and global state a command has no use for.
+    # The figure is made without pyplot, because a command does not need its windows and global state.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -53,14 +53,14 @@ def score_solutions(
 def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str, rewards: str | None = None, bound_at: float = 0.5) -> str:
     """Score every solution of a file, write one JSON row each, and return the line to print.
 
-    A row holds ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null where a step could not be scored) and ``score``, the
-    aggregate; a judge's also ``thoughts``, its runs of equal verdicts, and with ``rewards`` what an RL trainer may use.
+    A row has ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null if a step could not be scored) and ``score``, the
+    aggregate. A judge adds ``thoughts``, its runs of equal verdicts. With ``rewards`` a row also has rewards for an RL trainer.
 
     Args:
         path: File of solutions.
         source: The model.
-        output: Where the rows go.
-        aggregation: How step scores become one.
+        output: File for the rows.
+        aggregation: Aggregation of the step scores.
         rewards: ``clip``, ``delta`` or ``par``: bounded rewards of the steps; ``verdict``: one reward of the solution, in which no wrong
             solution outranks a right one; None writes none.
         bound_at: Bound of ``clip``, reference of ``par``.
@@ -100,7 +100,7 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str,
 
 
 def _row(solution: StepwiseSolution, scores: Sequence[float | None], *, aggregation: str) -> dict[str, Any]:
-    """Return what is written for every solution."""
+    """Return the row of every solution."""
     return {
         "place": solution.place,
         "problem_id": solution.problem_id,
@@ -133,7 +133,7 @@ def _bounded(scores: np.ndarray, *, rule: str, at: float) -> np.ndarray:
 
 
 def _dropped_sentence(dropped: dict[str, int]) -> str:
-    """Return how many rows were dropped and why, as the end of a sentence; empty if none was."""
+    """Return the number of dropped rows with the reasons, as the end of a sentence; empty if none was dropped."""
     return f"; dropped {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}" if dropped else ""
 
 

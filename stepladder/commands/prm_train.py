@@ -1,4 +1,4 @@
-"""``stepladder prm train``: from labelled solutions, or searched trees, to a process reward model that says how good it is."""
+"""``stepladder prm train``: train a process reward model on labelled solutions, or on searched trees, and report its quality."""
 
 import json
 import os
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, float, int], None]
 """Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
 REPORT_FILE = "stepladder_prm_training.json"
-"""Where a trained model's directory keeps the report of its training."""
+"""File of a trained model's directory with the report of its training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingJob:
-    """What to train on, from where, and how."""
+    """Settings of a training."""
 
     init: str
     """Policy or process reward model to start from: directory or hub id."""
@@ -63,13 +63,13 @@ class TrainingJob:
     head_first: float = 0.0
     """Passes with the head alone before everything is trained."""
     neutral: str = "good"
-    """What a PRM800K rating of 0 means."""
+    """Meaning of a PRM800K rating of 0."""
     held_out: float = 0.1
     """Share of the problems that is not trained on and measured instead, in [0, 1)."""
     trust_remote_code: bool = False
     """Run code that ships with a hub model."""
     target: str = "monte-carlo"
-    """What a step of a tree learns: a ``ValueTarget``, or ``step-pairs``."""
+    """Target of a step of a tree: a ``ValueTarget``, or ``step-pairs``."""
     supervise: str = "step-end"
     """Tokens of a step of a tree that learn its target: ``step-end`` or ``every-token``."""
 
@@ -79,10 +79,10 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
 
     Args:
         files: Files in a form that ``load_stepwise`` reads.
-        job: What to do.
+        job: Settings of the training.
         training: Fields of ``TrainSettings``.
 
-    Problems are kept whole: a problem is either trained on or held out, whatever file its solutions stand in.
+    Problems are kept whole: a problem is either trained on or held out, even if its solutions are in several files.
 
     Raises:
         ConfigError: If the choices do not fit each other.
@@ -111,7 +111,7 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
 
 @contextmanager
 def _progress() -> Iterator[ProgressCallback]:
-    """Show how far a training is, and yield what the trainer calls after each update."""
+    """Show the progress of a training, and yield the callback that the trainer calls after each update."""
     with ProgressDisplay().stages({"PRM": None}) as tell:
         yield lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))
 
@@ -124,14 +124,14 @@ def _write_report(
     report: "TrainReport",
     figures: dict[str, Any] | None,
 ) -> str:
-    """Write what happened beside the model and return it as text.
+    """Write a report into the model's directory and return it as text.
 
     Args:
-        job: What was done.
-        counts: What was trained on, and what was held out, by name and in this order.
+        job: Settings of the training.
+        counts: Counts of trained and held-out rows, by name and in this order.
         dropped: Rows left out, by reason.
         report: The trainer's report.
-        figures: How good the model is on what was held out; None if nothing was.
+        figures: Figures of the model on the held-out rows; None if nothing was held out.
     """
     facts = {
         **counts,
@@ -144,17 +144,17 @@ def _write_report(
 
 
 def train_trees(sources: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
-    """Train on searched trees, on the tokens that they hold, and return the lines to print; otherwise as ``train_files``.
+    """Train on the tokens of searched trees and return the lines to print; otherwise as ``train_files``.
 
     Args:
-        sources: Shards of trees, directories of shards, or a run or one of its rounds, of which all training trees are taken.
-        job: What to do; the start model has the policy's tokenizer and step format.
+        sources: Shards of trees, directories of shards, or runs or rounds, with all their training trees.
+        job: Settings of the training; the start model has the policy's tokenizer and step format.
         training: Fields of ``TrainSettings``.
 
     Raises:
         ConfigError: If the choices do not fit each other.
         DataFormatError: If there are no trees, they come from another prompt format or tokenizer, or nothing can be learned from them.
-        CheckpointError: If a model cannot be read or written, or nothing says how its steps are written.
+        CheckpointError: If a model cannot be read or written, or has no step format.
     """
     settings = _settings(job, training)
     spec = _tree_spec(job)
@@ -181,7 +181,7 @@ def _train_on_trees(
     renderer_hash: str,
     on_progress: ProgressCallback,
 ) -> "TrainReport":
-    """Train on rows made of trees: solutions with an outcome, or steps with a value."""
+    """Train on rows made from trees: solutions with an outcome, or steps with a value."""
     if spec.family == "implicit":
         from stepladder.prm.implicit import train_implicit_on_tokens
 
@@ -203,7 +203,7 @@ def _train_on_trees(
         rows,
         job.output,
         settings,
-        # A model to go on from says itself what it is.
+        # A start PRM contains its spec.
         spec=None if (Path(job.init) / SPEC_FILE).is_file() else spec,
         supervise=job.supervise,  # pyright: ignore[reportArgumentType] - checked with the spec
         renderer_hash=renderer_hash,
@@ -245,14 +245,14 @@ def _tree_shards(source: Path) -> list[Path]:
 
 
 def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Selection[Any]:
-    """Return what a model of the job learns from trees."""
+    """Return the rows from trees for a model of the job."""
     if job.target == "step-pairs":
         return StepPairs().select(records)
     return value_rows(records, target=job.target)
 
 
 def _tree_renderer(job: TrainingJob, shard: Path) -> "PromptRenderer":
-    """Return the renderer of the start model: of its own step format, or of that of the run that the trees stand in."""
+    """Return the renderer of the start model, with its own step format, or with that of the run that contains the trees."""
     from stepladder.lm.loading import FORMAT_FILE, load_tokenizer
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
@@ -265,7 +265,7 @@ def _tree_renderer(job: TrainingJob, shard: Path) -> "PromptRenderer":
 
 
 def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str, *, renderer_hash: str) -> dict[str, Any]:
-    """Return how well the trained model tells the steps of unseen trees, by their mean outcomes."""
+    """Return figures of the trained model on the steps of unseen trees, by their mean outcomes."""
     rows = value_rows(records).rows
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
     requests = [
@@ -323,7 +323,7 @@ def _train(
 
 
 def training_spec(job: TrainingJob) -> PRMSpec:
-    """Return the spec that a job trains under; a categorical loss gives a value head its bins.
+    """Return the spec of a job. A categorical loss sets the bins of a value head.
 
     Raises:
         ConfigError: If the spec cannot be trained on files.
@@ -341,7 +341,7 @@ def training_spec(job: TrainingJob) -> PRMSpec:
 
 
 def _reference(job: TrainingJob) -> str:
-    """Return the start model as seen from the trained one, whose directory then says itself what it is read against."""
+    """Return the start model's path relative to the trained model, for the spec in its directory, which names the reference."""
     return os.path.relpath(job.init, job.output) if Path(job.init).is_dir() else job.init
 
 
@@ -349,7 +349,7 @@ KeyedT = TypeVar("KeyedT", StepwiseSolution, TreeRecord)
 
 
 def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, what: str) -> tuple[list[KeyedT], list[KeyedT]]:
-    """Return (what to train on, what to hold out), in order: about a share of the problems aside, whole, chosen by the seed.
+    """Return (items to train on, items to hold out), in order. The seed chooses the held-out problems, which are kept whole.
 
     Raises:
         DataFormatError: If a side that must hold something is empty.
@@ -367,7 +367,7 @@ def split_by_problem(items: Sequence[KeyedT], *, held_out: float, seed: int, wha
 
 
 def held_out_figures(solutions: Sequence[StepwiseSolution], job: TrainingJob, device: str) -> dict[str, Any]:
-    """Return how well the trained model tells the good steps of unseen problems: figures over labelled steps that it could score."""
+    """Return figures of the trained model on the labelled steps of unseen problems, over the steps that it could score."""
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
     from stepladder.loops.assembly.prms import open_solution_scorer
 
@@ -385,7 +385,7 @@ def _step_figures(judged: Sequence[tuple[Sequence[float | None], Sequence[float 
         if score is not None and label is not None
     ]
     given = [score for score, _ in pairs]
-    # A soft label of exactly one half says neither.
+    # A soft label of exactly one half is undecided.
     sided = [(score, label > 0.5) for score, label in pairs if label != 0.5]
     return {
         "steps": len(pairs),
@@ -419,7 +419,7 @@ def _labelled_solution(solution: StepwiseSolution, loss: str) -> "LabelledSoluti
 
 
 def _outcome_labels(solution: StepwiseSolution) -> tuple[float | None, ...]:
-    """Return whether the solution is right as the label of its last step, which a comparison of whole solutions reads."""
+    """Return the solution's verdict as the label of its last step, which a comparison of whole solutions reads."""
     if not solution.steps or solution.correct is None:
         return (None,) * len(solution.steps)
     return (*(None,) * (len(solution.steps) - 1), float(solution.correct))

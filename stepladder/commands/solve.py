@@ -44,7 +44,7 @@ class SolveSettings:
     policy: str
     """Directory or hub id of the policy."""
     prm: tuple[str, ...]
-    """Directories or hub ids of the PRMs, of which several make an ensemble; empty searches without one."""
+    """Directories or hub ids of the PRMs; several are an ensemble; empty searches without one."""
     method: SearchMethod
     """Search method."""
     budget: Budget
@@ -52,7 +52,7 @@ class SolveSettings:
     seed: int
     """Seed of the search."""
     discriminator: str | None = None
-    """Directory of a second model by whose consistency the answer is chosen; None leaves it to the method's answer rule."""
+    """Directory of a second model, whose consistency chooses the answer; None uses the method's answer rule."""
 
     @classmethod
     def resolve(
@@ -73,7 +73,7 @@ class SolveSettings:
         """Find the models and check the settings.
 
         With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
-        Models and ``overrides`` are chosen as ``choose_models`` says.
+        ``choose_models`` describes the choice of models and ``overrides``.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -103,7 +103,7 @@ class SolveSettings:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return everything that shapes an answer, as ``answer_settings`` does; model directories are read for it."""
+        """Return everything that decides an answer, as ``answer_settings`` does. This reads the model directories."""
         return answer_settings(
             self.config,
             policy=self.policy,
@@ -116,9 +116,9 @@ class SolveSettings:
 
 
 def token_simulations(max_tokens: int) -> int:
-    """Return the cap on simulations of a search that its tokens are to end.
+    """Return the cap on simulations for a search that a token budget ends.
 
-    An expansion takes a token at least. A second visit to a terminal takes none, and methods that allow it could go on visiting for ever:
+    An expansion takes at least one token. A second visit to a terminal takes none, and methods that allow it could visit forever:
     so many simulations as tokens are enough for the former and an end to the latter.
     """
     return max_tokens
@@ -127,15 +127,15 @@ def token_simulations(max_tokens: int) -> int:
 def choose_models(
     *, run: Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
 ) -> tuple[Config, str, tuple[str, ...]]:
-    """Find the models to search with and return configuration, policy and PRMs: none, one, or an ensemble.
+    """Find the models of a search, and return configuration, policy and PRMs: none, one, or an ensemble.
 
     Args:
-        run: Run whose models are taken; None is the default run, unless a policy is named.
+        run: Run with the models; None is the default run, unless a policy is named.
         policy: Directory or hub id of a policy, instead of a run's.
         prm: PRMs instead of the run's; ``none`` is no PRM, and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as
             the spec ``judge`` says. Empty takes the run's.
         overrides: ``section.key=value`` over the run's configuration.
-        number: Round whose models are taken; None takes the best ones.
+        number: Round with the models; None takes the best models.
 
     Raises:
         ConfigError: If settings contradict each other or are unknown.
@@ -167,7 +167,7 @@ def _check_choices(*, run: Path | None, policy: str | None, prm: Sequence[str], 
 
 
 class Solved(NamedTuple):
-    """What a call of ``solve`` comes to."""
+    """Result of a call of ``solve``."""
 
     text: str
     """What to print."""
@@ -180,7 +180,7 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
     problems = [Problem(id="question", question=question)]
     with LoadedModels() as models:
         engine, discriminator = _engine(settings, models, problems), _discriminator(settings, models)
-        # Importing and loading models takes seconds, and is no part of what a search costs.
+        # Importing and loading models takes seconds, which are not part of a search's cost.
         begin = time.monotonic()
         ((result, reviewing),) = _search(engine, discriminator, problems)
         seconds = time.monotonic() - begin
@@ -199,20 +199,20 @@ def solve_file(
 ) -> Solved:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
-    Finished answers are kept beside the output while the work goes on, so the same command continues a stopped one. They stay there when
-    questions failed: the same command then asks these again.
+    During the work, finished answers are kept next to the output, so the same command continues a stopped one. If questions failed, they
+    stay there, and the same command then asks these questions again.
 
     Args:
         settings: Models, method and budget.
         source: JSONL or Parquet file; answers in it are not kept.
         output: JSONL file to write.
-        tree_path: Where the searched trees go; None writes none.
+        tree_path: File for the searched trees; None writes none.
         id_field: Field of the ids; empty makes them from file name and line number.
         question_field: Field of the questions.
 
     Raises:
         DataFormatError: If the file breaks its format.
-        CheckpointError: If the kept answers belong to other settings or questions, or lack the trees that are asked for.
+        CheckpointError: If the kept answers belong to other settings or questions, or lack requested trees.
     """
     loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
     problems = [labelled.problem for labelled in loaded]
@@ -254,7 +254,7 @@ def _failure(place: str, failures: Failures) -> str | None:
 
 
 def explain_methods() -> str:
-    """Return one paragraph per search method (what it does, its settings, its source), and why some published ones are missing."""
+    """Return one paragraph per search method (description, settings, source), and the reasons for missing published methods."""
     paragraphs = [_explained(preset) for preset in PRESETS.values()]
     outside = [f"  {name}: {reason}" for name, reason in OUTSIDE.items()]
     note = "Settings not named have their defaults, which docs/methods.md lists; --option KEY=VALUE changes any of them."
@@ -343,7 +343,7 @@ def _search(
 
 
 def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminator | None:
-    """Return the second model, on the embedded engine whatever the backend: that may hold one model only."""
+    """Return the second model, always on the embedded engine, because the other backends may hold only one model."""
     directory = settings.discriminator
     if directory is None:
         return None

@@ -1,4 +1,4 @@
-"""What a stopped ``solve --input`` leaves beside its output: finished answers, and all that they depend on.
+"""The progress file of a stopped ``solve --input``, next to its output: finished answers, and everything that they depend on.
 
 The first line of the file holds the settings, every other line an answer, with its tree where trees are wanted. Answers of other settings
 or of another question are never mixed with new ones.
@@ -27,12 +27,12 @@ _SHAPING_KEYS += ("policy.vllm.options", "policy.openai.model", "prm.backend", "
 
 
 def part_of(output: Path) -> Path:
-    """Return where the answers of an output are kept until it is complete."""
+    """Return the file that keeps the answers of an output until it is complete."""
     return Path(f"{output}.part")
 
 
 def model_digest(source: str) -> str:
-    """Return a digest of the files of a model directory; of a hub id its name, with the commit that the local cache holds."""
+    """Return a digest of the files of a model directory; for a hub id, its name with the commit in the local cache."""
     if Path(source).is_dir():
         return digest_of(Path(source))
     from huggingface_hub import try_to_load_from_cache
@@ -48,7 +48,7 @@ def model_digest(source: str) -> str:
 def answer_settings(
     config: Config, *, policy: str, prm: Sequence[str], method: SearchMethod, budget: Budget, seed: int, discriminator: str | None
 ) -> dict[str, Any]:
-    """Return everything that shapes an answer besides its question, as plain values under the names that messages show.
+    """Return everything that decides an answer except its question, as plain values under the names that messages show.
 
     Args:
         config: The configuration.
@@ -89,20 +89,20 @@ class Progress:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows of the output by question id."""
     trees: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Trees by question id, where they are kept."""
+    """Trees by question id, if they are kept."""
 
     @classmethod
     def resume(cls, path: Path, settings: Settings, problems: Sequence[Problem], *, keeps_trees: bool) -> "Progress":
-        """Read what an earlier call left; a last line that is torn is forgotten, so that its question is asked again.
+        """Read the answers of an earlier call. An incomplete last line is dropped, so that its question is asked again.
 
         Args:
-            path: Where the answers are kept; need not exist.
-            settings: Returns what ``answer_settings`` says of this call; called only where there are answers.
+            path: The progress file; it need not exist.
+            settings: Returns the ``answer_settings`` of this call; called only if there are answers.
             problems: The questions of this call.
             keeps_trees: Whether this call wants trees.
 
         Raises:
-            CheckpointError: If the answers there are of other settings or questions, or lack the trees that this call wants.
+            CheckpointError: If the answers belong to other settings or questions, or lack the trees that this call wants.
             DataFormatError: If the file is not one that ``solve`` left.
         """
         progress = cls(path=path, keeps_trees=keeps_trees)
@@ -118,16 +118,16 @@ class Progress:
         return progress
 
     def begin(self, settings: Settings) -> None:
-        """Write the first line where no answers are kept yet.
+        """Write the first line if no answers are kept yet.
 
-        Call it when the models are loaded: only then the local cache says which commit of a hub model they are.
+        Call it after the models are loaded: only then the local cache knows the commit of a hub model.
         """
         if not self.rows:
             header = json.dumps({"schema_version": PART_VERSION, "settings": settings()})
             self.path.write_text(f"{header}\n", encoding="utf-8")
 
     def keep(self, row: dict[str, Any], tree: dict[str, Any] | None) -> None:
-        """Write an answer that is finished, with its tree where trees are kept."""
+        """Write a finished answer, with its tree if trees are kept."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"answer": row, "tree": tree}) + "\n")
 

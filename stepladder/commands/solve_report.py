@@ -1,4 +1,4 @@
-"""What ``solve`` says about its searches: a row for a file, lines for people, and the nearest cause where there is no answer."""
+"""Reports of ``solve`` about its searches: a row for a file, lines for people, and the most likely reason for a missing answer."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
     """Return the row of a question for a file or for ``--json``.
 
     Args:
-        result: What the search found.
+        result: The result of the search.
         question: The question, verbatim.
         discriminator_tokens: Tokens that a second model generated to review the answer; None without one.
     """
@@ -45,12 +45,12 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
 
 
 def has_failed(row: Row) -> bool:
-    """Say whether a question got no answer and samples of it failed: it counts as not asked, and is asked again."""
+    """Say whether a question has no answer and failed samples. It then counts as not asked, and is asked again."""
     return row["answer"] is None and row["failed_samples"] > 0
 
 
 def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, use: TokenUse) -> str:
-    """Return an answer with its steps, and what the search spent, for people."""
+    """Return an answer with its steps, and the costs of the search, for people."""
     lines = [f"answer: {one_line(row['answer']) if row['answer'] is not None else f'none found -- {why_no_answer(result)}'}", ""]
     for number, step in enumerate(row["steps"], start=1):
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
@@ -69,14 +69,14 @@ def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, 
 
 
 def file_summary(rows: Sequence[Row], failures: Failures, output: Path, *, seconds: float, use: TokenUse) -> str:
-    """Return what became of the questions of a file, for people.
+    """Return a summary of the questions of a file, for people.
 
     Args:
         rows: All rows of the file.
-        failures: What the policy could not give in this call.
-        output: Where the rows are.
+        failures: Failed samples of the policy in this call.
+        output: File with the rows.
         seconds: Time of this call's searches.
-        use: What the backends did in this call.
+        use: Tokens that the backends forwarded in this call.
     """
     answered, failed = sum(row["answer"] is not None for row in rows), sum(map(has_failed, rows))
     counts = f"{len(rows)} questions, {answered} answered" + (f", {failed} failed" if failed else "")
@@ -87,7 +87,7 @@ def file_summary(rows: Sequence[Row], failures: Failures, output: Path, *, secon
 
 
 def ended_by(result: SearchResult, budget: Budget) -> str:
-    """Return a clause that says what ended a search, and by how much its last wave overshot a cap on tokens."""
+    """Return a clause with the reason for the end of a search, and the overshoot of its last wave over a token cap."""
     spent, cap = result.tree.generated_tokens, budget.max_tokens
     over = f", which the last wave overshot by {spent - cap}" if cap is not None and spent > cap else ""
     if over or result.stop_reason == StopReason.TOKENS:
@@ -105,7 +105,7 @@ def ended_by(result: SearchResult, budget: Budget) -> str:
 
 
 def why_no_answer(result: SearchResult) -> str:
-    """Return the nearest cause of a search without an answer, with a remedy."""
+    """Return the most likely reason for a search without an answer, with a remedy."""
     inner, reasons = set(result.tree.parents), result.tree.stop_reasons
     leaves = Counter(reason for node, reason in enumerate(reasons) if node and node not in inner)
     ended = leaves[StopReason.END]

@@ -38,7 +38,7 @@ class Series:
     name: str
     """Label at the line's end."""
     style: str
-    """CSS class that gives the colour, and the key of the marker's shape."""
+    """CSS class of the colour, and key of the marker's shape."""
     points: Sequence[Point]
     """In order of x; empty draws nothing."""
     lone: bool = False
@@ -50,7 +50,7 @@ class Axis:
     """One axis."""
 
     label: str
-    """What is measured, with its unit."""
+    """The measured quantity, with its unit."""
     low: float
     high: float
     """Larger than ``low``."""
@@ -60,7 +60,7 @@ class Axis:
     """Logarithmic; ``low`` is then above 0."""
 
     def place(self, value: float) -> float:
-        """Return where a value lies between the ends, 0 to 1."""
+        """Return the position of a value between the ends, 0 to 1."""
         if self.log:
             return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (value - self.low) / (self.high - self.low)
@@ -150,7 +150,7 @@ def line_chart(
 
 
 def _dodge(frame: _Frame, drawn: Sequence[Series]) -> float:
-    """Shift between whiskers at one x, so that intervals stand side by side; none where there are no whiskers."""
+    """Shift between whiskers at one x, so that intervals are side by side; none without whiskers."""
     if not any(point.low is not None for line in drawn for point in line.points):
         return 0.0
     places = sorted({frame.across(point.x) for line in drawn for point in line.points})
@@ -200,7 +200,7 @@ _MARKERS = {
     "line-3": "M0 5L5 -4H-5Z",
     "line-4": "M-1.6 -5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5V-1.6H-1.6Z",
 }
-"""Shape by series besides colour; a circle for all others."""
+"""Marker shape by series; a circle for all others."""
 
 
 def _marker(style: str, x: float, y: float) -> str:
@@ -209,7 +209,7 @@ def _marker(style: str, x: float, y: float) -> str:
 
 
 def _end_labels(frame: _Frame, drawn: Sequence[Series]) -> str:
-    """Name each line at its end, moved apart where the ends lie close together."""
+    """Name each line at its end. Names of close ends are moved apart."""
     ends = [(frame.up(line.points[-1].y), frame.across(line.points[-1].x), line) for line in drawn]
     ends.sort(key=lambda end: end[0])
     heights = spread([y for y, _, _ in ends], gap=_LABEL_GAP, low=_TOP + 2, high=frame.height - _BOTTOM)
@@ -222,18 +222,18 @@ def _end_labels(frame: _Frame, drawn: Sequence[Series]) -> str:
 
 
 def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Return ascending positions moved as little as needed to lie ``gap`` apart and, where there is room, within ``low`` and ``high``.
+    """Move ascending positions as little as needed to lie ``gap`` apart and, if there is room, within ``low`` and ``high``.
 
     Args:
         positions: Wished positions, ascending.
         gap: Smallest distance between neighbours.
         low: Smallest position.
-        high: Largest position; given up when the positions do not fit.
+        high: Largest position; ignored if the positions do not fit.
     """
     placed: list[float] = []
     for wish in positions:
         placed.append(max(wish, low if not placed else placed[-1] + gap))
-    # What ran over the end is pushed back from there, as far as the room goes.
+    # Positions past the end are pushed back from there, as far as there is room.
     limit = max(high, low + gap * (len(placed) - 1))
     for index in range(len(placed) - 1, -1, -1):
         placed[index] = min(placed[index], limit)
@@ -255,11 +255,11 @@ def _hover_columns(frame: _Frame, drawn: Sequence[Series], x_name: str, x_text: 
 
 
 def standalone(panels: Sequence[str], *, style: str, title: str, columns: int = 2, height: int = 330) -> str:
-    """Return charts as one SVG file that needs no page around it.
+    """Return charts as one self-contained SVG file.
 
     Args:
-        panels: What ``line_chart`` drew, row by row, all of one height.
-        style: Style sheet that gives the classes their colours.
+        panels: Results of ``line_chart``, row by row, all with the same height.
+        style: Style sheet with the colours of the classes.
         title: Text above the panels.
         columns: Panels in a row, >= 1.
         height: Their height in user units.
@@ -336,7 +336,7 @@ class Tread:
     value: float | None
     """Accuracy of the round's policy in [0, 1]; None draws a gap."""
     accepted: bool
-    """A policy that was not accepted is drawn dashed, beside the step it failed to replace."""
+    """A rejected policy is dashed, next to the step that it did not replace."""
     level: float | None
     """Accuracy of the best policy after the round."""
 
@@ -366,7 +366,7 @@ def _tread_value(tread: Tread, x: float, width: float, y: float, *, show: bool) 
     if tread.accepted:
         return _text(x + width / 2, y - 9, text, "tread-value", anchor="middle") if show else ""
     dashed = _segment("rejected", x + 4, y, x + width - 4, y)
-    # Below its line, unless that would leave the drawing: a rejected policy mostly lies under the step, whose own line is just above.
+    # Below its line, unless that is outside the drawing: a rejected policy is mostly below the step, whose own line is just above.
     return dashed + (_text(x + width / 2, y + 17, f"{text} rejected" if width > 110 else text, "tick", anchor="middle") if show else "")
 
 

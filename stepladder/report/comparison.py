@@ -1,7 +1,7 @@
-"""What ``stepladder eval`` shows: a table for the terminal, Markdown, CSV, charts as files, and one self-contained page.
+"""Output of ``stepladder eval``: a table for the terminal, Markdown, CSV, charts as files, and one self-contained page.
 
 Everything is made from ``ComparisonResults`` alone. Methods are in the order of their accuracy at the largest budget, and a
-panel of a chart holds six of them besides the baseline, which is in all: two dozen lines in one chart cannot be told apart.
+panel of a chart holds six of them besides the baseline, which is in all: nobody could read two dozen lines in one chart.
 """
 
 import csv
@@ -33,7 +33,7 @@ BETTER, WORSE = "▲", "▼"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measure:
-    """What a chart has on its horizontal axis."""
+    """The horizontal axis of a chart."""
 
     key: str
     """Name in the page's addresses."""
@@ -65,10 +65,10 @@ _MEASURES = {"accuracy-by-tokens.svg": _TOKENS, "accuracy-by-seconds.svg": _SECO
 
 
 def write_comparison(results: ComparisonResults, out: Path) -> list[Path]:
-    """Write table, charts and page of a comparison and return where they lie, the page last.
+    """Write table, charts and page of a comparison and return their paths, the page last.
 
     Args:
-        results: What ``run_comparison`` returned.
+        results: The result of ``run_comparison``.
         out: Directory to write to.
 
     Raises:
@@ -106,7 +106,7 @@ def render_markdown(results: ComparisonResults) -> str:
 
 
 def render_csv(results: ComparisonResults) -> str:
-    """Return every figure, one line per method and budget; an interval is two columns, what was not measured an empty cell."""
+    """Return every figure, one line per method and budget. An interval is two columns; a missing figure is an empty cell."""
     lines = [_flat(entry) for entry in results.figures]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
@@ -134,7 +134,7 @@ def render_page(results: ComparisonResults) -> str:
 def _chart_section(results: ComparisonResults, measure: _Measure) -> Markup:
     explanation = lead(
         f"Whiskers are 95 % intervals. The dashed line is {results.baseline}, the same in every panel; a point without a line is a "
-        "method that takes no budget. A method that ends by itself before its budget stands at what it spent."
+        "method that takes no budget. A method that ends by itself before its budget is shown at the tokens that it spent."
     )
     drawn = "".join(figure(panel) for panel in _panels(results, measure))
     return section(f"by-{measure.key}", measure.title, explanation, Markup(f'<div class="multiples">{drawn}</div>'))
@@ -180,7 +180,7 @@ def _rows(results: ComparisonResults) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, entries in _by_method(results):
         last = entries[-1]
-        # A point has one accuracy for all budgets; it stands in the first column that its tokens fit.
+        # A point has one accuracy for all budgets; it is in the first column that its tokens fit.
         at = {_column(entry, budgets): entry for entry in entries}
         accuracies = [_accuracy(at[budget]) if budget in at else "" for budget in budgets]
         costs = [f"{last.tokens:,.0f}", charts.short_number(last.seconds), f"{last.prm_calls:.1f}", percent(last.answered)]

@@ -1,6 +1,6 @@
 """The figures of a report, as plain data: accuracies with intervals, the headline, remarks, time per stage; and how numbers are written.
 
-Nothing here knows HTML or the terminal. A figure that was not measured is None all the way to the page, where it is an en dash.
+Nothing here knows HTML or the terminal. A figure that was not measured is None until the page, which shows an en dash.
 """
 
 import json
@@ -102,13 +102,13 @@ class Headline:
     """The first thing to know about a run."""
 
     title: str
-    """One line: what pass@1 did."""
+    """One line on the change of pass@1."""
     remarks: tuple[str, ...]
     """Sentences that put the title in proportion."""
 
 
 def headline(rows: Sequence[RoundRow]) -> Headline:
-    """Say what the run did: the pass@1 on test problems of the first policy, and of the one that the gate holds best now."""
+    """Return the result of the run: pass@1 on test problems of the first policy, and of the best policy now."""
     if not rows:
         return Headline(title="No round is finished yet", remarks=())
     best = rows[rows[-1].best_policy]
@@ -154,7 +154,7 @@ def _remarks(rows: Sequence[RoundRow], best: RoundRow, first: Accuracy, last: Ac
 
 
 def _comparison(row: RoundRow) -> tuple[str, ...]:
-    """Set search beside the sampling methods at the same tokens."""
+    """Compare the search with the sampling methods at the same tokens."""
     search, searched = accuracy(row, SEARCH), row.test.search
     others = [(estimate.value, method.label) for method in SAMPLING if (estimate := accuracy(row, method)) is not None]
     if search is None or searched is None or not others:
@@ -214,7 +214,7 @@ def measured_curves(row: RoundRow) -> dict[AnswerMethod, Curve]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageTimes:
-    """What events.jsonl says about time."""
+    """Times from events.jsonl."""
 
     seconds: dict[int, dict[str, float]]
     """Round -> stage -> seconds, of the stages that ended."""

@@ -1,4 +1,4 @@
-"""The few HTML elements that the page is made of.
+"""The few HTML elements of the page.
 
 A plain string is text and is always escaped; only what the report builds itself is marked as ``Markup``.
 """
@@ -49,7 +49,7 @@ def section(name: str, title: str, *parts: str) -> Markup:
 
 
 def lead(text: str) -> Markup:
-    """Return the paragraph that says how to read a section."""
+    """Return the paragraph that explains a section."""
     return Markup(f'<p class="lead">{prose(text)}</p>')
 
 
@@ -59,5 +59,5 @@ def figure(chart: str, caption: str = "", attributes: str = "") -> Markup:
 
 
 def beside(drawing: str, *texts: str) -> Markup:
-    """Return a drawing with its explanation beside it, or above it where the page is narrow."""
+    """Return a drawing with its explanation next to it, or above it on a narrow page."""
     return Markup(f'<div class="beside"><div>{drawing}</div><div>{"".join(html(text) for text in texts if text)}</div></div>')

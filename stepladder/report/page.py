@@ -23,7 +23,7 @@ from stepladder.report.trees import trees_for_page
 
 
 def write_report(run: RunDir, to: Path | None = None, *, overwrite: bool = False) -> Path:
-    """Write the page about a run and return where it lies.
+    """Write the page about a run and return its path.
 
     Args:
         run: The run; it may be unfinished, even without a finished round.
@@ -53,7 +53,7 @@ def document(title: str, body: str, *, trees: Sequence[Any] = ()) -> str:
     """Return a whole page around its body.
 
     Args:
-        title: What the browser's tab says.
+        title: Title of the browser's tab.
         body: HTML.
         trees: Trees to click through, for the frame that ``sections.trees`` leaves for them.
     """
@@ -77,12 +77,12 @@ def _body(run: RunDir, rows: list[RoundRow], stages: figures.StageTimes, *, num_
 
 
 def chart_style() -> str:
-    """Return the style sheet of charts: all that they need where no page is around them."""
+    """Return the style sheet of charts outside a page."""
     return _resource("chart.css")
 
 
 def json_block(value: Any) -> str:
-    """Return JSON that may stand in a script element: no ``<`` in it, so no text can close the element or open a comment."""
+    """Return JSON for a script element. It has no ``<``, so no text can close the element or open a comment."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

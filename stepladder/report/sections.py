@@ -1,4 +1,4 @@
-"""The sections of the page, each a function from figures to HTML; one that has nothing to say is empty."""
+"""The sections of the page, each a function from figures to HTML. A section without data is empty."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from stepladder.report.figures import (
 from stepladder.report.markup import Markup, beside, figure, html, lead, prose, section, table
 
 _MOST_FINDINGS = 4
-"""Rounds of which the over-optimisation remark gives figures; of more it names only the numbers."""
+"""Number of rounds for which the over-optimisation remark gives figures; with more, it names only the rounds."""
 
 
 def hero(name: str, rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
@@ -303,7 +303,7 @@ def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
 
 
 def data(rows: Sequence[RoundRow]) -> Markup:
-    """Return what the searches gave as training data, and what training did with it."""
+    """Return the training data from the searches, and its use in training."""
     explanation = lead(
         "What each round's training search was turned into. Traces, pairs and graded rows train the policy, value rows train the PRM;"
         " nothing is dropped without a reason."
@@ -365,7 +365,7 @@ def _training_table(rows: Sequence[RoundRow]) -> list[Markup]:
 
 
 def _trainings(row: RoundRow) -> list[tuple[str, TrainingSummary]]:
-    """Return the trainings of a round that came to an end, each with its name."""
+    """Return the finished trainings of a round, each with its name."""
     policy, prm = row.training.policy, row.training.prm
     named = [
         ("policy, warm-up", policy.warmup),
@@ -383,7 +383,7 @@ def _training_cells(row: RoundRow, name: str, summary: TrainingSummary) -> tuple
 
 
 def time_spent(stages: StageTimes) -> Markup:
-    """Return where the time went."""
+    """Return the time use."""
     if not stages.seconds:
         return Markup("")
     names = charts.stage_names(stages.seconds)

@@ -37,7 +37,7 @@ class RoundTable:
         self._rows: list[RoundRow] = []
 
     def add(self, row: RoundRow) -> None:
-        """Keep a finished round's figures and print them as one line that explains itself, and why a round learned nothing as another."""
+        """Store a finished round's figures and print them as one line; if the round learned nothing, print the reason as another."""
         self._rows.append(row)
         parts = [
             f"pass@1 {percent_with_interval(accuracy(row, POLICY))} %",

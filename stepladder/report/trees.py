@@ -18,7 +18,7 @@ from stepladder.types import TreeRecord
 NUM_TEST_TREES = 6
 NUM_TRAINING_TREES = 2
 MAX_NODES = 160
-"""Nodes of one tree on the page; beyond it the least visited ones are left out, and the page says how many."""
+"""Maximum nodes of one tree on the page. The least visited other nodes are left out, and the page says how many."""
 MAX_TEXT = 4000
 """Characters of a question or step on the page."""
 
@@ -123,8 +123,8 @@ def tree_to_json(
         answer: The answer that the search gave; the path to its best-scored terminal is marked.
         correct: Verdict on that answer; None when unknown.
         graded: Verdicts on answers, for trees without outcomes.
-        split: Word for the problems the tree's one comes from.
-        note: Remark beside the verdict.
+        split: Word for the split of the tree's problem.
+        note: Remark next to the verdict.
         max_nodes: Largest number of nodes, >= 1; the marked path is always kept.
 
     Returns:
@@ -168,13 +168,13 @@ def tree_to_json(
 
 
 def _answer_node(tree: TreeRecord, answer: str | None) -> int | None:
-    """The terminal that stands for the answer: its best-scored one, as in ``SearchResult.answer_node``."""
+    """The terminal that represents the answer: its best-scored one, as in ``SearchResult.answer_node``."""
     supporters = [node for node, given in enumerate(tree.answers) if answer is not None and given == answer]
     return max(supporters, key=lambda node: _rank(tree, node), default=None)
 
 
 def _rank(tree: TreeRecord, node: int) -> tuple[float, float, int, int]:
-    """Order of terminals: score, then value, then visits, then the first; an absent figure comes last."""
+    """Sort key of terminals: score, then value, then visits, then the first. A missing figure comes last."""
     score, value = tree.scores[node], tree.values[node]
     return (-1.0 if score is None else score, -1.0 if value is None else value, tree.visits[node], -node)
 
@@ -199,7 +199,7 @@ def _most_visited(tree: TreeRecord, path: set[int], max_nodes: int) -> list[int]
 
 
 def _hidden_below(tree: TreeRecord, place: Mapping[int, int]) -> list[int]:
-    """Return for every kept node how many left-out nodes hang directly below it, their own descendants included."""
+    """Return for every kept node the number of left-out nodes directly below it, including their descendants."""
     hidden, owner = [0] * len(tree.parents), list(range(len(tree.parents)))
     for node, parent in enumerate(tree.parents):
         if node not in place:

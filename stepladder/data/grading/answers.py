@@ -38,7 +38,7 @@ def exact_match(answer: str, reference: str) -> bool:
 
 
 def number_match(answer: str, reference: str) -> bool | None:
-    """Say whether two answers are the same number; None if either is no plain number."""
+    """Say whether two answers are the same number; None if either is not a plain number."""
     left, right = parse_number(answer), parse_number(reference)
     return None if left is None or right is None else left == right
 

@@ -1,4 +1,4 @@
-"""What is checked of a configuration before any work starts."""
+"""Checks of a configuration before any work starts."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ def check_searches(config: Config) -> None:
 
 
 def check_labels(config: Config) -> None:
-    """Check what the label settings must share with the format of steps.
+    """Check that the label settings match the format of steps.
 
     Raises:
         ConfigError: If a revision would not end a step.
@@ -42,7 +42,7 @@ def check_labels(config: Config) -> None:
 
 
 def check_model(config: PolicyConfig) -> None:
-    """Check that a policy that is named by a path is a model directory with a tokenizer, and that a hub id can be had.
+    """Check that a policy path is a model directory with a tokenizer, or that its hub id is available.
 
     Raises:
         ConfigError: If the path does not exist.
@@ -57,7 +57,7 @@ def check_model(config: PolicyConfig) -> None:
 
 
 def check_prm(config: PRMConfig) -> None:
-    """Check that the given PRM and its reference exist where they are named by paths: they are loaded after the first training only.
+    """Check that the given PRM and its reference exist if they are paths, because they are loaded only after the first training.
 
     Raises:
         ConfigError: If a path does not exist.
@@ -68,7 +68,7 @@ def check_prm(config: PRMConfig) -> None:
 
 
 def _is_directory(setting: str, source: str) -> bool:
-    """Say whether a model is a directory, and not a hub id; a path that does not exist, and a hub id that cannot be had, are refused."""
+    """Say whether a model is a directory, and not a hub id. Missing paths and unavailable hub ids are refused."""
     path = Path(source)
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
         raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} does not exist -- correct the path")

@@ -7,7 +7,7 @@ from stepladder.loops.config.run import Config
 
 
 def num_workers(config: Config) -> int:
-    """Return how many worker processes to start: as told, else one per core on a CPU and one where a GPU is used."""
+    """Return the number of worker processes: the given one, else one per core on a CPU, or one with a GPU."""
     if config.run.workers:
         return config.run.workers
     if uses_gpu(config.policy.device):
@@ -16,7 +16,7 @@ def num_workers(config: Config) -> int:
 
 
 def gpus_per_worker(config: Config) -> int | None:
-    """Return how many GPUs each worker has for itself; None if all workers see all."""
+    """Return the number of GPUs of each worker; None if all workers see all GPUs."""
     section = config.policy.vllm
     return section.tensor_parallel if config.policy.backend == "vllm" and section.data_parallel > 1 else None
 

@@ -39,7 +39,7 @@ def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
 
 
 def imported_row_check(config: Config, policy_dir: str) -> Callable[[Any, str], None]:
-    """Return what checks an imported record, given its file and row, against the tokenizer and the vocabulary of a policy.
+    """Return a check of an imported record, given its file and row, against the tokenizer and vocabulary of a policy.
 
     Raises:
         CheckpointError: If the policy cannot be read.
@@ -53,11 +53,11 @@ def imported_row_check(config: Config, policy_dir: str) -> Callable[[Any, str], 
 
 
 def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Config:
-    """Return the settings with the date that a chat template prints, so that a run goes on unchanged on another day.
+    """Return the settings with the date that a chat template prints, so that a run keeps it on another day.
 
     Args:
-        config: The settings; unchanged where they have a date, or the template prints none.
-        policy_dir: The policy whose template it is.
+        config: The settings; unchanged if they have a date, or the template prints none.
+        policy_dir: The policy with the template.
         earlier: Settings with which the same work was started before; its date is kept. None is the first start: today.
     """
     from stepladder.lm.chat import prints_date, today
@@ -73,13 +73,13 @@ def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Con
 
 
 def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role = POLICY) -> Policy:
-    """Return a policy on the configured backend; weights and engines are those of the process, caches of keys and values are new.
+    """Return a policy on the configured backend. Weights and engines are those of the process; its key/value caches are new.
 
     Args:
         config: The configuration.
         models: The models of this process.
         policy_dir: Directory or hub id of the policy.
-        role: What the policy does.
+        role: Role of the policy.
 
     Raises:
         ConfigError: If the backend is not installed or its settings are impossible.

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class MemberAccess:
-    """``ModelAccess`` of one model of an ensemble, or of a PRM that stands alone."""
+    """``ModelAccess`` of one model of an ensemble, or of a single PRM."""
 
     def __init__(self, models: LoadedModels, settings: EngineSettings, *, number: int = 0, num_members: int = 1) -> None:
-        """Give a PRM what it needs.
+        """Provide the services that a PRM needs.
 
         Args:
             models: The process's models.
@@ -36,7 +36,7 @@ class MemberAccess:
         self._number, self._num_members = number, num_members
 
     def weights(self, made_from: object, load: Callable[[], T], *, is_reference: bool = False) -> T:
-        """Return loaded weights; those that the process holds already where they are made from the same."""
+        """Return loaded weights. If the process already holds weights with an equal ``made_from``, it returns them."""
         return self._models.weights(self._role(is_reference), made_from, load)
 
     def engine(self, model: str, *, task: Task, num_engines: int = 1, is_reference: bool = False) -> VLLMEngine:
@@ -56,13 +56,13 @@ class MemberAccess:
         """Return the renderer that a model of a policy's tokens was saved with.
 
         Raises:
-            CheckpointError: If tokenizer or step format are not beside the model.
+            CheckpointError: If the model's directory has no tokenizer or step format.
         """
         tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
         return PromptRenderer(tokenizer, StepFormat.load(source.model))
 
     def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
-        """Return the policy that writes a judge's verdicts, on the embedded engine, and what turns a prompt into its tokens."""
+        """Return the policy that writes a judge's verdicts on the embedded engine, and a function that returns the tokens of a prompt."""
         language_model = LanguageModelSource(
             model=source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code
         )
@@ -79,7 +79,7 @@ class MemberAccess:
 
 
 def open_members(sources: Sequence[PRMSource], models: LoadedModels, settings: EngineSettings) -> list[OpenedPRM]:
-    """Open PRMs that score together, and give up those that an earlier, larger ensemble has left; errors as for ``open_prm``."""
+    """Open PRMs that score together, and release those of an earlier, larger ensemble. Errors are those of ``open_prm``."""
     models.keep_first("prm", len(sources))
     return [
         open_prm(source, MemberAccess(models, settings, number=number, num_members=len(sources))) for number, source in enumerate(sources)
@@ -87,11 +87,11 @@ def open_members(sources: Sequence[PRMSource], models: LoadedModels, settings: E
 
 
 def open_solution_scorer(source: PRMSource, models: LoadedModels) -> SolutionScorer:
-    """Load a model, or an ensemble, and return what scores written solutions with it.
+    """Load a model, or an ensemble, and return its scorer of written solutions.
 
     Raises:
         CheckpointError: If the model is missing or does not fit its spec.
-        ConfigError: If nothing says how it is read, or backend, device, type or reference do not fit.
+        ConfigError: If it has no spec, or backend, device, type or reference do not fit.
         BackendError: If the model cannot be served.
     """
     check_backend(source)
@@ -102,7 +102,7 @@ def open_solution_scorer(source: PRMSource, models: LoadedModels) -> SolutionSco
 
 
 class _PromptsAlone:
-    """``SearchPrompts`` of requests whose prefix is the prompt and nothing more."""
+    """``SearchPrompts`` of requests whose prefix is exactly the prompt."""
 
     def __init__(self, renderer_hash: str) -> None:
         self.renderer_hash = renderer_hash
@@ -118,7 +118,7 @@ class _PromptsAlone:
 
 
 def open_token_scorer(source: PRMSource, models: LoadedModels, *, renderer_hash: str) -> StepScorer:
-    """Load a model of a policy's tokens and return what scores the steps of whole solutions, whose prefix is the prompt alone.
+    """Load a model of a policy's tokens and return a scorer for the steps of whole solutions, whose prefix is exactly the prompt.
 
     Raises:
         DataFormatError: If the model was trained on prompts of another renderer; otherwise as for ``open_solution_scorer``.

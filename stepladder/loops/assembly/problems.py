@@ -26,7 +26,7 @@ def check_verifier(config: ProblemsConfig) -> None:
 
 
 def vote_keys(config: ProblemsConfig) -> Callable[[str], str]:
-    """Return the canonical form of answers under which votes are counted, without any problems."""
+    """Return the function that gives the canonical form of answers for votes, without any problems."""
     if config.verifier is not None:
         return PluggedVerifier([], config.verifier, config.verifier_options).answer_key
     return partial(answer_key, rule=config.rule, options=grading_options(config))
@@ -36,7 +36,7 @@ def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[Label
     """Load the three splits, keyed ``train``, ``held_out`` and ``test``, and check that they are disjoint.
 
     Raises:
-        DataFormatError: If a file breaks its format or a problem stands in two splits.
+        DataFormatError: If a file breaks its format or a problem is in two splits.
     """
     train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
     test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)

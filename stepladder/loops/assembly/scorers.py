@@ -36,8 +36,8 @@ def build_scorer(
         models: The models of this process.
         prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble.
         renderer: The policy's renderer.
-        problems: What will be searched; a PRM that reads text, or is implicit, needs the questions.
-        scores: What becomes of the scores; None is what ``evaluate`` says.
+        problems: The problems to search. A PRM that reads text, or is implicit, needs the questions.
+        scores: Settings that change the scores; None takes those of ``evaluate``.
     """
     from stepladder.loops.assembly.prms import open_members
 
@@ -51,10 +51,10 @@ def build_scorer(
 
 
 def prm_source(config: Config, model: str, *, entropy_penalty: float = 0.0) -> PRMSource:
-    """Return a PRM as the configuration reads it: a spec in its own directory goes first, and what vLLM cannot forward is embedded.
+    """Return the source of a configured PRM. A spec in its directory goes first; if vLLM cannot forward it, the embedded engine does.
 
     Raises:
-        ConfigError: If nothing says how the PRM is read.
+        ConfigError: If the PRM has no spec.
         CheckpointError: If its spec is malformed.
     """
     spec = None if (Path(model) / SPEC_FILE).is_file() else config.prm.spec
@@ -79,11 +79,11 @@ def composed_scorer(
     decode: Callable[[Sequence[int]], str],
     prompt_length: Callable[[tuple[int, ...]], int | None],
 ) -> StepScorer:
-    """Return one scorer of several: their ensemble, then bounds, then checks.
+    """Combine several scorers into one: their ensemble, then bounds, then checks.
 
     Args:
         scorers: One or more.
-        scores: What becomes of their scores.
+        scores: Settings that change their scores.
         decode: Text of some tokens.
         prompt_length: As for ``code_check``.
 
@@ -114,7 +114,7 @@ def _ensemble_scorer(scorers: Sequence[StepScorer], scores: ScoresConfig) -> Ste
 
 @cache
 def _sandbox(allow_unsandboxed: bool) -> CodeSandbox:
-    """Return what runs code in this process; what it has run is remembered from one search to the next."""
+    """Return the sandbox of this process. It remembers results from one search to the next."""
     return CodeSandbox(allow_unsandboxed=allow_unsandboxed)
 
 
@@ -132,7 +132,7 @@ class _Prompts:
         return self._renderer.hash
 
     def length(self, prefix_ids: tuple[int, ...]) -> int | None:
-        """Return how many tokens are the prompt; None if it is that of no known problem."""
+        """Return the number of prompt tokens; None if the prompt is that of no known problem."""
         # The longest prompt that fits: a shorter one could only fit a question that begins like another.
         return next((length for length in self._lengths if prefix_ids[:length] in self._questions), None)
 
@@ -144,5 +144,5 @@ class _Prompts:
         return self._questions[prefix_ids[:length]], tuple(map(self.decode, self._renderer.cut(prefix_ids[length:])))
 
     def decode(self, step_ids: Sequence[int]) -> str:
-        """Return the text of a step as ``split`` gives it."""
+        """Return the text of a step in the form of ``split``."""
         return self._renderer.decode(step_ids).removesuffix(self._renderer.step_format.step_end)

@@ -56,7 +56,7 @@ def search_engine(
         prm: As for ``build_scorer``; none searches without one.
         method: How to search.
         budget: Caps per problem.
-        provenance: What the trees are stored with; the renderer hash is filled in.
+        provenance: Provenance of the trees; the renderer hash is filled in.
         scores: As for ``build_scorer``.
         verifier: Grades answers during the search; None searches without reference answers.
 

@@ -14,7 +14,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def arithmetic_check(decode: Decode) -> StepCheck:
-    """Return the check whether the equations of plain numbers in a step are true."""
+    """Return a check that the equations of plain numbers in a step are true."""
 
     def check(requests: Sequence[ScoreRequest]) -> list[list[list[bool | None]]]:
         return [[[arithmetic_holds(decode(step)) for step in branch] for branch in request.branches] for request in requests]
@@ -23,17 +23,17 @@ def arithmetic_check(decode: Decode) -> StepCheck:
 
 
 def code_check(decode: Decode, *, prompt_length: Callable[[tuple[int, ...]], int | None], sandbox: CodeSandbox) -> StepCheck:
-    """Return the check whether the code that a step completes runs, behind the code of the steps before it.
+    """Return a check that the code that a step completes runs after the code of the earlier steps.
 
     Args:
         decode: Text of some tokens.
         prompt_length: Says how many tokens of a prefix are its prompt, whose code does not count; None if unknown, and
             nothing is checked.
-        sandbox: Where the code runs.
+        sandbox: Sandbox for the code.
     """
 
     def codes_of(request: ScoreRequest, branch: Sequence[Sequence[int]], start: int) -> list[str | None]:
-        """Return what has to run for every step; None for a step that completes no code."""
+        """Return the code to run for every step; None for a step that completes no code."""
         texts = accumulate((decode(step) for step in branch), initial=decode(request.prefix_ids[start:]))
         paths = [code_of(text) for text in texts]
         return [after if after != before else None for before, after in pairwise(paths)]

@@ -15,14 +15,14 @@ def train_settings(stage: StageSettings, *, seed: int, config: Config) -> TrainS
 
 
 def build_preference_objective(section: PreferenceConfig) -> Any:
-    """Return the loss of preference training: a ``PreferenceObjective``, or an ``UnpairedObjective`` where the loss takes no pairs."""
+    """Return the loss of preference training: a ``PreferenceObjective``, or an ``UnpairedObjective`` if the loss takes no pairs."""
     from stepladder.policy.objectives import PreferenceObjective, UnpairedObjective
 
     return (UnpairedObjective if section.unpaired else PreferenceObjective)(settings=section.loss)  # pyright: ignore[reportArgumentType]
 
 
 def new_prm_spec(loss: PRMLoss) -> Any:
-    """Return how a PRM that is trained is read; what it is trained on is filled in by the training."""
+    """Return the spec of a PRM to train. The training adds the facts about its data."""
     from stepladder.prm.specs import PRMSpec
 
     if isinstance(loss, ImplicitLoss):

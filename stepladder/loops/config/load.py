@@ -18,9 +18,9 @@ from stepladder.loops.config.names import all_settings, right_key, variants
 from stepladder.loops.config.run import PATH_KEYS, Config
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-"""What pydantic calls a key that does not exist, in a section and in a dataclass."""
+"""pydantic's error types for an unknown key, in a section and in a dataclass."""
 _NO_TABLE = ("model_type", "dataclass_type", "model_attributes_type", "dict_type")
-"""What it calls a value where settings were expected."""
+"""pydantic's error types for a value instead of settings."""
 
 
 def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None) -> Config:
@@ -28,7 +28,7 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
 
     Args:
         path: Configuration file; None starts from ``base`` alone.
-        overrides: Each ``a.b=value``; the value is read as TOML, or as a string where that fails.
+        overrides: Each ``a.b=value``. The value is read as TOML, or as a string if that fails.
         base: Settings below the file's.
 
     Raises:
@@ -67,7 +67,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make the existing relative paths of a file absolute; a name that does not exist beside the file may be a hub id and stays."""
+    """Make the existing relative paths of a file absolute. A name that does not exist next to the file may be a hub id, and stays."""
     for section, key in PATH_KEYS:
         value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
         if isinstance(value, str) and value and not Path(value).is_absolute() and (base / value).exists():
@@ -94,17 +94,17 @@ def _split_override(override: str) -> tuple[list[str], Any]:
 
 
 def _names_type(key: list[str]) -> bool:
-    """Say whether an override chooses a variant; those come first, so that the order of ``--set`` does not matter."""
+    """Say whether an override chooses a variant. Those are applied first, so that the order of ``--set`` does not matter."""
     return ".".join(key) in variants() or (key[-1] == "type" and ".".join(key[:-1]) in variants())
 
 
 def _as_table(given: Any, key: str) -> Any:
-    """Return a variant that is named by its type alone as a table; anything else stays."""
+    """Return a variant given only by its type as a table; return anything else unchanged."""
     return {"type": given} if isinstance(given, str) and key in variants() else given
 
 
 def _put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
-    """Set a value; a variant whose type changes starts afresh, because the settings of the other type are not its own."""
+    """Set a value. A new type resets a variant, because the settings of the old type are not those of the new one."""
     key = f"{table}.{name}" if table else name
     if name == "type" and table in variants():
         if target.get("type") != value:
@@ -151,7 +151,7 @@ def _explain(error: ValidationError, *, where: str) -> str:
     if first["type"] in _NO_TABLE:
         return f"{where}: setting {key!r}: must be a table of settings: got {first['input']!r}"[:600]
     messages = dict.fromkeys(_sentence(entry["msg"]) for other, entry in errors if other == place)
-    # A rule on a whole section says itself what was given; its input would repeat the section.
+    # The message of a rule on a whole section contains the given values; its input would repeat the section.
     got = "" if isinstance(first["input"], dict) or dataclasses.is_dataclass(first["input"]) else f": got {first['input']!r}"
     return f"{where}: setting {key!r}: {' or '.join(messages)}{got}"[:600]
 
@@ -162,16 +162,16 @@ def _sentence(message: str) -> str:
 
 
 class _Place(NamedTuple):
-    """Where a validation failed."""
+    """The place of a validation error."""
 
     parts: tuple[str, ...]
     """The key, part by part."""
     type: str | None
-    """The type of the variant that it stands in; None outside of variants."""
+    """The type of the enclosing variant; None outside of variants."""
 
 
 def _place(location: tuple[int | str, ...]) -> _Place:
-    """Return the key that pydantic's location means: without the names of types, and of the alternatives of one value."""
+    """Return the key of pydantic's location, without the names of types and of the alternatives of one value."""
     settings = {setting.key: setting for setting in all_settings()}
     parts: list[str] = []
     chosen = None

@@ -16,7 +16,7 @@ class VLLMConfig(EngineOptions):
     """Engines of vLLM inside the worker processes: of the policy (``policy.backend``) and of the PRM (``prm.backend``)."""
 
     memory_share: MemoryShare = 0.45
-    """Share of each GPU's memory for the policy's engine, in (0, 1]. Raise it to 0.9 where no PRM shares the GPU; it has no meaning on a
+    """Share of each GPU's memory for the policy's engine, in (0, 1]. Raise it to 0.9 if no PRM shares the GPU; it has no meaning on a
     CPU."""
     prm_memory_share: MemoryShare = 0.35
     """Share of each GPU's memory for the PRM's engine, in (0, 1]."""
@@ -38,7 +38,7 @@ class PolicyConfig(Section):
     model: str
     """Directory or hub id of a causal language model."""
     backend: Literal["transformers", "vllm", "openai"] = "transformers"
-    """What samples: the embedded engine, vLLM in process, or a server (``solve`` only; the tokenizer is still read from ``model``)."""
+    """Sampler: the embedded engine, vLLM in process, or a server (``solve`` only; the tokenizer is still read from ``model``)."""
     vllm: VLLMConfig = VLLMConfig()
     """Settings of vLLM."""
     openai: OpenAIConfig = OpenAIConfig()
@@ -46,7 +46,7 @@ class PolicyConfig(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type; ``auto`` is what the checkpoint says on a GPU and float32 on a CPU."""
+    """Type of the weights; ``auto`` is the checkpoint's own type on a GPU and float32 on a CPU."""
     max_batch: int = Field(default=1024, ge=1)
     """Sequences decoded at once."""
     trust_remote_code: bool = False

@@ -17,7 +17,7 @@ class Setting:
     """A place in the configuration."""
 
     table: str
-    """The table that it stands in, such as ``labels.pairs``; empty at the top."""
+    """The enclosing table, such as ``labels.pairs``; empty at the top."""
     name: str
     """Its own name."""
     holds: Literal["settings", "names", "value"] = "value"
@@ -33,7 +33,7 @@ class Setting:
 
 @cache
 def all_settings() -> tuple[Setting, ...]:
-    """Return every setting of a configuration, tables before what stands in them."""
+    """Return every setting of a configuration, tables before their contents."""
     from stepladder.loops.config.run import Config
 
     return tuple(_settings(Config, ""))
@@ -52,7 +52,7 @@ def variants() -> dict[str, dict[str, type]]:
 
 @cache
 def setting_classes() -> tuple[type, ...]:
-    """Return every class of settings that a configuration is made of, each once."""
+    """Return every class of settings in a configuration, each once."""
     from stepladder.loops.config.run import Config
 
     found: dict[type, None] = {}
@@ -71,7 +71,7 @@ def right_key(table: str, name: str, *, given_type: str | None = None) -> str:
     Args:
         table: The table that it was looked for in.
         name: The key.
-        given_type: The type of the table, where it is a variant.
+        given_type: The type of the table, if it is a variant.
     """
     inside = [setting for setting in all_settings() if setting.table == table]
     takers = sorted({one for setting in inside if setting.name == name for one in setting.types})
@@ -87,13 +87,13 @@ def right_key(table: str, name: str, *, given_type: str | None = None) -> str:
 
 
 def _near(name: str, settings: Iterable[Setting]) -> list[Setting]:
-    """Return the setting whose own name is most like a name, as a list of one or none."""
+    """Return the setting with the most similar own name, as a list of one or none."""
     by_name = {setting.name: setting for setting in reversed(list(settings))}
     return [by_name[near] for near in get_close_matches(name, by_name, n=1, cutoff=0.7)]
 
 
 def _shown(setting: Setting) -> str:
-    """Return the key of a setting, with the types that take it where the default one does not."""
+    """Return the key of a setting, with the types that take it if the default type does not."""
     taken = not setting.types or _default_type(setting.table) in setting.types
     return repr(setting.key) if taken else f"{setting.key!r} (with {setting.table}.type {_listed(setting.types)})"
 
@@ -107,7 +107,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _method_options(table: str, name: str) -> list[Setting]:
-    """Return the places where a setting of search methods can be given, the table's own alone if it has one."""
+    """Return the places for a setting of search methods; only the table's own place if it has one."""
     from stepladder.mcts.methods import RULES
     from stepladder.mcts.search_method import all_options
 

@@ -1,4 +1,4 @@
-"""Sections ``problems`` and ``format``: where problems come from, how they are graded, how prompts and steps are written."""
+"""Sections ``problems`` and ``format``: sources of problems, grading, and the form of prompts and steps."""
 
 from datetime import date as Date
 from typing import Any, Literal, Self
@@ -10,18 +10,18 @@ from stepladder.loops.config.section import Section
 
 
 class GradingConfig(Section):
-    """Where rule ``math`` is to be less strict than it is by default; ``docs/grading.md`` has an example of each."""
+    """Options that make rule ``math`` less strict than its default; ``docs/grading.md`` has an example of each."""
 
     percent: Literal["fraction", "unit"] = "fraction"
     """``fraction``: 50% is 1/2. ``unit``: a per cent sign may be left out, so 50% is 50."""
     units: Literal["stated", "optional"] = "stated"
     """``optional``: a unit that the reference states may be left out."""
     names: Literal["stated", "optional"] = "stated"
-    """``optional``: 3 will do where the reference is ``x = 3``."""
+    """``optional``: 3 is enough if the reference is ``x = 3``."""
     brackets: Literal["kept", "any"] = "kept"
     """``any``: (1,2), [1,2] and {1,2} are the same."""
     bases: Literal["stated", "optional"] = "stated"
-    """``optional``: 11 will do where the reference is ``11_2``."""
+    """``optional``: 11 is enough if the reference is ``11_2``."""
     order: Literal["free", "kept"] = "free"
     """``kept``: values without brackets must come in the order of the reference."""
     case: Literal["kept", "ignored"] = "kept"
@@ -29,7 +29,7 @@ class GradingConfig(Section):
 
 
 class ProblemsConfig(Section):
-    """Where problems come from and how answers are graded."""
+    """Sources of problems, and grading of answers."""
 
     train: str
     """JSONL or Parquet file, or a Hugging Face data set id, of the problems to search."""
@@ -47,7 +47,7 @@ class ProblemsConfig(Section):
     """Field that holds the reference answer."""
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``); None reads the last
-    ``\boxed{}`` of a field that has one, and takes any other field as it stands."""
+    ``\boxed{}`` of a field that has one, and takes any other field unchanged."""
     subset: str | None = None
     """Configuration name of a Hugging Face data set (GSM8K: ``main``); None for files."""
     train_split: str = "train"
@@ -63,14 +63,14 @@ class ProblemsConfig(Section):
     rule: Literal["exact", "number", "math"] = "math"
     """Grading rule: same text, same number, or mathematically equivalent."""
     unreadable: Literal["refuse", "drop"] = "refuse"
-    """What to do with problems whose reference answer no answer can equal: stop with the first one's place, or leave them out."""
+    """Treatment of problems whose reference answer no answer can equal: stop with the first one's place, or leave them out."""
     grading: GradingConfig = GradingConfig()
     """Options of rule ``math``."""
     verifier: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     """Grader from outside, ``package.module:factory``, in place of ``rule``: called with the labelled problems and the options below, it
     returns a ``stepladder.interfaces.Verifier``. It is imported in every worker. None grades by ``rule``."""
     verifier_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """What the factory is called with besides the problems, by name."""
+    """Further arguments of the factory after the problems, by name."""
     deadline_s: float = Field(default=5.0, gt=0)
     """CPU seconds after which grading one answer is killed and the answer counts as wrong."""
 
@@ -97,7 +97,7 @@ class FormatConfig(Section):
     system: str | None = None
     """System message for the chat template."""
     date: str | None = None
-    """What a chat template that prints a date takes for today, as YYYY-MM-DD; None is the day on which the run, or the command, began."""
+    """Date that a chat template prints as today, as YYYY-MM-DD; None is the day on which the run, or the command, began."""
 
     @model_serializer(mode="wrap")
     def _leave_out_no_date(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, its hash, and what may change when a run is continued."""
+"""The whole configuration of a run, its hash, and the settings that may change in a continued run."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ _SPEED_ONLY = (
     ("policy", "openai"),
     ("training",),
 )
-"""Settings that may change when a run is continued: they do not change what a given round produces."""
+"""Settings that may change in a continued run, because they do not change the results of a round."""
 
 
 class RunConfig(Section):
@@ -47,7 +47,7 @@ class RunConfig(Section):
     shard_size: int = Field(default=64, ge=1)
     """Problems per shard: the unit of work and of loss."""
     workers: int = Field(default=0, ge=0)
-    """Processes that search and train; 0 is one per CPU core, or one where a GPU is used."""
+    """Processes that search and train; 0 is one per CPU core, or one with a GPU."""
     threads: int = Field(default=1, ge=1)
     """CPU threads per worker. Small models are slower with more."""
 
@@ -72,7 +72,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
 
     def hash(self) -> str:
-        """Return 16 hexadecimal digits that name what the run computes: every setting but paths and speed."""
+        """Return 16 hexadecimal digits that identify the run's results: a hash of every setting except paths and speed."""
         plain = without_keys(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
         return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -83,7 +83,7 @@ class Config(Section):
 
 
 def without_keys(plain: dict[str, Any], keys: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
-    """Return nested settings less those whose path begins with one of some keys."""
+    """Return nested settings without those whose path begins with one of some keys."""
     kept: dict[str, Any] = {}
     for name, value in plain.items():
         inner = tuple(key[1:] for key in keys if key[0] == name)

@@ -1,4 +1,4 @@
-"""Sections ``search``, ``labels``, ``evaluate`` and ``gate``: how to search, what becomes of the trees, what is measured."""
+"""Sections ``search``, ``labels``, ``evaluate`` and ``gate``: the search, the use of its trees, and the measurements."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -44,7 +44,7 @@ class ScoreBound:
     type: Literal["clip", "par"] = "clip"
     """``clip``: no score above ``at``; ``par``: sigmoid(score - ``at``)."""
     at: Share = 0.5
-    """Where scores are bounded, in [0, 1]."""
+    """Bound of the scores, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,23 +67,23 @@ class ArithmeticCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeCheck:
-    """A step whose Python does not run after that of the steps before it scores at most ``cap``."""
+    """A step scores at most ``cap`` if its Python does not run after that of the earlier steps."""
 
     type: Literal["code"] = "code"
     """The name."""
     cap: Share = 0.0
     """Highest score of a step that fails the check, in [0, 1]."""
     allow_unsandboxed: bool = False
-    """Run the policy's code with your own rights where the system cannot sandbox it."""
+    """Run the policy's code with your own rights if the system cannot sandbox it."""
 
 
 class ScoresConfig(Section):
-    """What a search makes of the scores of its PRM, or of several."""
+    """Changes to the scores of one or several PRMs before a search uses them."""
 
     ensemble: Annotated[PlainEnsemble | VarianceEnsemble, Variant("mean")] = PlainEnsemble()
     """One score of several PRMs': ``mean``, ``min``, or ``mean-variance`` with its ``penalty``."""
     entropy_penalty: float = Field(default=0.0, ge=0)
-    """What a score of a head of bins loses where the head is wholly unsure, >= 0; 0 takes its mean alone."""
+    """Penalty on the score of a head of bins at maximum entropy, >= 0; 0 takes only its mean."""
     bound: Annotated[NoBound | ScoreBound, Variant("none")] = NoBound()
     """Bound on scores: ``none``, ``clip`` or ``par``."""
     check: Annotated[NoCheck | ArithmeticCheck | CodeCheck, Variant("none")] = NoCheck()
@@ -108,7 +108,7 @@ class SearchConfig(Section):
     max_trees: int = Field(default=256, ge=1)
     """Problems searched at once in one worker."""
     scores: ScoresConfig = ScoresConfig()
-    """What becomes of the PRM's scores."""
+    """Changes to the PRM's scores before the search uses them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ class RecentRounds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecentVersions:
-    """Train on what the trees of the last policy versions give together; a round that the gate turned down starts no new version."""
+    """Train on the trees of the last policy versions together. A rejected round starts no new version."""
 
     type: Literal["on-policy"] = "on-policy"
     """The name."""
@@ -149,19 +149,19 @@ class LabelsConfig(Section):
     revisions: int = Field(default=0, ge=0)
     """Revision traces per problem for SFT: a mistake as context, then the right way on."""
     revision_of: Literal["step", "solution"] = "step"
-    """What is revised: the way to a first wrong step (Agent-R), or a whole wrong solution (RISE)."""
+    """The revised part: the way to a first wrong step (Agent-R), or a whole wrong solution (RISE)."""
     revision_text: str = ""
-    """Steps between the mistake and the right way on, which say that something was wrong; closed by ``format.step_end``."""
+    """Steps between the mistake and the right continuation, which state that something was wrong; closed by ``format.step_end``."""
     pairs: Annotated[PairRule, Variant("evidence")] = EvidencePairs()
     """Rule that chooses preference pairs, with its settings; see docs/training.md."""
     graded: Annotated[GradedRule, Variant("steps")] = GradedSteps()
-    """What losses without pairs learn from: steps that change the value, or right and wrong solutions."""
+    """Rows for losses without pairs: steps that change the value, or right and wrong solutions."""
     data: Annotated[AllRounds | RecentRounds | RecentVersions, Variant("accumulate")] = AllRounds()
     """Which rounds the policy learns from."""
 
 
 class EvaluateConfig(Section):
-    """What is measured after each round."""
+    """Measurements after each round."""
 
     method: str = "mcts"
     """Search method of the search accuracy."""
@@ -176,13 +176,13 @@ class EvaluateConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of those samples."""
     aggregation: Literal["last", "min", "mean", "product", "geometric-mean", "max", "min-form", "log-sigmoid"] = "last"
-    """How the scores of a sample's steps become one score."""
+    """Aggregation of a sample's step scores."""
     scores: ScoresConfig = ScoresConfig()
-    """What becomes of the PRM's scores, in ``solve`` as well."""
+    """Changes to the PRM's scores, also in ``solve``."""
 
 
 class GateConfig(Section):
     """When a round's models replace the best ones."""
 
     max_drop: float = Field(default=0.0, ge=0, le=1)
-    """How far held-out accuracy (policy) or within-problem AUC (PRM) may fall for a model still to be accepted."""
+    """Largest drop of held-out accuracy (policy) or within-problem AUC (PRM) with which a model is still accepted."""

@@ -13,14 +13,14 @@ class Section(BaseModel):
 
 
 class Variant:
-    """Marks a setting that is one of several classes, told apart by their ``type``.
+    """Marks a setting that is one of several classes, distinguished by ``type``.
 
-    It is written as a table, ``{ type = "agent-q", critic_weight = 0.5 }``, or as the type alone where its defaults will do. A table
+    It is written as a table, ``{ type = "agent-q", critic_weight = 0.5 }``, or as the type alone to use its defaults. A table
     without a ``type`` is of the default one.
     """
 
     def __init__(self, default: str) -> None:
-        """Name the type of a table that says none."""
+        """Return the type of a table without a ``type``."""
         self.default = default
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -29,7 +29,7 @@ class Variant:
         return core_schema.no_info_before_validator_function(self.as_table, inner)
 
     def as_table(self, given: Any) -> Any:
-        """Return a variant as a table with a type; what is neither a name nor a table stays."""
+        """Return a variant as a table with a type. Anything else than a name or a table stays unchanged."""
         if isinstance(given, str):
             return {"type": given}
         return {"type": self.default, **given} if isinstance(given, dict) else given

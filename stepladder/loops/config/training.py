@@ -1,4 +1,4 @@
-"""Sections ``sft``, ``preference``, ``warmup``, ``prm`` and ``training``: what is trained, on which loss, and how."""
+"""Sections ``sft``, ``preference``, ``warmup``, ``prm`` and ``training``: the trained models, their losses, and how to train."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, get_args, get_type_hints
@@ -15,7 +15,7 @@ from stepladder.settings import Count, Positive, check_bounds
 
 
 class TrainingConfig(Section):
-    """How trainings run, whatever they train."""
+    """Settings of all trainings."""
 
     num_processes: int = Field(default=1, ge=1)
     """Processes that train one model together, one per GPU of this machine. They share every update; results differ by rounding."""
@@ -37,7 +37,7 @@ class PreferenceConfig(StageSettings):
     enabled: bool = True
     """Whether to train on preferences after the SFT stage."""
     loss: Annotated[PreferenceLoss, Variant("dpo")] = DPO()  # noqa: RUF009
-    """Loss of a pair of ``labels.pairs``, or with ``kto`` and ``oreal`` of a good or bad continuation by itself (``labels.graded``); see
+    """Loss of a pair of ``labels.pairs``; with ``kto`` and ``oreal``, of a single good or bad continuation (``labels.graded``); see
     docs/training.md."""
     reference: Literal["start", "base", "sampler"] = "start"
     """The model before this stage, the warmed-up base model, or the policy that sampled each row (off-policy: its stored
@@ -61,7 +61,7 @@ class PreferenceConfig(StageSettings):
 
     @property
     def reads_agreement(self) -> bool:
-        """Whether the loss asks how far two PRMs agree on the siblings of a pair."""
+        """Whether the loss needs the agreement of two PRMs on the siblings of a pair."""
         return isinstance(self.loss, DPO) and self.loss.label_smoothing == "agreement"
 
 
@@ -76,16 +76,16 @@ class WarmupConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TreeTarget:
-    """What a step learns, read off the trees."""
+    """Target of a step, from the trees."""
 
     type: Literal["monte-carlo", "tree-value", "hard-max", "distance", "outcome", "progress"] = "monte-carlo"
-    """Mean outcome of the leaves below a step, its backed-up value, whether any leaf below it is right, how far along the shortest way to a
-    right leaf it is, the outcome of the whole solution, or progress."""
+    """Mean outcome of the leaves below a step, its backed-up value, whether any leaf below it is right, its progress on the shortest way to
+    a right leaf, the outcome of the whole solution, or progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutTarget:
-    """What a step learns, estimated by the round's new policy from every prefix."""
+    """Target of a step, estimated by the round's new policy from every prefix."""
 
     type: Literal["rollouts", "rollouts-hard", "first-error"] = "rollouts"
     """Share of right rollouts, whether there is one, or which step is the first from which there is none."""
@@ -155,9 +155,9 @@ class PRMConfig(Section):
     """The process reward model."""
 
     enabled: bool = True
-    """Without it the search is guided by outcomes alone and answers are chosen by majority."""
+    """Without it, only outcomes guide the search, and majority chooses the answers."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What scores steps: the embedded engine, or vLLM in process with the settings under ``policy.vllm``."""
+    """Scorer of steps: the embedded engine, or vLLM in process with the settings under ``policy.vllm``."""
     model: str | None = None
     """Directory or hub id of a PRM to start from, or to keep; None starts from the policy with a new head."""
     start: Literal["policy", "last", "fixed"] = "policy"
@@ -168,22 +168,22 @@ class PRMConfig(Section):
     reference: str | None = None
     """Reference of an implicit PRM that names none."""
     ensemble: int = Field(default=1, ge=1)
-    """PRMs trained each round, from other seeds, which guide the search together as ``search.scores`` says."""
+    """Number of PRMs trained each round, with different seeds. ``search.scores`` sets how they guide the search together."""
     bootstrap: bool = True
     """Whether each PRM of an ensemble learns from problems drawn with replacement."""
     rollouts: int = Field(default=0, ge=0)
     """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees. Trees show
     the steps of the policy before, and misjudge those of a policy that has changed much. 0 learns from the trees."""
     mixed_only: bool = False
-    """Learn only from problems with right and wrong solutions: where nothing was solved, right steps look wrong."""
+    """Learn only from problems with right and wrong solutions, because right steps look wrong in unsolved problems."""
     data: Literal["accumulate", "replace"] = "replace"
-    """Learn from all rounds so far, or from this round only: what an early policy did wrong says little about a good one's mistakes."""
+    """Learn from all rounds so far, or only from this round. Errors of an early policy say little about those of a good one."""
     target: Annotated[PRMTarget, Variant("monte-carlo")] = TreeTarget()
-    """What a step learns; see docs/prm.md."""
+    """Target of a step; see docs/prm.md."""
     loss: Annotated[PRMLoss, Variant("bce")] = HeadLoss()
     """Loss on the targets; see docs/prm.md."""
     supervise: Literal["step-end", "every-token"] = "step-end"
-    """Tokens of a step that learn its target: the last one, where scores are read, or all, from which a small model learns faster."""
+    """Tokens of a step that learn its target: the last one, at which scores are read, or all, with which a small model learns faster."""
     train: StageSettings = StageSettings()
     """How to train it."""
 

@@ -1,4 +1,4 @@
-"""The results of a comparison of search methods: what ``eval.json``, the cells and ``results.json`` of ``stepladder eval`` hold."""
+"""The results of a comparison of search methods: contents of ``eval.json``, the cells and ``results.json`` of ``stepladder eval``."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class ProblemsFacts:
     """The problems of a comparison."""
 
     source: str
-    """Where they come from, for people."""
+    """Their source, for people."""
     count: int
     """How many there are."""
     hash: str
@@ -50,7 +50,7 @@ class ModelFacts:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonFacts:
-    """What is compared, and by which software."""
+    """The compared methods, and the software versions."""
 
     schema_version: int
     """Stored form."""
@@ -67,7 +67,7 @@ class ComparisonFacts:
     policy: ModelFacts
     """The policy."""
     prm: tuple[ModelFacts, ...]
-    """The PRMs, of which several make an ensemble; empty without one."""
+    """The PRMs; several are an ensemble; empty without one."""
     config_hash: str
     """Hash of the configuration."""
     config: dict[str, Any]
@@ -79,7 +79,7 @@ class ComparisonFacts:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "ComparisonFacts":
-        """Return what ``to_dict`` gave.
+        """Rebuild a record from ``to_dict``'s form.
 
         Raises:
             CheckpointError: If it is something else, or of another version.
@@ -96,7 +96,7 @@ class ComparisonFacts:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellFacts:
-    """What a cell holds results of."""
+    """Identity of a cell's results."""
 
     method: str
     """The method and its changed settings, as the user wrote them."""
@@ -136,7 +136,7 @@ class CellRow:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellCosts:
-    """What the searches of a shard cost together."""
+    """Total cost of the searches of a shard."""
 
     seconds: float
     """Wall-clock time of one worker."""
@@ -183,7 +183,7 @@ class CellShard:
         """Read a shard that must be of some method, budget and seed.
 
         Raises:
-            CheckpointError: If the file is no shard, or of another method, budget or seed.
+            CheckpointError: If the file is not a shard, or is of another method, budget or seed.
         """
         shard = record_of(cls, read_json(path, what=_CELL, remedy=_CELL_REMEDY), place=path, what=_CELL, remedy=_CELL_REMEDY)
         if shard.facts != facts:
@@ -234,7 +234,7 @@ class MethodFigures:
     simulations: float
     """Simulations done."""
     difference: float | None = None
-    """Accuracy less that of the baseline at the same budget; None for the baseline, and where it has no such budget."""
+    """Accuracy minus that of the baseline at the same budget; None for the baseline, and if it has no such budget."""
     difference_interval: Interval | None = None
     """Paired 95% interval of the difference, over problems."""
 
@@ -268,7 +268,7 @@ class ComparisonResults:
     """A finished comparison."""
 
     facts: ComparisonFacts
-    """What was compared, and by which software."""
+    """The compared methods, and the software versions."""
     methods: dict[str, dict[str, Setting]]
     """Settings of every method that differ from the defaults."""
     budgets: tuple[int, ...]
@@ -289,7 +289,7 @@ class ComparisonResults:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "ComparisonResults":
-        """Return what ``to_dict`` gave.
+        """Rebuild a record from ``to_dict``'s form.
 
         Raises:
             CheckpointError: If it is something else, or of another version.

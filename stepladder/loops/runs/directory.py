@@ -4,12 +4,12 @@
       run.json                       schema version, resolved configuration, package versions, git revision; written first
       metrics.jsonl                  one object per finished round
       events.jsonl                   when each stage began and ended; the only place for wall-clock times
-      start/                         what the embedded task generated, if it did
+      start/                         files of the embedded task, if the run uses it
       imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/
         models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
         trees|traces|pairs|graded|values/shard-0000.parquet
-        labels.json                  what was kept and dropped, by reason
+        labels.json                  rows kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
 
@@ -92,7 +92,7 @@ class RunDir:
         return [path for folder in folders for path in sorted((folder / kind).glob("shard-*.parquet"))]
 
     def imported_folder(self, name: str) -> Path:
-        """Return where the rows of an imported data set lie, one folder per kind."""
+        """Return the directory of an imported data set, with one folder per kind."""
         return self.root / "imported" / name
 
     def imported(self, kind: str) -> list[Path]:
@@ -103,7 +103,7 @@ class RunDir:
         """Check that a run can be started here.
 
         Raises:
-            CheckpointError: If it is a file, or holds anything but what is put there before a run.
+            CheckpointError: If it is a file, or holds more than the files that may exist before a run.
         """
         if self.root.is_file():
             raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
@@ -222,7 +222,7 @@ def load_run(root: Path) -> RunDir:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Software:
-    """The versions of what computes."""
+    """Versions of the software."""
 
     stepladder: str
     """Version of stepladder."""
@@ -235,7 +235,7 @@ class Software:
 
 
 def software() -> Software:
-    """Return the versions of what computes here."""
+    """Return the versions of the software of this process."""
     return Software(
         stepladder=__version__,
         python=platform.python_version(),

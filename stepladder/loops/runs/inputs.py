@@ -1,4 +1,4 @@
-"""What a run reads and did not make: files and models that must stay what they were when it began."""
+"""Inputs of a run: files and models that must not change after it began."""
 
 from pathlib import Path
 
@@ -32,11 +32,11 @@ def _digest(path: Path, name: str) -> str:
 
 
 def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> None:
-    """Check that the inputs of a run are what they were when it began; hub ids are left to the hub.
+    """Check that the inputs of a run have not changed since it began. Hub ids are not checked.
 
     Args:
         config: The configuration of the run.
-        expected: What ``input_digests`` returned then.
+        expected: The result of ``input_digests`` at that time.
         place: The run directory, for the message.
 
     Raises:

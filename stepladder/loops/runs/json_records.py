@@ -18,10 +18,10 @@ def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, r
 
     Args:
         kind: The record, a dataclass.
-        plain: What the file holds.
+        plain: Content of the file.
         place: The file, for the message.
-        what: What the containers must be, for people.
-        remedy: What to do about other ones.
+        what: Expected content, for messages.
+        remedy: Remedy for other content.
 
     Raises:
         CheckpointError: If a key is missing or foreign, or a value has another type.

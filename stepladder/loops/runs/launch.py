@@ -32,16 +32,16 @@ _LOG_LINES = 8
 
 
 def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, on_progress: Callable[[Progress], None]) -> ResultT:
-    """Make a call in several processes that train together, and return what it returned in the first.
+    """Make a call in several processes that train together, and return the result of the first process.
 
     Args:
         task: The call; every process makes it.
         section: How many processes, and how they divide the model.
         threads: CPU threads of each process, >= 1.
-        on_progress: Told what the first process reports.
+        on_progress: Receives the reports of the first process.
 
     Raises:
-        Exception: What the call raised.
+        Exception: The exception of the call.
         BackendError: If a process died otherwise; the message ends with its last lines.
     """
     with tempfile.TemporaryDirectory(prefix="stepladder-") as name:
@@ -66,11 +66,11 @@ def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, 
 
 
 def launch_command(section: TrainingConfig) -> list[str]:
-    """Return the command that starts a module in every process: ``accelerate launch`` with what the section says."""
+    """Return the command that starts a module in every process: ``accelerate launch`` with the section's settings."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={section.num_processes}", "--main_process_port=0"]
     if section.accelerate_config is not None:
         return [*command, f"--config_file={section.accelerate_config}"]
-    # On a CPU too: what is launched asks for the device of its own settings, and "--cpu" would ask for MPI.
+    # Also on a CPU: the launched process takes the device of its own settings, and "--cpu" would require MPI.
     return [*command, "--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 
 
@@ -89,7 +89,7 @@ def _follow(process: subprocess.Popen, path: Path, on_progress: Callable[[Progre
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Leave no process behind: those that were started end themselves when their parent is gone."""
+    """Leave no process running: started processes end themselves when their parent is gone."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -98,7 +98,7 @@ def _end(process: subprocess.Popen) -> None:
 def _result(folder: Path, code: int) -> Any:
     if (folder / _FAILURE).exists():
         error, traceback = pickle.loads((folder / _FAILURE).read_bytes())
-        # What a debugger wants to see is where it happened, in the other process.
+        # A debugger needs the place of the exception in the other process.
         error.add_note(traceback)
         raise error
     if code or not (folder / _RESULT).exists():
@@ -111,7 +111,7 @@ def _result(folder: Path, code: int) -> Any:
 
 
 class _Lines:
-    """What ``report_progress`` needs of a queue, writing lines to a file."""
+    """The part of a queue that ``report_progress`` uses; it writes lines to a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -131,8 +131,8 @@ def main(folder: Path) -> None:
     try:
         result = function(**arguments)
     except Exception as error:
-        # The end of a process, as in the workers: whatever was raised is raised again where the call was made. All processes may fail
-        # alike, at the same time; any one's word will do.
+        # As in the workers, the caller raises the exception again. All processes may fail in the same way at the same time; the message of
+        # any one is enough.
         temporary = folder / f"{_FAILURE}.{os.getpid()}"
         temporary.write_bytes(pickle.dumps((error, format_exc())))
         os.replace(temporary, folder / _FAILURE)

@@ -16,7 +16,7 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 class ProgressDisplay:
-    """Shows the stages of a run on a terminal, or as a line every ten seconds where there is none."""
+    """Shows the stages of a run on a terminal; without one, it prints a line every ten seconds."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``, by default standard error, so that standard output stays for results."""
@@ -31,7 +31,7 @@ class ProgressDisplay:
         """Show one bar per stage while the block runs and yield the function that takes progress.
 
         Args:
-            totals: Stage name -> items still to do, or None where only the task will know.
+            totals: Stage name -> remaining items, or None if only the task knows.
         """
         columns = (
             TextColumn("{task.description:<28}"),
@@ -49,7 +49,7 @@ class ProgressDisplay:
 
 
 class _Tracker:
-    """Adds up what the workers report."""
+    """Sums the reports of the workers."""
 
     def __init__(self, bars: RichProgress, tasks: dict[str, TaskID], totals: dict[str, int | None], console: Console) -> None:
         self._bars, self._tasks, self._totals, self._console = bars, tasks, totals, console
@@ -62,7 +62,7 @@ class _Tracker:
         """Add one report to its stage."""
         if progress.stage not in self._spans and progress.stage in self._tasks:
             self._bars.start_task(self._tasks[progress.stage])
-        # Stages follow each other: what a stage reports first, it has done since the stage before it reported last.
+        # Stages follow each other: the first report of a stage covers the time since the last report of the previous one.
         begin, _ = self._spans.get(progress.stage, (self._last_report, None))
         self._last_report = time.monotonic()
         self._spans[progress.stage] = begin, self._last_report
@@ -83,7 +83,7 @@ class _Tracker:
             self._line(now)
 
     def finish(self) -> None:
-        """Say where each stage ended, where there is no terminal to show bars."""
+        """Print the final count of each stage, if there is no terminal for bars."""
         if not self._console.is_terminal:
             for now in self._sums.values():
                 self._line(now)

@@ -50,7 +50,7 @@ class RowCounts:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelCounts:
-    """What labelling kept and dropped, by kind of row; None if the configuration does not ask for a kind."""
+    """Rows that labelling kept and dropped, by kind; None for kinds that the configuration does not need."""
 
     trees: RowCounts | None = None
     """Trees of recent policies, with ``labels.data = "on-policy"``."""
@@ -67,7 +67,7 @@ class LabelCounts:
 
     @property
     def by_kind(self) -> dict[str, RowCounts]:
-        """The counts of the kinds that were asked for."""
+        """The counts of the requested kinds."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: counts for name, counts in found.items() if counts is not None}
 
@@ -77,7 +77,7 @@ class LabelCounts:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "LabelCounts":
-        """Return what ``to_dict`` gave.
+        """Rebuild a record from ``to_dict``'s form.
 
         Raises:
             CheckpointError: If it is something else.
@@ -111,7 +111,7 @@ class TrainingSummary:
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     """Rows left out, by reason."""
     layout: str
-    """``trees`` if rows were packed, ``paths`` if not, with the reason where packing was asked for."""
+    """``trees`` if rows were packed, else ``paths``, with the reason if the settings asked for packing."""
     best_update: int | None = None
     """Update whose weights were kept; None if no rows were held out."""
     held_out_loss: float | None = None
@@ -130,7 +130,7 @@ class TrainingSummary:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "TrainingSummary":
-        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        """Rebuild a record from ``to_dict``'s form; errors as for ``RoundRow.from_dict``."""
         return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
 
     @classmethod
@@ -167,7 +167,7 @@ class FailedTraining:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "FailedTraining":
-        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        """Rebuild a record from ``to_dict``'s form; errors as for ``RoundRow.from_dict``."""
         return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
 
 
@@ -195,7 +195,7 @@ class PolicyTraining:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "PolicyTraining":
-        """Return what ``to_dict`` gave; errors as for ``RoundRow.from_dict``."""
+        """Rebuild a record from ``to_dict``'s form; errors as for ``RoundRow.from_dict``."""
         return record_of(cls, plain, place=place, what=_TRAINING, remedy=_REMEDY)
 
 
@@ -237,7 +237,7 @@ class SearchFigures:
     failed_steps: int
     """Steps on which the policy's backend failed."""
     token_use: TokenUse | None = None
-    """What the backends forwarded; None if that was not written down."""
+    """Tokens that the backends forwarded; None if they were not recorded."""
     rollout_tokens: int = 0
     """Tokens sampled afterwards, for the PRM to learn from."""
 
@@ -257,7 +257,7 @@ class FailureFigures:
     failed_samples: dict[str, int]
     """Failed samples by the folder of their shards; only folders with some."""
     first_failure: str | None
-    """What the first of them said."""
+    """Message of the first failed sample."""
 
 
 @with_config(CLOSED)
@@ -296,7 +296,7 @@ class RoundRow:
     training: RoundTraining = field(default_factory=RoundTraining)
     """The trainings."""
     nothing_learned: str | None = None
-    """Why the policy had nothing to learn from, and what to try; None if it had."""
+    """Reason for a policy without training rows, and advice; None if it had rows."""
     failures: FailureFigures | None = None
     """Failed samples; None if none failed."""
     seconds: float | None = None
@@ -336,7 +336,7 @@ class RoundRow:
 
     @classmethod
     def from_dict(cls, plain: object, place: object) -> "RoundRow":
-        """Return what ``to_dict`` gave.
+        """Rebuild a record from ``to_dict``'s form.
 
         Args:
             plain: Plain containers from JSON.

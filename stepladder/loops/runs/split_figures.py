@@ -1,4 +1,4 @@
-"""What an evaluation measured on one split, as the figures of a round hold it.
+"""Results of an evaluation on one split, in the form of a round's figures.
 
 Records here are nested; their stored form is flat, each key with the name of its method. A figure that was not measured is None.
 """
@@ -96,7 +96,7 @@ class SamplingFigures:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EqualTokenFigures:
-    """The search beside sampling methods at equal tokens."""
+    """The search, compared with sampling methods at equal tokens."""
 
     accuracy: Accuracy
     """Accuracy of the search."""
@@ -105,7 +105,7 @@ class EqualTokenFigures:
     sampling_tokens_per_problem: float
     """Mean tokens of the samples that fit these."""
     sampling: dict[AnswerMethod, SamplingFigures | None]
-    """The sampling methods; None for one that needs scores where there are none."""
+    """The sampling methods; None for a method that needs scores if there are none."""
     curves: dict[AnswerMethod, tuple[tuple[int, float], ...]]
     """(generated tokens per problem, accuracy) of the search and of each sampling method that was measured."""
 
@@ -125,7 +125,7 @@ class EqualTokenFigures:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFigures:
-    """What was measured on one split."""
+    """Results on one split."""
 
     problems: int
     """Problems with a greedy solution."""

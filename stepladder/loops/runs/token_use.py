@@ -1,7 +1,7 @@
-"""How well the backends reuse what they computed: tokens forwarded against the tokens of the trees.
+"""Reuse of computed tokens by the backends: forwarded tokens compared with the tokens of the trees.
 
-A tree's unique tokens are its prompt and all its steps, each once: what a policy or a scorer with a perfect cache forwards. Samples that
-were merged with an equal sibling, and rollouts, are forwarded too and are not among them.
+A tree's unique tokens are its prompt and all its steps, each once. A policy or a scorer with a perfect cache forwards exactly these.
+Samples that were merged with an equal sibling, and rollouts, are forwarded too and are not among them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,7 +52,7 @@ class TokenUse:
 
     @classmethod
     def load(cls, path: Path) -> "TokenUse":
-        """Read the counts that lie beside a shard of trees.
+        """Read the counts next to a shard of trees.
 
         Raises:
             CheckpointError: If the file is something else.
@@ -87,7 +87,7 @@ class TokenUse:
         return _ratio(self.prm_forwarded_tokens, self.unique_tokens)
 
     def figures(self) -> dict[str, Any]:
-        """Return the counts and what they say, for metrics and JSON."""
+        """Return the counts and their ratios, for metrics and JSON."""
         ratios = dict(zip(RATIOS, (self.cached_share, self.policy_ratio, self.prm_ratio), strict=True))
         return asdict(self) | {name: None if value is None else round(value, 4) for name, value in ratios.items()}
 
@@ -109,7 +109,7 @@ def unique_tokens(tree: TreeRecord) -> int:
 
 
 def use_path(shard: Path) -> Path:
-    """Return where the ``TokenUse`` of a shard of trees stands."""
+    """Return the file of the ``TokenUse`` of a shard of trees."""
     return shard.with_suffix(".tokens.json")
 
 

@@ -32,7 +32,7 @@ _PROGRESS_POLL_S = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What one task has done since its last report."""
+    """Progress of one task since its last report."""
 
     stage: str
     """Name of the stage, as shown."""
@@ -43,14 +43,14 @@ class Progress:
     solved: int = 0
     """Problems of these with a right answer."""
     total: int | None = None
-    """Items in the stage, where only the task knows."""
+    """Items in the stage, if only the task knows."""
 
 
-# One queue per worker process, set by the initializer: a task function cannot be handed a queue as an argument under spawn.
+# One queue per worker process, set by the initializer: under spawn, a queue cannot be an argument of a task function.
 _progress_queue: Any = None
 
 
-# What this process has loaded for its tasks: a task cannot be handed the models that an earlier task loaded either.
+# Models that this process has loaded for its tasks: a task cannot receive the models of an earlier task as an argument either.
 _models = LoadedModels()
 
 
@@ -113,7 +113,7 @@ class WorkerPool:
         return ProcessPoolExecutor(self._num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
 
     def rest(self) -> None:
-        """End the idle workers, so that what they hold (models, engines, GPU memory) is free; the next task starts them again."""
+        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
         self._pool.shutdown()
         self._pool = self._new_pool()
 
@@ -152,7 +152,7 @@ class WorkerPool:
                 return
 
     def close(self, *, kill: bool = False) -> None:
-        """Stop the workers; ``kill`` ends running tasks at once, which is safe because results are written whole or not at all."""
+        """Stop the workers. ``kill`` ends running tasks at once, which is safe because results are written completely or not at all."""
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=not kill, cancel_futures=True)
         if kill:

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the run itself, the models of a job, and how work reaches the workers."""
+"""Common parts of all stages of a run: the run itself, the models of a job, and the way of work to the workers."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Models:
     prm: str | Sequence[str] | None
     """Directory or hub id of the PRM, or directory of an ensemble, or several of either; none searches without one."""
     provenance: Provenance
-    """Versions, seed and hashes to be stored with what the job makes; the renderer hash is filled in by the job."""
+    """Versions, seed and hashes, stored with the job's results; the job fills in the renderer hash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +43,14 @@ class BestModels:
 
 
 class StageEvent:
-    """What a stage adds to its last event."""
+    """Data that a stage adds to its last event."""
 
     def __init__(self) -> None:
         """Begin without failures."""
         self.failures = Failures()
 
     def facts(self) -> dict[str, Any]:
-        """Return the keys of the event; none where no sample failed."""
+        """Return the keys of the event; none if no sample failed."""
         if not self.failures.num_failed:
             return {}
         return {"failed_samples": self.failures.num_failed, "first_failure": self.failures.first_message}
@@ -69,12 +69,12 @@ class MissingShard(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundContext:
-    """What every round of a run shares."""
+    """Common parts of all rounds of a run."""
 
     config: Config
     """The resolved configuration."""
     run: RunDir
-    """Where everything is written."""
+    """The run directory."""
     problems: dict[str, list[LabelledProblem]]
     """The splits ``train``, ``held_out`` and ``test``."""
     pool: WorkerPool
@@ -100,7 +100,7 @@ class RoundContext:
         )
 
     def newest_policy(self, number: int, best_policy: int) -> int:
-        """Return the version of the policy that a round trained, or of the best one where it trained none."""
+        """Return the version of the policy that a round trained, or of the best policy if it trained none."""
         return number if self.run.policy(number).exists() else best_policy
 
     def shards(self, split: str) -> list[list[LabelledProblem]]:
@@ -114,7 +114,7 @@ class RoundContext:
         return [MissingShard(index, problems, path) for index, (problems, path) in numbered if not path.exists()]
 
     def paths(self, number: int, kind: RowKind) -> list[Path]:
-        """Return where the rows of a kind of all shards of training problems go in a round."""
+        """Return the files of a kind of rows for all shards of training problems in a round."""
         return [self.run.shard(number, kind.name, index) for index, _ in enumerate(self.shards("train"))]
 
     @contextmanager

@@ -13,14 +13,14 @@ def questions_of(problems: Sequence[LabelledProblem]) -> list[Problem]:
 
 
 def run_engine(engine: SearchEngine, problems: Sequence[LabelledProblem], *, stage: str) -> list[SearchResult]:
-    """Search problems and return the results in the order of the problems; progress is reported under the name of the stage."""
+    """Search problems and return the results in the order of the problems. Report progress under the name of the stage."""
     found = engine.search(questions_of(problems), on_progress=_SearchProgress(stage))
     by_id = {result.problem_id: result for result in found}
     return [by_id[labelled.problem.id] for labelled in problems]
 
 
 class _SearchProgress:
-    """An engine's callback that reports what is new since its last call."""
+    """An engine's callback that reports the progress since its last call."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage

@@ -28,7 +28,7 @@ _SPLITS: tuple[tuple[str, EvaluationKind], ...] = (
     ("test", "samples"),
     ("test", "search"),
 )
-"""What is measured after each round: everything on test, what the gates need on held-out."""
+"""Measurements after each round: all of them on test, and those for the gates on held-out."""
 
 
 class Evaluation(NamedTuple):
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     kind: EvaluationKind
     """How they are solved."""
     folder: str
-    """Where the rows go, below the split."""
+    """Folder of the rows, below the split."""
     prm: int | None
     """Version of the PRM that scores."""
 
@@ -63,7 +63,7 @@ def evaluate(context: RoundContext, number: int, *, policy: int, prm: int | None
 
 
 def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Sequence[Evaluation]) -> Failures:
-    """Run what is missing of some evaluations; return the samples that failed in them.
+    """Run the missing parts of some evaluations; return their failed samples.
 
     Raises:
         BackendError: If every sample failed.
@@ -84,7 +84,7 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
 
 
 def evaluation_folder(context: RoundContext, number: int, split: str) -> Path:
-    """Return where the evaluations of a split lie."""
+    """Return the folder of the evaluations of a split."""
     return context.run.round(number) / "evaluation" / split
 
 

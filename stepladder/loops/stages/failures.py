@@ -1,7 +1,7 @@
-"""Samples that failed in a stage: kept beside the shard that they are missing from, counted, and shown.
+"""Failed samples of a stage: recorded next to their shard, counted, and displayed.
 
-A stage of which every sample failed is a failed run, not a row of hard questions: its shards are removed, so that the same command asks
-again.
+If every sample of a stage failed, the run has failed; the questions are not just hard. Its shards are removed, so that the same command
+asks again.
 """
 
 import json
@@ -18,12 +18,12 @@ _SUFFIX = ".failures"
 
 
 def failures_path(shard: Path) -> Path:
-    """Return where the ``Failures`` of a shard stand, as JSON; there is no file where no sample failed."""
+    """Return the JSON file of a shard's ``Failures``; it does not exist if no sample failed."""
     return shard.with_suffix(_SUFFIX)
 
 
 def write_failures(shard: Path, total: Failures) -> None:
-    """Keep what failed in a shard that is about to be written."""
+    """Record the failures of a shard before the shard is written."""
     path = failures_path(shard)
     if total.num_failed:
         atomic_write_text(path, json.dumps(total.to_dict()) + "\n")
@@ -32,7 +32,7 @@ def write_failures(shard: Path, total: Failures) -> None:
 
 
 def read_failures(shards: Iterable[Path]) -> Failures:
-    """Return the failures of shards; ``num_samples`` counts those of shards in which any failed."""
+    """Return the failures of shards; ``num_samples`` counts only shards with failures."""
     return Failures.sum(_read(path) for path in map(failures_path, shards) if path.exists())
 
 

@@ -37,7 +37,7 @@ _SAMPLING_RULES: dict[AnswerMethod, _Rule] = {
 
 
 def search_figures(shards: Sequence[Path]) -> SearchFigures:
-    """Return what a training search did: problems, solved, tokens, nodes, failed steps, and how much the caches saved."""
+    """Return the counts of a training search: problems, solved, tokens, nodes, failed steps, and the savings of the caches."""
     trees = [tree for path in shards for tree in read_trees(path)]
     uses = [use_path(shard) for shard in shards]
     return SearchFigures(
@@ -53,7 +53,7 @@ def search_figures(shards: Sequence[Path]) -> SearchFigures:
 
 
 def split_figures(folder: Path) -> SplitFigures:
-    """Return the figures of one split from its evaluation folder; a figure whose evaluation was not run is None.
+    """Return the figures of one split from its evaluation folder. A figure without an evaluation is None.
 
     Raises:
         CheckpointError: If a file is not one that an evaluation wrote.
@@ -70,7 +70,7 @@ def split_figures(folder: Path) -> SplitFigures:
 
 
 def folder_auc(folder: Path) -> float | None:
-    """Return how well the scores in a folder of samples rank the solutions of a problem; None if nothing can be ranked."""
+    """Return the quality with which the scores in a folder of samples rank the solutions of a problem; None if nothing can be ranked."""
     return _within_problem_auc(_pools(folder))
 
 
@@ -119,12 +119,12 @@ def _within_problem_auc(rows: Sequence[PoolRow]) -> float | None:
 
 
 def _within(pool: Sequence[PoolSample], budget: int) -> Sequence[PoolSample]:
-    """First samples whose tokens fit the budget, one at least: a method that may ask has to ask once."""
+    """First samples whose tokens fit the budget, at least one, because every method must make one request."""
     return metrics.first_within(pool, budget) or pool[:1]
 
 
 def _usable_methods(samples: Sequence[PoolRow]) -> list[AnswerMethod]:
-    """Return the sampling methods that need no scores, and the others where there are some."""
+    """Return the sampling methods that need no scores, and the others if there are scores."""
     is_scored = any(sample.score is not None for row in samples for sample in row.samples)
     return [method for method in SAMPLING_METHODS if is_scored or method is AnswerMethod.MAJORITY]
 
@@ -151,7 +151,7 @@ def _equal_token_figures(search: Sequence[SolvedRow], samples: Sequence[PoolRow]
 def _curves(search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> dict[AnswerMethod, tuple[tuple[int, float], ...]]:
     """Accuracy against generated tokens per problem, as (tokens, accuracy), of the search and of each sampling method.
 
-    The sampling curves go on to the end of the shortest pool, or of the search where that is longer.
+    The sampling curves extend to the end of the shortest pool, or of the search if that is longer.
     """
     most = max(*(row.tokens for row in search), min(row.tokens for row in samples), 1)
     budgets = [int(budget) for budget in np.unique(np.geomspace(max(most / 32, 1), most, _NUM_BUDGETS).astype(int))]
@@ -164,5 +164,5 @@ def _curves(search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> dict[Ans
 
 
 def _known(row: SolvedRow, budget: int) -> bool:
-    """Whether the search's answer was right when it had spent the budget; before the first wave there is none."""
+    """Whether the search's answer was right when it had spent the budget. Before the first wave it has no answer."""
     return metrics.known_within(row.anytime or (), budget) is True

@@ -27,7 +27,7 @@ class KeptPRM(NamedTuple):
     version: int | None
     """Its round; None searches without one."""
     clause: str
-    """What to add to the gate's reason."""
+    """Addition to the gate's reason."""
 
 
 def gate_policy(candidate: float | None, best: float | None, *, max_drop: float) -> GateDecision:
@@ -63,7 +63,7 @@ def _gate(candidate: float | None, best: float | None, *, max_drop: float, what:
 
 
 def fall_back(earlier: dict[int, float | None]) -> int | None:
-    """Return the round whose PRM takes the place of a best one that fails: the best earlier one above chance, the newest of equals.
+    """Return the round of the PRM that replaces a failing best one: the best earlier PRM above chance, the newest of equals.
 
     Args:
         earlier: Within-problem AUC, on fresh held-out samples, of the PRMs that were accepted before it, by round.

@@ -13,9 +13,9 @@ from stepladder.types import SearchResult, StopReason, TreeRecord
 
 
 def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
-    """Return the answer that a search gave when it had generated at most so many tokens; None if it had none yet.
+    """Return a search's answer within a number of generated tokens; None if it had none yet.
 
-    The draws of a sampling method stand in a row, whatever was asked for at once: those that fit give the answer.
+    The draws of a sampling method are ordered, however they were requested: those that fit give the answer.
     """
     tree = result.tree
     if max_tokens is None or tree.generated_tokens <= max_tokens:
@@ -37,7 +37,7 @@ def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -
     """Return the graded row of a greedy solution or a search.
 
     Args:
-        result: What was found.
+        result: The result of the search.
         verifier: Holds the answers.
         with_course: Grade the answers after each wave, too.
     """

@@ -28,7 +28,7 @@ def judge(
         training: Its trainings.
         search: Its training search; None in round 0.
         labels: Its training rows; None in round 0.
-        nothing_learned: Why the policy had nothing to learn from; None if it had.
+        nothing_learned: Reason for a policy without training rows; None if it had rows.
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)
@@ -85,7 +85,7 @@ def _prm_decision(
 
 
 def kept_prm(context: RoundContext, number: int, policy: int, best: int | None, held_out: SplitFigures) -> KeptPRM:
-    """Return the PRM that guides the next search when the round brought none.
+    """Return the PRM that guides the next search if the round trained none.
 
     It is the best one so far, unless that ranks no better than chance on the new policy's samples: then the best of those accepted before.
     """

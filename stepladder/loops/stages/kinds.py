@@ -1,4 +1,4 @@
-"""The kinds of rows that a round writes: where each lies, how it is stored, and which model learns from it."""
+"""The kinds of rows that a round writes: the folder and stored form of each, and the model that learns from it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

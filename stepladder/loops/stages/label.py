@@ -1,4 +1,4 @@
-"""Turn searched trees into training rows, shard by shard, and count what was kept and dropped."""
+"""Turn searched trees into training rows, shard by shard, and count the kept and dropped rows."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
 
 
 def label_imported(context: RoundContext, policy_version: int) -> None:
-    """Turn imported trees into training rows, which lie beside them, with the counts of each data set."""
+    """Turn imported trees into training rows in the same folder, with the counts of each data set."""
     policy = context.run.policy_source(policy_version, context.config)
     for folder in sorted({path.parent.parent for path in context.run.imported(TREES.name)}):
         if (folder / "labels.json").exists():
@@ -56,12 +56,12 @@ _LABELLED = (TRACES, PAIRS, GRADED, VALUES, STEP_PAIRS)
 
 
 def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) -> LabelCounts:
-    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of what was kept and dropped.
+    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of kept and dropped rows.
 
     Args:
         config: The configuration.
-        sources: What the rows are made from.
-        out: Where each kind of rows goes, by its name: traces, pairs, graded, values and step-pairs.
+        sources: Sources of the rows.
+        out: File of each kind of rows, by its name: traces, pairs, graded, values and step-pairs.
     """
     rows = rows_of_trees(config, sources)
     TRACES.write(out[TRACES.name], rows.all_traces)
@@ -75,7 +75,7 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
 
 
 def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
-    """Return the best PRM before the one that guided a round's search; None without one, or where nothing asks for its opinion."""
+    """Return the best PRM before the one that guided a round's search; None without one, or if no setting needs it."""
     if not config.preference.reads_agreement:
         return None
     best = [row.best_prm for row in run.rows()[:number]]
@@ -88,7 +88,7 @@ def _write_counts(path: Path, shards: Sequence[LabelCounts]) -> None:
 
 
 def read_counts(path: Path) -> LabelCounts:
-    """Return the counts that a ``labels.json`` holds.
+    """Return the counts of a ``labels.json``.
 
     Raises:
         CheckpointError: If the file is something else.

@@ -1,4 +1,4 @@
-"""Why the policy of a round has nothing to learn from, and what to try."""
+"""Reason for a round without training rows for the policy, and advice."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ _CUT = (StopReason.LENGTH, StopReason.DEPTH)
 
 
 def why_nothing_is_learned(context: RoundContext, number: int, labels: LabelCounts) -> str:
-    """Return why the searches of a round gave the policy no rows, and what to try, in one sentence.
+    """Return one sentence with the reason for which a round's searches gave the policy no rows, and advice.
 
     Args:
         context: The run.
         number: The round.
-        labels: What labelling kept and dropped.
+        labels: Rows that labelling kept and dropped.
 
     Raises:
         StepladderError: If problems were solved: then the rules of the configuration dropped every right solution.
@@ -47,7 +47,7 @@ def _reasons(counts: RowCounts) -> str:
 
 
 def _reason(trees: Sequence[TreeRecord]) -> str:
-    """Return what the solutions were like, and what to try."""
+    """Return a description of the solutions, and advice."""
     reasons = [reason for tree in trees for reason in tree.stop_reasons]
     num_ended, num_cut = reasons.count(StopReason.END), sum(reasons.count(reason) for reason in _CUT)
     num_read = sum(answer is not None for tree in trees for answer in tree.answers)

@@ -72,7 +72,7 @@ def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Pa
 
 
 def estimate(context: RoundContext, number: int, best_policy: int) -> int:
-    """Ask the newest policy how every prefix of the round's trees, or of its rollouts, may end; return the tokens that this took."""
+    """Roll out every prefix of the round's trees, or of its rollouts, with the newest policy; return the tokens used."""
     run, config = context.run, context.config
     if not estimates_values(config):
         return 0

@@ -21,7 +21,7 @@ from stepladder.loops.stages.train_prm import train_prm
 
 
 def run_round(context: RoundContext, number: int) -> RoundRow:
-    """Run what is missing of a round and return its figures, ``seconds`` excepted."""
+    """Run the missing parts of a round and return its figures, without ``seconds``."""
     if number == 0:
         given = 0 if context.config.prm.enabled and context.config.prm.start == "fixed" else None
         return judge(context, 0, BestModels(policy=0, prm=given), training=RoundTraining(policy=warm_up(context)))

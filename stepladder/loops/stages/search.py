@@ -39,7 +39,7 @@ def search_shard(*, config: Config, models: Models, problems: list[LabelledProbl
 def write_labelled_trees(
     config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
 ) -> None:
-    """Search problems with their answers at hand, and write the graded trees and the tokens that they took.
+    """Search problems with known answers, and write the graded trees and their token counts.
 
     Args:
         config: The configuration.
@@ -47,7 +47,7 @@ def write_labelled_trees(
         problems: The shard.
         method: How to search.
         budget: Caps per problem.
-        out: Parquet file of the trees; the tokens lie beside it.
+        out: Parquet file of the trees; the token counts are next to it.
         stage: Name under which progress is shown.
     """
     with build_verifier(config.problems, problems) as verifier:

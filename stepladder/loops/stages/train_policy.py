@@ -19,7 +19,7 @@ from stepladder.types import Provenance, derive_seed
 
 
 def warm_up(context: RoundContext) -> PolicyTraining:
-    """Fine-tune the base model on solved problems; without any, the base model is policy version 0 as it stands."""
+    """Fine-tune the base model on solved problems. Without any, the unchanged base model is policy version 0."""
     solutions, out = context.config.warmup.solutions, context.run.policy(0)
     if solutions is None:
         return PolicyTraining()
@@ -114,7 +114,7 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
         config: The configuration.
         start: The policy to train.
         traces: Shards of traces.
-        out: Where the trained policy goes.
+        out: Directory of the trained policy.
         seed: Seed of the training.
         stage: Name under which progress is shown.
     """
@@ -135,14 +135,14 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
 
 
 def train_on_preferences(*, config: Config, start: str, base: str, rows: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
-    """Train a policy on pairs, or on graded rows where the loss takes no pairs.
+    """Train a policy on pairs, or on graded rows if the loss takes no pairs.
 
     Args:
         config: The configuration.
         start: The policy to train.
         base: The policy of round 0.
         rows: Shards of ``preference_kind``.
-        out: Where the trained policy goes.
+        out: Directory of the trained policy.
         seed: Seed of the training.
         stage: Name under which progress is shown.
     """

@@ -44,14 +44,14 @@ def train_prm(context: RoundContext, number: int, best: BestModels) -> PRMOutcom
 
 
 def _shards(context: RoundContext, number: int) -> list[Path]:
-    """Return the shards that a round's PRM learns from; imported value rows stand beside those of a run that learns from values."""
+    """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
     run, kind = context.run, prm_kind(context.config)
     rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
     return run.shards(kind.name, rounds=rounds) + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
 
 
 def _model_paths(config: Config, out: Path) -> list[Path]:
-    """Return where the PRM goes, or the members of an ensemble."""
+    """Return the directory of the PRM, or those of an ensemble's members."""
     return [out] if config.prm.ensemble == 1 else [out / f"member-{member:02d}" for member in range(config.prm.ensemble)]
 
 
@@ -86,7 +86,7 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
         config: The configuration.
         start: The model to train, or the policy that gets a new head.
         rows: Shards of ``prm_kind``.
-        out: Where the PRM goes.
+        out: Directory of the PRM.
         seed: Seed of the training, and of the problems that a member of an ensemble draws.
         stage: Name under which progress is shown.
         reference: Reference model of an implicit PRM, as its spec will name it.
@@ -123,7 +123,7 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
                 trust_remote_code=trust,
                 loss=section.loss.type,
                 on_progress=TrainingProgress(stage),
-                # A model to go on from has a spec of its own; a new head is what the configuration says.
+                # A start model has its own spec; the configuration sets that of a new head.
                 spec=None if section.model is not None else new_prm_spec(section.loss),
                 supervise=section.supervise,
             )
@@ -141,7 +141,7 @@ def _read(config: Config, kind: RowKind[_RowT], shards: list[Path], *, seed: int
 
 
 def resample_problems(rows: list[_RowT], *, seed: int) -> list[_RowT]:
-    """Return the rows of as many problems as there are, drawn with replacement; those of a problem drawn twice are there twice."""
+    """Draw as many problems as there are, with replacement, and return their rows; the rows of a problem drawn twice appear twice."""
     problems = sorted({row.problem_id for row in rows})
     drawn = np.random.default_rng(derive_seed(seed, "bootstrap")).integers(0, len(problems), len(problems)) if problems else []
     counts = Counter(problems[number] for number in drawn)

@@ -1,4 +1,4 @@
-"""What the trainings of a round share: their summaries, which mark them as finished, and their progress."""
+"""Common parts of a round's trainings: their summaries, which mark them as finished, and their progress."""
 
 import json
 import shutil
@@ -26,16 +26,16 @@ SummaryT = TypeVar("SummaryT", bound=_Summary)
 def finished_training(
     summary: Path, models: Sequence[Path], *, train: Callable[[], SummaryT], read: Callable[[object, Path], SummaryT]
 ) -> SummaryT:
-    """Return the summary of a training, which is done first where the summary or a model is missing.
+    """Return the summary of a training. If the summary or a model is missing, train first.
 
-    The summary is written after the models. So a model without one was left by a stop, and is trained again: it comes out the same, and
-    the round's figures stay complete. Whatever a stopped training left is removed once the summary is there.
+    The summary is written after the models. So a model without one comes from a stopped training and is trained again. The result is the
+    same, and the round's figures stay complete. The leftovers of a stopped training are removed when the summary exists.
 
     Args:
         summary: JSON file of the summary.
-        models: Directories of the models, of which an ensemble has several.
+        models: Directories of the models; an ensemble has several.
         train: Trains, and returns the summary.
-        read: Makes the summary of what the file holds; also given the file, for messages.
+        read: Makes the summary from the content of the file; it also gets the file, for messages.
 
     Raises:
         CheckpointError: If the file is no summary.
@@ -61,7 +61,7 @@ def _kept(summary: Path, read: Callable[[object, Path], SummaryT]) -> SummaryT |
 
 
 def summary_of(report: "TrainReport") -> TrainingSummary:
-    """Return the summary of a training report: all but its wall-clock time, which belongs to the events."""
+    """Return the summary of a training report without its wall-clock time, which belongs to the events."""
     return TrainingSummary(**{name: value for name, value in asdict(report).items() if name != "seconds"})
 
 

@@ -27,21 +27,21 @@ from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeReco
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSources:
-    """What the rows of a shard are made from."""
+    """Sources of the rows of a shard."""
 
     trees: Path
     """The round's trees."""
     earlier: tuple[Path, ...] = ()
-    """Trees of the same problems from earlier rounds, oldest first; read only where a rule needs them."""
+    """Trees of the same problems from earlier rounds, oldest first; read only if a rule needs them."""
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None
-    """The PRM before the one that guided the search; None if there is none, or nothing asks for it."""
+    """The PRM before the one that guided the search; None without one, or if no setting needs it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TreeRows:
-    """The rows that a shard of trees gives; None for a kind that the configuration does not ask for."""
+    """The rows from a shard of trees; None for kinds that the configuration does not need."""
 
     trees: Selection[TreeRecord] | None
     """The trees within the policy window, from which the policy's rows are made."""
@@ -64,7 +64,7 @@ class TreeRows:
         return [*self.traces.rows, *([] if self.revisions is None else self.revisions.rows)]
 
     def counts(self) -> LabelCounts:
-        """Return what was kept and dropped."""
+        """Return the counts of kept and dropped rows."""
         return LabelCounts(
             trees=_counted(self.trees),
             traces=_counts(self.traces),
@@ -84,7 +84,7 @@ def _counted(selection: Selection[Any] | None) -> RowCounts | None:
 
 
 def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
-    """Return what policy and PRM learn from a round's own trees, and the policy from those of earlier rounds where a rule asks for them."""
+    """Return the rows of policy and PRM from a round's own trees; the policy's also from earlier rounds if a rule needs them."""
     labels, own = config.labels, TREES.read([sources.trees])
     reads_earlier = isinstance(labels.data, RecentVersions) or isinstance(labels.pairs, AnchoredPairs)
     known = [*(TREES.read(sources.earlier) if reads_earlier else []), *own]
@@ -97,7 +97,7 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
         revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,
-        # The PRM learns from the round's own trees: what is recent enough for the policy is not its business.
+        # The PRM learns from the round's own trees; the window of recent trees is only for the policy.
         values=tree_value_rows(config, own),
         step_pairs=step_pair_rows(config, own),
     )
@@ -105,7 +105,7 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
 
 def tree_value_rows(config: Config, records: list[TreeRecord]) -> Selection[ValueRow]:
     """Return value rows of trees or rollouts."""
-    # Estimated targets and pairs of steps are made elsewhere; the rows beside them, for export, then hold mean outcomes.
+    # Estimated targets and pairs of steps are made elsewhere; the value rows, kept for export, then have mean outcomes.
     target = config.prm.target.type if isinstance(config.prm.target, TreeTarget) else ValueTarget.MONTE_CARLO
     return value_rows(records, target=target, drop_one_sided=config.prm.mixed_only)
 

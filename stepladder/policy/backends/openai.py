@@ -152,7 +152,7 @@ class OpenAIPolicy:
                 "prompt": prefix,
                 "max_tokens": sample.tokens_left,
                 "temperature": request.temperature,
-                # A signed 64-bit number, of its own for every request: a step does not depend on how the ones before it were asked for.
+                # A signed 64-bit number, different for every request: a step does not depend on how earlier steps were requested.
                 "seed": derive_seed(request.seed, number, len(sample.token_ids)),
             }
             try:

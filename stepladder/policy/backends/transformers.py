@@ -183,7 +183,7 @@ class TransformersPolicy:
         )
 
     def reset(self) -> None:
-        """Forget cached prefixes and give the memory back, so that later results are those of a fresh process.
+        """Drop the prefix cache and free its memory, so that later results are those of a fresh process.
 
         Raises:
             BackendError: If requests are in flight.

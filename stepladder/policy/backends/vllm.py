@@ -2,7 +2,7 @@
 
 Every sample is a sequence of its own with its own seed; samples of one prefix find its keys and values in vLLM's prefix cache, which also
 keeps the finished steps. Tokens are read as they come and judged by the same rules as in the transformers backend, so a step ends at the
-same token. A sequence whose solution goes on behind the wanted steps is aborted.
+same token. A sequence whose solution continues after the requested steps is aborted.
 """
 
 from collections.abc import Sequence

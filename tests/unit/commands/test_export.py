@@ -250,7 +250,7 @@ def test_hub_keeps_what_is_not_ours(run: RunDir, hub: FakeHub) -> None:
     hub.data_sets["owner/other"] = {"README.md": b"mine"}
     hub.data_sets["owner/bare"] = {}
     for name in ("other", "bare"):
-        with pytest.raises(CheckpointError, match="a data set that is no export of stepladder"):
+        with pytest.raises(CheckpointError, match="a data set that is not an export of stepladder"):
             export(run, f"hub:owner/{name}", format="tree", overwrite=True)
 
 
