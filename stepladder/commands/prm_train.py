@@ -90,7 +90,7 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
         CheckpointError: If a model cannot be read or written.
     """
     if (job.target, job.supervise) != ("monte-carlo", "step-end"):
-        raise ConfigError("prm train: files say themselves what their steps learn: got --target or --supervise -- give them with --trees")
+        raise ConfigError("prm train: files contain the labels of their steps: got --target or --supervise -- give them with --trees")
     for path in files:
         check_source(path)
     spec, settings = training_spec(job), _settings(job, training)

@@ -60,10 +60,10 @@ class RunDir:
         return self.round(number) / "models" / "policy"
 
     def policy_source(self, version: int, config: Config) -> str:
-        """Return where the weights of a policy version are: its round's directory, or the base model if that round trained none.
+        """Return the directory of a policy version's weights: its round's directory, or the base model if that round trained none.
 
         Raises:
-            CheckpointError: If the model is not what its training left.
+            CheckpointError: If the model has changed since its training.
         """
         model = self.policy(version)
         if not model.exists():
@@ -76,7 +76,7 @@ class RunDir:
         return self.round(number) / "models" / "prm"
 
     def prm_source(self, version: int, config: Config) -> str:
-        """Return where a PRM version is: its round's directory, or the given model for version 0; errors as for ``policy_source``."""
+        """Return the directory of a PRM version: its round's, or the given model for version 0. Errors are those of ``policy_source``."""
         if not version:
             return str(config.prm.model)
         check_trained(self.prm(version))

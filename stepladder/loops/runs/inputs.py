@@ -65,5 +65,5 @@ class InputGuard:
             self._stats = stats
 
     def _all_stats(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
-        with reading(self._place, what="a run of which every input may be read", remedy="restore it"):
+        with reading(self._place, what="a run with readable inputs", remedy="restore it"):
             return {name: file_stats(path) for name, path in input_paths(self._config).items()}

@@ -119,7 +119,7 @@ class RoundContext:
 
     @contextmanager
     def stage(self, number: int, name: str) -> Iterator[StageEvent]:
-        """Check the inputs, and log when a stage began, how long it took, and what is put into the event that is yielded.
+        """Check the inputs, and log the start and duration of a stage, and the data that its body puts into the yielded event.
 
         Raises:
             CheckpointError: If an input of the run has changed.
