@@ -136,7 +136,7 @@ class Verifier(Protocol):
 def answer_of(renderer: Renderer, steps: Sequence[Step], before: str = "") -> str | None:
     """Return the final answer of a solution; None if it did not end by itself, or states none.
 
-    A solution that was cut in the middle has no answer, even where the text so far states one: it might have gone on to another.
+    A truncated solution has no answer, even if the text so far states one: it might have continued to another.
 
     Args:
         renderer: Reads the answer.

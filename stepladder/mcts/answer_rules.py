@@ -44,13 +44,13 @@ class _Support:
 class AnswerTally:
     """The terminals found so far, by answer, under one rule.
 
-    ``best`` weighs an answer by its best-scored terminal, ``majority`` by how often it was reached, ``weighted-vote`` by the sum of the
-    scores over how often it was reached. ``path-vote`` puts the prior mass of the terminal's path, the product of the priors along it, in
-    the place of how often it was reached: a tree merges equal samples and expands rare steps as often as common ones; the mass undoes
-    both, so that the vote estimates the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in
-    ``majority``; if none has one, each rule weighs answers by their counts, or by their mass. Ties go to the first answer.
-    ``robust-path`` takes the answer at the end of one path: from the root on to the most visited child, of equals the one of higher value,
-    of equals the first, among the children that lead to an answer at all; that answer weighs 1, the others 0.
+    ``best`` weighs an answer by its best-scored terminal, ``majority`` by its count, and ``weighted-vote`` by the sum of its scores, each
+    as often as it was reached. ``path-vote`` replaces the count of a terminal by the prior mass of its path, the product of the priors
+    along it. A tree merges equal samples and expands rare steps as often as common ones. The mass undoes both, so that the vote estimates
+    the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in ``majority``; if none has one, each rule
+    weighs answers by their counts, or by their mass. Ties go to the first answer. ``robust-path`` takes the answer at the end of one path:
+    from the root on to the most visited child, of equals the one of higher value, of equals the first, among the children that lead to an
+    answer at all; that answer weighs 1, the others 0.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 

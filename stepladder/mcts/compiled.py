@@ -15,7 +15,7 @@ _Function = TypeVar("_Function", bound=Callable)
 def compiled(function: _Function) -> _Function:
     """Return a function that is compiled at its first call and cached on disk for later processes.
 
-    The code is kept beside the source or, where that cannot be written, in the user's cache directory; where neither can, every process
+    The code is kept next to the source or, if that is not writable, in the user's cache directory. If neither is writable, every process
     makes its own. A changed file is compiled again, a changed other file is not noticed: a compiled function may call compiled functions
     of its own file only, and read constants of other files only if they never change. It cannot have keyword-only parameters.
     """

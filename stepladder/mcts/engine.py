@@ -48,8 +48,8 @@ class SearchEngine:
             method: How to search.
             budget: Caps per problem: the same for all, or a function of the problem.
             provenance: Stored with every tree; its seed and round seed the search.
-            scorer: Scores steps. Without one only ended nodes have a value: in label mode their outcome, in solve mode 0 for those that
-                cannot give an answer; everywhere else a visit brings no return, and selection uses the parent's value, or 0.5.
+            scorer: Scores steps. Without one, only ended nodes have a value: in label mode their outcome, in solve mode 0 if they cannot
+                give an answer. Everywhere else a visit brings no return, and selection uses the parent's value, or 0.5.
             verifier: Label mode: terminals are valued by their outcome, cut and failed nodes by 0. None is solve mode.
             max_trees: Problems searched at once.
 

@@ -51,6 +51,7 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
     priors = _priors(waves, growth.priors)
     _note_masses(waves, priors)
     _note_answers(waves)
+    # ``grow`` returns new arrays if these are full, so everything below uses its result.
     tree = grow(tree, num_nodes=num_nodes, num_slots=int(waves.sizes.max()))
     rewards = _gains(tree, waves, worths) if growth.reward == "gain" else np.zeros(len(worths))
     best = _best_nodes(waves, worths, growth) if growth.evaluation == "best" else None
@@ -71,6 +72,7 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
         ),
     )
     land(tree, waves.rows, waves.leaves)
+    # Rules that revisit terminals can select new nodes that cannot be expanded, so the two counts differ.
     num_open = waves.sums(waves.goes_on).astype(np.int64)
     _count_expandable(waves, num_open)
     selectable = np.where(waves.asked, waves.sizes, 0) if method.selection.revisits_terminals else num_open
@@ -109,6 +111,7 @@ def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], 
 
 
 def _priors(waves: Waves, settings: Priors) -> Float[np.ndarray, "M"]:
+    # The two common rules are array operations over the whole wave; the others need the steps of each expansion.
     if settings.noise is None and settings.prior == "uniform":
         return np.repeat(1.0 / np.maximum(waves.sizes, 1), waves.sizes)
     if settings.noise is None and settings.prior == "frequency" and settings.prior_temperature == 1:
@@ -137,6 +140,7 @@ def _note_masses(waves: Waves, priors: Float[np.ndarray, "M"]) -> None:
     """Record the prior mass of the paths to new nodes, if the answer rule weighs by it."""
     if not waves.expansions[0][0].answers.is_weighed_by_mass:
         return
+    # New nodes are numbered in wave order, so appending keeps entry i of ``masses`` at node i.
     before = np.array([search.answers.masses[expansion.leaf] for search, expansion in waves.expansions])
     masses = (before[waves.owners] * priors).tolist()
     for (search, _), stop, size in zip(waves.expansions, np.cumsum(waves.sizes).tolist(), waves.sizes.tolist(), strict=True):
@@ -167,6 +171,7 @@ def _best_nodes(waves: Waves, worths: Float[np.ndarray, "M"], growth: Steps) -> 
         if rolls_out_best and expansion.rollouts:
             best.append(start + expansion.rollouts[0].place)
         else:
+            # Worths are in [0, 1], so -1 ranks unknown ones last; argmax takes the first of equals.
             best.append(start + int(np.nan_to_num(worths[start : start + size], nan=-1.0).argmax()) if size else -1)
     return np.array(best)
 
@@ -211,5 +216,6 @@ def _sampled_paths(waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
     nodes = [expansion.ends for _, expansion in waves.expansions]
     firsts = np.array([expansion.first for _, expansion in waves.expansions])
     owners, ends = np.repeat(np.arange(len(nodes)), list(map(len, nodes))), np.array(flat(nodes), np.int64)
+    # ``ends`` are node numbers of a tree; worths are indexed by place in the flat wave.
     returns = worths[waves.starts[owners] + ends - firsts[owners]]
     return Paths(rows=waves.rows[owners], nodes=ends, returns=returns, opened=np.zeros(len(ends), np.int64))

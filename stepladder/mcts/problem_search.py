@@ -225,8 +225,8 @@ class ProblemSearch:
     def worth_of_end(self, expansion: Expansion, index: int) -> float | None:
         """Value a new node of an expansion at which the solution ended or was cut.
 
-        In label mode it is worth its outcome. Else a terminal is worth its score, or under ``agreement`` the share of its answer, and what
-        cannot give an answer any more (cut, failed, or ended without a readable one) 0.
+        In label mode it is worth its outcome. Else a terminal is worth its score, or under ``agreement`` the share of its answer, and it is
+        worth 0 if it cannot give an answer any more (cut, failed, or ended without a readable one).
         """
         table = self.table
         answer = table.answers.get(index)

@@ -46,8 +46,8 @@ Nodes = Any
 class Tree(NamedTuple):
     """Search trees of B problems.
 
-    Visit-count identity: an inner node's visits are those of its children plus the simulations that ended in the node itself, and the
-    root's are all simulations. How many end in a node follows from the method's evaluation rule (see ``SearchMethod.evaluation``).
+    Visit-count identity: an inner node's visits are those of its children plus the simulations that ended in the node itself. The root's
+    visits are all simulations. How many end in a node follows from the method's evaluation rule (see ``SearchMethod.evaluation``).
     """
 
     ROOT = 0

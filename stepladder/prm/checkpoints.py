@@ -1,7 +1,7 @@
 """Loading public process reward models into one shape: a causal transformer whose logits are the few outputs of a spec.
 
-No code of a checkpoint is run for this: heads that transformers does not know (two layers, TRL's value head) are read from the weights
-themselves, and of a language model's head only the rows that matter are kept.
+This runs no code of a checkpoint: heads that transformers does not know (two layers, TRL's value head) are read from the weights. Of a
+language model's head, only the needed rows are kept.
 """
 
 from collections.abc import Callable

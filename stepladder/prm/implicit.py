@@ -115,8 +115,8 @@ def train_implicit(
 
     Args:
         init: Language model to start from, which is the reference when the result is read.
-        solutions: Graded solutions; one without an outcome, or too long for the context, and for ``implicit-dpo`` a problem whose solutions
-            are all equally right, is dropped and counted.
+        solutions: Graded solutions. Those without an outcome or too long for the context are dropped and counted. With ``implicit-dpo``,
+            so are problems whose solutions are all equally right.
         out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
         settings: Training settings; ``batch_size`` counts solutions, or with ``implicit-dpo`` problems, whose solutions are compared.
         spec: An implicit spec; its beta is the loss's.

@@ -1,8 +1,8 @@
 """From a question and its steps to the tokens that a model reads, and the token of every step at which its output is taken.
 
-Nothing is guessed. Where the marker of every step ends is known as a position in the text before the text is tokenised, the tokenizer says
-which token that is, and the reader refuses a solution in which that token is not the marker or the marker stands anywhere else. Question
-and steps are text: a control token of the tokenizer that stands in them is encoded as the characters it is made of.
+Nothing is guessed. The end of every step's marker is a known position in the text before tokenisation, and the tokenizer says which token
+that is. The reader refuses a solution if that token is not the marker, or if the marker appears anywhere else. Question and steps are text:
+the name of a control token in them is encoded as its characters.
 """
 
 import re

@@ -31,8 +31,8 @@ def initialise_prm(
 ) -> tuple[PreTrainedModel, PRMSpec]:
     """Return a process reward model to train, and its spec.
 
-    A directory with a ``PRMSpec`` is continued as it is. Anything else is taken for a policy: its body gets a head on every token, drawn
-    from the seed, without dropout (which would shift the scale of the outputs between training and scoring).
+    A directory with a ``PRMSpec`` is continued as it is. Anything else is read as a policy. Its body gets a head on every token, drawn from
+    the seed. The head has no dropout, which would shift the scale of the outputs between training and scoring.
 
     Args:
         start: Policy directory or hub id, or directory of a process reward model.

@@ -1,6 +1,6 @@
 """Rows of PRM training: paths with targets at some of their tokens, and groups of compared paths.
 
-Rows are made of the policy's own tokens here, and of written solutions in ``stepwise.py``; either way the same two collators lay them out,
+Rows are made from the policy's own tokens here, and from written solutions in ``text_training.py``. The same two collators lay them out,
 one sequence below the other or merged into trees.
 
 Axes: B groups, G members of the largest group, M targets.

@@ -1,7 +1,7 @@
 """Output of ``stepladder eval``: a table for the terminal, Markdown, CSV, charts as files, and one self-contained page.
 
-Everything is made from ``ComparisonResults`` alone. Methods are in the order of their accuracy at the largest budget, and a
-panel of a chart holds six of them besides the baseline, which is in all: nobody could read two dozen lines in one chart.
+Everything is made from ``ComparisonResults`` alone. Methods are in the order of their accuracy at the largest budget. A panel of a chart
+has six of them and the baseline, which is in all panels: nobody could read two dozen lines in one chart.
 """
 
 import csv

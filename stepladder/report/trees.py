@@ -1,6 +1,6 @@
 """Searched trees for the page: which ones are shown, and their form as JSON.
 
-Test problems are searched without answers, so a test tree holds no outcomes; a node's verdict is looked up among the answers that the
+Test problems are searched without answers, so a test tree has no outcomes. A node's verdict is looked up among the answers that the
 evaluation of the same problem graded afterwards, and is None if nobody graded that answer.
 """
 

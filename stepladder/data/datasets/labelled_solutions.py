@@ -1,6 +1,6 @@
 """Solutions with labels on their steps, from the public files of process supervision.
 
-A label says in [0, 1] how good a step is, None that nobody said. Where several solutions share their beginning (a tree of solutions, or the
+A label says in [0, 1] how good a step is, None that nobody said. If several solutions share their beginning (a tree of solutions, or the
 alternatives of one step), a shared step carries its label in one of them only, so that every judged step counts once.
 
 Known forms, told apart by their fields: PRM800K (``question``, ``label.steps``), Math-Shepherd (``input``, ``label``), OmegaPRM flat and

@@ -6,8 +6,8 @@ r"""From tokens to forms: a recursive descent over one small grammar.
     sets     = quantity { ("\cup" | "\cap" | "\setminus") quantity }
     quantity = words | [currency] sum [unit]
 
-A text is unreadable only if it is broken: an open brace, two numbers side by side, a division by zero. What is well-formed and not in the
-grammar (dots, words in formulas, commands unknown here) is kept as its tokens, and only the same tokens equal it.
+A text is unreadable only if it is broken: an open brace, two numbers side by side, a division by zero. Well-formed text outside the grammar
+(dots, words in formulas, unknown commands) is kept as its tokens, and equals only the same tokens.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Processes that decide by algebra and can be killed.
 
-An answer that runs out of time gets a verdict. Its worker gets a successor, which starts while the worker is still busy: an answer that
-takes long will most likely be killed, and by then the successor is ready. Nothing else waits for either.
+An answer that runs out of time gets a verdict. Its worker gets a successor, which starts while the worker is still busy. A slow answer will
+most likely be killed, and by then the successor is ready. Nothing else waits for either.
 """
 
 import json

@@ -20,8 +20,9 @@ from stepladder.types import GradedRow, TreeRecord
 class GradedSteps:
     """Steps that changed the chance of a right end.
 
-    A step is good if its value is above its parent's by the margin and a right leaf is below it, and bad if it is below by the margin and a
-    wrong leaf is below it. Candidates are all steps. Within the cap, which holds for good and for bad ones each, larger changes go first.
+    A step is good if its value exceeds its parent's by the margin and a right leaf is below it. It is bad if its value is lower by the
+    margin and a wrong leaf is below it. Candidates are all steps. The cap applies to good and bad steps separately; larger changes go
+    first.
 
     Dropped by reason: ``failed step``, ``no value``, ``below margin``, ``no evidence``, ``same tokens``, ``over problem cap``.
 
@@ -73,8 +74,8 @@ class GradedSteps:
 class GradedSolutions:
     """Right and wrong solutions of problems with at least one right solution, each with the share of right solutions.
 
-    Candidates are all graded leaves. Within the cap, which holds for right and for wrong ones each, higher mean values go first: the best
-    right ones, and the wrong ones that the search took for right.
+    Candidates are all graded leaves. The cap applies to right and wrong solutions separately. Higher mean values go first: the best right
+    solutions, and the wrong ones that the search took for right.
 
     Dropped by reason: ``no right solution``, ``failed step``, ``no value``, ``same tokens``, ``over problem cap``.
 

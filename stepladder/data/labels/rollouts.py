@@ -122,8 +122,8 @@ def _failed(sample: Sequence[Step]) -> bool:
 def rollout_values(records: Sequence[TreeRecord], ask: Ask, *, hard: bool = False) -> list[list[float | None]]:
     """Return the value of every node from its rollouts: Math-Shepherd's soft or hard estimate.
 
-    A graded leaf is worth its outcome and is not rolled out; the root, a failed step that was not graded, and a prefix from which every
-    rollout failed have no value. Equal prefixes are rolled out once.
+    A graded leaf is worth its outcome and is not rolled out. The root, a failed step without a grade, and a prefix from which every rollout
+    failed have no value. Equal prefixes are rolled out once.
 
     Args:
         records: Searched trees, or sampled solutions.

@@ -44,9 +44,10 @@ class RStarPairs:
 
     Candidates are all ordered pairs of children of one node in which the first has a right leaf at or below it and the second a wrong one.
     The best two of the first are set against the worst two of the second, four where the other side has one child. A pair is kept if its
-    margin is large enough and above zero, the best right solution through the chosen step has a higher mean value than the worst wrong one
-    through the rejected step, and their texts differ enough. Steps that end a solution are not paired; instead the two right solutions of a
-    tree with the highest mean values are set against the two wrong ones with the lowest, whole; solutions without a value are left out.
+    margin is large enough and above zero, and their texts differ enough. Also, the best right solution through the chosen step must have a
+    higher mean value than the worst wrong one through the rejected step. Steps that end a solution are not paired. Instead the two right
+    solutions of a tree with the highest mean values are paired with the two wrong ones with the lowest, as whole solutions. Solutions
+    without a value are left out.
 
     Dropped by reason: ``final step``, ``failed step``, ``no value``, ``same tokens``, ``not among best and worst``, ``below margin``,
     ``no better continuation``, ``too alike``, ``over problem cap``.
@@ -115,11 +116,10 @@ class RStarPairs:
 class StepPairs:
     """The pairs of rStar-Math's process preference model.
 
-    At every node, the steps below which something is right (the two of highest value) are set against those below which something is
-    wrong (the two of lowest value; four where the other side has one only). A pair counts if its margin is wide enough and the best right
-    solution through the one has a higher mean value, from the step on, than the worst wrong one through the other. Steps that end a
-    solution are not compared with their siblings. Whole solutions are: the two right ones of highest mean value against the two wrong ones
-    of lowest.
+    At every node, the steps with a right leaf below (the two with the highest values) are paired with those with a wrong leaf below (the
+    two with the lowest values; four if the other side has only one). A pair counts if its margin is wide enough and the best right solution
+    through the one has a higher mean value, from the step on, than the worst wrong one through the other. Steps that end a solution are not
+    compared with their siblings. Whole solutions are: the two right ones of highest mean value against the two wrong ones of lowest.
 
     Dropped by reason: ``below margin``, ``weaker continuation``, ``same tokens``.
 

@@ -41,8 +41,8 @@ def select_traces(
 ) -> Selection[Trace]:
     """Return the best right solutions of every problem: by mean value along the path, then by its smallest value.
 
-    Candidates are the terminals with outcome 1.0. The values of a path are those of its steps; a step without one is left out of both
-    figures, and a path without any is dropped.
+    Candidates are the terminals with outcome 1.0. The values of a path are those of its steps. Steps without a value are left out of both
+    figures, and a path without any value is dropped.
 
     Args:
         records: Searched trees with outcomes.
@@ -75,10 +75,10 @@ def revision_traces(
 ) -> Selection[Trace]:
     """Return ways back from a mistake: what went wrong as context, then a sentence that says so, then a right continuation.
 
-    The mistake is the first wrong step, a step below which everything is wrong although its siblings lead to a right answer; it is followed
-    by the best right path through a sibling. With ``of_solution`` it is a whole wrong solution, followed by the best right one of its tree
-    from the beginning. Nothing is learned of the mistake itself. Candidates are the first wrong steps, or the wrong solutions, of the trees
-    that hold a right one. Solutions whose right path is better by mean value go first.
+    The mistake is the first wrong step: everything below it is wrong, although its siblings lead to a right answer. The best right path
+    through a sibling follows it. With ``of_solution`` it is a whole wrong solution, followed by the best right one of its tree from the
+    beginning. Nothing is learned of the mistake itself. Candidates are the first wrong steps, or the wrong solutions, of the trees that
+    hold a right one. Solutions whose right path is better by mean value go first.
 
     Args:
         records: Searched trees with outcomes.

@@ -139,7 +139,7 @@ def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list
         attempts: Tries, >= 1. With 1 try it is the policy itself; with many tries, every node that can succeed is worth 1.
 
     Source: Setlur et al. 2024, "Rewarding progress: scaling automated process verifiers for LLM reasoning": best-of-4 of the base policy is
-    a good prover, since it is better than the base and still tells steps apart.
+        a good prover, because it is better than the base and still separates steps.
     """
     return [None if value is None else 1.0 - (1.0 - value) ** attempts for value in values]
 

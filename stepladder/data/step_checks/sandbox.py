@@ -2,8 +2,8 @@
 
 ``sandbox_worker`` says what the code cannot do and which lock sees to it. From outside come an environment of a few fixed variables, a
 working directory that is deleted afterwards, a cap on the output, and a deadline. Where a lock is missing (other systems than Linux,
-kernels before 5.13, processors other than x86-64, containers that forbid Landlock or seccomp) nothing is run, unless the caller allows it;
-then a misbehaving piece has the user's own rights, for as long as the deadline lets it.
+kernels before 5.13, processors other than x86-64, containers that forbid Landlock or seccomp) nothing runs, unless the caller allows it.
+Then a misbehaving piece has the user's own rights until the deadline.
 
 The same code gives the same result, as far as code can: hash seed and environment are fixed, but not clocks and random numbers.
 """

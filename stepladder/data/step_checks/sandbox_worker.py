@@ -1,8 +1,8 @@
 """The two processes that run one piece of model-written Python; nothing of stepladder is imported.
 
 This file is run as a script in a fresh interpreter, in an empty working directory, with a socket as standard input. The interpreter becomes
-the supervisor: it reads a request from the socket, forks the process that runs the code, and ends when that one has ended, in the same way.
-When the caller shuts the socket or dies, the supervisor kills the code and deletes the working directory.
+the supervisor: it reads a request from the socket and forks the process that runs the code. It ends after that process, with the same
+status. When the caller shuts the socket or dies, the supervisor kills the code and deletes the working directory.
 
 The forked process drops its rights, writes "R" and its process id to the socket, or "U" if a lock does not hold, and
 runs the code. The request's mark at the end of the output says that the code ran to its end; nothing else is a success.
@@ -15,8 +15,8 @@ runs the code. The request's mark at the end of the output says that the code ra
 - seccomp: of the system calls only those listed below; the rest fail with "operation not permitted". Not among them: sockets, new processes
   and threads, other programs, signals to others, tracing, changing owners or modes, namespaces, mounting, and limits. Files are opened
   only with the flags and modes that Landlock judges rightly in every version.
-- The supervisor measures all files before each new one, including those without a name. It ends code with too many files, and lowers the
-  limit on the size of a file until the files that there are cannot grow beyond the cap on the disk.
+- The supervisor measures all files before each new one, including those without a name. It ends code with too many files. It lowers the
+  limit on the size of a file until the existing files cannot grow past the cap on the disk.
 
 The locks are the kernel's, hold for native code as well, need no privileges and cannot be taken off. The remaining risk is the kernel
 itself: an exploitable bug in one of the listed system calls. If that risk is too high, run stepladder in a virtual machine.

@@ -84,8 +84,8 @@ def check_backends(config: Config, *, trains: bool) -> None:
         trains: Whether rounds change the policy's weights.
 
     Raises:
-        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code that steps are
-            checked by cannot be sandboxed.
+        ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code for a check of steps
+            cannot be sandboxed.
     """
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):

@@ -87,7 +87,7 @@ def _prm_decision(
 def kept_prm(context: RoundContext, number: int, policy: int, best: int | None, held_out: SplitFigures) -> KeptPRM:
     """Return the PRM that guides the next search if the round trained none.
 
-    It is the best one so far, unless that ranks no better than chance on the new policy's samples: then the best of those accepted before.
+    It is the best one so far. If that ranks no better than chance on the new policy's samples, it is the best of those accepted before.
     """
     if not best:
         return KeptPRM(best, "")

@@ -104,7 +104,7 @@ def _estimate_tokens(shard: Path) -> int:
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:
-    """Ask the policy from the prefixes of a shard of trees how they may end; write value rows, and how many tokens that took as JSON."""
+    """Roll out the prefixes of a shard of trees with the policy; write value rows, and the token counts as JSON."""
     records, target = TREES.read([trees]), config.prm.target
     assert isinstance(target, RolloutTarget), "only these targets are estimated"
     with build_verifier(config.problems, problems) as verifier:

@@ -83,9 +83,9 @@ def select_beam(
 ) -> tuple[Int[np.ndarray, "b W"], Int[np.ndarray, "b G"]]:
     """Select the best nodes of the deepest level as the next beams, and reserve those to be expanded.
 
-    The children of the root are dealt out to G groups by their slots, and every node belongs to the group of the child above it. Of each
-    group the best nodes of the level, as many as its width, are kept: those that ended leave the beam, which is narrower from then on, and
-    the others are expanded. Nodes are ranked by raw value, unscored ones last, then by prior, then by index.
+    The children of the root are dealt out to G groups by their slots, and every node belongs to the group of the child above it. Each group
+    keeps the best nodes of the level, as many as its width. Ended nodes leave the beam, which is narrower from then on, and the others are
+    expanded. Nodes are ranked by raw value, unscored ones last, then by prior, then by index.
 
     Args:
         tree: The trees.

@@ -1,7 +1,7 @@
 """Reading of a completions server's replies: JSON of any shape becomes typed values or one sentence.
 
-The reader is strict. A value of another type than the protocol's, out of its range or absent makes the whole reply a failure, because a
-wrong id or log-probability would be trained on. Fields that are not used here are not looked at.
+The reader is strict. If a value has a wrong type, is out of range or is missing, the whole reply is a failure, because training would learn
+from a wrong id or log-probability. Fields that are not used here are not looked at.
 """
 
 import json

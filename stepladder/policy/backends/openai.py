@@ -1,8 +1,8 @@
 """Step sampling on a server that speaks OpenAI's completions protocol: vLLM, SGLang, llama.cpp and others.
 
 Every step of every sample is one HTTP request with a seed of its own; the server's prefix cache keeps what they share. Requests run on a
-thread of their own, so ``submit`` returns at once. A request that the server refuses or cannot finish is data; a server that stays away
-is an exception, so that a search stops, keeps what is finished, and can be continued.
+thread of their own, so ``submit`` returns at once. A request that the server refuses or cannot finish is data. A server that stays away is
+an exception, so that a search stops, keeps finished work, and can continue.
 """
 
 import queue
@@ -40,8 +40,8 @@ class _Job:
 class OpenAIPolicy:
     """A ``Policy`` on a completions server.
 
-    The tokenizer must be the served model's. Token ids come from the server where it gives them; else its text is tokenised here and must
-    give as many tokens, and the same text back.
+    The tokenizer must be the served model's. The server's token ids are used if it returns them. Otherwise its text is tokenised here, and
+    must give the same number of tokens and the same text back.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The embedded policy: step sampling from any causal language model of transformers, on the CPU or one GPU.
 
-Continuous batching: a row holds one prefix and several of its samples (lanes), rows come and go while the batch runs, and only lanes that
-are alive go through the model. The prefix of a request is read from the prefix cache, so a step that continues a sampled step costs one
-forwarded token before its first own one, and that token rides along with the decoding of everything else.
+Continuous batching: a row holds one prefix and several of its samples (lanes). Rows come and go while the batch runs, and only lanes that
+are alive go through the model. The prefix of a request is read from the prefix cache. So a step that continues a sampled step costs one
+forwarded token before its own first token, and that token is decoded together with everything else.
 
 Axes: R rows, M lanes, V vocabulary, T tokens of a sample.
 """

@@ -1,6 +1,6 @@
 """Step sampling on a vLLM engine in this process: token ids in, token ids and log-probabilities out.
 
-Every sample is a sequence of its own with its own seed; samples of one prefix find its keys and values in vLLM's prefix cache, which also
+Every sample is a separate sequence with its own seed. Samples of one prefix find its keys and values in vLLM's prefix cache, which also
 keeps the finished steps. Tokens are read as they come and judged by the same rules as in the transformers backend, so a step ends at the
 same token. A sequence whose solution continues after the requested steps is aborted.
 """

@@ -1,8 +1,8 @@
 """The rules that choose preference pairs from searched trees, one family a file.
 
 A rule is a frozen dataclass: its ``type`` is its name in a configuration (``labels.pairs``), its fields are its settings with the
-published values as defaults, and ``select`` makes pairs. To add one, write such a class beside the others and add it to ``PairRule``;
-configuration, refusals, documentation and the tests that every rule must pass follow from that line.
+published values as defaults, and ``select`` makes pairs. To add one, write such a class next to the others and add it to ``PairRule``;
+that line also adds it to the configuration, the refusals, the documentation and the tests that every rule must pass.
 """
 
 from typing import get_args

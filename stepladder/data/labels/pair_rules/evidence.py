@@ -37,7 +37,7 @@ class EvidencePairs:
     ``over problem cap``.
 
     Source: Guan et al. 2025, "rStar-Math", section 3.3 and appendix: evidence on both sides, best 2 against worst 2 by value. We use the
-        nodes' own values for the margin, keep several pairs per node under a cap, and by default ask that the rejected step fails;
+        nodes' own values for the margin, keep several pairs per node under a cap, and by default require that the rejected step fails;
         ``rstar-math`` does neither.
     """
 
