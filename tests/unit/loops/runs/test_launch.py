@@ -135,7 +135,7 @@ def test_missing_parts_are_named_before_any_work(tmp_path: Path, monkeypatch: py
     check_training(load_config(None, [*REQUIRED, "training.num_processes=2"]))
     with pytest.raises(ConfigError, match=r"training.num_processes: .* got 4 > 2"):
         check_training(load_config(None, [*REQUIRED, "training.num_processes=4"]))
-    with pytest.raises(ConfigError, match="held_out chooses among checkpoints"):
+    with pytest.raises(ConfigError, match="held_out must be 0 without checkpoint_every, because it chooses among checkpoints"):
         load_config(None, [*REQUIRED, "sft.held_out=0.1"])
 
 
