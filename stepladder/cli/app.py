@@ -212,6 +212,10 @@ def export(
     ] = [],  # noqa: B006
     advantage: Annotated[str, typer.Option(help="Advantages of trees and trajectories: `parent`, `treepo` or `group`.")] = "parent",
     target: Annotated[str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `hard-max` or `distance`.")] = "monte-carlo",
+    data_source: Annotated[
+        str | None,
+        typer.Option(help="Name of the problems' source in rows for verl and OpenRLHF, e.g. `openai/gsm8k`. Default: hub id or file name."),
+    ] = None,
     license: Annotated[str | None, typer.Option("--license", help="Licence of the source problems (SPDX), for the data card.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new data set on the hub public. Default: private.")] = False,
     overwrite: OverwriteOption = False,
@@ -240,6 +244,7 @@ def export(
             splits=splits,
             advantage=advantage,
             target=target,
+            data_source=data_source,
             licence=license,
             overwrite=overwrite,
             public=public,

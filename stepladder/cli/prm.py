@@ -24,7 +24,6 @@ BackendOption = Annotated[
     str, typer.Option(help="`transformers`, or `vllm`, which uses a GPU if there is one and reads every spec except judges.")
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model; no named spec needs it.")]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet file with solutions.")]
 
 
 @app.command()
@@ -41,7 +40,7 @@ def specs(
 
 @app.command()
 def score(
-    file: FileArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files with solutions.")],
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="JSONL file for the scores.")],
     spec: SpecOption = None,
@@ -60,7 +59,7 @@ def score(
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Score every step of the solutions in a file.
+    """Score every step of the solutions in some files.
 
     Rows have `question` (or `problem`, `prompt`) and `steps` or `solution`; the labelled files of `prm train` will do as well.
 
@@ -68,9 +67,9 @@ def score(
     - `stepladder prm score solutions.jsonl --model ./my-prm --spec trl --output scores.jsonl`
     """
     with errors_explained(debug):
-        from stepladder.commands.prm_score import PRMSource, score_file
+        from stepladder.commands.prm_score import PRMSource, score_files
 
-        check_output(output, option="--output", ours=rows_with("place", "steps", "scores"), overwrite=overwrite, inputs=[file])
+        check_output(output, option="--output", ours=rows_with("place", "steps", "scores"), overwrite=overwrite, inputs=files)
         source = PRMSource(
             model=model,
             spec=spec,
@@ -81,7 +80,7 @@ def score(
             seed=seed,
             backend=backend,
         )
-        echo(score_file(file, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
+        echo(score_files(files, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
 
 
 @app.command()

@@ -45,6 +45,8 @@ class ExportOptions:
     """Form of the advantages."""
     target: str = "monte-carlo"
     """Definition of a node's value."""
+    data_source: str | None = None
+    """Name of the problems' source in rows for other trainers; None takes the hub id, or the stem of the problem file."""
     licence: str | None = None
     """SPDX identifier of the licence of the source problems."""
     overwrite: bool = False
@@ -193,7 +195,7 @@ def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, k
         system=config.format.system,
         target=_member(ValueTarget, options.target, "--target"),
         advantage=_member(AdvantageForm, options.advantage, "--advantage"),
-        name=problems,
+        name=options.data_source or problems,
         ability="reasoning" if config.problems.rule == "exact" or config.problems.verifier else "math",
     )
     facts = CardFacts(

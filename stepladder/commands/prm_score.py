@@ -50,14 +50,16 @@ def score_solutions(
     return scores
 
 
-def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str, rewards: str | None = None, bound_at: float = 0.5) -> str:
-    """Score every solution of a file, write one JSON row each, and return the line to print.
+def score_files(
+    paths: Sequence[Path], source: PRMSource, output: Path, *, aggregation: str, rewards: str | None = None, bound_at: float = 0.5
+) -> str:
+    """Score every solution of some files, write one JSON row each, and return the line to print.
 
     A row has ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null if a step could not be scored) and ``score``, the
     aggregate. A judge adds ``thoughts``, its runs of equal verdicts. With ``rewards`` a row also has rewards for an RL trainer.
 
     Args:
-        path: File of solutions.
+        paths: Files of solutions.
         source: The model.
         output: File for the rows.
         aggregation: Aggregation of the step scores.
@@ -73,16 +75,18 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str,
     if rewards not in (None, *REWARDS):
         raise ConfigError(f"--rewards: must be one of {', '.join(REWARDS)}: got {rewards!r}")
     # What is wrong first is said first: a file that is not there, then a model that is not.
-    check_source(path)
+    for path in paths:
+        check_source(path)
     spec = source.resolve()
     check_backend(source)
-    file = load_stepwise(path, split=spec.split)
+    files = [load_stepwise(path, split=spec.split) for path in paths]
+    solutions = [solution for file in files for solution in file.solutions]
     from stepladder.loops.assembly.prms import open_solution_scorer
 
     with LoadedModels() as models:
-        scores = score_solutions(open_solution_scorer(source, models), file.solutions)
+        scores = score_solutions(open_solution_scorer(source, models), solutions)
     rows = []
-    for solution, steps in zip(file.solutions, scores, strict=True):
+    for solution, steps in zip(solutions, scores, strict=True):
         row = _row(solution, steps, aggregation=aggregation)
         if rewards is not None:
             row["rewards"] = _rewards(solution, steps, row["score"], rule=rewards, at=bound_at)
@@ -92,10 +96,11 @@ def score_file(path: Path, source: PRMSource, output: Path, *, aggregation: str,
             row["thoughts"] = [thought._asdict() for thought in merge_runs(steps)]
         rows.append(json.dumps(row, ensure_ascii=False))
     atomic_write_text(output, "".join(f"{row}\n" for row in rows))
+    dropped = sum((Counter(file.dropped_by_reason) for file in files), Counter())
     counts = Counter(score is not None for steps in scores for score in steps)
     return (
         f"{output}: {counts[True]} steps of {len(rows)} solutions scored, {counts[False]} not scored (no tokens, beyond the context, or no "
-        f"readable verdict){_dropped_sentence(file.dropped_by_reason)}"
+        f"readable verdict){_dropped_sentence(dropped)}"
     )
 
 

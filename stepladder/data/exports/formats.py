@@ -173,7 +173,7 @@ _JUDGED_ABOUT = (
     "were (Math-Shepherd's hard estimation). If several paths share a step, each of them contains it."
 )
 _PROBLEM_COLUMNS = {
-    "data_source": _column(_TEXT, "Source of the problem; verl chooses the reward function by it."),
+    "data_source": _column(_TEXT, "Source of the problem; verl chooses the reward function by it. `--data-source` sets it."),
     "prompt": _column(_MESSAGES, "The prompt as messages."),
     "ability": _column(_TEXT, "Kind of problem."),
     "reward_model": _column(_REWARD_MODEL, "How verl grades: `style` is `rule`, and `ground_truth` is the reference answer."),

@@ -87,7 +87,7 @@ class PluggedVerifier:
     def answer_key(self, answer: str) -> str:
         """Return the canonical form of an answer for votes: the verifier's own, else the text without odd blanks."""
         own: Any = getattr(self._inner, "answer_key", None)
-        return own(answer) if callable(own) else answer_key(answer, AnswerRule.EXACT)
+        return str(own(answer)) if callable(own) else answer_key(answer, AnswerRule.EXACT)
 
     def close(self) -> None:
         """Close the verifier, if it can be closed."""

@@ -81,6 +81,9 @@ def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path
     steps = tuple(renderer.encode_steps("is\n2\n"))
     scorer.submit([ScoreRequest(ticket=0, prefix_ids=renderer.prompt_ids(Problem(id="", question="1+1")), branches=(steps,))])
     assert rows_of(out)[0]["scores"] == [*scorer.collect()[0].scores[0]]
+    other = write(tmp_path / "other.jsonl", {"question": "2+1", "steps": ["is", "3\n"]})
+    run("score", tmp_path / "in.jsonl", other, "--model", model, "--output", out, "--overwrite")
+    assert [row["place"] for row in rows_of(out)] == [f"{tmp_path / 'in.jsonl'}:1", f"{other}:1"]
     inside = write(tmp_path / "in.jsonl", {"question": "1+1", "steps": ["i\ns"]})
     words = ("score", inside, "--model", model, "--output", out, "--overwrite")
     assert "in.jsonl:1: a step must not hold the model's step boundary" in run(*words, code=2)

@@ -147,6 +147,9 @@ def test_problems_come_with_their_answers_once(run: RunDir, tmp_path: Path) -> N
     answers = {row["id"]: row["answer"] for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())}
     assert {row["problem_id"]: row["reward_model"]["ground_truth"] for row in data} == answers
     assert {(row["data_source"], row["ability"]) for row in data} == {("train", "reasoning")}
+    export(run, tmp_path / "named", format="prompts", data_source="openai/gsm8k")
+    named = datasets.load_dataset(str(tmp_path / "named"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {(row["data_source"], row["datasource"]) for row in named} == {("openai/gsm8k", "openai/gsm8k")}
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(DataFormatError, match=r"train\.jsonl"):
         export(run, tmp_path / "again", format="prompts")
