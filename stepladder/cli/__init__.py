@@ -2,6 +2,8 @@
 
 import sys
 
+from stepladder.terminal import echo
+
 
 def main() -> None:
     """Run the command line; a broken installation ends in one sentence, too."""
@@ -11,7 +13,7 @@ def main() -> None:
         app.main()
     except ImportError as error:
         package = (error.name or "stepladder").partition(".")[0]
-        print(f"error: the package {package!r} must be importable: {error} -- install it again", file=sys.stderr)
+        echo(f"error: the package {package!r} must be importable: {error} -- install it again", err=True)
         sys.exit(1)
 
 

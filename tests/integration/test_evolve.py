@@ -233,7 +233,7 @@ def test_shuffled_answers_change_no_prediction(finished: tuple[Path, Path], tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "search.simulation=3"], "did you mean 'simulations'"),
+        (["--set", "search.simulation=3"], "did you mean 'search.simulations'"),
         (["--set", "search.simulations=0"], "greater than or equal to 1"),
         (["--set", "search.options.num_children=0"], "num_children"),
         (["--set", "search.options.wave=99"], "wave"),

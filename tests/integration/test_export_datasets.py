@@ -589,7 +589,7 @@ def test_failed_export_leaves_nothing_half_written(tmp_path):
 def test_what_cannot_be_imported_is_refused(tmp_path):
     """No export, another version, a format without a way back, missing files, missing columns, an occupied place: one sentence each."""
     (tmp_path / "foreign").mkdir()
-    with pytest.raises(DataFormatError, match="foreign: must be a data set that stepladder export wrote"):
+    with pytest.raises(DataFormatError, match=r"foreign/README\.md: must be the card of a data set .* wrote: there is no such file"):
         import_dataset(tmp_path / "foreign", tmp_path / "back")
     export_dataset(shards(tmp_path, "value", [TREE]), job("value"), tmp_path / "value")
     with pytest.raises(DataFormatError, match=r"must be of a format that can be imported .*: got 'value' -- export the run's trees"):
@@ -602,7 +602,7 @@ def test_what_cannot_be_imported_is_refused(tmp_path):
         import_dataset(out, tmp_path / "back")
     for broken in ("---\n: [\n---\n", "---\n- a\n---\n", card.replace("data_files:", "files:")):
         (out / "README.md").write_text(broken)
-        with pytest.raises(DataFormatError, match="out: must be a data set that stepladder export wrote"):
+        with pytest.raises(DataFormatError, match=r"out/README\.md: must be the card of a data set that stepladder export wrote"):
             import_dataset(out, tmp_path / "back")
     (out / "README.md").write_text(card)
     row = json.loads(data.read_text())

@@ -88,7 +88,7 @@ def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path
     words = ("score", inside, "--model", model, "--output", out, "--overwrite")
     assert "in.jsonl:1: a step must not hold the model's step boundary" in run(*words, code=2)
     PRMSpec(renderer_hash="f" * 16).save(model)
-    assert "must be the one that the PRM was trained with" in run(*words, code=2)
+    assert "expected 'ffffffffffffffff' -- keep the files of the model directory as they were saved" in run(*words, code=2)
 
 
 def test_score_asks_a_judge(tmp_path):

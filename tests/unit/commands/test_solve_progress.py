@@ -94,7 +94,7 @@ def test_a_stopped_call_ends_with_the_bytes_of_one_never_stopped(folder: Folder)
         (("--set", "format.step_end= ;"), "format.step_end was '\\n' and is ' ;'"),
         (("--set", "search.max_depth=3"), "budget.max_depth was 16 and is 3"),
         (("--set", "policy.dtype=bfloat16"), "policy.dtype was 'auto' and is 'bfloat16'"),
-        (("--set", "evaluate.scores.bound=clip"), "evaluate.scores.bound was 'none' and is 'clip'"),
+        (("--set", "evaluate.scores.bound=clip"), "evaluate.scores.bound.type was 'none' and is 'clip'"),
     ],
 )
 def test_answers_of_other_settings_are_refused(folder: Folder, change: tuple[str, ...], said: str) -> None:

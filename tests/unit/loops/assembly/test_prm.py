@@ -64,7 +64,7 @@ def test_a_prm_that_reads_text_scores_the_steps_of_a_policy_with_another_tokeniz
 def solve(tmp_path, policy, *words, code=0):
     """Search one question and return what was printed and the scores of the tree."""
     arguments = ["solve", "1+1", "--policy", str(policy), "--method", "mcts", "--simulations", "2", "--json"]
-    result = CliRunner().invoke(app, [*arguments, "--tree", str(tmp_path / "tree.json"), *map(str, words)])
+    result = CliRunner().invoke(app, [*arguments, "--tree", str(tmp_path / "tree.json"), "--overwrite", *map(str, words)])
     assert result.exit_code == code, result.output
     return result.output, json.loads((tmp_path / "tree.json").read_text())["scores"] if not code else None
 
