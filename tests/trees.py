@@ -62,3 +62,29 @@ def random_tree(seed: int) -> TreeRecord:
     ]
     tokens = {node: rng.choice([[], [7], [8], [100 + node]]) for node in range(1, count) if rng.random() < 0.3 and node in leaves}
     return tree(*nodes, tokens=tokens, problem_id=f"p{rng.randrange(3)}")
+
+
+# Two halves. Below 1 two of three leaves are right, below 2 none of two, and 3 was never followed to an end.
+#
+#   0 -- 1 (.6) -- 4 (.9) -- 7 right (1.0)
+#     |         |         `- 8 right (.8)
+#     |         `- 5 wrong (.1)
+#     |- 2 (.2) -- 6 wrong (.0)
+#     |         `- 9 truncated, wrong (.3)
+#     `- 3 (.5)
+HAND = tree(
+    (-1, 0.5, None),
+    (0, 0.6, None),
+    (0, 0.2, None),
+    (0, 0.5, None),
+    (1, 0.9, None),
+    (1, 0.1, 0.0),
+    (2, 0.0, 0.0),
+    (4, 1.0, 1.0),
+    (4, 0.8, 1.0),
+    (2, 0.3, 0.0),
+)
+
+
+def path_to(record: TreeRecord, node: int) -> list[int]:
+    return [] if node <= 0 else [*path_to(record, record.parents[node]), node]

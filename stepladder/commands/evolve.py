@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.files import remove_temporaries
@@ -84,6 +85,8 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     if prepared:
         check_model(config.policy)
         build_problems(config.problems, seed=config.run.seed)
+        if config.warmup.solutions is not None:
+            load_seed_solutions(config.warmup.solutions)
 
 
 def _check_imported(run: RunDir, config: Config) -> None:

@@ -6,7 +6,7 @@ Only for a change that is meant to change trees, with the reason stated in the c
 import json
 from pathlib import Path
 
-from tests.unit.mcts.test_engine import ANSWERS, PROBLEMS, run
+from tests.searches import ANSWERS, PROBLEMS, run
 
 PATH = Path(__file__).with_name("search_trees.json")
 CASES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_evolve import stepladder
 from tests.models import save_tiny_policy
+from tests.runs import stepladder
 
 ROOT = Path(__file__).parents[2]
 ORACLES = Path(os.environ.get("STEPLADDER_ORACLES", ROOT.parent / "shared" / "oracles"))

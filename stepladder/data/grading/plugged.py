@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.rules import AnswerRule
@@ -47,7 +47,7 @@ def load_factory(path: str, options: dict[str, Any]) -> Factory:
         ) from None
     except ValueError:
         pass  # A factory without a signature checks its own arguments.
-    return factory
+    return cast(Factory, factory)
 
 
 class PluggedVerifier:

@@ -117,13 +117,13 @@ def step_pair_rows(config: Config, records: list[TreeRecord]) -> list[Preference
 
 def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
     renderer, text = build_renderer(config, policy), config.labels.revision_text
-    end_of_sequence = renderer.tokenizer.eos_token_id
+    ends = (renderer.end_id, renderer.tokenizer.eos_token_id)
     return revision_traces(
         records,
         revision_ids=[token for step in renderer.encode_steps(text, place="labels.revision_text") for token in step],
         revision=text,
         of_solution=config.labels.revision_of == "solution",
-        end_ids={renderer.end_id, *([end_of_sequence] if isinstance(end_of_sequence, int) else [])},
+        end_ids={each for each in ends if isinstance(each, int)},
         per_problem=config.labels.revisions,
     )
 

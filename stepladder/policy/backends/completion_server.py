@@ -139,6 +139,7 @@ class CompletionServer:
 
     async def _ask(self, verb: str, path: str, payload: dict[str, Any] | None, *, limits: _Limits, seed: int) -> Json:
         """Send a request until it is answered or the tries are spent."""
+        last: _Passing | None = None
         for attempt in range(self.settings.retries + 1):
             try:
                 return await self._try(verb, path, payload, limits)
@@ -147,6 +148,7 @@ class CompletionServer:
             if attempt < self.settings.retries:
                 await asyncio.sleep(max(self._delay(attempt, seed), last.retry_after_s))
         tries = self.settings.retries + 1
+        assert last is not None, "there is one try at least, and the last one failed"
         if last.absent:
             raise BackendError(
                 f"{self.url}: the server must be there: {last.told} in the last of {tries} tries -- {last.remedy} and repeat the command: "

@@ -10,7 +10,7 @@ from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
-from tests.unit.data.labels.test_values import tree
+from tests.trees import tree
 
 
 @pytest.mark.parametrize(

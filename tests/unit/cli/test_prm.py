@@ -21,7 +21,7 @@ from stepladder.types import Problem
 from tests.models import save_tiny_policy, save_tiny_scorer, tiny_scorer
 from tests.prm_models import qwen_tokenizer, save_head_model, save_language_model
 from tests.prms import load_reader, load_step_scorer
-from tests.unit.data.labels.test_values import tree
+from tests.trees import tree
 
 
 def run(*words, code=0):

@@ -9,7 +9,7 @@ from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer
 from stepladder.types import Budget
-from tests.unit.mcts.test_engine import PROBLEMS, PROVENANCE, propose, score
+from tests.searches import PROBLEMS, PROVENANCE, propose, score
 
 SIX = PROBLEMS[:6]
 

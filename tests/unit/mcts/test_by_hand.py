@@ -7,7 +7,7 @@ import pytest
 
 from stepladder.testing import ScriptedPolicy, make_step
 from stepladder.types import Budget, StopReason
-from tests.unit.mcts.test_engine import one
+from tests.searches import one
 
 
 def solution(prefix):

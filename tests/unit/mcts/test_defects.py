@@ -10,7 +10,7 @@ from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.strategies.beam import Beam
 from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, error_step, make_step
 from stepladder.types import Budget, Problem, Provenance, StopReason
-from tests.unit.mcts.test_engine import ANSWERS, PROBLEMS, one, propose, run, score
+from tests.searches import ANSWERS, PROBLEMS, one, propose, run, score
 
 TREE_METHODS = sorted(name for name, method in METHODS.items() if not method.samples_solutions)
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=0, seed=3, config_hash="0" * 16, renderer_hash="r")

@@ -5,7 +5,6 @@ import gc
 import itertools
 import json
 import math
-import random
 import subprocess
 import sys
 from collections import Counter
@@ -14,65 +13,21 @@ import pytest
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.interfaces import StepResult
-from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.methods import METHODS, resolve_method
-from stepladder.testing import CharRenderer, ExactVerifier, ScriptedPolicy, TableScorer, error_step, make_step
-from stepladder.types import Budget, Problem, Provenance, Step, StopReason, TreeRecord, derive_seed, seed_family
+from stepladder.mcts.methods import METHODS
+from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, error_step, make_step
+from stepladder.types import Budget, Step, StopReason, TreeRecord, derive_seed, seed_family
+from tests.searches import ANSWERS, PROBLEMS, PROVENANCE, engine, one, propose, run, score
 
-PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=0, seed=3, config_hash="0" * 16, renderer_hash="r")
-PROBLEMS = [Problem(id=f"p{i}", question=f"q{i}") for i in range(50)]
 KINDS = (
     *("mcts", "uct", "gumbel", "x1:paper", "mcts-dpo", "rest-mcts"),
     *("beam", "beam-lookahead", "dvts:paper", "tot-dfs", "treepo", "q-star", "particle-filter", "vas", "best-of-n", "majority", "greedy"),
 )
 """A method of every kind."""
-ANSWERS = {problem.id: "123"[i % 3] for i, problem in enumerate(PROBLEMS)}
 
 
 def value_of(name, setting):
     """Return a setting of a method, its default where the method does not take it."""
     return METHODS[name].all_settings()[setting]
-
-
-def propose(prefix_ids, index, seed):
-    """Return a random step of one to three letters; one in five ends with an answer."""
-    rng = random.Random(derive_seed(str(prefix_ids), index, seed))
-    text = "".join(rng.choice("abc") for _ in range(rng.randint(1, 3)))
-    if rng.random() < 0.2:
-        return make_step(f"{text}={rng.choice('123')}", stop_reason=StopReason.END, logp=-rng.random())
-    return make_step(text + "\n", logp=-rng.random())
-
-
-def score(prefix_ids):
-    """Return a score that depends on every token."""
-    return derive_seed("score", str(prefix_ids)) % 1009 / 1009
-
-
-def engine(method="mcts", *, policy=propose, scorer=score, answers=None, budget=None, max_trees=256, arrival_seed=None, **overrides):
-    """Return an engine over fakes."""
-    return SearchEngine(
-        policy=policy if hasattr(policy, "collect") else ScriptedPolicy(policy, shuffle_seed=arrival_seed),
-        scorer=scorer if scorer is None or hasattr(scorer, "collect") else TableScorer(scorer, shuffle_seed=arrival_seed),
-        verifier=None if answers is None else ExactVerifier(answers),
-        renderer=CharRenderer(),
-        method=resolve_method(method, **overrides),
-        budget=budget or Budget(num_simulations=16, max_depth=6),
-        provenance=PROVENANCE,
-        max_trees=max_trees,
-    )
-
-
-def run(*args, problems=PROBLEMS[:6], **kwargs):
-    """Search problems and return the results by id."""
-    return {result.problem_id: result for result in engine(*args, **kwargs).search(problems)}
-
-
-def one(*args, **kwargs):
-    """Search one problem."""
-    return run(*args, problems=PROBLEMS[:1], **kwargs)["p0"]
-
-
-# ------------------------------------------------------------------------------------------------------------------------ relations
 
 
 @pytest.mark.parametrize("method", KINDS)
@@ -116,7 +71,7 @@ def test_seed_round_and_problem_decide_the_tree():
 def test_a_search_gives_the_same_bytes_in_a_fresh_process():
     """Nothing depends on hash randomisation, addresses or what ran before."""
     code = (
-        "import json; from tests.unit.mcts.test_engine import run; "
+        "import json; from tests.searches import run; "
         "print(json.dumps([result.tree.to_dict() for result in run('mcts', wave=3, answers={f'p{i}': '1' for i in range(50)}).values()]))"
     )
     outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
@@ -269,9 +224,6 @@ def test_verifier_is_asked_in_batches_and_once_per_answer():
     asked = [pair for batch in graded for pair in batch]
     assert len(set(asked)) == len(asked) <= 3 * len(PROBLEMS)
     assert len(graded) <= 20
-
-
-# ----------------------------------------------------------------------------------------------------------------------- edge cases
 
 
 def always(text, reason=StopReason.STEP):

@@ -8,7 +8,7 @@ import pytest
 from stepladder.mcts import to_networkx
 from stepladder.types import TreeRecord
 from tests.golden.regenerate import CASES, PATH, search
-from tests.unit.mcts.test_engine import ANSWERS, one
+from tests.searches import ANSWERS, one
 
 
 def test_graph_holds_the_tree(tmp_path):

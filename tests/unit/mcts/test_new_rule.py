@@ -13,7 +13,7 @@ from stepladder.mcts.methods import resolve_method
 from stepladder.mcts.presets.preset import row
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer
 from stepladder.types import Budget
-from tests.unit.mcts.test_engine import PROBLEMS, PROVENANCE, propose, score
+from tests.searches import PROBLEMS, PROVENANCE, propose, score
 
 MODULE = '''
 """The oldest open leaves go on: breadth-first search that skips the first few."""

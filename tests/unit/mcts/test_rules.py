@@ -33,7 +33,7 @@ from stepladder.mcts.strategies.halving import considered_visits, halving_schedu
 from stepladder.mcts.strategies.particles import draw_copies, particle_weights
 from stepladder.mcts.strategies.strategy import NO_LEAF
 from stepladder.mcts.tree import Tree, add_nodes, allocate, land, reserve
-from tests.unit.mcts.test_tree import nodes
+from tests.array_trees import nodes
 
 NAN = math.nan
 

@@ -4,29 +4,11 @@ import numpy as np
 import pytest
 
 from stepladder.errors import ShapeError
-from stepladder.mcts.tree import NODE, NewNodes, StepTable, Tree, add_nodes, allocate, grow, land, reserve, reset_rows
+from stepladder.mcts.tree import NODE, StepTable, Tree, add_nodes, allocate, grow, land, reserve, reset_rows
 from stepladder.testing import make_step
+from tests.array_trees import nodes
 
 FIELDS = ("num_nodes", "children_index", *NODE.fields)
-
-
-def nodes(rows, parents, slots, depths, *, raw=0.5, ended=(), visited=True):
-    """Return new nodes, of which those at the positions ``ended`` are terminals."""
-    count = len(rows)
-    terminal = np.isin(np.arange(count), ended)
-    return NewNodes(
-        rows=np.array(rows),
-        parents=np.array(parents),
-        slots=np.array(slots),
-        depths=np.array(depths),
-        priors=np.full(count, 0.5, np.float32),
-        rewards=np.zeros(count, np.float32),
-        raw_values=np.broadcast_to(np.float32(raw), count).copy(),
-        visited=np.full(count, visited),
-        selectable=~terminal,
-        terminal=terminal,
-        truncated=np.zeros(count, bool),
-    )
 
 
 def small_tree():

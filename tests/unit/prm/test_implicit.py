@@ -37,7 +37,7 @@ from stepladder.types import ValueRow
 from tests.models import save_tiny_policy, tiny_policy
 from tests.prm_models import llama3_tokenizer, save_language_model
 from tests.prms import load_reader
-from tests.unit.prm.test_value_training import HASH, value_row
+from tests.value_paths import HASH, value_row
 
 SPEC = replace(NAMED_SPECS["implicit"].spec, beta=0.5)
 TOKENS = PRMSpec(family="implicit", beta=0.5)

@@ -17,7 +17,7 @@ from stepladder.prm.specs import PRMSpec, resolve_reference
 from stepladder.testing import check_scorer
 from tests.models import save_tiny_policy
 from tests.prms import load_step_scorer
-from tests.unit.prm.test_value_training import HASH, value_row
+from tests.value_paths import HASH, value_row
 
 SPEC = PRMSpec(family="implicit", beta=0.5)
 PROMPTS = [(5, 6, 7), (9, 8)]

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,31 +12,9 @@ from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.objective import Loss, StepObjective, step_outputs
 from stepladder.prm.target_rows import collate_packed_values, collate_values, target_rows
 from stepladder.prm.value_training import train_value
-from stepladder.types import Provenance, ValueRow
+from stepladder.types import ValueRow
 from tests.models import save_tiny_policy
-
-HASH = "renderer-a"
-PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
-
-
-def tree_paths(seed: int, num_problems: int = 3) -> list[ValueRow]:
-    """Return all root-to-leaf paths of trees of depth 4 and branching 2; a node has its target in the first path through it only."""
-    rng = np.random.default_rng(seed)
-    steps = {
-        (p, *node): rng.integers(11, 50, int(rng.integers(1, 6))).tolist()
-        for p in range(num_problems)
-        for depth in range(1, 5)
-        for node in np.ndindex(*[2] * depth)
-    }
-    rows, taken = [], set()
-    for problem in range(num_problems):
-        for leaf in np.ndindex(2, 2, 2, 2):
-            path = [(problem, *leaf[:depth]) for depth in range(1, 5)]
-            targets = [None if node in taken else float(rng.random()) for node in path]
-            taken.update(path)
-            row = {"problem_id": f"p{problem}", "prompt_ids": [5, 6, 7 + problem], "prompt": "", "steps": [""] * 4}
-            rows.append(ValueRow(step_ids=[steps[node] for node in path], targets=targets, provenance=PROVENANCE, **row))
-    return rows
+from tests.value_paths import HASH, PROVENANCE, tree_paths
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ from stepladder.prm.value_losses import mse_loss, pairwise_loss
 from stepladder.prm.value_training import train_value
 from stepladder.types import PreferencePair, ValueRow
 from tests.models import save_tiny_policy
-from tests.unit.prm.test_packed import tree_paths
-from tests.unit.prm.test_value_training import HASH, PROVENANCE, auc, scores_of, toy_rows, value_row
+from tests.value_paths import HASH, PROVENANCE, auc, scores_of, toy_rows, tree_paths, value_row
 
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=6.0, batch_size=16, device="cpu")
 

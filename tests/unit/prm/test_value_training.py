@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.interfaces import ScoreRequest
 from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.prm.new_models import initialise_prm, transform_logits
 from stepladder.prm.objective import StepObjective
@@ -17,56 +16,10 @@ from stepladder.prm.outputs import transform_outputs
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.target_rows import collate_values, target_rows
 from stepladder.prm.value_training import train_value
-from stepladder.types import Provenance, ValueRow
 from tests.models import save_tiny_policy
-from tests.prms import load_step_scorer
+from tests.value_paths import HASH, PROVENANCE, auc, scores_of, toy_rows, value_row
 
-HASH = "renderer-a"
-PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
 SETTINGS = TrainSettings(learning_rate=3e-3, epochs=6.0, batch_size=16, device="cpu")
-GOOD = 10
-"""The token that makes a step good in the toy task."""
-
-
-def value_row(
-    prompt_ids: list[int], step_ids: list[list[int]], targets: list[float | None], provenance: Provenance = PROVENANCE
-) -> ValueRow:
-    """Return a path with targets."""
-    steps = ["" for _ in step_ids]
-    return ValueRow(
-        problem_id="p1", prompt_ids=prompt_ids, step_ids=step_ids, targets=targets, prompt="", steps=steps, provenance=provenance
-    )
-
-
-def toy_rows(num_rows: int, seed: int) -> list[ValueRow]:
-    """Return paths of three steps; a step's target is 0.9 where the path so far holds the good token and 0.1 elsewhere."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(num_rows):
-        steps = [rng.integers(11, 50, int(rng.integers(2, 6))).tolist() for _ in range(3)]
-        if rng.random() < 0.7:
-            steps[int(rng.integers(3))][0] = GOOD
-        good = np.cumsum([GOOD in step for step in steps]) > 0
-        rows.append(value_row(rng.integers(11, 50, 4).tolist(), steps, np.where(good, 0.9, 0.1).tolist()))
-    return rows
-
-
-def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the share of (positive, negative) pairs that are ranked right, ties counting half."""
-    gaps = scores[positive][:, None] - scores[~positive][None]
-    return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
-
-
-def scores_of(directory: Path, rows: list[ValueRow]) -> np.ndarray:
-    """Return the scores that a search would see, one per step."""
-    scorer = load_step_scorer(directory)
-    branches = [tuple(tuple(step) for step in row.step_ids) for row in rows]
-    requests = [ScoreRequest(ticket=i, prefix_ids=tuple(row.prompt_ids), branches=(branches[i],)) for i, row in enumerate(rows)]
-    scorer.submit(requests)
-    found = {}
-    while results := scorer.collect():
-        found.update({result.ticket: result.scores[0] for result in results})
-    return np.array([score for i in range(len(rows)) for score in found[i]], dtype=float)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +34,6 @@ def trained(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prm") / "out"
     train_value(policy, toy_rows(256, seed=0), out, SETTINGS, renderer_hash=HASH)
     return out
-
-
-# ---- rows and batches ----
 
 
 def test_targets_stand_at_the_last_tokens_of_steps() -> None:
@@ -134,9 +84,6 @@ def test_padding_does_not_change_a_row(policy: Path) -> None:
     torch.testing.assert_close(objective.loss(model, both, objective.counts(both)), total)
 
 
-# ---- where a model comes from ----
-
-
 def test_a_new_head_depends_on_the_seed_alone(policy: Path) -> None:
     """Heads of one seed are equal whatever was drawn before, those of two seeds differ; first values lie near 0.5; there is no dropout."""
     heads = []
@@ -158,9 +105,6 @@ def test_training_and_scoring_read_outputs_alike(transform) -> None:
     outputs = torch.linspace(0, 1, 11) if transform == "identity" else torch.linspace(-4, 4, 11)
     expected = transform_outputs(outputs.numpy(), transform)
     np.testing.assert_allclose(transform_logits(outputs, transform).numpy(), expected, atol=1e-6)
-
-
-# ---- training ----
 
 
 def test_it_learns_a_separable_task(trained: Path) -> None:
@@ -211,9 +155,6 @@ def test_rows_that_cannot_be_used_are_counted(policy: Path, tmp_path: Path) -> N
     report = train_value(policy, rows, tmp_path / "out", replace(SETTINGS, max_updates=1), renderer_hash=HASH)
     assert (report.rows, report.tokens) == (2, 66)
     assert report.dropped_by_reason == {"no target": 1, "longer than the context": 1}
-
-
-# ---- bad input ----
 
 
 def test_bad_rows_are_refused(policy: Path, tmp_path: Path) -> None:

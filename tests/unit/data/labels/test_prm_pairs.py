@@ -7,7 +7,7 @@ import pytest
 from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.values import node_values
 from stepladder.types import TreeRecord
-from tests.unit.data.labels.test_values import HAND, path_to, random_tree, tree
+from tests.trees import HAND, path_to, random_tree, tree
 
 
 def test_pairs_of_the_drawing():

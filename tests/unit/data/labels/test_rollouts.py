@@ -17,7 +17,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.errors import ConfigError
 from stepladder.testing import ScriptedPolicy, error_step
 from stepladder.types import Failures, Problem, Step, StopReason, Verdict
-from tests.unit.data.labels.test_values import random_tree, tree
+from tests.trees import random_tree, tree
 
 PROBLEM = Problem(id="p", question="?")
 

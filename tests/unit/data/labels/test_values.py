@@ -14,28 +14,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import ValueTarget, best_of_values, distance_values, gather_evidence, node_values, progress_values
 from stepladder.errors import DataFormatError
 from stepladder.types import TreeRecord
-from tests.trees import PROVENANCE, random_tree, tree
-
-# Two halves. Below 1 two of three leaves are right, below 2 none of two, and 3 was never followed to an end.
-#
-#   0 -- 1 (.6) -- 4 (.9) -- 7 right (1.0)
-#     |         |         `- 8 right (.8)
-#     |         `- 5 wrong (.1)
-#     |- 2 (.2) -- 6 wrong (.0)
-#     |         `- 9 truncated, wrong (.3)
-#     `- 3 (.5)
-HAND = tree(
-    (-1, 0.5, None),
-    (0, 0.6, None),
-    (0, 0.2, None),
-    (0, 0.5, None),
-    (1, 0.9, None),
-    (1, 0.1, 0.0),
-    (2, 0.0, 0.0),
-    (4, 1.0, 1.0),
-    (4, 0.8, 1.0),
-    (2, 0.3, 0.0),
-)
+from tests.trees import HAND, PROVENANCE, path_to, random_tree, tree
 
 
 def test_evidence_counts_leaves_at_and_below():
@@ -231,10 +210,6 @@ def leaves_below(record: TreeRecord, node: int) -> list[float]:
     """The outcomes at and below a node, by recursion."""
     own = [record.outcomes[node]] if record.outcomes[node] is not None else []
     return own + [outcome for child, parent in enumerate(record.parents) if parent == node for outcome in leaves_below(record, child)]
-
-
-def path_to(record: TreeRecord, node: int) -> list[int]:
-    return [] if node <= 0 else [*path_to(record, record.parents[node]), node]
 
 
 @pytest.mark.parametrize("seed", range(40))
