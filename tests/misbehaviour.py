@@ -309,7 +309,7 @@ MISBEHAVIOURS = [
             "no ids": (_choice(token_ids=[]), "every token"),
             "more than were asked for": (
                 _choice(token_ids=[5] * 99, logprobs={"tokens": ["a"] * 99, "token_logprobs": [-1.0] * 99}),
-                "at most the 8 tokens",
+                "at most the 8 requested tokens",
             ),
             "no tokens at all": (_choice(token_ids=[], logprobs={"tokens": [], "token_logprobs": []}), "must show the token it stopped at"),
             "a written id below 0": (_pieces_of_text("token_id:-1"), "must be followed by an id"),
