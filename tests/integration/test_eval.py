@@ -79,9 +79,9 @@ def test_bad_settings_are_one_sentence(folder: Path, tmp_path: Path, more: list[
 
 
 def test_missing_runs_and_problems_say_what_to_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a run the message names how to get one; a bare policy needs problems."""
+    """Without a run the message says what is missing and what to name instead; a bare policy needs problems."""
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["eval", "--run", "runs/demo", "--out", "out"])
-    assert (done.exit_code, "not a stepladder run" in done.output) == (2, True), done.output
+    assert (done.exit_code, "runs/demo: must be a run: there is no such directory" in done.output) == (2, True), done.output
     done = CliRunner().invoke(app, ["eval", "--policy", str(folder / "model"), "--out", "out"])
     assert (done.exit_code, "name a file with questions and answers" in done.output) == (2, True), done.output
