@@ -215,4 +215,6 @@ def _tree_nodes(row):
 
 
 def _flat_nodes(row):
-    return sum(bool(entry["solution_prefix"].removeprefix(row["question"]).strip()) for entry in row["reasoning_steps"])
+    # A prefix that repeats is one label.
+    prefixes = {entry["solution_prefix"].removeprefix(row["question"]).strip() for entry in row["reasoning_steps"]}
+    return len(prefixes - {""})
