@@ -25,6 +25,7 @@ from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round import run_round
+from stepladder.types import LabelledProblem
 
 
 def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[RoundRow], None]) -> RunDir:
@@ -40,8 +41,8 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
         BackendError: If a model engine or a worker fails.
     """
-    check_settings(config)
-    problems = build_problems(config.problems, seed=config.run.seed)
+    check_settings(config, prepared=False)
+    problems = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
     config = with_date(config, config.policy.model, earlier=earlier)
     run = open_run(root, config)
@@ -83,10 +84,15 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     check_training(config)
     step_format(config)
     if prepared:
-        check_model(config.policy)
-        build_problems(config.problems, seed=config.run.seed)
-        if config.warmup.solutions is not None:
-            load_seed_solutions(config.warmup.solutions)
+        _load_inputs(config)
+
+
+def _load_inputs(config: Config) -> dict[str, list[LabelledProblem]]:
+    """Check the model and the solved examples, and return the problems by split."""
+    check_model(config.policy)
+    if config.warmup.solutions is not None:
+        load_seed_solutions(config.warmup.solutions)
+    return build_problems(config.problems, seed=config.run.seed)
 
 
 def _check_imported(run: RunDir, config: Config) -> None:
