@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from stepladder.lm.processes import leave_group
 from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.policy.fine_tuning import train_preference, train_sft
 from stepladder.policy.objectives import PreferenceObjective
@@ -92,3 +93,4 @@ def _recorded(name: str, start: Path, out: Path, train: Any, rows: list[Any], se
 
 if __name__ == "__main__":
     (train_sharded if os.environ.get("ACCELERATE_USE_FSDP") == "true" else train_all)(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_group()

@@ -23,6 +23,17 @@ def this_process(device: torch.device) -> PartialState:
     return PartialState(cpu=device.type == "cpu")
 
 
+def leave_group() -> None:
+    """Leave the group of processes in order, if there is one, as the last thing that a process does.
+
+    Threads of a group that still run when the interpreter ends abort the process: a finished training then looks like a failed one.
+    """
+    if torch.distributed.is_initialized():
+        # Nobody leaves while another one still works, since the first to go closes its connections.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def gathered(items: list[T], here: PartialState) -> list[T]:
     """Return the items of all processes, in the order of the processes. All processes must call it."""
     return gather_object(items) if here.num_processes > 1 else items

@@ -68,7 +68,8 @@ def wait_for_new_files(run: Path, count: int, process: subprocess.Popen) -> bool
     """Wait until a run has so many more files of rounds than now, or its process has ended; say whether it still works."""
 
     def files() -> int:
-        return sum(path.is_file() for path in (run / "rounds").rglob("*"))
+        # os.walk passes over a directory that is renamed or removed while it is listed; pathlib raises.
+        return sum(len(names) for _, _, names in os.walk(run / "rounds"))
 
     before = files()
     while process.poll() is None and files() < before + count:

@@ -139,6 +139,10 @@ def main(folder: Path) -> None:
         sys.exit(1)
     if first:
         (folder / _RESULT).write_bytes(pickle.dumps(result))
+    # Not at the top: a process that only starts others needs no model library.
+    from stepladder.lm.processes import leave_group
+
+    leave_group()
 
 
 def _exit_with(parent: int, launcher: int) -> None:
