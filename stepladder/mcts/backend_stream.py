@@ -10,12 +10,22 @@ from stepladder.errors import BackendError
 class BackendStream:
     """A backend with its open tickets; keeps the time and checks the protocol."""
 
-    def __init__(self, name: str, backend: Any) -> None:
-        """Serve a policy or a scorer under a name for messages."""
+    def __init__(self, name: str, backend: Any, *, first_ticket: int = 0, is_shared: bool = False) -> None:
+        """Serve a policy or a scorer.
+
+        Args:
+            name: Its name in messages.
+            backend: The policy or scorer.
+            first_ticket: Ticket of the first request; those that share a backend have ranges of their own.
+            is_shared: Whether ``collect`` may return nothing, because only results of others have arrived.
+        """
         self._name = name
         self._backend = backend
+        self._is_shared = is_shared
         self._open: dict[int, Any] = {}
-        self._next_ticket = 0
+        self._dropped: set[int] = set()
+        """Tickets of dropped requests whose results are still to come."""
+        self._next_ticket = first_ticket
         self.seconds = 0.0
         """Time inside the backend."""
 
@@ -34,7 +44,7 @@ class BackendStream:
         self.seconds += time.perf_counter() - begin
 
     def collect(self) -> list[tuple[Any, Any]]:
-        """Return (job, result) pairs; at least one.
+        """Return (job, result) pairs: at least one, unless the backend is shared.
 
         Raises:
             BackendError: If there is none, or one for a request that is not in flight.
@@ -42,14 +52,28 @@ class BackendStream:
         begin = time.perf_counter()
         results = self._backend.collect()
         self.seconds += time.perf_counter() - begin
-        if not results:
+        if not results and not self._is_shared:
             raise BackendError(
                 f"{self._name}: collect() must return a result while requests are in flight: got none for {len(self)} requests"
             )
         pairs = []
         for result in results:
             job = self._open.pop(result.ticket, None)
+            if job is None and result.ticket in self._dropped:
+                self._dropped.remove(result.ticket)
+                continue
             if job is None:
                 raise BackendError(f"{self._name}: every result must carry the ticket of an open request: got {result.ticket}")
             pairs.append((job, result))
         return pairs
+
+    def drop(self, is_dropped: Callable[[Any], bool]) -> None:
+        """Forget the open requests of some jobs. A backend with a method ``cancel`` stops working on them; otherwise results are ignored."""
+        tickets = [ticket for ticket, job in self._open.items() if is_dropped(job)]
+        for ticket in tickets:
+            del self._open[ticket]
+        cancel = getattr(self._backend, "cancel", None)
+        if cancel is None:
+            self._dropped.update(tickets)
+        elif tickets:
+            cancel(tickets)
