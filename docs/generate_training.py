@@ -24,7 +24,7 @@ SMOOTHINGS = {
     "uncertainty": losses.uncertainty_smoothing,
 }
 TRACES = {
-    "`traces_per_problem`, `min_trace_value`": traces.select_traces,
+    "`traces_per_problem`, `min_trace_value`, `trace_by`": traces.select_traces,
     "`revisions`, `revision_of`, `revision_text`": traces.revision_traces,
     '`data = { type = "on-policy", window }`': traces.within_window,
 }
@@ -81,6 +81,30 @@ BESIDE_WEIGHTS = """\
 not smoothed.
 """
 
+VALUES = """\
+## Values, and what rows are made of
+
+`labels.value` is the value of a step that traces, pairs and graded continuations go by:
+
+| `labels.value` | value of a step |
+|---|---|
+| `tree-value` | what the search backed up |
+| `monte-carlo` | share of right ones among the graded ends at and below it |
+| `score` | the PRM's score of the step |
+| `hard-max`, `distance`, `outcome`, `progress` | as for `prm.target` in [prm.md](prm.md) |
+
+Values are in [0, 1]. Some searches back up more: `mcts-dpo` adds up the gains of steps. Such a tree is mapped as a whole, by
+`(v - low) / (high - low)` with `low = min(0, smallest)` and `high = max(1, largest)`: the order of its values stays, its margins shrink. A
+graded end without a value, because the search never came back to it or nothing scored it, is worth its outcome. So every right solution
+can become a trace, whatever the search. If a round solves problems and the rules drop everything, the run stops with their reasons.
+
+`labels.trace_by` orders the right solutions of a problem: `value` and `score` put the best ones first, `shortest` those of fewest steps,
+and `random` is plain rejection sampling.
+
+The solutions that `prm.rollouts` samples are graded. The policy's rows of the next round are made of them, too; `labels.rollouts = false`
+leaves them to the PRM. `labels.replay = 0.3` makes three in ten SFT rows of every round solved examples of `warmup.solutions`.
+"""
+
 
 def render() -> str:
     """Return the page.
@@ -119,6 +143,7 @@ def render() -> str:
             *smoothing_rows,
             "",
             BESIDE_WEIGHTS,
+            VALUES,
             "## Pairs",
             "",
             "| `labels.pairs` | what it chooses | settings of `labels.pairs` | dropped because | source |",

@@ -211,7 +211,9 @@ def export(
         list[str], typer.Option("--split", metavar="NAME=SHARE", help="Set problems aside, e.g. `test=0.1`. Repeatable.")
     ] = [],  # noqa: B006
     advantage: Annotated[str, typer.Option(help="Advantages of trees and trajectories: `parent`, `treepo` or `group`.")] = "parent",
-    target: Annotated[str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `hard-max` or `distance`.")] = "monte-carlo",
+    target: Annotated[
+        str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `score`, `hard-max` or `distance`.")
+    ] = "monte-carlo",
     data_source: Annotated[
         str | None,
         typer.Option(help="Name of the problems' source in rows for verl and OpenRLHF, e.g. `openai/gsm8k`. Default: hub id or file name."),

@@ -94,7 +94,8 @@ def train(
     target: Annotated[
         str,
         typer.Option(
-            help="Target of a step of a tree: `monte-carlo`, `tree-value`, `hard-max`, `distance`, `outcome`, `progress` or `step-pairs`."
+            help="Target of a step of a tree: `monte-carlo`, `tree-value`, `score`, `hard-max`, `distance`, `outcome`, `progress` or "
+            "`step-pairs`."
         ),
     ] = "monte-carlo",
     supervise: Annotated[

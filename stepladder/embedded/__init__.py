@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "warmup": {"train": {"learning_rate": 3e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 900, "weight_decay": 0.01}},
     "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
     "sft": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 2.0},
-    "labels": {"traces_per_problem": 1},
+    "labels": {"traces_per_problem": 1, "rollouts": False},
     "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "loss": {"type": "dpo", "sft_weight": 1.0}},
     "prm": {
         "start": "last",

@@ -189,7 +189,7 @@ def _path_columns(record: TreeRecord, path: Sequence[int]) -> Row:
 def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
     """Yield each finished graded solution of a tree once, in the order of the leaves."""
     for record in records:
-        (tree,) = judge_trees([record], target=ValueTarget.TREE_VALUE)
+        (tree,) = judge_trees([record])
         found = [solution for right in (True, False) for solution in find_solutions(tree, right=right, dropped=dropped)]
         graded = [outcome for outcome in record.outcomes if outcome is not None]
         seen: set[tuple[int, ...]] = set()

@@ -69,15 +69,13 @@ class JudgedTree:
 def judge_trees(
     records: Sequence[TreeRecord],
     *,
-    target: ValueTarget | str,
     critic_weight: float = 0.0,
     earlier_scores: Sequence[Sequence[float | None]] | None = None,
 ) -> list[JudgedTree]:
     """Return trees with their values and evidence.
 
     Args:
-        records: Searched trees.
-        target: Definition of a node's value.
+        records: Searched trees; ``valued_trees`` puts values of another definition in the place of the backed-up ones.
         critic_weight: Share of the step's score in its value, in [0, 1]. If the share is above 0, a step without a score has no value.
         earlier_scores: For each tree, scores of its nodes by an earlier process reward model.
 
@@ -87,7 +85,7 @@ def judge_trees(
     return [
         JudgedTree(
             record=record,
-            values=_mixed(node_values(record, target), record.scores, critic_weight),
+            values=_mixed(node_values(record, ValueTarget.TREE_VALUE), record.scores, critic_weight),
             evidence=gather_evidence(record),
             children=children_of(record),
             earlier_scores=None if earlier_scores is None else earlier_scores[index],

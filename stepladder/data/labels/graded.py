@@ -10,7 +10,6 @@ from typing import Literal
 
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.tree_paths import join_prompt, path_to
 from stepladder.types import GradedRow, TreeRecord
@@ -36,8 +35,6 @@ class GradedSteps:
     """Smallest change of value, in [0, 1]; it must also be above zero."""
     per_problem: Count = 8
     """Good steps, and bad steps, of one problem, >= 1."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.graded")
@@ -47,7 +44,9 @@ class GradedSteps:
         dropped: Counter[str] = Counter()
         considered = 0
         sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-        for tree in judge_trees(records, target=self.target):
+        for tree in judge_trees(
+            records,
+        ):
             for node in range(1, len(tree.record.parents)):
                 considered += 1
                 if reason := self._unusable(tree, node):
@@ -87,8 +86,6 @@ class GradedSolutions:
     """Name of the rule."""
     per_problem: Count = 2
     """Right solutions, and wrong solutions, of one problem, >= 1."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.graded")
@@ -101,7 +98,9 @@ class GradedSolutions:
             outcomes.setdefault(record.problem_id, []).extend(outcome for outcome in record.outcomes if outcome is not None)
         considered = sum(map(len, outcomes.values()))
         sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-        for tree in judge_trees(records, target=self.target):
+        for tree in judge_trees(
+            records,
+        ):
             graded = outcomes[tree.record.problem_id]
             if not any(graded):
                 dropped["no right solution"] += sum(outcome is not None for outcome in tree.record.outcomes)

@@ -29,7 +29,6 @@ from stepladder.data.labels.pairing import (
     wide_enough,
 )
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Natural, Share, check_bounds
 from stepladder.tree_paths import path_to
 from stepladder.types import PreferencePair, StopReason, TreeRecord
@@ -63,8 +62,6 @@ class RStarPairs:
     """Fewest characters in which the two texts must differ, >= 0."""
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1; larger margins go first. The paper has no cap."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -74,7 +71,7 @@ class RStarPairs:
         dropped: Counter[str] = Counter()
         offers: Offers = []
         considered = 0
-        for tree in judge_trees(records, target=self.target, earlier_scores=sources.earlier_scores):
+        for tree in judge_trees(records, earlier_scores=sources.earlier_scores):
             right, wrong = (find_solutions(tree, right=side, dropped=Counter()) for side in (True, False))
             best, worst = _whole_continuations(right, wrong)
             for children in tree.children:
@@ -140,7 +137,9 @@ class StepPairs:
         """Return the pairs of some trees with outcomes."""
         rows: list[PreferencePair] = []
         dropped: Counter[str] = Counter()
-        for tree in judge_trees(records, target=ValueTarget.TREE_VALUE):
+        for tree in judge_trees(
+            records,
+        ):
             best, worst = _later_continuations(tree)
             for children in tree.children:
                 rows += self._of_steps(tree, [child for child in children if tree.children[child]], best, worst, dropped)

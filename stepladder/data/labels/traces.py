@@ -5,13 +5,26 @@ enough to be used at all.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
 
-from stepladder.data.labels.candidates import JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
+from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.tree_paths import join_prompt, path_to
-from stepladder.types import StopReason, Trace, TreeRecord
+from stepladder.types import StopReason, Trace, TreeRecord, derive_seed
+
+
+class TraceOrder(StrEnum):
+    """Order in which the right solutions of a problem are preferred as traces."""
+
+    VALUE = "value"
+    """Highest mean value of the steps first, then highest smallest value."""
+    SCORE = "score"
+    """Highest mean PRM score of the steps first, then highest smallest score; solutions without a score come last, by value."""
+    SHORTEST = "shortest"
+    """Fewest steps first, then fewest tokens, then by value."""
+    RANDOM = "random"
+    """At random among the distinct solutions, by a seed of the run, the round and the solution."""
 
 
 def within_window(records: Sequence[TreeRecord], *, versions: int | None) -> Selection[TreeRecord]:
@@ -37,9 +50,9 @@ def select_traces(
     *,
     per_problem: int = 2,
     min_value: float = 0.0,
-    target: ValueTarget | str = ValueTarget.TREE_VALUE,
+    by: TraceOrder | str = TraceOrder.VALUE,
 ) -> Selection[Trace]:
-    """Return the best right solutions of every problem: by mean value along the path, then by its smallest value.
+    """Return the best right solutions of every problem: by mean value along the path, then by its smallest value, or in another order.
 
     Candidates are the terminals with outcome 1.0. The values of a path are those of its steps. Steps without a value are left out of both
     figures, and a path without any value is dropped.
@@ -48,19 +61,46 @@ def select_traces(
         records: Searched trees with outcomes.
         per_problem: Solutions kept per problem, >= 1; they differ in their tokens.
         min_value: Smallest value that every step with a value must have, in [0, 1]; 0 keeps all.
-        target: What the value of a step is.
+        by: Order in which solutions are preferred.
 
     Dropped by reason: ``no value``, ``failed step``, ``below value``, ``same tokens``, ``over problem cap``.
 
     Source: Guan et al. 2025, "rStar-Math": the two right trajectories of highest mean value, then of highest smallest value. The threshold
-        is that of Zhang et al. 2024, "ReST-MCTS*", who take right trajectories with values of at least 0.2.
+        is that of Zhang et al. 2024, "ReST-MCTS*", who take right trajectories with values of at least 0.2. By ``score``: Yang et al.
+        2024, "Qwen2.5-Math", who rank right samples with a reward model; at ``random``: Zelikman et al. 2022, "STaR".
     """
     dropped: Counter[str] = Counter()
     considered = sum(record.outcomes.count(1.0) for record in records)
-    right = [solution for tree in judge_trees(records, target=target) for solution in find_solutions(tree, right=True, dropped=dropped)]
+    right = [solution for tree in judge_trees(records) for solution in find_solutions(tree, right=True, dropped=dropped)]
     valued = [solution for solution in right if solution.least >= min_value]
     dropped["below value"] += len(right) - len(valued)
-    return best_of_sides([[Ranked(rank=solution.rank, row=_trace(solution)) for solution in valued]], considered, dropped, per_problem)
+    return best_of_sides(
+        [[Ranked(rank=_RANKS[TraceOrder(by)](solution), row=_trace(solution)) for solution in valued]], considered, dropped, per_problem
+    )
+
+
+def _score_rank(solution: Solution) -> tuple[float, ...]:
+    scores = [score for node in solution.path if (score := solution.tree.record.scores[node]) is not None]
+    mean, least = (round(sum(scores) / len(scores), DECIMALS), min(scores)) if scores else (-1.0, -1.0)
+    return mean, least, *solution.rank
+
+
+def _length_rank(solution: Solution) -> tuple[float, ...]:
+    return -len(solution.path), -len(solution.token_ids), *solution.rank
+
+
+def _random_rank(solution: Solution) -> tuple[float, ...]:
+    record, tokens = solution.tree.record, ",".join(map(str, solution.token_ids))
+    return (float(derive_seed(record.provenance.seed, record.provenance.round, "trace", record.problem_id, tokens)),)
+
+
+_RANKS: dict[TraceOrder, Callable[[Solution], tuple[float, ...]]] = {
+    TraceOrder.VALUE: lambda solution: solution.rank,
+    TraceOrder.SCORE: _score_rank,
+    TraceOrder.SHORTEST: _length_rank,
+    TraceOrder.RANDOM: _random_rank,
+}
+"""Rank of a solution in every order; the highest comes first."""
 
 
 def revision_traces(
@@ -71,7 +111,6 @@ def revision_traces(
     of_solution: bool = False,
     end_ids: Collection[int] = (),
     per_problem: int = 2,
-    target: ValueTarget | str = ValueTarget.TREE_VALUE,
 ) -> Selection[Trace]:
     """Return ways back from a mistake: what went wrong as context, then a sentence that says so, then a right continuation.
 
@@ -87,7 +126,6 @@ def revision_traces(
         of_solution: Show the whole wrong solution instead of the way to its first wrong step.
         end_ids: Tokens that end a sequence; behind a mistake the solution goes on, so they are taken off its end.
         per_problem: Rows kept per problem, >= 1.
-        target: What the value of a step is.
 
     Dropped by reason: ``failed step``, ``no value`` (of the right path), ``same tokens``, ``over problem cap``.
 
@@ -98,7 +136,7 @@ def revision_traces(
     dropped: Counter[str] = Counter()
     considered = 0
     candidates: list[Ranked[Trace]] = []
-    for tree in judge_trees(records, target=target):
+    for tree in judge_trees(records):
         right = find_solutions(tree, right=True, dropped=Counter())
         for parent, wrong in _mistakes(tree, of_solution=of_solution):
             considered += 1

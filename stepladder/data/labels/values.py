@@ -1,5 +1,7 @@
 """From searched trees to labels: the evidence of graded leaves, the values of nodes, and value targets.
 
+Values are in [0, 1]; ``unit_values`` maps those of searches whose returns leave that range.
+
 All rows are made of the token ids that the tree stores; nothing is tokenised again. Evidence is the outcome of leaves: terminal and
 truncated nodes carry 1.0 (right) or 0.0 (wrong), and a node is judged by the leaves at and below it. Every tree counts each of its leaves
 once, however often it was visited.
@@ -9,8 +11,9 @@ dropped, by reason. Caps are per problem, over all trees of that problem that ar
 depend on the trees alone.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from stepladder.errors import DataFormatError
@@ -24,7 +27,9 @@ class ValueTarget(StrEnum):
     """Share of right ones among the distinct graded leaves at and below the node; none without such a leaf. Plain counting, not weighted
     by visits: visits favour what the search already believed."""
     TREE_VALUE = "tree-value"
-    """The node's mean backed-up return; none while unvisited."""
+    """The node's backed-up return, mapped into [0, 1] by ``unit_values``; none while unvisited."""
+    SCORE = "score"
+    """The PRM's score of the step; none without one."""
     HARD_MAX = "hard-max"
     """1 if a right leaf is at or below the node, 0 if only wrong leaves are; none without a graded leaf."""
     DISTANCE = "distance"
@@ -71,7 +76,7 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     """Return the value of every node under a definition, in [0, 1]; None without one.
 
     Raises:
-        DataFormatError: If a stored value is outside [0, 1].
+        DataFormatError: If a stored value is not finite, or an outcome is impossible.
     """
     chosen = ValueTarget(target)
     if chosen is ValueTarget.DISTANCE:
@@ -82,14 +87,59 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     if chosen is ValueTarget.PROGRESS:
         values = node_values(record, ValueTarget.MONTE_CARLO)
         return progress_values(values, best_of_values(values), record.parents)
-    if chosen is not ValueTarget.TREE_VALUE:
-        evidence = gather_evidence(record)
-        shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
-        return shares if chosen is ValueTarget.MONTE_CARLO else [None if share is None else float(share > 0) for share in shares]
-    for node, value in enumerate(record.values):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise DataFormatError(f"tree of {record.problem_id!r}: value of node {node} must be in [0, 1]: got {value!r}")
-    return list(record.values)
+    if chosen in _RETURNS:
+        return unit_values(_finite(record, _RETURNS[chosen]))
+    evidence = gather_evidence(record)
+    shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
+    return shares if chosen is ValueTarget.MONTE_CARLO else [None if share is None else float(share > 0) for share in shares]
+
+
+_RETURNS = {ValueTarget.TREE_VALUE: "values", ValueTarget.SCORE: "scores"}
+"""Fields of a tree that hold the values under a definition."""
+
+
+def _finite(record: TreeRecord, field: str) -> list[float | None]:
+    values: list[float | None] = list(getattr(record, field))
+    for node, value in enumerate(values):
+        if value is not None and not math.isfinite(value):
+            raise DataFormatError(f"tree of {record.problem_id!r}: {field} of node {node} must be a finite number: got {value!r}")
+    return values
+
+
+def unit_values(values: Sequence[float | None]) -> list[float | None]:
+    """Return the values of a tree in [0, 1].
+
+        v -> (v - low) / (high - low),   low = min(0, smallest value),   high = max(1, largest value)
+
+    Values that are in [0, 1] stay what they are. Returns that add up the gains of steps leave that range; their order stays, and the
+    differences of a tree are divided by high - low.
+
+    Args:
+        values: Finite values of the nodes of one tree; None if unknown, which stays None.
+
+    Source: ours.
+    """
+    known = [value for value in values if value is not None]
+    low, high = min(0.0, *known, 0.0), max(1.0, *known, 1.0)
+    if (low, high) == (0.0, 1.0):
+        return list(values)
+    return [None if value is None else (value - low) / (high - low) for value in values]
+
+
+def valued_trees(records: Sequence[TreeRecord], target: ValueTarget | str) -> list[TreeRecord]:
+    """Return trees whose ``values`` are those of a definition, for the rules that choose training rows.
+
+    A graded leaf that has no value under the definition, because the search never came back to it or nothing scored it, is worth its
+    outcome. So every graded solution has a value, whatever the search backs up.
+
+    Raises:
+        DataFormatError: If a tree breaks its own rules.
+    """
+    return [replace(record, values=_with_outcomes(node_values(record, target), record.outcomes)) for record in records]
+
+
+def _with_outcomes(values: list[float | None], outcomes: Sequence[float | None]) -> list[float | None]:
+    return [outcome if value is None else value for value, outcome in zip(values, outcomes, strict=True)]
 
 
 def distance_values(record: TreeRecord) -> list[float | None]:

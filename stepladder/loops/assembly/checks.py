@@ -31,11 +31,19 @@ def check_searches(config: Config) -> None:
 
 
 def check_labels(config: Config) -> None:
-    """Check that the label settings match the format of steps.
+    """Check that the label settings match the format of steps and the other sections.
 
     Raises:
-        ConfigError: If a revision would not end a step.
+        ConfigError: If a revision would not end a step, or a setting needs solved examples or a PRM that the run does not have.
     """
+    by_score = {"value": config.labels.value, "trace_by": config.labels.trace_by}
+    for name, chosen in by_score.items():
+        if chosen == "score" and not config.prm.enabled:
+            raise ConfigError(f"labels.{name}: 'score' needs a PRM: got prm.enabled = false -- choose another or enable the PRM")
+    if config.labels.replay and config.warmup.solutions is None:
+        raise ConfigError(
+            f"labels.replay: needs solved examples: got {config.labels.replay} without warmup.solutions -- name a file or leave it out"
+        )
     text, end = config.labels.revision_text, config.format.step_end
     if text and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")

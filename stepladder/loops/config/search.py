@@ -7,6 +7,8 @@ from pydantic import Field
 
 from stepladder.data.labels.graded import GradedRule, GradedSteps
 from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
+from stepladder.data.labels.traces import TraceOrder
+from stepladder.data.labels.values import ValueTarget
 from stepladder.loops.config.section import Section, Variant
 from stepladder.settings import Count, NonNegative, Share
 
@@ -142,8 +144,18 @@ class RecentVersions:
 class LabelsConfig(Section):
     """How trees become training data."""
 
+    value: ValueTarget = ValueTarget.TREE_VALUE
+    """Value of a step that traces, pairs and graded rows go by: ``tree-value`` as the search backed it up, ``monte-carlo``, the PRM's
+    ``score``, ``hard-max``, ``distance``, ``outcome`` or ``progress``; see docs/training.md."""
+    rollouts: bool = True
+    """Make the policy's rows of the graded rollouts of the round before, too (``prm.rollouts``)."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the SFT rows of every round that are solved examples of ``warmup.solutions``, in [0, 1). They are drawn at random, each once
+    before any comes twice."""
     traces_per_problem: int = Field(default=2, ge=1)
-    """Correct solutions kept per problem for SFT, best mean value first."""
+    """Correct solutions kept per problem for SFT, in the order of ``trace_by``."""
+    trace_by: TraceOrder = TraceOrder.VALUE
+    """Which of them come first: those of best ``value`` or PRM ``score``, the ``shortest``, or any at ``random``."""
     min_trace_value: float = Field(default=0.0, ge=0, le=1)
     """Smallest value that every step of such a solution must have, in [0, 1]."""
     revisions: int = Field(default=0, ge=0)

@@ -10,7 +10,7 @@ from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, STEP_PAIRS, TRACES, TREES, VALUES
+from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, STEP_PAIRS, TRACES, TREES, VALUES
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 
 
@@ -20,9 +20,11 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
     if not path.exists():
         tasks = []
         for index, _ in enumerate(context.shards("train")):
+            rolled_out = [run.shard(earlier, ROLLOUTS.name, index) for earlier in range(1, number)]
             sources = LabelSources(
                 trees=run.shard(number, TREES.name, index),
                 earlier=tuple(run.shard(earlier, TREES.name, index) for earlier in range(1, number)),
+                rollouts=tuple(path for path in rolled_out if path.exists()),
                 policy=run.policy_source(best.policy, config),
                 earlier_prm=earlier_prm(run, config, number, best.prm),
             )

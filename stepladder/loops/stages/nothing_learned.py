@@ -12,8 +12,8 @@ _MORE = "raise search.simulations, warm up on solved problems (warmup.solutions)
 _CUT = (StopReason.LENGTH, StopReason.DEPTH)
 
 
-def why_nothing_is_learned(context: RoundContext, number: int, labels: LabelCounts) -> str:
-    """Return one sentence with the reason for which a round's searches gave the policy no rows, and advice.
+def check_solved_problems_give_rows(context: RoundContext, number: int, labels: LabelCounts) -> None:
+    """Check that a round whose searches solved problems made rows of them, and say so if it made no traces.
 
     Args:
         context: The run.
@@ -21,24 +21,44 @@ def why_nothing_is_learned(context: RoundContext, number: int, labels: LabelCoun
         labels: Rows that labelling kept and dropped.
 
     Raises:
-        StepladderError: If problems were solved: then the rules of the configuration dropped every right solution.
+        StepladderError: If problems were solved and the rules of the configuration dropped everything, even if rows of earlier rounds
+            remain to learn from.
+    """
+    if labels.traces.kept:
+        return
+    trees = TREES.read(context.run.shards(TREES.name, rounds=[number]))
+    searched, solved = {tree.problem_id for tree in trees}, {tree.problem_id for tree in trees if 1.0 in tree.outcomes}
+    if not solved:
+        return
+    found = f"{len(solved)} of {len(searched)} problems were solved"
+    if not any(labels.by_kind[kind].kept for kind in _policy_kinds(context) if kind in labels.by_kind):
+        raise StepladderError(
+            f"round {number}: right solutions must give the policy something to learn from: {found}, and the rules dropped everything "
+            f"({_dropped(context, labels)}) -- loosen labels.min_trace_value or the settings of labels.pairs, and start another run"
+        )
+    context.display.say(f"round {number}: {found}, but no solution became a trace (traces: {_reasons(labels.traces)})")
+
+
+def why_nothing_is_learned(context: RoundContext, number: int) -> str:
+    """Return one sentence with the reason for which a round's searches solved no problem, and advice.
+
+    Args:
+        context: The run.
+        number: The round.
     """
     trees = TREES.read(context.run.shards(TREES.name, rounds=[number]))
-    solved = sum(1.0 in tree.outcomes for tree in trees)
-    if solved:
-        raise StepladderError(
-            f"round {number}: right solutions must give the policy something to learn from: {solved} of {len(trees)} problems were solved, "
-            f"and the rules dropped everything ({_dropped(context, labels)}) -- loosen labels.min_trace_value or the settings of "
-            "labels.pairs, and start another run"
-        )
-    return f"none of {len(trees)} problems was solved: {_reason(trees)}"
+    return f"none of {len({tree.problem_id for tree in trees})} problems was solved: {_reason(trees)}"
 
 
 def _dropped(context: RoundContext, labels: LabelCounts) -> str:
     """Return the reasons for which the policy's rows were dropped, with their counts."""
+    return "; ".join(f"{kind}: {_reasons(labels.by_kind[kind])}" for kind in _policy_kinds(context) if kind in labels.by_kind)
+
+
+def _policy_kinds(context: RoundContext) -> list[str]:
+    """Return the kinds of rows that the policy learns from, by their names among the label counts."""
     preferences = preference_kind(context.config)
-    kinds = ["traces", "revisions", *([] if preferences is None else [preferences.name])]
-    return "; ".join(f"{kind}: {_reasons(labels.by_kind[kind])}" for kind in kinds if kind in labels.by_kind)
+    return ["traces", "revisions", *([] if preferences is None else [preferences.name])]
 
 
 def _reasons(counts: RowCounts) -> str:

@@ -13,7 +13,7 @@ from stepladder.loops.stages.figures import search_figures
 from stepladder.loops.stages.judge import judge
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
-from stepladder.loops.stages.nothing_learned import why_nothing_is_learned
+from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.search import search
 from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
@@ -31,7 +31,8 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     search(context, number, best)
     labels = label(context, number, best)
     label_imported(context, best.policy)
-    nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number, labels)
+    check_solved_problems_give_rows(context, number, labels)
+    nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number)
     policy = train_policy(context, number, best.policy)
     roll_out(context, number)
     estimated_tokens = estimate(context, number, best.policy)

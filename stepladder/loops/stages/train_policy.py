@@ -1,7 +1,11 @@
 """Train the policy: on solved problems in the warm-up, then in every round on right solutions and on preferences."""
 
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
@@ -15,7 +19,8 @@ from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
-from stepladder.types import Provenance, derive_seed
+from stepladder.policy.prompts import PromptRenderer
+from stepladder.types import Provenance, Trace, derive_seed
 
 
 def warm_up(context: RoundContext) -> PolicyTraining:
@@ -37,12 +42,9 @@ def warm_up_policy(*, config: Config, solutions: Path, out: Path, stage: str) ->
     from stepladder.policy.fine_tuning import train_sft
 
     renderer = build_renderer(config, config.policy.model)
-    provenance = Provenance(
-        round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
-    )
     report = train_sft(
         config.policy.model,
-        [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)],
+        _solved_examples(config, renderer, solutions),
         out,
         train_settings(config.warmup.train, seed=config.run.seed, config=config),
         renderer_hash=renderer.hash,
@@ -51,6 +53,28 @@ def warm_up_policy(*, config: Config, solutions: Path, out: Path, stage: str) ->
     )
     step_format(config).save(out)
     return summary_of(report)
+
+
+def _solved_examples(config: Config, renderer: PromptRenderer, solutions: Path) -> list[Trace]:
+    provenance = Provenance(
+        round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
+    )
+    return [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
+
+
+def replayed(examples: Sequence[Trace], *, num_traces: int, share: float, seed: int) -> list[Trace]:
+    """Return solved examples that make up a share of the rows together with some traces.
+
+    Args:
+        examples: The solved examples, at least one.
+        num_traces: The traces of the rounds.
+        share: Share of the examples among all rows, in [0, 1); their number is rounded to the nearest.
+        seed: Seed of the draw. Each example is drawn once before any is drawn twice.
+    """
+    wanted = round(num_traces * share / (1 - share))
+    rng = np.random.default_rng(derive_seed(seed, "replay"))
+    passes = [rng.permutation(len(examples)) for _ in range(math.ceil(wanted / len(examples)))]
+    return [examples[index] for index in (np.concatenate(passes)[:wanted] if passes else [])]
 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
@@ -121,12 +145,17 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
     from stepladder.policy.fine_tuning import train_sft
 
     worker_models().release()
+    renderer, rows = build_renderer(config, start), TRACES.read(traces)
+    if config.labels.replay:
+        assert config.warmup.solutions is not None, "checked before the run"
+        examples = _solved_examples(config, renderer, Path(config.warmup.solutions))
+        rows += replayed(examples, num_traces=len(rows), share=config.labels.replay, seed=seed)
     report = train_sft(
         start,
-        TRACES.read(traces),
+        rows,
         out,
         train_settings(config.sft, seed=seed, config=config),
-        renderer_hash=build_renderer(config, start).hash,
+        renderer_hash=renderer.hash,
         trust_remote_code=config.policy.trust_remote_code,
         on_progress=TrainingProgress(stage),
     )

@@ -11,7 +11,7 @@ from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.traces import revision_traces, select_traces, within_window
 from stepladder.data.labels.value_rows import value_rows
-from stepladder.data.labels.values import ValueTarget
+from stepladder.data.labels.values import ValueTarget, valued_trees
 from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
@@ -20,7 +20,7 @@ from stepladder.loops.config.search import RecentVersions
 from stepladder.loops.config.training import TreeTarget
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import worker_models
-from stepladder.loops.stages.kinds import TREES
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.tree_paths import children_of, path_to
 from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
 
@@ -33,6 +33,8 @@ class LabelSources:
     """The round's trees."""
     earlier: tuple[Path, ...] = ()
     """Trees of the same problems from earlier rounds, oldest first; read only if a rule needs them."""
+    rollouts: tuple[Path, ...] = ()
+    """Graded rollouts of the same problems from earlier rounds, oldest first; read only with ``labels.rollouts``."""
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None
@@ -86,14 +88,13 @@ def _counted(selection: Selection[Any] | None) -> RowCounts | None:
 def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
     """Return the rows of policy and PRM from a round's own trees; the policy's also from earlier rounds if a rule needs them."""
     labels, own = config.labels, TREES.read([sources.trees])
-    reads_earlier = isinstance(labels.data, RecentVersions) or isinstance(labels.pairs, AnchoredPairs)
-    known = [*(TREES.read(sources.earlier) if reads_earlier else []), *own]
-    recent = within_window(known, versions=labels.data.window) if isinstance(labels.data, RecentVersions) else None
-    records = own if recent is None else recent.rows
-    pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=_first_version(known))
+    recent = _recent(config, sources, own)
+    records = valued_trees(_policy_trees(config, sources, own, last=1) if recent is None else recent.rows, labels.value)
+    first = _first_trees(config, sources, own)
+    pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=valued_trees(first, labels.value))
     return TreeRows(
         trees=recent,
-        traces=select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value),
+        traces=select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value, by=labels.trace_by),
         revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,
@@ -128,8 +129,24 @@ def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Select
     )
 
 
-def _first_version(records: list[TreeRecord]) -> list[TreeRecord]:
-    """Return the trees of the oldest policy version."""
+def _recent(config: Config, sources: LabelSources, own: list[TreeRecord]) -> Selection[TreeRecord] | None:
+    """Return the trees and rollouts of the recent policy versions; None if every round makes rows of its own trees."""
+    data = config.labels.data
+    if not isinstance(data, RecentVersions):
+        return None
+    return within_window(_policy_trees(config, sources, [*TREES.read(sources.earlier), *own]), versions=data.window)
+
+
+def _policy_trees(config: Config, sources: LabelSources, trees: list[TreeRecord], *, last: int = 0) -> list[TreeRecord]:
+    """Return what the policy's rows are made of: trees, and the graded rollouts of the ``last`` rounds, or of all."""
+    return [*trees, *(ROLLOUTS.read(sources.rollouts[-last:]) if config.labels.rollouts else [])]
+
+
+def _first_trees(config: Config, sources: LabelSources, own: list[TreeRecord]) -> list[TreeRecord]:
+    """Return the trees of the oldest policy version, if a rule needs them."""
+    if not isinstance(config.labels.pairs, AnchoredPairs):
+        return []
+    records = [*TREES.read(sources.earlier), *own]
     first = min((record.provenance.policy_version for record in records), default=0)
     return [record for record in records if record.provenance.policy_version == first]
 

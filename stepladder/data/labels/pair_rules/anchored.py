@@ -8,7 +8,6 @@ from typing import Literal
 from stepladder.data.labels.candidates import Solution, find_solutions, judge_trees
 from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, solution_margins, solution_offer, wide_enough
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
 
@@ -34,8 +33,6 @@ class AnchoredPairs:
     """Most pairs of one problem, >= 1; larger margins go first."""
     best_and_worst: Count = 2
     """Solutions of each side that may take part, >= 1."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -43,8 +40,8 @@ class AnchoredPairs:
     def select(self, records: Sequence[TreeRecord], sources: PairSources = NO_SOURCES) -> Selection[PreferencePair]:
         """Return the pairs of some trees with outcomes."""
         dropped: Counter[str] = Counter()
-        right = _solutions_by_problem(records, right=True, target=self.target)
-        wrong = _solutions_by_problem(sources.first_trees or records, right=False, target=self.target)
+        right = _solutions_by_problem(records, right=True)
+        wrong = _solutions_by_problem(sources.first_trees or records, right=False)
         offers: Offers = []
         considered = 0
         for problem, solutions in right.items():
@@ -59,9 +56,9 @@ class AnchoredPairs:
         return capped(offers, considered, dropped, self.pairs_per_problem)
 
 
-def _solutions_by_problem(records: Sequence[TreeRecord], *, right: bool, target: ValueTarget) -> dict[str, list[Solution]]:
+def _solutions_by_problem(records: Sequence[TreeRecord], *, right: bool) -> dict[str, list[Solution]]:
     found: dict[str, list[Solution]] = {}
-    for tree in judge_trees(records, target=target):
+    for tree in judge_trees(records):
         if solutions := find_solutions(tree, right=right, dropped=Counter()):
             found.setdefault(tree.record.problem_id, []).extend(solutions)
     return found

@@ -8,7 +8,6 @@ from typing import Literal
 from stepladder.data.labels.candidates import judge_trees
 from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, comparable_margins, step_offer, wide_enough
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
 
@@ -32,8 +31,6 @@ class CommittedPairs:
     """Smallest value difference of the two steps, in [0, 1]; it must also be above zero."""
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1; larger margins go first."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -43,7 +40,7 @@ class CommittedPairs:
         dropped: Counter[str] = Counter()
         offers: Offers = []
         considered = 0
-        for tree in judge_trees(records, target=self.target, earlier_scores=sources.earlier_scores):
+        for tree in judge_trees(records, earlier_scores=sources.earlier_scores):
             node = 0
             while tree.children[node]:
                 known = [child for child in tree.children[node] if tree.comparable(child)]

@@ -17,7 +17,6 @@ from stepladder.data.labels.pairing import (
     wide_enough,
 )
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
 
@@ -45,8 +44,6 @@ class ContrastPairs:
     """Most pairs of one problem, >= 1."""
     rejected_must_fail: bool = True
     """Whether a rejected step may have nothing right at or below it."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -56,7 +53,7 @@ class ContrastPairs:
         dropped: Counter[str] = Counter()
         offers: Offers = []
         considered = 0
-        for tree in judge_trees(records, target=self.target, earlier_scores=sources.earlier_scores):
+        for tree in judge_trees(records, earlier_scores=sources.earlier_scores):
             for children in tree.children:
                 pairs = evidence_pairs(tree, children, rejected_must_fail=self.rejected_must_fail)
                 considered += len(pairs)

@@ -20,7 +20,6 @@ from stepladder.data.labels.pairing import (
     widest,
 )
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
 
@@ -53,8 +52,6 @@ class EvidencePairs:
     """Children of each side that may take part, >= 1."""
     rejected_must_fail: bool = True
     """Whether a rejected step may have nothing right at or below it."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -64,7 +61,7 @@ class EvidencePairs:
         dropped: Counter[str] = Counter()
         offers: Offers = []
         considered = 0
-        for tree in judge_trees(records, target=self.target, earlier_scores=sources.earlier_scores):
+        for tree in judge_trees(records, earlier_scores=sources.earlier_scores):
             for children in tree.children:
                 pairs = evidence_pairs(tree, children, rejected_must_fail=self.rejected_must_fail)
                 considered += len(pairs)

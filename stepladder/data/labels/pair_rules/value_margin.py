@@ -8,7 +8,6 @@ from typing import Literal
 from stepladder.data.labels.candidates import judge_trees
 from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, comparable_margins, step_offer, wide_enough, widest
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import ValueTarget
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
 
@@ -32,8 +31,6 @@ class ValueMarginPairs:
     """Most pairs of one node, >= 1; larger margins go first."""
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -67,8 +64,6 @@ class AgentQPairs:
     """Most pairs of one problem, >= 1."""
     critic_weight: Share = 0.5
     """w: share of the process reward model's score of the step in Q, in [0, 1]."""
-    target: ValueTarget = ValueTarget.TREE_VALUE
-    """Definition of a step's value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
@@ -84,7 +79,7 @@ def _select(
     dropped: Counter[str] = Counter()
     offers: Offers = []
     considered = 0
-    for tree in judge_trees(records, target=rule.target, critic_weight=critic_weight, earlier_scores=sources.earlier_scores):
+    for tree in judge_trees(records, critic_weight=critic_weight, earlier_scores=sources.earlier_scores):
         for children in tree.children:
             pairs = [(first, second) for i, first in enumerate(children) for second in children[i + 1 :]]
             considered += len(pairs)

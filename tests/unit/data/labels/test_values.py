@@ -11,7 +11,16 @@ from stepladder.data.labels.pair_rules import EvidencePairs
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
-from stepladder.data.labels.values import ValueTarget, best_of_values, distance_values, gather_evidence, node_values, progress_values
+from stepladder.data.labels.values import (
+    ValueTarget,
+    best_of_values,
+    distance_values,
+    gather_evidence,
+    node_values,
+    progress_values,
+    unit_values,
+    valued_trees,
+)
 from stepladder.errors import DataFormatError
 from stepladder.types import TreeRecord
 from tests.trees import HAND, PROVENANCE, path_to, random_tree, tree
@@ -141,7 +150,7 @@ def test_pairs_need_values_and_different_tokens():
     record = tree((-1, None, None), (0, 0.9, 1.0), (0, None, 0.0), (0, 0.1, 0.0), tokens={3: [101]})
     selection = EvidencePairs().select([record])
     assert (selection.considered, selection.dropped_by_reason) == (2, {"no value": 1, "same tokens": 1})
-    assert [pair.rejected_ids for pair in EvidencePairs(target="monte-carlo").select([record]).rows] == [[102]]
+    assert [pair.rejected_ids for pair in EvidencePairs().select(valued_trees([record], "monte-carlo")).rows] == [[102]]
 
 
 def test_traces_are_ranked_by_mean_then_smallest_value():
@@ -177,7 +186,7 @@ def test_trace_leaves_unknown_values_out():
     [
         (replace(HAND, outcomes=[0.5, *HAND.outcomes[1:]]), "outcome of node 0 must be 0.0, 1.0 or none: got 0.5"),
         (replace(HAND, parents=[-1, 0, 0, 0, 8, 1, 2, 4, 4, 2]), r"parent of node 4 must be in \[0, 4\): got 8"),
-        (replace(HAND, values=[-1.0, *HAND.values[1:]]), r"value of node 0 must be in \[0, 1\]: got -1.0"),
+        (replace(HAND, values=[float("nan"), *HAND.values[1:]]), "values of node 0 must be a finite number: got nan"),
     ],
 )
 def test_impossible_trees_are_refused(record, message):
@@ -279,6 +288,30 @@ def test_hard_max_asks_for_one_right_leaf():
     """One of three right leaves is enough, none of them is 0, and no graded leaf is no target."""
     record = tree((-1, None, None), (0, None, None), (1, None, 1.0), (1, None, 0.0), (0, None, 0.0), (0, None, None))
     assert node_values(record, "hard-max") == [1.0, 1.0, 1.0, 0.0, 0.0, None]
+
+
+def test_values_outside_the_range_are_mapped_by_the_ends_of_their_tree():
+    """-0.5 to 1.5 has length 2; if only one end leaves [0, 1], the other stays; None stays; values in [0, 1] are untouched."""
+    assert unit_values([0.5, -0.5, 1.5, None, 0.0]) == [0.5, 0.0, 1.0, None, 0.25]
+    assert unit_values([0.0, 4.0, 1.0]) == [0.0, 1.0, 0.25]
+    assert unit_values([-3.0, 0.0]) == [0.0, 0.75]
+    assert unit_values([0.1, 0.30000000000000004, None]) == [0.1, 0.30000000000000004, None]
+    assert unit_values([]) == []
+    gains = tree((-1, 0.0, None), (0, 1.4, 1.0), (0, -0.6, 0.0))
+    assert node_values(gains, "tree-value") == [pytest.approx(0.3), 1.0, 0.0]
+    (pair,) = EvidencePairs(min_margin=1.0).select([gains]).rows
+    assert (pair.chosen_value, pair.rejected_value) == (1.0, 0.0)
+
+
+def test_labels_choose_their_value():
+    """The scores, the shares of right leaves or the backed-up values; a graded leaf that none of them reaches is worth its outcome."""
+    record = replace(
+        tree((-1, 0.4, None), (0, 0.6, None), (1, None, 1.0), (1, 0.2, 0.0), (0, None, None)), scores=[None, 0.7, 0.9, None, 0.3]
+    )
+    assert valued_trees([record], "tree-value")[0].values == [0.4, 0.6, 1.0, 0.2, None]
+    assert valued_trees([record], "score")[0].values == [None, 0.7, 0.9, 0.0, 0.3]
+    assert valued_trees([record], "monte-carlo")[0].values == [0.5, 0.5, 1.0, 0.0, None]
+    assert [trace.mean_value for trace in select_traces(valued_trees([record], "score")).rows] == [pytest.approx(0.8)]
 
 
 def test_progress_adds_the_provers_advantage():

@@ -1,0 +1,123 @@
+"""What the policy's rows of a round are made of, and that no published search leaves it without any."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.data.store import write_trees
+from stepladder.loops.config.run import Config
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
+from stepladder.loops.stages.train_policy import replayed
+from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
+from stepladder.mcts.methods import METHODS
+from stepladder.types import Budget, StopReason, Trace, TreeRecord
+from tests import searches
+from tests.report_run import config
+from tests.trees import PROVENANCE, tree
+
+SOLVED = tree((-1, 0.5, None), (0, 0.8, 1.0), (0, 0.1, 0.0))
+ROLLED_OUT = replace(tree((-1, 0.5, None), (0, 1.0, 1.0), (0, 0.0, 0.0), tokens={1: [7], 2: [8]}))
+
+
+def sources(folder: Path, trees: list[TreeRecord], *rollouts: list[TreeRecord]) -> LabelSources:
+    """Return the sources of a shard with these trees, and rollouts of earlier rounds."""
+    paths = [folder / f"{name}.parquet" for name in ("trees", *map(str, range(len(rollouts))))]
+    for path, records in zip(paths, (trees, *rollouts), strict=True):
+        write_trees(path, records)
+    return LabelSources(trees=paths[0], rollouts=tuple(paths[1:]))
+
+
+def completions(settings: Config, given: LabelSources) -> list[list[int]]:
+    """Return the tokens of the traces."""
+    return sorted(row.completion_ids for row in rows_of_trees(settings, given).all_traces)
+
+
+def test_rollouts_of_the_round_before_are_traces_and_pairs(tmp_path: Path) -> None:
+    """The trees give 101 over 102, the last rollouts 7 over 8, older rollouts nothing; the PRM's rows stay those of the trees."""
+    given = sources(tmp_path, [SOLVED], [replace(ROLLED_OUT, token_ids=[[], [9], [6]])], [ROLLED_OUT])
+    rows = rows_of_trees(config(), given)
+    assert sorted(row.completion_ids for row in rows.traces.rows) == [[7], [101]]
+    assert sorted((pair.chosen_ids, pair.rejected_ids) for pair in rows.pairs.rows) == [([7], [8]), ([101], [102])]
+    assert {tuple(row.step_ids[0]) for row in rows.values.rows} == {(101,), (102,)}
+    alone = rows_of_trees(config(labels={"rollouts": False}), given)
+    assert [row.completion_ids for row in alone.traces.rows] == [[101]]
+    assert [pair.chosen_ids for pair in alone.pairs.rows] == [[101]]
+
+
+def test_caps_and_order_hold_over_trees_and_rollouts(tmp_path: Path) -> None:
+    """One trace a problem: the rollout's, whose value is 1.0 against 0.8."""
+    assert completions(config(labels={"traces_per_problem": 1}), sources(tmp_path, [SOLVED], [ROLLED_OUT])) == [[7]]
+
+
+def test_the_policy_window_takes_rollouts_by_their_version(tmp_path: Path) -> None:
+    """The trees are of policy 2, the rollouts of policies 1 and 2: a window of one version leaves out the first rollouts."""
+    older, newer = (replace(PROVENANCE, policy_version=version) for version in (1, 2))
+    given = sources(
+        tmp_path,
+        [replace(SOLVED, provenance=newer)],
+        [replace(ROLLED_OUT, provenance=older)],
+        [replace(ROLLED_OUT, token_ids=[[], [9], [6]], provenance=newer)],
+    )
+    assert completions(config(labels={"data": {"type": "on-policy", "window": 1}}), given) == [[9], [101]]
+
+
+def test_labels_go_by_the_chosen_value_and_the_prm_by_its_own_target(tmp_path: Path) -> None:
+    """By score, step 102 is worth .9 and 101 .2, so no pair has a margin; the PRM still learns from tree values, mapped from [-1, 1]."""
+    record = replace(tree((-1, 0.0, None), (0, 1.0, 1.0), (0, -1.0, 0.0)), scores=[None, 0.2, 0.9])
+    by_value = rows_of_trees(config(prm={"target": "tree-value"}), sources(tmp_path, [record]))
+    assert [(pair.chosen_value, pair.rejected_value) for pair in by_value.pairs.rows] == [(1.0, 0.0)]
+    assert sorted(target for row in by_value.values.rows for target in row.targets if target is not None) == [0.0, 1.0]
+    by_score = rows_of_trees(config(labels={"value": "score"}, prm={"target": "tree-value"}), sources(tmp_path, [record]))
+    assert by_score.pairs.dropped_by_reason == {"below margin": 1}
+    assert [row.mean_value for row in by_score.traces.rows] == [0.2]
+    assert by_score.values.rows == by_value.values.rows
+
+
+def deep_steps(prefix_ids: tuple[int, ...], index: int, seed: int) -> Any:
+    """Propose one of two letters three times, then an answer; ends differ below every node."""
+    lines = "".join(map(chr, prefix_ids)).count("\n")
+    if lines < 2:
+        return searches.make_step("ab"[index % 2] + "\n", logp=-0.7)
+    return searches.make_step(f"={'123'[(index + seed) % 3]}", stop_reason=StopReason.END, logp=-1.1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("scorer", [None, searches.score], ids=["no-prm", "prm"])
+def test_every_published_search_that_solves_gives_rows(name: str, scorer: Any, tmp_path: Path) -> None:
+    """Whatever a search backs up, its values are usable: every solved problem has a trace, and all values of rows are in [0, 1]."""
+    budget = Budget(num_simulations=24, max_depth=6)
+    found = searches.run(name, policy=deep_steps, scorer=scorer, answers=searches.ANSWERS, budget=budget, problems=searches.PROBLEMS[:2])
+    trees = [result.tree for result in found.values()]
+    solved = {tree.problem_id for tree in trees if 1.0 in tree.outcomes}
+    assert solved, "the policy is made so that every search finds something"
+    TREES.write(tmp_path / "trees.parquet", trees)
+    for value in ("tree-value", "score"):
+        rows = rows_of_trees(config(labels={"value": value}), LabelSources(trees=tmp_path / "trees.parquet"))
+        assert {row.problem_id for row in rows.traces.rows} == solved
+        values = [row.mean_value for row in rows.traces.rows]
+        values += [value for pair in rows.pairs.rows for value in (pair.chosen_value, pair.rejected_value)]
+        assert all(0.0 <= value <= 1.0 for value in values)
+
+
+def test_solved_examples_are_replayed_in_their_share() -> None:
+    """A third of nine rows is three of them; six of four examples come once or twice each; the same seed draws the same."""
+    examples = [
+        Trace(
+            problem_id=str(index), prompt_ids=[1], completion_ids=[index], prompt="", completion="", mean_value=1.0, provenance=PROVENANCE
+        )
+        for index in range(4)
+    ]
+    drawn = replayed(examples, num_traces=6, share=1 / 3, seed=5)
+    assert len({row.problem_id for row in drawn}) == len(drawn) == 3
+    assert replayed(examples, num_traces=6, share=1 / 3, seed=5) == drawn
+    twice = [row.problem_id for row in replayed(examples, num_traces=6, share=0.5, seed=5)]
+    assert {twice.count(name) for name in "0123"} == {1, 2}
+    assert len(twice) == 6
+    assert replayed(examples, num_traces=6, share=0.0, seed=5) == []
+
+
+def test_rollouts_are_stored_as_trees_are() -> None:
+    """Labelling reads both kinds by one schema."""
+    assert ROLLOUTS.stored is TREES.stored
