@@ -37,7 +37,7 @@ from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.settings import TrainSettings
 from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.problems import build_problems, build_verifier
+from stepladder.loops.assembly.problems import build_problems, build_verifier, vote_keys
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
@@ -208,6 +208,7 @@ def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[S
         prm=prm,
         method=method,
         budget=budget,
+        key_of=vote_keys(study.config.problems),
         provenance=Provenance(
             round=1, policy_version=1, scorer_version=None, seed=study.config.run.seed, config_hash="study", renderer_hash=""
         ),

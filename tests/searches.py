@@ -30,7 +30,9 @@ def score(prefix_ids):
     return derive_seed("score", str(prefix_ids)) % 1009 / 1009
 
 
-def engine(method="mcts", *, policy=propose, scorer=score, answers=None, budget=None, max_trees=256, arrival_seed=None, **overrides):
+def engine(
+    method="mcts", *, policy=propose, scorer=score, answers=None, budget=None, max_trees=256, arrival_seed=None, key_of=str, **overrides
+):
     """Return an engine over fakes."""
     return SearchEngine(
         policy=policy if hasattr(policy, "collect") else ScriptedPolicy(policy, shuffle_seed=arrival_seed),
@@ -40,6 +42,7 @@ def engine(method="mcts", *, policy=propose, scorer=score, answers=None, budget=
         method=resolve_method(method, **overrides),
         budget=budget or Budget(num_simulations=16, max_depth=6),
         provenance=PROVENANCE,
+        key_of=key_of,
         max_trees=max_trees,
     )
 

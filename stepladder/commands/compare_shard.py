@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
-from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.comparison_results import CellCosts, CellFacts, CellRow, CellShard
@@ -42,22 +42,24 @@ def compare_shard(
         out: JSON file to write.
         stage: Name of the stage, as shown.
     """
-    engine = search_engine(
-        config,
-        worker_models(),
-        questions_of(problems),
-        policy=models.policy,
-        prm=models.prm,
-        method=method,
-        budget=budget,
-        provenance=models.provenance,
-    )
     calls = None
-    if engine.scorer is not None:
-        engine.scorer = calls = _CountedScorer(engine.scorer)
-    results = run_engine(engine, problems, stage=stage)
-    answers = [(result.problem_id, answer_within(result, method, budget.max_tokens)) for result in results]
     with build_verifier(config.problems, problems) as verifier:
+        key_of = vote_keys(config.problems, verifier)
+        engine = search_engine(
+            config,
+            worker_models(),
+            questions_of(problems),
+            policy=models.policy,
+            prm=models.prm,
+            method=method,
+            budget=budget,
+            provenance=models.provenance,
+            key_of=key_of,
+        )
+        if engine.scorer is not None:
+            engine.scorer = calls = _CountedScorer(engine.scorer)
+        results = run_engine(engine, problems, stage=stage)
+        answers = [(result.problem_id, answer_within(result, method, budget.max_tokens, key_of)) for result in results]
         verdicts = verifier.grade(answers)
     rows = [_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
     costs = CellCosts(

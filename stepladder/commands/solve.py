@@ -322,6 +322,7 @@ def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Proble
         prm=settings.prm,
         method=settings.method,
         budget=settings.budget,
+        key_of=vote_keys(config.problems),
         provenance=Provenance(
             round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=""
         ),

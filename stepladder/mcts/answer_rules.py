@@ -5,7 +5,7 @@ would have given from the same tree.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,15 +24,17 @@ class Choice:
     node: int | None
     """The answer's best-scored supporter, the first of equals, under ``robust-path`` the end of the path; None without candidates."""
     votes: dict[str, float]
-    """Weight of every distinct answer, descending, first found first among equals."""
+    """Weight of every distinct answer, descending, first found first among equals. Of texts with one key, the supporter's stands here."""
 
 
 @dataclass(slots=True)
 class _Support:
     """The evidence for one answer."""
 
+    answer: str
+    """Text of the answer at the best-scored terminal."""
     node: int
-    """Best-scored terminal."""
+    """Best-scored terminal, the first of equals."""
     best: float
     """Its score, -1 without one."""
     count: float = 0.0
@@ -41,8 +43,13 @@ class _Support:
     """Sum of the scores over these."""
 
 
+def own_key(answer: str) -> str:
+    """Return the answer itself: without a grading rule, only equal texts are one answer."""
+    return answer
+
+
 class AnswerTally:
-    """The terminals found so far, by answer, under one rule.
+    """The terminals found so far, by answer, under one rule. Texts with one key, as ``1/2`` and ``0.5``, are one answer.
 
     ``best`` weighs an answer by its best-scored terminal, ``majority`` by its count, and ``weighted-vote`` by the sum of its scores, each
     as often as it was reached. ``path-vote`` replaces the count of a terminal by the prior mass of its path, the product of the priors
@@ -59,17 +66,22 @@ class AnswerTally:
     strategies for Monte-Carlo tree search", at every node; path-vote is ours.
     """
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: str, key_of: Callable[[str], str] = own_key) -> None:
         """Begin without terminals.
+
+        Args:
+            rule: One of ``ANSWER_RULES``.
+            key_of: Canonical form of an answer: answers with the same key are counted together.
 
         Raises:
             ConfigError: If the rule is unknown.
         """
         if rule not in ANSWER_RULES:
             raise ConfigError(f"answer rule must be one of {', '.join(ANSWER_RULES)}: got {rule!r}")
-        self._rule = rule
+        self._rule, self._key_of = rule, key_of
         self._scored = False
         self._supports: dict[str, _Support] = {}
+        """By key, as is the leader."""
         self._leader: str | None = None
         self._is_contested = False
         """Whether the leader may have changed since the last request for it."""
@@ -96,18 +108,19 @@ class AnswerTally:
                 children = self._leading.setdefault(parent, [])
                 if child not in children:
                     children.append(child)
-        support = self._supports.get(answer)
+        key = self._key_of(answer)
+        support = self._supports.get(key)
         if support is None:
-            support = self._supports[answer] = _Support(node, -1.0)
+            support = self._supports[key] = _Support(answer, node, -1.0)
         support.count += count
         if score is not None:
             self._is_contested |= not self._scored
             self._scored = True
             support.total += count * score
             if score > support.best:
-                support.node, support.best = node, score
+                support.answer, support.node, support.best = answer, node, score
         # Weights never fall while all of them come from scores or all from counts: only an answer that catches up can take the lead.
-        if self._leader is None or (answer != self._leader and self._weight(answer) >= self._weight(self._leader)):
+        if self._leader is None or (key != self._leader and self._weight(key) >= self._weight(self._leader)):
             self._is_contested = True
 
     def follow(self, visits: Sequence[int], values: Sequence[float]) -> None:
@@ -125,24 +138,29 @@ class AnswerTally:
         self._is_contested = True
 
     def leader(self) -> str | None:
-        """Return the answer of greatest weight, or None without terminals."""
+        """Return the answer of greatest weight, as its supporter writes it, or None without terminals."""
         if self._is_contested:
             # max keeps the first of equals, and dictionaries keep the order of first appearance.
             self._leader, self._is_contested = max(self._supports, key=self._weight, default=None), False
-        return self._leader
+        if self._leader is None:
+            return None
+        return self._supports[self._leader].answer if self._path_end is None else self._answers[self._path_end]
 
     def choice(self) -> Choice:
         """Return the leader with all weights; those of ``best`` are in [0, 1]."""
         answer = self.leader()
-        weights = {each: self._weight(each) for each in self._supports}
+        if answer is None or self._leader is None:
+            return Choice(answer=None, node=None, votes={})
+        texts = {key: support.answer for key, support in self._supports.items()} | {self._leader: answer}
+        weights = {texts[key]: self._weight(key) for key in self._supports}
         votes = dict(sorted(weights.items(), key=lambda item: -item[1]))
-        node = None if answer is None else self._supports[answer].node
-        return Choice(answer=answer, node=node if self._path_end is None else self._path_end, votes=votes)
+        node = self._supports[self._leader].node if self._path_end is None else self._path_end
+        return Choice(answer=answer, node=node, votes=votes)
 
-    def _weight(self, answer: str) -> float:
-        support = self._supports[answer]
+    def _weight(self, key: str) -> float:
+        support = self._supports[key]
         if self._path_end is not None:
-            return float(self._answers[self._path_end] == answer)
+            return float(self._key_of(self._answers[self._path_end]) == key)
         if self._rule == "majority" or not self._scored:
             return float(support.count)
         return max(support.best, 0.0) if self._rule == "best" else support.total

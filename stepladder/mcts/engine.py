@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 
 from stepladder.interfaces import Policy, Renderer, StepScorer, Verifier
+from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.backend_stream import BackendStream
 from stepladder.mcts.problem_search import SearchTerms
 from stepladder.mcts.search_method import SearchMethod
@@ -39,6 +40,7 @@ class SearchEngine:
         provenance: Provenance,
         scorer: StepScorer | None = None,
         verifier: Verifier | None = None,
+        key_of: Callable[[str], str] = own_key,
         max_trees: int = 256,
     ) -> None:
         """Set up a search.
@@ -52,6 +54,7 @@ class SearchEngine:
             scorer: Scores steps. Without one, only ended nodes have a value: in label mode their outcome, in solve mode 0 if they cannot
                 give an answer. Everywhere else a visit brings no return, and selection uses the parent's value, or 0.5.
             verifier: Label mode: terminals are valued by their outcome, cut and failed nodes by 0. None is solve mode.
+            key_of: Canonical form of an answer: answers with the same key are one answer in votes. By default only equal texts are.
             max_trees: Problems searched at once.
 
         Raises:
@@ -62,6 +65,7 @@ class SearchEngine:
             check_budget(budget)
         self.policy, self.renderer, self.method, self.budget = policy, renderer, method, budget
         self.provenance, self.scorer, self.verifier, self.max_trees = provenance, scorer, verifier, max_trees
+        self.key_of = key_of
         self.stats = EngineStats()
         """Where the time went."""
 
@@ -96,6 +100,7 @@ class SearchEngine:
             provenance=self.provenance,
             label_mode=self.verifier is not None,
             scored=self.scorer is not None,
+            key_of=self.key_of,
         )
         first = list(islice(problems, self.max_trees))
         return SearchRun(

@@ -1,10 +1,10 @@
 """The answers that one problem's search has found: their counts, scores and verdicts, and whether they end the search."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stepladder.interfaces import Renderer, answer_of
-from stepladder.mcts.answer_rules import AnswerTally, Choice
+from stepladder.mcts.answer_rules import AnswerTally, Choice, own_key
 from stepladder.mcts.expansion import Expansion
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.search_method import SearchMethod
@@ -42,8 +42,18 @@ class PathScores:
 class FoundAnswers:
     """Reads, counts and weighs the answers of a search."""
 
-    def __init__(self, method: SearchMethod, *, table: StepTable, scores: PathScores, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        method: SearchMethod,
+        *,
+        table: StepTable,
+        scores: PathScores,
+        renderer: Renderer,
+        key_of: Callable[[str], str] = own_key,
+    ) -> None:
         """Begin without answers."""
+        self.key_of = key_of
+        """Canonical form of an answer: answers with the same key are one answer in every count."""
         self.verdicts: dict[str | None, float] = {None: 0.0}
         """Outcome per answer, in label mode only. A solution without a readable answer is wrong."""
         self.best_score = -1.0
@@ -56,7 +66,7 @@ class FoundAnswers:
         self._follows_path = method.answer_rule == "robust-path"
         self._stopping = method.stopping
         self._table, self._scores, self._renderer = table, scores, renderer
-        self._tally = AnswerTally(method.answer_rule)
+        self._tally = AnswerTally(method.answer_rule, key_of)
 
     def stop_reason(self) -> StopReason | None:
         """Return the reason for which the answers end the search, or None."""
@@ -69,7 +79,7 @@ class FoundAnswers:
         agreement = self._stopping.agreement
         if agreement is None or len(self.anytime) < agreement.stop_agreement:
             return False
-        recent = Counter(answer for _, answer in self.anytime[-agreement.stop_window :] if answer is not None)
+        recent = Counter(self.key_of(answer) for _, answer in self.anytime[-agreement.stop_window :] if answer is not None)
         return bool(recent) and max(recent.values()) >= agreement.stop_agreement
 
     def read(self, expansion: Expansion) -> None:

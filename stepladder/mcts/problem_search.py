@@ -6,7 +6,7 @@ rollouts. Once all of it is in, ``enter_nodes`` in wave order and ``settle_waves
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stepladder.interfaces import Renderer, StepRequest, StepResult
@@ -40,6 +40,8 @@ class SearchTerms:
     """Whether terminals are valued by their outcome."""
     scored: bool
     """Whether steps are scored."""
+    key_of: Callable[[str], str]
+    """Canonical form of an answer for votes."""
 
 
 class ProblemSearch:
@@ -69,7 +71,7 @@ class ProblemSearch:
         """Leaves that can be expanded, those in flight included."""
         self.spending = Spending(budget, method)
         self.scores = PathScores(self.table, method.valuation)
-        self.answers = FoundAnswers(method, table=self.table, scores=self.scores, renderer=renderer)
+        self.answers = FoundAnswers(method, table=self.table, scores=self.scores, renderer=renderer, key_of=terms.key_of)
         self.expander = self._expander(method)
         self.rollouts = self._valuer(terms)
         """Values new nodes in addition to their scores; None without rollouts."""

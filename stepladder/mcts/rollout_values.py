@@ -92,7 +92,7 @@ class RolloutValuer:
         A step has the worth of a node at its end.
         """
         if self.by_agreement:
-            reached = Counter(answer for answer in rollout.answers if answer is not None)
+            reached = Counter(self._answers.key_of(answer) for answer in rollout.answers if answer is not None)
             return max(reached.values(), default=0) / len(rollout.answers)
         before = [self._table.scores[node] for node in self._table.path(expansion.leaf)] + [expansion.scores[rollout.place]]
         worths = []
@@ -124,11 +124,11 @@ class RolloutValuer:
 
     def share_of(self, answer: str, expansion: Expansion) -> float:
         """Return the share of an answer among all answers of an expansion's samples and their rollouts."""
-        reached: Counter[str] = Counter()
+        key_of, reached = self._answers.key_of, Counter[str]()
         for rollout in expansion.rollouts:
-            reached.update(found for found in rollout.answers if found is not None)
+            reached.update(key_of(found) for found in rollout.answers if found is not None)
         for index, count in enumerate(expansion.counts, start=expansion.first):
             known = self._table.answers.get(index)
             if known is not None:
-                reached[known] += count
-        return reached[answer] / reached.total()
+                reached[key_of(known)] += count
+        return reached[key_of(answer)] / reached.total()

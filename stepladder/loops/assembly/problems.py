@@ -1,7 +1,7 @@
 """Problems and their grader, from the configuration."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.grading.answers import answer_key
@@ -13,6 +13,7 @@ from stepladder.types import LabelledProblem
 
 OpenVerifier = AnswerVerifier | PluggedVerifier
 """A grader with keys of answers, to be closed."""
+_MAX_REMEMBERED = 65_536
 
 
 def check_verifier(config: ProblemsConfig) -> None:
@@ -25,11 +26,19 @@ def check_verifier(config: ProblemsConfig) -> None:
         load_factory(config.verifier, config.verifier_options)
 
 
-def vote_keys(config: ProblemsConfig) -> Callable[[str], str]:
-    """Return the function that gives the canonical form of answers for votes, without any problems."""
-    if config.verifier is not None:
-        return PluggedVerifier([], config.verifier, config.verifier_options).answer_key
-    return partial(answer_key, rule=config.rule, options=grading_options(config))
+def vote_keys(config: ProblemsConfig, verifier: OpenVerifier | None = None) -> Callable[[str], str]:
+    """Return the function that gives the canonical form of answers for votes; it reads no reference answer.
+
+    Args:
+        config: The rule of grading.
+        verifier: The grader, if there is one at hand: one from outside gives its own keys. Without it, one is made without problems.
+    """
+    if config.verifier is None:
+        key_of = partial(answer_key, rule=config.rule, options=grading_options(config))
+    else:
+        key_of = (verifier or PluggedVerifier([], config.verifier, config.verifier_options)).answer_key
+    # A search asks for the key of an answer each time that it reaches it.
+    return lru_cache(maxsize=_MAX_REMEMBERED)(key_of)
 
 
 def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:

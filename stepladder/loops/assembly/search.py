@@ -1,6 +1,6 @@
 """Search methods, budgets and engines, from the configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stepladder.interfaces import Verifier
@@ -9,6 +9,7 @@ from stepladder.loops.assembly.policies import build_policy, build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchConfig
+from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, Problem, Provenance
@@ -45,6 +46,7 @@ def search_engine(
     provenance: Provenance,
     scores: ScoresConfig | None = None,
     verifier: Verifier | None = None,
+    key_of: Callable[[str], str] = own_key,
 ) -> SearchEngine:
     """Return a search engine with its models loaded.
 
@@ -59,6 +61,7 @@ def search_engine(
         provenance: Provenance of the trees; the renderer hash is filled in.
         scores: As for ``build_scorer``.
         verifier: Grades answers during the search; None searches without reference answers.
+        key_of: Canonical form of an answer for votes, from ``vote_keys``; by default only equal texts are one answer.
 
     Raises:
         ConfigError: If a backend is not installed or settings are impossible.
@@ -74,6 +77,7 @@ def search_engine(
         method=method,
         budget=budget,
         verifier=verifier,
+        key_of=key_of,
         provenance=replace(provenance, renderer_hash=renderer.hash),
         max_trees=config.search.max_trees,
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import build_method, search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.evaluation_rows import write_rows
@@ -91,19 +91,20 @@ def evaluation_folder(context: RoundContext, number: int, split: str) -> Path:
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: EvaluationKind, out: Path, stage: str) -> None:
     """Run one kind of evaluation, then grade it from outside and write its rows, and the trees of a search."""
     method, budget = _method_and_budget(config, kind)
-    engine = search_engine(
-        config,
-        worker_models(),
-        questions_of(problems),
-        policy=models.policy,
-        prm=models.prm,
-        method=method,
-        budget=budget,
-        provenance=models.provenance,
-        scores=config.evaluate.scores,
-    )
-    results = run_engine(engine, problems, stage=stage)
     with build_verifier(config.problems, problems) as verifier:
+        engine = search_engine(
+            config,
+            worker_models(),
+            questions_of(problems),
+            policy=models.policy,
+            prm=models.prm,
+            method=method,
+            budget=budget,
+            provenance=models.provenance,
+            scores=config.evaluate.scores,
+            key_of=vote_keys(config.problems, verifier),
+        )
+        results = run_engine(engine, problems, stage=stage)
         if kind == "samples":
             rows = [pool_row(result, verifier, config) for result in results]
         else:

@@ -1,18 +1,20 @@
 """The rows of a search in solve mode that evaluations and comparisons write; answers are graded from outside."""
 
+from collections.abc import Callable
+
 from stepladder.data.metrics.answers import PoolSample, known_within
 from stepladder.interfaces import Verifier
 from stepladder.loops.assembly.problems import OpenVerifier
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow
-from stepladder.mcts.answer_rules import AnswerTally
+from stepladder.mcts.answer_rules import AnswerTally, own_key
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.tree_paths import path_to
 from stepladder.types import SearchResult, StopReason, TreeRecord
 
 
-def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None) -> str | None:
+def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None, key_of: Callable[[str], str] = own_key) -> str | None:
     """Return a search's answer within a number of generated tokens; None if it had none yet.
 
     The draws of a sampling method are ordered, however they were requested: those that fit give the answer.
@@ -22,7 +24,7 @@ def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | 
         return result.answer
     if not method.samples_solutions:
         return known_within(result.anytime, max_tokens)
-    tally, spent = AnswerTally(method.answer_rule), 0
+    tally, spent = AnswerTally(method.answer_rule, key_of), 0
     for path in _draws(tree):
         spent += sum(len(tree.token_ids[step]) for step in path)
         if spent > max_tokens:

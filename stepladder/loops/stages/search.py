@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepladder.files import atomic_write_text
-from stepladder.loops.assembly.problems import build_verifier
+from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import build_method, search_budget, search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
@@ -62,6 +62,7 @@ def write_labelled_trees(
             provenance=models.provenance,
             scores=config.search.scores,
             verifier=verifier,
+            key_of=vote_keys(config.problems, verifier),
         )
         results = run_engine(engine, problems, stage=stage)
     trees = [result.tree for result in results]

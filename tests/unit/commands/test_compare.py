@@ -1,5 +1,6 @@
 """Methods at equal budgets in a scripted world: every step has three tokens, every solution two steps, scores are drawn by prefix."""
 
+import itertools
 import json
 import random
 import xml.dom.minidom
@@ -197,6 +198,18 @@ def test_the_same_call_gives_the_same_figures(world, tmp_path):
     assert without_times(first) == without_times(second)
     by_seed = [[row.answer for row in first.outcomes if row.seed == seed and row.method == "mcts"] for seed in (0, 1)]
     assert by_seed[0] != by_seed[1]
+
+
+@pytest.mark.parametrize("wave", [1, 8])
+def test_answers_that_mean_the_same_share_a_vote(world, tmp_path, monkeypatch, wave):
+    """Two draws of 2 lose to 1/2, 0.5 and a fraction in LaTeX, whether twenty tokens end the search or are counted out afterwards."""
+    draws = itertools.cycle(["2", "1/2", "2", "0.5", "\\frac12"])
+    # Greedy samples have seed 0.
+    policy = ScriptedPolicy(lambda prefix, index, seed: make_step(f"={next(draws) if seed else 2}", stop_reason=StopReason.END))
+    monkeypatch.setattr(search, "build_policy", lambda config, models, name: policy)
+    sections = {"problems": {"train": "", "test": "", "rule": "math"}, "run": {"workers": 1}}
+    found = compare(tmp_path, [f"majority,wave={wave}"], given=problems(1, right="1/2"), budgets=[20], num_seeds=1, prm=(), **sections)
+    assert {row.method: row.correct for row in found.outcomes} == {f"majority,wave={wave}": True, "greedy": False}
 
 
 def test_answers_do_not_reach_the_search(world, tmp_path):

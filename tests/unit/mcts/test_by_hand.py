@@ -1,5 +1,6 @@
 """Small trees of published methods, worked out by hand from the papers' rules."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -252,3 +253,31 @@ def test_a_search_stops_when_its_answer_has_settled():
     result = one(policy=policy, stop_agreement=3, stop_window=5, budget=Budget(num_simulations=50, max_depth=20))
     assert (result.stop_reason, result.answer) == (StopReason.CONVERGED, "7")
     assert [answer for _, answer in result.anytime] == [None, "7", "7", "7"]
+
+
+@pytest.mark.parametrize(("key_of", "reason"), [(str, StopReason.SIMULATIONS), (lambda answer: answer.lstrip("0"), StopReason.CONVERGED)])
+def test_an_answer_settles_by_its_key(key_of, reason):
+    """Three waves find 7, 07 and 007, each scored better than the one before: they agree by their key, and not as texts."""
+    turn = itertools.count()
+
+    def policy(prefix, index, seed):
+        if len(solution(prefix)) == 0 or index:
+            return make_step("abcdefgh"[index])
+        return make_step(f"={'0' * next(turn)}7", stop_reason=StopReason.END)
+
+    settings = {"answer_rule": "best", "stop_agreement": 3, "stop_window": 3, "budget": Budget(num_simulations=4, max_depth=20)}
+    result = one(policy=policy, scorer=lambda prefix: 0.4 + 0.1 * solution(prefix).count("0"), key_of=key_of, **settings)
+    assert [answer for _, answer in result.anytime] == [None, "7", "07", "007"]
+    assert result.stop_reason is reason
+
+
+@pytest.mark.parametrize(("key_of", "share"), [(str, 1 / 3), (lambda answer: answer.lstrip("0"), 1.0)])
+def test_rollouts_agree_by_the_key_of_their_answers(key_of, share):
+    """Three rollouts end in 7, 07 and 007: each is a third of the answers as text, and all of them by their key."""
+
+    def policy(prefix, index, seed):
+        return make_step("=" + "0" * index + "7", stop_reason=StopReason.END) if solution(prefix) else make_step("a")
+
+    options = {"num_children": 1, "rollouts": 3, "rollout_value": "agreement", "evaluation": "best", "rollout_of": "best"}
+    tree = one(policy=policy, key_of=key_of, scorer=None, budget=Budget(num_simulations=1), **options).tree
+    assert tree.values[1] == pytest.approx(share)

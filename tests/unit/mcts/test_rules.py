@@ -1,6 +1,7 @@
 """The formulas of selection, value completion, backup and answers, by hand-worked numbers."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -346,9 +347,9 @@ def test_reserved_leaves_come_back_only_through_a_backup():
     assert Tree.ROOT == 0
 
 
-def tally(rule, *terminals):
+def tally(rule, *terminals, key_of: Callable[[str], str] = str):
     """Return the choice among (answer, score) or (answer, score, count) terminals, numbered from 1."""
-    counted = AnswerTally(rule)
+    counted = AnswerTally(rule, key_of)
     for node, (answer, score, *count) in enumerate(terminals, start=1):
         counted.add(node, answer, score, count=count[0] if count else 1)
     return counted.choice()
@@ -378,6 +379,26 @@ def test_the_robust_path_by_hand():
     assert rule.leader() == "7"
     rule.follow([5, 3, 3, 1, 1, 1], [0.5, NAN, 0.3, 0.9, NAN, NAN])
     assert rule.leader() == "8"
+
+
+def test_answers_with_one_key_share_a_vote():
+    """'07' and '7' outvote '8' together, and the better-scored of the two texts is the answer."""
+    terminals = [("07", 0.4), ("8", 0.6), ("7", 0.5)]
+    for rule, votes in (("majority", {"7": 2.0, "8": 1.0}), ("weighted-vote", {"7": 0.9, "8": 0.6}), ("best", {"8": 0.6, "7": 0.5})):
+        choice = tally(rule, *terminals, key_of=lambda answer: answer.lstrip("0"))
+        assert choice.votes == pytest.approx(votes) and choice.answer == next(iter(votes))
+        assert choice.node == {"7": 3, "8": 2}[choice.answer]
+    assert tally("majority", *terminals).votes == {"07": 1.0, "8": 1.0, "7": 1.0}
+
+
+def test_the_robust_path_ends_at_the_text_of_its_own_end():
+    """All texts with the key of the path's end weigh 1; the answer is written as at that end, although '7' scored better elsewhere."""
+    rule = AnswerTally("robust-path", lambda answer: answer.lstrip("0"))
+    for node, answer, score in ((1, "7", 0.9), (2, "07", 0.2), (3, "8", 0.3)):
+        rule.add(node, answer, score, path=[node])
+    rule.follow([4, 1, 2, 1], [0.5, 0.9, 0.2, 0.3])
+    choice = rule.choice()
+    assert (rule.leader(), choice.answer, choice.node, choice.votes) == ("07", "07", 2, {"07": 1.0, "8": 0.0})
 
 
 def test_particle_weights_by_hand():

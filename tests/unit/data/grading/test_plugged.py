@@ -125,6 +125,14 @@ def test_keys_are_normalised_texts_where_the_verifier_has_none(package: Path) ->
     assert vote_keys(problems_config())("0.50") == "1/2"
 
 
+def test_the_keys_of_a_grader_come_from_the_grader_at_hand(package: Path) -> None:
+    """A verifier that holds problems gives its keys, and no second one is made for the votes."""
+    config = problems_config(verifier="their_task.grader:close", verifier_options={"tolerance": 0.4})
+    with build_verifier(config, PROBLEMS) as verifier:
+        assert vote_keys(config, verifier)("1.6") == "2"
+    assert sys.modules["their_task.grader"].closed == [True]
+
+
 def test_another_process_imports_it_by_its_path(package: Path) -> None:
     """Workers know nothing but the settings and where packages are."""
     code = (
