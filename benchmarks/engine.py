@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stepladder.data.datasets.problems import load_problems, load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
-from stepladder.embedded.glyphs import GlyphTask
+from stepladder.embedded.glyphs import ANSWER_PATTERN, PROMPT_TEMPLATE, STEP_END, GlyphTask
 from stepladder.embedded.model import build_tokenizer
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.settings import TrainSettings
@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str) -> None:
         """Build the embedded task and warm its model up for a little while, so that its steps end where steps end."""
         task = prepare(folder / "task", seed=0, task=GlyphTask(num_train=num_problems))
-        self.step_format = StepFormat(prompt_template=task.prompt_template, step_end=task.step_end, answer_pattern=task.answer_pattern)
+        self.step_format = StepFormat(prompt_template=PROMPT_TEMPLATE, step_end=STEP_END, answer_pattern=ANSWER_PATTERN)
         self.policy_dir = self._warm_up(task, folder / "policy", device)
         self.tokenizer = load_tokenizer(self.policy_dir)
         self.renderer = PromptRenderer(self.tokenizer, self.step_format)

@@ -65,7 +65,9 @@ class LabelledProblem:
     problem: Problem
     """The part that the search may see."""
     answer: str
-    """Reference final answer, as the task's grading rule expects it."""
+    """Reference final answer, as the task's grading rule expects it; empty if a verifier needs none."""
+    level: str | None = None
+    """Group of the problem in figures, such as its difficulty; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
 from stepladder.cli.signals import handle_signals, stopped
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError, ConfigError, check
 from stepladder.locks import locked
 from stepladder.outputs import check_output, rows_with, text_with
 from stepladder.terminal import echo
@@ -57,6 +57,7 @@ def evolve(
     config: ConfigArgument = None,
     run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
+    task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `glyphs` (the default) or `puzzle`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
@@ -67,6 +68,7 @@ def evolve(
     Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
 
     - `stepladder evolve` runs the embedded task, from nothing, in minutes
+    - `stepladder evolve --task puzzle` runs another one: prefix reversals, without an answer key
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
@@ -75,10 +77,12 @@ def evolve(
         from stepladder.loops.config.load import load_config
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
 
-        root = run_dir or Path("runs") / (config.stem if config else "embedded")
+        check(config is None or task is None, f"--task: names an embedded task, and {config} is a task: got both -- leave one out")
+        size = embedded.task_named(task)
+        root = run_dir or Path("runs") / (config.stem if config else task or "embedded")
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
         chosen = [*overrides, *shorthands]
-        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start"))
+        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start", task))
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
         check_settings(resolved, prepared=config is not None)
         check_run(root, resolved)
@@ -87,7 +91,7 @@ def evolve(
             return
         with locked(root / LOCK_FILE, place=root):
             if config is None:
-                embedded.prepare(root / "start", seed=resolved.run.seed)
+                embedded.prepare(root / "start", seed=resolved.run.seed, task=size)
             _evolve(resolved, root)
 
 

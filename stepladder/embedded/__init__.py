@@ -1,59 +1,35 @@
-"""The embedded task, which ``stepladder evolve`` runs without a configuration.
+"""The embedded tasks, which ``stepladder evolve`` runs without a configuration: the puzzle, and glyph programs.
 
-``prepare`` writes the task to disk, as a user could do by hand. ``settings`` returns the configuration that runs on it. The rest of the
-library reads those files and knows nothing about glyphs.
+``prepare`` writes a task to disk, as a user could do by hand. ``settings`` returns the configuration that runs on it. The rest of the
+library reads those files and knows nothing about moves or glyphs.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.embedded.glyphs import (
-    ANSWER_PATTERN,
-    PROMPT_TEMPLATE,
-    STEP_END,
-    GlyphTask,
-    make_world,
-    problem_rows,
-    warmup_rows,
-)
-from stepladder.errors import CheckpointError
+from stepladder.embedded import glyphs, puzzle, recipes
+from stepladder.embedded.glyphs import GlyphTask
+from stepladder.embedded.puzzle import PuzzleTask
+from stepladder.errors import CheckpointError, check, right_name
 from stepladder.files import atomic_directory, read_json_object
 from stepladder.types import derive_seed
 
-__all__ = ["RECIPE", "PreparedTask", "prepare", "settings", "task_files"]
+__all__ = ["DEFAULT_TASK", "TASKS", "EmbeddedTask", "GlyphTask", "PreparedTask", "PuzzleTask", "prepare", "settings", "task_files"]
 
 TASK_FILE = "task.json"
 _TASK_VERSION = 1
+_SPLITS = ("train", "held_out", "test")
 
-RECIPE: dict[str, Any] = {
-    "run": {"rounds": 3, "shard_size": 100},
-    "problems": {"rule": "exact"},
-    "warmup": {"train": {"learning_rate": 3e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 900, "weight_decay": 0.01}},
-    "search": {"simulations": 16, "max_depth": 8, "max_step_tokens": 12, "options": {"num_children": 8}},
-    "sft": {"learning_rate": 1e-4, "batch_size": 64, "epochs": 2.0},
-    "labels": {"traces_per_problem": 1, "rollouts": False},
-    "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "loss": {"type": "dpo", "sft_weight": 1.0}},
-    "prm": {
-        "start": "last",
-        "rollouts": 12,
-        "mixed_only": True,
-        "supervise": "every-token",
-        "train": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 100.0, "max_updates": 700, "weight_decay": 0.01},
-    },
-    "evaluate": {"simulations": 8, "samples": 16},
-}
-"""The settings of the embedded run that differ from the defaults.
-
-They were chosen on seeds 10 and 11, with one exception: for the learning rate and epochs of ``sft``, a faster choice was also run on the
-reported seeds 0 to 2 before the final choice. benchmarks/RESULTS.md has the figures of both.
-"""
+Size = GlyphTask | PuzzleTask
+"""The size of a task; its class says which task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedTask:
-    """Paths of the task's files, and the format of its texts."""
+    """Paths of a task's files."""
 
     train: Path
     """Problems to search."""
@@ -65,46 +41,74 @@ class PreparedTask:
     """Solved examples."""
     base_model: Path
     """Untrained policy."""
-    prompt_template: str = PROMPT_TEMPLATE
-    """Prompt text with ``{question}``."""
-    step_end: str = STEP_END
-    """Text that closes a step."""
-    answer_pattern: str = ANSWER_PATTERN
-    """Regular expression whose group is the final answer."""
 
 
-def prepare(directory: Path, *, seed: int, task: GlyphTask | None = None) -> PreparedTask:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedTask:
+    """A task that comes with the package."""
+
+    size: type[GlyphTask] | type[PuzzleTask]
+    """Class of its sizes; without arguments the tested one."""
+    write: Callable[[Path, Any, int], None]
+    """Writes the files of a size and a seed into a directory."""
+    recipe: dict[str, Any]
+    """Settings that differ from the defaults."""
+    problems: dict[str, Any]
+    """Grading of its answers."""
+    format: dict[str, str]
+    """Written form of prompts, steps and answers."""
+
+
+def prepare(directory: Path, *, seed: int, task: Size | None = None) -> PreparedTask:
     """Write problems, solved examples and the untrained model of a seed, all or nothing. Existing files stay unchanged.
 
     Args:
         directory: The task directory; made by this call, or by an earlier one with the same seed and task.
-        seed: Seed of the world, the problems, the teacher and the weights, >= 0.
-        task: Size and difficulty; None is the tested default.
+        seed: Seed of the problems, the examples and the weights, >= 0.
+        task: Which task, and its size and difficulty; None is the default task at its tested size.
 
     Raises:
         CheckpointError: If the directory holds something else, or is not writable.
     """
-    task = GlyphTask() if task is None else task
-    identity = {"version": _TASK_VERSION, "seed": seed, "task": json.loads(json.dumps(asdict(task)))}
+    size = TASKS[DEFAULT_TASK].size() if task is None else task
+    identity = {"version": _TASK_VERSION, "seed": seed, "task": json.loads(json.dumps(asdict(size)))}
     if directory.exists():
         _check_identity(directory, identity)
     else:
+        written = next(each for each in TASKS.values() if isinstance(size, each.size))
         with atomic_directory(directory) as temporary:
-            _write(temporary, task, seed)
+            (temporary / "problems").mkdir()
+            written.write(temporary, size, seed)
             (temporary / TASK_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     return task_files(directory)
 
 
-def settings(directory: Path) -> dict[str, Any]:
-    """Return the settings for the task that ``prepare`` writes to a directory, as in a configuration file."""
-    files = task_files(directory)
-    paths = {
-        "problems": {split: str(getattr(files, split).resolve()) for split in ("train", "held_out", "test")},
+def settings(directory: Path, task: str | None = None) -> dict[str, Any]:
+    """Return the settings for the task that ``prepare`` writes to a directory, as in a configuration file.
+
+    Args:
+        directory: The task directory.
+        task: A name of ``TASKS``; None is the default.
+    """
+    chosen, files = TASKS[task or DEFAULT_TASK], task_files(directory)
+    sections = {
+        "problems": {split: str(getattr(files, split).resolve()) for split in _SPLITS} | chosen.problems,
         "policy": {"model": str(files.base_model.resolve())},
         "warmup": {"solutions": str(files.warmup.resolve())},
-        "format": {"prompt_template": files.prompt_template, "step_end": files.step_end, "answer_pattern": files.answer_pattern},
+        "format": chosen.format,
     }
-    return {section: {**RECIPE.get(section, {}), **paths.get(section, {})} for section in (*paths, *RECIPE)}
+    return {section: {**chosen.recipe.get(section, {}), **sections.get(section, {})} for section in (*sections, *chosen.recipe)}
+
+
+def task_named(name: str | None) -> Size:
+    """Return the tested size of a task; None is the default task.
+
+    Raises:
+        ConfigError: If there is no task of this name.
+    """
+    chosen = DEFAULT_TASK if name is None else name
+    check(chosen in TASKS, f"--task: must be one of {', '.join(TASKS)}: got {chosen!r} -- {right_name(chosen, TASKS)}")
+    return TASKS[chosen].size()
 
 
 def task_files(directory: Path) -> PreparedTask:
@@ -129,17 +133,45 @@ def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
         raise CheckpointError(f"{directory}: holds another embedded task: {'; '.join(different)} -- choose another --run-dir")
 
 
-def _write(directory: Path, task: GlyphTask, seed: int) -> None:
+def _write_glyphs(directory: Path, task: GlyphTask, seed: int) -> None:
     # Imported here, because the command line must answer without loading a model library.
     from stepladder.embedded.model import write_base_model
 
-    world = make_world(task, seed=seed)
-    (directory / "problems").mkdir()
-    for split in ("train", "held_out", "test"):
-        _write_rows(directory / "problems" / f"{split}.jsonl", problem_rows(task, world, split))
-    _write_rows(directory / "warmup.jsonl", warmup_rows(task, world))
+    world = glyphs.make_world(task, seed=seed)
+    for split in _SPLITS:
+        _write_rows(directory / "problems" / f"{split}.jsonl", glyphs.problem_rows(task, world, split))
+    _write_rows(directory / "warmup.jsonl", glyphs.warmup_rows(task, world))
     write_base_model(directory / "base-model", task, seed=derive_seed("glyph model", seed) % 2**32)
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_puzzle(directory: Path, task: PuzzleTask, seed: int) -> None:
+    from stepladder.embedded.model import write_puzzle_model
+
+    for split in _SPLITS:
+        _write_rows(directory / "problems" / f"{split}.jsonl", puzzle.problem_rows(task, seed=seed, split=split))
+    _write_rows(directory / "warmup.jsonl", puzzle.warmup_rows(task, seed=seed))
+    write_puzzle_model(directory / "base-model", seed=derive_seed("puzzle model", seed) % 2**32)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+TASKS: dict[str, EmbeddedTask] = {
+    "puzzle": EmbeddedTask(
+        size=PuzzleTask,
+        write=_write_puzzle,
+        recipe=recipes.PUZZLE,
+        problems={"verifier": puzzle.VERIFIER},
+        format={"prompt_template": puzzle.PROMPT_TEMPLATE, "step_end": puzzle.STEP_END, "answer_pattern": puzzle.ANSWER_PATTERN},
+    ),
+    "glyphs": EmbeddedTask(
+        size=GlyphTask,
+        write=_write_glyphs,
+        recipe=recipes.GLYPHS,
+        problems={},
+        format={"prompt_template": glyphs.PROMPT_TEMPLATE, "step_end": glyphs.STEP_END, "answer_pattern": glyphs.ANSWER_PATTERN},
+    ),
+}
+"""The embedded tasks by name."""
+DEFAULT_TASK = "glyphs"

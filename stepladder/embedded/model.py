@@ -1,5 +1,7 @@
-"""The tokenizer of glyph programs, with one token per symbol, and the untrained transformer that learns to write them."""
+"""The tokenizers of the embedded tasks, with one token per symbol, and the untrained transformers that learn to write them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -7,18 +9,54 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stepladder.embedded.glyphs import ANSWER_MARK, FUNCTIONS, GlyphTask
+from stepladder.embedded.puzzle import FLIPS, GOAL
 from stepladder.lm.loading import silence_bars
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The size of a Llama; multi-head attention with equal numbers of heads."""
+
+    hidden_size: int
+    """Width of the body."""
+    num_layers: int
+    """Layers."""
+    num_heads: int
+    """Heads per layer."""
+    intermediate_size: int
+    """Width of the feed-forward layers."""
+
+
+MAX_POSITIONS = 512
+"""Context of the models in tokens; a glyph solution of ten steps needs about ninety, a puzzle's longest 230."""
+GLYPH_SHAPE = ModelShape(hidden_size=64, num_layers=4, num_heads=2, intermediate_size=192)
+PUZZLE_SHAPE = ModelShape(hidden_size=96, num_layers=2, num_heads=4, intermediate_size=256)
+
+
 def build_tokenizer(task: GlyphTask) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per digit, glyph, function and mark; decoding concatenates exactly."""
+    """Return the tokenizer of glyph programs: one token per digit, glyph, function and mark."""
     # A function's token includes its blanks, so that they cost nothing. A lone blank separates list and program in a question.
     symbols = ["\n", " ", ANSWER_MARK, *"0123456789", *task.glyphs, *(f" {name} " for name in FUNCTIONS)]
+    return symbol_tokenizer(symbols, pattern=rf" [a-z]+ |{ANSWER_MARK}|[\s\S]")
+
+
+def build_puzzle_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the puzzle: one token per digit and move, a move with its blank."""
+    return symbol_tokenizer(["\n", *GOAL, *(f"f{length} " for length in FLIPS)], pattern=r"f[0-9] |[\s\S]")
+
+
+def symbol_tokenizer(symbols: Sequence[str], *, pattern: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per symbol; decoding concatenates exactly.
+
+    Args:
+        symbols: The texts of the tokens.
+        pattern: Regular expression whose matches are the tokens of a text.
+    """
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *symbols])}
     core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf" [a-z]+ |{ANSWER_MARK}|[\s\S]"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, EOS, UNK)])
     return PreTrainedTokenizerFast(
@@ -31,19 +69,15 @@ def build_tokenizer(task: GlyphTask) -> PreTrainedTokenizerFast:
     )
 
 
-MAX_POSITIONS = 512
-"""Context of the model in tokens; a solution of ten steps needs about ninety."""
-
-
-def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, shape: ModelShape = GLYPH_SHAPE) -> LlamaForCausalLM:
     """Return an untrained Llama of about 0.2 million parameters, in float32 and in evaluation mode."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=192,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        intermediate_size=shape.intermediate_size,
         max_position_embeddings=MAX_POSITIONS,
         # Steps refer to symbols a few tokens back. Slow rotations would leave most of each head without position information.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
@@ -60,8 +94,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCau
 
 
 def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:
-    """Write the untrained model and its tokenizer in Hugging Face form."""
-    silence_bars()
+    """Write the untrained model of glyph programs and its tokenizer in Hugging Face form."""
     tokenizer = build_tokenizer(task)
-    build_model(tokenizer, seed=seed).save_pretrained(directory)
+    write_model(directory, build_model(tokenizer, seed=seed), tokenizer)
+
+
+def write_puzzle_model(directory: Path, *, seed: int) -> None:
+    """Write the untrained model of the puzzle and its tokenizer in Hugging Face form."""
+    tokenizer = build_puzzle_tokenizer()
+    write_model(directory, build_model(tokenizer, seed=seed, shape=PUZZLE_SHAPE), tokenizer)
+
+
+def write_model(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write a model and its tokenizer in Hugging Face form."""
+    silence_bars()
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -60,6 +60,7 @@ def load_problems(
     question_field: str = "question",
     answer_field: str = "answer",
     answer_pattern: str | None = None,
+    level_field: str | None = None,
     rule: AnswerRule | str | None = None,
     drop_unreadable: bool = False,
     subset: str | None = None,
@@ -77,6 +78,7 @@ def load_problems(
         answer_field: Field of the reference answer, a string or a number.
         answer_pattern: Regular expression with one group that reads the answer out of that field; its last match counts. None reads the
             last ``\boxed{}`` of a field that has one, and takes any other field unchanged.
+        level_field: Field of the problem's level, a string or a number; None gives none.
         rule: Grading rule under which some answer must be able to equal every reference answer; None checks nothing.
         drop_unreadable: Drop problems whose reference breaks this rule, and log their number and the first one's place and reason.
         subset: Configuration name of a Hugging Face data set; not for files.
@@ -97,9 +99,10 @@ def load_problems(
         problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
         _claim_id(problem.id, row.place, places)
         answer = _answer(row, answer_field, pattern=pattern, allow_unlabelled=allow_unlabelled)
+        level = None if level_field is None else _level(row, level_field)
         reason = unreadable_reason(answer, rule) if rule is not None and answer else None
         if reason is None:
-            problems.append(LabelledProblem(problem=problem, answer=answer))
+            problems.append(LabelledProblem(problem=problem, answer=answer, level=level))
         else:
             unreadable.append(f"{row.place}: no answer can equal the reference {_shown(answer)} under rule {str(rule)!r}: {reason}")
     if unreadable:
@@ -352,6 +355,11 @@ def _check_unicode(row: SourceRow, field: str, value: str) -> None:
         raise DataFormatError(
             f"{row.place}: field {field!r} must be valid Unicode: got a lone surrogate at character {error.start} -- correct the row"
         ) from None
+
+
+def _level(row: SourceRow, field: str) -> str:
+    value = row.fields.get(field)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(row, field)
 
 
 def _answer(row: SourceRow, field: str, *, pattern: re.Pattern[str] | None, allow_unlabelled: bool) -> str:

@@ -70,7 +70,10 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
         question_field=config.question_field,
         answer_field=config.answer_field,
         answer_pattern=config.answer_pattern,
+        level_field=config.level_field,
         rule=None if config.verifier else config.rule,
+        # A verifier of your own may need no reference answer.
+        allow_unlabelled=config.verifier is not None,
         drop_unreadable=config.unreadable == "drop",
         subset=config.subset,
         split=split,

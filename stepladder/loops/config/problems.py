@@ -44,10 +44,12 @@ class ProblemsConfig(Section):
     question_field: str = "question"
     """Field that holds the question."""
     answer_field: str = "answer"
-    """Field that holds the reference answer."""
+    """Field that holds the reference answer. With a ``verifier`` it may be missing."""
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``); None reads the last
     ``\boxed{}`` of a field that has one, and takes any other field unchanged."""
+    level_field: str | None = None
+    """Field that holds a problem's level, such as its difficulty or subject; figures are then also given by level. None has no levels."""
     subset: str | None = None
     """Configuration name of a Hugging Face data set (GSM8K: ``main``); None for files."""
     train_split: str = "train"

@@ -219,6 +219,17 @@ class RoundTraining:
 
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LevelCount:
+    """The training search on the problems of one level."""
+
+    problems: int
+    """Problems searched."""
+    solved: int
+    """Problems of these with a right solution."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchFigures:
     """The training search of a round."""
 
@@ -240,13 +251,16 @@ class SearchFigures:
     """Tokens that the backends forwarded; None if they were not recorded."""
     rollout_tokens: int = 0
     """Tokens sampled afterwards, for the PRM to learn from."""
+    levels: dict[str, LevelCount] = field(default_factory=dict)
+    """Problems by level, in the order of the levels; empty for problems without."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON; the tokens that the backends forwarded stand among the other counts."""
         plain = asdict(self)
-        del plain["token_use"], plain["rollout_tokens"]
+        del plain["token_use"], plain["rollout_tokens"], plain["levels"]
         use = {} if self.token_use is None else self.token_use.figures()
-        return {**plain, **use, "rollout_tokens": self.rollout_tokens}
+        levels = {level: asdict(count) for level, count in self.levels.items()}
+        return {**plain, **use, "rollout_tokens": self.rollout_tokens, **({"levels": levels} if levels else {})}
 
 
 @with_config(CLOSED)

@@ -124,6 +124,23 @@ class EqualTokenFigures:
 
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LevelFigures:
+    """Results on the problems of one level. A share that was not measured is None."""
+
+    problems: int
+    """Problems of the level."""
+    pass_at_1: float | None = None
+    """Share that one greedy solution solves, in [0, 1]."""
+    sampled_pass_at_1: float | None = None
+    """Mean share of right samples, in [0, 1]."""
+    pass_at_k: float | None = None
+    """Share that the pool of samples solves, in [0, 1]."""
+    search: float | None = None
+    """Share that the search answers rightly, in [0, 1]."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFigures:
     """Results on one split."""
 
@@ -139,6 +156,8 @@ class SplitFigures:
     """``prm_within_problem_auc`` of the best PRM so far on the same samples; None if it is the one measured, or there is none."""
     search: EqualTokenFigures | None = None
     """The search; None on a split that is not searched."""
+    levels: dict[str, LevelFigures] = field(default_factory=dict)
+    """Figures by level, in the order of the levels; empty for problems without."""
 
     def accuracy(self, method: AnswerMethod) -> Accuracy | None:
         """Return the accuracy of a method, or None if it was not measured."""
@@ -158,6 +177,7 @@ class SplitFigures:
             **asdict(self.pool),
             "best_prm_within_problem_auc": self.best_prm_within_problem_auc,
             **({} if self.search is None else self.search.to_dict()),
+            **({"levels": {level: asdict(figures) for level, figures in self.levels.items()}} if self.levels else {}),
         }
 
 

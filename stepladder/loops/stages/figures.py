@@ -4,8 +4,10 @@ Sampling methods are compared with the search at the same generated tokens, prob
 method gets the first ones whose tokens fit what the search spent on that problem (one at least).
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,20 +15,24 @@ from stepladder.data.metrics import answers as metrics
 from stepladder.data.metrics.answers import PoolSample
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, evaluation_shards, read_pools, read_solved
-from stepladder.loops.runs.results import SearchFigures
+from stepladder.loops.runs.results import LevelCount, SearchFigures
 from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
     Accuracy,
     AnswerMethod,
     EqualTokenFigures,
     EvaluationTokens,
+    LevelFigures,
     PoolFigures,
     SamplingFigures,
     SplitFigures,
 )
 from stepladder.loops.runs.token_use import TokenUse, use_path
+from stepladder.types import LabelledProblem
 
 _NUM_BUDGETS = 10
+
+ValueT = TypeVar("ValueT")
 
 _Rule = Callable[[Sequence[PoolSample]], bool | None]
 _SAMPLING_RULES: dict[AnswerMethod, _Rule] = {
@@ -36,8 +42,18 @@ _SAMPLING_RULES: dict[AnswerMethod, _Rule] = {
 }
 
 
-def search_figures(shards: Sequence[Path]) -> SearchFigures:
-    """Return the counts of a training search: problems, solved, tokens, nodes, failed steps, and the savings of the caches."""
+def levels_of(problems: Sequence[LabelledProblem]) -> dict[str, str]:
+    """Return the level of every problem that has one, by its id."""
+    return {labelled.problem.id: labelled.level for labelled in problems if labelled.level is not None}
+
+
+def search_figures(shards: Sequence[Path], levels: Mapping[str, str] | None = None) -> SearchFigures:
+    """Return the counts of a training search: problems, solved, tokens, nodes, failed steps, and the savings of the caches.
+
+    Args:
+        shards: Files of trees.
+        levels: Level of every problem by its id; None has no levels.
+    """
     trees = [tree for path in shards for tree in read_trees(path)]
     uses = [use_path(shard) for shard in shards]
     return SearchFigures(
@@ -49,11 +65,35 @@ def search_figures(shards: Sequence[Path]) -> SearchFigures:
         scored_tokens=sum(tree.scored_tokens for tree in trees),
         failed_steps=sum(tree.stop_reasons.count("error") for tree in trees),
         token_use=TokenUse.sum([TokenUse.load(path) for path in uses]) if all(path.exists() for path in uses) else None,
+        levels={
+            level: LevelCount(problems=len(solved), solved=sum(solved))
+            for level, solved in _by_level({tree.problem_id: 1.0 in tree.outcomes for tree in trees}, levels or {}).items()
+        },
     )
 
 
-def split_figures(folder: Path) -> SplitFigures:
+def _by_level(values: Mapping[str, ValueT], levels: Mapping[str, str]) -> dict[str, list[ValueT]]:
+    """Return the values of problems by level. Levels that are all numbers are in their order, others in that of the alphabet."""
+    found: dict[str, list[ValueT]] = {}
+    for problem_id, value in values.items():
+        if problem_id in levels:
+            found.setdefault(levels[problem_id], []).append(value)
+    return {level: found[level] for level in sorted(found, key=_level_order)}
+
+
+def _level_order(level: str) -> tuple[float, str]:
+    try:
+        return float(level), level
+    except ValueError:
+        return math.inf, level
+
+
+def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> SplitFigures:
     """Return the figures of one split from its evaluation folder. A figure without an evaluation is None.
+
+    Args:
+        folder: The folder.
+        levels: Level of every problem by its id; None has no levels.
 
     Raises:
         CheckpointError: If a file is not one that an evaluation wrote.
@@ -66,7 +106,29 @@ def split_figures(folder: Path) -> SplitFigures:
         pool=_pool_figures(samples) if samples else PoolFigures(),
         best_prm_within_problem_auc=folder_auc(folder / "samples-best-prm"),
         search=_equal_token_figures(search, samples) if search else None,
+        levels=_level_figures(greedy, search, samples, levels or {}),
     )
+
+
+def _level_figures(
+    greedy: Sequence[SolvedRow], search: Sequence[SolvedRow], samples: Sequence[PoolRow], levels: Mapping[str, str]
+) -> dict[str, LevelFigures]:
+    solved = [_by_level({row.problem_id: float(row.correct) for row in rows}, levels) for rows in (greedy, search)]
+    shares = _by_level({row.problem_id: sum(sample.correct for sample in row.samples) / len(row.samples) for row in samples}, levels)
+    return {
+        level: LevelFigures(
+            problems=len(right),
+            pass_at_1=_mean(right),
+            search=_mean(solved[1].get(level)),
+            sampled_pass_at_1=_mean(shares.get(level)),
+            pass_at_k=_mean([float(share > 0) for share in shares.get(level, [])]),
+        )
+        for level, right in solved[0].items()
+    }
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def folder_auc(folder: Path) -> float | None:

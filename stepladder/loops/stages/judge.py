@@ -5,7 +5,7 @@ from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
 from stepladder.loops.stages.failures import failure_figures
-from stepladder.loops.stages.figures import folder_auc, split_figures
+from stepladder.loops.stages.figures import folder_auc, levels_of, split_figures
 from stepladder.loops.stages.gate import GateDecision, KeptPRM, fails, fall_back, gate_policy, gate_prm
 
 
@@ -34,7 +34,9 @@ def judge(
     policy = context.newest_policy(number, best.policy)
     prm = number if run.prm(number).exists() else best.prm
     evaluate(context, number, policy=policy, prm=prm, best_prm=best.prm)
-    held_out, test = (split_figures(evaluation_folder(context, number, split)) for split in ("held_out", "test"))
+    held_out, test = (
+        split_figures(evaluation_folder(context, number, split), levels_of(context.problems[split])) for split in ("held_out", "test")
+    )
     policy_gate = _policy_decision(context, number, policy, best.policy, held_out)
     prm_gate = _prm_decision(context, prm, best.prm, held_out, training)
     kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)

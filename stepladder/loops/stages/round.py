@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from stepladder.loops.runs.results import RoundRow, RoundTraining
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.figures import search_figures
+from stepladder.loops.stages.figures import levels_of, search_figures
 from stepladder.loops.stages.judge import judge
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
@@ -37,7 +37,7 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     roll_out(context, number)
     estimated_tokens = estimate(context, number, best.policy)
     prm = train_prm(context, number, best)
-    found = search_figures(context.run.shards(TREES.name, rounds=[number]))
+    found = search_figures(context.run.shards(TREES.name, rounds=[number]), levels_of(context.problems["train"]))
     rolled_out = search_figures(context.run.shards(ROLLOUTS.name, rounds=[number]))
     return judge(
         context,

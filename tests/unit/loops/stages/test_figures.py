@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stepladder.errors import CheckpointError
-from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, SplitFigures
+from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, LevelFigures, SplitFigures
 from stepladder.loops.stages.figures import split_figures
 
 
@@ -106,3 +106,15 @@ def test_foreign_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "greedy" / "shard-0000.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"shard-0000\.json"):
         split_figures(tmp_path)
+
+
+def test_figures_by_level(folder: Path) -> None:
+    """Problems are grouped by level, levels that are numbers in their order; what has no level is in no group."""
+    assert split_figures(folder).levels == {}
+    figures = split_figures(folder, {"a": "10", "b": "9"})
+    assert figures.levels == {
+        "9": LevelFigures(problems=1, pass_at_1=0.0, search=1.0, sampled_pass_at_1=0.25, pass_at_k=1.0),
+        "10": LevelFigures(problems=1, pass_at_1=1.0, search=1.0, sampled_pass_at_1=0.5, pass_at_k=1.0),
+    }
+    assert list(figures.levels) == ["9", "10"]
+    assert list(split_figures(folder, {"a": "hard", "b": "easy", "c": "easy"}).levels) == ["easy", "hard"]
