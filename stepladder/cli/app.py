@@ -60,6 +60,7 @@ def evolve(
     task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `glyphs` (the default) or `puzzle`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
+    stop_after: Annotated[int | None, typer.Option(min=0, help="Stop after this round; the same command without it goes on.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -92,10 +93,10 @@ def evolve(
         with locked(root / LOCK_FILE, place=root):
             if config is None:
                 embedded.prepare(root / "start", seed=resolved.run.seed, task=size)
-            _evolve(resolved, root)
+            _evolve(resolved, root, stop_after)
 
 
-def _evolve(config: Any, root: Path) -> None:
+def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
     from stepladder.commands.evolve import evolve as run_rounds
     from stepladder.loops.runs.progress import ProgressDisplay
     from stepladder.report.page import write_report
@@ -104,7 +105,7 @@ def _evolve(config: Any, root: Path) -> None:
     display = ProgressDisplay()
     table = RoundTable(display.console)
     try:
-        run = run_rounds(config, root, display=display, on_round=table.add)
+        run = run_rounds(config, root, display=display, on_round=table.add, stop_after=stop_after)
     except KeyboardInterrupt as stop:
         echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
         raise stopped(stop) from None

@@ -11,13 +11,14 @@ from typing import Any
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
-from stepladder.errors import CheckpointError, DataFormatError
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
-from stepladder.loops.assembly.checks import check_backends, check_labels, check_model, check_prm, check_searches, check_training
+from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
 from stepladder.loops.assembly.problems import build_problems, check_verifier
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.runs.directory import RunDir, load_run, open_run
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.progress import ProgressDisplay
@@ -25,10 +26,18 @@ from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round import run_round
+from stepladder.loops.stages.round_settings import stops_early
 from stepladder.types import LabelledProblem
 
 
-def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[RoundRow], None]) -> RunDir:
+def evolve(
+    config: Config,
+    root: Path,
+    *,
+    display: ProgressDisplay,
+    on_round: Callable[[RoundRow], None],
+    stop_after: int | None = None,
+) -> RunDir:
     """Run the rounds that are missing in a run directory.
 
     Args:
@@ -36,6 +45,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         root: Run directory, created if it does not exist.
         display: Shows progress.
         on_round: Called with the figures of every finished round, those found on disk included.
+        stop_after: Last round of this call; a later call goes on. None is the last of the run.
 
     Raises:
         ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
@@ -45,6 +55,7 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
     problems = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
     config = with_date(config, config.policy.model, earlier=earlier)
+    _check_start_models(config)
     run = open_run(root, config)
     remove_temporaries(root)
     _check_imported(run, config)
@@ -52,18 +63,29 @@ def evolve(config: Config, root: Path, *, display: ProgressDisplay, on_round: Ca
         _check_imported_rows(run, config)
     for row in run.rows():
         on_round(row)
-    if len(run.rows()) > config.run.rounds:
+    last = config.run.rounds if stop_after is None else min(stop_after, config.run.rounds)
+    if _is_over(run, config, last, display):
         return run
     guard = InputGuard(config, run.inputs(), place=root)
     run.log_event("start", rounds=config.run.rounds, workers=num_workers(config))
     with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
         context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display, guard=guard)
-        while (number := len(run.rows())) <= config.run.rounds:
+        while not _is_over(run, config, last, display):
             begin = time.monotonic()
-            row = replace(run_round(context, number), seconds=round(time.monotonic() - begin, 1))
+            row = replace(run_round(context, len(run.rows())), seconds=round(time.monotonic() - begin, 1))
             run.finish_round(row)
             on_round(row)
     return run
+
+
+def _is_over(run: RunDir, config: Config, last: int, display: ProgressDisplay) -> bool:
+    """Say whether a run has all its rounds, or ends early, which is shown."""
+    rows = run.rows()
+    if len(rows) > last:
+        return True
+    if (reason := stops_early(rows, config.rules.early_stop)) is not None:
+        display.say(reason)
+    return reason is not None
 
 
 def check_settings(config: Config, *, prepared: bool = True) -> None:
@@ -76,12 +98,8 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     Raises:
         ConfigError, DataFormatError, CheckpointError: If settings, models or problems cannot be used.
     """
-    check_searches(config)
-    check_labels(config)
     check_verifier(config.problems)
-    check_prm(config.prm)
-    check_backends(config, trains=True)
-    check_training(config)
+    check_rounds(config)
     step_format(config)
     if prepared:
         _load_inputs(config)
@@ -93,6 +111,17 @@ def _load_inputs(config: Config) -> dict[str, list[LabelledProblem]]:
     if config.warmup.solutions is not None:
         load_seed_solutions(config.warmup.solutions)
     return build_problems(config.problems, seed=config.run.seed)
+
+
+def _check_start_models(config: Config) -> None:
+    """Refuse a policy to start from that has another tokenizer now, not after a search."""
+    settings = [config, *(round_config(config, number) for number in distinct_rounds(config))]
+    for model in {each.start_model for each in settings if each.start_model is not None}:
+        if build_renderer(config, model).hash != build_renderer(config, config.policy.model).hash:
+            raise ConfigError(
+                f"start_model: must have the tokenizer of policy.model, because rows hold its tokens: that of {model!r} differs -- start "
+                "from a model of the same family"
+            )
 
 
 def _check_imported(run: RunDir, config: Config) -> None:

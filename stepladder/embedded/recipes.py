@@ -11,7 +11,7 @@ GLYPHS: dict[str, Any] = {
     "labels": {"traces_per_problem": 1, "rollouts": False},
     "preference": {"learning_rate": 2e-5, "batch_size": 64, "epochs": 1.0, "loss": {"type": "dpo", "sft_weight": 1.0}},
     "prm": {
-        "start": "last",
+        "start": "best",
         "rollouts": 12,
         "mixed_only": True,
         "supervise": "every-token",
@@ -34,7 +34,7 @@ PUZZLE: dict[str, Any] = {
     "labels": {"traces_per_problem": 2},
     "preference": {"enabled": False},
     "prm": {
-        "start": "last",
+        "start": "best",
         "rollouts": 4,
         "supervise": "every-token",
         "train": {"learning_rate": 1e-3, "batch_size": 64, "epochs": 100.0, "max_updates": 100, "weight_decay": 0.01},

@@ -50,6 +50,7 @@ def select_traces(
     *,
     per_problem: int = 2,
     min_value: float = 0.0,
+    min_reward: float | None = None,
     by: TraceOrder | str = TraceOrder.VALUE,
 ) -> Selection[Trace]:
     """Return the best right solutions of every problem: by mean value along the path, then by its smallest value, or in another order.
@@ -61,9 +62,10 @@ def select_traces(
         records: Searched trees with outcomes.
         per_problem: Solutions kept per problem, >= 1; they differ in their tokens.
         min_value: Smallest value that every step with a value must have, in [0, 1]; 0 keeps all.
+        min_reward: Keep only solutions whose ``solution_reward`` is larger; None keeps all.
         by: Order in which solutions are preferred.
 
-    Dropped by reason: ``no value``, ``failed step``, ``below value``, ``same tokens``, ``over problem cap``.
+    Dropped by reason: ``no value``, ``failed step``, ``below value``, ``below reward``, ``same tokens``, ``over problem cap``.
 
     Source: Guan et al. 2025, "rStar-Math": the two right trajectories of highest mean value, then of highest smallest value. The threshold
         is that of Zhang et al. 2024, "ReST-MCTS*", who take right trajectories with values of at least 0.2. By ``score``: Yang et al.
@@ -74,6 +76,10 @@ def select_traces(
     right = [solution for tree in judge_trees(records) for solution in find_solutions(tree, right=True, dropped=dropped)]
     valued = [solution for solution in right if solution.least >= min_value]
     dropped["below value"] += len(right) - len(valued)
+    if min_reward is not None:
+        rewarded = [each for each in valued if solution_reward([each.tree.record.scores[node] for node in each.path]) > min_reward]
+        dropped["below reward"] += len(valued) - len(rewarded)
+        valued = rewarded
     return best_of_sides(
         [[Ranked(rank=_RANKS[TraceOrder(by)](solution), row=_trace(solution)) for solution in valued]], considered, dropped, per_problem
     )
@@ -101,6 +107,19 @@ _RANKS: dict[TraceOrder, Callable[[Solution], tuple[float, ...]]] = {
     TraceOrder.RANDOM: _random_rank,
 }
 """Rank of a solution in every order; the highest comes first."""
+
+
+def solution_reward(scores: Sequence[float | None], *, right: bool = True) -> float:
+    """Return the reward of a solution: 1 if it is right, plus a fifth of the smallest PRM score of its steps.
+
+    Args:
+        scores: The scores of its steps; None for an unscored one. Without any score, the PRM adds nothing.
+        right: Whether its answer is right.
+
+    Source: Zeng et al. 2024, "B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Reasoners", and its code.
+    """
+    known = [score for score in scores if score is not None]
+    return float(right) + (min(known) / 5 if known else 0.0)
 
 
 def revision_traces(

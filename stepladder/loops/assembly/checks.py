@@ -11,9 +11,50 @@ from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.search import CodeCheck
 from stepladder.loops.config.training import PRMConfig
 from stepladder.loops.runs.workers import gpu_names
+from stepladder.mcts.methods import resolve_method
+
+
+def check_rounds(config: Config) -> None:
+    """Check the settings of a run, and those of every round with settings of its own; errors as for the other checks."""
+    _check(config)
+    for number in distinct_rounds(config):
+        try:
+            _check(round_config(config, number))
+        except ConfigError as error:
+            raise ConfigError(f"round {number}: {error}") from None
+
+
+def _check(config: Config) -> None:
+    check_searches(config)
+    check_labels(config)
+    check_prm(config.prm)
+    check_start(config)
+    check_backends(config, trains=True)
+    check_training(config)
+    if config.rules.balance is not None:
+        check_balance(config)
+
+
+def check_balance(config: Config) -> None:
+    """Check that the search takes the temperature that the balance rule sets.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    try:
+        resolve_method(config.search.method, **{**config.search.options, "temperature": config.rules.balance.temperatures.low})  # pyright: ignore[reportOptionalMemberAccess]
+    except ConfigError as error:
+        raise ConfigError(f"rules.balance: sets search.options.temperature, which the method must take: {error}") from None
+
+
+def check_start(config: Config) -> None:
+    """Check that a policy to start from exists if it is a path; errors as for ``check_prm``."""
+    if config.start_model is not None:
+        _is_directory("start_model", config.start_model)
 
 
 def check_searches(config: Config) -> None:

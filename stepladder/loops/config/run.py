@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stepladder.errors import check
 from stepladder.lm.settings import StageSettings
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
+from stepladder.loops.config.rules import RulesConfig
 from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
 from stepladder.loops.config.section import Section
 from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainingConfig, WarmupConfig
 
-PATH_KEYS = (
+PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("problems", "train"),
     ("problems", "held_out"),
     ("problems", "test"),
@@ -22,6 +24,7 @@ PATH_KEYS = (
     ("prm", "reference"),
     ("warmup", "solutions"),
     ("training", "accelerate_config"),
+    ("start_model",),
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
 
@@ -66,14 +69,30 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     sft: StageSettings = StageSettings()
     preference: PreferenceConfig = PreferenceConfig()
-    start_from: Literal["best", "base"] = "best"
-    """Each round trains the best policy so far, or the warmed-up one on all data (rStar-Math)."""
+    start_from: Literal["best", "base", "last", "model"] = "best"
+    """The policy that each round trains: the best one so far, the warmed-up one (rStar-Math), the one trained last, accepted or not, or
+    ``start_model``. Searches always use the best one."""
+    start_model: str | None = None
+    """Directory or hub id of the policy for ``start_from = "model"``; its tokenizer must be that of ``policy.model``."""
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    rules: RulesConfig = RulesConfig()
+    rounds: tuple[dict[str, Any], ...] = ()
+    """Tables with settings of single rounds: ``round`` is a number, ``"2-3"`` or ``"3-"``; the other keys are sections. See
+    docs/rounds.md."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        check(
+            (self.start_from == "model") == (self.start_model is not None),
+            f"start_from 'model' and start_model go together: got start_from {self.start_from!r} and start_model {self.start_model!r}",
+        )
+        return self
 
     def hash(self) -> str:
         """Return 16 hexadecimal digits that identify the run's results: a hash of every setting except paths and speed."""
         plain = without_keys(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
+        plain["rounds"] = [without_keys(table, PATH_KEYS) for table in plain["rounds"]]
         return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def differences(self, other: "Config") -> list[str]:

@@ -158,6 +158,9 @@ class LabelsConfig(Section):
     """Which of them come first: those of best ``value`` or PRM ``score``, the ``shortest``, or any at ``random``."""
     min_trace_value: float = Field(default=0.0, ge=0, le=1)
     """Smallest value that every step of such a solution must have, in [0, 1]."""
+    min_trace_reward: float | None = None
+    """Keep only such solutions with a larger reward: 1, plus a fifth of the smallest PRM score of their steps (B-STaR). Unscored steps do
+    not count; None keeps all."""
     revisions: int = Field(default=0, ge=0)
     """Revision traces per problem for SFT: a mistake as context, then the right way on."""
     revision_of: Literal["step", "solution"] = "step"

@@ -155,14 +155,15 @@ class PRMConfig(Section):
     """The process reward model."""
 
     enabled: bool = True
-    """Without it, only outcomes guide the search, and majority chooses the answers."""
+    """Without it, only outcomes guide the search, and majority chooses the answers. In a single round, earlier PRMs are kept."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """Scorer of steps: the embedded engine, or vLLM in process with the settings under ``policy.vllm``."""
     model: str | None = None
     """Directory or hub id of a PRM to start from, or to keep; None starts from the policy with a new head."""
-    start: Literal["policy", "last", "fixed"] = "policy"
-    """Each round trains from the round's new policy with a new head, or from the last PRM; ``fixed`` trains none: ``model``, of any family,
-    guides all rounds."""
+    start: Literal["policy", "base", "best", "last", "fixed"] = "policy"
+    """Model that each round's PRM is trained from: the round's new policy or the warmed-up one, with a new head; or the best PRM so far, or
+    the one trained last, accepted or not. Where there is no PRM yet, and for ``policy`` and ``base``, ``model`` goes first if it is given.
+    ``fixed`` trains none: ``model``, of any family, guides the search."""
     spec: str | None = None
     """How to read PRMs whose directories do not contain their spec: a name of ``prm specs``, or a ``.json`` file."""
     reference: str | None = None
@@ -202,8 +203,8 @@ class PRMConfig(Section):
             f"loss {loss!r} learns from whole solutions: got target {target!r}, expected 'outcome'",
         )
         check(
-            not implicit or (self.start == "policy" and self.model is None),
-            f"loss {loss!r} measures against the policy it starts from: got start {self.start!r}, expected 'policy'",
+            not implicit or (self.start in ("policy", "base") and self.model is None),
+            f"loss {loss!r} measures against the policy it starts from: got start {self.start!r}, expected 'policy' or 'base'",
         )
         check(
             self.supervise == "step-end" or not (implicit or compares),

@@ -9,6 +9,7 @@
       rounds/000/ ... 00N/
         models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
         trees|traces|pairs|graded|values/shard-0000.parquet
+        settings.json                settings of its own, from [[rounds]] and [rules]
         labels.json                  rows kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished
@@ -22,6 +23,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +33,9 @@ from stepladder import __version__
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text, read_json, read_json_object, reading
 from stepladder.loops.config.load import load_config
-from stepladder.loops.config.run import PATH_KEYS, Config
+from stepladder.loops.config.paths import map_paths
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.schedule import given_prm
 from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.trained_models import check_trained
@@ -78,7 +82,7 @@ class RunDir:
     def prm_source(self, version: int, config: Config) -> str:
         """Return the directory of a PRM version: its round's, or the given model for version 0. Errors are those of ``policy_source``."""
         if not version:
-            return str(config.prm.model)
+            return str(given_prm(config))
         check_trained(self.prm(version))
         return str(self.prm(version))
 
@@ -128,6 +132,19 @@ class RunDir:
         while (row := self.row(len(rows))) is not None:
             rows.append(row)
         return rows
+
+    def round_settings(self, number: int) -> Path:
+        """Return the JSON file of a round's own settings, which exists if a schedule or a rule changes any."""
+        return self.round(number) / "settings.json"
+
+    def newest(self, model: Callable[[int], Path], number: int) -> int | None:
+        """Return the newest round before ``number`` that trained a model, accepted or not; None without any.
+
+        Args:
+            model: ``policy`` or ``prm``.
+            number: The round.
+        """
+        return next((earlier for earlier in range(number - 1, -1, -1) if model(earlier).exists()), None)
 
     def finish_round(self, row: RoundRow) -> None:
         """Write a round's figures, which finishes it, and bring metrics.jsonl up to date."""
@@ -246,12 +263,7 @@ def software() -> Software:
 
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Exchange the start of the paths that lie inside the run directory, so that a run can be moved."""
-    for section, key in PATH_KEYS:
-        # A run of an earlier version does not have every setting.
-        value = plain.get(section, {}).get(key)
-        if isinstance(value, str) and value.startswith(old):
-            plain[section][key] = new + value[len(old) :]
-    return plain
+    return map_paths(plain, lambda value: new + value[len(old) :] if value.startswith(old) else value)
 
 
 def _check_same(run: RunDir, config: Config) -> None:

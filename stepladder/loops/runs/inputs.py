@@ -5,16 +5,17 @@ from pathlib import Path
 from stepladder.digests import current_digest, file_stats
 from stepladder.errors import CheckpointError
 from stepladder.files import reading
-from stepladder.loops.config.run import PATH_KEYS, Config
+from stepladder.loops.config.paths import named_paths
+from stepladder.loops.config.run import Config
 
-_FREE = {("training", "accelerate_config")}
+_FREE = {"training.accelerate_config"}
 """Paths of settings that may change when a run is continued."""
 
 
 def input_paths(config: Config) -> dict[str, Path]:
     """Return the problem files, solved examples and given models that lie on this machine, by the names of their settings."""
-    named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PATH_KEYS if (section, key) not in _FREE}
-    return {name: Path(value) for name, value in named.items() if value is not None and Path(value).exists()}
+    named = named_paths(config.model_dump(mode="json"))
+    return {name: Path(value) for name, value in named.items() if name not in _FREE and Path(value).exists()}
 
 
 def input_digests(config: Config) -> dict[str, str]:

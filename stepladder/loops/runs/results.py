@@ -313,6 +313,8 @@ class RoundRow:
     """Reason for a policy without training rows, and advice; None if it had rows."""
     failures: FailureFigures | None = None
     """Failed samples; None if none failed."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from those of the run, by name."""
     seconds: float | None = None
     """Wall-clock time of the last call that worked on the round."""
     schema_version: int = ROUND_SCHEMA_VERSION
@@ -345,6 +347,7 @@ class RoundRow:
             "training": self.training.to_dict(self.round),
             **({} if self.nothing_learned is None else {"nothing_learned": self.nothing_learned}),
             **({} if self.failures is None else asdict(self.failures)),
+            **({"settings": self.settings} if self.settings else {}),
             "seconds": self.seconds,
         }
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -72,7 +72,7 @@ class RoundContext:
     """Common parts of all rounds of a run."""
 
     config: Config
-    """The resolved configuration."""
+    """The settings of the round."""
     run: RunDir
     """The run directory."""
     problems: dict[str, list[LabelledProblem]]
@@ -83,18 +83,34 @@ class RoundContext:
     """Where progress is shown."""
     guard: InputGuard | None = None
     """Stops the run before a stage when an input has changed; None where nothing watches them."""
+    unscheduled: Config | None = None
+    """The settings of the run, in a round that has settings of its own; None elsewhere."""
+
+    @property
+    def run_config(self) -> Config:
+        """The settings of the run."""
+        return self.unscheduled or self.config
+
+    @property
+    def evaluation_config(self) -> Config:
+        """The settings with which every round is measured: its own PRM, the limits of the run."""
+        return self.config.model_copy(update={"search": self.run_config.search})
+
+    def in_round(self, settings: Config) -> "RoundContext":
+        """Return the run in a round with settings of its own."""
+        return replace(self, config=settings, unscheduled=self.run_config)
 
     def models(self, number: int, policy_version: int, prm_version: int | None) -> Models:
         """Return the models of a job with their provenance."""
         return Models(
-            policy=self.run.policy_source(policy_version, self.config),
-            prm=None if prm_version is None else self.run.prm_source(prm_version, self.config),
+            policy=self.run.policy_source(policy_version, self.run_config),
+            prm=None if prm_version is None else self.run.prm_source(prm_version, self.run_config),
             provenance=Provenance(
                 round=number,
                 policy_version=policy_version,
                 scorer_version=prm_version,
                 seed=self.config.run.seed,
-                config_hash=self.config.hash(),
+                config_hash=self.run_config.hash(),
                 renderer_hash="",
             ),
         )

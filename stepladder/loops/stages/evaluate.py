@@ -78,7 +78,9 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
                 continue
             totals[stage] = totals.get(stage, 0) + len(problems)
             models = context.models(number, policy, scorer)
-            tasks.append(Task.of(evaluate_shard, config=context.config, models=models, problems=problems, kind=kind, out=out, stage=stage))
+            tasks.append(
+                Task.of(evaluate_shard, config=context.evaluation_config, models=models, problems=problems, kind=kind, out=out, stage=stage)
+            )
     context.work(tasks, totals)
     return context.check_samples(outs, f"round {number}: evaluate")
 

@@ -25,7 +25,7 @@ def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | 
     if not method.samples_solutions:
         return known_within(result.anytime, max_tokens)
     tally, spent = AnswerTally(method.answer_rule, key_of), 0
-    for path in _draws(tree):
+    for path in draws_of(tree):
         spent += sum(len(tree.token_ids[step]) for step in path)
         if spent > max_tokens:
             break
@@ -57,13 +57,13 @@ def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -
 
 def pool_row(result: SearchResult, verifier: OpenVerifier, config: Config) -> PoolRow:
     """Return the graded row of independent samples, in the order in which they were drawn."""
-    tree, draws = result.tree, _draws(result.tree)
+    tree, draws = result.tree, draws_of(result.tree)
     verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
     samples = tuple(_sample(tree, path, verdict.correct, verifier, config) for path, verdict in zip(draws, verdicts, strict=True))
     return PoolRow(problem_id=result.problem_id, samples=samples)
 
 
-def _draws(tree: TreeRecord) -> list[list[int]]:
+def draws_of(tree: TreeRecord) -> list[list[int]]:
     """Return the nodes of every solution of a sampled tree, root left out, in the order in which they were drawn.
 
     Every draw has a last node of its own, and nodes are numbered in the order of the draws.

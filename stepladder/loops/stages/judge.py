@@ -1,6 +1,7 @@
 """Measure a round's models, decide on held-out problems which ones are best now, and put the round's figures together."""
 
 from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
+from stepladder.loops.runs.round_settings import NO_SETTINGS, RoundSettings
 from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
@@ -18,6 +19,7 @@ def judge(
     search: SearchFigures | None = None,
     labels: LabelCounts | None = None,
     nothing_learned: str | None = None,
+    own: RoundSettings = NO_SETTINGS,
 ) -> RoundRow:
     """Evaluate the round's models, pass them through the gates, and return the round's figures.
 
@@ -29,6 +31,7 @@ def judge(
         search: Its training search; None in round 0.
         labels: Its training rows; None in round 0.
         nothing_learned: Reason for a policy without training rows; None if it had rows.
+        own: Settings of the round.
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)
@@ -53,12 +56,13 @@ def judge(
         scorer_version=prm,
         held_out=held_out,
         test=test,
-        generated_tokens=searched + held_out.tokens.together + test.tokens.together,
+        generated_tokens=searched + own.probe_tokens + held_out.tokens.together + test.tokens.together,
         search=search,
         labels=labels,
         training=training,
         nothing_learned=nothing_learned,
         failures=failure_figures(run.round(number)),
+        settings=own.settings,
     )
 
 

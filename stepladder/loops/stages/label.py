@@ -6,7 +6,6 @@ from pathlib import Path
 
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
@@ -25,8 +24,8 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
                 trees=run.shard(number, TREES.name, index),
                 earlier=tuple(run.shard(earlier, TREES.name, index) for earlier in range(1, number)),
                 rollouts=tuple(path for path in rolled_out if path.exists()),
-                policy=run.policy_source(best.policy, config),
-                earlier_prm=earlier_prm(run, config, number, best.prm),
+                policy=run.policy_source(best.policy, context.run_config),
+                earlier_prm=earlier_prm(context, number, best.prm),
             )
             out = {kind.name: run.shard(number, kind.name, index) for kind in _LABELLED}
             tasks.append(Task.of(label_shard, config=config, sources=sources, out=out))
@@ -37,14 +36,15 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
 
 def label_imported(context: RoundContext, policy_version: int) -> None:
     """Turn imported trees into training rows in the same folder, with the counts of each data set."""
-    policy = context.run.policy_source(policy_version, context.config)
+    config = context.run_config
+    policy = context.run.policy_source(policy_version, config)
     for folder in sorted({path.parent.parent for path in context.run.imported(TREES.name)}):
         if (folder / "labels.json").exists():
             continue
         tasks = [
             Task.of(
                 label_shard,
-                config=context.config,
+                config=config,
                 sources=LabelSources(trees=trees, policy=policy),
                 out={kind.name: folder / kind.name / trees.name for kind in _LABELLED},
             )
@@ -76,13 +76,13 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
     return rows.counts()
 
 
-def earlier_prm(run: RunDir, config: Config, number: int, prm_version: int | None) -> str | None:
+def earlier_prm(context: RoundContext, number: int, prm_version: int | None) -> str | None:
     """Return the best PRM before the one that guided a round's search; None without one, or if no setting needs it."""
-    if not config.preference.reads_agreement:
+    if not context.config.preference.reads_agreement:
         return None
-    best = [row.best_prm for row in run.rows()[:number]]
+    best = [row.best_prm for row in context.run.rows()[:number]]
     earlier = [version for version in best if version not in (None, prm_version)]
-    return run.prm_source(earlier[-1], config) if earlier else None
+    return context.run.prm_source(earlier[-1], context.run_config) if earlier else None
 
 
 def _write_counts(path: Path, shards: Sequence[LabelCounts]) -> None:

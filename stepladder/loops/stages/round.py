@@ -15,19 +15,23 @@ from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
 from stepladder.loops.stages.rollouts import estimate, roll_out
+from stepladder.loops.stages.round_settings import with_round_settings
 from stepladder.loops.stages.search import search
 from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
 from stepladder.loops.stages.train_prm import train_prm
 
 
 def run_round(context: RoundContext, number: int) -> RoundRow:
-    """Run the missing parts of a round and return its figures, without ``seconds``."""
+    """Run the missing parts of a round with its own settings, and return its figures, without ``seconds``."""
     if number == 0:
         given = 0 if context.config.prm.enabled and context.config.prm.start == "fixed" else None
         return judge(context, 0, BestModels(policy=0, prm=given), training=RoundTraining(policy=warm_up(context)))
     before = context.run.row(number - 1)
     assert before is not None, "rounds run in order"
     best = BestModels(policy=before.best_policy, prm=before.best_prm)
+    context, own = with_round_settings(context, number, best)
+    if context.config.prm.enabled and context.config.prm.start == "fixed":
+        best = replace(best, prm=0)
     search(context, number, best)
     labels = label(context, number, best)
     label_imported(context, best.policy)
@@ -47,4 +51,5 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         search=replace(found, rollout_tokens=rolled_out.generated_tokens + estimated_tokens),
         labels=labels,
         nothing_learned=nothing_learned,
+        own=own,
     )

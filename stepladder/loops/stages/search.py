@@ -20,7 +20,8 @@ from stepladder.types import Budget, Failures, LabelledProblem
 
 def search(context: RoundContext, number: int, best: BestModels) -> None:
     """Search the shards of training problems whose trees are missing."""
-    models, stage, missing = context.models(number, best.policy, best.prm), f"round {number}: search", context.missing(number, TREES)
+    prm = best.prm if context.config.prm.enabled else None
+    models, stage, missing = context.models(number, best.policy, prm), f"round {number}: search", context.missing(number, TREES)
     tasks = [
         Task.of(search_shard, config=context.config, models=models, problems=shard.problems, out=shard.out, stage=stage)
         for shard in missing

@@ -90,7 +90,7 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
     traces, preferences = _shards(context, number, TRACES), _shards(context, number, preference_kind(config))
     learns_traces, learns_preferences = has_rows(traces), has_rows(preferences)
     out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
-    start = run.policy_source(best_policy if config.start_from == "best" else 0, config)
+    start = _start(context, number, best_policy)
     # Between the two trainings the model has a place of its own, with a summary of its own: a stop loses neither.
     between = out.with_name("sft") if learns_preferences else out
 
@@ -106,7 +106,7 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
             sft = finished_training(between.with_suffix(".json"), [between], train=train_on_traces, read=TrainingSummary.from_dict)
             check_trained(between)
             begun = str(between)
-        base, shown = run.policy_source(0, config), f"{stage} preferences"
+        base, shown = run.policy_source(0, context.run_config), f"{stage} preferences"
         task = Task.of(train_on_preferences, config=config, start=begun, base=base, rows=preferences, out=out, seed=seed, stage=shown)
         return PolicyTraining(sft=sft, preference=context.train([task], {shown: None})[0])
 
@@ -119,6 +119,15 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
     out.with_name("sft.json").unlink(missing_ok=True)
     digest_file(out.with_name("sft")).unlink(missing_ok=True)
     return trained
+
+
+def _start(context: RoundContext, number: int, best_policy: int) -> str:
+    """Return the policy that a round trains."""
+    config, run = context.config, context.run
+    if config.start_model is not None:
+        return config.start_model
+    versions = {"best": best_policy, "base": 0, "last": run.newest(run.policy, number) or 0}
+    return run.policy_source(versions[config.start_from], context.run_config)
 
 
 def _shards(context: RoundContext, number: int, kind: RowKind | None) -> list[Path]:

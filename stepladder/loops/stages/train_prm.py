@@ -58,10 +58,7 @@ def _model_paths(config: Config, out: Path) -> list[Path]:
 def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path], out: Path) -> Task[PRMOutcome]:
     """Return the training of one PRM."""
     config, run = context.config, context.run
-    policy = run.policy_source(context.newest_policy(number, best.policy), config)
-    start = config.prm.model or policy
-    if config.prm.start == "last" and best.prm is not None:
-        start = str(Path(run.prm_source(best.prm, config)) / out.relative_to(run.prm(number)))
+    start = _start(context, number, best, out)
     seed = derive_seed(config.run.seed, "train", number)
     return Task.of(
         train_prm_model,
@@ -75,6 +72,16 @@ def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path]
         # Seen from the model, so that a run can be moved.
         reference=os.path.relpath(start, out) if Path(start).resolve().is_relative_to(run.root.resolve()) else start,
     )
+
+
+def _start(context: RoundContext, number: int, best: BestModels, out: Path) -> str:
+    """Return the model that one PRM is trained from: an earlier PRM, the given one, or a policy, which gets a new head."""
+    section, run = context.config.prm, context.run
+    earlier = {"best": best.prm, "last": run.newest(run.prm, number)}.get(section.start)
+    if earlier is not None:
+        return str(Path(run.prm_source(earlier, context.run_config)) / out.relative_to(run.prm(number)))
+    policy = 0 if section.start == "base" else context.newest_policy(number, best.policy)
+    return section.model or run.policy_source(policy, context.run_config)
 
 
 def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, seed: int, stage: str, reference: str) -> PRMOutcome:

@@ -94,7 +94,13 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
     pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=valued_trees(first, labels.value))
     return TreeRows(
         trees=recent,
-        traces=select_traces(records, per_problem=labels.traces_per_problem, min_value=labels.min_trace_value, by=labels.trace_by),
+        traces=select_traces(
+            records,
+            per_problem=labels.traces_per_problem,
+            min_value=labels.min_trace_value,
+            min_reward=labels.min_trace_reward,
+            by=labels.trace_by,
+        ),
         revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,

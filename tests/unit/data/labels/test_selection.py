@@ -22,7 +22,7 @@ from stepladder.data.labels.pair_rules import (
 )
 from stepladder.data.labels.pair_weights import order_uncertainty, ranking_agreement
 from stepladder.data.labels.pairing import PairSources
-from stepladder.data.labels.traces import revision_traces, select_traces, within_window
+from stepladder.data.labels.traces import revision_traces, select_traces, solution_reward, within_window
 from stepladder.errors import ConfigError
 from stepladder.types import GradedRow, PreferencePair, Provenance, TreeRecord
 from tests.trees import PROVENANCE, random_tree, tree
@@ -314,6 +314,20 @@ def test_value_filtered_traces() -> None:
     selection = select_traces([BUSH], per_problem=9, min_value=0.65)
     assert [trace.completion_ids for trace in selection.rows] == [[103, 108], [103, 109]]
     assert (selection.considered, selection.dropped_by_reason) == (3, {"below value": 1})
+
+
+def test_reward_filtered_traces() -> None:
+    """1 + 0.5/5 = 1.1 and 1 + 0.1/5 = 1.02; a path without scores has 1; the threshold itself is not above it."""
+    scored = replace(BUSH, scores=[None, *([0.5] * (len(BUSH.parents) - 1))])
+    scored = replace(scored, scores=[0.1 if node == 9 else score for node, score in enumerate(scored.scores)])
+    kept = {
+        reward: [trace.completion_ids for trace in select_traces([scored], per_problem=9, min_reward=reward).rows]
+        for reward in (1.0, 1.02, 1.1)
+    }
+    assert [len(rows) for rows in kept.values()] == [3, 2, 0]
+    assert [103, 109] not in kept[1.02]
+    assert select_traces([scored], per_problem=9, min_reward=1.05).dropped_by_reason == {"below reward": 1}
+    assert (solution_reward([None, 0.4, 0.2]), solution_reward([None], right=False)) == (1.04, 0.0)
 
 
 def test_revisions_go_back_to_the_first_wrong_step() -> None:

@@ -24,8 +24,9 @@ from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import LabelsConfig
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import LabelCounts, RowCounts, TrainingSummary
-from stepladder.loops.stages.context import Models
+from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.kinds import GRADED, PAIRS, preference_kind
 from stepladder.loops.stages.label import earlier_prm, label_shard
 from stepladder.loops.stages.search import search_shard
@@ -274,9 +275,10 @@ def test_the_earlier_model_is_the_last_other_best_one(world: World, tmp_path: Pa
     for number, best in enumerate((None, 1, 1, 3)):
         run.finish_round(replace(row(number, policy=0.5, search=0.5, majority=0.5), best_prm=best))
     config = world.configured({"preference.loss.label_smoothing": "agreement"})
-    found = [earlier_prm(run, config, number, best) for number, best in ((1, None), (2, 1), (3, 1), (4, 3))]
+    context = RoundContext(config=config, run=run, problems={}, pool=None, display=ProgressDisplay())  # type: ignore[arg-type]
+    found = [earlier_prm(context, number, best) for number, best in ((1, None), (2, 1), (3, 1), (4, 3))]
     assert found == [None, None, None, str(run.prm(1))]
-    assert earlier_prm(run, world.configured({}), 4, 3) is None
+    assert earlier_prm(context.in_round(world.configured({})), 4, 3) is None
 
 
 @pytest.mark.parametrize(

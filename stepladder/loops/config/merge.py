@@ -1,0 +1,36 @@
+"""Settings over settings: one nested table laid over another, with the rules for variants."""
+
+from typing import Any
+
+from stepladder.loops.config.names import variants
+
+
+def merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
+    """Lay settings over others, in place."""
+    for name, value in over.items():
+        put(raw, name, value, table="")
+
+
+def as_table(given: Any, key: str) -> Any:
+    """Return a variant given only by its type as a table; return anything else unchanged."""
+    return {"type": given} if isinstance(given, str) and key in variants() else given
+
+
+def put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
+    """Set a value. A new type resets a variant, because the settings of the old type are not those of the new one."""
+    key = f"{table}.{name}" if table else name
+    if name == "type" and table in variants():
+        if target.get("type") != value:
+            target.clear()
+        target["type"] = value
+    elif key in variants() and isinstance(value, str):
+        before = as_table(target.get(name), key)
+        target[name] = before if isinstance(before, dict) and before.get("type") == value else {"type": value}
+    elif isinstance(value, dict) and isinstance(before := as_table(target.get(name), key), dict):
+        if key in variants() and value.get("type", before.get("type")) != before.get("type"):
+            before = {}
+        target[name] = before
+        for inner, one in value.items():
+            put(before, inner, one, table=key)
+    else:
+        target[name] = value
