@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stepladder.loops.runs.directory import load_run
     from stepladder.mcts.engine import SearchEngine
     from stepladder.mcts.methods import resolve_method
-    from stepladder.types import Budget, LabelledProblem, Problem, Provenance, SearchResult, StopReason
+    from stepladder.types import Budget, LabelledProblem, Problem, Provenance, SearchResult, StopReason, Verdict
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "SearchResult",
     "StepScorer",
     "StopReason",
+    "Verdict",
     "Verifier",
     "evolve",
     "load_config",
@@ -44,6 +45,7 @@ _HOMES = {
     "SearchResult": "types",
     "StepScorer": "interfaces",
     "StopReason": "types",
+    "Verdict": "types",
     "Verifier": "interfaces",
     "evolve": "commands.evolve",
     "load_config": "loops.config.load",

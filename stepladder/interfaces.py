@@ -123,6 +123,10 @@ class Renderer(Protocol):
         """Return the final answer that a solution states, or None."""
         ...
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of steps, without special tokens."""
+        ...
+
 
 @runtime_checkable
 class Verifier(Protocol):

@@ -13,6 +13,9 @@ from typing import Any
 TREE_SCHEMA_VERSION = 1
 """Version of the stored form of ``TreeRecord``. Shards of other versions are refused."""
 
+MAX_PARTIAL = 0.999
+"""Largest outcome of a solution that is not right, so that 1.0 is right and nothing else."""
+
 
 class StopReason(StrEnum):
     """Why a step, or a whole search, ended."""
@@ -164,7 +167,8 @@ class TreeRecord:
     answers: list[str | None]
     """Final answer of a terminal; None elsewhere, and if no answer could be read."""
     outcomes: list[float | None]
-    """In label mode 1.0 (right) or 0.0 (wrong) for terminals and truncated nodes; None elsewhere, and always in solve mode."""
+    """In label mode 1.0 for right terminals, less for the others and for truncated nodes (0.0, or the partial credit); None elsewhere, and
+    always in solve mode."""
     generated_tokens: int
     """Sampled tokens, including discarded duplicates and rollouts."""
     policy_calls: int
@@ -260,6 +264,17 @@ class Verdict:
     """Whether the answer counts as right."""
     reason: str
     """The reason in a few words: ``exact match``, ``equivalent``, ``differs``, ``unreadable``, ``timeout``."""
+    credit: float | None = None
+    """Partial credit, in [0, 1]; None is all or nothing."""
+
+    def __post_init__(self) -> None:
+        if self.credit is not None and not 0.0 <= self.credit <= 1.0:
+            raise ValueError(f"credit must be in [0, 1]: got {self.credit!r}")
+
+    @property
+    def outcome(self) -> float:
+        """What a tree stores of it: 1.0 if it is right, else the credit, or 0.0 without one."""
+        return 1.0 if self.correct else min(self.credit or 0.0, MAX_PARTIAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,7 +161,7 @@ def resolve_comparison(
     """
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
-    check_verifier(config.problems)
+    check_verifier(config.problems, config.format)
     if problems is not None:
         loaded = load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
     elif policy is None:

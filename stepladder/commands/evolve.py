@@ -98,7 +98,7 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     Raises:
         ConfigError, DataFormatError, CheckpointError: If settings, models or problems cannot be used.
     """
-    check_verifier(config.problems)
+    check_verifier(config.problems, config.format)
     check_rounds(config)
     step_format(config)
     if prepared:

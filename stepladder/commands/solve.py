@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
-from stepladder.loops.assembly.problems import vote_keys
+from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
@@ -178,8 +179,8 @@ class Solved(NamedTuple):
 def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> Solved:
     """Search one question."""
     problems = [Problem(id="question", question=question)]
-    with LoadedModels() as models:
-        engine, discriminator = _engine(settings, models, problems), _discriminator(settings, models)
+    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
+        engine, discriminator = _engine(settings, models, problems, key_of), _discriminator(settings, models, key_of)
         # Importing and loading models takes seconds, which are not part of a search's cost.
         begin = time.monotonic()
         ((result, reviewing),) = _search(engine, discriminator, problems)
@@ -223,8 +224,8 @@ def solve_file(
     questions = {problem.id: problem.question for problem in problems}
     failures: list[Failures] = []
     num_unique = 0
-    with LoadedModels() as models:
-        engine, discriminator = _engine(settings, models, missing), _discriminator(settings, models)
+    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
+        engine, discriminator = _engine(settings, models, missing, key_of), _discriminator(settings, models, key_of)
         progress.begin(settings.facts)
         begin = time.monotonic()
         for result, reviewing in _search(engine, discriminator, missing):
@@ -310,7 +311,14 @@ def read_option(text: str) -> tuple[str, Any]:
     return key, read_value(value)
 
 
-def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Problem]) -> SearchEngine:
+@contextmanager
+def _keys(config: ProblemsConfig) -> Iterator[Callable[[str], str]]:
+    """Yield the function that gives the canonical form of answers, without any problems."""
+    with build_verifier(config, []) as verifier:
+        yield vote_keys(config, verifier)
+
+
+def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Problem], key_of: Callable[[str], str]) -> SearchEngine:
     config = settings.config
     if settings.budget.max_seconds is not None:
         compile_loops(settings.method, scored=bool(settings.prm))
@@ -322,7 +330,7 @@ def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Proble
         prm=settings.prm,
         method=settings.method,
         budget=settings.budget,
-        key_of=vote_keys(config.problems),
+        key_of=key_of,
         provenance=Provenance(
             round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=""
         ),
@@ -343,7 +351,7 @@ def _search(
         yield reviewed, discriminator.generated_tokens - before
 
 
-def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminator | None:
+def _discriminator(settings: SolveSettings, models: LoadedModels, key_of: Callable[[str], str]) -> Discriminator | None:
     """Return the second model, always on the embedded engine, because the other backends may hold only one model."""
     directory = settings.discriminator
     if directory is None:
@@ -354,7 +362,7 @@ def _discriminator(settings: SolveSettings, models: LoadedModels) -> Discriminat
     return Discriminator(
         build_policy(config, models, directory, role=DISCRIMINATOR),
         build_renderer(config, directory),
-        key_of=vote_keys(base.problems),
+        key_of=key_of,
         budget=settings.budget,
         seed=settings.seed,
     )

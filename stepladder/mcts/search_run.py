@@ -313,7 +313,7 @@ class SearchRun:
         verdicts = self._verifier.grade([(search.problem.id, answer) for search, answer in asked])
         self._stats.verifier_s += time.perf_counter() - begin
         for (search, answer), verdict in zip(asked, verdicts, strict=True):
-            search.answers.verdicts[answer] = float(verdict.correct)
+            search.answers.verdicts[answer] = verdict.outcome
 
 
 @contextmanager

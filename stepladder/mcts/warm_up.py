@@ -75,3 +75,6 @@ class _NoText:
 
     def extract_answer(self, text: str) -> None:
         return None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return ""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import date as Date
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,6 +25,8 @@ from stepladder.types import Problem
 
 FORMAT_VERSION = 1
 _PLACEHOLDER = "{question}"
+_OPTIONAL = ("date", "answer")
+"""Fields that are not stored, nor hashed, with their default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,8 @@ class StepFormat:
     answer_pattern: str | None = None
     r"""Regular expression whose first group is the final answer; the last match counts. None reads the last ``\boxed{}`` with balanced
     braces. A step that states an answer ends the solution."""
+    answer: Literal["stated", "solution"] = "stated"
+    """``stated``, or ``solution``: the whole solution is the answer, and of the steps only one that matches ``answer_pattern`` ends it."""
     chat: bool = False
     """Whether the prompt goes through the tokenizer's chat template."""
     system: str | None = None
@@ -55,6 +59,8 @@ class StepFormat:
         if not self.step_end:
             raise ConfigError("step_end: must not be empty: without a boundary there are no steps")
         self._check_pattern()
+        if self.answer not in ("stated", "solution"):
+            raise ConfigError(f"answer: must be stated or solution: got {self.answer!r} -- choose one of these")
         if self.system is not None and not self.chat:
             raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
         if self.date is not None and not _is_date(self.date):
@@ -71,7 +77,9 @@ class StepFormat:
             raise ConfigError(f"answer_pattern: must have a group that holds the answer: got {self.answer_pattern!r} -- add parentheses")
 
     def extract_answer(self, text: str) -> str | None:
-        """Return what the last box holds, or the last match of the answer pattern captured, without surrounding blanks; None if nothing."""
+        """Return what the last box holds, the last match of the answer pattern captured, or the solution itself; None if that is blank."""
+        if self.answer == "solution":
+            return text.strip() or None
         if self.answer_pattern is None:
             return boxed_answer(text)
         matches = list(re.finditer(self.answer_pattern, text))
@@ -80,6 +88,8 @@ class StepFormat:
 
     def is_final(self, step_text: str, question: str = "") -> bool:
         """Say whether a step states the final answer, which ends the solution; a box that the question holds already states none."""
+        if self.answer == "solution":
+            return self.answer_pattern is not None and re.search(self.answer_pattern, step_text) is not None
         answer = self.extract_answer(step_text)
         if answer is None or self.answer_pattern is not None or not question:
             return answer is not None
@@ -105,7 +115,7 @@ class StepFormat:
         if version != FORMAT_VERSION or unknown:
             raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {version!r}, unknown {unknown}")
         for name, value in row.items():
-            if not isinstance(value, cast(type, kinds[name])):
+            if not (value in get_args(kinds[name]) if get_origin(kinds[name]) is Literal else isinstance(value, cast(type, kinds[name]))):
                 raise CheckpointError(f"{path}: {name} must be {getattr(kinds[name], '__name__', kinds[name])}: got {value!r}")
         try:
             with reading(path, what="a step format", remedy="save the format again"):
@@ -122,8 +132,9 @@ def _is_date(text: str) -> bool:
 
 
 def _stated(step_format: StepFormat) -> dict[str, Any]:
-    """Return the fields of a format, including the date only if it is set. So formats without a date keep their stored form."""
-    return {name: value for name, value in asdict(step_format).items() if name != "date" or value is not None}
+    """Return the fields of a format, without those that are optional and not used. So formats without them keep their stored form."""
+    unused = {field.name: field.default for field in fields(step_format) if field.name in _OPTIONAL}
+    return {name: value for name, value in asdict(step_format).items() if name not in unused or value != unused[name]}
 
 
 class PromptRenderer:
@@ -267,7 +278,7 @@ def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, 
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     chat_template = tokenizer.chat_template if step_format.chat else None
     # The date counts only if the template can print it.
-    fields = {name: value for name, value in asdict(step_format).items() if name != "date"}
-    parts = [fields, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
+    stated = {name: value for name, value in _stated(step_format).items() if name != "date"}
+    parts = [stated, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

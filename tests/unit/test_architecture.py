@@ -9,7 +9,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "stepladder"
 
-BASE = {"errors", "types", "boxes", "files", "hub", "tree_paths", "terminal", "outputs", "locks", "digests", "settings", "hold_out"}
+BASE = {
+    "errors",
+    "types",
+    "boxes",
+    "files",
+    "hub",
+    "tree_paths",
+    "terminal",
+    "outputs",
+    "locks",
+    "digests",
+    "settings",
+    "hold_out",
+    "plugs",
+}
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
@@ -18,6 +32,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "errors": set(),
     "settings": {"errors"},
+    "plugs": {"errors"},
     "hold_out": {"types"},
     "types": set(),
     "boxes": set(),

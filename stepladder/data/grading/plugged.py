@@ -1,85 +1,215 @@
-"""Graders from other packages: a factory by its dotted path, and a wrapper around the verifier that it makes."""
+"""Verifiers of tasks: a function, which runs in processes that can be killed, or a factory of verifiers, which runs in this one."""
 
 import inspect
-import os
-import sys
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Self
 
 from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.rules import AnswerRule
-from stepladder.errors import ConfigError, DataFormatError
-from stepladder.interfaces import Verifier
+from stepladder.data.grading.workers import Message, WorkerCommand, WorkerPool
+from stepladder.errors import BackendError, ConfigError, DataFormatError, StepladderError
+from stepladder.plugs import load_plug
 from stepladder.types import LabelledProblem, Verdict
 
-Factory = Callable[..., Verifier]
-"""Makes a verifier of labelled problems, a list, and of options by name."""
+ARGUMENTS = ("question", "answer", "solution", "reference")
+"""Arguments that the function of a verifier may take, by name."""
+_SETTING, _PROBLEMS = "problems.verifier", "problems"
+_WORKER = Path(__file__).with_name("task_worker.py")
+_MAX_REMEMBERED = 65_536
+_MANY = 32
+"""Answers after which a function that raised an exception for each of them counts as broken."""
+_UNREADABLE = Verdict(correct=False, reason="unreadable")
 
 
-def load_factory(path: str, options: dict[str, Any]) -> Factory:
-    """Import the factory of a verifier, and check that it takes the options; nothing is made.
+def load_verifier(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """Import a verifier, and check that it takes the problem and the options; nothing is graded.
 
     Args:
-        path: ``package.module:name``; the package must be importable: installed, or on ``PYTHONPATH``.
-        options: Its further arguments after the problems.
+        name: A function of some of ``ARGUMENTS``, or a factory of the labelled problems; ``stepladder.plugs`` has the forms of names.
+        options: Its further arguments.
 
     Raises:
-        ConfigError: If there is no such factory, or it does not take them.
+        ConfigError: If there is no such function, or it does not take these arguments.
     """
-    module, _, name = path.partition(":")
-    rule = "problems.verifier: must be the path package.module:factory of something that can be imported"
-    if not module or not name:
-        raise ConfigError(f"{rule}: got {path!r} -- put a colon between module and factory")
-    try:
-        factory: Any = getattr(import_module(module), name)
-    except Exception as error:
-        where = f"looked in {os.pathsep.join(sys.path[:3])} and others" if isinstance(error, ModuleNotFoundError) else "see its code"
-        raise ConfigError(f"{rule}: got {path!r}: {type(error).__name__}: {error} -- install it, or set PYTHONPATH ({where})") from None
-    if not callable(factory):
-        raise ConfigError(f"{rule}: got {path!r}, which is a {type(factory).__name__} and cannot be called -- name the factory")
-    try:
-        inspect.signature(factory).bind([], **options)
-    except TypeError as error:
+    plug = load_plug(name, setting=_SETTING)
+    reserved = sorted(set(options) & set(ARGUMENTS))
+    if reserved:
         raise ConfigError(
-            f"problems.verifier_options: must be what {path!r} takes after the problems: got {options!r}: {error} -- correct them"
+            f"problems.verifier_options: must not be {', '.join(ARGUMENTS)}, which come from the problem: got {reserved[0]!r}"
+        )
+    taken = taken_arguments(plug)
+    try:
+        signature = inspect.signature(plug)
+    except (TypeError, ValueError):
+        return plug  # A builtin checks its own arguments.
+    try:
+        signature.bind(**dict.fromkeys(taken or (_PROBLEMS,)), **options)
+    except TypeError as error:
+        if options:
+            raise ConfigError(
+                f"problems.verifier_options: must be what {name!r} takes beside the problem: got {options!r}: {error} -- correct them"
+            ) from None
+        raise ConfigError(
+            f"{_SETTING}: must take some of {', '.join(ARGUMENTS)}, or a factory {_PROBLEMS}, and nothing else without a default: "
+            f"got {name!r}: {error} -- rename its arguments"
         ) from None
-    except ValueError:
-        pass  # A factory without a signature checks its own arguments.
-    return cast(Factory, factory)
+    return plug
 
 
-class PluggedVerifier:
-    """A factory's verifier, with additions for grading: checked verdicts, keys of answers, and closing."""
+def taken_arguments(plug: Callable[..., Any]) -> tuple[str, ...]:
+    """Return those of ``ARGUMENTS`` that a function takes; none for a factory."""
+    try:
+        parameters = inspect.signature(plug).parameters
+    except (TypeError, ValueError):
+        return ()
+    return tuple(name for name in ARGUMENTS if name in parameters)
 
-    def __init__(self, problems: Sequence[LabelledProblem], path: str, options: dict[str, Any]) -> None:
-        """Make the verifier.
+
+def needs_reference(name: str, options: dict[str, Any]) -> bool:
+    """Say whether a verifier is a function that takes the reference answer. Raises as ``load_verifier``."""
+    return "reference" in taken_arguments(load_verifier(name, options))
+
+
+class TaskVerifier:
+    """A ``Verifier`` that calls a function in processes that can be killed; close it, or use it in a ``with`` statement.
+
+    Equal answers to one problem are graded once.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[LabelledProblem],
+        name: str,
+        options: dict[str, Any],
+        *,
+        passing: float = 1.0,
+        num_workers: int = 1,
+        deadline_s: float = 5.0,
+    ) -> None:
+        """Prepare to grade; the first answer starts a process.
 
         Args:
             problems: The problems to grade.
-            path: As for ``load_factory``.
+            name: Of the function, as for ``load_verifier``. It returns whether the answer is right, a number in [0, 1], a ``Verdict``, or a
+                pair of one of the first two and the reason.
+            options: Its further arguments.
+            passing: The smallest number that counts as right, in (0, 1].
+            num_workers: Processes, >= 1.
+            deadline_s: CPU seconds for one answer, > 0; an answer that takes longer is wrong with reason ``timeout``.
+
+        Raises:
+            ConfigError: As ``load_verifier``.
+        """
+        function = load_verifier(name, options)
+        self._name, self._takes = name, taken_arguments(function)
+        self._has_key = callable(getattr(function, "answer_key", None))
+        settings = {"takes": self._takes, "options": options, "passing": passing}
+        command = WorkerCommand(script=_WORKER, arguments=(name, json.dumps(settings)), check=f"import {name.partition(':')[0]}")
+        self._pool = WorkerPool(command, num_workers, deadline_s=deadline_s)
+        self._problems = {labelled.problem.id: labelled for labelled in problems}
+        self._remembered: dict[tuple[str, str], Verdict] = {}
+        self._keys: dict[str, str] = {}
+
+    def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
+        """Grade (problem id, final answer or None) pairs, in order.
+
+        Raises:
+            DataFormatError: If a problem id is unknown, or the function returns something else than a verdict.
+            BackendError: If a process does not start, or the function raises an exception for every answer.
+        """
+        pairs = [(problem_id, answer) for problem_id, answer in answers if answer is not None]
+        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in self._remembered]
+        if fresh:
+            replies = self._pool.ask([self._request(problem_id, answer) for problem_id, answer in fresh])
+            self._remembered.update(zip(fresh, map(self._verdict, replies), strict=True))
+            self._check_raised()
+        done = [_UNREADABLE if answer is None else self._remembered[problem_id, answer] for problem_id, answer in answers]
+        while len(self._remembered) > _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        return done
+
+    def answer_key(self, answer: str) -> str:
+        """Return the canonical form of an answer for votes: by the function's attribute ``answer_key``, else with normal blanks."""
+        if answer not in self._keys:
+            own = self._pool.ask([{"key": answer}])[0].get("key") if self._has_key else None
+            self._keys[answer] = answer_key(answer, AnswerRule.EXACT) if own is None else str(own)
+        return self._keys[answer]
+
+    def close(self) -> None:
+        """End the processes; grading again starts new ones."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _request(self, problem_id: str, answer: str) -> Message:
+        try:
+            labelled = self._problems[problem_id]
+        except KeyError:
+            raise DataFormatError(
+                f"grading: problem id must be one that the verifier holds: got {problem_id!r} -- give it the problems that are searched"
+            ) from None
+        known = {"question": labelled.problem.question, "answer": answer, "solution": answer, "reference": labelled.answer}
+        return {name: known[name] for name in self._takes}
+
+    def _verdict(self, reply: Message) -> Verdict:
+        if "fault" in reply:
+            raise DataFormatError(
+                f"{_SETTING}: {self._name!r} must return True or False, a number in [0, 1], a Verdict, or (one of these, reason): "
+                f"{reply['fault']} -- correct it"
+            )
+        return Verdict(**reply)
+
+    def _check_raised(self) -> None:
+        """Stop when a function has raised an exception for each of many answers: it is broken, and the answers are not."""
+        verdicts = self._remembered.values()
+        reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason.startswith("raised "))
+        if len(verdicts) >= _MANY and reasons.total() == len(verdicts):
+            raise BackendError(
+                f"{_SETTING}: {self._name!r} must grade answers: it raised an exception for each of the first {len(verdicts)}, most often "
+                f"{reasons.most_common(1)[0][0].removeprefix('raised ')} -- correct it, and return False for answers that it cannot read"
+            )
+
+
+class PluggedVerifier:
+    """A factory's verifier, with additions for grading: checked verdicts, keys of answers, and closing. It runs in this process."""
+
+    def __init__(self, problems: Sequence[LabelledProblem], name: str, options: dict[str, Any]) -> None:
+        """Make the verifier.
+
+        Args:
+            problems: The problems to grade; the argument ``problems`` of the factory.
+            name: Of the factory, as for ``load_verifier``.
             options: Given to the factory by name.
 
         Raises:
             ConfigError: If there is no such factory, or its verifier cannot grade.
+            BackendError: If the factory raises an exception.
         """
-        self._path = path
-        self._inner: Any = load_factory(path, options)(list(problems), **options)
+        self._name = name
+        self._inner: Any = self._call("make a verifier", load_verifier(name, options), list(problems), **options)
         if not callable(getattr(self._inner, "grade", None)):
-            raise ConfigError(f"problems.verifier: {path!r} must make something with a method grade: got a {type(self._inner).__name__}")
+            raise ConfigError(f"{_SETTING}: {name!r} must make something with a method grade: got a {type(self._inner).__name__}")
 
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order.
 
         Raises:
             DataFormatError: If the verifier does not return a verdict for each.
+            BackendError: If it raises an exception.
         """
-        verdicts = list(self._inner.grade(answers))
+        verdicts = list(self._call("grade answers", self._inner.grade, answers))
         if len(verdicts) != len(answers) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
             kinds = ", ".join(sorted({type(verdict).__name__ for verdict in verdicts})) or "nothing"
             raise DataFormatError(
-                f"problems.verifier: {self._path!r} must return one Verdict for each of {len(answers)} answers: got {len(verdicts)} of "
+                f"{_SETTING}: {self._name!r} must return one Verdict for each of {len(answers)} answers: got {len(verdicts)} of "
                 f"type {kinds} -- correct it"
             )
         return verdicts
@@ -87,7 +217,7 @@ class PluggedVerifier:
     def answer_key(self, answer: str) -> str:
         """Return the canonical form of an answer for votes: the verifier's own, else the text without odd blanks."""
         own: Any = getattr(self._inner, "answer_key", None)
-        return str(own(answer)) if callable(own) else answer_key(answer, AnswerRule.EXACT)
+        return str(self._call("give a key", own, answer)) if callable(own) else answer_key(answer, AnswerRule.EXACT)
 
     def close(self) -> None:
         """Close the verifier, if it can be closed."""
@@ -95,8 +225,29 @@ class PluggedVerifier:
         if callable(close):
             close()
 
-    def __enter__(self) -> "PluggedVerifier":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    def _call(self, task: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except StepladderError:
+            raise
+        # Somebody's code, which may raise anything.
+        except Exception as error:
+            first = (str(error).splitlines() or ["no reason given"])[0]
+            raise BackendError(
+                f"{_SETTING}: {self._name!r} must {task}: it raised {type(error).__name__}: {first} -- correct it"
+            ) from error
+
+
+def open_verifier(
+    problems: Sequence[LabelledProblem], name: str, options: dict[str, Any], *, passing: float = 1.0, deadline_s: float = 5.0
+) -> TaskVerifier | PluggedVerifier:
+    """Return the verifier of a function or a factory, whichever the name means; arguments and errors are theirs."""
+    if taken_arguments(load_verifier(name, options)):
+        return TaskVerifier(problems, name, options, passing=passing, deadline_s=deadline_s)
+    return PluggedVerifier(problems, name, options)

@@ -4,18 +4,22 @@ This process decides everything that needs no algebra. The rest goes to worker p
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from stepladder.data.grading.answers import answer_key, exact_match, math_match, number_match, unreadable_reason
 from stepladder.data.grading.rules import STRICT, AnswerRule, MathOptions
-from stepladder.data.grading.workers import Pair, WorkerPool
+from stepladder.data.grading.workers import WorkerCommand, WorkerPool
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.types import LabelledProblem, Verdict
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _MAX_REMEMBERED = 65_536
+
+Pair = tuple[str, str]
+"""(answer, reference)."""
 
 _EXACT = Verdict(correct=True, reason="exact match")
 _EQUIVALENT = Verdict(correct=True, reason="equivalent")
@@ -44,7 +48,7 @@ class PairGrader:
         if num_workers < 1 or not deadline_s > 0:
             raise ConfigError(f"grading: needs num_workers >= 1 and deadline_s > 0: got {num_workers!r} and {deadline_s!r} -- raise them")
         self.rule, self.options = AnswerRule(rule), options
-        self._pool = WorkerPool(_WORKER, num_workers, deadline_s=deadline_s, options=options)
+        self._pool = WorkerPool(WorkerCommand(script=_WORKER), num_workers, deadline_s=deadline_s)
         self._remembered: dict[Pair, Verdict] = {}
 
     def grade(self, pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
@@ -98,7 +102,9 @@ class PairGrader:
 
     def _remember(self, pairs: list[Pair]) -> None:
         if pairs:
-            self._remembered.update(zip(pairs, self._pool.grade(pairs), strict=True))
+            options = asdict(self.options)
+            replies = self._pool.ask([{"answer": answer, "reference": reference, "options": options} for answer, reference in pairs])
+            self._remembered.update(zip(pairs, [Verdict(**reply) for reply in replies], strict=True))
 
 
 class AnswerVerifier:

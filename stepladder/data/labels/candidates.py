@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from stepladder.data.labels.pair_weights import ranking_agreement
 from stepladder.data.labels.selection import Selection
-from stepladder.data.labels.values import Evidence, ValueTarget, gather_evidence, node_values
+from stepladder.data.labels.values import Evidence, ValueTarget, gather_evidence, is_wrong, node_values
 from stepladder.tree_paths import children_of, path_to
 from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord
 
@@ -144,7 +144,7 @@ def find_solutions(tree: JudgedTree, *, right: bool, dropped: Counter[str]) -> l
     """
     found = []
     for leaf, outcome in enumerate(tree.record.outcomes):
-        if outcome != float(right):
+        if not (outcome == 1.0 if right else is_wrong(outcome)):
             continue
         path = path_to(tree.record, leaf)
         known = [value for node in path if (value := tree.values[node]) is not None]

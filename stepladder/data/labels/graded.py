@@ -102,7 +102,7 @@ class GradedSolutions:
             records,
         ):
             graded = outcomes[tree.record.problem_id]
-            if not any(graded):
+            if 1.0 not in graded:
                 dropped["no right solution"] += sum(outcome is not None for outcome in tree.record.outcomes)
                 continue
             for good, side in sides.items():

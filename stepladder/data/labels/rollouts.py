@@ -7,7 +7,7 @@ nodes.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.data.labels.values import gather_evidence
+from stepladder.data.labels.values import gather_evidence, is_wrong
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier, answer_of
 from stepladder.tree_paths import path_to
@@ -34,11 +34,13 @@ class Estimate(NamedTuple):
     """Tokens that they generated."""
     failures: Failures = Failures()
     """Failed samples of the policy."""
+    partial: float = 0.0
+    """Sum of the partial credits of the other rollouts."""
 
     @property
     def soft(self) -> float | None:
-        """Share of right rollouts, in [0, 1]; None without a rollout."""
-        return self.right / self.total if self.total else None
+        """Mean outcome of the rollouts, in [0, 1]: the share of right ones if there is no partial credit. None without a rollout."""
+        return (self.right + self.partial) / self.total if self.total else None
 
     @property
     def hard(self) -> float | None:
@@ -104,15 +106,17 @@ def estimate_prefixes(
         for result in results:
             place, samples = result.ticket, [sample for sample in result.samples if sample]
             tokens[place] = sum(len(step.token_ids) for sample in samples for step in sample)
-            # A prefix states no answer, so the text of the rollout is enough to read it.
-            answers[place] = [answer_of(renderer, sample) for sample in samples if not _failed(sample)]
+            before = renderer.decode(prefixes[place].token_ids)
+            answers[place] = [answer_of(renderer, sample, before) for sample in samples if not _failed(sample)]
             failures[place] = Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)])
     asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
-    verdicts = iter(verifier.grade(asked))
-    return [
-        Estimate(sum(next(verdicts).correct for _ in given), len(given), count, failed)
-        for given, count, failed in zip(answers, tokens, failures, strict=True)
-    ]
+    outcomes = iter([verdict.outcome for verdict in verifier.grade(asked)])
+    estimates = []
+    for given, count, failed in zip(answers, tokens, failures, strict=True):
+        own = [next(outcomes) for _ in given]
+        right = own.count(1.0)
+        estimates.append(Estimate(right, len(given), count, failed, partial=sum(own) - right))
+    return estimates
 
 
 def _failed(sample: Sequence[Step]) -> bool:
@@ -165,7 +169,7 @@ def first_error_values(records: Sequence[TreeRecord], ask: Ask) -> list[list[flo
         (number, path_to(record, leaf))
         for number, record in enumerate(records)
         for leaf, outcome in enumerate(record.outcomes)
-        if outcome == 0.0
+        if is_wrong(outcome)
     ]
     known: dict[Prefix, bool] = {}
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
+from stepladder.data.labels.values import is_wrong
 from stepladder.tree_paths import join_prompt, path_to
 from stepladder.types import StopReason, Trace, TreeRecord, derive_seed
 
@@ -181,7 +182,7 @@ def _mistakes(tree: JudgedTree, *, of_solution: bool) -> list[tuple[int, list[in
         ended = [
             leaf
             for leaf, outcome in enumerate(tree.record.outcomes)
-            if outcome == 0.0 and tree.record.stop_reasons[leaf] in (StopReason.END, StopReason.ERROR)
+            if is_wrong(outcome) and tree.record.stop_reasons[leaf] in (StopReason.END, StopReason.ERROR)
         ]
         return [(0, path_to(tree.record, leaf)) for leaf in ended if leaf]
     parents = tree.record.parents

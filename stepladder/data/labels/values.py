@@ -3,8 +3,8 @@
 Values are in [0, 1]; ``unit_values`` maps those of searches whose returns leave that range.
 
 All rows are made of the token ids that the tree stores; nothing is tokenised again. Evidence is the outcome of leaves: terminal and
-truncated nodes carry 1.0 (right) or 0.0 (wrong), and a node is judged by the leaves at and below it. Every tree counts each of its leaves
-once, however often it was visited.
+truncated nodes carry 1.0 (right) or less (wrong: 0.0, or partial credit), and a node is judged by the leaves at and below it. Every tree
+counts each of its leaves once, however often it was visited.
 
 ``pairs.py`` and ``traces.py`` choose what the policy learns from. Each choice is a ``Selection``: the rows that were kept and how many were
 dropped, by reason. Caps are per problem, over all trees of that problem that are given. All ties are broken by node index, so the rows
@@ -24,8 +24,8 @@ class ValueTarget(StrEnum):
     """Definition of a node's value."""
 
     MONTE_CARLO = "monte-carlo"
-    """Share of right ones among the distinct graded leaves at and below the node; none without such a leaf. Plain counting, not weighted
-    by visits: visits favour what the search already believed."""
+    """Share of right ones among the distinct graded leaves at and below the node, or their mean with partial credit; none without such a
+    leaf. Plain counting, not weighted by visits: visits favour what the search already believed."""
     TREE_VALUE = "tree-value"
     """The node's backed-up return, mapped into [0, 1] by ``unit_values``; none while unvisited."""
     SCORE = "score"
@@ -47,29 +47,40 @@ class Evidence:
     right: list[int]
     """Leaves with outcome 1.0."""
     wrong: list[int]
-    """Leaves with outcome 0.0."""
+    """Leaves with a smaller outcome."""
+    credit: list[float]
+    """Sum of all outcomes."""
+
+
+def is_wrong(outcome: float | None) -> bool:
+    """Say whether a node is graded and not right; partial credit is not enough."""
+    return outcome is not None and outcome < 1.0
 
 
 def gather_evidence(record: TreeRecord) -> Evidence:
     """Count the right and wrong leaves at and below every node.
 
     Raises:
-        DataFormatError: If an outcome is neither 0.0 nor 1.0, or a parent does not come before its child.
+        DataFormatError: If an outcome is outside [0, 1], or a parent does not come before its child.
     """
     right, wrong = ([0] * len(record.parents) for _ in range(2))
+    credit = [0.0] * len(record.parents)
     for node in range(len(record.parents) - 1, -1, -1):
         outcome, parent = record.outcomes[node], record.parents[node]
-        if outcome not in (None, 0.0, 1.0):
-            raise DataFormatError(f"tree of {record.problem_id!r}: outcome of node {node} must be 0.0, 1.0 or none: got {outcome!r}")
-        right[node] += outcome == 1.0
-        wrong[node] += outcome == 0.0
+        if outcome is not None:
+            if not 0.0 <= outcome <= 1.0:
+                raise DataFormatError(f"tree of {record.problem_id!r}: outcome of node {node} must be in [0, 1] or none: got {outcome!r}")
+            right[node] += outcome == 1.0
+            wrong[node] += is_wrong(outcome)
+            credit[node] += outcome
         if node == 0:
             break
         if not 0 <= parent < node:
             raise DataFormatError(f"tree of {record.problem_id!r}: parent of node {node} must be in [0, {node}): got {parent}")
         right[parent] += right[node]
         wrong[parent] += wrong[node]
-    return Evidence(right=right, wrong=wrong)
+        credit[parent] += credit[node]
+    return Evidence(right=right, wrong=wrong, credit=credit)
 
 
 def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | None]:
@@ -90,8 +101,10 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     if chosen in _RETURNS:
         return unit_values(_finite(record, _RETURNS[chosen]))
     evidence = gather_evidence(record)
-    shares = [right / (right + wrong) if right + wrong else None for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
-    return shares if chosen is ValueTarget.MONTE_CARLO else [None if share is None else float(share > 0) for share in shares]
+    counts = [right + wrong for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
+    if chosen is ValueTarget.MONTE_CARLO:
+        return [credit / count if count else None for credit, count in zip(evidence.credit, counts, strict=True)]
+    return [float(right > 0) if count else None for right, count in zip(evidence.right, counts, strict=True)]
 
 
 _RETURNS = {ValueTarget.TREE_VALUE: "values", ValueTarget.SCORE: "scores"}

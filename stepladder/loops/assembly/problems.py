@@ -5,38 +5,45 @@ from functools import lru_cache, partial
 
 from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.grading.answers import answer_key
-from stepladder.data.grading.plugged import PluggedVerifier, load_factory
+from stepladder.data.grading.plugged import PluggedVerifier, TaskVerifier, load_verifier, needs_reference, open_verifier, taken_arguments
 from stepladder.data.grading.rules import MathOptions
 from stepladder.data.grading.verifier import AnswerVerifier
-from stepladder.loops.config.problems import ProblemsConfig
+from stepladder.errors import ConfigError
+from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.types import LabelledProblem
 
-OpenVerifier = AnswerVerifier | PluggedVerifier
+OpenVerifier = AnswerVerifier | TaskVerifier | PluggedVerifier
 """A grader with keys of answers, to be closed."""
 _MAX_REMEMBERED = 65_536
 
 
-def check_verifier(config: ProblemsConfig) -> None:
-    """Check that a verifier from outside can be imported, before any work starts.
+def check_verifier(config: ProblemsConfig, stated: FormatConfig | None = None) -> None:
+    """Check that a task's verifier can be imported and is given what it takes, before any work starts.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If not.
     """
-    if config.verifier is not None:
-        load_factory(config.verifier, config.verifier_options)
+    if config.verifier is None:
+        return
+    taken = taken_arguments(load_verifier(config.verifier, config.verifier_options))
+    if stated is not None and "solution" in taken and stated.answer != "solution":
+        raise ConfigError(
+            f"problems.verifier: {config.verifier!r} takes the whole solution, so that must be the answer: got format.answer = "
+            f'{stated.answer!r} -- set format.answer = "solution", or let it take the argument answer'
+        )
 
 
-def vote_keys(config: ProblemsConfig, verifier: OpenVerifier | None = None) -> Callable[[str], str]:
+def vote_keys(config: ProblemsConfig, verifier: OpenVerifier) -> Callable[[str], str]:
     """Return the function that gives the canonical form of answers for votes; it reads no reference answer.
 
     Args:
         config: The rule of grading.
-        verifier: The grader, if there is one at hand: one from outside gives its own keys. Without it, one is made without problems.
+        verifier: The grader, with or without problems: that of a task gives its own keys.
     """
     if config.verifier is None:
         key_of = partial(answer_key, rule=config.rule, options=grading_options(config))
     else:
-        key_of = (verifier or PluggedVerifier([], config.verifier, config.verifier_options)).answer_key
+        key_of = verifier.answer_key
     # A search asks for the key of an answer each time that it reaches it.
     return lru_cache(maxsize=_MAX_REMEMBERED)(key_of)
 
@@ -73,7 +80,7 @@ def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split:
         level_field=config.level_field,
         rule=None if config.verifier else config.rule,
         # A verifier of your own may need no reference answer.
-        allow_unlabelled=config.verifier is not None,
+        allow_unlabelled=not has_references(config),
         drop_unreadable=config.unreadable == "drop",
         subset=config.subset,
         split=split,
@@ -89,8 +96,19 @@ def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> O
         DataFormatError: If a reference answer cannot be read.
     """
     if config.verifier is not None:
-        return PluggedVerifier(problems, config.verifier, config.verifier_options)
+        return open_verifier(problems, config.verifier, config.verifier_options, passing=config.passing, deadline_s=config.deadline_s)
     return AnswerVerifier(problems, config.rule, options=grading_options(config), deadline_s=config.deadline_s)
+
+
+def has_references(config: ProblemsConfig) -> bool:
+    """Say whether problems must have reference answers. A verifier that takes none can do without.
+
+    Raises:
+        ConfigError: If the verifier cannot be imported.
+    """
+    if not config.answer_field:
+        return False
+    return config.verifier is None or needs_reference(config.verifier, config.verifier_options)
 
 
 def grading_options(config: ProblemsConfig) -> MathOptions:

@@ -17,8 +17,9 @@ from stepladder.loops.config.explain import explain
 from stepladder.loops.config.merge import as_table, merge, put
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.paths import map_paths
-from stepladder.loops.config.run import Config
+from stepladder.loops.config.run import PLUG_KEYS, Config
 from stepladder.loops.config.schedule import check_schedule
+from stepladder.plugs import at_place
 
 
 def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None) -> Config:
@@ -40,6 +41,7 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
         given = [(override, *_split_override(override)) for override in overrides]
         for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
             _apply_override(raw, key, value, override=override)
+        _resolve_plugs(raw, Path())
         try:
             config = Config.model_validate(raw)
         except ValidationError as error:
@@ -72,7 +74,24 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     def absolute(value: str) -> str:
         return str((base / value).resolve()) if value and not Path(value).is_absolute() and (base / value).exists() else value
 
+    _resolve_plugs(raw, base)
     return map_paths(raw, absolute)
+
+
+def _resolve_plugs(raw: dict[str, Any], base: Path) -> None:
+    """Make the existing relative files of functions absolute."""
+    for section, key in PLUG_KEYS:
+        value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
+        if isinstance(value, str):
+            raw[section][key] = at_place(value, base)
+
+
+def _resolve_plugs(raw: dict[str, Any], base: Path) -> None:
+    """Make the existing relative files of functions absolute."""
+    for section, key in PLUG_KEYS:
+        value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
+        if isinstance(value, str):
+            raw[section][key] = at_place(value, base)
 
 
 def _apply_override(raw: dict[str, Any], key: list[str], value: Any, *, override: str) -> None:

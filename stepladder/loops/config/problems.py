@@ -44,7 +44,7 @@ class ProblemsConfig(Section):
     question_field: str = "question"
     """Field that holds the question."""
     answer_field: str = "answer"
-    """Field that holds the reference answer. With a ``verifier`` it may be missing."""
+    """Field that holds the reference answer. It may be missing, or an empty string, with a ``verifier`` that takes none."""
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the final answer out of the answer field (GSM8K: ``#### (.*)``); None reads the last
     ``\boxed{}`` of a field that has one, and takes any other field unchanged."""
@@ -68,20 +68,29 @@ class ProblemsConfig(Section):
     """Treatment of problems whose reference answer no answer can equal: stop with the first one's place, or leave them out."""
     grading: GradingConfig = GradingConfig()
     """Options of rule ``math``."""
-    verifier: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
-    """Grader from outside, ``package.module:factory``, in place of ``rule``: called with the labelled problems and the options below, it
-    returns a ``stepladder.interfaces.Verifier``. It is imported in every worker. None grades by ``rule``."""
+    verifier: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
+    """Verifier of a task, in place of ``rule``: ``package.module:function``, ``file.py:function``, or an entry point of the group
+    ``stepladder.tasks``. The function takes what it needs of ``question``, ``answer`` or ``solution``, and ``reference``, and returns True
+    or False, a number in [0, 1], or one of these with a reason. A factory of a ``stepladder.Verifier`` takes the labelled problems. None
+    grades by ``rule``."""
     verifier_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Further arguments of the factory after the problems, by name."""
+    """Further arguments of the verifier, by name."""
+    passing: float = Field(default=1.0, gt=0, le=1)
+    """Smallest number from a verifier that counts as right. Less is wrong with partial credit: the value of a step rises with it."""
     deadline_s: float = Field(default=5.0, gt=0)
-    """CPU seconds after which grading one answer is killed and the answer counts as wrong."""
+    """CPU seconds after which grading one answer is killed and the answer counts as wrong; 20 times as many if it only waits."""
 
     @model_validator(mode="after")
     def _check_verifier(self) -> Self:
         own = self.rule == "math" and self.grading == GradingConfig()
         check(not self.verifier or own, f"rule and grading are not for a verifier from outside: got {self.verifier!r} -- leave them out")
         check(self.verifier or not self.verifier_options, f"verifier_options need a verifier: got {self.verifier_options!r}")
+        check(self.verifier or self.answer_field, "answer_field must be named unless a verifier grades: got '' -- name it, or the verifier")
         return self
+
+
+UNSTATED = {"date": None, "answer": "stated"}
+"""Settings of the format that are left out of its stored form if they have these values."""
 
 
 class FormatConfig(Section):
@@ -94,6 +103,9 @@ class FormatConfig(Section):
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the final answer out of a step; None reads the last ``\boxed{}``, braces balanced.
     A step with an answer ends the solution."""
+    answer: Literal["stated", "solution"] = "stated"
+    """``stated``: a step states the answer. ``solution``: the whole solution is the answer, and ends by itself, or with a step that
+    ``answer_pattern`` matches; a ``problems.verifier`` judges it."""
     chat: bool = False
     """Render the prompt with the tokenizer's chat template."""
     system: str | None = None
@@ -102,9 +114,9 @@ class FormatConfig(Section):
     """Date that a chat template prints as today, as YYYY-MM-DD; None is the day on which the run, or the command, began."""
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_date(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Settings without a date are written, and so hashed, as they were before there was one.
-        return {name: value for name, value in write(self).items() if name != "date" or value is not None}
+    def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Settings that are not used are written, and so hashed, as before there were any.
+        return {name: value for name, value in write(self).items() if name not in UNSTATED or value != UNSTATED[name]}
 
     @field_validator("date")
     @classmethod

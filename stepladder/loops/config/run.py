@@ -14,6 +14,7 @@ from stepladder.loops.config.rules import RulesConfig
 from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
 from stepladder.loops.config.section import Section
 from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainingConfig, WarmupConfig
+from stepladder.plugs import without_folder
 
 PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("problems", "train"),
@@ -27,6 +28,8 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("start_model",),
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
+PLUG_KEYS = (("problems", "verifier"),)
+"""Settings that name functions of a task. Their files are resolved like paths, and the folders are kept out of the configuration hash."""
 
 
 _SPEED_ONLY = (
@@ -93,6 +96,9 @@ class Config(Section):
         """Return 16 hexadecimal digits that identify the run's results: a hash of every setting except paths and speed."""
         plain = without_keys(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
         plain["rounds"] = [without_keys(table, PATH_KEYS) for table in plain["rounds"]]
+        for section, key in PLUG_KEYS:
+            if isinstance(name := plain[section].get(key), str):
+                plain[section][key] = without_folder(name)
         return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def differences(self, other: "Config") -> list[str]:

@@ -6,16 +6,24 @@ from stepladder.digests import current_digest, file_stats
 from stepladder.errors import CheckpointError
 from stepladder.files import reading
 from stepladder.loops.config.paths import named_paths
-from stepladder.loops.config.run import Config
+from stepladder.loops.config.run import PLUG_KEYS, Config
+from stepladder.plugs import load_plug, plug_file
 
 _FREE = {"training.accelerate_config"}
 """Paths of settings that may change when a run is continued."""
 
 
 def input_paths(config: Config) -> dict[str, Path]:
-    """Return the problem files, solved examples and given models that lie on this machine, by the names of their settings."""
+    """Return the problem files, solved examples, given models and source files of functions on this machine, by their settings' names."""
     named = named_paths(config.model_dump(mode="json"))
-    return {name: Path(value) for name, value in named.items() if name not in _FREE and Path(value).exists()}
+    return {name: Path(value) for name, value in named.items() if name not in _FREE and Path(value).exists()} | _sources(config)
+
+
+def _sources(config: Config) -> dict[str, Path]:
+    """Return the files of the functions that settings name; without those that have none, such as builtins."""
+    named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PLUG_KEYS}
+    files = {setting: plug_file(load_plug(name, setting=setting)) for setting, name in named.items() if name}
+    return {setting: file for setting, file in files.items() if file is not None}
 
 
 def input_digests(config: Config) -> dict[str, str]:

@@ -31,6 +31,9 @@ class Renderer:
     def extract_answer(self, text):
         return text.rpartition("=")[2] or None
 
+    def decode(self, token_ids):
+        return "".join(f"[{i}]" for i in token_ids)
+
 
 class IsFive:
     def grade(self, answers):
@@ -164,3 +167,29 @@ def test_labels_of_random_trees_are_monotone_where_the_policy_is(seed):
     assert sum(target is not None for row in rows for target in row.targets) == sum(
         label is not None and bool(record.token_ids[node]) for node, label in enumerate(labels) if node
     )
+
+
+class Whole(Renderer):
+    """The whole solution is the answer."""
+
+    def extract_answer(self, text):
+        return text
+
+
+class Longer:
+    """A third of a point for every character, up to one."""
+
+    def grade(self, answers):
+        return [Verdict(correct=len(answer) >= 9, reason="", credit=min(len(answer) / 9, 1.0)) for _, answer in answers]
+
+
+def test_whole_solutions_include_the_prefix_and_earn_partial_credit():
+    """The grader sees the steps of the prefix before the rollout: "[3]=5" and the like, two of them with 5 and 8 characters."""
+    policy = ScriptedPolicy(
+        lambda prefix, index, seed: Step(token_ids=(8,), logps=(0.0,), text="=5" * (index + 1), stop_reason=StopReason.END)
+    )
+    (short, long) = estimate_prefixes(
+        policy, Whole(), Longer(), [Prefix(PROBLEM, (3,)), Prefix(PROBLEM, (3, 4))], num_rollouts=2, seed=0, max_steps=2
+    )
+    assert (short.right, short.soft, short.hard) == (0, pytest.approx((5 / 9 + 7 / 9) / 2), 0.0)
+    assert (long.right, long.soft, long.hard) == (1, pytest.approx((8 / 9 + 1) / 2), 1.0)

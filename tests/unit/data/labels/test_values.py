@@ -39,6 +39,17 @@ def test_monte_carlo_value_is_the_share_of_right_leaves():
     assert node_values(HAND, ValueTarget.TREE_VALUE) == HAND.values
 
 
+def test_partial_credit_is_value_and_no_right_solution():
+    """Three leaves worth 1, 0.5 and 0: the mean is their value, and only the first is right, whatever the target."""
+    record = tree((-1, None, None), (0, 0.4, 1.0), (0, 0.5, 0.5), (0, 0.1, 0.0))
+    evidence = gather_evidence(record)
+    assert (evidence.right[0], evidence.wrong[0]) == (1, 2)
+    assert node_values(record, "monte-carlo") == [0.5, 1.0, 0.5, 0.0]
+    assert node_values(record, "hard-max") == [1.0, 1.0, 0.0, 0.0]
+    assert distance_values(record)[2:] == [0.0, 0.0]
+    assert [trace.completion for trace in select_traces([record]).rows] == ["s1\n"]
+
+
 def test_value_rows_put_every_target_in_one_path():
     """The paths of the drawing, in the order of their leaves; what an earlier path has is context; no target, no path."""
     selection = value_rows([HAND])
@@ -184,7 +195,7 @@ def test_trace_leaves_unknown_values_out():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (replace(HAND, outcomes=[0.5, *HAND.outcomes[1:]]), "outcome of node 0 must be 0.0, 1.0 or none: got 0.5"),
+        (replace(HAND, outcomes=[1.5, *HAND.outcomes[1:]]), r"outcome of node 0 must be in \[0, 1\] or none: got 1.5"),
         (replace(HAND, parents=[-1, 0, 0, 0, 8, 1, 2, 4, 4, 2]), r"parent of node 4 must be in \[0, 4\): got 8"),
         (replace(HAND, values=[float("nan"), *HAND.values[1:]]), "values of node 0 must be a finite number: got nan"),
     ],
