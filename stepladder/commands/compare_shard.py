@@ -44,7 +44,7 @@ def compare_shard(
     """
     calls = None
     with build_verifier(config.problems, problems) as verifier:
-        key_of = vote_keys(config.problems, verifier)
+        key_of = vote_keys(verifier)
         engine = search_engine(
             config,
             worker_models(),

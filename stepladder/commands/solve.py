@@ -315,7 +315,7 @@ def read_option(text: str) -> tuple[str, Any]:
 def _keys(config: ProblemsConfig) -> Iterator[Callable[[str], str]]:
     """Yield the function that gives the canonical form of answers, without any problems."""
     with build_verifier(config, []) as verifier:
-        yield vote_keys(config, verifier)
+        yield vote_keys(verifier)
 
 
 def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Problem], key_of: Callable[[str], str]) -> SearchEngine:

@@ -1,10 +1,9 @@
 """Problems and their grader, from the configuration."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
-from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.plugged import PluggedVerifier, TaskVerifier, load_verifier, needs_reference, open_verifier, taken_arguments
 from stepladder.data.grading.rules import MathOptions
 from stepladder.data.grading.verifier import AnswerVerifier
@@ -33,19 +32,10 @@ def check_verifier(config: ProblemsConfig, stated: FormatConfig | None = None) -
         )
 
 
-def vote_keys(config: ProblemsConfig, verifier: OpenVerifier) -> Callable[[str], str]:
-    """Return the function that gives the canonical form of answers for votes; it reads no reference answer.
-
-    Args:
-        config: The rule of grading.
-        verifier: The grader, with or without problems: that of a task gives its own keys.
-    """
-    if config.verifier is None:
-        key_of = partial(answer_key, rule=config.rule, options=grading_options(config))
-    else:
-        key_of = verifier.answer_key
+def vote_keys(verifier: OpenVerifier) -> Callable[[str], str]:
+    """Return the function that gives the canonical form of answers for votes: a grader's, which reads no reference answer."""
     # A search asks for the key of an answer each time that it reaches it.
-    return lru_cache(maxsize=_MAX_REMEMBERED)(key_of)
+    return lru_cache(maxsize=_MAX_REMEMBERED)(verifier.answer_key)
 
 
 def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:

@@ -104,7 +104,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
             budget=budget,
             provenance=models.provenance,
             scores=config.evaluate.scores,
-            key_of=vote_keys(config.problems, verifier),
+            key_of=vote_keys(verifier),
         )
         results = run_engine(engine, problems, stage=stage)
         if kind == "samples":

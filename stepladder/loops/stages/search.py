@@ -63,7 +63,7 @@ def write_labelled_trees(
             provenance=models.provenance,
             scores=config.search.scores,
             verifier=verifier,
-            key_of=vote_keys(config.problems, verifier),
+            key_of=vote_keys(verifier),
         )
         results = run_engine(engine, problems, stage=stage)
     trees = [result.tree for result in results]

@@ -120,12 +120,12 @@ def test_keys_are_normalised_texts_where_the_verifier_has_none(package: Path) ->
     with build_verifier(config, PROBLEMS) as verifier:
         assert verifier.grade([("p", "x")]) == [Verdict(correct=True, reason="always")]
         assert verifier.answer_key("  a   b ") == verifier.answer_key("a b") != verifier.answer_key("ab")
-        assert vote_keys(config, verifier)(" a  b") == vote_keys(config, verifier)("a b")
+        assert vote_keys(verifier)(" a  b") == vote_keys(verifier)("a b")
     close = problems_config(verifier="their_task.grader:close")
     with build_verifier(close, []) as verifier:
-        assert vote_keys(close, verifier)("1.9") == "2"
+        assert vote_keys(verifier)("1.9") == "2"
     with build_verifier(problems_config(), []) as verifier:
-        assert vote_keys(problems_config(), verifier)("0.50") == "1/2"
+        assert vote_keys(verifier)("0.50") == "1/2"
 
 
 def test_another_process_imports_it_by_its_path(package: Path) -> None:

@@ -148,7 +148,7 @@ def test_options_and_keys_are_the_function_s_own(task: str) -> None:
         assert verifier.answer_key("no  number") == "no number"
     config = problems_config(verifier=task + "poem")
     with build_verifier(config, []) as verifier:
-        assert vote_keys(config, verifier)("a  b") == vote_keys(config, verifier)("a b ")
+        assert vote_keys(verifier)("a  b") == vote_keys(verifier)("a b ")
 
 
 def test_an_odd_answer_costs_that_answer(task: str) -> None:
