@@ -33,6 +33,9 @@ class StepRequest:
     """The question, where it is known: a box that it holds already is no final answer when a step repeats it."""
     max_steps: int = 1
     """Maximum steps per sample: 1 stops at the first step boundary; a larger number continues, at most to the end of the solution."""
+    excluded: tuple[Step, ...] | None = None
+    """Single steps that are known after the prefix: a backend that can (``samples_distinct``) draws without replacement, never one of these
+    and never a step twice, as long as there are others. None asks for independent samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +65,10 @@ class TokenCounts:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Proposes steps."""
+    """Proposes steps.
+
+    A policy that follows ``StepRequest.excluded`` has an attribute ``samples_distinct`` that is true.
+    """
 
     def submit(self, requests: Sequence[StepRequest]) -> None:
         """Queue requests and return at once."""

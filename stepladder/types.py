@@ -5,6 +5,7 @@ stored and trained on. The text next to them is for people. "Not scored" is ``No
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -87,6 +88,16 @@ class Step:
     """STEP, END, LENGTH or ERROR."""
     message: str | None = None
     """What went wrong; None unless the reason is ERROR."""
+    sampling_logps: tuple[float, ...] | None = None
+    """Log-probability of each id under the distribution that was sampled, with its temperature and without ids that are never sampled; None
+    if that is the one of ``logps``, or unknown."""
+
+    @property
+    def probability(self) -> float:
+        """Probability of the whole step when it was sampled, in [0, 1]; 0 without tokens."""
+        if not self.token_ids:
+            return 0.0
+        return min(math.exp(math.fsum(self.logps if self.sampling_logps is None else self.sampling_logps)), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from stepladder.mcts.expansion import Expansion, ScoreJob, as_failed
+from stepladder.mcts.families import Families, SiblingKey
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Sampling, Steps
 from stepladder.mcts.spending import Spending
@@ -43,6 +44,10 @@ class Expander(Protocol):
         """Turn samples into the new nodes of an expansion."""
         ...
 
+    def excluded(self, expansion: Expansion) -> tuple[Step, ...] | None:
+        """Return the steps that the samples of an expansion must differ from; None if they are independent."""
+        ...
+
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         """Return the scoring job of an expansion, with every new step once."""
         ...
@@ -57,12 +62,23 @@ class StepExpander:
 
     max_steps = 1
 
-    def __init__(self, method: SearchMethod, growth: Steps, *, table: StepTable, spending: Spending, seed_of: Callable[..., int]) -> None:
-        """Expand by a method's settings, into a table of steps."""
+    def __init__(
+        self,
+        method: SearchMethod,
+        growth: Steps,
+        *,
+        table: StepTable,
+        spending: Spending,
+        seed_of: Callable[..., int],
+        families: Families | None,
+    ) -> None:
+        """Expand by a method's settings, into a table of steps; ``families`` only if nodes can be sampled again."""
         self._table, self._spending, self._seed_of = table, spending, seed_of
         self._temperature = float(method.sampling.temperature)
         self._num_children, self._root_samples = growth.num_children, method.root_samples
         self._branch_entropy, self._by_text = growth.branch_entropy, growth.merge == "text"
+        self._is_distinct = growth.siblings == "distinct"
+        self._families = families
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
@@ -74,6 +90,8 @@ class StepExpander:
             return 0
         if self._temperature == 0:
             return 1
+        if self._families is not None and self._families.num_drawn(leaf):
+            return self._families.again_samples
         if leaf == Tree.ROOT:
             return self._root_samples
         return 1 if self._branch_entropy is not None and self._goes_straight(leaf, self._branch_entropy) else self._num_children
@@ -88,15 +106,16 @@ class StepExpander:
         return len(samples)
 
     def sampling_seed(self, expansion: Expansion) -> int:
-        """Return the seed of an expansion's samples."""
-        return self._seed_of(expansion.leaf)
+        """Return the seed of an expansion's samples. If there were samples before, it depends on their number."""
+        drawn = 0 if self._families is None else self._families.num_drawn(expansion.leaf)
+        return self._seed_of(expansion.leaf, "again", drawn) if drawn else self._seed_of(expansion.leaf)
 
     def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Turn samples of one step each into children."""
+        """Turn samples of one step each into children. Those equal to a child that exists are repeats."""
         steps: list[Step] = []
         counts: list[int] = []
         num_tokens, by_text = 0, self._by_text
-        known: dict[tuple[tuple[int, ...] | str, StopReason], int] = {}
+        known: dict[SiblingKey, int] = {}
         for (step,) in samples:
             token_ids = step.token_ids
             if not token_ids:
@@ -111,8 +130,10 @@ class StepExpander:
                 counts.append(1)
         self._spending.generated_tokens += num_tokens
         expansion.steps, expansion.counts = steps, counts
-        expansion.parents = [expansion.leaf] * len(steps)
-        expansion.depths = [self._table.depths[expansion.leaf] + 1] * len(steps)
+        if self._families is not None:
+            self._families.join(expansion, list(known), [step for (step,) in samples])
+        expansion.parents = [expansion.leaf] * len(expansion.steps)
+        expansion.depths = [self._table.depths[expansion.leaf] + 1] * len(expansion.steps)
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         """Return one job of one branch per child. A failed child has nothing to score."""
@@ -128,6 +149,14 @@ class StepExpander:
         expansion.first = len(self._table.steps)
         expansion.reasons = self._cuts.reasons_of(expansion)
         _enter(self._table, expansion)
+        if self._families is not None:
+            self._families.enter(expansion)
+
+    def excluded(self, expansion: Expansion) -> tuple[Step, ...] | None:
+        """Return the steps that the samples of an expansion must differ from; None if they are independent."""
+        if not self._is_distinct:
+            return None
+        return () if self._families is None else tuple(self._families.drawn_after(expansion.leaf))
 
 
 class SolutionExpander:
@@ -222,6 +251,9 @@ class SolutionExpander:
         start = expansion.prefix_ids if at == expansion.leaf else self._prompt_ids + self._table.path_ids(at)
         return start + steps
 
+    def excluded(self, expansion: Expansion) -> None:
+        """Draws are independent."""
+
     def number(self, expansion: Expansion) -> None:
         """Enter the new nodes into the table and remember them for later draws."""
         table, first = self._table, expansion.first
@@ -245,7 +277,7 @@ class _Cuts:
         reasons = [step.stop_reason for step in expansion.steps]
         if self._continues:
             reasons = [_STEP if reason == _LENGTH else reason for reason in reasons]
-        if max(expansion.depths) >= self._max_depth:
+        if max(expansion.depths, default=0) >= self._max_depth:
             for place, depth in enumerate(expansion.depths):
                 if depth >= self._max_depth and reasons[place] == _STEP:
                     reasons[place] = _DEPTH

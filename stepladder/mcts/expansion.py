@@ -43,6 +43,12 @@ class Expansion:
     depths: Sequence[int] = ()
     counts: Sequence[int] = ()
     """Samples that were merged into each."""
+    num_known: int = 0
+    """Children that the leaf had before."""
+    repeats: Sequence[tuple[int, int]] = ()
+    """Children that the leaf had before and that were sampled again: index, and number of samples."""
+    reopens: bool = False
+    """Whether the leaf may be sampled again, once the nodes are numbered."""
     reasons: Sequence[StopReason] = ()
     """As in ``StepTable``, once the nodes are numbered."""
     scores: list[float | None] = field(default_factory=list)

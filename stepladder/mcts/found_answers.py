@@ -66,7 +66,8 @@ class FoundAnswers:
         self._follows_path = method.answer_rule == "robust-path"
         self._stopping = method.stopping
         self._table, self._scores, self._renderer = table, scores, renderer
-        self._tally = AnswerTally(method.answer_rule, key_of)
+        self._rule, self._key_of = method.answer_rule, key_of
+        self._tally = AnswerTally(self._rule, key_of)
 
     def stop_reason(self) -> StopReason | None:
         """Return the reason for which the answers end the search, or None."""
@@ -108,24 +109,41 @@ class FoundAnswers:
 
     def note(self, expansion: Expansion) -> None:
         """Count the answers of new terminals, or of a revisited terminal, whose path gets no further mass."""
-        table, again = self._table, expansion.num_samples == 0
-        first = expansion.leaf if again else expansion.first
-        for index, count in enumerate([1] if again else expansion.counts, start=first):
-            answer = table.answers.get(index)
-            if answer is None:
-                continue
-            if self.is_weighed_by_mass:
-                count = 0.0 if again else self.masses[index]
-            score = self._scores.of_node(index)
-            self.best_score = max(self.best_score, -1.0 if score is None else score)
-            self._tally.add(index, answer, score, count=count, path=table.path(index) if self._follows_path else ())
+        if expansion.num_samples == 0:
+            self._count(expansion.leaf, 1, again=True)
+            return
+        for index, count in expansion.repeats:
+            self._count(index, count, again=True)
+        for index, count in enumerate(expansion.counts, start=expansion.first):
+            self._count(index, count, again=False)
 
-    def end_wave(self, tree: Tree, row: int, generated_tokens: int) -> None:
-        """Record the present answer of the search."""
+    def _count(self, index: int, count: float, *, again: bool) -> None:
+        """Count the answer at a node, if there is one."""
+        table, answer = self._table, self._table.answers.get(index)
+        if answer is None:
+            return
+        if self.is_weighed_by_mass:
+            count = 0.0 if again else self.masses[index]
+        score = self._scores.of_node(index)
+        self.best_score = max(self.best_score, -1.0 if score is None else score)
+        self._tally.add(index, answer, score, count=count, path=table.path(index) if self._follows_path else ())
+
+    def end_wave(self, tree: Tree, row: int, generated_tokens: int, *, widened: bool) -> None:
+        """Record the present answer of the search. ``widened`` says that nodes with children were sampled, which changes prior masses."""
+        if widened and self.is_weighed_by_mass:
+            self._weigh_again(tree.prior[row, : len(self._table.steps)].tolist())
         if self._follows_path:
             used = slice(len(self._table.steps))
             self._tally.follow(tree.visits[row, used].tolist(), tree.value[row, used].tolist())
         self.anytime.append((generated_tokens, self._tally.leader()))
+
+    def _weigh_again(self, priors: Sequence[float]) -> None:
+        """Weigh all answers by the prior masses of the present tree."""
+        for node in range(1, len(priors)):
+            self.masses[node] = priors[node] * self.masses[self._table.parents[node]]
+        self._tally = AnswerTally(self._rule, self._key_of)
+        for node, answer in self._table.answers.items():
+            self._tally.add(node, answer, self._scores.of_node(node), count=self.masses[node])
 
     def choice(self) -> Choice:
         """Return the answer of the search."""

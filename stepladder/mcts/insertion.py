@@ -19,6 +19,7 @@ from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Priors, Solutions, Steps
 from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land
 from stepladder.mcts.waves import Waves, flat, gather_waves, node_worths
+from stepladder.types import Step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +50,12 @@ def settle_waves(tree: Tree, searches: Sequence[ProblemSearch], method: SearchMe
 def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_nodes: int, method: SearchMethod, growth: Steps) -> Tree:
     """Settle waves of steps: new nodes are children of the leaves, and each leaf backs up one return."""
     priors = _priors(waves, growth.priors)
+    # ``grow`` returns new arrays if these are full, so everything below uses its result.
+    tree = grow(tree, num_nodes=num_nodes, num_slots=int(waves.slots.max(initial=0)) + 1)
+    if growth.widening is not None:
+        _join_families(tree, waves, priors, growth.priors)
     _note_masses(waves, priors)
     _note_answers(waves)
-    # ``grow`` returns new arrays if these are full, so everything below uses its result.
-    tree = grow(tree, num_nodes=num_nodes, num_slots=int(waves.sizes.max()))
     rewards = _gains(tree, waves, worths) if growth.reward == "gain" else np.zeros(len(worths))
     best = _best_nodes(waves, worths, growth) if growth.evaluation == "best" else None
     add_nodes(
@@ -74,8 +77,9 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
     land(tree, waves.rows, waves.leaves)
     # Rules that revisit terminals can select new nodes that cannot be expanded, so the two counts differ.
     num_open = waves.sums(waves.goes_on).astype(np.int64)
-    _count_expandable(waves, num_open)
-    selectable = np.where(waves.asked, waves.sizes, 0) if method.selection.revisits_terminals else num_open
+    reopened = np.zeros(len(waves.rows), np.int64) if growth.widening is None else _reopen(tree, waves)
+    _count_expandable(waves, num_open + reopened)
+    selectable = reopened + (np.where(waves.asked, waves.sizes, 0) if method.selection.revisits_terminals else num_open)
     returns = _returns(tree, waves, worths + rewards, best, growth)
     backup_paths(tree, waves.rows, waves.leaves, returns, opened=selectable, rule=growth.backup, discount=method.valuation.discount)
     return tree
@@ -110,6 +114,26 @@ def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], 
     return tree
 
 
+def _join_families(tree: Tree, waves: Waves, priors: Float[np.ndarray, "M"], settings: Priors) -> None:
+    """Replace the priors of the wave's new nodes that have older siblings, in place, and those of the siblings in the tree."""
+    for (search, expansion), start, size in zip(waves.expansions, waves.starts.tolist(), waves.sizes.tolist(), strict=True):
+        if search.families is None or not expansion.num_known:
+            continue
+        counts = search.families.counts_of(expansion.leaf)
+        steps = [search.table.steps[index] for index in counts]
+        family = _family_priors(search, expansion.leaf, steps, list(counts.values()), settings)
+        tree.prior[search.row, list(counts)[: expansion.num_known]] = family[: expansion.num_known]
+        priors[start : start + size] = family[expansion.num_known :]
+
+
+def _reopen(tree: Tree, waves: Waves) -> Int[np.ndarray, "E"]:
+    """Make leaves selectable again that may be sampled again, and return 1 for each of them."""
+    reopens = np.array([expansion.reopens for _, expansion in waves.expansions], bool)
+    tree.samples[waves.rows, waves.leaves] += waves.num_samples
+    tree.growable[waves.rows[reopens], waves.leaves[reopens]] = True
+    return reopens.astype(np.int64)
+
+
 def _priors(waves: Waves, settings: Priors) -> Float[np.ndarray, "M"]:
     # The two common rules are array operations over the whole wave; the others need the steps of each expansion.
     if settings.noise is None and settings.prior == "uniform":
@@ -122,16 +146,19 @@ def _priors(waves: Waves, settings: Priors) -> Float[np.ndarray, "M"]:
 
 
 def _sibling_priors(search: ProblemSearch, expansion: Expansion, settings: Priors) -> list[float]:
-    steps = expansion.steps
+    return _family_priors(search, expansion.leaf, expansion.steps, expansion.counts, settings)
+
+
+def _family_priors(search: ProblemSearch, parent: int, steps: Sequence[Step], counts: Sequence[int], settings: Priors) -> list[float]:
     priors = sibling_priors(
-        expansion.counts,
+        counts,
         [sum(step.logps) / len(step.logps) if step.logps else -math.inf for step in steps],
         rule=settings.prior,
         lengths=[len(step.logps) for step in steps],
         temperature=float(settings.prior_temperature),
     )
     noise = settings.noise
-    if expansion.leaf != Tree.ROOT or noise is None:
+    if parent != Tree.ROOT or noise is None:
         return priors
     return mix_root_noise(priors, fraction=float(noise.root_noise), alpha=float(noise.root_noise_alpha), seed=search.seed_of("root noise"))
 
@@ -150,7 +177,8 @@ def _note_masses(waves: Waves, priors: Float[np.ndarray, "M"]) -> None:
 def _note_answers(waves: Waves) -> None:
     """Count the answers of new terminals, and of terminals that were visited again."""
     ended = np.bincount(waves.owners[waves.terminal], minlength=len(waves.sizes)) > 0
-    for at in np.flatnonzero(ended | ~waves.asked).tolist():
+    repeated = [bool(expansion.repeats) for _, expansion in waves.expansions]
+    for at in np.flatnonzero(ended | ~waves.asked | repeated).tolist():
         search, expansion = waves.expansions[at]
         search.answers.note(expansion)
 
@@ -184,7 +212,7 @@ def _gains(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Float[np
 
 
 def _count_expandable(waves: Waves, num_open: Int[np.ndarray, "E"]) -> None:
-    """Count the leaves that each search can expand: an expansion closes one leaf and opens those that can continue."""
+    """Count the nodes that each search can expand: an expansion closes one and opens ``num_open``, which may be itself again."""
     changes = np.where(waves.asked, num_open - 1, 0).tolist()
     for (search, _), change in zip(waves.expansions, changes, strict=True):
         search.num_expandable += change
@@ -207,8 +235,20 @@ def _returns(
     # Samples without a known worth have no part in the mean.
     known = np.where(np.isnan(returns_of_new), 0, waves.counts)
     totals, weights = waves.sums(known * np.nan_to_num(returns_of_new)), waves.sums(known)
+    if growth.widening is not None:
+        _add_repeats(tree, waves, totals, weights)
     means = np.where(weights > 0, totals / np.maximum(weights, 1), np.nan)
     return np.where(waves.asked, means, returns)
+
+
+def _add_repeats(tree: Tree, waves: Waves, totals: Float[np.ndarray, "E"], weights: Float[np.ndarray, "E"]) -> None:
+    """Add the samples of children that exist: each brings back what its child did when it was new."""
+    for at, (search, expansion) in enumerate(waves.expansions):
+        for node, count in expansion.repeats:
+            worth = float(tree.raw_value[search.row, node]) + float(tree.reward[search.row, node])
+            if not math.isnan(worth):
+                totals[at] += count * worth
+                weights[at] += count
 
 
 def _sampled_paths(waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PRIORS = ("uniform", "ones", "frequency", "mean-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
+PRIORS = ("uniform", "ones", "frequency", "mean-logp", "sum-logp", "norm-logp", "exp-mean-logp", "exp-norm-logp")
 LENGTH_POWER = 1.25
 """Power of a step's length in ``norm-logp``."""
 
@@ -20,10 +20,11 @@ def sibling_priors(
         mean_logps: Mean log-probability of each sibling's tokens, in nats, -inf for a failed one. Not read by ``uniform`` and
             ``frequency``.
         rule: ``uniform``; ``ones`` (1 for each, which does not sum to 1: exploration without priors); ``frequency`` (share of the samples);
-            ``mean-logp`` (softmax of the mean log-probabilities over the siblings); ``norm-logp`` (the same of sum / L^1.25);
-            ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not sum to 1). Uniform when all
+            ``mean-logp`` (softmax of the mean log-probabilities over the siblings); ``sum-logp`` (the same of the sums: their shares of
+            the policy's probability, for distinct siblings what ``frequency`` is for independent ones); ``norm-logp`` (the same of
+            sum / L^1.25); ``exp-mean-logp`` and ``exp-norm-logp`` (the exponentials themselves, which do not sum to 1). Uniform when all
             log-probabilities are -inf.
-        lengths: Tokens of each sibling; read by the two ``norm`` rules only.
+        lengths: Tokens of each sibling; read by ``sum-logp`` and the two ``norm`` rules only.
         temperature: Divides the log-probabilities (``frequency``: the logarithms of the shares), > 0; 1 changes nothing.
 
     Source: mean-logp: Chen et al. 2024, "AlphaMath almost zero"; norm-logp: Xie et al. 2024, "Monte Carlo tree search boosts reasoning via
@@ -50,6 +51,8 @@ def _sibling_logps(counts: Sequence[int], mean_logps: Sequence[float], lengths: 
         return [0.0] * len(counts)
     if rule == "frequency":
         return [math.log(count) for count in counts]
+    if rule == "sum-logp":
+        return [logp * max(length, 1) for logp, length in zip(mean_logps, lengths, strict=True)]
     if rule in ("norm-logp", "exp-norm-logp"):
         # sum / L^1.25 = mean / L^0.25; a failed sibling has no tokens.
         return [logp / max(length, 1) ** (LENGTH_POWER - 1) for logp, length in zip(mean_logps, lengths, strict=True)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from stepladder.interfaces import Renderer, StepRequest, StepResult
 from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander
 from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, check_samples
+from stepladder.mcts.families import Families
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.rollout_values import RolloutValuer
 from stepladder.mcts.search_method import SearchMethod
@@ -72,6 +73,9 @@ class ProblemSearch:
         self.spending = Spending(budget, method)
         self.scores = PathScores(self.table, method.valuation)
         self.answers = FoundAnswers(method, table=self.table, scores=self.scores, renderer=renderer, key_of=terms.key_of)
+        widening = None if isinstance(method.growth, Solutions) else method.growth.widening
+        self.families = None if widening is None else Families(widening)
+        """Children of nodes that may be sampled again; None if none may."""
         self.expander = self._expander(method)
         self.rollouts = self._valuer(terms)
         """Values new nodes in addition to their scores; None without rollouts."""
@@ -86,7 +90,7 @@ class ProblemSearch:
         table, spending, seed_of = self.table, self.spending, self.seed_of
         if isinstance(method.growth, Solutions):
             return SolutionExpander(method, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
-        return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of)
+        return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, families=self.families)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:
         growth = terms.method.growth
@@ -172,6 +176,7 @@ class ProblemSearch:
             max_step_tokens=self.budget.max_step_tokens,
             max_steps=self.expander.max_steps,
             question=self.problem.question,
+            excluded=self.expander.excluded(expansion),
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
@@ -210,7 +215,7 @@ class ProblemSearch:
         """Number the wave's new nodes in wave order, read their answers, and return the answers to grade."""
         first = len(self.table.steps)
         for expansion in self.wave:
-            if expansion.steps:
+            if expansion.num_samples:
                 self.expander.number(expansion)
                 self.answers.read(expansion)
                 if _ERROR in expansion.reasons:
@@ -243,7 +248,8 @@ class ProblemSearch:
 
     def end_wave(self, tree: Tree) -> None:
         """Forget the wave, which is now in the tree, and record the present answer of the search."""
-        self.answers.end_wave(tree, self.row, self.spending.generated_tokens)
+        widened = any(expansion.num_known for expansion in self.wave)
+        self.answers.end_wave(tree, self.row, self.spending.generated_tokens, widened=widened)
         self.wave = []
 
     def result(self, tree: Tree, reason: StopReason) -> SearchResult:

@@ -64,7 +64,7 @@ class RolloutValuer:
 
     def sampling_seed(self, expansion: Expansion, rollout: Rollout) -> int:
         """Return the seed of a rollout's samples."""
-        return self._seed_of("rollout", expansion.leaf, rollout.place)
+        return self._seed_of("rollout", expansion.leaf, expansion.num_known + rollout.place)
 
     def receive(self, expansion: Expansion, rollout: Rollout, samples: tuple[tuple[Step, ...], ...]) -> None:
         """Receive the samples of a rollout."""

@@ -54,7 +54,23 @@ class SearchMethod:
         draws = self.selection.DRAWS_SOLUTIONS
         fits = isinstance(self.growth, Solutions) == draws
         check(fits, f"growth must be {'Solutions' if draws else 'Steps'} with selection {self.selection.type_name!r}: got {self.growth!r}")
+        if isinstance(self.growth, Steps):
+            self._check_samples(self.growth)
         self.selection.check_with(self.growth, self.sampling)
+
+    def _check_samples(self, growth: Steps) -> None:
+        """Check that a node can be sampled as often as the growth says."""
+        if growth.widening is not None:
+            rules = ("once", *self.selection.WIDENS)
+            check(
+                growth.widening.widen in rules,
+                f"widen must be one of {', '.join(rules)} with selection {self.selection.type_name!r}: got {growth.widening.widen!r}",
+            )
+        asks_again = growth.widening is not None or growth.siblings == "distinct"
+        check(
+            not asks_again or self.sampling.temperature > 0,
+            "widen and siblings = 'distinct' need samples that can differ: got temperature 0 -- raise it",
+        )
 
     @property
     def samples_solutions(self) -> bool:

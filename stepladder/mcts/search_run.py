@@ -108,7 +108,8 @@ class SearchRun:
         self._searches: dict[int, ProblemSearch] = {}
         """Searches in progress by number of admission, and in that order."""
         self._tree = allocate(num_trees, num_nodes=1 + 8 * num_slots, num_slots=num_slots)
-        self._strategy = method.selection.strategy(RunShape(num_trees, num_slots, float(method.valuation.discount)))
+        widening = method.growth.widening if isinstance(method.growth, Steps) else None
+        self._strategy = method.selection.strategy(RunShape(num_trees, num_slots, float(method.valuation.discount), widening))
         self._free_rows = list(range(num_trees))[::-1]
         self._settled: list[ProblemSearch] = []
         """Searches without a wave in flight."""

@@ -4,7 +4,7 @@ Axes: B problems (rows), N nodes, K child slots. Nodes hold all statistics; thos
 the slot points to, so nothing is stored twice. Nodes are numbered in the order in which they were added and never renumbered, so parents
 come before their children. The steps themselves (tokens, text, score) stand beside the arrays, in one ``StepTable`` per row.
 
-Memory: ``Tree.bytes_per_node`` = 48 + 4 K bytes per node for the arrays (64 at K = 4); the steps cost what their tokens cost. ``grow``
+Memory: ``Tree.bytes_per_node`` = 52 + 4 K bytes per node for the arrays (68 at K = 4); the steps cost what their tokens cost. ``grow``
 doubles the arrays when a row is full, so a search that stops early never holds the nodes that its budget would have allowed.
 """
 
@@ -32,8 +32,10 @@ NODE = np.dtype(
         ("returns", np.int32),
         ("in_flight", np.int32),
         ("open_leaves", np.int32),
+        ("samples", np.int32),
         ("terminal", np.bool_),
         ("truncated", np.bool_),
+        ("growable", np.bool_),
     ],
     align=True,
 )
@@ -118,8 +120,21 @@ class Tree(NamedTuple):
 
     @property
     def open_leaves(self) -> Int32[np.ndarray, "B N"]:
-        """Leaves at or below the node that selection may still end in; leaves in flight are not among them."""
+        """Nodes at or below the node that selection may still end in; those in flight are not among them.
+
+        They are leaves, and if nodes can be sampled again, inner nodes, too (``growable``).
+        """
         return self.nodes["open_leaves"]
+
+    @property
+    def samples(self) -> Int32[np.ndarray, "B N"]:
+        """Samples drawn after the node so far, repeated ones included."""
+        return self.nodes["samples"]
+
+    @property
+    def growable(self) -> Bool[np.ndarray, "B N"]:
+        """Whether the node may be selected to be sampled, for the first time or again; not while it is in flight."""
+        return self.nodes["growable"]
 
     @property
     def terminal(self) -> Bool[np.ndarray, "B N"]:
@@ -186,6 +201,7 @@ def reset_rows(tree: Tree, rows: Int[np.ndarray, "b"]) -> None:
     tree.nodes[rows] = _unused_node()
     tree.prior[rows, Tree.ROOT] = 1.0
     tree.open_leaves[rows, Tree.ROOT] = 1
+    tree.growable[rows, Tree.ROOT] = True
 
 
 class NewNodes(NamedTuple):
@@ -248,18 +264,19 @@ def _write_nodes(tree: Tree, new: NewNodes) -> Int[np.ndarray, "M"]:
         if new.visited[i]:
             node.visits, node.returns, node.value = 1, not np.isnan(new.raw_values[i]), new.raw_values[i]
         node.open_leaves, node.terminal, node.truncated = new.selectable[i], new.terminal[i], new.truncated[i]
+        node.growable = not (new.terminal[i] or new.truncated[i])
     return indices
 
 
 @compiled
 def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
-    """Mark leaves as in flight, in place: a virtual visit on the path, and no second selection of a leaf to be expanded.
+    """Mark leaves as in flight, in place: a virtual visit on the path, and no second selection of a node to be sampled.
 
     A terminal or truncated leaf stays open. It needs no request, and the method decides whether it may be visited again.
     """
     for i in range(len(rows)):
         nodes, at = tree.nodes[rows[i]], leaves[i]
-        closes = not (nodes[at].terminal or nodes[at].truncated)
+        closes, nodes[at].growable = nodes[at].growable, False
         while at != _NO_PARENT:
             nodes[at].in_flight += 1
             nodes[at].open_leaves -= closes

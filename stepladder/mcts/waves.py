@@ -36,8 +36,10 @@ class Waves:
     """New nodes of each expansion."""
     owners: Int[np.ndarray, "M"]
     """Expansion of each new node."""
-    slots: Int[np.ndarray, "M"]
+    places: Int[np.ndarray, "M"]
     """Place of each new node in its expansion."""
+    slots: Int[np.ndarray, "M"]
+    """Child slot of each new node: its place, after the children that its parent had before."""
     counts: Int[np.ndarray, "M"]
     """Samples that were merged into each new node."""
     goes_on: Bool[np.ndarray, "M"]
@@ -50,9 +52,15 @@ class Waves:
         """First new node of each expansion."""
         return np.cumsum(self.sizes) - self.sizes
 
+    @property
+    def num_samples(self) -> Int[np.ndarray, "E"]:
+        """Samples of each expansion."""
+        return np.array([expansion.num_samples for _, expansion in self.expansions])
+
     def sums(self, values: np.ndarray) -> Float[np.ndarray, "E"]:
         """Sum values of the new nodes per expansion, in the order of the nodes."""
-        return np.bincount(self.owners, values, minlength=len(self.sizes))
+        # Without new nodes, bincount counts in whole numbers.
+        return np.bincount(self.owners, values, minlength=len(self.sizes)).astype(np.float64)
 
 
 def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
@@ -64,6 +72,8 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
         expansions += [(search, expansion) for expansion in search.wave]
     sizes = np.array([len(expansion.steps) for _, expansion in expansions])
     owners = np.repeat(np.arange(len(sizes)), sizes)
+    places = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    num_known = np.array([expansion.num_known for _, expansion in expansions])
     reasons = flat(expansion.reasons for _, expansion in expansions)
     return Waves(
         expansions=expansions,
@@ -72,7 +82,8 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
         asked=np.array([expansion.num_samples > 0 for _, expansion in expansions]),
         sizes=sizes,
         owners=owners,
-        slots=np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
+        places=places,
+        slots=places + num_known[owners],
         counts=np.array(flat(expansion.counts for _, expansion in expansions), np.int64),
         goes_on=np.array([reason is step for reason in reasons], bool),
         terminal=np.array([reason is end for reason in reasons], bool),
@@ -91,7 +102,7 @@ def node_worths(waves: Waves, method: SearchMethod) -> Float[np.ndarray, "M"]:
         _mix_rollouts(waves, worths, float(method.growth.rollouts.rollout_mix))
     for new in np.flatnonzero(~waves.goes_on).tolist():
         search, expansion = waves.expansions[waves.owners[new]]
-        worth = search.worth_of_end(expansion, expansion.first + int(waves.slots[new]))
+        worth = search.worth_of_end(expansion, expansion.first + int(waves.places[new]))
         worths[new] = math.nan if worth is None else worth
     return worths
 

@@ -20,6 +20,8 @@ def check_policy(
 ) -> None:
     """Raise ``AssertionError`` unless a policy fulfils the whole contract of ``interfaces.Policy``.
 
+    A policy that has ``samples_distinct`` must draw without replacement, too.
+
     Args:
         make_policy: Returns a policy with nothing in flight. It is called for every check and may return the same object.
         prefix_ids: At least two different prefixes after which the policy is uncertain: two seeds must practically never give the same
@@ -38,6 +40,9 @@ def check_policy(
     _check_greedy(make_policy(), prefixes)
     _check_step_tokens(make_policy(), prefixes)
     _check_many_policy_requests(make_policy(), prefixes)
+    policy = make_policy()
+    if getattr(policy, "samples_distinct", False):
+        _check_distinct(policy, prefixes[0], logp_tolerance)
     if over_long_prefix_ids is not None:
         _check_refusal(make_policy(), prefixes, tuple(over_long_prefix_ids))
 
@@ -200,6 +205,25 @@ def _check_many_policy_requests(policy: Policy, prefixes: Sequence[tuple[int, ..
     results = {**{result.ticket: result for result in first}, **late}
     for request in requests:
         _check_samples(request, results[request.ticket], None)
+
+
+def _check_distinct(policy: Policy, prefix: tuple[int, ...], logp_tolerance: float) -> None:
+    """Check that samples differ from each other and from excluded steps, and that nothing else changes."""
+
+    def ask(ticket: int, num_samples: int, excluded: tuple[Step, ...] | None) -> StepRequest:
+        return StepRequest(ticket=ticket, prefix_ids=prefix, num_samples=num_samples, seed=5, max_step_tokens=2, excluded=excluded)
+
+    first = _drain_policy(policy, [ask(0, 6, ()), ask(1, 6, None)])
+    steps = tuple(step for (step,) in first[0].samples)
+    _check_samples(ask(0, 6, ()), first[0], None)
+    _require(len({step.token_ids for step in steps}) == 6, "samples without replacement must all be different")
+    _require(steps[0].token_ids == first[1].samples[0][0].token_ids, "the first sample must be the one that independent sampling gives")
+    drift = max(abs(a - b) for a, b in zip(steps[0].logps, first[1].samples[0][0].logps, strict=True))
+    _require(drift <= logp_tolerance, f"sampling without replacement must keep log-probabilities: they drift by {drift:.4g}")
+    rest = _drain_policy(policy, [ask(0, 6, ()), ask(1, 4, steps[:2])])
+    _require(_tokens(rest[0]) == _tokens(first[0]), "samples without replacement must follow from the seed")
+    others = {step.token_ids for (step,) in rest[1].samples}
+    _require(len(others) == 4 and others.isdisjoint(step.token_ids for step in steps[:2]), "excluded steps must not be sampled again")
 
 
 def _check_refusal(policy: Policy, prefixes: Sequence[tuple[int, ...]], over_long: tuple[int, ...]) -> None:

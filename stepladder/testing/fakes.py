@@ -51,13 +51,19 @@ class _Arrivals(Generic[RequestT]):
         return ready
 
 
+_MOST_TRIES = 100
+"""Entries that a sample goes through for a new step."""
+
+
 class ScriptedPolicy:
     """A ``Policy`` that reads its steps from a function or a table.
 
     A table maps prefix ids to the steps that follow. Sample i takes entry i modulo their number. A prefix that is not in the table fails. A
     sample of several steps looks up the longer prefix for each further step. Greedy requests (temperature 0) take sample 0 of seed 0, so
-    that they depend only on the prefix.
+    that they depend only on the prefix. If steps are excluded, a sample goes on through the next entries until its step is a new one.
     """
+
+    samples_distinct = True
 
     def __init__(
         self,
@@ -97,6 +103,8 @@ class ScriptedPolicy:
         message = self._refusal(request)
         if message is not None:
             return ((error_step(message),),) * request.num_samples
+        if request.excluded is not None:
+            return self._distinct(request, request.excluded)
         return tuple(self._sample(request, index) for index in range(request.num_samples))
 
     def _refusal(self, request: StepRequest) -> str | None:
@@ -105,6 +113,17 @@ class ScriptedPolicy:
         if self._max_prefix_tokens is not None and len(request.prefix_ids) > self._max_prefix_tokens:
             return f"prefix must have at most {self._max_prefix_tokens} tokens: got {len(request.prefix_ids)}"
         return None
+
+    def _distinct(self, request: StepRequest, excluded: Sequence[Step]) -> tuple[tuple[Step, ...], ...]:
+        """Let every sample go on through the next indices until its step is new, and give up after a hundred."""
+        known = {step.token_ids for step in excluded}
+        samples = []
+        for index in range(request.num_samples):
+            tries = (self._sample(request, at) for at in range(index, index + _MOST_TRIES))
+            sample = next((steps for steps in tries if steps[0].token_ids not in known), None) or self._sample(request, index)
+            known.add(sample[0].token_ids)
+            samples.append(sample)
+        return tuple(samples)
 
     def _sample(self, request: StepRequest, index: int) -> tuple[Step, ...]:
         greedy = request.temperature == 0

@@ -39,11 +39,19 @@ class Node:
     answer: str | None = None
     outcome: float | None = None
     count: int = 1
+    samples: int = 0
+    unseen: float = 1.0
+    drawn: set = field(default_factory=set)
+    again: bool = False
     children: list = field(default_factory=list)
 
     @property
     def ended(self):
         return self.reason != StopReason.STEP
+
+    @property
+    def growable(self):
+        return not self.ended and not self.busy and (not self.children or self.again)
 
     def path(self):
         return [] if self.parent is None else [*self.parent.path(), self]
@@ -111,7 +119,7 @@ class PointerSearch:
 
     def note(self, leaf, result):
         """Weigh the answers as ``weighted-vote`` does; of the other rules the twin knows ``robust-path`` only."""
-        reached = [(leaf, 1)] if result is None else [(node, node.count) for node in result[1]]
+        reached = [(leaf, 1)] if result is None else [*result[2], *((node, node.count) for node in result[1])]
         for node, count in reached:
             if node.answer is not None:
                 score = self.path_score(node)
@@ -151,7 +159,7 @@ class PointerSearch:
 
     def why_stop(self):
         greedy_done = self.method.selection == "sample" and self.method.temperature == 0 and self.simulations
-        if greedy_done or (self.method.selection != "sample" and not any(not n.ended and not n.children for n in self.nodes)):
+        if greedy_done or (self.method.selection != "sample" and not any(n.growable for n in self.nodes)):
             return StopReason.EXHAUSTED
         if self.method.stop_value is not None and self.best >= self.method.stop_value:
             return StopReason.VALUE
@@ -197,6 +205,8 @@ class PointerSearch:
             node = self.base
             while node.children:
                 options = [child for child in node.children if self.reachable(child)]
+                if node.growable and (not options or self.widens(node)):
+                    break
                 node = max(options, key=partial(self.edge_score, node))
             wave.append(node)
             node.busy = not node.ended
@@ -206,8 +216,14 @@ class PointerSearch:
 
     def reachable(self, node):
         if node.children:
-            return any(self.reachable(child) for child in node.children)
+            return node.growable or any(self.reachable(child) for child in node.children)
         return self.method.terminals == "revisit" if node.ended else not node.busy
+
+    def widens(self, node):
+        m = self.method
+        if m.widen == "power":
+            return node.samples < m.widen_base * float(max(node.visits + node.virtual, 1)) ** m.widen_power
+        return m.widen == "stay" and (0 < float(node.value) <= m.stay_low or m.stay_high <= float(node.value) < 1)
 
     def select_beam(self, most):
         deepest = self.nodes[-1].depth
@@ -224,7 +240,9 @@ class PointerSearch:
 
     def select_frontier(self, most):
         revisit = self.method.terminals == "revisit"
-        leaves = [n for n in self.nodes if not n.children and (revisit or not n.ended) and not n.raw < self.method.min_value]
+        allowed = [n for n in self.nodes if not n.raw < self.method.min_value]
+        leaves = [n for n in allowed if (not n.children and (revisit or not n.ended)) or (n.growable and self.widens(n))]
+        leaves = leaves or [n for n in allowed if n.growable]
         deep = self.method.selection == "depth-first"
         leaves.sort(key=lambda n: (-n.depth if deep else 0, math.inf if math.isnan(n.raw) else -float(n.raw), n.index))
         return leaves[:most]
@@ -342,16 +360,23 @@ class PointerSearch:
         self.calls += 1
         sampling, greedy = m.selection == "sample", m.temperature == 0
         num = self.wanted if sampling else 1 if greedy else m.root_samples if leaf.depth == 0 else m.num_children
-        if leaf.depth and not greedy and m.branch_entropy is not None and leaf.surprisal < m.branch_entropy:
+        if leaf.samples:
+            num = m.again_samples
+        elif leaf.depth and not greedy and m.branch_entropy is not None and leaf.surprisal < m.branch_entropy:
             num = 1
         if leaf.depth and m.selection == "resample":
             num *= self.copies[leaf.index]
         if leaf.depth and m.share:
             num = min(num, sum(self.widths) // num_leaves + (place < sum(self.widths) % num_leaves))
         seed = 0 if greedy else derive_seed(self.seed, leaf.index, self.simulations) if sampling else derive_seed(self.seed, leaf.index)
+        if leaf.samples and not sampling:
+            seed = derive_seed(self.seed, leaf.index, "again", leaf.samples)
         start = self.prompt + tuple(i for node in leaf.path() for i in node.ids)
-        samples = []
+        samples, known = [], set(leaf.drawn)
         for index in range(num):
+            if m.siblings == "distinct" and not sampling:
+                samples.append([self.propose_other(start, index, seed, known)])
+                continue
             prefix, steps = start, []
             while len(steps) < (self.budget.max_depth if sampling else 1) and (not steps or steps[-1].stop_reason == StopReason.STEP):
                 steps.append(self.propose(prefix, index, seed))
@@ -361,24 +386,48 @@ class PointerSearch:
         self.tokens += sum(len(step.token_ids) for steps in samples for step in steps)
         return num, samples
 
+    def propose_other(self, start, index, seed, known):
+        """As the scripted policy does: go on through the samples until one is new."""
+        for at in range(index, index + 100):
+            step = self.propose(start, at, seed)
+            if step.token_ids not in known:
+                break
+        else:
+            step = self.propose(start, index, seed)
+        known.add(step.token_ids)
+        return step
+
     def enter(self, leaf, samples):
-        """Add the samples below the leaf; return each sample's last node, and the new nodes."""
-        sampling, new, ends = self.method.selection == "sample", [], []
+        """Add the samples below the leaf; return each sample's last node, the new nodes, and repeated older ones with their numbers."""
+        sampling, new, ends, repeats = self.method.selection == "sample", [], [], {}
         for steps in samples:
             at = leaf
             for i, step in enumerate(steps, start=1):
                 same = [c for c in at.children if self.equal(c, step) and c.step_reason == step.stop_reason]
+                if not sampling and not step.token_ids:
+                    same = [c for c in same if c in new]
                 if same and not (sampling and i == len(steps)):
                     at = same[0]
-                    at.count += at in new
+                    at.count += at in new or not sampling
+                    if at not in new:
+                        repeats[at.index] = repeats.get(at.index, 0) + 1
                     continue
                 at = self.add(at, step)
                 new.append(at)
             ends.append(at)
         if not sampling:
-            self.set_priors(new)
+            self.set_priors(leaf.children)
             self.roll_out(leaf, new)
-        return ends, new
+            self.open_again(leaf, [step for (step,) in samples])
+        return ends, new, [(self.nodes[index], count) for index, count in repeats.items()]
+
+    def open_again(self, leaf, steps):
+        leaf.samples += len(steps)
+        for step in steps:
+            if step.token_ids and step.token_ids not in leaf.drawn:
+                leaf.drawn.add(step.token_ids)
+                leaf.unseen -= min(math.exp(math.fsum(step.logps)), 1.0)
+        leaf.again = self.method.widen != "once" and leaf.unseen >= self.method.least_unseen and any(step.token_ids for step in steps)
 
     def equal(self, child, step):
         if self.method.merge == "text" and self.method.selection != "sample":
@@ -390,6 +439,8 @@ class PointerSearch:
         node.step_reason, node.text = step.stop_reason, step.text
         node.surprisal = -math.fsum(step.logps) / len(step.logps) if step.logps else math.inf
         node.logp = sum(step.logps) / len(step.logps) if step.logps else -math.inf
+        if self.method.prior == "sum-logp" and step.logps:
+            node.logp = sum(step.logps)
         if self.method.prior in ("norm-logp", "exp-norm-logp") and step.logps:
             node.logp = sum(step.logps) / len(step.logps) ** 1.25
         if node.reason == StopReason.LENGTH and self.method.cut_steps == "continue":
@@ -418,7 +469,7 @@ class PointerSearch:
             node.rolled = True
             self.calls += 1
             worths, self.reached = [], []
-            seed = 0 if self.method.rollout_temperature == 0 else derive_seed(self.seed, "rollout", leaf.index, new.index(node))
+            seed = 0 if self.method.rollout_temperature == 0 else derive_seed(self.seed, "rollout", leaf.index, leaf.children.index(node))
             for index in range(self.method.rollouts):
                 worths.append(self.roll_out_once(node, 0 if self.method.rollout_temperature == 0 else index, seed))
             known = [worth for worth in worths if not math.isnan(worth)]
@@ -496,7 +547,7 @@ class PointerSearch:
     def back_up(self, leaf, result):
         if result is None:
             return self.visit(leaf, leaf.raw)
-        ends, new = result
+        ends, new, repeats = result
         if self.method.selection == "sample":
             for end in ends:
                 self.visit(end, end.raw)
@@ -506,12 +557,13 @@ class PointerSearch:
         born = new
         if self.method.evaluation == "best":
             rolled = [node for node in new if node.rolled] if self.method.rollout_of == "best" else []
-            born = rolled or [max(new, key=lambda node: -1.0 if math.isnan(node.raw) else node.raw)]
+            born = rolled or sorted(new, key=lambda node: 1.0 if math.isnan(node.raw) else -node.raw)[:1]
         for node in born:
             node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
         if self.method.evaluation == "best":
-            return self.visit(leaf, np.float32(born[0].estimate + born[0].gain))
+            return self.visit(leaf, np.float32(born[0].estimate + born[0].gain) if born else NAN)
         known = [(node.count, node.estimate + node.gain) for node in new if not math.isnan(node.raw)]
+        known += [(count, float(node.raw) + float(node.reward)) for node, count in repeats if not math.isnan(node.raw)]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)
 

@@ -11,6 +11,8 @@ CUT_STEPS = ("end", "continue")
 EVALUATIONS = ("children", "leaf", "best")
 MERGE_RULES = ("tokens", "text")
 REWARDS = ("none", "gain")
+SIBLING_RULES = ("independent", "distinct")
+WIDENINGS = ("power", "stay")
 ROLLOUT_RULES = ("children", "best")
 ROLLOUT_VALUES = ("last", "best", "agreement")
 
@@ -52,8 +54,8 @@ class Priors:
 
     prior: str = "frequency"
     """Prior of a child among its siblings. ``uniform``: equal shares. ``ones``: 1 for each. ``frequency``: the share of merged samples.
-    ``mean-logp`` and ``norm-logp``: softmax of the step's mean log-probability, or of its sum / L^1.25. ``exp-mean-logp`` and
-    ``exp-norm-logp``: the exponentials of these, which do not sum to 1."""
+    ``mean-logp``, ``sum-logp`` and ``norm-logp``: softmax of the log-probability: its mean over the tokens, its sum, or sum / L^1.25.
+    ``exp-mean-logp`` and ``exp-norm-logp``: the exponentials of these, which do not sum to 1."""
     prior_temperature: float = 1.0
     """Divides the logarithms of the priors, > 0: higher is flatter. Not for ``uniform`` and ``ones``."""
     noise: RootNoise | None = None
@@ -101,6 +103,42 @@ class Rollouts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Widening:
+    """A node that has children can be sampled again. New samples join the children that exist; equal ones are one child."""
+
+    SWITCH: ClassVar[str] = "widen"
+    OFF: ClassVar[str] = "once"
+
+    widen: str
+    """When a node that has children is sampled again. ``once``: never. ``power``: a descent stops at a node, and best-first takes it among
+    the leaves, while it has had fewer than widen_base * N^widen_power samples, N its visits (progressive widening). ``stay``: a descent
+    stops at a node whose value lies in (0, stay_low] or [stay_high, 1). Where nothing else is left below, nodes are sampled again anyway.
+    """
+    widen_base: float = 2.0
+    """Samples of a node with one visit under ``power``, > 0."""
+    widen_power: float = 0.5
+    """Exponent of the visits under ``power``, in (0, 1]."""
+    stay_low: float = 0.25
+    """Upper bound of the low values at which ``stay`` stays, in [0, 1]; 0 switches them off."""
+    stay_high: float = 0.75
+    """Lower bound of the high values at which ``stay`` stays, in [0, 1]; 1 switches them off."""
+    again_samples: int = 1
+    """Samples when a node is sampled again, >= 1."""
+    least_unseen: float = 0.01
+    """A node is never sampled again once its children leave less than this share of the policy's probability, in [0, 1]. The share follows
+    from the log-probabilities of the samples."""
+
+    def __post_init__(self) -> None:
+        check_choice("widen", self.widen, (self.OFF, *WIDENINGS))
+        check_number("widen_base", self.widen_base, "> 0")
+        check_number("widen_power", self.widen_power, "in (0, 1]")
+        check_number("stay_low", self.stay_low, "in [0, 1]")
+        check_number("stay_high", self.stay_high, "in [0, 1]")
+        check_count("again_samples", self.again_samples)
+        check_number("least_unseen", self.least_unseen, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
     """A leaf is expanded by single steps, its children."""
 
@@ -111,6 +149,12 @@ class Steps:
     merge: str = "tokens"
     """Siblings that become one child: those of equal ``tokens``, or of equal ``text`` up to white space, whose first tokens then stand for
     all."""
+    siblings: str = "independent"
+    """Samples after a node: ``independent``, so that likely ones come again and are merged, or ``distinct``: drawn without replacement,
+    where the backend can (``transformers`` does; the others sample independently). Those of one request are
+    drawn one after another."""
+    widening: Widening | None = None
+    """When a node is sampled again; None is once."""
     branch_entropy: float | None = None
     """Uncertainty of a leaf's own step from which on the leaf branches, >= 0. It is measured as the mean surprisal of the step's tokens in
     nats, an estimate of their entropy. Below it the leaf gets one sample. None always branches, and so does the root."""
@@ -133,6 +177,7 @@ class Steps:
         check_count("num_children", self.num_children)
         check_count("root_num_children", self.root_num_children, optional=True)
         check_choice("merge", self.merge, MERGE_RULES)
+        check_choice("siblings", self.siblings, SIBLING_RULES)
         check_number("branch_entropy", self.branch_entropy, ">= 0", optional=True)
         check_choice("evaluation", self.evaluation, EVALUATIONS)
         check_choice("reward", self.reward, REWARDS)

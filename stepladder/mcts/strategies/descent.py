@@ -162,6 +162,7 @@ class Descent(Selection):
     """Descends from the root, or from the node that it has moved to, by the scores of the edges."""
 
     TYPES: ClassVar[tuple[str, ...]] = tuple(EDGE_RULES)
+    WIDENS: ClassVar[tuple[str, ...]] = ("power", "stay")
 
     rule: BoundRule | Gumbel = field(default_factory=Puct)
     """How edges are scored."""
@@ -197,6 +198,7 @@ class Descent(Selection):
                 growth.evaluation == "leaf",
                 f"gumbel counts visits from zero and needs evaluation 'leaf': got {growth.evaluation!r} -- set evaluation = 'leaf'",
             )
+            check(growth.widening is None, "gumbel compares the children of one expansion: got widen -- set widen = 'once'")
 
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""
@@ -215,8 +217,8 @@ def select_descent(
     """Select up to ``num_leaves`` leaves per row, one descent after another, and reserve them in the tree.
 
     A descent begins at the root, or at the row's node in ``starts``, follows the best-scored slot among those with an open leaf below and
-    ends in a node without children. Leaves in flight are not open, so no leaf to be expanded is selected twice; a row that runs out of open
-    leaves gets fewer.
+    ends in a node without children, or in one that is to be sampled again. Nodes in flight are not open, so none to be expanded is selected
+    twice; a row that runs out of open nodes gets fewer.
 
     Returns:
         The leaves in order of selection, ``NO_LEAF`` after the last one of a row.
@@ -238,7 +240,9 @@ class BoundScores:
     def __init__(self, settings: BoundRule, run: RunShape) -> None:
         """Translate the settings for the compiled kernels."""
         axes = {name: value for name, value in asdict(settings).items() if name not in ("type", "values")}
-        self.rule: DescentRule = descent_rule(selection=settings.type, discount=run.discount, **asdict(settings.values), **axes)
+        self.rule: DescentRule = descent_rule(
+            selection=settings.type, discount=run.discount, widening=run.widening, **asdict(settings.values), **axes
+        )
 
     def begin(self, search: SearchView) -> None:
         """Nothing depends on the search."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from stepladder.mcts.compiled import compiled
 from stepladder.mcts.qvalues import NEUTRAL_VALUE, UNVISITED_RULES
+from stepladder.mcts.settings.growth import Widening
 from stepladder.mcts.tree import Nodes, Tree
 
 DESCENTS = ("puct", "puct-mctx", "puct-muzero", "uct", "gumbel")
@@ -21,6 +22,8 @@ NORMALISATIONS = ("none", "siblings")
 # Compiled code compares numbers and reads constants of modules.
 _PUCT, _PUCT_MCTX, _PUCT_MUZERO, _UCT, _GUMBEL = range(len(DESCENTS))
 _INF, _ZERO, _PARENT, _RAW = range(len(UNVISITED_RULES))
+_WIDENINGS = ("once", "power", "stay")
+_ONCE, _POWER, _STAY = range(len(_WIDENINGS))
 _ROOT, _UNVISITED = Tree.ROOT, Tree.UNVISITED
 # Numbers in single precision make its arithmetic single, too; to type checkers they are no floats.
 _UNKNOWN: Any = np.float32(np.nan)
@@ -66,6 +69,16 @@ class DescentRule(NamedTuple):
     """gumbel: schedule of each row, as its place in ``schedules``."""
     schedules: Int[np.ndarray, "P K S"]
     """gumbel: entry [p, m - 1] is ``considered_visits`` of a root with m children."""
+    widen: int
+    """When a node with children is sampled again: ``_ONCE``, ``_POWER`` or ``_STAY``."""
+    widen_base: float
+    """``power``: samples of a node with one visit."""
+    widen_power: float
+    """``power``: exponent of the visits."""
+    stay_low: float
+    """``stay``: upper bound of the low values."""
+    stay_high: float
+    """``stay``: lower bound of the high values."""
 
 
 def descent_rule(  # noqa: PLR0913 - one per setting
@@ -83,11 +96,12 @@ def descent_rule(  # noqa: PLR0913 - one per setting
     rescale: bool = False,
     noise: Float[np.ndarray, "B K"] | None = None,
     schedules: Int[np.ndarray, "m S"] | None = None,
+    widening: Widening | None = None,
 ) -> DescentRule:
     """Return the rule that a method's settings describe.
 
-    The last five are read by gumbel only, which needs them. All rows have one schedule, which is entry m - 1 of ``schedules`` for a root
-    with m children.
+    Those from ``value_scale`` to ``schedules`` are read by gumbel only, which needs them. All rows have one schedule, which is entry m - 1
+    of ``schedules`` for a root with m children.
     """
     noise = np.zeros((0, 0)) if noise is None else noise
     return DescentRule(
@@ -105,6 +119,11 @@ def descent_rule(  # noqa: PLR0913 - one per setting
         noise=noise,
         schedule_of=np.zeros(len(noise), np.int64),
         schedules=np.zeros((1, 0, 0), np.int64) if schedules is None else schedules[None],
+        widen=_ONCE if widening is None else _WIDENINGS.index(widening.widen),
+        widen_base=0.0 if widening is None else float(widening.widen_base),
+        widen_power=0.0 if widening is None else float(widening.widen_power),
+        stay_low=0.0 if widening is None else float(widening.stay_low),
+        stay_high=1.0 if widening is None else float(widening.stay_high),
     )
 
 
@@ -271,7 +290,7 @@ def improve_policy(logits: Float[np.ndarray, "K"], values: Float[np.ndarray, "K"
 
 @compiled
 def descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"], rule: DescentRule) -> Int[np.ndarray, "b"]:
-    """Return the leaf at which each row's descent ends. Every node on the way must have an open leaf below it."""
+    """Return the node at which each row's descent ends. Every node on the way must have an open node at or below it."""
     leaves = np.empty(len(rows), np.int64)
     # One buffer for all nodes: a node has at most as many children as there are slots.
     scores = np.empty(tree.children_index.shape[2])
@@ -284,6 +303,8 @@ def descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"]
             while num_children < len(children) and children[num_children] != _UNVISITED:
                 num_children += 1
             children = children[:num_children]
+            if nodes[at].growable and (_is_widened(nodes[at], rule) or not _has_open(nodes, children)):
+                break
             if rule.selection == _GUMBEL:
                 _score_by_gumbel(nodes, at, children, rule, rows[i], scores)
             else:
@@ -291,6 +312,31 @@ def descend(tree: Tree, rows: Int[np.ndarray, "b"], starts: Int[np.ndarray, "b"]
             at = children[_best_open(nodes, children, scores)]
         leaves[i] = at
     return leaves
+
+
+@compiled
+def _is_widened(node: Any, rule: DescentRule) -> bool:
+    """Say whether a descent stops at a node that has children, to sample it again.
+
+    ``power``: while its samples are fewer than widen_base * N^widen_power, N its visits with those in flight. ``stay``: while its value
+    lies in (0, stay_low] or [stay_high, 1).
+
+    Source: power: Coulom 2007, "Computing Elo ratings of move patterns in the game of Go"; Couetoux et al. 2011, "Continuous upper
+    confidence trees"; stay: Li et al. 2025, "FastMCTS: A simple sampling strategy for data synthesis", whose bounds are not published.
+    """
+    if rule.widen == _POWER:
+        return node.samples < rule.widen_base * float(max(node.visits + node.in_flight, 1)) ** rule.widen_power
+    if rule.widen == _STAY:
+        return 0 < node.value <= rule.stay_low or rule.stay_high <= node.value < 1
+    return False
+
+
+@compiled
+def _has_open(nodes: Nodes, children: Int[np.ndarray, "K"]) -> bool:
+    num_open = 0
+    for child in children:
+        num_open += nodes[child].open_leaves
+    return num_open > 0
 
 
 @compiled

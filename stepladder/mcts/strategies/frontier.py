@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from stepladder.mcts.settings.growth import Widening
 from stepladder.mcts.settings.setting_checks import check_choice, check_flag, check_number
 from stepladder.mcts.strategies.strategy import NO_LEAF, TERMINAL_RULES, RunShape, SearchView, Selection, Strategy, reserve_waves, rows_of
 from stepladder.mcts.tree import Tree
@@ -20,6 +21,7 @@ class Frontier(Selection):
     """The best open leaf goes on: of all (``best-first``), or of the deepest (``depth-first``)."""
 
     TYPES: ClassVar[tuple[str, ...]] = ("best-first", "depth-first")
+    WIDENS: ClassVar[tuple[str, ...]] = ("power",)
 
     type: str = "best-first"
     """Name of the rule."""
@@ -49,20 +51,27 @@ class Frontier(Selection):
 
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""
-        return FrontierStrategy(self)
+        return FrontierStrategy(self, run)
 
 
 class FrontierStrategy(Strategy):
     """Ranks all open leaves of a tree anew for every wave."""
 
-    def __init__(self, settings: Frontier) -> None:
+    def __init__(self, settings: Frontier, run: RunShape) -> None:
         """Select by some settings."""
-        self._settings = settings
+        self._settings, self._widening = settings, run.widening
 
     def select(self, tree: Tree, searches: Sequence[SearchView], sizes: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b W"]:
         """Select the best open leaves."""
         deepest_first = self._settings.type == "depth-first"
-        return select_frontier(tree, rows_of(searches), sizes, deepest_first=deepest_first, min_value=float(self._settings.min_value))
+        return select_frontier(
+            tree,
+            rows_of(searches),
+            sizes,
+            deepest_first=deepest_first,
+            min_value=float(self._settings.min_value),
+            widening=self._widening,
+        )
 
     def has_reached_goal(self, tree: Tree, search: SearchView, leaves: list[int]) -> bool:
         """Say whether a solution scores at least what the best leaf is worth; an unscored leaf may be worth anything."""
@@ -70,7 +79,13 @@ class FrontierStrategy(Strategy):
 
 
 def select_frontier(
-    tree: Tree, rows: Int[np.ndarray, "b"], num_leaves: Int[np.ndarray, "b"], *, deepest_first: bool, min_value: float
+    tree: Tree,
+    rows: Int[np.ndarray, "b"],
+    num_leaves: Int[np.ndarray, "b"],
+    *,
+    deepest_first: bool,
+    min_value: float,
+    widening: Widening | None = None,
 ) -> Int[np.ndarray, "b W"]:
     """Select the best open leaves of the whole tree, wherever they are, and reserve them.
 
@@ -82,6 +97,7 @@ def select_frontier(
         num_leaves: Requested leaves per row.
         deepest_first: Depth-first instead of best-first search.
         min_value: Leaves with a lower raw value are never selected; unscored ones pass.
+        widening: When a node with children counts as a leaf again. Without any leaf, every node that may be sampled again is one.
 
     Returns:
         The leaves, best first, ``NO_LEAF`` after the last one of a row.
@@ -91,7 +107,13 @@ def select_frontier(
     used = int(tree.num_nodes[rows].max())
     raw, index = tree.raw_value[rows, :used], np.arange(used)
     leaf = (tree.open_leaves[rows, :used] > 0) & (tree.children_index[rows, :used, 0] == Tree.UNVISITED)
-    leaf &= (index < tree.num_nodes[rows][:, None]) & ~(raw < min_value)
+    allowed = (index < tree.num_nodes[rows][:, None]) & ~(raw < min_value)
+    leaf &= allowed
+    if widening is not None:
+        again = tree.growable[rows, :used] & allowed
+        most = widening.widen_base * np.maximum(tree.visits[rows, :used], 1) ** widening.widen_power
+        leaf |= again & (tree.samples[rows, :used] < most)
+        leaf |= again & ~leaf.any(axis=-1, keepdims=True)
     depth = tree.depth[rows, :used] if deepest_first else np.zeros_like(leaf, np.int32)
     score = np.where(np.isnan(raw), -np.inf, raw)
     order: np.ndarray = np.lexsort((np.broadcast_to(index, raw.shape), -score, -depth, ~leaf), axis=-1)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from stepladder.mcts.expansion import Expansion
-from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
+from stepladder.mcts.settings.growth import Sampling, Solutions, Steps, Widening
 from stepladder.mcts.settings.setting_checks import check_count
 from stepladder.mcts.tree import StepTable, Tree, reserve
 from stepladder.types import Budget
@@ -56,6 +56,8 @@ class RunShape(NamedTuple):
     """Child slots (K)."""
     discount: float
     """Factor per step, in (0, 1]."""
+    widening: Widening | None = None
+    """When a node is sampled again; None is once."""
 
 
 class Strategy:
@@ -107,6 +109,8 @@ class Selection:
     """Names of the rule as the setting ``selection`` has them."""
     DRAWS_SOLUTIONS: ClassVar[bool] = False
     """Whether the root is expanded by whole solutions, not leaves by single steps."""
+    WIDENS: ClassVar[tuple[str, ...]] = ()
+    """Values of ``widen``, other than ``once``, that the rule takes."""
 
     wave: int = 1
     """Leaves per tree in flight at once (W), >= 1. For ``beam`` the width of the beam, for ``resample`` the number of particles, for

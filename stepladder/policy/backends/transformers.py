@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from stepladder.lm.decoding import DecodeRows
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
-from stepladder.lm.sampling import sample_tokens, stream_keys, uniforms
+from stepladder.lm.sampling import TakenMass, sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
 from stepladder.policy.backends.steps import StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
@@ -35,6 +36,20 @@ _SOLUTION_LANES = 4
 others' tokens."""
 
 
+class _KnownStep(NamedTuple):
+    """A step that a sample must differ from."""
+
+    token_ids: tuple[int, ...]
+    masses: np.ndarray
+    """Probability of its tokens from each one to the last."""
+
+    @classmethod
+    def of(cls, step: Step) -> "_KnownStep":
+        """Read a step; its probability is the one it was sampled with."""
+        logps = step.logps if step.sampling_logps is None else step.sampling_logps
+        return cls(step.token_ids, np.exp(np.cumsum(logps[::-1])[::-1]))
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Job:
     """An open request."""
@@ -42,6 +57,9 @@ class _Job:
     request: StepRequest
     open_lanes: int
     steps: list[list[Step]]
+    keys: np.ndarray
+    known: list[_KnownStep] | None = None
+    """Steps that the next sample must differ from; None if samples are independent."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -54,6 +72,8 @@ class _Row:
     keys: np.ndarray
     open_lanes: int
     prefix_end: SlotNode | None = None
+    others: list[_KnownStep] | None = None
+    """Known steps that begin with the tokens of the row's only lane so far; None if samples are independent."""
 
 
 class _Lanes:
@@ -69,6 +89,7 @@ class _Lanes:
         self.key = np.zeros(shape, dtype=np.uint64)
         self.tokens = np.zeros((*shape, 0), dtype=np.int64)
         self.logps = np.zeros((*shape, 0), dtype=np.float32)
+        self.sampling_logps = np.zeros((*shape, 0), dtype=np.float32)
         self.slots = np.zeros((*shape, 0), dtype=np.int64)
         # A fresh row first forwards the last token of its prefix, once for all its lanes.
         self.fresh = np.zeros(0, dtype=bool)
@@ -100,7 +121,13 @@ class TransformersPolicy:
     Log-probabilities are the model's at temperature 1. Special tokens other than end-of-sequence, and ids that the tokenizer does not
     know, are never sampled. A step ends at the token that completes ``step_end`` within it; a solution ends at an end-of-sequence token or
     with a step that states the final answer.
+
+    Single steps can be drawn without replacement (``StepRequest.excluded``): the probability of every known step is taken off the
+    next-token distributions along it, so that sample i follows the model's distribution over all steps but the
+    excluded ones and samples 0 to i - 1. The samples of such a request are drawn one after another, beside those of other requests.
     """
+
+    samples_distinct = True
 
     def __init__(
         self,
@@ -136,6 +163,8 @@ class TransformersPolicy:
         self._waiting: deque[_Row] = deque()
         self._running: dict[int, _Row] = {}
         self._num_live = 0
+        self._num_distinct = 0
+        """Running lanes whose step must be a new one."""
         self._open_tickets: set[int] = set()
         self._done: list[StepResult] = []
         self.generated_tokens = 0
@@ -225,8 +254,12 @@ class TransformersPolicy:
 
     def _enqueue(self, request: StepRequest) -> None:
         lanes = min(_STEP_LANES if request.max_steps == 1 else _SOLUTION_LANES, self._max_batch)
-        job = _Job(request=request, open_lanes=request.num_samples, steps=[[] for _ in range(request.num_samples)])
         keys = stream_keys(request.seed, request.num_samples)
+        job = _Job(request=request, open_lanes=request.num_samples, steps=[[] for _ in range(request.num_samples)], keys=keys)
+        if request.excluded is not None and request.max_steps == 1 and request.temperature > 0:
+            job.known = [_KnownStep.of(step) for step in request.excluded if step.token_ids]
+            self._waiting.append(_distinct_row(job, 0, job.known))
+            return
         for begin, end in pairwise([*range(0, request.num_samples, lanes), request.num_samples]):
             self._waiting.append(_Row(job=job, first_sample=begin, num_lanes=end - begin, open_lanes=end - begin, keys=keys[begin:end]))
 
@@ -252,6 +285,7 @@ class TransformersPolicy:
     def _start_lanes(self, number: int, row: _Row) -> None:
         state, request = self._lanes, row.job.request
         self._running[number] = row
+        self._num_distinct += row.others is not None
         self._prefix_tokens += len(request.prefix_ids) * row.num_lanes
         self._num_begun += row.num_lanes
         state.live[number] = np.arange(_STEP_LANES) < row.num_lanes
@@ -274,18 +308,44 @@ class TransformersPolicy:
         logits, rows, lanes = self._forward()
         state = self._lanes
         counts = state.count[rows, lanes]
-        tokens, logps = sample_tokens(
-            logits, temperatures=state.temperature[rows], uniform=uniforms(state.key[rows, lanes], counts), bias=self._bias
+        tokens, logps, sampling_logps = sample_tokens(
+            logits,
+            temperatures=state.temperature[rows],
+            uniform=uniforms(state.key[rows, lanes], counts),
+            bias=self._bias,
+            taken=self._taken(rows, counts),
         )
         if not np.isfinite(logps).all():
             raise BackendError("model output must be finite: got log-probabilities that are not -- check the weights, or use float32")
         state.reserve(0, int(counts.max()) + 1)
         state.tokens[rows, lanes, counts], state.logps[rows, lanes, counts] = tokens, logps
+        if sampling_logps is not None:
+            state.sampling_logps[rows, lanes, counts] = sampling_logps
+            self._leave_others(rows, counts, tokens)
         state.token[rows, lanes] = tokens
         state.count[rows, lanes] += 1
         state.fresh[:] = False
         self.generated_tokens += len(tokens)
         self._finish_steps(rows, lanes, tokens)
+
+    def _taken(self, rows: np.ndarray, counts: np.ndarray) -> TakenMass | None:
+        """Return what is taken off the next tokens of lanes whose step must be a new one; None without such a lane."""
+        if not self._num_distinct:
+            return None
+        entries = [
+            (i, other.token_ids[count], other.masses[count])
+            for i, (number, count) in enumerate(zip(rows.tolist(), counts.tolist(), strict=True))
+            for other in self._running[number].others or ()
+        ]
+        places, tokens, masses = zip(*entries, strict=True) if entries else ((), (), ())
+        return TakenMass(np.array(places, np.int64), np.array(tokens, np.int64), np.array(masses, np.float64))
+
+    def _leave_others(self, rows: np.ndarray, counts: np.ndarray, tokens: np.ndarray) -> None:
+        """Forget the known steps that differ from a sample at its newest token."""
+        for number, count, token in zip(rows.tolist(), counts.tolist(), tokens.tolist(), strict=True):
+            row = self._running[number]
+            if row.others:
+                row.others = [other for other in row.others if other.token_ids[count] == token and len(other.token_ids) > count + 1]
 
     def _forward(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Forward the last token of every live lane, or of a fresh row's prefix; return one row of logits per live lane, and the lanes."""
@@ -340,7 +400,10 @@ class TransformersPolicy:
         starved = bool(goes_on and state.count[at] >= state.room[at[0]])
         reason = self._rules.stop_reason(text, question=row.job.request.question, at_end=at_end, closed=closed, starved=starved)
         logps = state.logps[at][state.step_begin[at] : state.count[at]].tolist()
-        step = Step(token_ids=tuple(ids), logps=tuple(logps), text=text, stop_reason=reason)
+        sampling_logps = None
+        if row.others is not None:
+            sampling_logps = tuple(state.sampling_logps[at][state.step_begin[at] : state.count[at]].tolist())
+        step = Step(token_ids=tuple(ids), logps=tuple(logps), text=text, stop_reason=reason, sampling_logps=sampling_logps)
         row.job.steps[row.first_sample + at[1]].append(step)
         state.steps_left[at] -= 1
         state.step_begin[at] = state.count[at]
@@ -371,9 +434,25 @@ class TransformersPolicy:
         if row.open_lanes == 0:
             del self._running[number]
             self._rows.release(number)
+        if row.job.known is not None:
+            self._num_distinct -= 1
+            self._draw_next(row)
         if row.job.open_lanes == 0:
             samples = tuple(tuple(steps) for steps in row.job.steps)
             self._done.append(StepResult(ticket=row.job.request.ticket, samples=samples))
+
+    def _draw_next(self, row: _Row) -> None:
+        """Queue the sample after the one of a row, which it must differ from."""
+        job, number = row.job, row.first_sample + 1
+        assert job.known is not None
+        job.known.append(_KnownStep.of(job.steps[row.first_sample][0]))
+        if number < len(job.steps):
+            self._waiting.appendleft(_distinct_row(job, number, job.known))
+
+
+def _distinct_row(job: _Job, number: int, known: Sequence[_KnownStep]) -> _Row:
+    """Return the row of one sample that must differ from known steps."""
+    return _Row(job=job, first_sample=number, num_lanes=1, open_lanes=1, keys=job.keys[number : number + 1], others=list(known))
 
 
 def _sampling_bias(rules: StepRules, device: torch.device) -> torch.Tensor | None:

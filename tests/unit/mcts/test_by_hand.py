@@ -281,3 +281,92 @@ def test_rollouts_agree_by_the_key_of_their_answers(key_of, share):
     options = {"num_children": 1, "rollouts": 3, "rollout_value": "agreement", "evaluation": "best", "rollout_of": "best"}
     tree = one(policy=policy, key_of=key_of, scorer=None, budget=Budget(num_simulations=1), **options).tree
     assert tree.values[1] == pytest.approx(share)
+
+
+def test_progressive_widening_by_hand():
+    """K(N) = 2.2 sqrt(N): the root has 2 samples at first, a third at N = 1 (2 < 2.2), a fourth at N = 2 (3 < 3.1), none at N = 3 (3.8).
+
+    The policy draws without replacement, one sample when a node is sampled again: c, then d; with p = 0.4, 0.3, 0.2 and 0.05 for a to d.
+    The root's priors are those of all its children each time. The fourth simulation goes down, to the best child, c (0.9).
+    """
+    probabilities = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.05}
+
+    def policy(prefix, index, seed):
+        letter = "abcd"[index % 4]
+        return make_step(letter, logp=math.log(probabilities[letter]))
+
+    options = {
+        "policy": policy,
+        "scorer": scores(a=0.2, b=0.4, c=0.9, d=0.1),
+        "num_children": 2,
+        "widen": "power",
+        "widen_base": 2.2,
+        "siblings": "distinct",
+        "prior": "mean-logp",
+    }
+    trees = [one(budget=Budget(num_simulations=number), **options).tree for number in (1, 2, 3, 4)]
+    assert [tree.texts[1:] for tree in trees[:3]] == [["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]]
+    assert trees[0].priors[1:] == pytest.approx([0.4 / 0.7, 0.3 / 0.7])
+    assert trees[1].priors[1:] == pytest.approx([0.4 / 0.9, 0.3 / 0.9, 0.2 / 0.9])
+    assert trees[2].priors[1:] == pytest.approx([0.4 / 0.95, 0.3 / 0.95, 0.2 / 0.95, 0.05 / 0.95])
+    assert trees[0].values[0] == pytest.approx(0.3) and trees[1].values[0] == pytest.approx((0.3 + 0.9) / 2)
+    assert trees[2].values[0] == pytest.approx((0.3 + 0.9 + 0.1) / 3) and trees[2].visits == [3, 1, 1, 1, 1]
+    assert trees[3].parents[5:] == [3, 3] and trees[3].generated_tokens == 6
+
+
+def test_a_child_that_is_sampled_again_counts_again():
+    """Independent samples a a, then a: one child of three samples; the next sample, b, has a quarter. Both returns of a are its worth."""
+
+    def policy(prefix, index, seed):
+        return make_step("b" if len(drawn) == 3 and not drawn.append(1) else drawn.append(1) or "a", logp=-9.0)
+
+    drawn: list[int] = []
+    tree = one(
+        policy=policy,
+        scorer=scores(a=0.8, b=0.4),
+        num_children=2,
+        widen="power",
+        widen_base=3.0,
+        budget=Budget(num_simulations=3),
+    ).tree
+    assert tree.texts == ["", "a", "b"] and tree.priors[1:] == pytest.approx([0.75, 0.25])
+    assert tree.values[0] == pytest.approx((0.8 + 0.8 + 0.4) / 3) and tree.visits == [3, 1, 1]
+
+
+def test_a_node_closes_when_its_children_hold_the_probability():
+    """Steps a and b hold 0.6 and 0.395: with less than 0.01 unseen the root is never sampled again, with a bound of 0.001 it is."""
+
+    def policy(prefix, index, seed):
+        letter = "abc"[index % 3]
+        return make_step(letter, logp=math.log({"a": 0.6, "b": 0.395, "c": 0.005}[letter]))
+
+    options = {"policy": policy, "scorer": scores(), "num_children": 2, "widen": "power", "widen_base": 9.0, "siblings": "distinct"}
+    budget = Budget(num_simulations=8, max_depth=1)
+    closed = one(budget=budget, **options)
+    assert closed.tree.texts == ["", "a", "b"] and closed.stop_reason == StopReason.EXHAUSTED
+    assert one(budget=budget, least_unseen=0.001, **options).tree.texts == ["", "a", "b", "c"]
+
+
+def test_a_descent_stays_at_low_and_high_values():
+    """FastMCTS's adaptive stay: a root worth 0.2 or 0.8 is sampled again, one worth 0.5 or 0 is left for its best child."""
+    for worth, stays in ((0.2, True), (0.8, True), (0.5, False), (0.0, False)):
+        tree = one(
+            policy=lambda prefix, index, seed: make_step("abc"[seed % 3], logp=-9.0),
+            scorer=lambda prefix, worth=worth: worth,
+            num_children=1,
+            widen="stay",
+            budget=Budget(num_simulations=2),
+        ).tree
+        assert (tree.depths[-1] == 1) == stays
+
+
+def test_path_votes_follow_priors_that_change():
+    """The solution a=1 has mass 1/2 beside b; when c joins them by another sample, it has a third, and so has the vote."""
+
+    def policy(prefix, index, seed):
+        letter = ["a=1", "b", "c"][index % 3]
+        return make_step(letter, logp=-9.0, stop_reason=StopReason.END if letter == "a=1" else StopReason.STEP)
+
+    options = {"policy": policy, "scorer": scores(**{"a=1": 1.0}), "num_children": 2, "widen": "power", "widen_base": 3.0}
+    votes = [one(budget=Budget(num_simulations=number), siblings="distinct", answer_rule="path-vote", **options).votes for number in (1, 2)]
+    assert votes[0]["1"] == pytest.approx(1 / 2) and votes[1]["1"] == pytest.approx(1 / 3)

@@ -127,6 +127,9 @@ def test_sibling_priors():
     np.testing.assert_allclose(sibling_priors([1, 1], [-1.0, -1.0 - math.log(3)], rule="mean-logp"), [0.75, 0.25])
     assert sibling_priors([1, 1], [-1.0, -math.inf], rule="mean-logp") == [1.0, 0.0]
     assert sibling_priors([1, 2], [-math.inf, -math.inf], rule="mean-logp") == [0.5, 0.5]
+    # Two tokens of 1/2 each have 1/4, one of 3/4 three times that; the samples do not count.
+    sums = sibling_priors([5, 1, 1], [math.log(1 / 2), math.log(3 / 4), -math.inf], rule="sum-logp", lengths=[2, 1, 0])
+    assert sums == pytest.approx([0.25, 0.75, 0.0])
 
 
 def test_length_normalised_priors_by_hand():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def score(prefix_ids):
     return None if draw % 17 == 0 else draw / 10_007
 
 
-def both(method, *, budget, scored=True, labelled=False, arrival_seed=None, max_trees=256, problems=PROBLEMS):
+def both(method, *, budget, scored=True, labelled=False, arrival_seed=None, max_trees=256, problems=PROBLEMS, propose=propose):
     """Search problems with the engine and with the twin."""
     engine = SearchEngine(
         policy=ScriptedPolicy(propose, shuffle_seed=arrival_seed),
@@ -145,6 +146,12 @@ def test_engine_equals_twin_with_one_child_with_discount_and_greedily():
             assert_same(result, twin)
 
 
+def propose_rare(prefix_ids, index, seed):
+    """The same steps, each of them so unlikely that there is always more to sample."""
+    step = propose(prefix_ids, index, seed)
+    return replace(step, logps=tuple(4 * logp - 1 for logp in step.logps))
+
+
 AXES = {
     "puct-muzero": {"selection": "puct-muzero", "c_base": 30.0, "evaluation": "leaf", "unvisited": "zero"},
     "gumbel": {"selection": "gumbel", "evaluation": "leaf"},
@@ -217,6 +224,54 @@ def test_engine_equals_twin_on_every_further_axis(name):
             method, budget=budget, scored=scored, labelled=labelled, arrival_seed=i, max_trees=1 + i % 3, problems=PROBLEMS[:3]
         ):
             assert_same(result, twin)
+
+
+WIDENINGS = {
+    "power": {"widen": "power"},
+    "power, wide": {"widen": "power", "widen_base": 5.0, "again_samples": 3, "prior": "mean-logp", "backup": "child-mean"},
+    "power, leaves": {"widen": "power", "evaluation": "leaf", "terminals": "revisit", "selection": "uct", "unvisited": "inf"},
+    "power, best child": {"widen": "power", "evaluation": "best", "again_samples": 2, "rollouts": 2, "rollout_of": "best"},
+    "power, rollouts and gains": {"widen": "power", "rollouts": 1, "reward": "gain", "discount": 0.9},
+    "power, root noise": {"widen": "power", "root_noise": 0.25, "selection": "puct-muzero"},
+    "power, text": {"widen": "power", "merge": "text", "num_children": 5, "branch_entropy": 0.4},
+    "power, committed": {"widen": "power", "commit": 4},
+    "power, distinct": {"widen": "power", "siblings": "distinct", "again_samples": 2, "prior": "sum-logp"},
+    "power, best-first": {"widen": "power", "selection": "best-first"},
+    "power, best-first, pruned": {"widen": "power", "selection": "best-first", "min_value": 0.3, "terminals": "revisit"},
+    "power, depth-first": {"widen": "power", "selection": "depth-first", "widen_power": 1.0, "siblings": "distinct"},
+    "stay": {"widen": "stay"},
+    "stay, narrow": {"widen": "stay", "stay_low": 0.4, "stay_high": 0.6, "again_samples": 2, "selection": "uct", "least_unseen": 0.2},
+    "distinct": {"siblings": "distinct"},
+    "distinct beams": {"siblings": "distinct", "selection": "beam", "wave": 2},
+}
+
+
+@pytest.mark.parametrize("name", sorted(WIDENINGS))
+def test_engine_equals_twin_where_nodes_are_sampled_again(name):
+    """Every widening, with few and with endless different steps, with and without labels and scores, in shuffled arrival order."""
+    again = 0
+    cases = [(None, False, True, propose_rare), (3, True, True, propose), (3, False, False, propose_rare), (None, True, True, propose_rare)]
+    for i, (wave, labelled, scored, policy) in enumerate(cases):
+        axes = {
+            "num_children": 2,
+            "answer_rule": "weighted-vote",
+            **WIDENINGS[name],
+            **({"wave": wave} if wave and "wave" not in WIDENINGS[name] else {}),
+        }
+        method = resolve_method("mcts", **axes)
+        for result, twin in both(
+            method,
+            budget=Budget(num_simulations=20, max_depth=5),
+            scored=scored,
+            labelled=labelled,
+            arrival_seed=i,
+            max_trees=1 + i % 3,
+            problems=PROBLEMS[:2],
+            propose=policy,
+        ):
+            assert_same(result, twin)
+            again += sum(node.samples > method.root_samples for node in twin.nodes)
+    assert ("widen" in WIDENINGS[name]) == (again > 0)
 
 
 def test_engine_equals_twin_under_a_cap_on_calls():

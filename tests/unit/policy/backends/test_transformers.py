@@ -302,3 +302,80 @@ def test_a_gpu_samples_what_the_cpu_samples(tmp_path):
         for a, b in zip(one, other, strict=True):
             assert [step.token_ids for step in a] == [step.token_ids for step in b]
             np.testing.assert_allclose([x for s in a for x in s.logps], [x for s in b for x in s.logps], atol=1e-3)
+
+
+def three_token_grammar(temperature):
+    """Return a policy with steps of at most three tokens out of "a", "b" and the newline that ends a step, and the law of its steps.
+
+    There are fifteen: the newline alone, two of two tokens, and twelve of three. The law is that of full forwards in double precision.
+    """
+    model, tokenizer = tiny_policy()
+    a, b, newline = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "ab\n")
+    _favour(model, [a, b], 40.0)
+    _favour(model, [newline], 39.0)
+    law = {}
+
+    def follow(step, probability):
+        if len(step) == 3 or step[-1:] == (newline,):
+            law[step] = probability
+            return
+        with torch.no_grad():
+            probs = (model(torch.tensor([[5, 6, 7, *step]])).logits[0, -1].double() / temperature).softmax(-1)
+        for token in (a, b, newline):
+            follow((*step, token), probability * probs[token].item())
+
+    follow((), 1.0)
+    return TransformersPolicy(model, tokenizer, FORMAT), law
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_distinct_samples_follow_the_exact_law(temperature):
+    """Of two samples without replacement the first has P(x) and the second P(y) / (1 - P(x)): chi-square against the enumerated law.
+
+    The steps keep the policy's own log-probabilities, and their probability when sampled is the one enumerated.
+    """
+    policy, law = three_token_grammar(temperature)
+    assert len(law) == 15 and sum(law.values()) == pytest.approx(1, abs=1e-6)
+    number = 2000
+    asked = [step_request(i, num_samples=2, seed=i, max_step_tokens=3, temperature=temperature, excluded=()) for i in range(number)]
+    counts = [dict.fromkeys(law, 0), dict.fromkeys(law, 0)]
+    for samples in samples_of(policy, asked):
+        (first,), (second,) = samples
+        assert first.token_ids != second.token_ids
+        counts[0][first.token_ids] += 1
+        counts[1][second.token_ids] += 1
+        assert first.probability == pytest.approx(law[first.token_ids], rel=1e-4)
+        assert second.probability == pytest.approx(law[second.token_ids], rel=1e-4)
+    seconds = {y: sum(law[x] * law[y] / (1 - law[x]) for x in law if x != y) for y in law}
+    for found, expected in zip(counts, (law, seconds), strict=True):
+        chi_square = sum((found[step] - number * p) ** 2 / (number * p) for step, p in expected.items())
+        # 14 degrees of freedom: one in a thousand is above 36.1.
+        assert chi_square < 36.1
+
+
+def test_distinct_samples_exhaust_the_steps():
+    """All fifteen come out once, whatever the seed. When fourteen are known, the last one comes, then an unlikely one of other tokens."""
+    policy, law = three_token_grammar(1.0)
+    asked = [step_request(i, num_samples=15, seed=i, max_step_tokens=3, excluded=()) for i in range(8)]
+    for samples in samples_of(policy, asked):
+        assert {step.token_ids for (step,) in samples} == set(law)
+        excluded = tuple(step for (step,) in samples[:14])
+        [[last], [again]] = samples_of(policy, [step_request(num_samples=2, seed=99, max_step_tokens=3, excluded=excluded)])[0]
+        assert last.token_ids == samples[14][0].token_ids and again.token_ids not in law
+
+
+def test_distinct_samples_do_not_depend_on_company():
+    """Requests of both kinds in one batch give what each gives alone, and independent samples are untouched."""
+    model, tokenizer = tiny_policy()
+    policy = TransformersPolicy(model, tokenizer, FORMAT, max_batch=5)
+    asked = [
+        step_request(0, num_samples=4, seed=1, max_step_tokens=4, excluded=()),
+        step_request(1, num_samples=6, seed=2, max_step_tokens=6),
+        step_request(2, prefix_ids=(9, 9), num_samples=3, seed=3, max_step_tokens=4, excluded=()),
+        step_request(3, num_samples=2, seed=4, max_steps=3, max_step_tokens=4, excluded=()),
+    ]
+    together = samples_of(policy, asked)
+    for request, samples in zip(asked, together, strict=True):
+        [alone] = samples_of(TransformersPolicy(model, tokenizer, FORMAT), [request])
+        assert [[step.token_ids for step in sample] for sample in alone] == [[step.token_ids for step in sample] for sample in samples]
+    assert all(step.sampling_logps is None for sample in together[1] for step in sample)
