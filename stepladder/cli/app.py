@@ -76,6 +76,7 @@ def evolve(
         from stepladder import embedded
         from stepladder.commands.evolve import check_settings
         from stepladder.loops.config.load import load_config
+        from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
 
         check(config is None or task is None, f"--task: names an embedded task, and {config} is a task: got both -- leave one out")
@@ -87,6 +88,8 @@ def evolve(
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
         check_settings(resolved, prepared=config is not None)
         check_run(root, resolved)
+        for unused in unused_settings(resolved):
+            echo(f"note: {unused}", err=True)
         if dry_run:
             echo(resolved.model_dump_json(indent=2))
             return

@@ -118,6 +118,12 @@ class FormatConfig(Section):
         # Settings that are not used are written, and so hashed, as before there were any.
         return {name: value for name, value in write(self).items() if name not in UNSTATED or value != UNSTATED[name]}
 
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # TOML has dates of its own, and reads one without quotes as such.
+        return value.isoformat() if type(value) is Date else value
+
     @field_validator("date")
     @classmethod
     def _check_date(cls, value: str | None) -> str | None:

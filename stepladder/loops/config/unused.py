@@ -1,0 +1,199 @@
+"""Settings that other settings switch off: each differs from its default, and has no effect."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepladder.loops.config.problems import ProblemsConfig
+from stepladder.loops.config.run import Config, flatten_keys
+from stepladder.loops.config.training import BinLoss, ImplicitLoss
+
+_NEEDED = {"problems": {"train": "", "test": ""}, "policy": {"model": ""}}
+"""Settings without a default."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnusedSettings:
+    """Settings without effect, and why."""
+
+    keys: tuple[str, ...]
+    """Names of the settings."""
+    because: str
+    """The reason, a clause."""
+
+    def __str__(self) -> str:
+        verb = "has" if len(self.keys) == 1 else "have"
+        return f"{', '.join(self.keys)} {verb} no effect on the run: {self.because}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rule:
+    """A choice that leaves settings unread."""
+
+    holds: Callable[[Config], bool]
+    """Whether the choice is made."""
+    keys: Sequence[str]
+    """Settings that nothing reads then, or sections of them, which end with a dot."""
+    but: Sequence[str] = ()
+    """Settings of these sections that are read all the same."""
+    because: str
+    """The reason, a clause."""
+
+
+_PRM_TRAINING = ("prm.bootstrap", "prm.rollouts", "prm.data", "prm.loss.", "prm.supervise", "prm.train.")
+_VALUE_ROWS = ("prm.target.", "prm.mixed_only")
+_RULES = (
+    _Rule(
+        holds=lambda config: not config.prm.enabled,
+        keys=("prm.", "search.scores.", "evaluate.aggregation"),
+        but=("prm.enabled", *_VALUE_ROWS),
+        because="prm.enabled is false",
+    ),
+    _Rule(
+        holds=lambda config: config.prm.enabled and config.prm.start == "fixed",
+        keys=_PRM_TRAINING,
+        because="prm.start is 'fixed', so no PRM is trained",
+    ),
+    _Rule(
+        holds=lambda config: not _trains_prm(config),
+        keys=_VALUE_ROWS,
+        because="no PRM is trained; only rows of values for export change",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.model is None,
+        keys=("prm.spec", "prm.reference"),
+        because="without prm.model every PRM is one that the run trains, and says itself how it is read",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.ensemble == 1,
+        keys=("prm.bootstrap", "search.scores.ensemble."),
+        because="prm.ensemble is 1",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.model is not None and not isinstance(config.prm.loss, ImplicitLoss),
+        keys=("prm.loss.head", "prm.loss.bins"),
+        because="prm.model has a head already",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.model is None and not isinstance(config.prm.loss, BinLoss),
+        keys=("search.scores.entropy_penalty",),
+        because="prm.loss gives the PRM no head of bins",
+    ),
+    _Rule(
+        holds=lambda config: not (_trains_prm(config) and config.prm.rollouts),
+        keys=("labels.rollouts",),
+        because="there are no prm.rollouts",
+    ),
+    _Rule(
+        holds=lambda config: not config.preference.enabled,
+        keys=("preference.",),
+        but=("preference.enabled",),
+        because="preference.enabled is false",
+    ),
+    _Rule(
+        holds=lambda config: not config.preference.enabled or config.preference.unpaired,
+        keys=("labels.pairs.",),
+        because="the policy is not trained on pairs; only pairs for export change",
+    ),
+    _Rule(
+        holds=lambda config: not config.preference.unpaired,
+        keys=("labels.graded.",),
+        because="preference.loss takes pairs, and reads labels.pairs",
+    ),
+    _Rule(
+        holds=lambda config: config.labels.revisions == 0,
+        keys=("labels.revision_of", "labels.revision_text"),
+        because="labels.revisions is 0",
+    ),
+    _Rule(
+        holds=lambda config: config.warmup.solutions is None,
+        keys=("warmup.train.",),
+        because="there are no warmup.solutions",
+    ),
+    _Rule(
+        holds=lambda config: config.problems.held_out is not None,
+        keys=("problems.held_out_size",),
+        because="problems.held_out names the problems of the gate",
+    ),
+    _Rule(
+        holds=lambda config: config.problems.rule != "math" and config.problems.verifier is None,
+        keys=("problems.grading.", "problems.deadline_s"),
+        because="problems.rule is not 'math'",
+    ),
+    _Rule(
+        holds=lambda config: config.problems.verifier is not None,
+        keys=("problems.deadline_s", "problems.unreadable"),
+        because="problems.verifier grades in place of the rule",
+    ),
+    _Rule(
+        holds=lambda config: not _reads_hub(config.problems),
+        keys=("problems.subset", "problems.train_split", "problems.test_split"),
+        because="all problems are in files",
+    ),
+    _Rule(
+        holds=lambda config: not config.format.chat,
+        keys=("format.date",),
+        because="format.chat is false",
+    ),
+    _Rule(
+        holds=lambda config: "vllm" not in (config.policy.backend, config.prm.backend if config.prm.enabled else ""),
+        keys=("policy.vllm.",),
+        because="no backend is 'vllm'",
+    ),
+    _Rule(
+        holds=lambda config: config.policy.backend != "openai",
+        keys=("policy.openai.",),
+        because="policy.backend is not 'openai'",
+    ),
+)
+"""In this order; each setting is named with the first that holds."""
+
+
+def unused_settings(config: Config) -> list[UnusedSettings]:
+    """Return the settings of a run that differ from their defaults and have no effect, by reason."""
+    changed, found, known = _changed(config), [], set[str]()
+    for rule in _RULES:
+        if not rule.holds(config):
+            continue
+        keys = tuple(key for key in changed if key not in known and _is_among(key, rule.keys) and not _is_among(key, rule.but))
+        if keys:
+            known.update(keys)
+            found.append(UnusedSettings(keys=keys, because=rule.because))
+    return found
+
+
+def _changed(config: Config) -> list[str]:
+    """Return the names of the settings that differ from their defaults; of a variant, from those of its type."""
+    plain = config.model_dump(mode="json")
+    given, needed = flatten_keys(plain), flatten_keys(_NEEDED)
+    defaults = flatten_keys(_default(_NEEDED))
+    of_types = flatten_keys(_default(_over(_types(plain), _NEEDED))) | {key: defaults[key] for key in defaults if key.endswith(".type")}
+    return [key for key, value in given.items() if key not in needed and of_types.get(key) != value]
+
+
+def _default(settings: dict[str, Any]) -> dict[str, Any]:
+    return Config.model_validate(settings).model_dump(mode="json")
+
+
+def _types(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections that hold a variant, with nothing but the types of these."""
+    kept: dict[str, Any] = {key: _types(value) for key, value in plain.items() if isinstance(value, dict)}
+    return {key: value for key, value in kept.items() if value} | ({"type": plain["type"]} if "type" in plain else {})
+
+
+def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    return {key: {**lower.get(key, {}), **upper.get(key, {})} for key in {**lower, **upper}}
+
+
+def _is_among(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+
+
+def _trains_prm(config: Config) -> bool:
+    return config.prm.enabled and config.prm.start != "fixed"
+
+
+def _reads_hub(config: ProblemsConfig) -> bool:
+    """Say whether a source of problems is a data set of the hub."""
+    return not all(source is None or Path(source).is_file() for source in (config.train, config.held_out, config.test))
