@@ -36,7 +36,7 @@ class _Rule:
     keys: Sequence[str]
     """Settings that nothing reads then, or sections of them, which end with a dot."""
     but: Sequence[str] = ()
-    """Settings of these sections that are read all the same."""
+    """Settings of these sections that are still read."""
     because: str
     """The reason, a clause."""
 
@@ -63,7 +63,7 @@ _RULES = (
     _Rule(
         holds=lambda config: _trains_prm(config) and config.prm.model is None,
         keys=("prm.spec", "prm.reference"),
-        because="without prm.model every PRM is one that the run trains, and says itself how it is read",
+        because="without prm.model every PRM is one that the run trains, with a spec of its own",
     ),
     _Rule(
         holds=lambda config: _trains_prm(config) and config.prm.ensemble == 1,
