@@ -132,8 +132,8 @@ Every field of every record is the same as before the export, bit for bit. Train
 `stepladder prm train` reads the files of `stepwise` and `math-shepherd` directly, for any tokenizer.
 
 You may leave rows out, but not edit them: training learns the token ids, and the text is for people. A row is refused, with its file and
-number, if a text does not match its ids or an id is outside the policy's vocabulary. `stepladder import` checks this if the run exists.
-Otherwise `evolve` checks it before any work. To train on edited solutions, use `warmup.solutions`.
+number, if a text does not match its ids or an id is outside the policy's vocabulary. `stepladder import` checks this if the run exists,
+or if `--config FILE` names the settings of the new one. Otherwise `evolve` checks it before any work. To train on edited solutions, use `warmup.solutions`.
 """
 
 

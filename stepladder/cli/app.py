@@ -266,17 +266,30 @@ def export(
 def import_(
     place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
     run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML configuration of a run that does not exist yet: check the rows against its policy now.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
     debug: DebugOption = False,
 ) -> None:
     """Add an exported data set to a run: every round of `evolve` trains on its rows and on its own.
 
     Pairs, solutions and verdicts train the policy, judged steps the PRM, trees are labelled with the run's settings and train both. Prompt
     format and tokenizer must be those of the export.
+
+    - `stepladder import data/pairs --run-dir runs/more --config more.toml`
     """
     with _errors_explained(debug):
         from stepladder.commands.export import import_rows
+        from stepladder.loops.assembly.checks import check_model
+        from stepladder.loops.config.load import load_config
 
-        echo(import_rows(place, run_dir))
+        if overrides and config is None:
+            raise ConfigError(f"import: --set changes the settings of --config: got {overrides[0]!r} without it -- give the configuration")
+        settings = None if config is None else load_config(config, overrides)
+        if settings is not None:
+            check_model(settings.policy)
+        echo(import_rows(place, run_dir, config=settings))
 
 
 @app.command()

@@ -115,17 +115,18 @@ def explain_formats() -> str:
     )
 
 
-def import_rows(place: str, run_path: Path) -> str:
+def import_rows(place: str, run_path: Path, *, config: Config | None = None) -> str:
     """Add the rows of an exported data set to a run that has not begun its first round, and return the line to print.
 
     Args:
         place: Directory, or ``hub:OWNER/NAME``.
         run_path: Run directory; it need not exist.
+        config: Settings of a run that does not exist yet, against whose policy the rows are checked. Without them, ``evolve`` checks the
+            rows before any work. A run that exists has its own.
 
     Raises:
         BackendError: If the hub cannot be reached.
-        DataFormatError: If the directory is not an importable export, or a row's text does not match its ids. The latter is checked if the
-            run exists and so has a tokenizer; otherwise ``evolve`` checks it before any work.
+        DataFormatError: If the directory is not an importable export, or a row's text does not match its ids.
         CheckpointError: If the run has begun or already has a data set of that name, or the directory is neither new nor a run.
     """
     directory = _fetched(place)
@@ -139,21 +140,19 @@ def import_rows(place: str, run_path: Path) -> str:
         raise CheckpointError(
             f"{run.imported_folder(name)}: must not exist: a data set of this name was imported before -- rename the new one"
         )
-    check = _check_against(run) if (run_path / "run.json").exists() else lambda record, place: None
+    if (run_path / "run.json").exists():
+        config = run.config()
+    check = None if config is None else imported_row_check(config, config.policy.model)
     try:
-        _, count = import_dataset(directory, run.imported_folder(name) / kind.name, check=check)
+        _, count = import_dataset(directory, run.imported_folder(name) / kind.name, check=check or (lambda record, place: None))
     except StepladderError:
         # Rows that were refused leave no folder that would keep their name taken.
         for folder in (run.imported_folder(name), run.imported_folder(name).parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-    return f"{run.imported_folder(name)}: {count} rows of {kind.name}; evolve --run-dir {run_path} learns from them in every round"
-
-
-def _check_against(run: RunDir) -> Callable[[Any, str], None]:
-    config = run.config()
-    return imported_row_check(config, config.policy.model)
+    later = "" if check else ", and checks their texts before it begins (with --config they are checked now)"
+    return f"{run.imported_folder(name)}: {count} rows of {kind.name}; evolve --run-dir {run_path} learns from them in every round{later}"
 
 
 def _chosen_rounds(run: RunDir, rounds: str | None, *, latest: bool) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepladder.digests import digest_of
+from stepladder.digests import current_digest
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.files import reading
 from stepladder.loops.config.run import Config, flatten_keys
@@ -34,7 +34,7 @@ def part_of(output: Path) -> Path:
 def model_digest(source: str) -> str:
     """Return a digest of the files of a model directory; for a hub id, its name with the commit in the local cache."""
     if Path(source).is_dir():
-        return digest_of(Path(source))
+        return current_digest(Path(source))
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.utils import HFValidationError
 
@@ -64,7 +64,7 @@ def answer_settings(
     facts |= {f"digest of PRM {number}": model_digest(member) for number, member in enumerate(_members(prm))}
     if prm:
         spec = config.prm.spec
-        facts["prm.spec"] = digest_of(Path(spec)) if spec is not None and Path(spec).is_file() else spec
+        facts["prm.spec"] = current_digest(Path(spec)) if spec is not None and Path(spec).is_file() else spec
         facts["prm.reference"] = None if config.prm.reference is None else model_digest(config.prm.reference)
     if discriminator is not None:
         facts["digest of the discriminator"] = model_digest(discriminator)

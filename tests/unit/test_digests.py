@@ -1,6 +1,7 @@
 """Digests say whether files are still what they were."""
 
-from stepladder.digests import digest_of, file_stats
+from stepladder.commands.solve_progress import model_digest
+from stepladder.digests import current_digest, digest_of, file_stats
 
 
 def test_a_flipped_byte_and_a_moved_boundary_change_the_digest(tmp_path):
@@ -40,3 +41,18 @@ def test_stats_change_with_every_write(tmp_path):
     (tmp_path / "a").write_bytes(b"2")
     os.utime(tmp_path / "a", ns=(1, 1))
     assert file_stats(tmp_path) != before
+
+
+def test_what_was_not_written_since_is_read_once(tmp_path, monkeypatch):
+    """Every caller in a process shares one digest; a file that is written again is read again."""
+    read = []
+    monkeypatch.setattr("stepladder.digests.digest_of", lambda path: read.append(path) or f"digest {len(read)}")
+    for name in ("model", "questions"):
+        (tmp_path / name).write_text("1")
+    assert [current_digest(tmp_path / "model"), model_digest(str(tmp_path)), model_digest(str(tmp_path))] == [
+        "digest 1",
+        "digest 2",
+        "digest 2",
+    ]
+    (tmp_path / "model").write_text("12")
+    assert current_digest(tmp_path / "model") == "digest 3" and read == [tmp_path / "model", tmp_path, tmp_path / "model"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from stepladder.cli.app import app
 from stepladder.commands.evolve import evolve
 from stepladder.commands.export import ExportOptions, explain_formats, export_rounds, import_rows
 from stepladder.data.exports.dataset import ExportJob, export_dataset
@@ -419,8 +422,9 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
 
 
 def test_edited_rows_are_refused_when_they_are_imported_or_before_the_search(tmp_path: Path) -> None:
-    """A run that exists checks rows against its policy at once; a new one before it writes or searches anything."""
-    config = load_config(write_tiny_config(tmp_path / "config"), [])
+    """A run with settings checks rows against its policy at once; a new one without them before it writes or searches anything."""
+    config_file = write_tiny_config(tmp_path / "config")
+    config = load_config(config_file, [])
     renderer = build_renderer(config, config.policy.model)
     origin = replace(provenance(1), renderer_hash=renderer.hash)
     question = "which is it"
@@ -441,7 +445,13 @@ def test_edited_rows_are_refused_when_they_are_imported_or_before_the_search(tmp
     job = ExportJob(format="preference", source=ExportSource(questions={"p": question}))
     export_dataset([tmp_path / "pairs.parquet"], job, tmp_path / "data")
     existing = open_run(tmp_path / "existing", config)
-    import_rows(str(tmp_path / "data"), existing.root)
+    assert "checked now" not in import_rows(str(tmp_path / "data"), existing.root)
+    assert "with --config they are checked now" in import_rows(str(tmp_path / "data"), tmp_path / "new")
+    words = ["import", str(tmp_path / "data"), "--run-dir", str(tmp_path / "planned")]
+    assert "checked now" not in CliRunner().invoke(app, [*words, "--config", str(config_file)]).stdout
+    refused = CliRunner().invoke(app, [*words, "--set", "policy.model=m"])
+    assert refused.exit_code == 2 and "without it -- give the configuration" in refused.stderr
+    shutil.rmtree(tmp_path / "planned")
     data = tmp_path / "data" / "data" / "train-00000.parquet"
     table = pq.read_table(data)
     for name, column, values, message in (
@@ -454,6 +464,9 @@ def test_edited_rows_are_refused_when_they_are_imported_or_before_the_search(tmp
         with pytest.raises(DataFormatError, match=message):
             import_rows(str(tmp_path / name), existing.root)
         assert not existing.imported_folder(name).exists()
+        with pytest.raises(DataFormatError, match=message):
+            import_rows(str(tmp_path / name), tmp_path / "planned", config=config)
+        assert not (tmp_path / "planned" / "imported").exists()
         import_rows(str(tmp_path / name), tmp_path / f"new-{name}")
         with pytest.raises(DataFormatError, match=message.replace("train-00000.parquet", "shard-0000.parquet")):
             evolve(config, tmp_path / f"new-{name}", display=display(), on_round=lambda row: None)
