@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stepladder.loops.runs.directory import load_run
     from stepladder.mcts.engine import SearchEngine
     from stepladder.mcts.methods import resolve_method
+    from stepladder.solver import Solution, Solver
     from stepladder.types import Budget, LabelledProblem, Problem, Provenance, SearchResult, StopReason, Verdict
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ __all__ = [
     "Provenance",
     "SearchEngine",
     "SearchResult",
+    "Solution",
+    "Solver",
     "StepScorer",
     "StopReason",
     "Verdict",
@@ -43,6 +46,8 @@ _HOMES = {
     "Provenance": "types",
     "SearchEngine": "mcts.engine",
     "SearchResult": "types",
+    "Solution": "solver",
+    "Solver": "solver",
     "StepScorer": "interfaces",
     "StopReason": "types",
     "Verdict": "types",

@@ -100,7 +100,7 @@ def evolve(
 
 
 def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
-    from stepladder.commands.evolve import evolve as run_rounds
+    from stepladder.commands.evolve import run_rounds
     from stepladder.loops.runs.progress import ProgressDisplay
     from stepladder.report.page import write_report
     from stepladder.report.table import RoundTable

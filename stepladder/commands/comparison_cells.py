@@ -8,7 +8,7 @@ import numpy as np
 
 from stepladder.commands.compare_shard import compare_shard
 from stepladder.commands.comparison import Cell, Comparison, Contender
-from stepladder.commands.solve import token_simulations
+from stepladder.loops.assembly.search import token_simulations
 from stepladder.loops.runs.comparison_results import (
     CellFacts,
     CellShard,

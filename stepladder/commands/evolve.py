@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
+from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
 from stepladder.loops.assembly.problems import build_problems, check_verifier
+from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
-from stepladder.loops.runs.directory import RunDir, load_run, open_run
+from stepladder.loops.runs.directory import LOCK_FILE, RunDir, check_run, load_run, open_run
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow
@@ -31,26 +33,49 @@ from stepladder.types import LabelledProblem
 
 
 def evolve(
-    config: Config,
-    root: Path,
+    config: Config | Path | str,
+    root: Path | str | None = None,
     *,
-    display: ProgressDisplay,
-    on_round: Callable[[RoundRow], None],
+    overrides: Sequence[str] = (),
+    display: ProgressDisplay | None = None,
+    on_round: Callable[[RoundRow], None] | None = None,
     stop_after: int | None = None,
 ) -> RunDir:
-    """Run the rounds that are missing in a run directory.
+    """Run the rounds that are missing in a run directory; the same call continues a stopped run.
+
+    Worker processes import the calling script again, so a script must call this below ``if __name__ == "__main__":``.
 
     Args:
-        config: The resolved configuration; for an existing run it must be the one it was started with.
-        root: Run directory, created if it does not exist.
-        display: Shows progress.
+        config: The configuration, or the path of its file. For an existing run it must be the one it was started with.
+        root: Run directory, created if it does not exist; None is ``runs/NAME`` for the file ``NAME.toml``.
+        overrides: ``section.key=value`` over the configuration.
+        display: Shows progress; None writes to standard error.
         on_round: Called with the figures of every finished round, those found on disk included.
         stop_after: Last round of this call; a later call goes on. None is the last of the run.
 
     Raises:
-        ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used.
+        ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used, or another
+            process works on the run.
         BackendError: If a model engine or a worker fails.
     """
+    if root is None and isinstance(config, Config):
+        raise ConfigError("evolve: a configuration without a file needs a run directory: got none -- give root")
+    resolved = with_overrides(config, list(overrides)) if isinstance(config, Config) else load_config(Path(config), list(overrides))
+    place = Path("runs") / Path(str(config)).stem if root is None else Path(root)
+    check_settings(resolved)
+    check_run(place, resolved)
+    with locked(place / LOCK_FILE, place=place):
+        return run_rounds(resolved, place, display=display or ProgressDisplay(), on_round=on_round or _ignore, stop_after=stop_after)
+
+
+def _ignore(row: RoundRow) -> None:
+    pass
+
+
+def run_rounds(
+    config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[RoundRow], None], stop_after: int | None = None
+) -> RunDir:
+    """Do the work of ``evolve`` in a directory that the caller has locked."""
     check_settings(config, prepared=False)
     problems = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None

@@ -18,7 +18,7 @@ from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
-from stepladder.loops.assembly.search import search_engine
+from stepladder.loops.assembly.search import choose_search, search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
@@ -27,13 +27,12 @@ from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
-from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset, resolve_method
+from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.warm_up import compile_loops
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
-_UNBOUNDED_SIMULATIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,31 +72,26 @@ class SolveSettings:
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
-        ``choose_models`` describes the choice of models and ``overrides``.
+        ``choose_models`` describes the choice of models and ``overrides``, ``choose_search`` that of method and caps.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
             CheckpointError: If there is no such run or it has no finished round.
         """
         config, policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
-        defaults = config.evaluate
-        same_method = method in (None, defaults.method)
-        chosen_options = (defaults.options if same_method else {}) | dict(read_option(text) for text in options)
-        unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
-        num_simulations = simulations or unbounded or defaults.simulations
-        budget = Budget(
-            num_simulations=num_simulations,
-            max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
-            max_seconds=seconds,
-            max_depth=config.search.max_depth,
-            max_step_tokens=config.search.max_step_tokens,
+        chosen, budget = choose_search(
+            config,
+            method=method,
+            tokens=tokens,
+            simulations=simulations,
+            seconds=seconds,
+            options=dict(read_option(text) for text in options),
         )
         return cls(
             config=config,
             policy=policy,
             prm=chosen_prm,
-            method=resolve_method(method or defaults.method, **chosen_options),
+            method=chosen,
             budget=budget,
             seed=seed,
             discriminator=discriminator,
@@ -114,15 +108,6 @@ class SolveSettings:
             seed=self.seed,
             discriminator=self.discriminator,
         )
-
-
-def token_simulations(max_tokens: int) -> int:
-    """Return the cap on simulations for a search that a token budget ends.
-
-    An expansion takes at least one token. A second visit to a terminal takes none, and methods that allow it could visit forever:
-    so many simulations as tokens are enough for the former and an end to the latter.
-    """
-    return max_tokens
 
 
 def choose_models(

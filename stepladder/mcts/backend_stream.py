@@ -68,7 +68,7 @@ class BackendStream:
         return pairs
 
     def drop(self, is_dropped: Callable[[Any], bool]) -> None:
-        """Forget the open requests of some jobs. A backend with a method ``cancel`` stops working on them; otherwise results are ignored."""
+        """Forget the open requests of some jobs. A backend with a method ``cancel`` stops working on them; else results are ignored."""
         tickets = [ticket for ticket, job in self._open.items() if is_dropped(job)]
         for ticket in tickets:
             del self._open[ticket]

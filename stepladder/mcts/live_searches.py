@@ -1,8 +1,8 @@
 """Searches that begin and end while others run: any methods, one policy, one scorer, one batch.
 
-``SearchEngine`` searches a given sequence of problems with one method. ``LiveSearches`` takes a problem at any time, with a method, caps and
-a seed of its own. Searches of one method share the arrays of a ``SearchRun``; all of them share the models. A result is the same as that of
-a ``SearchEngine`` with the same seed and problem id.
+``SearchEngine`` searches a given sequence of problems with one method. ``LiveSearches`` takes a problem at any time, with a method, caps
+and a seed of its own. Searches of one method share the arrays of a ``SearchRun``; all of them share the models. A result is the same as
+that of a ``SearchEngine`` with the same seed and problem id.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from stepladder.interfaces import Policy, Renderer, StepScorer
-from stepladder.mcts.answer_rules import Choice
+from stepladder.mcts.answer_rules import Choice, own_key
 from stepladder.mcts.backend_stream import BackendStream
 from stepladder.mcts.problem_search import ProblemSearch, SearchTerms
 from stepladder.mcts.search_method import SearchMethod
@@ -62,6 +62,7 @@ class LiveSearches:
         renderer: Renderer,
         provenance: Provenance,
         scorer: StepScorer | None = None,
+        key_of: Callable[[str], str] = own_key,
         max_trees: int = 256,
     ) -> None:
         """Serve a policy and a scorer, which nothing else may use meanwhile.
@@ -71,8 +72,10 @@ class LiveSearches:
             renderer: Makes prompts and reads answers.
             provenance: Stored with every tree, with the seed of its job.
             scorer: Scores steps; None searches without scores.
+            key_of: Canonical form of an answer, as for ``SearchEngine``.
             max_trees: Searches at once, >= 1.
         """
+        self._key_of = key_of
         self._renderer, self._provenance, self._max_trees = renderer, provenance, max_trees
         self._policy = _SharedBackend(policy)
         self._scorer = None if scorer is None else _SharedBackend(scorer)
@@ -170,7 +173,12 @@ class LiveSearches:
 
     def _new_run(self, method: SearchMethod) -> "_Run":
         terms = SearchTerms(
-            renderer=self._renderer, method=method, provenance=self._provenance, label_mode=False, scored=self._scorer is not None
+            renderer=self._renderer,
+            method=method,
+            provenance=self._provenance,
+            label_mode=False,
+            scored=self._scorer is not None,
+            key_of=self._key_of,
         )
         policy = self._policy.open("policy")
         scorer = None if self._scorer is None else self._scorer.open("scorer", blocks=True)

@@ -28,7 +28,7 @@ MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
 LOOPS = {"loops.config", "loops.runs", "loops.assembly", "loops.stages"}
 ALLOWED = {
-    "__init__": {"types", "interfaces", "mcts", "loops.config", "loops.runs", "commands"},
+    "__init__": {"types", "interfaces", "mcts", "loops.config", "loops.runs", "commands", "solver"},
     "__main__": {"cli"},
     "errors": set(),
     "settings": {"errors"},
@@ -64,6 +64,7 @@ ALLOWED = {
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
     "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm"},
+    "solver": MODELS | LOOPS | {"mcts", "commands", "report"},
     "report": BASE | {"data.store", "loops.runs"},
     "cli": BASE | LOOPS | {"commands", "report", "embedded"},
 }

@@ -1,5 +1,6 @@
 """Step scorers, from the configuration."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ def build_scorer(
     *,
     prm: str | Sequence[str],
     renderer: "PromptRenderer",
-    problems: Iterable[Problem] = (),
+    problems: "Iterable[Problem] | SearchedPrompts" = (),
     scores: ScoresConfig | None = None,
 ) -> StepScorer:
     """Return a step scorer on the configured backend; raises as ``build_policy`` does.
@@ -36,7 +37,7 @@ def build_scorer(
         models: The models of this process.
         prm: Directory of a PRM or of an ensemble, or the hub id of a public PRM; several make an ensemble.
         renderer: The policy's renderer.
-        problems: The problems to search. A PRM that reads text, or is implicit, needs the questions.
+        problems: The problems to search, or their prompts. A PRM that reads text, or is implicit, needs the questions.
         scores: Settings that change the scores; None takes those of ``evaluate``.
     """
     from stepladder.loops.assembly.prms import open_members
@@ -44,7 +45,7 @@ def build_scorer(
     scores = config.evaluate.scores if scores is None else scores
     members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]
     sources = [prm_source(config, member, entropy_penalty=scores.entropy_penalty) for member in members]
-    prompts = _Prompts(renderer, problems)
+    prompts = problems if isinstance(problems, SearchedPrompts) else SearchedPrompts(renderer, problems)
     opened = open_members(sources, models, engine_settings(config, config.policy.vllm.prm_memory_share))
     scorers = [each.step_scorer(prompts) for each in opened]
     return composed_scorer(scorers, scores, decode=renderer.decode, prompt_length=prompts.length)
@@ -118,12 +119,36 @@ def _sandbox(allow_unsandboxed: bool) -> CodeSandbox:
     return CodeSandbox(allow_unsandboxed=allow_unsandboxed)
 
 
-class _Prompts:
-    """``SearchPrompts`` of the problems that are searched."""
+class SearchedPrompts:
+    """The prompts of the problems that are searched: ``stepladder.prm.open.SearchPrompts`` to which problems come and go."""
 
-    def __init__(self, renderer: "PromptRenderer", problems: Iterable[Problem]) -> None:
+    def __init__(self, renderer: "PromptRenderer", problems: Iterable[Problem] = ()) -> None:
+        """Begin with the prompts of some problems."""
         self._renderer = renderer
-        self._questions = {renderer.prompt_ids(problem): problem.question for problem in problems}
+        self._questions: dict[tuple[int, ...], str] = {}
+        self._uses: Counter[tuple[int, ...]] = Counter()
+        self._lengths: list[int] = []
+        for problem in problems:
+            self._enter(renderer.prompt_ids(problem), problem.question)
+        self._sort_lengths()
+
+    def add(self, prompt_ids: tuple[int, ...], question: str) -> None:
+        """Add the prompt of a search that begins."""
+        self._enter(prompt_ids, question)
+        self._sort_lengths()
+
+    def remove(self, prompt_ids: tuple[int, ...]) -> None:
+        """Remove the prompt of a search that is over, unless another search has it, too."""
+        self._uses[prompt_ids] -= 1
+        if not self._uses[prompt_ids]:
+            del self._uses[prompt_ids], self._questions[prompt_ids]
+            self._sort_lengths()
+
+    def _enter(self, prompt_ids: tuple[int, ...], question: str) -> None:
+        self._questions[prompt_ids] = question
+        self._uses[prompt_ids] += 1
+
+    def _sort_lengths(self) -> None:
         self._lengths = sorted({len(prompt) for prompt in self._questions}, reverse=True)
 
     @property

@@ -1,7 +1,8 @@
 """Search methods, budgets and engines, from the configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from stepladder.interfaces import Verifier
 from stepladder.lm.loaded_models import LoadedModels
@@ -13,6 +14,8 @@ from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, Problem, Provenance
+
+_UNBOUNDED_SIMULATIONS = 1_000_000
 
 
 def build_method(section: SearchConfig | EvaluateConfig) -> SearchMethod:
@@ -32,6 +35,52 @@ def search_budget(section: SearchConfig) -> Budget:
         max_depth=section.max_depth,
         max_step_tokens=section.max_step_tokens,
     )
+
+
+def choose_search(
+    config: Config,
+    *,
+    method: str | None = None,
+    tokens: int | None = None,
+    simulations: int | None = None,
+    seconds: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[SearchMethod, Budget]:
+    """Return the method and the caps of a search for answers.
+
+    With a cap on tokens or seconds and none on simulations the former alone decide; with none, the run's evaluation setting does.
+
+    Args:
+        config: The configuration; section ``evaluate`` has the defaults.
+        method: Name of a search method; None takes the default, with its options.
+        tokens: Cap on generated tokens.
+        simulations: Cap on simulations.
+        seconds: Cap on seconds.
+        options: Settings of the method by name.
+
+    Raises:
+        ConfigError: If the method or an option is unknown or impossible.
+    """
+    defaults = config.evaluate
+    base = defaults.options if method in (None, defaults.method) else {}
+    unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
+    budget = Budget(
+        num_simulations=simulations or unbounded or defaults.simulations,
+        max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+        max_seconds=seconds,
+        max_depth=config.search.max_depth,
+        max_step_tokens=config.search.max_step_tokens,
+    )
+    return resolve_method(method or defaults.method, **(base | dict(options or {}))), budget
+
+
+def token_simulations(max_tokens: int) -> int:
+    """Return the cap on simulations for a search that a token budget ends.
+
+    An expansion takes at least one token. A second visit to a terminal takes none, and methods that allow it could visit forever:
+    so many simulations as tokens are enough for the former and an end to the latter.
+    """
+    return max_tokens
 
 
 def search_engine(

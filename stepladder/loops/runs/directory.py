@@ -37,6 +37,7 @@ from stepladder.loops.config.paths import map_paths
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import given_prm
 from stepladder.loops.runs.inputs import check_inputs, input_digests
+from stepladder.loops.runs.metrics import RunMetrics
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.trained_models import check_trained
 
@@ -133,6 +134,11 @@ class RunDir:
             rows.append(row)
         return rows
 
+    @property
+    def metrics(self) -> RunMetrics:
+        """The figures of the finished rounds, as records or as a data frame; errors as for ``row``."""
+        return RunMetrics(self.rows())
+
     def round_settings(self, number: int) -> Path:
         """Return the JSON file of a round's own settings, which exists if a schedule or a rule changes any."""
         return self.round(number) / "settings.json"
@@ -227,14 +233,16 @@ def check_run(root: Path, config: Config) -> None:
         run.check_new()
 
 
-def load_run(root: Path) -> RunDir:
+def load_run(root: Path | str) -> RunDir:
     """Open an existing run for reading.
+
+    Example: ``load_run("runs/embedded").metrics.to_pandas()``.
 
     Raises:
         CheckpointError: If the directory is no run, or one of another version.
     """
-    _read_run_json(root)
-    return RunDir(root=root)
+    _read_run_json(Path(root))
+    return RunDir(root=Path(root))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

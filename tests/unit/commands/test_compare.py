@@ -12,10 +12,10 @@ import pytest
 
 from stepladder.commands.compare import run_comparison
 from stepladder.commands.comparison import Comparison, read_budgets, read_contenders, resolve_comparison
-from stepladder.commands.solve import token_simulations
 from stepladder.data.metrics.answers import Interval
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.loops.assembly import search
+from stepladder.loops.assembly.search import token_simulations
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.stages.graded_rows import answer_within
