@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from stepladder.lm.flat import FlatModel, attend_padded
+from stepladder.lm.flat import FlatModel, LayerAttention, attend_padded
 
 _BLOCK = 32
 """Rows of a block."""
@@ -55,6 +55,7 @@ class DecodeRows:
         """Drop all rows and free their memory."""
         self._keys, self._values = self._model.zeros(0, 0), self._model.zeros(0, 0)
         self._mask = torch.zeros(0, self.num_lanes, 0, dtype=self._model.dtype, device=self._model.device)
+        self._positions = torch.zeros(0, 0, dtype=torch.int32, device=self._model.device)
         self._fill = np.zeros(0, dtype=np.int64)
         self._lanes = np.zeros(0, dtype=np.int64)
 
@@ -107,6 +108,8 @@ class DecodeRows:
         row_masks = torch.zeros(hidden.shape, dtype=self._mask.dtype, device=self._mask.device)
         row_masks.masked_fill_(hidden, torch.finfo(self._mask.dtype).min)
         self._mask[self._index(index)] = row_masks[:, None].expand(-1, self.num_lanes, -1)
+        # A prefix fills the first slots of its row; ``forward`` sets the positions of the slots after it.
+        self._positions[self._index(index)] = torch.arange(self.num_slots, dtype=torch.int32, device=self._positions.device)
 
     @torch.inference_mode()
     def forward(
@@ -134,17 +137,27 @@ class DecodeRows:
         self._show(rows, lanes, shared, slots)
         blocks, query_row = self._blocks(rows, lanes)
         target, query_index = self._index(rows * self.num_slots + slots), self._index(query_row)
+        token_positions = self._index(positions)
+        self._positions.view(-1).index_copy_(0, target, token_positions.int())
+        query_positions = token_positions.new_zeros(blocks[-1].queries.stop).index_copy_(0, query_index, token_positions)
+        longest = int(positions.max()) + 1
+        masks: dict[int | None, list[torch.Tensor]] = {}
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: LayerAttention) -> torch.Tensor:
             # The new keys go in first: a token attends to itself, too.
             keys, values = self._keys[layer], self._values[layer]
             keys.flatten(0, 1).index_copy_(0, target, k[0].transpose(0, 1))
             values.flatten(0, 1).index_copy_(0, target, v[0].transpose(0, 1))
             padded = q.new_zeros(blocks[-1].queries.stop, *q.shape[1::2]).index_copy_(0, query_index, q[0].transpose(0, 1))
-            outputs = [self._attend_block(block, padded, keys, values, scale) for block in blocks]
+            # A window that holds the longest sequence of the pass hides nothing.
+            window = kind.window if kind.window is not None and kind.window < longest else None
+            if window not in masks:
+                masks[window] = [self._block_mask(block, query_positions, window) for block in blocks]
+            parts = zip(blocks, masks[window], strict=True)
+            outputs = [self._attend_block(block, padded, keys, values, mask, kind) for block, mask in parts]
             return torch.cat(outputs).index_select(0, query_index)
 
-        return self._model.forward(self._index(token_ids), self._index(positions), attend), slots
+        return self._model.forward(self._index(token_ids), token_positions, attend), slots
 
     def contents(self) -> tuple[Float[torch.Tensor, "L X h D"], Float[torch.Tensor, "L X h D"]]:
         """Return the keys and values of all rows without a copy. Slot s of row r is entry ``r * num_slots + s``."""
@@ -167,7 +180,7 @@ class DecodeRows:
         num_keys = int(self._fill[order].max())
         self._keys[:, :count, :num_keys] = self._keys[:, index, :num_keys]
         self._values[:, :count, :num_keys] = self._values[:, index, :num_keys]
-        self._mask[:count] = self._mask[index]
+        self._mask[:count], self._positions[:count] = self._mask[index], self._positions[index]
         self._fill[:count], self._lanes[:count], self._lanes[count:] = self._fill[order], self._lanes[order], 0
         return order
 
@@ -204,8 +217,17 @@ class DecodeRows:
             offset += size
         return blocks, query_row
 
+    def _block_mask(self, block: _Block, query_positions: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Return what each query of a block sees, [rows, 1, lanes, keys]."""
+        rows = slice(block.begin, block.end)
+        mask = self._mask[rows, None, : block.num_lanes, : block.num_keys]
+        if window is None:
+            return mask
+        newest = query_positions[block.queries].view(block.end - block.begin, 1, block.num_lanes, 1)
+        return mask.masked_fill(self._positions[rows, None, None, : block.num_keys] <= newest - window, torch.finfo(mask.dtype).min)
+
     def _attend_block(
-        self, block: _Block, padded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None
+        self, block: _Block, padded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, kind: LayerAttention
     ) -> torch.Tensor:
         query = padded[block.queries].view(block.end - block.begin, block.num_lanes, *padded.shape[1:])
         rows = slice(block.begin, block.end)
@@ -213,8 +235,8 @@ class DecodeRows:
             query.transpose(1, 2),
             keys[rows, : block.num_keys].transpose(1, 2),
             values[rows, : block.num_keys].transpose(1, 2),
-            self._mask[rows, None, : block.num_lanes, : block.num_keys],
-            scale,
+            mask,
+            kind,
         )
         return output.transpose(1, 2).flatten(0, 1)
 
@@ -231,7 +253,9 @@ class DecodeRows:
         # New slots are hidden from every lane until ``_show`` opens them.
         mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
         mask[:old_rows, :, :old_slots] = self._mask
-        self._keys, self._values, self._mask = keys, values, mask
+        positions = self._positions.new_zeros(rows, slots)
+        positions[:old_rows, :old_slots] = self._positions
+        self._keys, self._values, self._mask, self._positions = keys, values, mask, positions
         self._fill, self._lanes = (np.pad(array, (0, rows - old_rows)) for array in (self._fill, self._lanes))
 
     def _show(self, rows: np.ndarray, lanes: np.ndarray, shared: np.ndarray, slots: np.ndarray) -> None:

@@ -2,8 +2,8 @@
 
 All tokens of a pass stand in one row, whatever sequence they belong to, so only attention is padded. A callback computes attention: it
 knows which cached keys each token may see. The hook is transformers' own attention registry, so any model that takes its attention from
-there works unchanged: Llama, Mistral, Qwen2, Qwen3, Phi and similar families. Models are refused if they use a sliding window, linear
-attention, soft-capped logits, attention sinks, or a rotary scaling that depends on the length of the pass.
+there works unchanged: Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, Phi, OLMo, Granite and similar families (``families.py``). Models
+are refused if they use linear attention, attention sinks or learned position biases.
 
 Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B padded rows, Q queries, S keys.
 """
@@ -11,7 +11,7 @@ Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +19,29 @@ from jaxtyping import Float, Int
 from transformers import AttentionInterface, PreTrainedModel
 
 from stepladder.errors import BackendError
+from stepladder.lm.families import max_positions_of, unserved_parts
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
-"""(layer, queries [1 H N D], keys [1 h N D], values [1 h N D], scale) -> outputs [N H D]."""
+
+class LayerAttention(NamedTuple):
+    """What one layer's attention adds to its queries, keys and values."""
+
+    scale: float | None = None
+    """Factor on the products of queries and keys; None is 1 / sqrt(D)."""
+    window: int | None = None
+    """Tokens that a token sees, itself included, counted back along its sequence; None is all."""
+    soft_cap: float | None = None
+    """Bound c of the scores: s becomes c * tanh(s / c)."""
+
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerAttention], torch.Tensor]
+"""(layer, queries [1 H N D], keys [1 h N D], values [1 h N D], the layer's attention) -> outputs [N H D]."""
 
 _NAME = "stepladder_flat"
 _FOLD_LIMIT = 64
 """Queries per sequence up to which the heads of a group share one pass over their keys."""
 _ALIGNMENT = 64
 """Alignment in bytes; torch aligns its own tensors so."""
-_REFUSED_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_REFUSED_OPTIONS = ("s_aux", "position_bias")
 
 
 def _flat_attention(
@@ -40,6 +52,8 @@ def _flat_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     stepladder_attend: Attend | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -47,8 +61,9 @@ def _flat_attention(
     refused = [name for name in _REFUSED_OPTIONS if options.get(name) is not None]
     if refused or stepladder_attend is None:
         what = f"attention with {', '.join(refused)}" if refused else "attention that drops keyword arguments"
-        raise BackendError(f"{type(module).__name__}: only plain causal attention can be cached: got {what} -- use another model")
-    return stepladder_attend(int(module.layer_idx), query, key, value, scaling)[None], None  # type: ignore[arg-type]
+        raise BackendError(f"{type(module).__name__}: only causal attention can be cached: got {what} -- use another model")
+    kind = LayerAttention(scaling, sliding_window, softcap)
+    return stepladder_attend(int(module.layer_idx), query, key, value, kind)[None], None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(_NAME, _flat_attention)
@@ -64,14 +79,14 @@ class FlatModel:
             BackendError: If the model's attention cannot be served from a cache of keys and values.
         """
         config = model.config.get_text_config()
-        _check_plain(model, config)
+        _check_served(model, config)
         self._model = model.eval()
         self._configs: list[Any] = list({id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values())
         heads = config.num_attention_heads
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.max_positions: int = config.max_position_embeddings
+        self.max_positions: int = max_positions_of(config)
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size: int = embeddings.num_embeddings
         self.device: torch.device = model.device
@@ -107,9 +122,9 @@ class FlatModel:
         """
         layers = []
 
-        def counted(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+        def counted(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: LayerAttention) -> torch.Tensor:
             layers.append(layer)
-            return attend(layer, q, k, v, scale)
+            return attend(layer, q, k, v, kind)
 
         with self._hooked():
             output = self._model(
@@ -136,22 +151,14 @@ class FlatModel:
                 config._attn_implementation = name
 
 
-def _check_plain(model: PreTrainedModel, config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention"})] + length_dependent_rotary(config)
+def _check_served(model: PreTrainedModel, config: Any) -> None:
+    problems = unserved_parts(config)
     if not model._supports_attention_backend:
         problems.append("attention outside transformers' registry")
     if problems:
         raise BackendError(
-            f"{type(model).__name__}: only plain causal attention can be cached: got {', '.join(problems)} -- use another model or backend"
+            f"{type(model).__name__}: only causal attention can be cached: got {', '.join(problems)} -- use another model or backend"
         )
-
-
-def length_dependent_rotary(config: Any) -> list[str]:
-    """Return the rotary scalings in a configuration that depend on the length of a pass, one phrase each."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {str(entry.get("rope_type")) for entry in (rope, *(part for part in rope.values() if isinstance(part, dict)))}
-    return [f"{kind!r} rotary scaling" for kind in sorted(kinds & _LENGTH_DEPENDENT_ROPE)]
 
 
 def attend_padded(
@@ -159,9 +166,9 @@ def attend_padded(
     key: Float[torch.Tensor, "B h S D"],
     value: Float[torch.Tensor, "B h S D"],
     mask: Float[torch.Tensor, "B 1 Q S"],
-    scale: float | None,
+    kind: LayerAttention,
 ) -> Float[torch.Tensor, "B H Q D"]:
-    """Return softmax(scale * q k + mask) v, with H // h query heads on each key head.
+    """Return softmax(scale * q k + mask) v, with H // h query heads on each key head. The window is the mask's affair.
 
     With few queries, the heads of a group are folded into the query axis. So their keys are read once and never repeated in memory.
 
@@ -170,15 +177,23 @@ def attend_padded(
         key: Keys.
         value: Values.
         mask: 0 where a query may look, the type's minimum elsewhere. A query that may look nowhere gets a finite, meaningless output.
-        scale: Factor on the products; None is 1 / sqrt(D).
+        kind: Scale and bound of the scores.
     """
-    attention = torch.nn.functional.scaled_dot_product_attention
     batch, heads, queries, dim = query.shape
     groups = heads // key.shape[1]
     if groups == 1:
-        return attention(query, key, value, attn_mask=mask, scale=scale)
+        return _attention(query, key, value, mask, kind)
     if queries > _FOLD_LIMIT:
-        return attention(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=mask, scale=scale)
+        return _attention(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), mask, kind)
     folded = query.reshape(batch, key.shape[1], groups * queries, dim)
-    output = attention(folded, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=scale)
+    output = _attention(folded, key, value, mask.repeat(1, 1, groups, 1), kind)
     return output.reshape(batch, heads, queries, dim)
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, kind: LayerAttention) -> torch.Tensor:
+    if kind.soft_cap is None:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=kind.scale)
+    # No fused kernel bounds scores.
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if kind.scale is None else kind.scale)
+    scores = kind.soft_cap * torch.tanh(scores / kind.soft_cap) + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value

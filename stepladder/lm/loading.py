@@ -11,20 +11,25 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GenericForTokenClassification
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import file_fault, read_json, read_json_object, reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
+from stepladder.lm.families import soft_cap_of
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
 """Names of the heads of reward models in public checkpoints; the first one found counts."""
@@ -210,7 +215,23 @@ def load_token_classifier(
         ConfigError: If device or dtype is not available.
     """
     options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "quantization": quantization}
+    _ensure_token_classifier(type(_loaded(source, "model configuration", AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)))
     return _load_model(source, "token classification model", AutoModelForTokenClassification.from_pretrained, **options, **config)
+
+
+def _ensure_token_classifier(config: type[PretrainedConfig]) -> None:
+    """Register a model with a head on every token for a family of decoders that transformers has none for, such as Gemma 3 and OLMo.
+
+    It is transformers' own generic one, on the family's body. Other tools cannot load it by its name.
+    """
+    if config in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    family = next(each for each in decoder.__mro__ if PreTrainedModel in each.__bases__)
+    name = decoder.__name__.replace("ForCausalLM", "ForTokenClassification")
+    attributes = {"config_class": config, "base_model_prefix": decoder.base_model_prefix, "__module__": __name__}
+    # transformers passes over models of others for its own configurations unless one may replace what is there; nothing is.
+    AutoModelForTokenClassification.register(config, type(name, (GenericForTokenClassification, family), attributes), exist_ok=True)
 
 
 def _load_model(
@@ -221,6 +242,9 @@ def _load_model(
     if quantization:
         options |= {"quantization_config": quantization, "device_map": {"": place}}
     model = _loaded(source, what, load, dtype=resolve_dtype(dtype, place), **options)
+    if soft_cap_of(model.config.get_text_config()) is not None:
+        # transformers' fused attention leaves the bound of the scores out.
+        model.set_attn_implementation("eager")
     return (model if quantization else model.to(place)).eval()
 
 

@@ -4,7 +4,10 @@ The storage is one pool of token slots; a radix tree (``slots.py``) says where e
 that are not in the pool, for many sequences in one pass. Everything in the pool can be recomputed, so a full pool drops the sequence ends
 that were least recently used. The cache changes results by rounding only.
 
-Axes: T tokens of a path, F outputs of a token, B groups of a pass, Q new tokens of a group, S keys of a group, N new tokens of a pass.
+A pass is one flat row of new tokens. Its attention runs bucket by bucket: sequences of similar length are padded to one shape, so K
+branches of L tokens cost K x L queries, each over the keys of its own branch.
+
+Axes: T tokens of a path, F outputs of a token, B paths of a bucket, Q new tokens of a path, S keys of a path, N new tokens of a pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +17,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from stepladder.lm.flat import FlatModel, attend_padded
+from stepladder.lm.flat import FlatModel, LayerAttention, attend_padded
 from stepladder.lm.slots import Placement, SlotNode, SlotTree
 
 _FIRST_CAPACITY = 1024
 _GROWTH = 4
 _CPU_BYTES = 512 << 20
 _GPU_SHARE = 0.15
-_SHARED = -1
-"""Branch number of the tokens that all branches of a group see."""
+_LENGTH_RATIO, _LENGTH_SLACK = 1.5, 16
+"""Two lengths share a bucket when neither exceeds the other by more than this ratio plus this many tokens."""
+_KEYS_PER_TOKEN = 1024
+"""A bucket's padded mask has at most this many keys for each token that a pass may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,29 +54,80 @@ class CachedSequence:
 
 @dataclass(kw_only=True, slots=True)
 class _Work:
-    """One group's part of a pass: columns are its keys, rows are its new tokens."""
+    """The new tokens of one path, or a piece of them: the last ``len(slots)`` tokens of the path's first ``len(key_slots)``."""
 
     key_slots: np.ndarray
-    key_positions: np.ndarray
-    key_branches: np.ndarray
+    """The slots of all tokens of the path up to the last new one; a token's index is its position."""
     token_ids: np.ndarray
-    positions: np.ndarray
-    branches: np.ndarray
     slots: np.ndarray
 
+    @property
+    def first(self) -> int:
+        """The position of the first new token."""
+        return len(self.key_slots) - len(self.slots)
+
     def pieces(self, size: int) -> "Iterator[_Work]":
-        """Cut the rows into pieces of at most ``size``, in order. All keys stay, because positions hide later tokens."""
+        """Cut the new tokens into pieces of at most ``size``, in order."""
         for begin in range(0, len(self.slots), size):
-            part = slice(begin, begin + size)
-            yield _Work(
-                key_slots=self.key_slots,
-                key_positions=self.key_positions,
-                key_branches=self.key_branches,
-                token_ids=self.token_ids[part],
-                positions=self.positions[part],
-                branches=self.branches[part],
-                slots=self.slots[part],
-            )
+            end = min(begin + size, len(self.slots))
+            yield _Work(key_slots=self.key_slots[: self.first + end], token_ids=self.token_ids[begin:end], slots=self.slots[begin:end])
+
+
+class _Bucket:
+    """Paths of one pass whose attention is computed together, padded to the longest."""
+
+    def __init__(self, work: Sequence[_Work], begins: Sequence[int], device: torch.device) -> None:
+        """Pad some paths.
+
+        Args:
+            work: The paths.
+            begins: Index of each path's first new token among the tokens of the pass.
+            device: Where attention runs.
+        """
+        # A multiple of eight keeps the masked attention kernels of a GPU on their fast path.
+        num_keys = -(-max(len(each.key_slots) for each in work) // 8) * 8
+        self.num_queries = max(len(each.slots) for each in work)
+        key_slots = np.zeros((len(work), num_keys), dtype=np.int64)
+        positions = np.full((len(work), self.num_queries), -1)
+        for row, each in enumerate(work):
+            key_slots[row, : len(each.key_slots)] = each.key_slots
+            positions[row, : len(each.slots)] = each.first + np.arange(len(each.slots))
+        as_tensor = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+        self.key_slots: Int[torch.Tensor, "B S"] = as_tensor(key_slots)
+        self.positions: Int[torch.Tensor, "B Q"] = as_tensor(positions)
+        counts = [len(each.slots) for each in work]
+        self.tokens = as_tensor(np.concatenate([begin + np.arange(count) for begin, count in zip(begins, counts, strict=True)]))
+        """Index of each of its tokens among those of the pass."""
+        self.padded = as_tensor(np.concatenate([row * self.num_queries + np.arange(count) for row, count in enumerate(counts)]))
+        """Index of the same tokens among the padded queries."""
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Float[torch.Tensor, "B 1 Q S"]:
+        """Return 0 where a token sees another and the type's minimum elsewhere: its path up to itself, or the end of it."""
+        keys = torch.arange(self.key_slots.shape[1], device=self.key_slots.device)
+        seen = keys <= self.positions[:, :, None]
+        if window is not None:
+            seen &= keys > self.positions[:, :, None] - window
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+    def attend(
+        self,
+        query: Float[torch.Tensor, "N H D"],
+        keys: Float[torch.Tensor, "X h D"],
+        values: Float[torch.Tensor, "X h D"],
+        mask: Float[torch.Tensor, "B 1 Q S"],
+        kind: LayerAttention,
+    ) -> Float[torch.Tensor, "_ H D"]:
+        """Return the outputs of the bucket's tokens, given the queries of the pass and the keys and values of the pool."""
+        batch, (heads, dim) = len(self.key_slots), query.shape[1:]
+        padded = query.new_zeros(batch * self.num_queries, heads, dim).index_copy_(0, self.padded, query.index_select(0, self.tokens))
+        output = attend_padded(
+            padded.view(batch, self.num_queries, heads, dim).transpose(1, 2),
+            keys[self.key_slots].transpose(1, 2),
+            values[self.key_slots].transpose(1, 2),
+            mask,
+            kind,
+        )
+        return output.transpose(1, 2).reshape(-1, heads, dim).index_select(0, self.padded)
 
 
 class PrefixCache:
@@ -116,8 +172,8 @@ class PrefixCache:
         for group in groups:
             placements, todo = self._place(group)
             placed.append(placements)
-            if len(todo.slots):
-                work.extend(todo.pieces(self._pass_tokens))
+            for path in todo:
+                work.extend(path.pieces(self._pass_tokens))
         for batch in self._batches(work):
             self._forward(batch)
         return placed
@@ -157,31 +213,16 @@ class PrefixCache:
         self._keys.index_copy_(1, target, keys.index_select(1, source))
         self._values.index_copy_(1, target, values.index_select(1, source))
 
-    def _place(self, group: PathGroup) -> tuple[list[Placement], _Work]:
-        """Place a group's branches, and list the tokens to forward, each once, prefixes first."""
-        shared, rows = len(group.prefix_ids), []
-        placements, columns = [], []
-        for number, branch in enumerate(group.branches):
+    def _place(self, group: PathGroup) -> tuple[list[Placement], list[_Work]]:
+        """Place a group's branches, and list the tokens to forward, each once: those of the prefix belong to the first branch."""
+        placements, work = [], []
+        for branch in group.branches:
             path = group.prefix_ids + branch
             self._make_room(path)
             slots, num_known, _ = placement = self._tree.place(path)
             placements.append(placement)
-            positions = np.arange(len(path))
-            owners = np.where(positions < shared, _SHARED, number)
-            rows.append((np.asarray(path, dtype=np.int64)[num_known:], positions[num_known:], owners[num_known:], slots[num_known:]))
-            begin = 0 if number == 0 else shared
-            columns.append((slots[begin:], positions[begin:], owners[begin:]))
-        token_ids, row_positions, row_owners, row_slots = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-        key_slots, key_positions, key_owners = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        work = _Work(
-            key_slots=key_slots,
-            key_positions=key_positions,
-            key_branches=key_owners,
-            token_ids=token_ids,
-            positions=row_positions,
-            branches=row_owners,
-            slots=row_slots,
-        )
+            if num_known < len(path):
+                work.append(_Work(key_slots=slots, token_ids=np.asarray(path[num_known:], dtype=np.int64), slots=slots[num_known:]))
         return placements, work
 
     def _make_room(self, path: tuple[int, ...], after: SlotNode | None = None) -> None:
@@ -208,48 +249,59 @@ class PrefixCache:
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
         """Cut the work into passes, in order: a prefix is forwarded before the tokens that need it, or in the same pass."""
         batch: list[_Work] = []
-        num_tokens = rows = columns = 0
+        num_tokens = 0
         for piece in work:
-            num_tokens += len(piece.slots)
-            rows, columns = max(rows, len(piece.slots)), max(columns, len(piece.key_slots))
-            # The padded mask must not outgrow the work: at most about 1,000 keys for each new token of a pass.
-            if batch and (num_tokens > self._pass_tokens or (len(batch) + 1) * rows * columns > 1024 * self._pass_tokens):
+            if batch and num_tokens + len(piece.slots) > self._pass_tokens:
                 yield batch
-                batch, num_tokens, rows, columns = [], len(piece.slots), len(piece.slots), len(piece.key_slots)
+                batch, num_tokens = [], 0
             batch.append(piece)
+            num_tokens += len(piece.slots)
         if batch:
             yield batch
+
+    def _buckets(self, batch: Sequence[_Work]) -> list[_Bucket]:
+        """Group the paths of a pass by length, so that little is padded and no mask outgrows the work."""
+        begins = np.cumsum([0, *(len(work.slots) for work in batch)])
+        order = sorted(range(len(batch)), key=lambda index: (len(batch[index].slots), len(batch[index].key_slots)))
+        groups: list[list[int]] = []
+        fewest = most = 0
+        for index in order:
+            queries, keys = len(batch[index].slots), len(batch[index].key_slots)
+            small = min(fewest, keys) * _LENGTH_RATIO + _LENGTH_SLACK
+            similar = groups and queries <= len(batch[groups[-1][0]].slots) * _LENGTH_RATIO + _LENGTH_SLACK and max(most, keys) <= small
+            if not similar or (len(groups[-1]) + 1) * queries * max(most, keys) > _KEYS_PER_TOKEN * self._pass_tokens:
+                groups.append([])
+                fewest = most = keys
+            groups[-1].append(index)
+            fewest, most = min(fewest, keys), max(most, keys)
+        device = self._model.device
+        return [_Bucket([batch[index] for index in group], [int(begins[index]) for index in group], device) for group in groups]
 
     def _forward(self, batch: Sequence[_Work]) -> None:
         model, device = self._model, self._model.device
         slots = np.concatenate([work.slots for work in batch])
-        target = torch.from_numpy(slots).to(device)
-        lengths = np.array([len(work.slots) for work in batch])
-        num_queries = int(lengths.max())
-        row = np.concatenate([b * num_queries + np.arange(length) for b, length in enumerate(lengths)])
-        query_row = torch.from_numpy(row).to(device)
-        key_slots, mask = (part.to(device) for part in _padded(batch, num_queries))
-        bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill_(~mask, torch.finfo(model.dtype).min)[:, None]
+        positions = np.concatenate([work.first + np.arange(len(work.slots)) for work in batch])
+        target, buckets = torch.from_numpy(slots).to(device), self._buckets(batch)
+        longest = int(positions.max()) + 1
+        masks: dict[int | None, list[torch.Tensor]] = {}
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: LayerAttention) -> torch.Tensor:
             keys, values = self._keys[layer], self._values[layer]
             keys.index_copy_(0, target, k[0].transpose(0, 1))
             values.index_copy_(0, target, v[0].transpose(0, 1))
-            heads, dim = q.shape[1], q.shape[3]
-            padded = q.new_zeros(len(batch) * num_queries, heads, dim).index_copy_(0, query_row, q[0].transpose(0, 1))
-            output = attend_padded(
-                padded.view(len(batch), num_queries, heads, dim).transpose(1, 2),
-                keys[key_slots].transpose(1, 2),
-                values[key_slots].transpose(1, 2),
-                bias,
-                scale,
-            )
-            return output.transpose(1, 2).reshape(-1, heads, dim).index_select(0, query_row)
+            # A window that holds the longest sequence of the pass hides nothing.
+            window = kind.window if kind.window is not None and kind.window < longest else None
+            if window not in masks:
+                masks[window] = [bucket.mask(window, model.dtype) for bucket in buckets]
+            query = q[0].transpose(0, 1)
+            output = torch.empty_like(query)
+            for bucket, mask in zip(buckets, masks[window], strict=True):
+                output.index_copy_(0, bucket.tokens, bucket.attend(query, keys, values, mask, kind))
+            return output
 
         token_ids = torch.from_numpy(np.concatenate([work.token_ids for work in batch])).to(device)
-        positions = torch.from_numpy(np.concatenate([work.positions for work in batch])).to(device)
         options = {} if self._num_outputs else {"logits_to_keep": 1}
-        logits = model.forward(token_ids, positions, attend, **options)
+        logits = model.forward(token_ids, torch.from_numpy(positions).to(device), attend, **options)
         if self._num_outputs:
             self._outputs[slots] = logits[:, : self._num_outputs].float().cpu().numpy()
 
@@ -258,21 +310,3 @@ def _default_max_tokens(model: FlatModel) -> int:
     on_gpu = model.device.type == "cuda"
     num_bytes = int(_GPU_SHARE * torch.cuda.get_device_properties(model.device).total_memory) if on_gpu else _CPU_BYTES
     return max(_FIRST_CAPACITY, num_bytes // model.bytes_per_token)
-
-
-def _padded(batch: Sequence[_Work], num_queries: int) -> tuple[Int[torch.Tensor, "B S"], torch.Tensor]:
-    """Return the key slots of a pass and which of them each query sees, [B, Q, S]; a token sees its ancestors and itself."""
-    # A multiple of eight keeps the masked attention kernels of a GPU on their fast path.
-    num_keys = -(-max(len(work.key_slots) for work in batch) // 8) * 8
-    key_slots = np.zeros((len(batch), num_keys), dtype=np.int64)
-    key_positions = np.full((len(batch), num_keys), np.iinfo(np.int64).max)
-    key_branches = np.full((len(batch), num_keys), _SHARED)
-    positions = np.full((len(batch), num_queries), -1)
-    branches = np.full((len(batch), num_queries), _SHARED)
-    for b, work in enumerate(batch):
-        keys, rows = len(work.key_slots), len(work.slots)
-        key_slots[b, :keys], key_positions[b, :keys], key_branches[b, :keys] = work.key_slots, work.key_positions, work.key_branches
-        positions[b, :rows], branches[b, :rows] = work.positions, work.branches
-    earlier = key_positions[:, None, :] <= positions[:, :, None]
-    ancestral = (key_branches[:, None, :] == _SHARED) | (key_branches[:, None, :] == branches[:, :, None])
-    return torch.from_numpy(key_slots), torch.from_numpy(earlier & ancestral)

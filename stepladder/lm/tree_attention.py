@@ -1,8 +1,9 @@
 """Running a model on rows of token trees (``packing.py``).
 
 Attention follows the tree. On CUDA, FlexAttention with a block mask skips empty blocks and never writes out a mask, for models that it
-supports. Everything else runs sdpa with an additive mask. Only models with plain causal attention and position ids can do either. For other
-models ``check_tree_attention`` says why not, and the trainers train them on separate paths.
+supports. Everything else runs sdpa (eager if scores are bounded) with an additive mask. Layers with a sliding window get a mask of their
+own, in which distance is counted along the path. Models of other kinds (``families.py``), or without position ids, can do neither:
+``check_tree_attention`` says why not, and the trainers train them on separate paths.
 
 Axes: B rows, T columns, C columns with logits, V outputs (vocabulary, or one score).
 """
@@ -21,13 +22,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from stepladder.errors import BackendError
-from stepladder.lm.flat import length_dependent_rotary
+from stepladder.lm.families import SLIDING, layer_kinds, max_positions_of, soft_cap_of, unserved_parts, window_of
 from stepladder.lm.packing import Layout
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> whether the query sees the key; the signature is FlexAttention's."""
 
-_WINDOWED = "sliding_attention"
 _MIN_FLEX_HEAD_DIM = 16
 """Smallest head dimension that FlexAttention's kernels support."""
 
@@ -41,31 +41,25 @@ def core_model(model: nn.Module) -> PreTrainedModel:
 def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
     """Refuse models whose results on trees would differ from those on separate sequences.
 
-    A sliding window is allowed if it holds the longest sequence.
-
     Args:
         model: The model.
         longest: Tokens of the longest sequence, >= 1.
 
     Raises:
-        BackendError: If the model has layers other than plain causal attention, or takes no position ids.
+        BackendError: If the model has layers that ``families.py`` does not know, takes no position ids, or is too short.
     """
     config: Any = model.config.get_text_config()
-    # Configurations without ``layer_types`` use one kind of attention in all layers.
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ([_WINDOWED] if window else ["full_attention"]))
-    problems = [f"{kind} layers" for kind in sorted(kinds - {"full_attention", _WINDOWED})]
-    if _WINDOWED in kinds and window is not None and window < longest:
-        problems.append(f"a sliding window of {window} tokens for sequences of {longest}")
-    # A tree's row is longer than any of its sequences, so a rotary scaling by the length of the pass would be another one.
-    problems += length_dependent_rotary(config)
+    problems = unserved_parts(config)
+    # A tree's row is longer than any of its sequences; a rotary scaling that changes with length must not change within them.
+    if longest > (most := max_positions_of(config)):
+        problems.append(f"positions up to {most} for sequences of {longest}")
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         problems.append("no position ids")
     if not (model._supports_sdpa and model._supports_attention_backend):
         problems.append("attention outside transformers' registry")
     if problems:
         raise BackendError(
-            f"{type(model).__name__}: training on trees needs plain causal attention with position ids: got {', '.join(problems)} "
+            f"{type(model).__name__}: training on trees needs causal attention with position ids: got {', '.join(problems)} "
             "-- train on separate paths with packed = false"
         )
 
@@ -74,7 +68,9 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
 def tree_attention(model: PreTrainedModel) -> Iterator[None]:
     """Give the model the tree attention of its device while the block runs."""
     before = cast(str, model.config._attn_implementation)
-    model.set_attn_implementation("flex_attention" if can_flex(model) else "sdpa")
+    # transformers' sdpa leaves the bound of the scores out.
+    dense = "sdpa" if soft_cap_of(model.config.get_text_config()) is None else "eager"
+    model.set_attn_implementation("flex_attention" if can_flex(model) else dense)
     try:
         yield
     finally:
@@ -89,33 +85,48 @@ def can_flex(model: PreTrainedModel) -> bool:
     return model.device.type == "cuda" and model._supports_flex_attn and plain
 
 
-def sees(ends: Int[Tensor, "B T"]) -> MaskRule:
-    """Return the rule by which token q sees token k of its row: k <= q < ends[k]."""
+def sees(ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"] | None = None, window: int | None = None) -> MaskRule:
+    """Return the rule by which token q sees token k of its row: k <= q < ends[k], and depths[q] - depths[k] < window."""
 
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends[batch, key])
 
-    return rule
+    def windowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rule(batch, head, query, key) & (depths[batch, query] - depths[batch, key] < window)  # pyright: ignore
+
+    return rule if window is None else windowed
 
 
-def dense_mask(ends: Int[Tensor, "B T"], *, dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+def dense_mask(
+    ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"] | None = None, window: int | None = None, *, dtype: torch.dtype
+) -> Float[Tensor, "B 1 T T"]:
     """Return 0 where a token sees another and the type's minimum elsewhere.
 
     The mask is added to the scores and never boolean, which eager attention would silently misread.
     """
-    return torch.zeros((), dtype=dtype, device=ends.device).masked_fill(~_seen(ends)[:, None], torch.finfo(dtype).min)
-
-
-def _seen(ends: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
     # An empty tensor stands for the head: the rule does not depend on it.
     index = torch.arange(ends.shape[1], device=ends.device)
-    return sees(ends)(torch.arange(len(ends), device=ends.device)[:, None, None], index[:0], index[:, None], index)
+    rows = torch.arange(len(ends), device=ends.device)[:, None, None]
+    seen: Bool[Tensor, "B T T"] = sees(ends, depths, window)(rows, index[:0], index[:, None], index)
+    return torch.zeros((), dtype=dtype, device=ends.device).masked_fill(~seen[:, None], torch.finfo(dtype).min)
 
 
-def block_mask(ends: Int[Tensor, "B T"]) -> BlockMask:
+def block_mask(ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"] | None = None, window: int | None = None) -> BlockMask:
     """Return the same rule as blocks for FlexAttention. On CUDA a compiled kernel finds them without writing the whole mask."""
     rows, columns = ends.shape
-    return create_block_mask(sees(ends), rows, None, columns, columns, device=ends.device, _compile=ends.is_cuda)
+    return create_block_mask(sees(ends, depths, window), rows, None, columns, columns, device=ends.device, _compile=ends.is_cuda)
+
+
+def _masks(core: PreTrainedModel, ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"]) -> Any:
+    """Return the masks of a model's layers: one if all are of one kind, else one for each kind by its name."""
+    config: Any = core.config.get_text_config()
+    flex = core.config._attn_implementation == "flex_attention"
+    windows = {kind: window_of(config) if kind == SLIDING else None for kind in sorted(layer_kinds(config))}
+    masks: dict[str, Any] = {
+        kind: block_mask(ends, depths, window) if flex else dense_mask(ends, depths, window, dtype=core.dtype)
+        for kind, window in windows.items()
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def tree_inputs(layout: Layout) -> dict[str, Tensor]:
@@ -135,8 +146,7 @@ def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> 
     if "ends" in arguments:
         ends, core = arguments.pop("ends"), core_model(model)
         # The masks replace the causal one that the model would build; ``use_cache`` would keep keys that nothing reads.
-        flex = core.config._attn_implementation == "flex_attention"
-        arguments["attention_mask"] = cast(Tensor, block_mask(ends)) if flex else dense_mask(ends, dtype=core.dtype)
+        arguments["attention_mask"] = _masks(core, ends, arguments["position_ids"])
     return model(**arguments, **options, use_cache=False).logits
 
 

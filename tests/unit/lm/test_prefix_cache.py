@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
-from stepladder.errors import BackendError
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
 from tests.models import tiny_policy, tiny_scorer
@@ -65,17 +63,3 @@ def test_the_model_is_left_as_it_was():
         before = model(**batch).logits
         PrefixCache(FlatModel(model)).extend([PathGroup(prefix_ids=(4, 5, 6))])
         torch.testing.assert_close(model(**batch).logits, before, rtol=0, atol=0)
-
-
-def test_models_that_cannot_be_cached_are_refused_with_the_reason():
-    """Sliding windows and length-dependent rotary scaling are named in one sentence."""
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    sliding = MistralForCausalLM(MistralConfig(vocab_size=20, sliding_window=8, **small))
-    cache = PrefixCache(FlatModel(sliding))
-    with pytest.raises(BackendError, match="sliding_window"):
-        cache.extend([PathGroup(prefix_ids=(1, 2))])
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    with pytest.raises(BackendError, match="'dynamic' rotary"):
-        FlatModel(MistralForCausalLM(MistralConfig(vocab_size=20, sliding_window=None, rope_parameters=rope, **small)))
-    plain = MistralForCausalLM(MistralConfig(vocab_size=20, sliding_window=None, **small))
-    PrefixCache(FlatModel(plain)).extend([PathGroup(prefix_ids=(1, 2))])

@@ -1,0 +1,55 @@
+"""What the attention of a model's layers can see, read from its configuration alone, and which models cannot be served.
+
+Served are decoders whose layers attend to all earlier tokens (``full_attention``) or to a window of them (``sliding_attention``), mixed
+as the model likes. Rotary scalings that depend on the length of a pass are served up to the length at which they begin to change:
+beyond it, keys in a cache would have been rotated otherwise.
+"""
+
+import sys
+from typing import Any
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+def layer_kinds(config: Any) -> set[str]:
+    """Return the kinds of attention in the layers of a text configuration."""
+    # Configurations without ``layer_types`` use one kind of attention in all layers.
+    return set(getattr(config, "layer_types", None) or ([SLIDING] if getattr(config, "sliding_window", None) else [FULL]))
+
+
+def window_of(config: Any) -> int | None:
+    """Return the number of tokens, itself included, that a token sees in the layers with a sliding window; None without such layers."""
+    return getattr(config, "sliding_window", None) if SLIDING in layer_kinds(config) else None
+
+
+def soft_cap_of(config: Any) -> float | None:
+    """Return the bound of attention scores (``attn_logit_softcapping``, as in Gemma 2), or None."""
+    return getattr(config, "attn_logit_softcapping", None)
+
+
+def max_positions_of(config: Any) -> int:
+    """Return the longest sequence that is served, in tokens; models without positions have no limit."""
+    limits = [getattr(config, "max_position_embeddings", None) or sys.maxsize]
+    for entry in _rotary(config):
+        if entry.get("rope_type") in _LENGTH_DEPENDENT_ROPE and (original := entry.get("original_max_position_embeddings")):
+            limits.append(original)
+    return min(limits)
+
+
+def unserved_parts(config: Any) -> list[str]:
+    """Return the parts of a text configuration that neither search nor training on trees can serve, one phrase each."""
+    problems = [f"{kind} layers" for kind in sorted(layer_kinds(config) - {FULL, SLIDING})]
+    if getattr(config, "num_kv_shared_layers", 0):
+        problems.append("layers that share keys and values")
+    if getattr(config, "is_encoder_decoder", False):
+        problems.append("an encoder")
+    if getattr(config, "use_bidirectional_attention", False):
+        problems.append("attention to later tokens")
+    return problems
+
+
+def _rotary(config: Any) -> list[dict[str, Any]]:
+    """Return the rotary settings: one entry, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [entry for entry in (rope, *rope.values()) if isinstance(entry, dict)]
