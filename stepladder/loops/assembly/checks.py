@@ -6,6 +6,7 @@ from pathlib import Path
 from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.hub import check_model_source
+from stepladder.lm.families import unserved_parts
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method
@@ -31,7 +32,7 @@ def check_rounds(config: Config) -> None:
 def _check(config: Config) -> None:
     check_searches(config)
     check_labels(config)
-    check_prm(config.prm)
+    check_prm(config.prm, trust_remote_code=config.policy.trust_remote_code)
     check_start(config)
     check_backends(config, trains=True)
     check_training(config)
@@ -94,7 +95,7 @@ def check_model(config: PolicyConfig) -> None:
     """Check that a policy path is a model directory with a tokenizer, or that its hub id is available.
 
     Raises:
-        ConfigError: If the path does not exist.
+        ConfigError: If the path does not exist, or the transformers backend cannot serve the model.
         CheckpointError: If a file of the model is missing, or the hub is needed and cannot be reached.
     """
     if not _is_directory("policy.model", config.model):
@@ -103,17 +104,35 @@ def check_model(config: PolicyConfig) -> None:
     for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         if not any((path / name).is_file() for name in names):
             raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
+    if config.backend == "transformers":
+        _check_family("policy.model", path, trust_remote_code=config.trust_remote_code)
 
 
-def check_prm(config: PRMConfig) -> None:
+def check_prm(config: PRMConfig, *, trust_remote_code: bool = False) -> None:
     """Check that the given PRM and its reference exist if they are paths, because they are loaded only after the first training.
 
     Raises:
-        ConfigError: If a path does not exist.
+        ConfigError: If a path does not exist, or the transformers backend cannot serve the model.
     """
     for name, source in (("prm.model", config.model), ("prm.reference", config.reference)):
-        if source is not None:
-            _is_directory(name, source)
+        if source is not None and _is_directory(name, source) and config.backend == "transformers":
+            _check_family(name, Path(source), trust_remote_code=trust_remote_code)
+
+
+def _check_family(setting: str, directory: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a model whose layers the transformers backend cannot serve now, not after the first training."""
+    # A directory without a configuration is refused where it is loaded, with what is missing.
+    if not (directory / "config.json").is_file():
+        return
+    from stepladder.lm.loading import load_model_settings
+
+    named, _ = load_model_settings(directory, trust_remote_code=trust_remote_code)
+    problems = unserved_parts(named.get_text_config())
+    if problems:
+        raise ConfigError(
+            f"{setting}: the transformers backend serves decoders whose layers attend to earlier tokens: {directory} has "
+            f"{', '.join(problems)} -- use backend 'vllm', or another model"
+        )
 
 
 def _is_directory(setting: str, source: str) -> bool:

@@ -1,5 +1,6 @@
 """Configuration: precedence, checks, hash, and messages that name the way out."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from stepladder.loops.assembly.checks import check_model, check_prm, check_searc
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.run import Config
+from tests.models import save_tiny_policy
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
 
@@ -111,6 +113,19 @@ def test_model_directory_is_checked_before_work(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"must hold tokenizer\.json"):
         check_model(policy(tmp_path).policy)
+
+
+def test_a_model_of_a_family_that_cannot_be_served_is_refused_before_work(tmp_path: Path) -> None:
+    """Policy and PRM alike; vLLM serves such a policy."""
+    model = tmp_path / "model"
+    save_tiny_policy(model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "layer_types": ["full_attention", "linear_attention"]}))
+    with pytest.raises(ConfigError, match=r"policy\.model: the transformers backend serves .* has linear_attention layers -- use backend"):
+        check_model(load_config(None, [*REQUIRED, f"policy.model={model}"]).policy)
+    with pytest.raises(ConfigError, match=r"prm\.model: the transformers backend serves"):
+        check_prm(load_config(None, [*REQUIRED, f"prm.model={model}"]).prm)
+    check_model(load_config(None, [*REQUIRED, f"policy.model={model}", "policy.backend=vllm"]).policy)
 
 
 @pytest.mark.parametrize("name", ["model", "reference"])
