@@ -30,7 +30,7 @@ from transformers import (
 VOCABULARY = 20
 WINDOW = 6
 MIXED = ["sliding_attention", "full_attention"]
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -44,15 +44,15 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GROUPED: dict[str, Any] = {**COMMON, "num_key_value_heads": 2}
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 128}
+PLAIN_ROPE: Any = {"rope_type": "default", "rope_theta": 10000.0}
+LONGROPE: Any = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 128}
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**GROUPED),
     "qwen2": lambda: Qwen2Config(**GROUPED),
     "qwen2 with windows": lambda: Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen2 moe": lambda: Qwen2MoeConfig(**GROUPED, **EXPERTS, shared_expert_intermediate_size=16),
     "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16),
-    "qwen3 moe": lambda: Qwen3MoeConfig(**GROUPED, **EXPERTS, head_dim=16),
+    "qwen3 moe": lambda: Qwen3MoeConfig(**{**GROUPED, **EXPERTS, "head_dim": 16}),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
     "ministral": lambda: MinistralConfig(**GROUPED, sliding_window=WINDOW, layer_types=MIXED, head_dim=8, rope_parameters=PLAIN_ROPE),
     "gemma 2": lambda: Gemma2Config(**GROUPED, head_dim=16, sliding_window=WINDOW, layer_types=MIXED, attn_logit_softcapping=3.0),

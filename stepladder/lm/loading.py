@@ -226,7 +226,7 @@ def _ensure_token_classifier(config: type[PretrainedConfig]) -> None:
     """
     if config in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return
-    decoder = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    decoder: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
     family = next(each for each in decoder.__mro__ if PreTrainedModel in each.__bases__)
     name = decoder.__name__.replace("ForCausalLM", "ForTokenClassification")
     attributes = {"config_class": config, "base_model_prefix": decoder.base_model_prefix, "__module__": __name__}
