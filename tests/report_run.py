@@ -158,7 +158,14 @@ def accuracy(value: float) -> Accuracy:
 
 SUMMARY = TrainingSummary(updates=90, rows=610, tokens=20_000, first_loss=1.234, last_loss=0.321, mean_loss=0.5, layout="trees")
 SEARCH = SearchFigures(
-    problems=400, solved=339, nodes=21_000, generated_tokens=96_000, policy_calls=5_000, scored_tokens=90_000, failed_steps=0
+    problems=400,
+    solved=339,
+    nodes=21_000,
+    generated_tokens=96_000,
+    policy_calls=5_000,
+    scored_tokens=90_000,
+    failed_steps=0,
+    unique_share=0.71,
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepladder.loops.runs.token_use import TokenUse
+from stepladder.loops.runs.token_use import TokenUse, unique_share
 from stepladder.terminal import one_line
 from stepladder.tree_paths import path_to
 from stepladder.types import Budget, Failures, SearchResult, StopReason
@@ -56,10 +56,11 @@ def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, 
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
         text = step["text"].strip().replace("\n", f"\n{'':13}")
         lines.append(f"  {number:>2}  {score}  {text}")
-    nodes = len(result.tree.parents)
+    nodes, share = len(result.tree.parents), unique_share([result.tree])
+    unique = "" if share is None else f" ({share:.0%} unique)"
     lines += [
         "",
-        f"{row['method']}: {row['generated_tokens']} generated tokens, {row['simulations']} simulations, {nodes} nodes, "
+        f"{row['method']}: {row['generated_tokens']} generated tokens{unique}, {row['simulations']} simulations, {nodes} nodes, "
         f"{seconds:.2f} s of search",
         ended_by(result, budget),
     ]

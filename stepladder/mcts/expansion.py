@@ -47,6 +47,8 @@ class Expansion:
     """Children that the leaf had before."""
     repeats: Sequence[tuple[int, int]] = ()
     """Children that the leaf had before and that were sampled again: index, and number of samples."""
+    unseen: float = 1.0
+    """Probability of the steps that were not sampled yet after the leaf, in [0, 1], if the leaf may be sampled again."""
     reopens: bool = False
     """Whether the leaf may be sampled again, once the nodes are numbered."""
     reasons: Sequence[StopReason] = ()

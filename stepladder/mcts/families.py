@@ -51,10 +51,6 @@ class Families:
         """Return the children of a node with their numbers of samples, in the order of their indices."""
         return self._families.get(leaf, self._none).counts
 
-    def unseen(self, leaf: int) -> float:
-        """Return the probability of the steps that were not sampled yet after a node, in [0, 1]."""
-        return max(self._families.get(leaf, self._none).unseen, 0.0)
-
     def join(self, expansion: Expansion, keys: Sequence[SiblingKey], samples: Sequence[Step]) -> None:
         """Take the samples of an expansion: those of children that exist become its repeats, and only the others remain its new nodes.
 
@@ -74,6 +70,7 @@ class Families:
                 family.drawn[step.token_ids] = step
                 family.unseen -= step.probability
         # Samples that failed say nothing about the others, but nobody should wait for a backend that only fails.
+        expansion.unseen = max(family.unseen, 0.0)
         expansion.reopens = family.unseen >= self._least_unseen and any(step.token_ids for step in samples)
         is_new = [key not in family.children for key in keys]
         expansion.repeats = [

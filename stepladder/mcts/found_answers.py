@@ -66,7 +66,7 @@ class FoundAnswers:
         self._follows_path = method.answer_rule == "robust-path"
         self._stopping = method.stopping
         self._table, self._scores, self._renderer = table, scores, renderer
-        self._rule, self._key_of = method.answer_rule, key_of
+        self._rule = method.answer_rule
         self._tally = AnswerTally(self._rule, key_of)
 
     def stop_reason(self) -> StopReason | None:
@@ -141,7 +141,7 @@ class FoundAnswers:
         """Weigh all answers by the prior masses of the present tree."""
         for node in range(1, len(priors)):
             self.masses[node] = priors[node] * self.masses[self._table.parents[node]]
-        self._tally = AnswerTally(self._rule, self._key_of)
+        self._tally = AnswerTally(self._rule, self.key_of)
         for node, answer in self._table.answers.items():
             self._tally.add(node, answer, self._scores.of_node(node), count=self.masses[node])
 

@@ -319,11 +319,12 @@ def _search_table(rows: Sequence[RoundRow]) -> list[Markup]:
     for row in rows:
         if (found := row.search) is not None:
             solved = f"{found.solved:,} ({percent(found.solved / found.problems)} %)" if found.problems else "0"
-            numbers = (found.nodes, found.generated_tokens, found.scored_tokens, found.failed_steps)
-            cells.append((row.round, count(found.problems), solved, *(count(number) for number in numbers)))
+            unique = "-" if found.unique_share is None else f"{percent(found.unique_share)} %"
+            costs = (count(found.nodes), count(found.generated_tokens), unique, count(found.scored_tokens), count(found.failed_steps))
+            cells.append((row.round, count(found.problems), solved, *costs))
     if not cells:
         return []
-    header = ("round", "problems searched", "with a right answer", "nodes", "tokens", "tokens scored", "failed steps")
+    header = ("round", "problems searched", "with a right answer", "nodes", "tokens", "unique", "tokens scored", "failed steps")
     return [Markup("<h3>Training search</h3>"), table(header, cells)]
 
 

@@ -223,6 +223,8 @@ class PointerSearch:
         m = self.method
         if m.widen == "power":
             return node.samples < m.widen_base * float(max(node.visits + node.virtual, 1)) ** m.widen_power
+        if m.widen == "gen":
+            return True
         return m.widen == "stay" and (0 < float(node.value) <= m.stay_low or m.stay_high <= float(node.value) < 1)
 
     def select_beam(self, most):
@@ -241,11 +243,26 @@ class PointerSearch:
     def select_frontier(self, most):
         revisit = self.method.terminals == "revisit"
         allowed = [n for n in self.nodes if not n.raw < self.method.min_value]
+        allowed = [n for n in allowed if not n.parent or math.exp(n.step_logp) >= self.method.least_probability]
         leaves = [n for n in allowed if (not n.children and (revisit or not n.ended)) or (n.growable and self.widens(n))]
         leaves = leaves or [n for n in allowed if n.growable]
         deep = self.method.selection == "depth-first"
-        leaves.sort(key=lambda n: (-n.depth if deep else 0, math.inf if math.isnan(n.raw) else -float(n.raw), n.index))
+        leaves.sort(key=lambda n: (-n.depth if deep else 0, -self.priority(n), n.index))
         return leaves[:most]
+
+    def priority(self, node):
+        m, raw = self.method, float(node.raw)
+        if m.priority == "value":
+            return -math.inf if math.isnan(raw) else raw
+        if m.priority == "deepsearch":
+            above = (node.parent or node).value
+            q = 0.0 if math.isnan(above) else 2 * float(above) - 1
+            depth = m.depth_weight * math.sqrt(node.depth / self.budget.max_depth)
+            return m.value_weight * math.tanh(q) + m.surprisal_weight * (node.surprisal if node.ids else 0.0) + depth
+        score = min(max(0.5 if math.isnan(raw) else raw, 1e-6), 1 - 1e-6)
+        unseen = max(node.unseen, 1e-300) if m.widen == "gen" and node.samples else 1.0
+        path = sum(on_path.step_logp for on_path in node.path())
+        return m.path_weight * path + m.score_weight * math.log(score / (1 - score)) + math.log(unseen)
 
     def select_particles(self, most):
         """Draw every particle of the next generation by itself, through the list of all particles."""
@@ -436,6 +453,7 @@ class PointerSearch:
 
     def add(self, parent, step):
         node = Node(len(self.nodes), parent, step.token_ids, step.stop_reason, parent.depth + 1)
+        node.step_logp = sum(step.logps)
         node.step_reason, node.text = step.stop_reason, step.text
         node.surprisal = -math.fsum(step.logps) / len(step.logps) if step.logps else math.inf
         node.logp = sum(step.logps) / len(step.logps) if step.logps else -math.inf

@@ -251,6 +251,9 @@ class SearchFigures:
     """Tokens that the backends forwarded; None if they were not recorded."""
     rollout_tokens: int = 0
     """Tokens sampled afterwards, for the PRM to learn from."""
+    unique_share: float | None = None
+    """Tokens of the trees' steps, each step once, per token sampled, in [0, 1]: the rest went into repeats and rollouts. None if it was not
+    recorded, or nothing was sampled."""
     levels: dict[str, LevelCount] = field(default_factory=dict)
     """Problems by level, in the order of the levels; empty for problems without."""
 

@@ -108,6 +108,15 @@ def unique_tokens(tree: TreeRecord) -> int:
     return len(tree.prompt_ids) + sum(map(len, tree.token_ids))
 
 
+def unique_share(trees: Sequence[TreeRecord]) -> float | None:
+    """Return the tokens of the trees' steps, each step once, per token sampled, in [0, 1]; None if nothing was sampled.
+
+    The rest of the sampled tokens went into samples that repeat a step, and into rollouts.
+    """
+    sampled = sum(tree.generated_tokens for tree in trees)
+    return round(sum(sum(map(len, tree.token_ids)) for tree in trees) / sampled, 4) if sampled else None
+
+
 def use_path(shard: Path) -> Path:
     """Return the file of the ``TokenUse`` of a shard of trees."""
     return shard.with_suffix(".tokens.json")

@@ -27,7 +27,7 @@ from stepladder.loops.runs.split_figures import (
     SamplingFigures,
     SplitFigures,
 )
-from stepladder.loops.runs.token_use import TokenUse, use_path
+from stepladder.loops.runs.token_use import TokenUse, unique_share, use_path
 from stepladder.types import LabelledProblem
 
 _NUM_BUDGETS = 10
@@ -65,6 +65,7 @@ def search_figures(shards: Sequence[Path], levels: Mapping[str, str] | None = No
         scored_tokens=sum(tree.scored_tokens for tree in trees),
         failed_steps=sum(tree.stop_reasons.count("error") for tree in trees),
         token_use=TokenUse.sum([TokenUse.load(path) for path in uses]) if all(path.exists() for path in uses) else None,
+        unique_share=unique_share(trees),
         levels={
             level: LevelCount(problems=len(solved), solved=sum(solved))
             for level, solved in _by_level({tree.problem_id: 1.0 in tree.outcomes for tree in trees}, levels or {}).items()

@@ -12,7 +12,7 @@ EVALUATIONS = ("children", "leaf", "best")
 MERGE_RULES = ("tokens", "text")
 REWARDS = ("none", "gain")
 SIBLING_RULES = ("independent", "distinct")
-WIDENINGS = ("power", "stay")
+WIDENINGS = ("power", "stay", "gen")
 ROLLOUT_RULES = ("children", "best")
 ROLLOUT_VALUES = ("last", "best", "agreement")
 
@@ -112,7 +112,8 @@ class Widening:
     widen: str
     """When a node that has children is sampled again. ``once``: never. ``power``: a descent stops at a node, and best-first takes it among
     the leaves, while it has had fewer than widen_base * N^widen_power samples, N its visits (progressive widening). ``stay``: a descent
-    stops at a node whose value lies in (0, stay_low] or [stay_high, 1). Where nothing else is left below, nodes are sampled again anyway.
+    stops at a node whose value lies in (0, stay_low] or [stay_high, 1). ``gen``: sampling a
+    node again always competes with everything else, by best-first's priority. Where nothing else is left, nodes are sampled again anyway.
     """
     widen_base: float = 2.0
     """Samples of a node with one visit under ``power``, > 0."""

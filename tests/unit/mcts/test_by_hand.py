@@ -370,3 +370,38 @@ def test_path_votes_follow_priors_that_change():
     options = {"policy": policy, "scorer": scores(**{"a=1": 1.0}), "num_children": 2, "widen": "power", "widen_base": 3.0}
     votes = [one(budget=Budget(num_simulations=number), siblings="distinct", answer_rule="path-vote", **options).votes for number in (1, 2)]
     assert votes[0]["1"] == pytest.approx(1 / 2) and votes[1]["1"] == pytest.approx(1 / 3)
+
+
+def test_the_frontier_by_hand():
+    """Steps a, b, c have 0.5, 0.3, 0.15; below a are d (0.9) and e (0.06), elsewhere x, y (0.39), z. Priority: path times unseen mass.
+
+    The root gives a, b, then 0.2 is unseen there. Of a 0.5, b 0.3 and the root 0.2, a is next: d, e, and 0.5 * 0.04 are left at a. d has
+    0.45: the third expansion is below d, whose x and y have 0.18, and b (0.3) is the fourth. Then the root (0.2) gives c.
+    Scores (odds) come in by their power: with b at 0.9, odds 9 to the power of 1, b (2.7) is before a (0.5).
+    """
+    probabilities = {"": {"a": 0.5, "b": 0.3, "c": 0.15}, "a": {"d": 0.9, "e": 0.06}}
+
+    def policy(prefix, index, seed):
+        letters, probability = zip(*probabilities.get(solution(prefix), {"x": 0.39, "y": 0.39, "z": 0.2}).items(), strict=True)
+        return make_step(letters[index % len(letters)], logp=math.log(probability[index % len(letters)]))
+
+    def expanded(number, scorer=None, **options):
+        tree = one("frontier", policy=policy, scorer=scorer, wave=1, budget=Budget(num_simulations=number), **options).tree
+        return tree, "".join(tree.texts[parent] or "-" for parent in dict.fromkeys(tree.parents[1:]))
+
+    tree, order = expanded(4)
+    assert order == "-adb" and tree.texts[1:5] == ["a", "b", "d", "e"]
+    tree, _ = expanded(5)
+    assert (tree.texts[-1], tree.parents[-1]) == ("c", 0)
+    assert expanded(2, scores(b=0.9), score_weight=1.0)[1] == "-b"
+    # With a bar of 0.4 only a and, below it, d are ever expanded; sampling the root again would give nothing that may go on.
+    assert set(expanded(20, least_probability=0.4)[1]) == {"-", "a", "d"}
+
+
+def test_deepsearch_by_hand():
+    """The score of a leaf is that of its parent: below a (0.9) before below the root and below b (0.1), and of equal ones the deeper."""
+    options = {"policy": letters, "scorer": scores(a=0.9, b=0.1, aa=0.2, ab=0.2), "num_children": 2}
+    two, three = (one("deepsearch", budget=Budget(num_simulations=number), **options).tree for number in (2, 3))
+    # The root's mean is (0.5 + 0.2) / 2 and that of a (0.9 + 0.2) / 2: b has tanh(-0.3), the children of a have tanh(0.1).
+    assert two.values[:2] == pytest.approx([0.35, 0.55])
+    assert three.parents[1:] == [0, 0, 1, 1, 3, 3]

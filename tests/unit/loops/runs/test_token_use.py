@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.interfaces import TokenCounts
-from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
+from stepladder.loops.runs.token_use import TokenUse, unique_share, unique_tokens, use_path
 from stepladder.policy.prompts import StepFormat
-from stepladder.types import TreeRecord
+from stepladder.testing import make_step
+from stepladder.types import Budget, TreeRecord
 from tests.models import save_tiny_policy
+from tests.searches import one
 
 
 @dataclass
@@ -42,6 +44,17 @@ def test_counts_and_ratios_by_hand():
     }
     both = TokenUse.sum([use, use])
     assert (both.unique_tokens, both.forwarded_tokens, both.policy_ratio) == (60, 64, use.policy_ratio)
+
+
+def test_the_unique_share_by_hand():
+    """Four samples of one token, of which two are equal, make three nodes; a tree without samples has no share."""
+
+    def policy(prefix, index, seed):
+        return make_step("abca"[index])
+
+    tree = one(policy=policy, num_children=4, budget=Budget(num_simulations=1)).tree
+    assert tree.generated_tokens == 4 and unique_share([tree]) == 0.75 and unique_share([]) is None
+    assert unique_share([one(policy=policy, num_children=3, budget=Budget(num_simulations=1)).tree, tree]) == round(6 / 7, 4)
 
 
 def test_what_a_backend_does_not_tell_stays_unknown():
