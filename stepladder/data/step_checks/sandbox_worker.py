@@ -10,8 +10,8 @@ runs the code. The request's mark at the end of the output says that the code ra
 - Resource limits: CPU time, address space, size of a file, open files, no core file, no new processes (root is exempt from that one).
 - Capabilities: root drops all of them.
 - Landlock: files can be opened only in the installed Python and its libraries, to read, and in the working directory. Whether another file
-  exists, its size and its dates can still be queried. No directories can be made, so that the working directory stays flat. All rights
-  that the kernel's version knows are taken away: truncation, ioctl on devices, TCP, abstract sockets and signals, too.
+  exists, its size, its dates and the target of a link can still be queried. No directories can be made, so that the working directory stays
+  flat. All rights that the kernel's version knows are taken away: truncation, ioctl on devices, TCP, abstract sockets and signals, too.
 - seccomp: of the system calls only those listed below; the rest fail with "operation not permitted". Not among them: sockets, new processes
   and threads, other programs, signals to others, tracing, changing owners or modes, namespaces, mounting, and limits. Files are opened
   only with the flags and modes that Landlock judges rightly in every version.
@@ -70,10 +70,10 @@ _CALLS = {
     "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110,
     "sigaltstack": 131, "arch_prctl": 158, "gettid": 186, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "restart_syscall": 219,
     "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "newfstatat": 262,
-    "unlinkat": 263, "renameat": 264, "readlinkat": 267, "faccessat": 269, "set_robust_list": 273, "dup3": 292, "renameat2": 316,
+    "unlinkat": 263, "renameat": 264, "readlinkat": 267, "faccessat": 269, "set_robust_list": 273, "dup3": 292,
     "getrandom": 318, "statx": 332, "rseq": 334, "faccessat2": 439,
 }  # fmt: skip
-_OPEN, _IOCTL, _MADVISE, _KILL, _FCNTL, _TGKILL, _OPENAT = 2, 16, 28, 62, 72, 234, 257
+_OPEN, _IOCTL, _MADVISE, _KILL, _FCNTL, _TGKILL, _OPENAT, _RENAMEAT2 = 2, 16, 28, 62, 72, 234, 257, 316
 _OPEN_FLAGS = (
     os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC
     | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | 0o100000
@@ -83,6 +83,8 @@ _OPEN_MODES = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os
 """Access modes, with truncation. Landlock requires no right for mode 3, and before version 3 none to truncate."""
 _ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)
 """Advice about memory that only concerns the process's own: how it is read, that it is free, huge pages, and core files."""
+_RENAMINGS = (0, 1, 2)
+"""Flags of a renaming: none, never over a file, and exchange. Not the one that leaves a device node in the old place."""
 _TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC = 0x5401, 0x5451, 0x5450
 _DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC = 0, 1, 2, 3, 1030
 _AUDIT_ARCH_X86_64 = 0xC000003E
@@ -168,6 +170,7 @@ def filter_program() -> list[tuple[int, int, int, int]]:
         (_MADVISE, 2, 0, _ADVICE),
         (_KILL, 0, 0, (own,)),
         (_TGKILL, 0, 0, (own,)),
+        (_RENAMEAT2, 4, 0, _RENAMINGS),
         (_OPEN, 1, _OPEN_FLAGS, _OPEN_MODES),
         (_OPENAT, 2, _OPEN_FLAGS, _OPEN_MODES),
     ]

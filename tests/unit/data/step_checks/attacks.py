@@ -41,6 +41,14 @@ ON_FILES: dict[str, dict[str, str | tuple[str, str]]] = {
         "clone another file into it": "fcntl.ioctl(os.open(path, os.O_RDONLY), 0x40049409, os.open(own, os.O_RDONLY))",
         "copy another file into it": "call(326, os.open(own, os.O_RDONLY), None, os.open(path, os.O_RDONLY), None, 1, 0)",
         "send another file to it": "call(40, os.open(path, os.O_RDONLY), os.open(own, os.O_RDONLY), None, 1)",
+        "map to read, then allow writing": (
+            "libc.mmap.restype = ctypes.c_void_p\n"
+            "place = libc.mmap(None, ctypes.c_size_t(4096), 1, 1, os.open(path, os.O_RDONLY), ctypes.c_long(0))\n"
+            "call(10, place, 4096, 3)",
+            "OSError",
+        ),
+        "splice its output into it": "call(275, 1, None, os.open(path, os.O_RDONLY), None, 1, 0)",
+        "write with flags": "call(328, os.open(path, os.O_RDONLY), struct.pack('QQ', 0, 0), 1, 0, 0, 0)",
         "lock": "call(73, os.open(path, os.O_RDONLY), 2)",
         "lock a range": "fcntl.lockf(os.open(path, os.O_RDONLY), fcntl.LOCK_SH)",
         "lease": "fcntl.fcntl(os.open(path, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)",
@@ -117,6 +125,7 @@ ON_FILES: dict[str, dict[str, str | tuple[str, str]]] = {
         "remove": "os.removexattr(path, 'user.mark')",
         "set, newest call": "call(463, -100, path, 0, 'user.other', bytes(16), 16)",
         "make it immutable": "fcntl.ioctl(os.open(path, os.O_RDONLY), 0x40086602, struct.pack('i', 16))",
+        "read without a trace": "os.open(path, os.O_RDONLY | os.O_NOATIME)",
         "change its project": "fcntl.ioctl(os.open(path, os.O_RDONLY), 0x401C5820, bytes(28))",
     },
     "unlink": {
@@ -154,6 +163,7 @@ ATTEMPTS: dict[str, dict[str, str | tuple[str, str]]] = {
         "a character device": "os.mknod(target, stat.S_IFCHR | 0o666, os.makedev(1, 3))",
         "a block device of its own": "os.mknod('node', stat.S_IFBLK | 0o666, os.makedev(254, 0))",
         "a plain node": "os.mknod(target, stat.S_IFREG | 0o666)",
+        "a white node in the place of a renamed file": "call(316, -100, own, -100, 'renamed', 4)",
         "a plain node of its own": "os.mknod('node', stat.S_IFREG | 0o666)",
         "a pipe of its own": "os.mkfifo('node')",
         "relative to a directory": "call(259, -100, target, stat.S_IFCHR | 0o666, 259)",
@@ -216,6 +226,9 @@ ATTEMPTS: dict[str, dict[str, str | tuple[str, str]]] = {
         "hold a process": "call(434, bystander, 0)",
         "take a descriptor of a process": "call(438, 0, 1, 0)",
         "wait for a process": "call(61, -1, None, 0, None)",
+        "move its working directory": "os.rename(os.getcwd(), target)",
+        "remove its working directory": "call(263, -100, os.getcwd(), 0x200)",
+        "signal its own group": "os.kill(-os.getpid(), 9)",
         "be nicer": "os.nice(1)",
         "change the priority of a process": "os.setpriority(os.PRIO_PROCESS, bystander, 19)",
         "change its scheduling": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
@@ -296,6 +309,7 @@ ATTEMPTS: dict[str, dict[str, str | tuple[str, str]]] = {
         "bind memory": "call(237, 0, 0, 0, None, 0, 0)",
         "swap": "call(167, secret, 0)",
         "map a file in another order": "call(216, 0, 4096, 0, 0, 0)",
+        "locked pages": ("mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x2000)", "OSError"),
         "16 GiB": ("bytearray(1 << 34)", "MemoryError"),
         "16 GiB, shared": ("mmap.mmap(-1, 1 << 34)", "OSError"),
         "a mapping that a file lets grow": ("mmap.mmap(os.open(own, os.O_RDWR), 1).resize(1 << 30)", "ValueError"),
@@ -383,6 +397,12 @@ ATTEMPTS: dict[str, dict[str, str | tuple[str, str]]] = {
         "an unknown call": "call(1000)",
         "a negative call": "call(-1)",
         "trace lines": "sys.settrace(lambda *_: None)",
+        "trace lines, with another error in the place of a refusal": (
+            "import builtins\nkept = builtins.PermissionError\nbuiltins.PermissionError = lambda *_: None\n"
+            "try:\n    sys.settrace(lambda *_: None)\nfinally:\n    builtins.PermissionError = kept",
+            "TypeError",
+        ),
+        "trace lines of all threads": ("getattr(sys, '_settraceallthreads', sys.settrace)(lambda *_: None)", "PermissionError"),
     },
 }
 
@@ -493,6 +513,22 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
         "a polite end": ("import os\nos.kill(os.getpid(), 15)", "killed"),
         "output moved to a file": ("import os\nos.dup2(os.open('a', os.O_CREAT | os.O_RDWR), 1)", "failed"),
         "lines skipped by the debugger": ("import bdb\nbdb.Bdb().set_trace()\nassert False", "failed"),
+        "lines skipped by a profile": (
+            "import sys\ndef skip(frame, event, _):\n    if frame.f_lineno == 7:\n        frame.f_lineno = 8\n"
+            "sys.setprofile(skip)\nlen('')\nassert not len('')  or sys is None\nassert not sys\nx = 1",
+            "failed",
+        ),
+        "what a second interpreter holds": (
+            "import os\ntry:\n    import _xxsubinterpreters as interpreters\n"
+            "except ImportError:\n    import _interpreters as interpreters\n"
+            "interpreters.run_string(interpreters.create(), 'import gc, os, sys\\n'\n"
+            "    'for each in gc.get_objects():\\n    for value in (each.values() if isinstance(each, dict) else ()):\\n'\n"
+            "    '        if isinstance(value, bytes): os.write(1, value[-16:])\\n'\n"
+            "    'sys.settrace(print)')\nos._exit(0)",
+            "failed",
+        ),
+        "an end by the watchdog": ("import faulthandler, time\nfaulthandler.dump_traceback_later(0.1, exit=True)\ntime.sleep(2)", "failed"),
+        "its input replaced": ("import os\nos.dup2(1, 0)\nos.write(0, bytes(16))\nassert False", "failed"),
         "a thread": ("import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()", "failed"),
         "a signal that kills": ("import os\nos.kill(os.getpid(), 9)", "killed"),
         "a crash": ("import ctypes\nctypes.string_at(0)", "killed"),
@@ -587,6 +623,12 @@ RUNS: dict[str, dict[str, tuple[str, str]]] = {
         "sleep long": ("import time\ntime.sleep(1000)", "timeout"),
         "sleep often": ("import time\nwhile True:\n    time.sleep(0.5)", "timeout"),
         "sleep very often": ("import time\nwhile True:\n    time.sleep(0.001)", "timeout"),
+        "compute a tenth of the time": (
+            "import time\nwhile True:\n    time.sleep(0.045)\n    end = time.perf_counter() + 0.005\n"
+            "    while time.perf_counter() < end:\n        pass",
+            "timeout",
+        ),
+        "sleep until a far day": ("import time\nimport signal\nsignal.sigtimedwait([10], 1000)", "failed"),
         "wait for a lock": ("import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()", "timeout"),
         "wait for a descriptor": ("import select\nselect.poll().poll()", "timeout"),
         "stop": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "timeout"),
