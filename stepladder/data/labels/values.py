@@ -34,6 +34,8 @@ class ValueTarget(StrEnum):
     """1 if a right leaf is at or below the node, 0 if only wrong leaves are; none without a graded leaf."""
     DISTANCE = "distance"
     """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
+    DISCOUNTED = "discounted"
+    """0.85 to the power of the fewest steps to a right leaf, 0 where only wrong leaves are below; see ``discounted_values``."""
     OUTCOME = "outcome"
     """Whether a graded leaf is right; none for other nodes. This judges whole solutions, like an outcome reward model."""
     PROGRESS = "progress"
@@ -92,6 +94,8 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     chosen = ValueTarget(target)
     if chosen is ValueTarget.DISTANCE:
         return distance_values(record)
+    if chosen is ValueTarget.DISCOUNTED:
+        return discounted_values(record)
     if chosen is ValueTarget.OUTCOME:
         gather_evidence(record)
         return list(record.outcomes)
@@ -169,12 +173,7 @@ def distance_values(record: TreeRecord) -> list[float | None]:
     """
     evidence = gather_evidence(record)
     count = len(record.parents)
-    distances: list[int | None] = [0 if outcome == 1.0 else None for outcome in record.outcomes]
-    for node in range(count - 1, 0, -1):
-        below, parent = distances[node], record.parents[node]
-        above = distances[parent]
-        if below is not None and (above is None or below + 1 < above):
-            distances[parent] = below + 1
+    distances = _steps_to_right(record)
     values: list[float | None] = [None] * count
     if distances[0] is None:
         return values
@@ -192,6 +191,36 @@ def distance_values(record: TreeRecord) -> list[float | None]:
         else:
             values[node] = before + (1.0 - before) / (own + 1)
     return values
+
+
+def discounted_values(record: TreeRecord, *, discount: float = 0.85) -> list[float | None]:
+    """Return the discounted outcome of every node: the nearer a right leaf, the higher.
+
+        v = discount^m
+
+    m is the fewest steps from the node to a right leaf. A node with wrong leaves only is worth 0, and one without a graded leaf at or below
+    it has no value. Unlike ``distance_values``, the value of a node does not depend on the way to it, and trees without a right leaf count.
+
+    Args:
+        record: A searched tree with outcomes.
+        discount: Factor per step, in (0, 1).
+    """
+    evidence = gather_evidence(record)
+    return [
+        discount**steps if steps is not None else 0.0 if wrong else None
+        for steps, wrong in zip(_steps_to_right(record), evidence.wrong, strict=True)
+    ]
+
+
+def _steps_to_right(record: TreeRecord) -> list[int | None]:
+    """Return the fewest steps from every node to a right leaf, 0 at one; None without one below."""
+    distances: list[int | None] = [0 if outcome == 1.0 else None for outcome in record.outcomes]
+    for node in range(len(record.parents) - 1, 0, -1):
+        below, parent = distances[node], record.parents[node]
+        above = distances[parent]
+        if below is not None and (above is None or below + 1 < above):
+            distances[parent] = below + 1
+    return distances
 
 
 def best_of_values(values: Sequence[float | None], *, attempts: int = 4) -> list[float | None]:

@@ -78,9 +78,10 @@ class WarmupConfig(Section):
 class TreeTarget:
     """Target of a step, from the trees."""
 
-    type: Literal["monte-carlo", "tree-value", "score", "hard-max", "distance", "outcome", "progress"] = "monte-carlo"
+    type: Literal["monte-carlo", "tree-value", "score", "hard-max", "distance", "discounted", "outcome", "progress"] = "monte-carlo"
     """Mean outcome of the leaves below a step, its backed-up value, its score by the PRM that searched, whether any leaf below it is
-    right, its progress on the shortest way to a right leaf, the outcome of the whole solution, or progress."""
+    right, its progress on the shortest way to a right leaf, the discounted outcome on that way, the outcome of the whole solution, or
+    progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import (
     ValueTarget,
     best_of_values,
+    discounted_values,
     distance_values,
     gather_evidence,
     node_values,
@@ -264,6 +265,24 @@ def test_distance_values_rise_to_a_right_leaf_and_fall_with_wrong_steps():
     assert distance_values(record) == [None if value is None else pytest.approx(value) for value in expected]
     assert node_values(record, "distance") == distance_values(record)
     assert distance_values(tree((-1, None, None), (0, None, 0.0))) == [None, None]
+
+
+def test_discounted_values_count_the_steps_to_a_right_leaf():
+    """By hand: the shorter of two ways counts, wrong leaves alone are worth 0, also in a tree without a right one."""
+    record = tree(
+        (-1, None, None),
+        (0, None, None),
+        (1, None, None),
+        (2, None, 1.0),
+        (1, None, None),
+        (4, None, 0.0),
+        (0, None, 1.0),
+        (0, None, None),
+    )
+    expected = [0.5, 0.25, 0.5, 1.0, 0.0, 0.0, 1.0, None]
+    assert discounted_values(record, discount=0.5) == expected
+    assert node_values(record, "discounted") == discounted_values(record, discount=0.85)
+    assert discounted_values(tree((-1, None, None), (0, None, 0.0))) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("seed", range(5))
