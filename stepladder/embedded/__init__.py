@@ -162,8 +162,13 @@ TASKS: dict[str, EmbeddedTask] = {
         size=PuzzleTask,
         write=_write_puzzle,
         recipe=recipes.PUZZLE,
-        problems={"verifier": puzzle.VERIFIER},
-        format={"prompt_template": puzzle.PROMPT_TEMPLATE, "step_end": puzzle.STEP_END, "answer_pattern": puzzle.ANSWER_PATTERN},
+        problems={"verifier": puzzle.VERIFIER, "answer_field": ""},
+        format={
+            "prompt_template": puzzle.PROMPT_TEMPLATE,
+            "step_end": puzzle.STEP_END,
+            "answer": "solution",
+            "answer_pattern": puzzle.END_PATTERN,
+        },
     ),
     "glyphs": EmbeddedTask(
         size=GlyphTask,

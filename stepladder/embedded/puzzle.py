@@ -8,7 +8,7 @@ solution has one step per move, with the row that results::
     ...
     f5 12345678
 
-No answer key exists. ``verifier`` replays a solution: every step must be a move and the row that it leads to, and the last row the goal.
+No answer key exists. ``grade`` replays a solution: every step must be a move and the row that it leads to, and the last row the goal.
 The warm-up shows how moves work and how to solve rows at most three moves away. Training and test problems lie 5 to 13 moves away, where
 sampled solutions are rare. The distance of a row is exact, by breadth-first search. It decides which problems are drawn, and no learner
 sees it.
@@ -23,16 +23,16 @@ from functools import cache
 from typing import Any
 
 from stepladder.errors import ConfigError
-from stepladder.types import LabelledProblem, Verdict, derive_seed
+from stepladder.types import derive_seed
 
 GOAL = "12345678"
 FLIPS = (2, 3, 5, 8)
 """Lengths of the prefixes that a move may reverse. Every move undoes itself."""
 STEP_END = "\n"
 PROMPT_TEMPLATE = "{question}\n"
-ANSWER_PATTERN = rf"([\s\S]* {GOAL})"
-"""The answer is the whole solution, and a step that states the goal ends it."""
-VERIFIER = f"{__name__}:verifier"
+END_PATTERN = f"({GOAL})"
+"""A step that states the goal ends the solution; the answer is all of it."""
+VERIFIER = f"{__name__}:grade"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,31 +158,12 @@ def _walk(rng: random.Random, steps: int) -> tuple[str, list[str]]:
     return start, list(_written(start, moves))
 
 
-def verifier(problems: Sequence[LabelledProblem]) -> "PuzzleVerifier":
-    """Return the grader of some problems; ``problems.verifier`` names this function."""
-    return PuzzleVerifier(problems)
-
-
-class PuzzleVerifier:
-    """Replays solutions. It knows the questions alone."""
-
-    def __init__(self, problems: Sequence[LabelledProblem]) -> None:
-        """Store the questions of some problems."""
-        self._starts = {labelled.problem.id: labelled.problem.question for labelled in problems}
-
-    def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
-        """Grade (problem id, whole solution or None) pairs, in order."""
-        return [check_solution(self._starts[problem_id], solution) for problem_id, solution in answers]
-
-
-def check_solution(start: str, solution: str | None) -> Verdict:
-    """Say whether every step is a move with the row that results, and the last row the goal."""
-    if solution is None:
-        return Verdict(correct=False, reason="goal not reached")
-    row = start
+def grade(question: str, solution: str) -> tuple[bool, str]:
+    """Say whether every step is a move with the row that results, and the last row the goal; ``problems.verifier`` names this function."""
+    row = question
     for number, step in enumerate(solution.splitlines(), 1):
         legal = {write_step(row, length).strip(): flipped(row, length) for length in FLIPS}
         if step.strip() not in legal:
-            return Verdict(correct=False, reason=f"step {number} is no move")
+            return False, f"step {number} is no move"
         row = legal[step.strip()]
-    return Verdict(correct=row == GOAL, reason="solved" if row == GOAL else "goal not reached")
+    return row == GOAL, "solved" if row == GOAL else "goal not reached"

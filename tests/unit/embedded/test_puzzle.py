@@ -10,23 +10,21 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.embedded import TASKS, GlyphTask, prepare, settings
 from stepladder.embedded.puzzle import (
-    ANSWER_PATTERN,
+    END_PATTERN,
     FLIPS,
     GOAL,
     PROMPT_TEMPLATE,
     STEP_END,
     PuzzleTask,
-    check_solution,
     distances,
     flipped,
+    grade,
     rows_at,
-    verifier,
     write_step,
 )
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.assembly.problems import build_problems, build_verifier
 from stepladder.loops.config.load import load_config
-from stepladder.types import LabelledProblem, Problem
 
 SMALL = PuzzleTask(train_per_distance=6, held_out_per_distance=2, test_per_distance=4, num_solved=40, num_walks=10)
 
@@ -68,13 +66,13 @@ def test_splits_share_no_question_and_lie_deeper_than_the_warm_up(tmp_path: Path
         assert not asked & {row["question"] for row in found}
         asked |= {row["question"] for row in found}
     examples = rows(task.warmup)
-    solved = [row for row in examples if check_solution(row["question"], row["solution"]).correct]
+    solved = [row for row in examples if grade(row["question"], row["solution"])[0]]
     walks = [row for row in examples if row not in solved]
     assert (len(solved), len(walks)) == (40, 10)
     assert {row["solution"].count("\n") for row in solved} == {1, 2, 3}
     for walk in walks:
         assert walk["solution"].count("\n") == 22 and GOAL not in walk["solution"]
-        assert check_solution(walk["question"], walk["solution"]).reason == "goal not reached"
+        assert grade(walk["question"], walk["solution"]) == (False, "goal not reached")
 
 
 def test_the_verifier_replays_every_step() -> None:
@@ -83,7 +81,6 @@ def test_the_verifier_replays_every_step() -> None:
     cases = {
         right: "solved",
         right.strip(): "solved",
-        None: "goal not reached",
         "": "goal not reached",
         write_step("32145678", 2): "goal not reached",
         "f5 12345678\n": "step 1 is no move",
@@ -92,10 +89,9 @@ def test_the_verifier_replays_every_step() -> None:
         right + write_step(GOAL, 2): "goal not reached",
         write_step("32145678", 8) + write_step("87654123", 8) + right: "solved",
     }
-    with_answers = [LabelledProblem(problem=Problem(id="p", question="32145678"), answer="")]
-    verdicts = verifier(with_answers).grade([("p", solution) for solution in cases])
-    assert [verdict.reason for verdict in verdicts] == list(cases.values())
-    assert all(verdict.correct == (verdict.reason == "solved") for verdict in verdicts)
+    assert {solution: grade("32145678", solution) for solution in cases} == {
+        solution: (reason == "solved", reason) for solution, reason in cases.items()
+    }
 
 
 def test_one_token_per_symbol_and_whole_solutions_as_answers(tmp_path: Path) -> None:
@@ -104,14 +100,14 @@ def test_one_token_per_symbol_and_whole_solutions_as_answers(tmp_path: Path) -> 
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
     task = prepare(tmp_path / "task", seed=0, task=SMALL)
-    step_format = StepFormat(prompt_template=PROMPT_TEMPLATE, step_end=STEP_END, answer_pattern=ANSWER_PATTERN)
+    step_format = StepFormat(prompt_template=PROMPT_TEMPLATE, step_end=STEP_END, answer="solution", answer_pattern=END_PATTERN)
     renderer = PromptRenderer(load_tokenizer(task.base_model), step_format)
     for row in rows(task.warmup):
         steps = renderer.encode_solution(row["solution"])
         is_solved = row["solution"].endswith(f"{GOAL}\n")
         assert [len(step) for step in steps] == [10] * row["solution"].count("\n") + ([] if is_solved else [1])
         assert "".join(renderer.decode(step) for step in steps) == row["solution"]
-        assert renderer.extract_answer(row["solution"]) == (row["solution"].strip() if is_solved else None)
+        assert renderer.extract_answer(row["solution"]) == row["solution"].strip()
         texts = [renderer.decode(step) for step in steps]
         assert [step_format.is_final(text) for text in texts] == [False] * (len(texts) - 1) + [is_solved]
     model = load_causal_lm(task.base_model, device="cpu")
@@ -163,7 +159,7 @@ def test_the_task_is_chosen_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, arguments in {"default": [], **{name: ["--task", name] for name in TASKS}}.items():
         result = CliRunner().invoke(app, ["evolve", "--dry-run", *arguments])
         assert result.exit_code == 0, result.output
-        verifiers[name] = "stepladder.embedded.puzzle:verifier" in result.output
+        verifiers[name] = "stepladder.embedded.puzzle:grade" in result.output
     assert verifiers == {"default": False, "puzzle": True, "glyphs": False}
     result = CliRunner().invoke(app, ["evolve", "--task", "glyph"])
     assert result.exit_code == 2 and "--task: must be one of puzzle, glyphs: got 'glyph'" in result.output
