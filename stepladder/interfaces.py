@@ -12,6 +12,14 @@ from typing import Any, Protocol, overload, runtime_checkable
 from stepladder.errors import BackendError
 from stepladder.types import Problem, Step, StopReason, Verdict
 
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges of tokens as (begin, end), ascending, without overlap."""
+
+
+def given_ranges(prompt_length: int, observations: Ranges) -> Ranges:
+    """Return the given ranges of a prefix: its prompt, and observations whose ranges count from the end of the prompt."""
+    return ((0, prompt_length), *((prompt_length + begin, prompt_length + end) for begin, end in observations))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRequest:
@@ -36,6 +44,8 @@ class StepRequest:
     excluded: tuple[Step, ...] | None = None
     """Single steps that are known after the prefix: a backend that can (``samples_distinct``) draws without replacement, never one of these
     and never a step twice, as long as there are others. None asks for independent samples."""
+    given: Ranges = ()
+    """Ranges of ``prefix_ids`` that the policy did not sample: the prompt, then observations. Empty if nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +98,10 @@ class ScoreRequest:
     prefix_ids: tuple[int, ...]
     """Prompt and earlier steps, never empty. They are context and are not scored again."""
     branches: tuple[tuple[tuple[int, ...], ...], ...]
-    """Branches (siblings). A branch is a sequence of steps, a step a sequence of token ids. Every step is scored."""
+    """Branches (siblings). A branch is a sequence of steps, a step a sequence of token ids. Every step is scored. A branch ends before an
+    observation: what follows one is another request."""
+    observations: Ranges = ()
+    """Ranges of ``prefix_ids`` after the prompt that the policy did not sample. They are context: no score counts them as steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

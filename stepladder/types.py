@@ -91,6 +91,10 @@ class Step:
     sampling_logps: tuple[float, ...] | None = None
     """Log-probability of each id under the distribution that was sampled, with its temperature and without ids that are never sampled; None
     if that is the one of ``logps``, or unknown."""
+    given_ids: tuple[int, ...] = ()
+    """The observation: tokens after the step that the policy did not sample. They are context of what follows, and nothing else."""
+    given_text: str = ""
+    """The observation as text."""
 
     @property
     def probability(self) -> float:
@@ -192,6 +196,10 @@ class TreeRecord:
     """What produced the tree."""
     schema_version: int = TREE_SCHEMA_VERSION
     """Stored form."""
+    given_ids: list[list[int]] = field(default_factory=list)
+    """The observation after each node's step: tokens that the policy did not sample. No list at all is a tree without observations."""
+    given_texts: list[str] = field(default_factory=list)
+    """The observations as text."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as nested plain containers, for JSON and Parquet."""
@@ -304,6 +312,8 @@ class Trace:
     mean_value: float
     """Mean node value along the right path, in [0, 1]."""
     provenance: Provenance
+    completion_given: list[bool] = field(default_factory=list)
+    """Whether each token of ``completion_ids`` was given instead of sampled, and so carries no loss; empty if none was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -341,6 +351,10 @@ class PreferencePair:
     """Share of the sibling pairs here that two process reward models rank alike, in [0, 1]; None if unknown."""
     uncertainty: float | None = None
     """Uncertainty of the order of the two, given the graded leaves, in bits: 0 is certain, 1 is open; None if unknown."""
+    chosen_given: list[bool] = field(default_factory=list)
+    """Whether each token of ``chosen_ids`` was given instead of sampled; empty if none was. The log-probability of such a token is 0."""
+    rejected_given: list[bool] = field(default_factory=list)
+    """The same for ``rejected_ids``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,6 +380,9 @@ class GradedRow:
     """Log-probability of each token of ``completion_ids`` under the policy that sampled it."""
     provenance: Provenance
     """Of its tree."""
+    completion_given: list[bool] = field(default_factory=list)
+    """Whether each token of ``completion_ids`` was given instead of sampled; empty if none was. The log-probability of such a token is
+    0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -387,6 +404,11 @@ class ValueRow:
     steps: list[str]
     """The steps as text."""
     provenance: Provenance
+    given_ids: list[list[int]] = field(default_factory=list)
+    """The observation after each step: tokens that the policy did not sample, context of the later steps. No list at all is a path without
+    observations."""
+    given_texts: list[str] = field(default_factory=list)
+    """The observations as text."""
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -21,7 +22,7 @@ from stepladder.data.store import read_trees
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_write_text
 from stepladder.hold_out import hold_out, share_of
-from stepladder.interfaces import ScoreRequest, collect_all
+from stepladder.interfaces import collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
@@ -29,6 +30,7 @@ from stepladder.loops.config.training import BinLoss, prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
+from stepladder.prm.requests import path_requests
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
 from stepladder.types import TreeRecord
@@ -268,15 +270,15 @@ def _tree_figures(records: Sequence[TreeRecord], job: TrainingJob, device: str, 
     """Return figures of the trained model on the steps of unseen trees, by their mean outcomes."""
     rows = value_rows(records).rows
     source = PRMSource(model=str(job.output), device=device, trust_remote_code=job.trust_remote_code)
-    requests = [
-        ScoreRequest(ticket=ticket, prefix_ids=tuple(row.prompt_ids), branches=(tuple(map(tuple, row.step_ids)),))
-        for ticket, row in enumerate(rows)
-    ]
     from stepladder.loops.assembly.prms import open_token_scorer
 
+    requests = [request for row in rows for request in path_requests(row)]
+    prompts = {tuple(row.prompt_ids) for row in rows}
     with LoadedModels() as models:
-        results = collect_all(open_token_scorer(source, models, renderer_hash=renderer_hash), requests)
-    return _step_figures([(result.scores[0], row.targets) for result, row in zip(results, rows, strict=True)])
+        scorer = open_token_scorer(source, models, renderer_hash=renderer_hash, prompts=prompts)
+        results = collect_all(scorer, [replace(request, ticket=ticket) for ticket, request in enumerate(requests)])
+    scores = iter([score for result in results for score in result.scores[0]])
+    return _step_figures([(tuple(islice(scores, len(row.targets))), row.targets) for row in rows])
 
 
 def _settings(job: TrainingJob, training: dict[str, Any]) -> "TrainSettings":

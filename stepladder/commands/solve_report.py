@@ -7,8 +7,8 @@ from typing import Any
 
 from stepladder.loops.runs.token_use import TokenUse, unique_share
 from stepladder.terminal import one_line
-from stepladder.tree_paths import path_to
-from stepladder.types import Budget, Failures, SearchResult, StopReason
+from stepladder.tree_paths import observation_text, path_to
+from stepladder.types import Budget, Failures, SearchResult, StopReason, TreeRecord
 
 Row = dict[str, Any]
 
@@ -22,10 +22,7 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
         discriminator_tokens: Tokens that a second model generated to review the answer; None without one.
     """
     tree = result.tree
-    steps = [
-        {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
-        for node in path_to(tree, result.answer_node or 0)
-    ]
+    steps = [_step(tree, node) for node in path_to(tree, result.answer_node or 0)]
     return {
         "id": result.problem_id,
         "question": question,
@@ -44,6 +41,12 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
     }
 
 
+def _step(tree: TreeRecord, node: int) -> Row:
+    observed = observation_text(tree, node)
+    row = {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
+    return row | ({"observation": observed} if observed else {})
+
+
 def has_failed(row: Row) -> bool:
     """Say whether a question has no answer and failed samples. It then counts as not asked, and is asked again."""
     return row["answer"] is None and row["failed_samples"] > 0
@@ -54,8 +57,9 @@ def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, 
     lines = [f"answer: {one_line(row['answer']) if row['answer'] is not None else f'none found -- {why_no_answer(result)}'}", ""]
     for number, step in enumerate(row["steps"], start=1):
         score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
-        text = step["text"].strip().replace("\n", f"\n{'':13}")
-        lines.append(f"  {number:>2}  {score}  {text}")
+        lines.append(f"  {number:>2}  {score}  {_indented(step['text'])}")
+        if observed := step.get("observation", "").strip():
+            lines.append(f"{'':6}given  {_indented(observed)}")
     nodes, share = len(result.tree.parents), unique_share([result.tree])
     unique = "" if share is None else f" ({share:.0%} unique)"
     lines += [
@@ -67,6 +71,10 @@ def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, 
     if result.failures.num_failed:
         lines.append(result.failures.sentence())
     return "\n".join([*lines, *filter(None, [use.sentence()])])
+
+
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", f"\n{'':13}")
 
 
 def file_summary(rows: Sequence[Row], failures: Failures, output: Path, *, seconds: float, use: TokenUse) -> str:

@@ -64,12 +64,19 @@ class ShardKind(Generic[RecordT]):
     """The record class."""
     columns: dict[str, pa.DataType]
     """Column types by field name, without provenance."""
+    later: tuple[str, ...] = ()
+    """Columns that files of earlier releases lack; their fields have defaults."""
 
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with kind and version in its metadata."""
         metadata = {_KIND_KEY: self.name.encode(), _VERSION_KEY: str(self.version).encode()}
         return pa.schema({**self.columns, **PROVENANCE_TYPES}, metadata=metadata)
+
+    def fits(self, schema: pa.Schema) -> bool:
+        """Say whether a file's schema is that of the kind, perhaps without later columns."""
+        absent = set(self.later) - set(schema.names)
+        return schema.equals(pa.schema([field for field in self.schema if field.name not in absent]))
 
 
 TREES = ShardKind(
@@ -98,7 +105,10 @@ TREES = ShardKind(
         "scored_tokens": _INT,
         "num_simulations": _INT,
         "schema_version": _INT,
+        "given_ids": pa.list_(pa.list_(_INT)),
+        "given_texts": pa.list_(_TEXT),
     },
+    later=("given_ids", "given_texts"),
 )
 TRACES = ShardKind(
     name="traces",
@@ -111,7 +121,9 @@ TRACES = ShardKind(
         "prompt": _TEXT,
         "completion": _TEXT,
         "mean_value": _FLOAT,
+        "completion_given": pa.list_(pa.bool_()),
     },
+    later=("completion_given",),
 )
 PAIRS = ShardKind(
     name="pairs",
@@ -134,7 +146,10 @@ PAIRS = ShardKind(
         "rejected_logps": pa.list_(_FLOAT),
         "agreement": _FLOAT,
         "uncertainty": _FLOAT,
+        "chosen_given": pa.list_(pa.bool_()),
+        "rejected_given": pa.list_(pa.bool_()),
     },
+    later=("chosen_given", "rejected_given"),
 )
 GRADED = ShardKind(
     name="graded",
@@ -150,10 +165,14 @@ GRADED = ShardKind(
         "prompt": _TEXT,
         "completion": _TEXT,
         "logps": pa.list_(_FLOAT),
+        "completion_given": pa.list_(pa.bool_()),
     },
+    later=("completion_given",),
 )
 _PER_NODE = ("depths", "token_ids", "logps", "texts", "priors", "scores", "visits", "values", "stop_reasons", "answers", "outcomes")
 """Fields of a tree that have one entry per node, as ``parents`` has."""
+_OBSERVATIONS = ("given_ids", "given_texts")
+"""The same, for trees with observations; no entries at all for others."""
 
 VALUES = ShardKind(
     name="values",
@@ -166,7 +185,10 @@ VALUES = ShardKind(
         "targets": pa.list_(_FLOAT),
         "prompt": _TEXT,
         "steps": pa.list_(_TEXT),
+        "given_ids": pa.list_(pa.list_(_INT)),
+        "given_texts": pa.list_(_TEXT),
     },
+    later=("given_ids", "given_texts"),
 )
 
 
@@ -193,7 +215,7 @@ def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
         metadata = schema.metadata or {}
         found = metadata.get(_KIND_KEY, b"no stepladder shard").decode()
         version = metadata.get(_VERSION_KEY, b"none").decode()
-        if found != kind.name or version != str(kind.version) or not schema.equals(kind.schema):
+        if found != kind.name or version != str(kind.version) or not kind.fits(schema):
             raise DataFormatError(
                 f"{path}: must be a shard of {kind.name}, schema version {kind.version}: got {found}, version {version} "
                 "-- use the stepladder that wrote it, or make it again"
@@ -336,6 +358,9 @@ def _no_tree(record: TreeRecord) -> str | None:
     for name in _PER_NODE:
         if len(getattr(record, name)) != size:
             return f"{name!r} must have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
+    for name in _OBSERVATIONS:
+        if len(getattr(record, name)) not in (0, size) or bool(record.given_ids) != bool(record.given_texts):
+            return f"{name!r} must be empty or have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
     if not size or record.parents[0] != -1 or record.depths[0] != 0:
         return f"node 0 must be the root: got {record.parents[:1]} of depth {record.depths[:1]}"
     for node, (parent, depth) in enumerate(zip(record.parents[1:], record.depths[1:], strict=True), 1):

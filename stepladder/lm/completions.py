@@ -4,7 +4,7 @@ Axes: B sequences, T positions, V vocabulary; on trees S completions of at most 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from stepladder.lm.training_rows import pad
 from stepladder.lm.tree_attention import logits_at, tree_inputs
 
 IGNORE = -100
-"""Target of a position whose prediction is not learned: prompt and padding."""
+"""Target of a position whose prediction is not learned: prompt, given tokens and padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +30,18 @@ class CompletionRow:
     prompt_ids: list[int]
     """Context, not empty; no loss on it."""
     completion_ids: list[int]
-    """Learned tokens, not empty."""
+    """Tokens after the prompt, not empty; all but the given ones are learned."""
     group: str = ""
     """Problem of the row."""
+    completion_given: list[bool] = field(default_factory=list)
+    """Whether each token of ``completion_ids`` was given instead of sampled; such a token is context. Empty if none was."""
+
+    @property
+    def targets(self) -> list[int]:
+        """The tokens to learn, with ``IGNORE`` in place of the given ones."""
+        if not self.completion_given:
+            return self.completion_ids
+        return [IGNORE if given else token for token, given in zip(self.completion_ids, self.completion_given, strict=True)]
 
     @property
     def sequences(self) -> tuple[list[int], ...]:
@@ -58,12 +67,12 @@ def collate_completions(rows: Sequence[CompletionRow]) -> Batch:
 
     Returns:
         ``inputs``: the model's arguments. ``targets``, int64 ``[B, T']``: the token that each of the last T' positions predicts, or
-        ``IGNORE`` on prompt and padding. T' begins at the first completion token of the row with the shortest prompt.
+        ``IGNORE`` on prompt, given tokens and padding. T' begins at the first completion token of the row with the shortest prompt.
     """
     start = min(len(row.prompt_ids) for row in rows) - 1
     input_ids = pad([(*row.prompt_ids, *row.completion_ids)[:-1] for row in rows], value=0)
     prompt_targets = [[IGNORE] * (len(row.prompt_ids) - 1 - start) for row in rows]
-    targets = [(*ignored, *row.completion_ids) for ignored, row in zip(prompt_targets, rows, strict=True)]
+    targets = [(*ignored, *row.targets) for ignored, row in zip(prompt_targets, rows, strict=True)]
     return {"inputs": {"input_ids": input_ids}, "targets": pad(targets, value=IGNORE)}
 
 
@@ -71,7 +80,8 @@ def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int =
     """Lay out trees of completions.
 
     Returns:
-        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, then ``IGNORE``.
+        ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` in place
+        of given ones and after the last.
         ``columns``, ``[C]``: the columns whose logits predict one of these tokens. ``sources``, ``[S, L]``: the index of each token's
         prediction in the B x C logits of these columns.
     """
@@ -88,14 +98,14 @@ def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionR
     flat = (rows * len(columns) + indices).split([len(source) for source in sources])
     return {
         "inputs": tree_inputs(layout),
-        "targets": pad([side.completion_ids for side in sides], value=IGNORE),
+        "targets": pad([side.targets for side in sides], value=IGNORE),
         "columns": columns,
         "sources": pad_sequence(list(flat), batch_first=True),
     }
 
 
 def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
-    """Return the log-probability of every completion token of a batch, packed or not; 0 on padding."""
+    """Return the log-probability of every completion token of a batch, packed or not; 0 on given tokens and padding."""
     targets = batch["targets"]
     if "sources" not in batch:
         return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)

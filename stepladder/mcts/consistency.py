@@ -16,7 +16,7 @@ from typing import Any
 
 from stepladder.interfaces import Policy, StepRequest, StepResult, answer_of, collect_all
 from stepladder.mcts.answer_rules import Choice
-from stepladder.tree_paths import path_to
+from stepladder.tree_paths import path_to, path_tokens
 from stepladder.types import Budget, Problem, SearchResult, TreeRecord, derive_seed
 
 KEPT_SHARES = (0.2, 0.3, 0.4, 0.5)
@@ -137,5 +137,5 @@ class Discriminator:
 
 
 def _solution(tree: TreeRecord, node: int) -> str:
-    """Return the steps up to a node as text."""
-    return "".join(tree.texts[step] for step in path_to(tree, node))
+    """Return the steps up to a node, with the observations between them, as text."""
+    return path_tokens(tree, path_to(tree, node)).text

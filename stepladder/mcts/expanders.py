@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from stepladder.mcts.expansion import Expansion, ScoreJob, as_failed
+from stepladder.mcts.expansion import Expansion, Prefix, ScoreJob, as_failed
 from stepladder.mcts.families import Families, SiblingKey
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Sampling, Steps
@@ -16,8 +16,8 @@ from stepladder.mcts.spending import Spending
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Step, StopReason
 
-_StepKey = tuple[int, tuple[int, ...], StopReason]
-"""(parent, tokens, stop reason): two samples with equal keys are the same node."""
+_StepKey = tuple[int, tuple[int, ...], tuple[int, ...], StopReason]
+"""(parent, tokens, observation, stop reason): two samples with equal keys are the same node."""
 _STEP, _LENGTH, _DEPTH = StopReason.STEP, StopReason.LENGTH, StopReason.DEPTH
 """Looking a member of an enum up is Python code."""
 
@@ -142,7 +142,7 @@ class StepExpander:
         if not places:
             return []
         branches = tuple([(step.token_ids,) for step in steps if step.token_ids])
-        return [ScoreJob(expansion, expansion, expansion.prefix_ids, places, branches)]
+        return [ScoreJob(expansion, expansion, expansion.prefix, places, branches)]
 
     def number(self, expansion: Expansion) -> None:
         """Enter the new nodes into the table."""
@@ -207,7 +207,7 @@ class SolutionExpander:
             for i, sampled in enumerate(steps, start=1):
                 step = sampled if sampled.token_ids else as_failed(sampled)
                 self._spending.generated_tokens += len(step.token_ids)
-                key = (at, step.token_ids, step.stop_reason)
+                key = (at, step.token_ids, step.given_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
                 if found is None or i == len(steps):
                     if found is not None:
@@ -239,17 +239,21 @@ class SolutionExpander:
                 branch = []
                 groups.setdefault(parent, []).append(branch)
             branch.append(place)
-            branch_ending_at[expansion.first + place] = branch
-        return [ScoreJob.of(expansion, expansion, self._prefix_ids(expansion, at), branches) for at, branches in groups.items()]
+            if not step.given_ids:
+                branch_ending_at[expansion.first + place] = branch
+        return [ScoreJob.of(expansion, expansion, self._prefix(expansion, at), branches) for at, branches in groups.items()]
 
-    def _prefix_ids(self, expansion: Expansion, at: int) -> tuple[int, ...]:
-        """Return the tokens from the prompt to a node, which may be a new one."""
-        steps: tuple[int, ...] = ()
+    def _prefix(self, expansion: Expansion, at: int) -> Prefix:
+        """Return what comes before the steps after a node, which may be a new one."""
+        steps: list[Step] = []
         while at >= expansion.first:
             place = at - expansion.first
-            at, steps = expansion.parents[place], expansion.steps[place].token_ids + steps
-        start = expansion.prefix_ids if at == expansion.leaf else self._prompt_ids + self._table.path_ids(at)
-        return start + steps
+            steps.append(expansion.steps[place])
+            at = expansion.parents[place]
+        prefix = expansion.prefix if at == expansion.leaf else prefix_of(self._table, self._prompt_ids, at)
+        for step in reversed(steps):
+            prefix = prefix.after(step)
+        return prefix
 
     def excluded(self, expansion: Expansion) -> None:
         """Draws are independent."""
@@ -263,7 +267,7 @@ class SolutionExpander:
         for place, twin in expansion.twins:
             table.scores[first + place] = table.scores[twin]
         for index, step in enumerate(expansion.steps, start=first):
-            self._shared.setdefault((table.parents[index], step.token_ids, step.stop_reason), index)
+            self._shared.setdefault((table.parents[index], step.token_ids, step.given_ids, step.stop_reason), index)
 
 
 class _Cuts:
@@ -284,8 +288,15 @@ class _Cuts:
         return reasons
 
 
+def prefix_of(table: StepTable, prompt_ids: tuple[int, ...], node: int) -> Prefix:
+    """Return what comes before the steps after a node of the tree."""
+    start = len(prompt_ids)
+    return Prefix(prompt_ids + table.path_ids(node), tuple([(start + begin, start + end) for begin, end in table.observations(node)]))
+
+
 def _enter(table: StepTable, expansion: Expansion) -> None:
     table.steps += expansion.steps
+    table.has_observations = table.has_observations or any([step.given_ids for step in expansion.steps])
     table.parents += expansion.parents
     table.depths += expansion.depths
     table.stop_reasons += expansion.reasons

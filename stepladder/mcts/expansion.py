@@ -3,9 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from stepladder.errors import BackendError
+from stepladder.interfaces import Ranges
 from stepladder.types import Step, StopReason
+
+
+class Prefix(NamedTuple):
+    """What comes before a step."""
+
+    ids: tuple[int, ...]
+    """The prompt, the steps and their observations."""
+    observations: Ranges = ()
+    """The ranges of ``ids`` that are observations."""
+
+    def after(self, step: Step) -> "Prefix":
+        """Return what comes before the step after another one."""
+        ids = self.ids + step.token_ids + step.given_ids
+        if not step.given_ids:
+            return Prefix(ids, self.observations)
+        return Prefix(ids, (*self.observations, (len(ids) - len(step.given_ids), len(ids))))
+
+
+NO_PREFIX = Prefix(())
+"""Stands in for a prefix that nobody needs."""
 
 
 @dataclass(slots=True)
@@ -14,7 +36,7 @@ class Rollout:
 
     place: int
     """The new node, as its place in its expansion."""
-    prefix_ids: tuple[int, ...]
+    prefix: Prefix
     max_steps: int
     steps: list[Step] = field(default_factory=list)
     """All steps of all samples."""
@@ -33,7 +55,7 @@ class Expansion:
     leaf: int
     num_samples: int
     """0 for a revisited terminal, which needs no request."""
-    prefix_ids: tuple[int, ...] = ()
+    prefix: Prefix = NO_PREFIX
     first: int = 0
     """Index of its first new node, once the nodes are numbered."""
     steps: Sequence[Step] = ()
@@ -71,23 +93,42 @@ class ScoreJob:
     """The expansion that has to wait for the scores."""
     target: Expansion | Rollout
     """Object that holds the steps and receives their scores."""
-    prefix_ids: tuple[int, ...]
+    prefix: Prefix
     places: list[int]
     """Places of the steps in the target, branch after branch."""
     branches: tuple[tuple[tuple[int, ...], ...], ...]
     """Tokens of the steps of each branch."""
 
     @classmethod
-    def of(cls, owner: Expansion, target: Expansion | Rollout, prefix_ids: tuple[int, ...], branches: list[list[int]]) -> "ScoreJob":
+    def of(cls, owner: Expansion, target: Expansion | Rollout, prefix: Prefix, branches: list[list[int]]) -> "ScoreJob":
         """Return the job for branches given as places in the target."""
         tokens = tuple([_tokens(target.steps, branch) for branch in branches])
-        return cls(owner, target, prefix_ids, list(chain.from_iterable(branches)), tokens)
+        return cls(owner, target, prefix, list(chain.from_iterable(branches)), tokens)
 
     @property
     def num_tokens(self) -> int:
         """Tokens to score."""
         steps = chain.from_iterable(self.branches)
         return sum(map(len, steps))
+
+
+def score_jobs(owner: Expansion, target: Expansion | Rollout, prefix: Prefix, branches: list[list[int]]) -> list[ScoreJob]:
+    """Return the jobs for branches after one prefix: one, and another for every part of a branch after an observation."""
+    if not any([step.given_ids for step in target.steps]):
+        return [ScoreJob.of(owner, target, prefix, branches)]
+    parts: dict[Prefix, list[list[int]]] = {}
+    for branch in branches:
+        start, at, part = prefix, prefix, list[int]()
+        for place in branch:
+            step = target.steps[place]
+            part.append(place)
+            at = at.after(step)
+            if step.given_ids:
+                parts.setdefault(start, []).append(part)
+                start, part = at, []
+        if part:
+            parts.setdefault(start, []).append(part)
+    return [ScoreJob.of(owner, target, start, found) for start, found in parts.items()]
 
 
 def _tokens(steps: Sequence[Step], branch: list[int]) -> tuple[tuple[int, ...], ...]:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stepladder.interfaces import Renderer, StepRequest, StepResult
-from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander
-from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, check_samples
+from stepladder.interfaces import Ranges, Renderer, StepRequest, StepResult
+from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander, prefix_of
+from stepladder.mcts.expansion import Expansion, Prefix, Rollout, ScoreJob, check_samples
 from stepladder.mcts.families import Families
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.rollout_values import RolloutValuer
@@ -138,7 +138,7 @@ class ProblemSearch:
             expansion = Expansion(leaf, num_samples)
             self.wave.append(expansion)
             if num_samples:
-                expansion.prefix_ids = self.prompt_ids + self.table.path_ids(leaf)
+                expansion.prefix = prefix_of(self.table, self.prompt_ids, leaf)
                 asked.append(expansion)
         self.pending = len(asked)
         self.spending.num_simulations += self.expander.simulations_of(samples)
@@ -169,7 +169,7 @@ class ProblemSearch:
         """Return the policy request of an expansion."""
         return StepRequest(
             ticket=ticket,
-            prefix_ids=expansion.prefix_ids,
+            prefix_ids=expansion.prefix.ids,
             num_samples=expansion.num_samples,
             seed=self.expander.sampling_seed(expansion),
             temperature=self._temperature,
@@ -177,6 +177,7 @@ class ProblemSearch:
             max_steps=self.expander.max_steps,
             question=self.problem.question,
             excluded=self.expander.excluded(expansion),
+            given=self._given(expansion.prefix),
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
@@ -184,14 +185,18 @@ class ProblemSearch:
         assert self.rollouts is not None
         return StepRequest(
             ticket=ticket,
-            prefix_ids=rollout.prefix_ids,
+            prefix_ids=rollout.prefix.ids,
             num_samples=self.rollouts.settings.rollouts,
             seed=self.rollouts.sampling_seed(expansion, rollout),
             temperature=float(self.rollouts.settings.rollout_temperature),
             max_step_tokens=self.budget.max_step_tokens,
             max_steps=rollout.max_steps,
             question=self.problem.question,
+            given=self._given(rollout.prefix),
         )
+
+    def _given(self, prefix: Prefix) -> Ranges:
+        return ((0, len(self.prompt_ids)), *prefix.observations)
 
     def receive_rollout(self, expansion: Expansion, rollout: Rollout, result: StepResult) -> list[ScoreJob]:
         """Receive the samples of a rollout and return its scoring jobs.
@@ -300,4 +305,6 @@ class ProblemSearch:
             scored_tokens=spent.scored_tokens,
             num_simulations=spent.num_simulations,
             provenance=self._terms.provenance,
+            given_ids=[[*step.given_ids] for step in table.steps] if table.has_observations else [],
+            given_texts=[step.given_text for step in table.steps] if table.has_observations else [],
         )

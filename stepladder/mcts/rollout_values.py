@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stepladder.interfaces import Renderer, answer_of
-from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, as_failed
+from stepladder.mcts.expansion import Expansion, Rollout, ScoreJob, as_failed, score_jobs
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Rollouts
@@ -54,7 +54,7 @@ class RolloutValuer:
 
     def _rollout(self, expansion: Expansion, place: int) -> Rollout:
         max_steps = min(self._longest, self._max_depth - expansion.depths[place])
-        return Rollout(place, expansion.prefix_ids + expansion.steps[place].token_ids, max_steps)
+        return Rollout(place, expansion.prefix.after(expansion.steps[place]), max_steps)
 
     def _can_go_on(self, expansion: Expansion, place: int) -> bool:
         return self._continues(expansion.steps[place].stop_reason) and expansion.depths[place] < self._max_depth
@@ -78,13 +78,13 @@ class RolloutValuer:
         self._spending.generated_tokens += sum([len(step.token_ids) for step in rollout.steps])
 
     def score_jobs(self, expansion: Expansion, rollout: Rollout) -> list[ScoreJob]:
-        """Return the scoring job of a rollout: its samples without failed steps."""
+        """Return the scoring jobs of a rollout: its samples without failed steps."""
         branches = []
         for sample in rollout.samples:
             branch = [place for place in sample if rollout.steps[place].token_ids]
             if branch:
                 branches.append(branch)
-        return [ScoreJob.of(expansion, rollout, rollout.prefix_ids, branches)] if branches else []
+        return score_jobs(expansion, rollout, rollout.prefix, branches) if branches else []
 
     def worth(self, expansion: Expansion, rollout: Rollout) -> float | None:
         """Return the value of a new node from its rollouts under ``rollout_value``; None if they give none.

@@ -351,7 +351,8 @@ def _rollouts(search: ProblemSearch, expansion: Expansion) -> list[_PolicyJob]:
 
 
 def _score_request(ticket: int, job: tuple[ProblemSearch, ScoreJob]) -> ScoreRequest:
-    return ScoreRequest(ticket=ticket, prefix_ids=job[1].prefix_ids, branches=job[1].branches)
+    prefix = job[1].prefix
+    return ScoreRequest(ticket=ticket, prefix_ids=prefix.ids, branches=job[1].branches, observations=prefix.observations)
 
 
 def _take_scores(job: ScoreJob, result: ScoreResult) -> None:

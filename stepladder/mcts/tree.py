@@ -314,6 +314,8 @@ class StepTable:
     """Final answers of the terminals in which one could be read."""
     outcomes: dict[int, float] = field(default_factory=dict)
     """Verdicts on ended nodes, label mode only."""
+    has_observations: bool = False
+    """Whether any step is followed by one."""
 
     def path(self, node: int) -> list[int]:
         """Return the nodes from the first step to ``node``, without the root."""
@@ -324,14 +326,29 @@ class StepTable:
         return path[::-1]
 
     def path_ids(self, node: int) -> tuple[int, ...]:
-        """Return the tokens of all steps from the root to ``node``."""
+        """Return the tokens of all steps from the root to ``node``, and of the observations after them."""
         steps, parents, ids = self.steps, self.parents, []
         while node != Tree.ROOT:
+            if steps[node].given_ids:
+                ids.append(steps[node].given_ids)
             ids.append(steps[node].token_ids)
             node = parents[node]
         ids.reverse()
         return tuple(chain.from_iterable(ids))
 
+    def observations(self, node: int) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of ``path_ids`` that are observations, as (begin, end)."""
+        if not self.has_observations:
+            return ()
+        found, end = [], 0
+        for on_path in self.path(node):
+            step = self.steps[on_path]
+            begin = end + len(step.token_ids)
+            end = begin + len(step.given_ids)
+            if end > begin:
+                found.append((begin, end))
+        return tuple(found)
+
     def path_text(self, node: int) -> str:
-        """Return the solution so far as text."""
+        """Return what the policy wrote so far as text, without observations: an answer is read from nothing else."""
         return "".join([self.steps[on_path].text for on_path in self.path(node)])

@@ -1,6 +1,7 @@
 """Training the policy: supervised fine-tuning on traces, and step-level preference training on sibling steps.
 
-Training uses the sampled token ids: nothing is tokenised again and no end-of-sequence is appended. Only completion tokens carry a loss.
+Training uses the sampled token ids: nothing is tokenised again and no end-of-sequence is appended. Only completion tokens that the policy
+sampled carry a loss.
 
 There are three layers. Only the first two know the layout of tokens in a batch:
 
@@ -59,7 +60,7 @@ class PreferenceRow:
     rejected: CompletionRow
     """The other completion of the same prompt."""
     num_shared: int
-    """Number of tokens that both completions begin with. They cancel in the preference loss, so its sums leave them out."""
+    """Number of learned tokens that both completions begin with. They cancel in the preference loss, so its sums leave them out."""
     ref_chosen_logp: float = 0.0
     """Reference log-probability of the preferred completion from the first differing token on, in nats."""
     ref_rejected_logp: float = 0.0
@@ -237,7 +238,7 @@ def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[Complet
     rows = []
     for i, trace in enumerate(traces):
         place = f"trace {i} (problem {trace.problem_id!r})"
-        rows.append(completion_row(trace, trace.completion_ids, vocabulary=vocabulary, place=place))
+        rows.append(completion_row(trace, trace.completion_ids, trace.completion_given, vocabulary=vocabulary, place=place))
     return rows
 
 
@@ -250,19 +251,20 @@ def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped
     rows = []
     for i, pair in enumerate(pairs):
         place = f"pair {i} (problem {pair.problem_id!r})"
-        chosen = completion_row(pair, pair.chosen_ids, vocabulary=vocabulary, place=place)
-        rejected = completion_row(pair, pair.rejected_ids, vocabulary=vocabulary, place=place)
+        chosen = completion_row(pair, pair.chosen_ids, pair.chosen_given, vocabulary=vocabulary, place=place)
+        rejected = completion_row(pair, pair.rejected_ids, pair.rejected_given, vocabulary=vocabulary, place=place)
         if chosen == rejected:
             dropped["equal steps"] = dropped.get("equal steps", 0) + 1
         else:
+            start = _first_difference(chosen, rejected)
             rows.append(
                 PreferenceRow(
                     chosen=chosen,
                     rejected=rejected,
-                    num_shared=num_shared(pair.chosen_ids, pair.rejected_ids),
+                    num_shared=sum(token != IGNORE for token in chosen.targets[:start]),
                     value_margin=pair.chosen_value - pair.rejected_value,
                     visits=(pair.chosen_visits, pair.rejected_visits),
-                    sampler_logps=_sampler_logps(pair),
+                    sampler_logps=_sampler_logps(pair, start),
                     agreement=pair.agreement,
                     uncertainty=pair.uncertainty,
                 )
@@ -343,11 +345,15 @@ def reference_rows(
     return add_reference(model, rows, settings, collate=collate, collate_packed=collate_packed)
 
 
-def _sampler_logps(pair: PreferencePair) -> tuple[float, float] | None:
-    """Return the sampler's log-probabilities of both steps from the first differing token on."""
+def _first_difference(chosen: CompletionRow, rejected: CompletionRow) -> int:
+    """Return the place of the first token that differs, or that only one of the two completions learns."""
+    return min(num_shared(chosen.completion_ids, rejected.completion_ids), num_shared(chosen.targets, rejected.targets))
+
+
+def _sampler_logps(pair: PreferencePair, start: int) -> tuple[float, float] | None:
+    """Return the sampler's log-probabilities of both steps from the first differing token on. Given tokens have 0 there."""
     if len(pair.chosen_logps) != len(pair.chosen_ids) or len(pair.rejected_logps) != len(pair.rejected_ids):
         return None
-    start = num_shared(pair.chosen_ids, pair.rejected_ids)
     return sum(pair.chosen_logps[start:]), sum(pair.rejected_logps[start:])
 
 
@@ -377,14 +383,21 @@ def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTraine
     return partial(save_model, source=model_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
 
 
-def completion_row(record: Trace | PreferencePair | GradedRow, completion_ids: list[int], *, vocabulary: int, place: str) -> CompletionRow:
-    """Return the row of a completion after a record's prompt.
+def completion_row(
+    record: Trace | PreferencePair | GradedRow, completion_ids: list[int], given: list[bool], *, vocabulary: int, place: str
+) -> CompletionRow:
+    """Return the row of a completion after a record's prompt, some of whose tokens may be given.
 
     Raises:
-        DataFormatError: If prompt or completion is empty, or an id is outside the vocabulary.
+        DataFormatError: If prompt or completion is empty, an id is outside the vocabulary, or nothing was sampled.
     """
     for name, ids in (("prompt", record.prompt_ids), ("completion", completion_ids)):
         if not ids:
             raise DataFormatError(f"{place}: the {name} must have at least one token: got none -- drop the row")
         check_ids(ids, vocabulary=vocabulary, place=place)
-    return CompletionRow(prompt_ids=record.prompt_ids, completion_ids=completion_ids, group=record.problem_id)
+    if given and (len(given) != len(completion_ids) or all(given)):
+        raise DataFormatError(
+            f"{place}: every token of the completion must be marked as given or sampled, and one as sampled: got {len(given)} marks for "
+            f"{len(completion_ids)} tokens, {sum(given)} of them given -- drop the row"
+        )
+    return CompletionRow(prompt_ids=record.prompt_ids, completion_ids=completion_ids, group=record.problem_id, completion_given=given)

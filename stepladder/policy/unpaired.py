@@ -157,7 +157,9 @@ def unpaired_rows(graded: Sequence[GradedRow], *, vocabulary: int, mismatched: b
         DataFormatError: If a prompt or completion is empty, or an id is outside the vocabulary.
     """
     completions = [
-        completion_row(row, row.completion_ids, vocabulary=vocabulary, place=f"graded row {i} (problem {row.problem_id!r})")
+        completion_row(
+            row, row.completion_ids, row.completion_given, vocabulary=vocabulary, place=f"graded row {i} (problem {row.problem_id!r})"
+        )
         for i, row in enumerate(graded)
     ]
     partners = _partners([row.problem_id for row in graded]) if mismatched else []
@@ -166,7 +168,7 @@ def unpaired_rows(graded: Sequence[GradedRow], *, vocabulary: int, mismatched: b
             completion=completion,
             good=row.good,
             prompt_value=row.prompt_value,
-            mismatched=replace(completion, completion_ids=graded[partners[i]].completion_ids) if mismatched else None,
+            mismatched=replace(completions[partners[i]], prompt_ids=completion.prompt_ids, group=completion.group) if mismatched else None,
             sampler_logps=(sum(row.logps),) if not mismatched and len(row.logps) == len(row.completion_ids) else None,
         )
         for i, (row, completion) in enumerate(zip(graded, completions, strict=True))

@@ -34,7 +34,7 @@ from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.new_models import save_prm
 from stepladder.prm.reader import Solution
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
-from stepladder.prm.target_rows import NO_TARGET, count_dropped
+from stepladder.prm.target_rows import NO_TARGET, count_dropped, solution_of_path
 from stepladder.prm.value_losses import implicit_ce_loss, implicit_dpo_loss
 from stepladder.types import ValueRow
 
@@ -268,11 +268,14 @@ def outcome_rows_of_paths(paths: Sequence[ValueRow], *, dropped: dict[str, int])
                 f"value row {i} (problem {path.problem_id!r}): the prompt must have tokens and the outcome be in [0, 1]: got {outcome!r} "
                 "-- drop the row"
             )
-        completion_ids = [token for step in path.step_ids for token in step]
+        completion_ids, given = solution_of_path(path)
         if not completion_ids:
             count_dropped(dropped, "no tokens", 1)
             continue
-        rows.append(OutcomeRow(prompt_ids=path.prompt_ids, completion_ids=completion_ids, group=path.problem_id, outcome=outcome))
+        row = OutcomeRow(
+            prompt_ids=path.prompt_ids, completion_ids=completion_ids, group=path.problem_id, outcome=outcome, completion_given=given
+        )
+        rows.append(row)
     return rows
 
 

@@ -72,4 +72,5 @@ class ImplicitStepScorer:
         token_ids = (*request.prefix_ids, *(token for step in branch[:known] for token in step))
         if not any(read is not None for read in reads):
             token_ids = ()
-        return Layout(token_ids=token_ids, begin=prompt if self.spec.accumulate else len(request.prefix_ids), reads=reads)
+        begin = prompt if self.spec.accumulate else len(request.prefix_ids)
+        return Layout(token_ids=token_ids, begin=begin, reads=reads, observations=request.observations)

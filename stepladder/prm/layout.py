@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
+from stepladder.interfaces import Ranges
 from stepladder.lm.chat import FIXED_DATE, render_chat
 from stepladder.lm.encoding import TextEncoder
 from stepladder.prm.specs import PRMSpec
@@ -32,6 +33,8 @@ class Layout:
     """Index of the first token of the first step; 0 if the spec reads at markers."""
     reads: tuple[int | None, ...]
     """Per step, the index at which its output is taken; None for a step without tokens."""
+    observations: Ranges = ()
+    """Ranges of tokens that the policy did not sample. Sums over tokens leave them out."""
 
     @property
     def read_indices(self) -> list[int]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from stepladder.errors import DataFormatError
-from stepladder.interfaces import Policy, ScoreRequest, StepScorer, collect_all
+from stepladder.interfaces import Policy, Ranges, ScoreRequest, StepScorer, collect_all
 from stepladder.lm.vllm_engine import Task, VLLMEngine
 from stepladder.prm.compose import ensemble_score
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.reader import Scores, Solution
+from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.text_scorer import SolutionReader, TextStepScorer
@@ -56,8 +57,8 @@ class SearchPrompts(Protocol):
         """Return the number of prompt tokens of a prefix; None if it begins with no known problem."""
         ...
 
-    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
-        """Return question and steps of a prefix as text; None if it begins with no known problem."""
+    def split(self, prefix_ids: tuple[int, ...], observations: Ranges) -> SplitPrefix | None:
+        """Return a prefix, in which some ranges are observations, as text; None if it begins with no known problem."""
         ...
 
     def decode(self, step_ids: Sequence[int]) -> str:

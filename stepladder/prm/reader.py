@@ -5,7 +5,7 @@ be scored is None, and the caller counts it; a solution that breaks the spec is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ class StepReader:
             return layout
         reads = tuple(read if read is not None and read < room else None for read in layout.reads)
         stop = max((read + 1 for read in reads if read is not None), default=0)
-        return Layout(token_ids=layout.token_ids[:stop], begin=layout.begin, reads=reads)
+        return replace(layout, token_ids=layout.token_ids[:stop], reads=reads)
 
 
 def _spread(layout: Layout, scores: Float[np.ndarray, "S"]) -> Scores:

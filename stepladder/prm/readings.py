@@ -129,6 +129,9 @@ class RatioReading:
         starts = [max(1, layout.begin) for layout in layouts]
         own, other = (model.logps(paths, starts) for model in self._models)
         ratios = [mine - theirs for mine, theirs in zip(own, other, strict=True)]
+        for layout, each, start in zip(layouts, ratios, starts, strict=True):
+            for first, end in layout.observations:
+                each[max(first - start, 0) : max(end - start, 0)] = 0.0
         return [self._step_scores(layout, each, start) for layout, each, start in zip(layouts, ratios, starts, strict=True)]
 
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:

@@ -2,11 +2,33 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import Ranges, ScoreRequest
+from stepladder.types import ValueRow
 
 _MAX_BRANCHES = 64
 """Number of branches that are scored together; exceeded if one request has more."""
+
+
+class SplitPrefix(NamedTuple):
+    """The prefix of a request as text."""
+
+    question: str
+    """The question."""
+    steps: tuple[str, ...]
+    """The earlier steps; a step begins with the observation before it."""
+    observation: str = ""
+    """The observation with which the next step begins; empty without one."""
+
+
+def sampled_runs(prefix_ids: Sequence[int], observations: Ranges, *, start: int) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Return the tokens from ``start`` on as pairs of sampled tokens and the observation after them, which is empty at the end."""
+    runs = []
+    for begin, end in (*observations, (len(prefix_ids), len(prefix_ids))):
+        runs.append((prefix_ids[start:begin], prefix_ids[begin:end]))
+        start = end
+    return runs
 
 
 def next_batch(waiting: deque[ScoreRequest], *, most: int, work: Callable[[ScoreRequest], int]) -> list[ScoreRequest]:
@@ -27,3 +49,19 @@ def next_branches(waiting: deque[ScoreRequest]) -> list[ScoreRequest]:
 def known_ids(token_ids: Sequence[int], vocab_size: int) -> bool:
     """Say whether every id is one of a model that knows ``vocab_size`` ids."""
     return not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size)
+
+
+def path_requests(row: ValueRow) -> list[ScoreRequest]:
+    """Return the requests for all steps of a path, in order: one for the steps up to each observation, and one for the rest."""
+    requests: list[ScoreRequest] = []
+    prefix, found, branch = tuple(row.prompt_ids), list[tuple[int, int]](), list[tuple[int, ...]]()
+    for step, observed in zip(row.step_ids, row.given_ids or [[]] * len(row.step_ids), strict=True):
+        branch.append(tuple(step))
+        if observed:
+            requests.append(ScoreRequest(ticket=len(requests), prefix_ids=prefix, branches=(tuple(branch),), observations=tuple(found)))
+            prefix = (*prefix, *(token for part in (*branch, observed) for token in part))
+            found.append((len(prefix) - len(observed), len(prefix)))
+            branch = []
+    if branch:
+        requests.append(ScoreRequest(ticket=len(requests), prefix_ids=prefix, branches=(tuple(branch),), observations=tuple(found)))
+    return requests

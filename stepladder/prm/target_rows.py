@@ -113,10 +113,10 @@ def target_rows(
     """
     kept = []
     for i, row in enumerate(rows):
-        ids, ends = _checked(row, f"value row {i} (problem {row.problem_id!r})", vocabulary)
+        ids, ranges = _checked(row, f"value row {i} (problem {row.problem_id!r})", vocabulary)
         scored = [
             (position, target)
-            for begin, end, target in zip(ends, ends[1:], row.targets, strict=False)
+            for (begin, end), target in zip(ranges, row.targets, strict=True)
             if target is not None
             for position in range(begin if supervise == "every-token" else end - 1, end)
         ]
@@ -136,8 +136,8 @@ def group_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, 
     """
     groups: Groups = {}
     for i, row in enumerate(rows):
-        ids, ends = _checked(row, f"value row {i} (problem {row.problem_id!r})", vocabulary)
-        for begin, end, target in zip(ends, ends[1:], row.targets, strict=False):
+        ids, ranges = _checked(row, f"value row {i} (problem {row.problem_id!r})", vocabulary)
+        for (begin, end), target in zip(ranges, row.targets, strict=True):
             if target is not None:
                 key = (row.problem_id, tuple(ids[:begin])) if compare == "siblings" else (row.problem_id, ())
                 add_member(groups, key, tuple(ids[:end]), Member(label=target, path=lambda ids=ids, end=end: ids[:end]), dropped)
@@ -283,12 +283,29 @@ def _group_tensors(rows: Sequence[GroupRow], ends: Sequence[Sequence[int]]) -> d
     return {"sources": sources, "targets": targets, "pairs": pairs}
 
 
-def _checked(row: ValueRow, place: str, vocabulary: int) -> tuple[list[int], list[int]]:
-    """Return the tokens of a path, and the ends of its prompt and of each step."""
+def _checked(row: ValueRow, place: str, vocabulary: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens of a path, and the range of each step."""
     _check(row, place)
-    ids = [*row.prompt_ids, *(token for step in row.step_ids for token in step)]
+    ids = [*row.prompt_ids, *solution_of_path(row)[0]]
     check_ids(ids, vocabulary=vocabulary, place=place)
-    return ids, list(accumulate((len(step) for step in row.step_ids), initial=len(row.prompt_ids)))
+    return ids, step_ranges(row)
+
+
+def solution_of_path(row: ValueRow) -> tuple[list[int], list[bool]]:
+    """Return the tokens after a path's prompt, and whether each was given; the second list is empty without observations."""
+    if not row.given_ids:
+        return [token for step in row.step_ids for token in step], []
+    parts = [part for step, observed in zip(row.step_ids, row.given_ids, strict=True) for part in ((step, False), (observed, True))]
+    return [token for ids, _ in parts for token in ids], [is_given for ids, is_given in parts for _ in ids]
+
+
+def step_ranges(row: ValueRow) -> list[tuple[int, int]]:
+    """Return where each step begins and ends among the tokens of a path, its prompt included. Observations lie between them."""
+    ranges, at = [], len(row.prompt_ids)
+    for step, observed in zip(row.step_ids, row.given_ids or [[]] * len(row.step_ids), strict=True):
+        ranges.append((at, at + len(step)))
+        at += len(step) + len(observed)
+    return ranges
 
 
 def _check(row: ValueRow, place: str) -> None:
@@ -296,6 +313,11 @@ def _check(row: ValueRow, place: str) -> None:
         raise DataFormatError(f"{place}: the prompt must have at least one token: got none -- drop the row")
     if len(row.step_ids) != len(row.targets):
         raise DataFormatError(f"{place}: every step needs a target or None: got {len(row.step_ids)} steps and {len(row.targets)} targets")
+    if row.given_ids and len(row.given_ids) != len(row.step_ids):
+        raise DataFormatError(
+            f"{place}: every step needs an observation, or an empty one: got {len(row.step_ids)} steps and {len(row.given_ids)} "
+            "observations -- correct the row"
+        )
     for number, (step, target) in enumerate(zip(row.step_ids, row.targets, strict=True), start=1):
         if target is None:
             continue

@@ -131,7 +131,7 @@ class ScriptedPolicy:
         while len(steps) < request.max_steps and (not steps or steps[-1].stop_reason == StopReason.STEP):
             step = self._propose(prefix, 0 if greedy else index, 0 if greedy else request.seed)
             steps.append(_cut(step, request.max_step_tokens))
-            prefix += steps[-1].token_ids
+            prefix += steps[-1].token_ids + steps[-1].given_ids
         return tuple(steps)
 
 

@@ -283,10 +283,10 @@ def _read_rows(path: Path, chosen: ExportFormat) -> list[Row]:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         else:
             rows = read_parquet(path, remedy="fetch it again").to_pylist()
-    expected = set(chosen.schema.names)
+    expected, later = set(chosen.schema.names), chosen.later_columns
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataFormatError(f"{path}:{number}: must be a JSON object: got {type(row).__name__} -- export it again")
-        if missing := sorted(expected - set(row)):
+        if missing := sorted(expected - set(row) - set(later)):
             raise DataFormatError(f"{path}:{number}: must have the columns of the format: {', '.join(missing)} missing -- export it again")
-    return rows
+    return [{name: [] for name in later} | row for row in rows]

@@ -46,6 +46,10 @@ _MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
 _REWARD_MODEL = pa.struct([("style", _TEXT), ("ground_truth", _TEXT)])
 
 
+_LATER = {*TREES.later, *TRACES.later, *PAIRS.later, *GRADED.later, "observations", "observation_token_ids", "assistant_masks"}
+"""Columns, or fields that a column copies, which earlier releases did not write."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportColumn:
     """One column of an exported data set."""
@@ -98,6 +102,11 @@ class ExportFormat:
         return {"problem_id": ExportColumn(type=_TEXT, meaning="Key of the problem.", field="problem_id"), **self.columns, **extra}
 
     @property
+    def later_columns(self) -> list[str]:
+        """Columns of lists that the files of earlier releases lack; they are empty there."""
+        return [name for name, column in self.all_columns().items() if name in _LATER or column.field in _LATER]
+
+    @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the files."""
         return pa.schema({name: column.type for name, column in self.all_columns().items()} | PROVENANCE_TYPES)
@@ -134,14 +143,19 @@ _PROMPT_TEXT = "The prompt as text: the run's template with the question"
 _QUESTION = _column(_TEXT, "The question, verbatim.")
 _PROMPT_TOKENS = _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids")
 _MISTAKE = _column(_TEXT, "The wrong steps before a revision, as text; empty for a solution from the beginning.")
+_GIVEN = "Whether each of these tokens was given instead of sampled (an observation of a tool) and carries no loss; empty if none was."
+_MARKS = pa.list_(_BOOL)
 _STEP_COLUMNS = {
-    "steps": _column(_TEXTS, "The steps, as decoded: they concatenate to the solution."),
+    "steps": _column(_TEXTS, "The steps, as decoded: with the observations they concatenate to the solution."),
     "step_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled."),
+    "observations": _column(_TEXTS, "The observation after each step, as text; empty without any."),
+    "observation_token_ids": _column(pa.list_(_IDS), "Its token ids, which the policy did not sample; empty without any."),
     "prompt_token_ids": _PROMPT_TOKENS,
 }
 _TRACE_COLUMNS = {
     "prompt_token_ids": _PROMPT_TOKENS,
     "completion_token_ids": _column(_IDS, "Token ids of the solution, as sampled.", "completion_ids"),
+    "completion_given": _column(_MARKS, _GIVEN, "completion_given"),
     "mean_value": _column(_FLOAT, "Mean value of its steps, in [0, 1].", "mean_value"),
 }
 _PAIR_COLUMNS = {
@@ -150,6 +164,8 @@ _PAIR_COLUMNS = {
     "prompt_token_ids": _column(_IDS, "Token ids of the rendered prompt and the shared steps, as the policy saw them.", "prompt_ids"),
     "chosen_token_ids": _column(_IDS, "Token ids of the preferred step, as sampled.", "chosen_ids"),
     "rejected_token_ids": _column(_IDS, "Token ids of the other step, as sampled.", "rejected_ids"),
+    "chosen_given": _column(_MARKS, _GIVEN, "chosen_given"),
+    "rejected_given": _column(_MARKS, "The same for the other step.", "rejected_given"),
     "chosen_value": _column(_FLOAT, "Value of the preferred step, in [0, 1].", "chosen_value"),
     "rejected_value": _column(_FLOAT, "Value of the other step, in [0, 1].", "rejected_value"),
     "depth": _column(_INT, "Depth of the two steps; 1 is directly after the question.", "depth"),
@@ -192,6 +208,8 @@ _TREE_COLUMNS = {
     "token_ids": _column(pa.list_(_IDS), "Token ids of the step that leads into each node; none for the root.", "token_ids"),
     "logps": _column(pa.list_(_NUMBERS), "Log-probability of each of these tokens under the policy at temperature 1, in nats.", "logps"),
     "texts": _column(_TEXTS, "The step as text.", "texts"),
+    "given_ids": _column(pa.list_(_IDS), "Token ids after each step that the policy did not sample; empty without any.", "given_ids"),
+    "given_texts": _column(_TEXTS, "The same as text: the observations of a tool.", "given_texts"),
     "priors": _column(_NUMBERS, "Prior probability of the node among its siblings.", "priors"),
     "scores": _column(_NUMBERS, "Score of the step by the process reward model, in [0, 1]; null if not scored.", "scores"),
     "visits": _column(_IDS, "Simulations that passed through the node.", "visits"),
@@ -316,7 +334,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         ),
         columns={
             "input_ids": _column(_IDS, "Token ids of prompt and solution."),
-            "labels": _column(_IDS, "The same, with -100 in place of the prompt."),
+            "labels": _column(_IDS, "The same, with -100 in place of the prompt and of given tokens."),
+            "assistant_masks": _column(_IDS, "1 where `labels` has a token, else 0."),
             "question": _QUESTION,
             "shared_steps": _MISTAKE,
             "solution": _column(_TEXT, "The solution as text.", "completion"),
@@ -345,6 +364,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "value": _column(_FLOAT, "Mean backed-up value of its steps, in [0, 1]."),
             "prompt_value": _column(_FLOAT, "Share of right solutions among the graded solutions of its tree, in [0, 1]."),
             "completion_logps": _column(_NUMBERS, _LOGPS_MEANING),
+            "completion_given": _column(_MARKS, _GIVEN),
         },
         rows=solution_rows,
         measures=_GRADED_MEASURES,
@@ -373,6 +393,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
                 _FLOAT, "Value of the node that it continues; for a solution, the share of right solutions of its problem.", "prompt_value"
             ),
             "completion_logps": _column(_NUMBERS, _LOGPS_MEANING, "logps"),
+            "completion_given": _column(_MARKS, _GIVEN, "completion_given"),
         },
         rows=prompted_rows,
         measures=_GRADED_MEASURES,
@@ -450,6 +471,10 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "question": _QUESTION,
             "prompt_token_ids": _PROMPT_TOKENS,
             "completion_token_ids": _column(pa.list_(_IDS), "Token ids of each step, as sampled.", "step_ids"),
+            "observations": _column(_TEXTS, "The observation after each step, as text; empty without any.", "given_texts"),
+            "observation_token_ids": _column(
+                pa.list_(_IDS), "Its token ids, which the policy did not sample; empty without any.", "given_ids"
+            ),
         },
         measures={"steps": _size("completions"), "mean target": _mean_target, "solution tokens": _inner_size("completion_token_ids")},
         rows=value_path_rows,
@@ -496,6 +521,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "stop_reason": _column(_TEXT, "Why the solution ended: `end` by itself, `length` or `depth` by a limit."),
             "prompts": _column(_IDS, "Token ids of the rendered prompt.", "prompt_ids"),
             "responses": _column(_IDS, "Token ids of the solution, as sampled."),
+            "response_mask": _column(_IDS, "1 for each sampled token, 0 for a given one, whose other figures are 0."),
             "old_log_probs": _column(_NUMBERS, _LOGPS_MEANING),
             "advantages": _column(_NUMBERS, "Advantage of the step that each token belongs to."),
             "token_level_rewards": _column(_NUMBERS, "The outcome at the last token, 0 before."),

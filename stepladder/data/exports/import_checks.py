@@ -38,6 +38,10 @@ def check_row(row: Any, renderer: TextRenderer, *, vocab_size: int, place: str) 
     Raises:
         DataFormatError: If an id is out of range, or a text does not match its ids.
     """
+    if isinstance(row, ValueRow | TreeRecord) and len(row.given_ids) != len(row.given_texts):
+        raise DataFormatError(
+            f"{place}: every observation must have its text: got {len(row.given_ids)} and {len(row.given_texts)} -- undo the edit"
+        )
     for name, ids, text in (("prompt", row.prompt_ids, None), *_texts(row)):
         unknown = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocab_size]
         if unknown:
@@ -63,8 +67,15 @@ def _texts(row: Any) -> Iterator[tuple[str, Sequence[int], str]]:
             yield "completion", row.completion_ids, row.completion
         case ValueRow():
             yield from ((f"step {i}", ids, text) for i, (ids, text) in enumerate(zip(row.step_ids, row.steps, strict=True), 1))
+            yield from _observations(row)
         case TreeRecord():
             yield from ((f"node {i}", ids, text) for i, (ids, text) in enumerate(zip(row.token_ids, row.texts, strict=True)))
+            yield from _observations(row)
+
+
+def _observations(row: ValueRow | TreeRecord) -> Iterator[tuple[str, Sequence[int], str]]:
+    """Yield the observations of a row; they are context of everything after them."""
+    yield from ((f"observation {i}", ids, text) for i, (ids, text) in enumerate(zip(row.given_ids, row.given_texts, strict=True)))
 
 
 def _check_prompt(row: Any, renderer: TextRenderer, place: str) -> None:

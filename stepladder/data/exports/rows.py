@@ -18,7 +18,7 @@ from stepladder.data.labels.value_rows import untaken_paths
 from stepladder.data.labels.values import ValueTarget, node_values
 from stepladder.data.store import TREES
 from stepladder.errors import DataFormatError
-from stepladder.tree_paths import join_prompt
+from stepladder.tree_paths import join_prompt, observation_ids, observation_text, path_tokens
 from stepladder.types import GradedRow, PreferencePair, StopReason, Trace, TreeRecord, ValueRow
 
 Row = dict[str, Any]
@@ -147,8 +147,9 @@ def trace_ids(records: Sequence[Trace], source: ExportSource, dropped: Counter[s
     for trace in records:
         question, shared = _split_prompt(trace, source)
         ids = [*trace.prompt_ids, *trace.completion_ids]
-        labels = [-100] * len(trace.prompt_ids) + trace.completion_ids
-        yield trace, {"input_ids": ids, "labels": labels, "question": question, "shared_steps": shared}
+        mask = [0] * len(trace.prompt_ids) + _sampled(trace.completion_given, trace.completion_ids)
+        labels = [token if learned else -100 for token, learned in zip(ids, mask, strict=True)]
+        yield trace, {"input_ids": ids, "labels": labels, "assistant_masks": mask, "question": question, "shared_steps": shared}
 
 
 def restore_trace(row: Row) -> Row:
@@ -163,6 +164,11 @@ def restore_path(row: Row) -> Row:
 
 def _reply(text: str) -> list[Row]:
     return [{"role": "assistant", "content": text}]
+
+
+def _sampled(given: Sequence[bool], ids: Sequence[int]) -> list[int]:
+    """Return 1 for every sampled token and 0 for every given one, as trainers have their masks."""
+    return [int(not each) for each in given] or [1] * len(ids)
 
 
 def value_path_rows(records: Sequence[ValueRow], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[ValueRow, Row]]:
@@ -183,7 +189,21 @@ def _solutions(record: TreeRecord, dropped: Counter[str]) -> Iterator[tuple[int,
 
 
 def _path_columns(record: TreeRecord, path: Sequence[int]) -> Row:
-    return {"steps": [record.texts[node] for node in path], "step_token_ids": [record.token_ids[node] for node in path]}
+    observed = any(observation_ids(record, node) for node in path[:-1])
+    last = [False] * (len(path) - 1) + [True]
+    pairs = list(zip(path, last, strict=True))
+    return {
+        "steps": [record.texts[node] for node in path],
+        "step_token_ids": [record.token_ids[node] for node in path],
+        "observations": ["" if end else observation_text(record, node) for node, end in pairs] if observed else [],
+        "observation_token_ids": [[] if end else observation_ids(record, node) for node, end in pairs] if observed else [],
+    }
+
+
+def _read_texts(record: TreeRecord, path: Sequence[int]) -> list[str]:
+    """Return the steps of a path as a process reward model reads them: each begins with the observation before it."""
+    before = ["", *(observation_text(record, node) for node in path[:-1])]
+    return [observed + record.texts[node] for observed, node in zip(before, path, strict=True)]
 
 
 def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:
@@ -194,25 +214,26 @@ def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
         graded = [outcome for outcome in record.outcomes if outcome is not None]
         seen: set[tuple[int, ...]] = set()
         for solution in sorted(found, key=lambda solution: solution.path[-1]):
-            leaf = solution.path[-1]
+            leaf, tokens = solution.path[-1], solution.tokens
             if record.stop_reasons[leaf] != StopReason.END:
                 dropped["did not end by itself"] += 1
-            elif tuple(solution.token_ids) in seen:
+            elif tuple(tokens.ids) in seen:
                 dropped["same tokens"] += 1
             else:
-                seen.add(tuple(solution.token_ids))
+                seen.add(tuple(tokens.ids))
                 yield (
                     record,
                     {
                         "prompt": source.prompt(record.question),
-                        "completion": solution.text,
+                        "completion": tokens.text,
                         "label": record.outcomes[leaf] == 1.0,
                         "question": record.question,
                         "shared_steps": "",
-                        "completion_token_ids": solution.token_ids,
+                        "completion_token_ids": tokens.ids,
                         "value": solution.mean,
                         "prompt_value": sum(graded) / len(graded),
-                        "completion_logps": solution.logps,
+                        "completion_logps": tokens.logps,
+                        "completion_given": tokens.given,
                     },
                 )
 
@@ -220,7 +241,8 @@ def solution_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
 def restore_solution(row: Row) -> Row:
     """Return a solution as a graded row."""
     names = {"good": "label", "completion": "completion", "completion_ids": "completion_token_ids", "logps": "completion_logps"}
-    copies = {field: row[column] for field, column in names.items()} | {name: row[name] for name in ("value", "prompt_value")}
+    same = ("value", "prompt_value", "completion_given")
+    copies = {field: row[column] for field, column in names.items()} | {name: row[name] for name in same}
     return {**copies, **restore_prompted(row)}
 
 
@@ -241,7 +263,7 @@ def stepwise_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
     for record in records:
         for nodes, labels, targets in _judged_paths(record, dropped):
             steps = _path_columns(record, nodes)
-            texts = [step.removesuffix(source.step_end) for step in steps["steps"]]
+            texts = [step.removesuffix(source.step_end) for step in _read_texts(record, nodes)]
             yield record, {"prompt": record.question, "completions": texts, "labels": labels, "targets": targets, **steps}
 
 
@@ -249,7 +271,7 @@ def shepherd_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
     """Yield every judged path as Math-Shepherd's pair of texts."""
     for record in records:
         for nodes, labels, _ in _judged_paths(record, dropped):
-            texts = [record.texts[node].strip() for node in nodes]
+            texts = [text.strip() for text in _read_texts(record, nodes)]
             if any(SHEPHERD_MARKER in text for text in (record.question, *texts)) or SHEPHERD_BEGIN in record.question:
                 dropped["holds a marker of the form"] += 1
                 continue
@@ -265,6 +287,7 @@ def shepherd_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: 
 def restore_stepwise(row: Row) -> Row:
     """Return a judged path as a value row, in which every step of the tree has its target once."""
     copies = {"prompt_ids": "prompt_token_ids", "step_ids": "step_token_ids", "prompt": "prompt", "steps": "steps", "targets": "targets"}
+    copies |= {"given_ids": "observation_token_ids", "given_texts": "observations"}
     return {field: row[column] for field, column in copies.items()}
 
 
@@ -275,8 +298,8 @@ def state_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Cou
         targets = node_values(record, source.target)
         for node, parent in enumerate(record.parents):
             if node:
-                texts.append(texts[parent] + record.texts[node])
-                ids.append([*ids[parent], *record.token_ids[node]])
+                texts.append(texts[parent] + observation_text(record, parent) + record.texts[node])
+                ids.append([*ids[parent], *observation_ids(record, parent), *record.token_ids[node]])
             if node and not record.token_ids[node]:
                 dropped["failed step"] += 1
             elif targets[node] is None:
@@ -308,17 +331,20 @@ def trajectory_rows(records: Sequence[TreeRecord], source: ExportSource, dropped
             if None in of_steps:
                 dropped["no advantage"] += 1
                 continue
-            ids = [token for node in path for token in record.token_ids[node]]
+            whole = path_tokens(record, path)
+            mask = _sampled(whole.given, whole.ids)
+            of_tokens = iter([value for node, value in zip(path, of_steps, strict=True) for _ in record.token_ids[node]])
+            starts = accumulate((len(record.token_ids[node]) + len(observation_ids(record, node)) for node in path), initial=0)
             tokens = {
-                "responses": ids,
-                "old_log_probs": [logp for node in path for logp in record.logps[node]],
-                "advantages": [value for node, value in zip(path, of_steps, strict=True) for _ in record.token_ids[node]],
-                "token_level_rewards": [0.0] * (len(ids) - 1) + [record.outcomes[leaf]],
-                "step_ends": [end - 1 for end in accumulate(len(record.token_ids[node]) for node in path)],
+                "responses": whole.ids,
+                "response_mask": mask,
+                "old_log_probs": whole.logps,
+                "advantages": [next(of_tokens) if sampled else 0.0 for sampled in mask],
+                "token_level_rewards": [0.0] * (len(whole.ids) - 1) + [record.outcomes[leaf]],
+                "step_ends": [start + len(record.token_ids[node]) - 1 for node, start in zip(path, starts, strict=False)],
             }
             ends = {"outcome": record.outcomes[leaf], "stop_reason": record.stop_reasons[leaf]}
-            text = "".join(record.texts[node] for node in path)
-            yield record, {**_problem_columns(record, source), "uid": record.problem_id, "response": text, **ends, **tokens}
+            yield record, {**_problem_columns(record, source), "uid": record.problem_id, "response": whole.text, **ends, **tokens}
 
 
 def problem_rows(records: Sequence[TreeRecord], source: ExportSource, dropped: Counter[str]) -> Iterator[tuple[TreeRecord, Row]]:

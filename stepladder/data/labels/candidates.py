@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from stepladder.data.labels.pair_weights import ranking_agreement
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import Evidence, ValueTarget, gather_evidence, is_wrong, node_values
-from stepladder.tree_paths import children_of, path_to
+from stepladder.tree_paths import PathTokens, children_of, path_to, path_tokens
 from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord
 
 RowT = TypeVar("RowT", Trace, PreferencePair, GradedRow)
@@ -122,19 +122,9 @@ class Solution:
         return self.mean, self.least
 
     @property
-    def token_ids(self) -> list[int]:
-        """The tokens of its steps."""
-        return [token for node in self.path for token in self.tree.record.token_ids[node]]
-
-    @property
-    def logps(self) -> list[float]:
-        """Their log-probabilities under the policy that sampled them."""
-        return [logp for node in self.path for logp in self.tree.record.logps[node]]
-
-    @property
-    def text(self) -> str:
-        """Its steps as text."""
-        return "".join(self.tree.record.texts[node] for node in self.path)
+    def tokens(self) -> PathTokens:
+        """Its steps and the observations between them."""
+        return path_tokens(self.tree.record, self.path)
 
 
 def find_solutions(tree: JudgedTree, *, right: bool, dropped: Counter[str]) -> list[Solution]:

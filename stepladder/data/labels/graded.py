@@ -11,7 +11,7 @@ from typing import Literal
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
 from stepladder.settings import Count, Share, check_bounds
-from stepladder.tree_paths import join_prompt, path_to
+from stepladder.tree_paths import ids_along, join_prompt, path_to, text_along
 from stepladder.types import GradedRow, TreeRecord
 
 
@@ -126,12 +126,12 @@ def _graded_step(tree: JudgedTree, node: int, *, good: bool) -> GradedRow:
     shared = path_to(record, record.parents[node])
     return GradedRow(
         problem_id=record.problem_id,
-        prompt_ids=[*record.prompt_ids, *(token for step in shared for token in record.token_ids[step])],
+        prompt_ids=[*record.prompt_ids, *ids_along(record, shared)],
         completion_ids=record.token_ids[node],
         good=good,
         value=tree.value(node),
         prompt_value=tree.value(record.parents[node]),
-        prompt=join_prompt(record.question, [record.texts[step] for step in shared]),
+        prompt=join_prompt(record.question, [text_along(record, shared)]),
         completion=record.texts[node],
         logps=record.logps[node],
         provenance=record.provenance,
@@ -139,16 +139,17 @@ def _graded_step(tree: JudgedTree, node: int, *, good: bool) -> GradedRow:
 
 
 def _graded_solution(solution: Solution, *, good: bool, share: float) -> GradedRow:
-    record = solution.tree.record
+    record, tokens = solution.tree.record, solution.tokens
     return GradedRow(
         problem_id=record.problem_id,
         prompt_ids=record.prompt_ids,
-        completion_ids=solution.token_ids,
+        completion_ids=tokens.ids,
         good=good,
         value=solution.mean,
         prompt_value=share,
         prompt=join_prompt(record.question, []),
-        completion=solution.text,
-        logps=solution.logps,
+        completion=tokens.text,
+        logps=tokens.logps,
         provenance=record.provenance,
+        completion_given=tokens.given,
     )

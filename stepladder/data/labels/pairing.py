@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_per_problem
 from stepladder.data.labels.pair_weights import order_uncertainty
 from stepladder.data.labels.selection import Selection
-from stepladder.tree_paths import join_prompt, path_to
+from stepladder.tree_paths import ids_along, join_prompt, path_to, text_along
 from stepladder.types import PreferencePair, TreeRecord
 
 Offers = list[Ranked[PreferencePair]]
@@ -121,10 +121,10 @@ def step_offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> R
     shared = path_to(record, parent)
     row = PreferencePair(
         problem_id=record.problem_id,
-        prompt_ids=[*record.prompt_ids, *(token for node in shared for token in record.token_ids[node])],
+        prompt_ids=[*record.prompt_ids, *ids_along(record, shared)],
         chosen_ids=record.token_ids[chosen],
         rejected_ids=record.token_ids[rejected],
-        prompt=join_prompt(record.question, [record.texts[node] for node in shared]),
+        prompt=join_prompt(record.question, [text_along(record, shared)]),
         chosen=record.texts[chosen],
         rejected=record.texts[rejected],
         chosen_value=tree.value(chosen),
@@ -144,23 +144,26 @@ def step_offer(tree: JudgedTree, margin: float, chosen: int, rejected: int) -> R
 def solution_offer(right: Solution, wrong: Solution) -> Ranked[PreferencePair]:
     """Return a pair of whole solutions, ranked by its margin."""
     record, other = right.tree.record, wrong.tree.record
+    chosen, rejected = right.tokens, wrong.tokens
     row = PreferencePair(
         problem_id=record.problem_id,
         prompt_ids=record.prompt_ids,
-        chosen_ids=right.token_ids,
-        rejected_ids=wrong.token_ids,
+        chosen_ids=chosen.ids,
+        rejected_ids=rejected.ids,
         prompt=join_prompt(record.question, []),
-        chosen=right.text,
-        rejected=wrong.text,
+        chosen=chosen.text,
+        rejected=rejected.text,
         chosen_value=right.mean,
         rejected_value=wrong.mean,
         depth=1,
         provenance=record.provenance,
         chosen_visits=record.visits[right.path[-1]],
         rejected_visits=other.visits[wrong.path[-1]],
-        chosen_logps=right.logps,
-        rejected_logps=wrong.logps,
+        chosen_logps=chosen.logps,
+        rejected_logps=rejected.logps,
         uncertainty=0.0,
+        chosen_given=chosen.given,
+        rejected_given=rejected.given,
     )
     return Ranked(rank=(_solution_margin(right, wrong),), row=row)
 

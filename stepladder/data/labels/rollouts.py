@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from stepladder.data.labels.values import gather_evidence, is_wrong
 from stepladder.errors import ConfigError
-from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier, answer_of
-from stepladder.tree_paths import path_to
+from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier, answer_of, given_ranges
+from stepladder.tree_paths import observation_ids, path_to
 from stepladder.types import Failures, Problem, Step, StopReason, TreeRecord, derive_seed
 
 
@@ -20,7 +20,15 @@ class Prefix(NamedTuple):
     problem: Problem
     """The problem."""
     token_ids: tuple[int, ...]
-    """The steps so far, concatenated."""
+    """The steps so far with their observations, concatenated."""
+    observations: tuple[tuple[int, int], ...] = ()
+    """Ranges of ``token_ids`` that were given instead of sampled, as (begin, end)."""
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The steps without the observations."""
+        given = {place for begin, end in self.observations for place in range(begin, end)}
+        return tuple([token for place, token in enumerate(self.token_ids) if place not in given])
 
 
 class Estimate(NamedTuple):
@@ -84,19 +92,21 @@ def estimate_prefixes(
     """
     if num_rollouts < 1:
         raise ConfigError(f"estimate_prefixes: num_rollouts must be >= 1: got {num_rollouts}")
+    prompts = [renderer.prompt_ids(prefix.problem) for prefix in prefixes]
     policy.submit(
         [
             StepRequest(
                 ticket=ticket,
-                prefix_ids=(*renderer.prompt_ids(problem), *token_ids),
+                prefix_ids=(*prompt, *token_ids),
                 num_samples=num_rollouts,
                 seed=derive_seed(seed, "rollout", problem.id, *token_ids),
                 temperature=temperature,
                 max_step_tokens=max_step_tokens,
                 max_steps=max_steps,
                 question=problem.question,
+                given=given_ranges(len(prompt), observations),
             )
-            for ticket, (problem, token_ids) in enumerate(prefixes)
+            for ticket, (prompt, (problem, token_ids, observations)) in enumerate(zip(prompts, prefixes, strict=True))
         ]
     )
     answers: list[list[str | None]] = [[] for _ in prefixes]
@@ -106,7 +116,7 @@ def estimate_prefixes(
         for result in results:
             place, samples = result.ticket, [sample for sample in result.samples if sample]
             tokens[place] = sum(len(step.token_ids) for sample in samples for step in sample)
-            before = renderer.decode(prefixes[place].token_ids)
+            before = renderer.decode(prefixes[place].sampled_ids)
             answers[place] = [answer_of(renderer, sample, before) for sample in samples if not _failed(sample)]
             failures[place] = Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)])
     asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
@@ -229,8 +239,10 @@ def _settled(record: TreeRecord, right: Sequence[int], node: int) -> bool | None
 
 
 def _prefixes(record: TreeRecord) -> list[Prefix]:
-    problem = Problem(id=record.problem_id, question=record.question)
-    paths: list[tuple[int, ...]] = []
-    for parent, token_ids in zip(record.parents, record.token_ids, strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), *token_ids))
-    return [Prefix(problem, path) for path in paths]
+    prefixes = [Prefix(Problem(id=record.problem_id, question=record.question), ())]
+    for node, parent in enumerate(record.parents[1:], 1):
+        before, observed = prefixes[parent], observation_ids(record, node)
+        ids = (*before.token_ids, *record.token_ids[node], *observed)
+        added = ((len(ids) - len(observed), len(ids)),) if observed else ()
+        prefixes.append(before._replace(token_ids=ids, observations=before.observations + added))
+    return prefixes

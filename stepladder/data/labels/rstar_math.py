@@ -101,7 +101,7 @@ class RStarPairs:
         margins = solution_margins(right, wrong, few=_FEW)
         dropped["not among best and worst"] += len(right) * len(wrong) - len(margins)
         wide = wide_enough(margins, self.min_margin, dropped)
-        apart = [(chosen, rejected) for _, chosen, rejected in wide if self._differ(chosen.text, rejected.text)]
+        apart = [(chosen, rejected) for _, chosen, rejected in wide if self._differ(chosen.tokens.text, rejected.tokens.text)]
         dropped["too alike"] += len(wide) - len(apart)
         return [solution_offer(chosen, rejected) for chosen, rejected in apart]
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from stepladder.data.labels.candidates import DECIMALS, JudgedTree, Ranked, Solution, best_of_sides, find_solutions, judge_trees
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import is_wrong
-from stepladder.tree_paths import join_prompt, path_to
+from stepladder.tree_paths import ids_along, join_prompt, path_to, path_tokens, text_along
 from stepladder.types import StopReason, Trace, TreeRecord, derive_seed
 
 
@@ -93,11 +93,11 @@ def _score_rank(solution: Solution) -> tuple[float, ...]:
 
 
 def _length_rank(solution: Solution) -> tuple[float, ...]:
-    return -len(solution.path), -len(solution.token_ids), *solution.rank
+    return -len(solution.path), -len(solution.tokens.ids), *solution.rank
 
 
 def _random_rank(solution: Solution) -> tuple[float, ...]:
-    record, tokens = solution.tree.record, ",".join(map(str, solution.token_ids))
+    record, tokens = solution.tree.record, ",".join(map(str, solution.tokens.ids))
     return (float(derive_seed(record.provenance.seed, record.provenance.round, "trace", record.problem_id, tokens)),)
 
 
@@ -191,15 +191,16 @@ def _mistakes(tree: JudgedTree, *, of_solution: bool) -> list[tuple[int, list[in
 
 
 def _trace(solution: Solution) -> Trace:
-    record = solution.tree.record
+    record, tokens = solution.tree.record, solution.tokens
     return Trace(
         problem_id=record.problem_id,
         prompt_ids=record.prompt_ids,
-        completion_ids=solution.token_ids,
+        completion_ids=tokens.ids,
         prompt=record.question,
-        completion=solution.text,
+        completion=tokens.text,
         mean_value=solution.mean,
         provenance=record.provenance,
+        completion_given=tokens.given,
     )
 
 
@@ -207,16 +208,17 @@ def _revision(
     best: Solution, wrong: list[int], *, after: int, revision_ids: Sequence[int], revision: str, end_ids: Collection[int]
 ) -> Trace:
     record = best.tree.record
-    mistake = [token for node in wrong for token in record.token_ids[node]]
+    mistake = ids_along(record, wrong)
     while mistake and mistake[-1] in end_ids:
         mistake.pop()
-    rest = best.path[best.path.index(after) + 1 :] if after else best.path
+    rest = path_tokens(record, best.path[best.path.index(after) + 1 :] if after else best.path)
     return Trace(
         problem_id=record.problem_id,
         prompt_ids=[*record.prompt_ids, *mistake],
-        completion_ids=[*revision_ids, *(token for node in rest for token in record.token_ids[node])],
-        prompt=join_prompt(record.question, [record.texts[node] for node in wrong]),
-        completion=revision + "".join(record.texts[node] for node in rest),
+        completion_ids=[*revision_ids, *rest.ids],
+        prompt=join_prompt(record.question, [text_along(record, wrong)]),
+        completion=revision + rest.text,
         mean_value=best.mean,
         provenance=record.provenance,
+        completion_given=[*([False] * len(revision_ids)), *rest.given] if rest.given else [],
     )

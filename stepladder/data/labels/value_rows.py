@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import ValueTarget, gather_evidence, node_values
-from stepladder.tree_paths import children_of, path_to
+from stepladder.tree_paths import children_of, observation_ids, observation_text, path_to
 from stepladder.types import TreeRecord, ValueRow
 
 
@@ -77,6 +77,9 @@ def untaken_paths(record: TreeRecord, targets: list[float | None]) -> Iterator[t
 
 
 def _value_row(record: TreeRecord, path: list[tuple[int, float | None]]) -> ValueRow:
+    # An observation after the last step is context of nothing.
+    earlier = [node for node, _ in path[:-1]]
+    observed = any(observation_ids(record, node) for node in earlier)
     return ValueRow(
         problem_id=record.problem_id,
         prompt_ids=record.prompt_ids,
@@ -85,4 +88,6 @@ def _value_row(record: TreeRecord, path: list[tuple[int, float | None]]) -> Valu
         prompt=record.question,
         steps=[record.texts[node] for node, _ in path],
         provenance=record.provenance,
+        given_ids=[*(observation_ids(record, node) for node in earlier), []] if observed else [],
+        given_texts=[*(observation_text(record, node) for node in earlier), ""] if observed else [],
     )

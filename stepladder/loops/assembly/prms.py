@@ -1,10 +1,10 @@
 """Process reward models with the weights and engines of this process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from stepladder.interfaces import Policy, StepScorer
+from stepladder.interfaces import Policy, Ranges, StepScorer
 from stepladder.lm.chat import FIXED_DATE
 from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.loading import LanguageModelSource, load_tokenizer
@@ -13,6 +13,7 @@ from stepladder.lm.vllm_engine import Task, VLLMEngine
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.open import EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm
+from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource, check_backend, prm_members
 from stepladder.prm.specs import PRMSpec
 from stepladder.types import Problem
@@ -102,26 +103,27 @@ def open_solution_scorer(source: PRMSource, models: LoadedModels) -> SolutionSco
 
 
 class _PromptsAlone:
-    """``SearchPrompts`` of requests whose prefix is exactly the prompt."""
+    """``SearchPrompts`` of requests whose prefix begins with one of some prompts, for models that read tokens."""
 
-    def __init__(self, renderer_hash: str) -> None:
+    def __init__(self, renderer_hash: str, prompts: Collection[tuple[int, ...]]) -> None:
         self.renderer_hash = renderer_hash
+        self._prompts, self._lengths = set(prompts), sorted({len(prompt) for prompt in prompts}, reverse=True)
 
     def length(self, prefix_ids: tuple[int, ...]) -> int | None:
-        return len(prefix_ids)
+        return next((length for length in self._lengths if prefix_ids[:length] in self._prompts), None)
 
-    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+    def split(self, prefix_ids: tuple[int, ...], observations: Ranges) -> SplitPrefix | None:
         return None
 
     def decode(self, step_ids: Sequence[int]) -> str:
         return ""
 
 
-def open_token_scorer(source: PRMSource, models: LoadedModels, *, renderer_hash: str) -> StepScorer:
-    """Load a model of a policy's tokens and return a scorer for the steps of whole solutions, whose prefix is exactly the prompt.
+def open_token_scorer(source: PRMSource, models: LoadedModels, *, renderer_hash: str, prompts: Collection[tuple[int, ...]]) -> StepScorer:
+    """Load a model of a policy's tokens and return a scorer for the steps of solutions after some prompts.
 
     Raises:
         DataFormatError: If the model was trained on prompts of another renderer; otherwise as for ``open_solution_scorer``.
     """
     settings = EngineSettings(dtype=source.dtype, trust_remote_code=source.trust_remote_code)
-    return open_prm(source, MemberAccess(models, settings)).step_scorer(_PromptsAlone(renderer_hash))
+    return open_prm(source, MemberAccess(models, settings)).step_scorer(_PromptsAlone(renderer_hash, prompts))

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepladder.data.step_checks.sandbox import CodeSandbox
-from stepladder.interfaces import StepScorer
+from stepladder.interfaces import Ranges, StepScorer
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBound, ScoresConfig, VarianceEnsemble
 from stepladder.prm.families import FAMILIES
+from stepladder.prm.requests import SplitPrefix, sampled_runs
 from stepladder.prm.sources import PRMSource, prm_members
 from stepladder.prm.specs import SPEC_FILE, resolve_spec
+from stepladder.prm.text_scorer import begun
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
@@ -161,12 +163,17 @@ class SearchedPrompts:
         # The longest prompt that fits: a shorter one could only fit a question that begins like another.
         return next((length for length in self._lengths if prefix_ids[:length] in self._questions), None)
 
-    def split(self, prefix_ids: tuple[int, ...]) -> tuple[str, tuple[str, ...]] | None:
+    def split(self, prefix_ids: tuple[int, ...], observations: Ranges) -> SplitPrefix | None:
         """Return question and steps as text."""
         length = self.length(prefix_ids)
         if length is None:
             return None
-        return self._questions[prefix_ids[:length]], tuple(map(self.decode, self._renderer.cut(prefix_ids[length:])))
+        steps: list[str] = []
+        observation = ""
+        for sampled, observed in sampled_runs(prefix_ids, observations, start=length):
+            steps += begun(observation, map(self.decode, self._renderer.cut(sampled)))
+            observation = self._renderer.decode(observed)
+        return SplitPrefix(self._questions[prefix_ids[:length]], tuple(steps), observation)
 
     def decode(self, step_ids: Sequence[int]) -> str:
         """Return the text of a step in the form of ``split``."""

@@ -8,6 +8,7 @@ from stepladder.data.step_checks.code_blocks import code_of
 from stepladder.data.step_checks.sandbox import CodeSandbox
 from stepladder.interfaces import ScoreRequest
 from stepladder.prm.compose import StepCheck
+from stepladder.prm.requests import sampled_runs
 
 Decode = Callable[[Sequence[int]], str]
 """Text of some token ids; the texts of steps concatenate to that of their solution."""
@@ -34,7 +35,9 @@ def code_check(decode: Decode, *, prompt_length: Callable[[tuple[int, ...]], int
 
     def codes_of(request: ScoreRequest, branch: Sequence[Sequence[int]], start: int) -> list[str | None]:
         """Return the code to run for every step; None for a step that completes no code."""
-        texts = accumulate((decode(step) for step in branch), initial=decode(request.prefix_ids[start:]))
+        # An observation may look like code, but nobody runs it.
+        sampled = [decode(ids) for ids, _ in sampled_runs(request.prefix_ids, request.observations, start=start)]
+        texts = accumulate((decode(step) for step in branch), initial="".join(sampled))
         paths = [code_of(text) for text in texts]
         return [after if after != before else None for before, after in pairwise(paths)]
 

@@ -104,8 +104,8 @@ class TokenUse:
 
 
 def unique_tokens(tree: TreeRecord) -> int:
-    """Return the tokens of a tree's prompt and steps, each once."""
-    return len(tree.prompt_ids) + sum(map(len, tree.token_ids))
+    """Return the tokens of a tree's prompt, steps and observations, each once."""
+    return len(tree.prompt_ids) + sum(map(len, tree.token_ids)) + sum(map(len, tree.given_ids))
 
 
 def unique_share(trees: Sequence[TreeRecord]) -> float | None:

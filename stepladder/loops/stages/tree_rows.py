@@ -21,7 +21,7 @@ from stepladder.loops.config.training import TreeTarget
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import worker_models
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
-from stepladder.tree_paths import children_of, path_to
+from stepladder.tree_paths import children_of, ids_along, observations_along, path_to
 from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
 
 
@@ -177,9 +177,11 @@ def score_trees(scorer: StepScorer, records: Sequence[TreeRecord]) -> list[list[
             children = [node for node in nodes if record.token_ids[node]]
             if not children:
                 continue
-            above = [token for node in path_to(record, parent) for token in record.token_ids[node]]
+            above = path_to(record, parent)
             branches = tuple((tuple(record.token_ids[child]),) for child in children)
-            requests.append(ScoreRequest(ticket=len(requests), prefix_ids=(*record.prompt_ids, *above), branches=branches))
+            prefix_ids = (*record.prompt_ids, *ids_along(record, above))
+            observed = tuple(observations_along(record, above, start=len(record.prompt_ids)))
+            requests.append(ScoreRequest(ticket=len(requests), prefix_ids=prefix_ids, branches=branches, observations=observed))
             places.append((index, children))
     scores: list[list[float | None]] = [[None] * len(record.parents) for record in records]
     for result, (index, children) in zip(collect_all(scorer, requests), places, strict=True):

@@ -38,6 +38,8 @@ TREE = TreeRecord(
     policy_calls=1,
     scored_tokens=2,
     num_simulations=2,
+    given_ids=[[], [9], []],
+    given_texts=["", "é", ""],
     provenance=PROVENANCE,
 )
 TRACE = Trace(
@@ -47,6 +49,7 @@ TRACE = Trace(
     prompt="Q",
     completion="ab",
     mean_value=0.1,
+    completion_given=[False, True],
     provenance=replace(PROVENANCE, scorer_version=None),
 )
 PAIR = PreferencePair(
@@ -66,6 +69,8 @@ PAIR = PreferencePair(
     rejected_logps=[-1e-300],
     agreement=1 / 3,
     uncertainty=None,
+    chosen_given=[False, True, False],
+    rejected_given=[],
     provenance=PROVENANCE,
 )
 GRADED = GradedRow(
@@ -78,10 +83,19 @@ GRADED = GradedRow(
     prompt="Q\n",
     completion="ab",
     logps=[-0.5, 0.0],
+    completion_given=[False, True],
     provenance=PROVENANCE,
 )
 VALUE = ValueRow(
-    problem_id="p", prompt_ids=[1], step_ids=[[2], [3, 4]], targets=[None, 1 / 3], prompt="Q", steps=["a", "bc"], provenance=PROVENANCE
+    problem_id="p",
+    prompt_ids=[1],
+    step_ids=[[2], [3, 4]],
+    targets=[None, 1 / 3],
+    prompt="Q",
+    steps=["a", "bc"],
+    provenance=PROVENANCE,
+    given_ids=[[5, 6], []],
+    given_texts=["", "\u2028"],
 )
 
 KINDS = {
@@ -125,6 +139,20 @@ def test_empty_shard_keeps_its_type(shard):
     assert (empty.names, empty.metadata) == (kind.schema.names, kind.schema.metadata)
     write(path, [record])
     assert pq.read_schema(path).equals(empty, check_metadata=True)
+
+
+def test_files_of_earlier_releases_are_read(shard):
+    """A file without the columns that came later gives the same records with their defaults; one without another column is refused."""
+    path, kind, write, read, record = shard
+    bare = replace(record, **{name: [] for name in kind.later})
+    write(path, [bare])
+    table = store.read_table(path, kind)
+    assert kind.later
+    store.write_table(path, table.drop_columns(list(kind.later)))
+    assert read(path) == [bare]
+    store.write_table(path, table.drop_columns([*kind.later, "prompt_ids"]))
+    with pytest.raises(DataFormatError, match=f"must be a shard of {kind.name}"):
+        read(path)
 
 
 def test_bytes_depend_on_the_records_alone(shard, tmp_path):
@@ -232,6 +260,8 @@ def test_a_flipped_byte_is_noticed(tmp_path):
         ({"visits": [2, None, 0]}, "values of 'visits' are missing"),
         ({"token_ids": [[], [None, 8], []]}, "values of 'token_ids' are missing"),
         ({"question": None}, "values of 'question' are missing"),
+        ({"given_ids": [[1]]}, "'given_ids' must be empty or have an entry for each of the 3 nodes: got 1"),
+        ({"given_texts": []}, "'given_ids' must be empty or have an entry for each of the 3 nodes"),
     ],
 )
 def test_a_tree_that_is_none_is_refused(tmp_path, changes, said):

@@ -126,3 +126,16 @@ def test_references_are_found_and_other_readers_refused(models, tmp_path):
     reader = scorer_of(models)._reader
     with pytest.raises(ConfigError, match="no text"):
         reader.score([Solution(question="Q", steps=("a",))])
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_observations_are_in_no_sum(models, accumulate):
+    """The log-ratio of a path leaves its observations out, though they are context of the steps after them."""
+    scorer = scorer_of(models, replace(SPEC, accumulate=accumulate))
+    prompt, first, observed, second = PROMPTS[0], (10, 11), (40, 41, 42), (12, 13)
+    prefix = prompt + first + observed
+    request = ScoreRequest(ticket=0, prefix_ids=prefix, branches=((second,),), observations=((5, 8),))
+    ((score,),) = collect_all(scorer, [request])[0].scores
+    own, before = plain_score(models, prefix, second), plain_score(models, prompt, first)
+    logits = [math.log(each / (1 - each)) for each in (own, before)]
+    assert score == pytest.approx(1 / (1 + math.exp(-(sum(logits) if accumulate else logits[0]))), abs=1e-5)

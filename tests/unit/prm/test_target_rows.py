@@ -12,8 +12,9 @@ from stepladder.lm.packing import pack_rows
 from stepladder.lm.settings import TrainSettings
 from stepladder.prm.new_models import initialise_prm
 from stepladder.prm.objective import LOSSES, StepObjective, step_outputs
+from stepladder.prm.requests import path_requests
 from stepladder.prm.specs import PRMSpec
-from stepladder.prm.target_rows import collate_groups, collate_packed_groups, group_rows, pair_rows
+from stepladder.prm.target_rows import collate_groups, collate_packed_groups, group_rows, pair_rows, target_rows
 from stepladder.prm.value_losses import mse_loss, pairwise_loss
 from stepladder.prm.value_training import train_value
 from stepladder.types import PreferencePair, ValueRow
@@ -173,3 +174,32 @@ def test_choices_that_do_not_fit_each_other_are_refused(policy: Path, tmp_path: 
     train_value(policy, siblings, tmp_path / "out", replace(SETTINGS, max_updates=1), **options)
     with pytest.raises(ConfigError, match="must be what is trained"):
         train_value(tmp_path / "out", siblings, tmp_path / "b", SETTINGS, **options, loss="two-hot", spec=spec_for("two-hot"))
+
+
+def test_targets_stand_at_sampled_tokens_after_all_observations_before_them():
+    """Steps [6 7], [8] with [20 21] given between: targets at 7 and 8; every token of a step may learn, no given one does."""
+    row = ValueRow(
+        problem_id="p",
+        prompt_ids=[5],
+        step_ids=[[6, 7], [8]],
+        targets=[0.25, 0.75],
+        prompt="",
+        steps=["", ""],
+        provenance=PROVENANCE,
+        given_ids=[[20, 21], []],
+        given_texts=["", ""],
+    )
+    (found,) = target_rows([row], vocabulary=60, dropped={})
+    assert (found.ids, found.positions, found.targets) == ([5, 6, 7, 20, 21, 8], [2, 5], [0.25, 0.75])
+    (every,) = target_rows([row], vocabulary=60, dropped={}, supervise="every-token")
+    assert every.positions == [1, 2, 5]
+    other = replace(row, step_ids=[[6, 7], [9]], targets=[None, 0.5])
+    (group,) = group_rows([row, other], vocabulary=60, dropped={})
+    assert group.paths == [[5, 6, 7, 20, 21, 8], [5, 6, 7, 20, 21, 9]]
+    requests = path_requests(row)
+    assert [(request.prefix_ids, request.branches, request.observations) for request in requests] == [
+        ((5,), (((6, 7),),), ()),
+        ((5, 6, 7, 20, 21), (((8,),),), ((3, 5),)),
+    ]
+    with pytest.raises(DataFormatError, match="every step needs an observation, or an empty one: got 2 steps and 1 observations"):
+        target_rows([replace(row, given_ids=[[20, 21]])], vocabulary=60, dropped={})

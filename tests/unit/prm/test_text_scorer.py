@@ -4,6 +4,7 @@ import pytest
 
 from stepladder.interfaces import ScoreRequest
 from stepladder.prm.reader import Solution
+from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.specs import NAMED_SPECS
 from stepladder.prm.text_scorer import TextStepScorer
 from stepladder.testing import check_scorer
@@ -19,10 +20,11 @@ def decode(ids):
     return "".join(chr(token) for token in ids).removesuffix(chr(STEP))
 
 
-def split(prefix_ids):
+def split(prefix_ids, observations):
     """A prefix is a question and steps, each closed by a line break; one that begins with 'X' is of no known problem."""
-    question, *steps = "".join(map(chr, prefix_ids)).removesuffix("\n").split("\n")
-    return None if question.startswith("X") else (question, tuple(steps))
+    begin, end = observations[0] if observations else (len(prefix_ids), len(prefix_ids))
+    question, *steps = "".join(map(chr, prefix_ids[:begin])).removesuffix("\n").split("\n")
+    return None if question.startswith("X") else SplitPrefix(question, tuple(steps), "".join(map(chr, prefix_ids[begin:end])))
 
 
 def ids(text):
@@ -73,3 +75,14 @@ def test_scores_are_the_readers_and_cost_new_tokens_only(model_dir):
     scorer.submit(requests[:1])
     assert scorer.collect()[0].scores[0] == pytest.approx(a, abs=1e-6)
     assert scorer.forwarded_tokens > forwarded
+
+
+def test_a_step_begins_with_the_observation_before_it(model_dir):
+    """The first step of every branch after an observation is read with it; the second is not."""
+    scorer = TextStepScorer(load_reader(model_dir, SPEC), split=split, decode=decode)
+    branches = ((ids("b\n"), ids("c\n")), (ids("d\n"),))
+    scorer.submit([ScoreRequest(ticket=0, prefix_ids=ids("Q\na\n<>"), branches=branches, observations=((4, 6),))])
+    (result,) = scorer.collect()
+    paths = [("a", "<>b", "c"), ("a", "<>d")]
+    expected = load_reader(model_dir, SPEC).score([Solution(question="Q", steps=steps) for steps in paths])
+    assert result.scores == tuple(pytest.approx(scores[1:], abs=1e-6) for scores in expected)
