@@ -43,11 +43,12 @@ check: $(VENV)/.installed-dev  ## style, types, import direction, plain English,
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py tests/unit/test_english.py
 
-docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md and docs/training.md from the code
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md, docs/training.md and docs/config.md from the code
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_methods.py
 	$(BIN)/python docs/generate_exports.py
 	$(BIN)/python docs/generate_training.py
+	$(BIN)/python docs/generate_config.py
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py

@@ -24,8 +24,14 @@ from stepladder.errors import ConfigError, right_name
 
 GROUP = "stepladder.tasks"
 """The group of entry points."""
-ROLES = {"problems.verifier": "grade"}
-"""The function of an entry point's module, by the setting that names the entry point."""
+ROLES = {
+    "problems.verifier": "grade",
+    "problems.train": "problems",
+    "problems.held_out": "problems",
+    "problems.test": "problems",
+    "format.prompt": "prompt",
+}
+"""Settings that may name a function, with the function of an entry point's module."""
 
 
 def load_plug(name: str, *, setting: str) -> Any:
@@ -50,6 +56,12 @@ def load_plug(name: str, *, setting: str) -> Any:
     if not callable(plug):
         raise ConfigError(f"{rule}: got {name!r}, which is a {type(plug).__name__} and cannot be called -- name a function")
     return plug
+
+
+def is_source(name: str) -> bool:
+    """Say whether a source of problems is a function: ``package.module:function`` or ``file.py:function``, and not a file or data set."""
+    place, _, function = name.rpartition(":")
+    return bool(place) and function.isidentifier() and place != "preset" and (place.endswith(".py") or "/" not in place)
 
 
 def plug_file(plug: Any) -> Path | None:

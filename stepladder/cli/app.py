@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stepladder import __version__
+from stepladder.cli.config import config as explain_settings
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
@@ -61,7 +62,7 @@ def evolve(
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=0, help="Stop after this round; the same command without it goes on.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration as TOML and stop; `evolve` reads it back.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run self-evolution rounds: search, label, train policy and PRM, evaluate, gate.
@@ -78,6 +79,7 @@ def evolve(
         from stepladder.loops.config.load import load_config
         from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
+        from stepladder.toml_text import as_toml
 
         check(config is None or task is None, f"--task: names an embedded task, and {config} is a task: got both -- leave one out")
         size = embedded.task_named(task)
@@ -91,7 +93,7 @@ def evolve(
         for unused in unused_settings(resolved):
             echo(f"note: {unused}", err=True)
         if dry_run:
-            echo(resolved.model_dump_json(indent=2))
+            echo(as_toml(resolved.model_dump(mode="json")).rstrip())
             return
         with locked(root / LOCK_FILE, place=root):
             if config is None:
@@ -207,6 +209,7 @@ def _check_asked(question: str | None, source: Path | None, output: Path | None)
 
 
 app.command(name="eval")(evaluate)
+app.command(name="config")(explain_settings)
 
 
 @app.command()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option
 from stepladder.errors import ConfigError
-from stepladder.loops.assembly.problems import build_problems, check_verifier, load_split
+from stepladder.loops.assembly.problem_sets import build_problems, load_split
+from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.run import Config
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.search_method import SearchMethod
@@ -163,7 +164,7 @@ def resolve_comparison(
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
     check_verifier(config.problems, config.format)
     if problems is not None:
-        loaded = load_split(config.problems, str(problems), limit=limit, split=config.problems.test_split)
+        loaded = load_split(config.problems, str(problems), limit=limit, split="test")
     elif policy is None:
         splits = build_problems(config.problems, seed=config.run.seed)
         if split not in splits:

@@ -17,7 +17,8 @@ from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
-from stepladder.loops.assembly.problems import build_problems, check_verifier
+from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
+from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
@@ -29,7 +30,6 @@ from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round import run_round
 from stepladder.loops.stages.round_settings import stops_early
-from stepladder.types import LabelledProblem
 
 
 def evolve(
@@ -77,12 +77,16 @@ def run_rounds(
 ) -> RunDir:
     """Do the work of ``evolve`` in a directory that the caller has locked."""
     check_settings(config, prepared=False)
-    problems = _load_inputs(config)
+    sets = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
     config = with_date(config, config.policy.model, earlier=earlier)
     _check_start_models(config)
     run = open_run(root, config)
     remove_temporaries(root)
+    facts = sets.facts()
+    facts.save(root)
+    for sentence in facts.sentences():
+        display.say(sentence)
     _check_imported(run, config)
     if not run.round(1).exists():
         _check_imported_rows(run, config)
@@ -94,7 +98,7 @@ def run_rounds(
     guard = InputGuard(config, run.inputs(), place=root)
     run.log_event("start", rounds=config.run.rounds, workers=num_workers(config))
     with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
-        context = RoundContext(config=config, run=run, problems=problems, pool=pool, display=display, guard=guard)
+        context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard)
         while not _is_over(run, config, last, display):
             begin = time.monotonic()
             row = replace(run_round(context, len(run.rows())), seconds=round(time.monotonic() - begin, 1))
@@ -130,12 +134,12 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
         _load_inputs(config)
 
 
-def _load_inputs(config: Config) -> dict[str, list[LabelledProblem]]:
-    """Check the model and the solved examples, and return the problems by split."""
+def _load_inputs(config: Config) -> ProblemSets:
+    """Check the model and the solved examples, and return the problems."""
     check_model(config.policy)
     if config.warmup.solutions is not None:
         load_seed_solutions(config.warmup.solutions)
-    return build_problems(config.problems, seed=config.run.seed)
+    return read_sets(config.problems, seed=config.run.seed)
 
 
 def _check_start_models(config: Config) -> None:

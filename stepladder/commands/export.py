@@ -19,7 +19,7 @@ from stepladder.data.store import VALUES, read_columns
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError, StepladderError
 from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.policies import imported_row_check
-from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date as Date
 from functools import cached_property
@@ -15,17 +15,19 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.boxes import boxed_answer, boxes
+from stepladder.digests import current_digest
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.lm.chat import prints_date, render_chat, today, turn_end
 from stepladder.lm.encoding import TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
 from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.plugs import load_plug, plug_file, without_folder
 from stepladder.types import Problem
 
 FORMAT_VERSION = 1
 _PLACEHOLDER = "{question}"
-_OPTIONAL = ("date", "answer")
+_OPTIONAL = ("date", "answer", "prompt")
 """Fields that are not stored, nor hashed, with their default."""
 
 
@@ -39,6 +41,8 @@ class StepFormat:
 
     prompt_template: str = "{question}\n"
     """Prompt text (with ``chat``, the user's message). Every ``{question}`` is replaced; other braces stay. Worked examples go here."""
+    prompt: str | None = None
+    """Name of a function that makes this text of a question instead; ``stepladder.plugs`` has the forms of names."""
     step_end: str = "\n"
     """Text that closes a step. A step ends at the token that completes this text."""
     answer_pattern: str | None = None
@@ -59,6 +63,8 @@ class StepFormat:
         if not self.step_end:
             raise ConfigError("step_end: must not be empty: without a boundary there are no steps")
         self._check_pattern()
+        if self.prompt is not None and self.prompt_template != StepFormat.__dataclass_fields__["prompt_template"].default:
+            raise ConfigError(f"prompt: takes the place of prompt_template: got both, {self.prompt!r} too -- leave one out")
         if self.answer not in ("stated", "solution"):
             raise ConfigError(f"answer: must be stated or solution: got {self.answer!r} -- choose one of these")
         if self.system is not None and not self.chat:
@@ -156,6 +162,7 @@ class PromptRenderer:
         self.date = step_format.date or today()
         """Date that the chat template prints as today."""
         self.hash = _renderer_hash(tokenizer, step_format, date=self.date)
+        self._prompt = None if step_format.prompt is None else load_plug(step_format.prompt, setting="format.prompt")
         self._text = TokenText(tokenizer)
         self._encoder = TextEncoder(tokenizer)
         self._write = self._chat_text if step_format.chat else self._plain_text
@@ -261,12 +268,30 @@ class PromptRenderer:
         return behind[len(lead) :] if behind[: len(lead)] == lead else ids
 
     def _plain_text(self, question: str) -> str:
+        if self._prompt is not None:
+            # A function need not take the empty question, which asks for the template alone.
+            return question and _called(self._prompt, question, name=str(self.step_format.prompt))
         return self.step_format.prompt_template.replace(_PLACEHOLDER, question)
 
     def _chat_text(self, question: str) -> str:
         system = [] if self.step_format.system is None else [{"role": "system", "content": self.step_format.system}]
         messages = [*system, {"role": "user", "content": self._plain_text(question)}]
         return render_chat(self.tokenizer, messages, date=self.date, open_turn=True)
+
+
+def _called(prompt: Callable[[str], Any], question: str, *, name: str) -> str:
+    try:
+        text = prompt(question)
+    # Somebody's code, which may raise anything.
+    except Exception as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise DataFormatError(
+            f"format.prompt: {name!r} must make a prompt of a question: it raised {type(error).__name__}: {first} for {question[:80]!r} "
+            "-- correct it"
+        ) from error
+    if not isinstance(text, str):
+        raise DataFormatError(f"format.prompt: {name!r} must return a text: got a {type(text).__name__} -- correct it")
+    return text
 
 
 def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, *, date: str) -> str:
@@ -279,6 +304,10 @@ def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, 
     chat_template = tokenizer.chat_template if step_format.chat else None
     # The date counts only if the template can print it.
     stated = {name: value for name, value in _stated(step_format).items() if name != "date"}
+    if step_format.prompt is not None:
+        stated["prompt"] = without_folder(step_format.prompt)
+        file = plug_file(load_plug(step_format.prompt, setting="format.prompt"))
+        stated["prompt_source"] = None if file is None else current_digest(file)
     parts = [stated, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

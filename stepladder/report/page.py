@@ -14,6 +14,7 @@ from typing import Any
 
 from stepladder.files import atomic_write_text
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import RoundRow
 from stepladder.outputs import PAGE_MARK, check_output, text_with
 from stepladder.report import figures, sections
@@ -73,6 +74,7 @@ def _body(run: RunDir, rows: list[RoundRow], stages: figures.StageTimes, *, num_
     parts: list[str] = [sections.hero(name, rows, stages), '<main id="figures">']
     if rows:
         parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]
+    parts.append(sections.problems(ProblemFacts.load(run.root)))
     return [*parts, sections.time_spent(stages), sections.trees(num_trees), reproduce(run), "</main>"]
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
+from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import FailedTraining, RoundRow, TrainingSummary
 from stepladder.loops.runs.split_figures import AnswerMethod, PoolFigures
 from stepladder.report import charts, figures
@@ -312,6 +313,26 @@ def data(rows: Sequence[RoundRow]) -> Markup:
     if not tables:
         return Markup("")
     return section("data", "Training data", explanation if any(row.search for row in rows) else "", *tables)
+
+
+def problems(facts: ProblemFacts | None) -> Markup:
+    """Return what was read, left out and shared, and how similar evaluation problems are to training problems."""
+    if facts is None:
+        return Markup("")
+    explanation = lead(
+        "No problem is in two splits: one that a later split asks, too, leaves the earlier one. Similar problems share ten words in a row "
+        "with a training problem."
+    )
+    cells = []
+    for name, split in facts.splits.items():
+        similar = facts.similar.get(name)
+        likeness = figures.MISSING if similar is None else f"{similar.num_similar:,} of {similar.num_problems:,}"
+        reasons = _reasons(split.dropped)
+        cells.append((name.replace("_", "-"), count(split.num_rows), count(split.num_problems), count(split.num_shared), likeness, reasons))
+    header = ("problems", "rows", "in use", "in a later split", "similar to training", "left out because")
+    examples = [f"{problem} resembles {other}" for similar in facts.similar.values() for problem, other in similar.examples]
+    listed = prose("; ".join(examples)) if examples else ""
+    return section("problems", "Problems", explanation, table(header, cells, text_columns=[0, 5]), listed)
 
 
 def _search_table(rows: Sequence[RoundRow]) -> list[Markup]:

@@ -23,6 +23,7 @@ BASE = {
     "settings",
     "hold_out",
     "plugs",
+    "toml_text",
 }
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
@@ -33,6 +34,7 @@ ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
     "plugs": {"errors"},
+    "toml_text": set(),
     "hold_out": {"types"},
     "types": set(),
     "boxes": set(),

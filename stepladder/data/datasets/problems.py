@@ -23,6 +23,7 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import file_fault, reading
 from stepladder.hold_out import hold_out
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
+from stepladder.plugs import is_source, load_plug
 from stepladder.types import LabelledProblem, Problem
 
 _LOG = logging.getLogger(__name__)
@@ -39,6 +40,17 @@ class SourceRow(NamedTuple):
     """Id of the problem when the source has no id field."""
     fields: dict[str, Any]
     """The row itself."""
+
+
+class Loaded(NamedTuple):
+    """The problems of a source, and what was left out."""
+
+    problems: list[LabelledProblem]
+    """The problems, in source order."""
+    num_rows: int
+    """Rows that were read."""
+    dropped: dict[str, int]
+    """Rows that were left out, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +80,38 @@ def load_problems(
     allow_unlabelled: bool = False,
     limit: int | None = None,
 ) -> list[LabelledProblem]:
+    """Return the problems of ``read_problems``; arguments and errors are the same."""
+    return read_problems(
+        source,
+        id_field=id_field,
+        question_field=question_field,
+        answer_field=answer_field,
+        answer_pattern=answer_pattern,
+        level_field=level_field,
+        rule=rule,
+        drop_unreadable=drop_unreadable,
+        subset=subset,
+        split=split,
+        allow_unlabelled=allow_unlabelled,
+        limit=limit,
+    ).problems
+
+
+def read_problems(
+    source: str | Path,
+    *,
+    id_field: str | None = "id",
+    question_field: str = "question",
+    answer_field: str = "answer",
+    answer_pattern: str | None = None,
+    level_field: str | None = None,
+    rule: AnswerRule | str | None = None,
+    drop_unreadable: bool = False,
+    subset: str | None = None,
+    split: str = "train",
+    allow_unlabelled: bool = False,
+    limit: int | None = None,
+) -> Loaded:
     r"""Read problems with their reference answers, in source order.
 
     Args:
@@ -109,7 +153,7 @@ def load_problems(
         _report_unreadable(unreadable, num_rows=len(places), drop=drop_unreadable)
     if not problems:
         raise DataFormatError(f"{source}: must hold at least one problem: got none -- check that this is the right file")
-    return problems
+    return Loaded(problems, len(places), {"an unreadable answer": len(unreadable)} if unreadable else {})
 
 
 def _report_unreadable(unreadable: list[str], *, num_rows: int, drop: bool) -> None:
@@ -207,11 +251,13 @@ def check_source(source: str | Path) -> None:
 
 
 def source_rows(source: str, *, subset: str | None = None, split: str = "train") -> Iterator[SourceRow]:
-    """Yield the rows of a ``*.jsonl`` or ``*.parquet`` file, or of a Hugging Face data set.
+    """Yield the rows of a ``*.jsonl`` or ``*.parquet`` file, of a Hugging Face data set, or of a function of the split.
 
     Raises:
         DataFormatError: If the source is missing or a row is malformed; the message names the row.
     """
+    if is_source(source):
+        return _function_rows(source, split)
     path = Path(source)
     if path.suffix == ".jsonl":
         return jsonl_rows(path)
@@ -220,6 +266,21 @@ def source_rows(source: str, *, subset: str | None = None, split: str = "train")
     if path.is_file() or path.suffix in (".json", ".csv", ".txt"):
         raise DataFormatError(f"{source}: must be a .jsonl or .parquet file: got {path.suffix!r} -- convert it to one of these")
     return _dataset_rows(source, subset=subset, split=split)
+
+
+def _function_rows(source: str, split: str) -> Iterator[SourceRow]:
+    function = load_plug(source, setting=f"problems.{split}")
+    rule = f"problems.{split}: {source!r} must take the name of a split and give rows"
+    try:
+        rows = list(function(split))
+    # Somebody's code, which may raise anything.
+    except Exception as error:
+        raise DataFormatError(f"{rule}: it raised {type(error).__name__}: {file_fault(error) or error} -- correct it") from error
+    name = source.rpartition(":")[2]
+    for number, fields in enumerate(rows, 1):
+        if not isinstance(fields, dict):
+            raise DataFormatError(f"{rule}: row {number} must be a dictionary of fields: got a {type(fields).__name__} -- correct it")
+        yield SourceRow(f"{source}[{split}]:{number}", f"{name}-{split}-{number}", fields)
 
 
 def jsonl_rows(source: Path | IO[bytes], name: str | None = None) -> Iterator[SourceRow]:

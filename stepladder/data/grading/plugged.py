@@ -21,7 +21,8 @@ _SETTING, _PROBLEMS = "problems.verifier", "problems"
 _WORKER = Path(__file__).with_name("task_worker.py")
 _MAX_REMEMBERED = 65_536
 _MANY = 32
-"""Answers after which a function that raised an exception for each of them counts as broken."""
+"""Answers after which a function that raised one of these for each of them is broken; other exceptions may be the answers' fault."""
+_BROKEN = tuple(f"raised {name}" for name in ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError"))
 _UNREADABLE = Verdict(correct=False, reason="unreadable")
 
 
@@ -170,11 +171,11 @@ class TaskVerifier:
     def _check_raised(self) -> None:
         """Stop when a function has raised an exception for each of many answers: it is broken, and the answers are not."""
         verdicts = self._remembered.values()
-        reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason.startswith("raised "))
+        reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason.startswith(_BROKEN))
         if len(verdicts) >= _MANY and reasons.total() == len(verdicts):
             raise BackendError(
                 f"{_SETTING}: {self._name!r} must grade answers: it raised an exception for each of the first {len(verdicts)}, most often "
-                f"{reasons.most_common(1)[0][0].removeprefix('raised ')} -- correct it, and return False for answers that it cannot read"
+                f"{reasons.most_common(1)[0][0].removeprefix('raised ')} -- correct it"
             )
 
 

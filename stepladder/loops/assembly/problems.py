@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import lru_cache
 
-from stepladder.data.datasets.problems import check_disjoint, load_problems, split_problems
 from stepladder.data.grading.plugged import PluggedVerifier, TaskVerifier, load_verifier, needs_reference, open_verifier, taken_arguments
 from stepladder.data.grading.rules import MathOptions
 from stepladder.data.grading.verifier import AnswerVerifier
@@ -36,46 +35,6 @@ def vote_keys(verifier: OpenVerifier) -> Callable[[str], str]:
     """Return the function that gives the canonical form of answers for votes: a grader's, which reads no reference answer."""
     # A search asks for the key of an answer each time that it reaches it.
     return lru_cache(maxsize=_MAX_REMEMBERED)(verifier.answer_key)
-
-
-def build_problems(config: ProblemsConfig, *, seed: int) -> dict[str, list[LabelledProblem]]:
-    """Load the three splits, keyed ``train``, ``held_out`` and ``test``, and check that they are disjoint.
-
-    Raises:
-        DataFormatError: If a file breaks its format or a problem is in two splits.
-    """
-    train = load_split(config, config.train, limit=None if config.held_out is None else config.train_limit, split=config.train_split)
-    test = load_split(config, config.test, limit=config.test_limit, split=config.test_split)
-    if config.held_out is not None:
-        held_out = load_split(config, config.held_out, limit=config.held_out_limit, split=config.train_split)
-    else:
-        train, held_out = split_problems(train, held_out=config.held_out_size, seed=seed)
-        train, held_out = train[: config.train_limit], held_out[: config.held_out_limit]
-    check_disjoint(train=train, held_out=held_out, test=test)
-    return {"train": train, "held_out": held_out, "test": test}
-
-
-def load_split(config: ProblemsConfig, source: str, *, limit: int | None, split: str) -> list[LabelledProblem]:
-    """Load the labelled problems of one source with the configured fields.
-
-    Raises:
-        DataFormatError: If the source breaks its format.
-    """
-    return load_problems(
-        source,
-        id_field=config.id_field or None,
-        question_field=config.question_field,
-        answer_field=config.answer_field,
-        answer_pattern=config.answer_pattern,
-        level_field=config.level_field,
-        rule=None if config.verifier else config.rule,
-        # A verifier of your own may need no reference answer.
-        allow_unlabelled=not has_references(config),
-        drop_unreadable=config.unreadable == "drop",
-        subset=config.subset,
-        split=split,
-        limit=limit,
-    )
 
 
 def build_verifier(config: ProblemsConfig, problems: list[LabelledProblem]) -> OpenVerifier:

@@ -16,7 +16,7 @@ from stepladder.files import file_fault, reading
 from stepladder.loops.config.explain import explain
 from stepladder.loops.config.merge import as_table, merge, put
 from stepladder.loops.config.names import variants
-from stepladder.loops.config.paths import map_paths
+from stepladder.loops.config.paths import map_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
 from stepladder.loops.config.schedule import check_schedule
 from stepladder.plugs import at_place
@@ -72,18 +72,11 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make the existing relative paths of a file absolute. A name that does not exist next to the file may be a hub id, and stays."""
 
     def absolute(value: str) -> str:
-        return str((base / value).resolve()) if value and not Path(value).is_absolute() and (base / value).exists() else value
+        preset, file = preset_file(value)
+        return preset + str((base / file).resolve()) if file and not Path(file).is_absolute() and (base / file).exists() else value
 
     _resolve_plugs(raw, base)
     return map_paths(raw, absolute)
-
-
-def _resolve_plugs(raw: dict[str, Any], base: Path) -> None:
-    """Make the existing relative files of functions absolute."""
-    for section, key in PLUG_KEYS:
-        value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
-        if isinstance(value, str):
-            raw[section][key] = at_place(value, base)
 
 
 def _resolve_plugs(raw: dict[str, Any], base: Path) -> None:

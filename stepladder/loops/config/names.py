@@ -44,8 +44,8 @@ def variants() -> dict[str, dict[str, type]]:
     """Return the settings that are one of several variants: by key, the class of every type."""
     found: dict[str, dict[str, type]] = {}
     for setting, annotation in _annotated_tables():
-        if marker := _marker(annotation):
-            found[setting] = {name: kind for kind in _kinds(annotation) for name in _type_names(kind)}
+        if marker := marker_of(annotation):
+            found[setting] = {name: kind for kind in settings_classes(annotation) for name in _type_names(kind)}
             assert marker.default in found[setting], f"{setting}: the default type is none of its types"
     return found
 
@@ -61,7 +61,7 @@ def setting_classes() -> tuple[type, ...]:
         kind = waiting.pop()
         if kind not in found:
             found[kind] = None
-            waiting += [inner for annotation in _annotations(kind).values() for inner in _kinds(annotation)]
+            waiting += [inner for annotation in _annotations(kind).values() for inner in settings_classes(annotation)]
     return tuple(found)
 
 
@@ -99,7 +99,7 @@ def _shown(setting: Setting) -> str:
 
 
 def _default_type(table: str) -> str | None:
-    return next((marker.default for key, annotation in _annotated_tables() if key == table and (marker := _marker(annotation))), None)
+    return next((marker.default for key, annotation in _annotated_tables() if key == table and (marker := marker_of(annotation))), None)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -120,9 +120,9 @@ def _method_options(table: str, name: str) -> list[Setting]:
 def _settings(kind: type, table: str) -> Iterator[Setting]:
     for name, annotation in _annotations(kind).items():
         key = f"{table}.{name}" if table else name
-        kinds = _kinds(annotation)
+        kinds = settings_classes(annotation)
         yield Setting(table=table, name=name, holds="settings" if kinds else "names" if get_origin(annotation) is dict else "value")
-        if _marker(annotation) is None:
+        if marker_of(annotation) is None:
             for inner in kinds:
                 yield from _settings(inner, key)
         else:
@@ -143,10 +143,10 @@ def _annotated_tables(kind: type | None = None, table: str = "") -> Iterator[tup
     from stepladder.loops.config.run import Config
 
     for name, annotation in _annotations(kind or Config).items():
-        kinds, key = _kinds(annotation), f"{table}.{name}" if table else name
+        kinds, key = settings_classes(annotation), f"{table}.{name}" if table else name
         if kinds:
             yield key, annotation
-        if len(kinds) == 1 and _marker(annotation) is None:
+        if len(kinds) == 1 and marker_of(annotation) is None:
             yield from _annotated_tables(kinds[0], key)
 
 
@@ -155,16 +155,17 @@ def _annotations(kind: type) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(kind, include_extras=True).items() if name in names}
 
 
-def _marker(annotation: Any) -> Variant | None:
+def marker_of(annotation: Any) -> Variant | None:
+    """Return the mark of a setting that is one of several variants; None for any other."""
     return next((each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Variant)), None)
 
 
-def _kinds(annotation: Any) -> list[type]:
+def settings_classes(annotation: Any) -> list[type]:
     """Return the classes of settings that an annotation names."""
     if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return settings_classes(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [kind for option in get_args(annotation) for kind in _kinds(option)]
+        return [kind for option in get_args(annotation) for kind in settings_classes(option)]
     return [annotation] if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)) else []
 
 

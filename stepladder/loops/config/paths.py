@@ -6,6 +6,12 @@ from typing import Any, NamedTuple
 from stepladder.loops.config.run import PATH_KEYS
 
 
+def preset_file(value: str) -> tuple[str, str]:
+    """Return the part of a source in front of its file, and the file: ``preset:gsm8k:a.jsonl`` is ``preset:gsm8k:`` and ``a.jsonl``."""
+    parts = value.split(":", 2)
+    return (f"{parts[0]}:{parts[1]}:", parts[2]) if parts[0] == "preset" and len(parts) == 3 else ("", value)
+
+
 class _PathSetting(NamedTuple):
     name: str
     table: dict[str, Any]

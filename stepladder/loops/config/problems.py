@@ -32,7 +32,8 @@ class ProblemsConfig(Section):
     """Sources of problems, and grading of answers."""
 
     train: str
-    """JSONL or Parquet file, or a Hugging Face data set id, of the problems to search."""
+    """JSONL or Parquet file, Hugging Face data set id, or function (``file.py:function``, called with the split) of the problems to
+    search. A function returns rows, which are dictionaries of the fields below."""
     held_out: str | None = None
     """File of held-out problems for the gate; None sets ``held_out_size`` training problems aside."""
     held_out_size: int = Field(default=200, ge=1)
@@ -70,7 +71,7 @@ class ProblemsConfig(Section):
     """Options of rule ``math``."""
     verifier: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
     """Verifier of a task, in place of ``rule``: ``package.module:function``, ``file.py:function``, or an entry point of the group
-    ``stepladder.tasks``. The function takes what it needs of ``question``, ``answer`` or ``solution``, and ``reference``, and returns True
+    ``"stepladder.tasks"``. The function takes what it needs of ``question``, ``answer`` or ``solution``, and ``reference``, and returns True
     or False, a number in [0, 1], or one of these with a reason. A factory of a ``stepladder.Verifier`` takes the labelled problems. None
     grades by ``rule``."""
     verifier_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -89,7 +90,7 @@ class ProblemsConfig(Section):
         return self
 
 
-UNSTATED = {"date": None, "answer": "stated"}
+UNSTATED = {"date": None, "answer": "stated", "prompt": None}
 """Settings of the format that are left out of its stored form if they have these values."""
 
 
@@ -98,6 +99,9 @@ class FormatConfig(Section):
 
     prompt_template: str = "{question}\n"
     """Prompt text; ``{question}`` is replaced."""
+    prompt: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
+    """Function that makes the prompt text of a question, in place of ``prompt_template``: ``file.py:function``,
+    ``package.module:function``, or an entry point of the group ``"stepladder.tasks"``."""
     step_end: str = "\n"
     """Text that closes a step."""
     answer_pattern: str | None = None

@@ -28,7 +28,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("start_model",),
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
-PLUG_KEYS = (("problems", "verifier"),)
+PLUG_KEYS = (("problems", "verifier"), ("problems", "train"), ("problems", "held_out"), ("problems", "test"), ("format", "prompt"))
 """Settings that name functions of a task. Their files are resolved like paths, and the folders are kept out of the configuration hash."""
 
 
@@ -97,7 +97,7 @@ class Config(Section):
         plain = without_keys(self.model_dump(mode="json"), PATH_KEYS + _SPEED_ONLY)
         plain["rounds"] = [without_keys(table, PATH_KEYS) for table in plain["rounds"]]
         for section, key in PLUG_KEYS:
-            if isinstance(name := plain[section].get(key), str):
+            if isinstance(name := plain.get(section, {}).get(key), str):
                 plain[section][key] = without_folder(name)
         return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -5,24 +5,27 @@ from pathlib import Path
 from stepladder.digests import current_digest, file_stats
 from stepladder.errors import CheckpointError
 from stepladder.files import reading
-from stepladder.loops.config.paths import named_paths
+from stepladder.loops.config.paths import named_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
-from stepladder.plugs import load_plug, plug_file
+from stepladder.plugs import is_source, load_plug, plug_file
 
 _FREE = {"training.accelerate_config"}
 """Paths of settings that may change when a run is continued."""
+_SOURCES = {"problems.train", "problems.held_out", "problems.test"}
+"""Settings that name a function or something else."""
 
 
 def input_paths(config: Config) -> dict[str, Path]:
     """Return the problem files, solved examples, given models and source files of functions on this machine, by their settings' names."""
-    named = named_paths(config.model_dump(mode="json"))
+    named = {name: preset_file(value)[1] for name, value in named_paths(config.model_dump(mode="json")).items()}
     return {name: Path(value) for name, value in named.items() if name not in _FREE and Path(value).exists()} | _sources(config)
 
 
 def _sources(config: Config) -> dict[str, Path]:
     """Return the files of the functions that settings name; without those that have none, such as builtins."""
     named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PLUG_KEYS}
-    files = {setting: plug_file(load_plug(name, setting=setting)) for setting, name in named.items() if name}
+    functions = {setting: name for setting, name in named.items() if name and (setting not in _SOURCES or is_source(name))}
+    files = {setting: plug_file(load_plug(name, setting=setting)) for setting, name in functions.items()}
     return {setting: file for setting, file in files.items() if file is not None}
 
 

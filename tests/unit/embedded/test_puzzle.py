@@ -23,7 +23,8 @@ from stepladder.embedded.puzzle import (
     write_step,
 )
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.assembly.problems import build_problems, build_verifier
+from stepladder.loops.assembly.problem_sets import build_problems
+from stepladder.loops.assembly.problems import build_verifier
 from stepladder.loops.config.load import load_config
 
 SMALL = PuzzleTask(train_per_distance=6, held_out_per_distance=2, test_per_distance=4, num_solved=40, num_walks=10)

@@ -16,7 +16,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.results import LabelCounts, RoundRow, RoundTraining, RowCounts
 from stepladder.report.markup import Markup, html, table
 from stepladder.report.page import json_block, render_page, write_report
-from stepladder.report.reproduce import as_toml
+from stepladder.toml_text import as_toml
 from tests.report_run import HOSTILE, SEARCH, config, full_rows, row, unmeasured, write_run
 
 

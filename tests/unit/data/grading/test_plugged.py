@@ -9,7 +9,8 @@ import pytest
 
 from stepladder.data.grading.plugged import PluggedVerifier
 from stepladder.errors import ConfigError, DataFormatError
-from stepladder.loops.assembly.problems import build_verifier, check_verifier, load_split, vote_keys
+from stepladder.loops.assembly.problem_sets import load_split
+from stepladder.loops.assembly.problems import build_verifier, check_verifier, vote_keys
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.mcts.engine import SearchEngine

@@ -8,7 +8,8 @@ import pytest
 from stepladder.data.grading.plugged import TaskVerifier, needs_reference, open_verifier
 from stepladder.data.grading.task_worker import as_verdict
 from stepladder.errors import BackendError, ConfigError, DataFormatError
-from stepladder.loops.assembly.problems import build_verifier, check_verifier, load_split, vote_keys
+from stepladder.loops.assembly.problem_sets import load_split
+from stepladder.loops.assembly.problems import build_verifier, check_verifier, vote_keys
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.runs.inputs import check_inputs, input_digests

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.config.load import load_config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay

@@ -19,7 +19,7 @@ from stepladder.lm.completions import completion_logps, contrast_sums
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.checks import check_labels
 from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import LabelsConfig
