@@ -32,14 +32,14 @@ class ProblemsConfig(Section):
     """Sources of problems, and grading of answers."""
 
     train: str
-    """JSONL or Parquet file, Hugging Face data set id, or function (``file.py:function``, called with the split) of the problems to
-    search. A function returns rows, which are dictionaries of the fields below."""
+    """Problems to search: a JSONL or Parquet file, the id of a Hugging Face data set, a preset such as ``preset:math``, or a function,
+    ``file.py:function``, of the split that returns rows. See docs/problems.md."""
     held_out: str | None = None
-    """File of held-out problems for the gate; None sets ``held_out_size`` training problems aside."""
+    """Held-out problems for the gate, named like ``train``; None sets ``held_out_size`` training problems aside."""
     held_out_size: int = Field(default=200, ge=1)
     """Training problems set aside for the gate when there is no ``held_out`` file; chosen by a hash of their ids."""
     test: str
-    """File of test problems; never used for a decision."""
+    """Test problems, named like ``train``; never used for a decision."""
     id_field: str = "id"
     """Field that holds the problem id; an empty string makes ids from file name and line number."""
     question_field: str = "question"
@@ -71,9 +71,9 @@ class ProblemsConfig(Section):
     """Options of rule ``math``."""
     verifier: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
     """Verifier of a task, in place of ``rule``: ``package.module:function``, ``file.py:function``, or an entry point of the group
-    ``"stepladder.tasks"``. The function takes what it needs of ``question``, ``answer`` or ``solution``, and ``reference``, and returns True
-    or False, a number in [0, 1], or one of these with a reason. A factory of a ``stepladder.Verifier`` takes the labelled problems. None
-    grades by ``rule``."""
+    ``"stepladder.tasks"``. The function takes what it needs of ``question``, ``answer`` or ``solution``, and ``reference``. It returns True
+    or False, a number in [0, 1], or one of these with a reason. A factory of a ``stepladder.Verifier`` takes ``problems``. None grades by
+    ``rule``."""
     verifier_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further arguments of the verifier, by name."""
     passing: float = Field(default=1.0, gt=0, le=1)
