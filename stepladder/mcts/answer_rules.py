@@ -12,7 +12,9 @@ from itertools import pairwise
 from stepladder.errors import ConfigError
 from stepladder.mcts.tree import Tree
 
-ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote", "robust-path")
+ANSWER_RULES = ("best", "majority", "weighted-vote", "path-vote", "robust-path", "value-path")
+PATH_RULES = ("robust-path", "value-path")
+"""Rules that follow one path through the tree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +59,7 @@ class AnswerTally:
     the weighted vote of the policy's own samples. A terminal without a score weighs nothing but in ``majority``; if none has one, each rule
     weighs answers by their counts, or by their mass. Ties go to the first answer. ``robust-path`` takes the answer at the end of one path:
     from the root on to the most visited child, of equals the one of higher value, of equals the first, among the children that lead to an
-    answer at all; that answer weighs 1, the others 0.
+    answer at all; that answer weighs 1, the others 0. ``value-path`` does the same by value alone.
 
     Example: terminals 1: "7" scored 0.5, 2: "8" scored 0.7, 3: "7" scored 0.4 give "8" under ``best`` and "7" (terminal 1) otherwise.
 
@@ -86,7 +88,7 @@ class AnswerTally:
         self._is_contested = False
         """Whether the leader may have changed since the last request for it."""
         self._answers: dict[int, str] = {}
-        """Answer of each terminal; ``robust-path`` only, as are the next two."""
+        """Answer of each terminal; ``robust-path`` and ``value-path`` only, as are the next two."""
         self._leading: dict[int, list[int]] = {}
         """Children of each node that lead to an answer."""
         self._path_end: int | None = None
@@ -99,10 +101,10 @@ class AnswerTally:
             answer: Its final answer.
             score: Aggregated PRM score of its trajectory, in [0, 1]; None without one.
             count: How often it was reached, >= 1, or for ``path-vote`` the prior mass of its path, in [0, 1].
-            path: The nodes from the first step to the terminal; read by ``robust-path`` only.
+            path: The nodes from the first step to the terminal; read by ``robust-path`` and ``value-path`` only.
 
         """
-        if self._rule == "robust-path":
+        if self._rule in PATH_RULES:
             self._answers[node] = answer
             for parent, child in pairwise([Tree.ROOT, *path]):
                 children = self._leading.setdefault(parent, [])
@@ -131,9 +133,10 @@ class AnswerTally:
             values: Of each node, NaN without a return.
 
         """
-        at = Tree.ROOT
+        at, by_visits = Tree.ROOT, self._rule == "robust-path"
         while at in self._leading:
-            at = max(sorted(self._leading[at]), key=lambda node: (visits[node], -1.0 if math.isnan(values[node]) else values[node]))
+            known = [(node, -math.inf if math.isnan(values[node]) else values[node]) for node in sorted(self._leading[at])]
+            at, _ = max(known, key=lambda item: (visits[item[0]] if by_visits else 0, item[1]))
         self._path_end = None if at == Tree.ROOT else at
         self._is_contested = True
 

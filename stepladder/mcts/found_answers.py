@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stepladder.interfaces import Renderer, answer_of
-from stepladder.mcts.answer_rules import AnswerTally, Choice, own_key
+from stepladder.mcts.answer_rules import PATH_RULES, AnswerTally, Choice, own_key
 from stepladder.mcts.expansion import Expansion
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.search_method import SearchMethod
@@ -63,7 +63,7 @@ class FoundAnswers:
         self.anytime: list[tuple[int, str | None]] = []
         """Tokens and leading answer after each wave."""
         self.is_weighed_by_mass = method.answer_rule == "path-vote" and not method.samples_solutions
-        self._follows_path = method.answer_rule == "robust-path"
+        self._follows_path = method.answer_rule in PATH_RULES
         self._stopping = method.stopping
         self._table, self._scores, self._renderer = table, scores, renderer
         self._rule = method.answer_rule

@@ -17,7 +17,7 @@ from stepladder.mcts.problem_search import ProblemSearch
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.settings.growth import Priors, Solutions, Steps
-from stepladder.mcts.tree import NewNodes, Tree, add_nodes, grow, land
+from stepladder.mcts.tree import NewNodes, Tree, add_nodes, add_open, grow, land
 from stepladder.mcts.waves import Waves, flat, gather_waves, node_worths
 from stepladder.types import Step
 
@@ -58,7 +58,9 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
     _note_answers(waves)
     rewards = _gains(tree, waves, worths) if growth.reward == "gain" else np.zeros(len(worths))
     best = _best_nodes(waves, worths, growth) if growth.evaluation == "best" else None
-    add_nodes(
+    enters = growth.evaluation == "ends" or method.selection.backs_up_ends
+    ends = _answered(waves) if enters else np.zeros(len(worths), bool)
+    added = add_nodes(
         tree,
         NewNodes(
             rows=waves.rows[waves.owners],
@@ -68,7 +70,7 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
             priors=priors.astype(np.float32),
             rewards=rewards.astype(np.float32),
             raw_values=worths.astype(np.float32),
-            visited=_born_visited(waves, best, growth),
+            visited=_born_visited(waves, best, growth) & ~ends,
             selectable=waves.goes_on | method.selection.revisits_terminals,
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
@@ -80,9 +82,39 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
     reopened = np.zeros(len(waves.rows), np.int64) if growth.widening is None else _reopen(tree, waves)
     _count_expandable(waves, num_open + reopened)
     selectable = reopened + (np.where(waves.asked, waves.sizes, 0) if method.selection.revisits_terminals else num_open)
-    returns = _returns(tree, waves, worths + rewards, best, growth)
-    backup_paths(tree, waves.rows, waves.leaves, returns, opened=selectable, rule=growth.backup, discount=method.valuation.discount)
+    if growth.reward == "gain":
+        # What a node is worth has entered by the gain of its step.
+        tree.value[waves.rows[waves.owners], added] *= 0
+    settings = {"rule": growth.backup, "discount": float(method.valuation.discount)}
+    returns = _returns(tree, waves, _worth_of_new(worths, rewards, growth), best, growth)
+    if growth.evaluation == "ends":
+        # Of the leaves, only ends that were visited again bring something back.
+        add_open(tree, waves.rows, waves.leaves, selectable)
+        again, selectable = ~waves.asked, np.zeros_like(selectable)
+    else:
+        again = np.ones_like(waves.asked)
+    backup_paths(tree, waves.rows[again], waves.leaves[again], returns[again], opened=selectable[again], **settings)
+    if ends.any():
+        own = np.where(np.isnan(worths), np.nan, 0.0) if growth.reward == "gain" else worths
+        closed = np.zeros(int(ends.sum()), np.int64)
+        backup_paths(tree, waves.rows[waves.owners][ends], added[ends], own[ends], opened=closed, **settings)
     return tree
+
+
+def _worth_of_new(worths: Float[np.ndarray, "M"], rewards: Float[np.ndarray, "M"], growth: Steps) -> Float[np.ndarray, "M"]:
+    """Return what each new node brings back to its parent: its worth, or the gain of its step."""
+    return np.where(np.isnan(worths), np.nan, rewards) if growth.reward == "gain" else worths
+
+
+def _answered(waves: Waves) -> Bool[np.ndarray, "M"]:
+    """Return which new nodes are ends with an answer."""
+    tables = [search.table.answers for search, _ in waves.expansions]
+    firsts = np.array([expansion.first for _, expansion in waves.expansions])
+    found = waves.terminal.copy()
+    for new in np.flatnonzero(found).tolist():
+        owner = waves.owners[new]
+        found[new] = int(firsts[owner] + waves.places[new]) in tables[owner]
+    return found
 
 
 def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_nodes: int, method: SearchMethod) -> Tree:
@@ -185,7 +217,7 @@ def _note_answers(waves: Waves) -> None:
 
 def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, growth: Steps) -> Bool[np.ndarray, "M"]:
     """Return which new nodes start with a visit that is worth their own value."""
-    born = np.full(len(waves.owners), growth.evaluation == "children")
+    born = np.full(len(waves.owners), growth.evaluation in ("children", "ends"))
     if best is not None:
         born[best[best >= 0]] = True
     return born
@@ -223,10 +255,11 @@ def _returns(
 ) -> Float[np.ndarray, "E"]:
     """Return the return of each leaf: the mean over its samples, its best sample, or its own worth.
 
-    A new node brings back its worth and the reward on the way to it, ``returns_of_new``. A leaf that was only visited again brings
-    its own worth.
+    A new node brings back ``returns_of_new``. A leaf that was only visited again brings its own worth; with gains, nothing more.
     """
     returns = tree.raw_value[waves.rows, waves.leaves].astype(np.float64)
+    if growth.reward == "gain":
+        returns *= 0
     if best is not None:
         # An entry after the last node for expansions without any.
         return np.where(waves.asked, np.append(returns_of_new, math.nan)[best], returns)
@@ -236,18 +269,17 @@ def _returns(
     known = np.where(np.isnan(returns_of_new), 0, waves.counts)
     totals, weights = waves.sums(known * np.nan_to_num(returns_of_new)), waves.sums(known)
     if growth.widening is not None:
-        _add_repeats(tree, waves, totals, weights)
+        _add_repeats(tree, waves, totals, weights, by_gain=growth.reward == "gain")
     means = np.where(weights > 0, totals / np.maximum(weights, 1), np.nan)
     return np.where(waves.asked, means, returns)
 
 
-def _add_repeats(tree: Tree, waves: Waves, totals: Float[np.ndarray, "E"], weights: Float[np.ndarray, "E"]) -> None:
+def _add_repeats(tree: Tree, waves: Waves, totals: Float[np.ndarray, "E"], weights: Float[np.ndarray, "E"], *, by_gain: bool) -> None:
     """Add the samples of children that exist: each brings back what its child did when it was new."""
     for at, (search, expansion) in enumerate(waves.expansions):
         for node, count in expansion.repeats:
-            worth = float(tree.raw_value[search.row, node]) + float(tree.reward[search.row, node])
-            if not math.isnan(worth):
-                totals[at] += count * worth
+            if not math.isnan(tree.raw_value[search.row, node]):
+                totals[at] += count * float((tree.reward if by_gain else tree.raw_value)[search.row, node])
                 weights[at] += count
 
 

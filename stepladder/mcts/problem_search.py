@@ -66,6 +66,8 @@ class ProblemSearch:
         """Derives every seed of the search from its purpose."""
         self.table = StepTable()
         self.wave: list[Expansion] = []
+        self.goes_on = False
+        """Whether the next wave belongs to the simulation of the last one."""
         self.pending = 0
         """Results that the wave still waits for."""
         self.num_expandable = 1
@@ -82,6 +84,7 @@ class ProblemSearch:
         self._terms = terms
         self._draws_once = method.samples_solutions and method.sampling.temperature == 0
         self._temperature = float(method.sampling.temperature)
+        self._ends_by_outcome = method.valuation.end_value == "outcome"
         self._by_path = method.valuation.estimate == "path"
         self._failed: list[str] = []
         """Message of each failed sample, in wave order."""
@@ -105,7 +108,7 @@ class ProblemSearch:
             scores=self.scores,
             renderer=terms.renderer,
             seed_of=self.seed_of,
-            label_mode=terms.label_mode,
+            by_outcome=terms.label_mode and terms.method.valuation.end_value == "outcome",
         )
 
     @property
@@ -127,7 +130,9 @@ class ProblemSearch:
         """Return the reason for which the search ends before its next wave, or None."""
         if self.num_expandable == 0 or (self._draws_once and self.num_simulations > 0):
             return StopReason.EXHAUSTED
-        return self.answers.stop_reason() or self.spending.stop_reason()
+        reason = self.answers.stop_reason() or self.spending.stop_reason()
+        # A simulation that was begun goes on to its end.
+        return None if self.goes_on and reason is StopReason.SIMULATIONS else reason
 
     # The stages of a wave.
 
@@ -141,7 +146,7 @@ class ProblemSearch:
                 expansion.prefix = prefix_of(self.table, self.prompt_ids, leaf)
                 asked.append(expansion)
         self.pending = len(asked)
-        self.spending.num_simulations += self.expander.simulations_of(samples)
+        self.spending.num_simulations += 0 if self.goes_on else self.expander.simulations_of(samples)
         self.spending.policy_calls += len(asked)
         return asked
 
@@ -237,14 +242,16 @@ class ProblemSearch:
     def worth_of_end(self, expansion: Expansion, index: int) -> float | None:
         """Value a new node of an expansion at which the solution ended or was cut.
 
-        In label mode it is worth its outcome. Else a terminal is worth its score, or under ``agreement`` the share of its answer, and it is
-        worth 0 if it cannot give an answer any more (cut, failed, or ended without a readable one).
+        In label mode it is worth its outcome, unless the method's ``end_value`` is the score. Else a terminal is worth its score, or under
+        ``agreement`` the share of its answer, and it is worth 0 if it cannot give an answer any more (cut, failed, or ended without a
+        readable one).
         """
         table = self.table
         answer = table.answers.get(index)
         if self._terms.label_mode:
             outcome = table.outcomes[index] = self.answers.verdicts[answer]
-            return outcome
+            if self._ends_by_outcome:
+                return outcome
         if answer is None:
             return 0.0
         if self.rollouts is not None and self.rollouts.by_agreement:

@@ -28,17 +28,17 @@ class RolloutValuer:
         scores: PathScores,
         renderer: Renderer,
         seed_of: Callable[..., int],
-        label_mode: bool,
+        by_outcome: bool,
     ) -> None:
-        """Value by a method's settings."""
+        """Value by a method's settings; ``by_outcome`` values ends by their verdicts."""
         self.settings = settings
         self._table, self._spending, self._answers, self._scores = table, spending, answers, scores
-        self._renderer, self._seed_of, self._label_mode = renderer, seed_of, label_mode
+        self._renderer, self._seed_of, self._by_outcome = renderer, seed_of, by_outcome
         self._max_depth = spending.budget.max_depth
         self._longest = self._max_depth if settings.rollout_steps is None else settings.rollout_steps
         self._segments = method.sampling.cut_steps == "continue"
         self._by_path = method.valuation.estimate == "path"
-        self.by_agreement = settings.rollout_value == "agreement" and not label_mode
+        self.by_agreement = settings.rollout_value == "agreement" and not by_outcome
         """Whether answers are weighed by how many agree."""
 
     def ask(self, expansion: Expansion) -> Sequence[Rollout]:
@@ -112,7 +112,7 @@ class RolloutValuer:
         """Return the worth of the last step of a rollout's sample."""
         depth = expansion.depths[rollout.place] + len(sample)
         ended = depth >= self._max_depth or not self._continues(rollout.steps[sample[-1]].stop_reason)
-        if ended and self._label_mode:
+        if ended and self._by_outcome:
             return self._answers.verdicts[answer]
         if ended and answer is None:
             return 0.0

@@ -47,7 +47,7 @@ class SearchMethod:
     stopping: Stopping = field(default_factory=Stopping)
     """When the search ends before its budget does."""
     answer_rule: str = "weighted-vote"
-    """``best``, ``majority``, ``weighted-vote``, ``path-vote`` or ``robust-path``; see ``AnswerTally``."""
+    """``best``, ``majority``, ``weighted-vote``, ``path-vote``, ``robust-path`` or ``value-path``; see ``AnswerTally``."""
 
     def __post_init__(self) -> None:
         check_choice("answer_rule", self.answer_rule, ANSWER_RULES)

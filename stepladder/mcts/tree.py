@@ -284,6 +284,16 @@ def reserve(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]
 
 
 @compiled
+def add_open(tree: Tree, rows: Int[np.ndarray, "b"], nodes: Int[np.ndarray, "b"], opened: Int[np.ndarray, "b"]) -> None:
+    """Add to the numbers of open leaves on the paths from nodes to the roots, in place, without a visit."""
+    for i in range(len(rows)):
+        at = nodes[i]
+        while at != _NO_PARENT:
+            tree.nodes[rows[i], at].open_leaves += opened[i]
+            at = tree.nodes[rows[i], at].parent
+
+
+@compiled
 def land(tree: Tree, rows: Int[np.ndarray, "b"], leaves: Int[np.ndarray, "b"]) -> None:
     """Remove the virtual visits of complete waves, in place.
 

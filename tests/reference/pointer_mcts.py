@@ -78,6 +78,7 @@ class PointerSearch:
         self.widths = [flat.wave // flat.groups] * flat.groups
         self.generation = [(self.nodes[0], flat.wave)]
         self.base, self.committed, self.calls, self.best, self.leaders = self.nodes[0], 0, 0, -1.0, []
+        self.below = None
         self.tally, self.noise = {}, np.random.default_rng(derive_seed(self.seed, "gumbel")).gumbel(size=self.num_slots()).tolist()
         self.stop = None
 
@@ -94,7 +95,8 @@ class PointerSearch:
                 self.stop = StopReason.GOAL
                 return self
             grown = [(leaf, *self.draw(leaf, place, len(wave))) for place, leaf in enumerate(wave)]
-            self.simulations += len(grown[0][2]) if self.method.selection == "sample" else len(wave)
+            if self.below is None:
+                self.simulations += len(grown[0][2]) if self.method.selection == "sample" else len(wave)
             entered = [(leaf, self.enter(leaf, samples) if samples else None) for leaf, _, samples in grown]
             for node in self.nodes:
                 node.virtual, node.busy = 0, False
@@ -105,9 +107,17 @@ class PointerSearch:
             if self.method.selection == "resample":
                 self.generation = self.kept + [(node, node.count) for _, result in entered for node in result[1]]
             self.leaders.append(self.leader())
-            if self.method.commit is not None and self.simulations - self.committed >= self.method.commit and self.base.children:
-                self.base = max(self.base.children, key=self.merit)
-                self.committed = self.simulations
+            self.move_on(wave[0], grown[0][2])
+
+    def move_on(self, leaf, samples):
+        """Go on with a descent, or commit a step."""
+        if self.method.count == "descents":
+            self.below = leaf if samples and any(self.reachable(child) for child in leaf.children) else None
+        first = self.method.commit_first is not None and self.base is self.nodes[0]
+        needed = self.method.commit_first if first else self.method.commit
+        if self.below is None and needed is not None and self.simulations - self.committed >= needed and self.base.children:
+            self.base = max(self.base.children, key=self.merit)
+            self.committed = self.simulations
 
     def num_slots(self):
         return max(self.method.num_children, self.method.root_samples)
@@ -118,7 +128,7 @@ class PointerSearch:
         return -math.inf if math.isnan(child.value) else float(self.q(child))
 
     def note(self, leaf, result):
-        """Weigh the answers as ``weighted-vote`` does; of the other rules the twin knows ``robust-path`` only."""
+        """Weigh the answers as ``weighted-vote`` does; of the other rules the twin knows those that follow a path."""
         reached = [(leaf, 1)] if result is None else [*result[2], *((node, node.count) for node in result[1])]
         for node, count in reached:
             if node.answer is not None:
@@ -129,7 +139,7 @@ class PointerSearch:
                 self.tally[node.answer] = (total, times + count)
 
     def leader(self):
-        if self.method.answer_rule == "robust-path":
+        if self.method.answer_rule in ("robust-path", "value-path"):
             return self.end_of_robust_path(self.nodes[0])
         scored = any(total is not None for total, _ in self.tally.values())
         return max(self.tally, key=lambda answer: (self.tally[answer][0] or 0.0) if scored else self.tally[answer][1], default=None)
@@ -140,7 +150,9 @@ class PointerSearch:
         leading = [child for child in node.children if self.end_of_robust_path(child) is not None]
         if not leading:
             return None
-        return self.end_of_robust_path(max(leading, key=lambda child: (child.visits, -1 if math.isnan(child.value) else child.value)))
+        by_visits = self.method.answer_rule == "robust-path"
+        merit = lambda child: (child.visits * by_visits, -math.inf if math.isnan(child.value) else child.value)  # noqa: E731
+        return self.end_of_robust_path(max(leading, key=merit))
 
     def path_score(self, node):
         scores = [on_path.score for on_path in node.path() if on_path.score is not None]
@@ -169,7 +181,7 @@ class PointerSearch:
                 return StopReason.CONVERGED
         if self.budget.max_calls is not None and self.calls >= self.budget.max_calls:
             return StopReason.CALLS
-        if self.simulations >= self.budget.num_simulations:
+        if self.simulations >= self.budget.num_simulations and self.below is None:
             return StopReason.SIMULATIONS
         if self.budget.max_tokens is not None and self.tokens >= self.budget.max_tokens:
             return StopReason.TOKENS
@@ -202,7 +214,7 @@ class PointerSearch:
             return self.select_particles(most)
         wave = []
         while len(wave) < most and self.reachable(self.base):
-            node = self.base
+            node = self.below or self.base
             while node.children:
                 options = [child for child in node.children if self.reachable(child)]
                 if node.growable and (not options or self.widens(node)):
@@ -505,7 +517,7 @@ class PointerSearch:
             self.set_gain(node)
 
     def by_agreement(self):
-        return self.method.rollout_value == "agreement" and self.right is None
+        return self.method.rollout_value == "agreement" and (self.right is None or self.method.end_value == "score")
 
     def roll_out_once(self, node, index, seed):
         """Grow a chain beside the tree, and value its end as a node is valued."""
@@ -535,7 +547,8 @@ class PointerSearch:
     def worth(self, node):
         if node.ended and self.right is not None:
             node.outcome = float(node.answer is not None and node.answer == self.right)
-            return node.outcome
+            if self.method.end_value == "outcome":
+                return node.outcome
         if node.ended and node.answer is None:
             return 0.0
         score = self.path_score(node) if self.method.estimate == "path" else node.score
@@ -564,26 +577,38 @@ class PointerSearch:
 
     def back_up(self, leaf, result):
         if result is None:
-            return self.visit(leaf, leaf.raw)
+            return self.visit(leaf, self.own(leaf))
         ends, new, repeats = result
         if self.method.selection == "sample":
             for end in ends:
                 self.visit(end, end.raw)
             return None
+        ends = [node for node in new if node.answer is not None]
         if self.method.evaluation == "leaf":
-            return self.visit(leaf, leaf.raw)
-        born = new
+            self.visit(leaf, self.own(leaf))
+            return [self.visit(end, self.own(end)) for end in ends if self.method.terminals == "once"]
+        born = [node for node in new if node not in ends] if self.method.evaluation == "ends" else new
         if self.method.evaluation == "best":
             rolled = [node for node in new if node.rolled] if self.method.rollout_of == "best" else []
             born = rolled or sorted(new, key=lambda node: 1.0 if math.isnan(node.raw) else -node.raw)[:1]
         for node in born:
-            node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), node.raw
+            node.visits, node.returns, node.value = 1, int(not math.isnan(node.raw)), self.own(node)
+        if self.method.evaluation == "ends":
+            return [self.visit(end, self.own(end)) for end in ends]
         if self.method.evaluation == "best":
-            return self.visit(leaf, np.float32(born[0].estimate + born[0].gain) if born else NAN)
-        known = [(node.count, node.estimate + node.gain) for node in new if not math.isnan(node.raw)]
-        known += [(count, float(node.raw) + float(node.reward)) for node, count in repeats if not math.isnan(node.raw)]
+            return self.visit(leaf, np.float32(self.brings(born[0])) if born else NAN)
+        known = [(node.count, self.brings(node)) for node in new if not math.isnan(node.raw)]
+        known += [
+            (count, float(node.reward if self.method.reward == "gain" else node.raw)) for node, count in repeats if not math.isnan(node.raw)
+        ]
         total = sum(count for count, _ in known)
         return self.visit(leaf, np.float32(sum(count * worth for count, worth in known) / total) if known else NAN)
+
+    def own(self, node):
+        return node.raw * ZERO if self.method.reward == "gain" else node.raw
+
+    def brings(self, node):
+        return (node.gain if not math.isnan(node.raw) else math.nan) if self.method.reward == "gain" else node.estimate
 
     def visit(self, node, amount):
         while node is not None:

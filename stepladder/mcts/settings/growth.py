@@ -8,7 +8,7 @@ from stepladder.mcts.priors import PRIORS
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_number
 
 CUT_STEPS = ("end", "continue")
-EVALUATIONS = ("children", "leaf", "best")
+EVALUATIONS = ("children", "leaf", "best", "ends")
 MERGE_RULES = ("tokens", "text")
 REWARDS = ("none", "gain")
 SIBLING_RULES = ("independent", "distinct")
@@ -165,11 +165,13 @@ class Steps:
     """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
     (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
-    worth its value, and the leaf and its ancestors get one visit worth the same."""
+    worth its value, and the leaf and its ancestors get one visit worth the same. ``ends``: every new child starts with one visit worth its
+    own value, and only ends with an answer are backed up, once each, when they are new."""
     rollouts: Rollouts | None = None
     """Rollouts that value new children in addition to their scores; None has none."""
     reward: str = "none"
-    """Reward of a step: ``none``, or ``gain``, its estimate minus that of its parent (0.5 if unknown)."""
+    """Reward of a step: ``none``, or ``gain``, its estimate minus that of its parent (0.5 if unknown). With ``gain``, nodes bring back
+    nothing else: an edge is worth the gain of its step and what is gained below, so that values are gains, about in [-1, 1]."""
     backup: str = "mean"
     """``mean`` of all returns, ``min`` (the mean of returns that are no higher than the weakest estimate on their way), or from the
     children: ``child-mean`` (weighted by visits), ``uniform-child-mean``, ``max``."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from stepladder.mcts.qvalues import AGGREGATIONS
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_number
 
+END_VALUES = ("outcome", "score")
 ESTIMATES = ("step", "path")
 
 
@@ -23,12 +24,16 @@ class Valuation:
     ``estimate`` = ``path``, best-first goes by A*'s g + ahead * h."""
     discount: float = 1.0
     """Factor per step on the way up, in (0, 1]."""
+    end_value: str = "outcome"
+    """Worth of an end in label mode: its ``outcome``, or its ``score`` as in solve mode, so that the verdicts are recorded and do not steer
+    the search."""
 
     def __post_init__(self) -> None:
         check_choice("estimate", self.estimate, ESTIMATES)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
         check_number("ahead", self.ahead, ">= 0")
         check_number("discount", self.discount, "in (0, 1]")
+        check_choice("end_value", self.end_value, END_VALUES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

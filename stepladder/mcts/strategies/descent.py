@@ -15,10 +15,20 @@ from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_flag, check_number
 from stepladder.mcts.strategies.descent_kernels import NORMALISATIONS, DescentRule, descend, descent_rule
 from stepladder.mcts.strategies.halving import halving_schedules, schedule_length
-from stepladder.mcts.strategies.strategy import NO_LEAF, TERMINAL_RULES, RunShape, SearchView, Selection, Strategy, rows_of
+from stepladder.mcts.strategies.strategy import (
+    NO_LEAF,
+    TERMINAL_RULES,
+    RunShape,
+    SearchView,
+    Selection,
+    Strategy,
+    check_ends,
+    rows_of,
+)
 from stepladder.mcts.tree import Tree, reserve
 
 COMMIT_RULES = ("visits", "value")
+COUNTS = ("expansions", "descents")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,11 +159,14 @@ class Commitment:
     commit: int
     """Simulations after which the search moves to the best child and continues there with its subtree, >= 1. None searches from
     the root all the time."""
+    commit_first: int | None = None
+    """The same before the first move, >= 1; None is as many as before any other."""
     commit_by: str = "visits"
     """The best child to move to: most ``visits``, or highest ``value``; the first of equals."""
 
     def __post_init__(self) -> None:
         check_count("commit", self.commit)
+        check_count("commit_first", self.commit_first, optional=True)
         check_choice("commit_by", self.commit_by, COMMIT_RULES)
 
 
@@ -170,11 +183,17 @@ class Descent(Selection):
     """When the search moves down for good; None never."""
     terminals: str = "skip"
     """``skip``: a terminal is never selected again, and simulations go where something can be expanded. ``revisit``: it may be, costs no
-    tokens, and its value is backed up once more (AlphaZero). Either way the search ends when nothing can be expanded."""
+    tokens, and its value is backed up once more (AlphaZero). ``once``: never selected again, but backed up when it is new, if it has an
+    answer. The search always ends when nothing can be expanded."""
+    count: str = "expansions"
+    """A simulation is one of the ``expansions``, or one of the ``descents`` to an end: a descent goes on below the node that it expanded
+    until nothing is open there. Descents need wave = 1."""
 
     def __post_init__(self) -> None:
         Selection.__post_init__(self)
         check_choice("terminals", self.terminals, TERMINAL_RULES)
+        check_choice("count", self.count, COUNTS)
+        check(self.count == "expansions" or self.wave == 1, f"count = 'descents' is one descent at a time: got wave {self.wave}")
 
     @classmethod
     def of_type(cls, type_name: str, take: Callable[..., Any]) -> "Descent":
@@ -191,19 +210,26 @@ class Descent(Selection):
         """Whether a terminal may be selected again."""
         return self.terminals == "revisit"
 
+    @property
+    def backs_up_ends(self) -> bool:
+        """Whether an end with an answer is backed up when it is new."""
+        return self.terminals == "once"
+
     def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
-        """Check that gumbel finds its children unvisited."""
+        """Check that ends enter once, and that gumbel finds its children unvisited."""
+        check_ends(self.terminals, growth)
         if isinstance(self.rule, Gumbel) and isinstance(growth, Steps):
             check(
                 growth.evaluation == "leaf",
                 f"gumbel counts visits from zero and needs evaluation 'leaf': got {growth.evaluation!r} -- set evaluation = 'leaf'",
             )
+            check(self.terminals != "once", "gumbel gives visits by its schedule: got terminals 'once' -- set terminals = 'revisit'")
             check(growth.widening is None, "gumbel compares the children of one expansion: got widen -- set widen = 'once'")
 
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""
         scores = GumbelScores(self.rule, run) if isinstance(self.rule, Gumbel) else BoundScores(self.rule, run)
-        return DescentStrategy(scores, self.commitment, run)
+        return DescentStrategy(scores, self.commitment, run, to_ends=self.count == "descents")
 
 
 def select_descent(
@@ -287,31 +313,48 @@ def _stacked(schedules: Sequence[Int[np.ndarray, "K S"]]) -> Int[np.ndarray, "P 
 class DescentStrategy(Strategy):
     """Descends one leaf after another, under virtual loss."""
 
-    def __init__(self, scores: BoundScores | GumbelScores, commitment: Commitment | None, run: RunShape) -> None:
-        """Begin at the roots."""
+    def __init__(self, scores: BoundScores | GumbelScores, commitment: Commitment | None, run: RunShape, *, to_ends: bool) -> None:
+        """Begin at the roots. With ``to_ends``, every simulation goes on to an end."""
         self._scores, self._commitment, self._discount = scores, commitment, np.float32(run.discount)
         self._starts = np.full(run.num_rows, Tree.ROOT)
         """Node at which each row's search starts now."""
         self._moved_at = np.zeros(run.num_rows, np.int64)
         """Number of simulations at the time of the move."""
+        self._to_ends = to_ends
+        self._below = np.full(run.num_rows, Tree.NO_PARENT)
+        """Node below which each row's descent goes on; ``NO_PARENT`` at the beginning of one."""
 
     def begin(self, search: SearchView) -> None:
         """Begin at the root."""
-        self._starts[search.row], self._moved_at[search.row] = Tree.ROOT, 0
+        self._starts[search.row], self._moved_at[search.row], self._below[search.row] = Tree.ROOT, 0, Tree.NO_PARENT
         self._scores.begin(search)
 
     def select(self, tree: Tree, searches: Sequence[SearchView], sizes: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b W"]:
         """Descend from the present start node of each search."""
         rows = rows_of(searches)
-        return select_descent(tree, rows, sizes, rule=self._scores.rule, starts=self._starts[rows])
+        starts = np.where(self._below[rows] == Tree.NO_PARENT, self._starts[rows], self._below[rows])
+        return select_descent(tree, rows, sizes, rule=self._scores.rule, starts=starts)
 
     def end_waves(self, tree: Tree, searches: Sequence[SearchView]) -> None:
-        """Move to the best child after enough simulations. The statistics do not change."""
+        """Go on with descents, and move to the best child after enough simulations. The statistics do not change."""
+        if self._to_ends:
+            for search in searches:
+                self._go_on(tree, search)
         if self._commitment is None:
             return
+        first = self._commitment.commit if self._commitment.commit_first is None else self._commitment.commit_first
         for search in searches:
-            if search.num_simulations - self._moved_at[search.row] >= self._commitment.commit:
+            enough = first if self._starts[search.row] == Tree.ROOT else self._commitment.commit
+            if not search.goes_on and search.num_simulations - self._moved_at[search.row] >= enough:
                 self._move(tree, search, self._commitment.commit_by)
+
+    def _go_on(self, tree: Tree, search: SearchView) -> None:
+        """Let the descent of a search go on below the node that it expanded, if a child there is open; else it is over."""
+        (expansion,) = search.wave
+        children = tree.children_index[search.row, expansion.leaf]
+        children = children[children != Tree.UNVISITED]
+        goes_on = expansion.num_samples > 0 and bool((tree.open_leaves[search.row, children] > 0).any())
+        search.goes_on, self._below[search.row] = goes_on, expansion.leaf if goes_on else Tree.NO_PARENT
 
     def _move(self, tree: Tree, search: SearchView, commit_by: str) -> None:
         row = search.row

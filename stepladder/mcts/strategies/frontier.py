@@ -13,7 +13,17 @@ from jaxtyping import Float, Int
 from stepladder.mcts.qvalues import NEUTRAL_VALUE
 from stepladder.mcts.settings.growth import Sampling, Solutions, Steps, Widening
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_flag, check_number
-from stepladder.mcts.strategies.strategy import NO_LEAF, TERMINAL_RULES, RunShape, SearchView, Selection, Strategy, reserve_waves, rows_of
+from stepladder.mcts.strategies.strategy import (
+    NO_LEAF,
+    TERMINAL_RULES,
+    RunShape,
+    SearchView,
+    Selection,
+    Strategy,
+    check_ends,
+    reserve_waves,
+    rows_of,
+)
 from stepladder.mcts.tree import Tree
 from stepladder.types import Step
 
@@ -82,8 +92,14 @@ class Frontier(Selection):
         """Whether a terminal may be selected again."""
         return self.terminals == "revisit"
 
+    @property
+    def backs_up_ends(self) -> bool:
+        """Whether an end with an answer is backed up when it is new."""
+        return self.terminals == "once"
+
     def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
-        """Check that sampling again has a rank."""
+        """Check that ends enter once, and that sampling again has a rank."""
+        check_ends(self.terminals, growth)
         widens = isinstance(growth, Steps) and growth.widening is not None and growth.widening.widen == "gen"
         check(
             not widens or self.priority == "probability",

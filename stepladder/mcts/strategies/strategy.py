@@ -12,13 +12,13 @@ from jaxtyping import Int
 
 from stepladder.mcts.expansion import Expansion
 from stepladder.mcts.settings.growth import Sampling, Solutions, Steps, Widening
-from stepladder.mcts.settings.setting_checks import check_count
+from stepladder.mcts.settings.setting_checks import check, check_count
 from stepladder.mcts.tree import StepTable, Tree, reserve
 from stepladder.types import Budget
 
 NO_LEAF = -1
 """Fills the places of a wave for which a tree has no leaf."""
-TERMINAL_RULES = ("skip", "revisit")
+TERMINAL_RULES = ("skip", "revisit", "once")
 """Treatment of terminals by rules that can revisit them."""
 
 
@@ -35,6 +35,8 @@ class SearchView(Protocol):
     """The expansions of its wave."""
     seed_of: Callable[..., int]
     """Derives a seed from its purpose."""
+    goes_on: bool
+    """Whether its next wave belongs to the simulation of the last one. A strategy may set it when a wave has ended."""
 
     @property
     def num_simulations(self) -> int:
@@ -141,6 +143,11 @@ class Selection:
         return False
 
     @property
+    def backs_up_ends(self) -> bool:
+        """Whether an end with an answer is backed up when it is new."""
+        return False
+
+    @property
     def shares_samples(self) -> bool:
         """Whether the leaves of a wave share its samples, one each, instead of having ``num_children`` each."""
         return False
@@ -159,6 +166,16 @@ class Selection:
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""
         raise NotImplementedError
+
+
+def check_ends(terminals: str, growth: Steps | Solutions) -> None:
+    """Check that ends which are backed up when they are new are not part of another return already.
+
+    Raises:
+        ConfigError: If they are.
+    """
+    fits = terminals != "once" or (isinstance(growth, Steps) and growth.evaluation == "leaf")
+    check(fits, "terminals = 'once' needs evaluation 'leaf': the others back new ends up already -- set evaluation = 'leaf'")
 
 
 def rows_of(searches: Sequence[SearchView]) -> Int[np.ndarray, "b"]:

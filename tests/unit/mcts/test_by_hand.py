@@ -27,17 +27,78 @@ def scores(**table):
 
 
 def test_rstar_math_by_hand():
-    """Children 0.2, 0.9, 0.4 after one descent; the second expands b: 0.1, 0.3, 0.2 of mean 0.2, so b falls to (0.9 + 0.2) / 2 = 0.55.
+    """One simulation goes down to an end and expands every node on its way: only the ends that it finds are backed up.
 
-    The root has N = 2. With c = 2, UCT is 0.55 + 2 sqrt(ln 2 / 2) = 1.727 for b and 0.4 + 2 sqrt(ln 2) = 2.065 for c, which comes third.
+    Children 0.2, 0.9, 0.4: b is expanded: ba 0.1, bb 0.3 and an end b=1 of 0.8, which is backed up: b has (0.9 + 0.8) / 2 = 0.85, the root
+    0.8. The descent goes on below b, where the end is closed: bb. Below it there is only an end, bb=2 of 0.6: bb has (0.3 + 0.6) / 2, b
+    (0.9 + 0.8 + 0.6) / 3, the root (0.8 + 0.6) / 2. That was one simulation. The root has N = 2; with c = 1, UCT is 0.767 + sqrt(ln 2 / 3)
+    = 1.247 for b, 0.4 + sqrt(ln 2) = 1.233 for c and 1.033 for a: the second simulation goes down to ba, which leads to an end of 0.5.
     """
-    table = scores(a=0.2, b=0.9, c=0.4, ba=0.1, bb=0.3, bc=0.2)
-    options = {"policy": letters, "scorer": table, "num_children": 3}
-    two = one("rstar-math:code", budget=Budget(num_simulations=2), **options).tree
-    assert two.parents == [-1, 0, 0, 0, 2, 2, 2] and two.visits == [2, 1, 2, 1, 1, 1, 1]
-    assert two.values[:4] == pytest.approx([(0.5 + 0.2) / 2, 0.2, 0.55, 0.4])
-    assert 0.55 + 2 * math.sqrt(math.log(2) / 2) < 0.4 + 2 * math.sqrt(math.log(2))
-    assert one("rstar-math:code", budget=Budget(num_simulations=3), **options).tree.parents[7:] == [3, 3, 3]
+    table = {"a": 0.2, "b": 0.9, "c": 0.4, "ba": 0.1, "bb": 0.3, "b=1": 0.8, "bb=2": 0.6}
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        if len(text) == 2:
+            return make_step("=2", stop_reason=StopReason.END)
+        return make_step("=1", stop_reason=StopReason.END) if text and index == 2 else make_step("abc"[index])
+
+    options = {"policy": policy, "scorer": lambda prefix: table.get(solution(prefix), 0.5), "num_children": 3}
+    first = one("rstar-math:code", budget=Budget(num_simulations=1), **options)
+    assert first.tree.parents == [-1, 0, 0, 0, 2, 2, 2, 5] and first.tree.num_simulations == 1
+    assert first.tree.texts[4:] == ["a", "b", "=1", "=2"] and first.tree.visits == [2, 1, 3, 1, 1, 2, 1, 1]
+    expected = [0.7, 0.2, (0.9 + 0.8 + 0.6) / 3, 0.4, 0.1, 0.45, 0.8, 0.6]
+    assert first.tree.values == pytest.approx(expected)
+    assert (0.9 + 0.8 + 0.6) / 3 + math.sqrt(math.log(2) / 3) > 0.4 + math.sqrt(math.log(2))
+    second = one("rstar-math:code", budget=Budget(num_simulations=2), **options)
+    assert second.tree.parents[8:] == [4] and second.tree.values[0] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
+    # The ends of all levels are there after as many simulations as descents: twelve steps take one.
+    deep = one("rstar-math:code", policy=chain_of(12), scorer=None, num_children=1, budget=Budget(num_simulations=1)).tree
+    assert max(deep.depths) == 12 and deep.answers[-1] == "1"
+
+
+def chain_of(length):
+    """Return a policy whose only solution has so many steps."""
+
+    def policy(prefix, index, seed):
+        ends = len(solution(prefix)) == length - 1
+        return make_step("=1", stop_reason=StopReason.END) if ends else make_step("a")
+
+    return policy
+
+
+def test_alphamath_backs_an_end_up_when_it_is_new():
+    """Root 0.5 unknown, children a 0.9 and an end =1, right: its 1 reaches the root in the first simulation, and it is never selected.
+
+    The root's own estimate is unknown without a score, so 1 is its value. Then a is expanded, brings back 0.9, and a second end, wrong,
+    brings 0: the root has (1 + 0.9 + 0) / 3. An end without an answer brings nothing.
+    """
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        if index == 1:
+            return make_step("=8" if text else "=7", stop_reason=StopReason.END)
+        return make_step("x", stop_reason=StopReason.END) if index == 2 else make_step("a")
+
+    options = {"policy": policy, "scorer": scores(a=0.9), "num_children": 3, "answers": {"p0": "7"}}
+    first = one("alphamath:code", budget=Budget(num_simulations=1), **options).tree
+    assert first.outcomes[1:] == [None, 1.0, 0.0] and first.visits == [2, 0, 1, 0] and first.values == [1.0, None, 1.0, None]
+    result = one("alphamath:code", budget=Budget(num_simulations=2), **options)
+    assert result.tree.parents[4:] == [1, 1, 1] and result.tree.visits == [4, 2, 1, 0, 0, 1, 0]
+    assert result.tree.values[0] == pytest.approx((1 + 0.9 + 0) / 3) and result.tree.values[1] == pytest.approx(0.45)
+    # The answer is at the end of the path of best value.
+    assert result.answer == "7"
+
+
+def test_rest_mcts_is_not_steered_by_verdicts():
+    """With labels and without, the same tree grows; the verdicts are recorded beside it."""
+
+    def policy(prefix, index, seed):
+        return make_step(f"={index}", stop_reason=StopReason.END) if len(solution(prefix)) == 2 else make_step("abc"[index])
+
+    options = {"policy": policy, "scorer": scores(a=0.6, ab=0.7), "budget": Budget(num_simulations=9)}
+    free, labelled = one("rest-mcts", **options).tree, one("rest-mcts", answers={"p0": "2"}, **options).tree
+    assert (free.parents, free.values, free.visits) == (labelled.parents, labelled.values, labelled.visits)
+    assert 1.0 in labelled.outcomes and set(free.outcomes) == {None}
 
 
 def test_rest_mcts_by_hand():
@@ -182,24 +243,42 @@ def test_rest_mcts_stops_at_a_good_solution():
 
 
 def test_mcts_dpo_by_hand():
-    """The root is unknown (0.5): children 0.7 and 0.4 gain 0.2 and -0.1, so Q = 0.9 and 0.3, and the root is worth their mean 0.6.
+    """The released rule is Q = r + gamma V with r = v(s') - v(s), and V = 0 at a leaf: a gain counts once.
 
-    The second descent takes a. Its children 0.9 and 0.3 gain 0.2 and -0.4: Q = 1.1 and -0.1, mean 0.5. At the root Q_a = 0.2 + 0.5 = 0.7
-    with two visits, Q_b = 0.3 with one: (2 * 0.7 + 0.3) / 3.
+    The root is unknown (0.5): children 0.7 and 0.4 gain 0.2 and -0.1, which are their Q, and the root is worth their mean, 0.05. The second
+    descent takes a. Its children 0.9 and 0.3 gain 0.2 and -0.4, mean -0.1. At the root Q_a = 0.2 - 0.1 = 0.1 with two visits, Q_b = -0.1
+    with one: (2 * 0.1 - 0.1) / 3. Along a path the gains add up to v(last) - v(first).
     """
     options = {"policy": letters, "scorer": scores(a=0.7, b=0.4, aa=0.9, ab=0.3), "num_children": 2}
     first = one("mcts-dpo", budget=Budget(num_simulations=1), **options).tree
-    assert first.values == pytest.approx([0.6, 0.7, 0.4])
+    assert first.values == pytest.approx([0.05, 0.0, 0.0])
     second = one("mcts-dpo", budget=Budget(num_simulations=2), **options).tree
     assert second.parents[3:] == [1, 1]
-    assert second.values == pytest.approx([(2 * 0.7 + 0.3) / 3, 0.5, 0.4, 0.9, 0.3])
+    assert second.values == pytest.approx([(2 * 0.1 - 0.1) / 3, -0.1, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_the_first_commitment_may_come_later():
+    """Three simulations before the first move, one before each other: the fourth is below a, the fifth below a child of a."""
+    options = {"policy": letters, "scorer": scores(a=0.9, b=0.9), "num_children": 2, "commit": 1}
+    tree = one("mcts-dpo", commit_first=3, budget=Budget(num_simulations=5, max_depth=9), **options).tree
+    expanded = list(dict.fromkeys(tree.parents[1:]))
+    assert set(expanded[:3]) >= {0, 1, 2} and tree.depths[expanded[4]] > tree.depths[expanded[3]]
 
 
 def test_a_committed_step_is_never_left():
     """Two simulations a step: then the search goes on below a, however good b becomes; the whole tree stays in the record."""
     table = scores(a=0.9, b=0.8, aa=0.1, ab=0.0)
-    tree = one("mcts-dpo", policy=letters, scorer=table, num_children=2, commit=2, budget=Budget(num_simulations=6, max_depth=9)).tree
-    free = one("mcts-dpo", policy=letters, scorer=table, num_children=2, commit=None, budget=Budget(num_simulations=6, max_depth=9)).tree
+    tree = one(
+        "mcts-dpo", policy=letters, scorer=table, num_children=2, commit=2, commit_first=None, budget=Budget(num_simulations=6, max_depth=9)
+    ).tree
+    free = one(
+        "mcts-dpo",
+        policy=letters,
+        scorer=table,
+        num_children=2,
+        commit=None,
+        budget=Budget(num_simulations=6, max_depth=9),
+    ).tree
     assert tree.parents[:5] == free.parents[:5] == [-1, 0, 0, 1, 1]
     assert 2 not in tree.parents and 2 in free.parents
 

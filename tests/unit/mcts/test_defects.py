@@ -48,7 +48,7 @@ def test_one_failed_child_does_not_drop_its_siblings(name):
     def policy(prefix, index, seed):
         return error_step("out of memory") if index == 1 else propose(prefix, index, seed)
 
-    tree = one(name, policy=policy, budget=Budget(num_simulations=6, max_depth=5)).tree
+    tree = one(name, policy=policy, budget=Budget(num_simulations=40, max_depth=5)).tree
     children = [node for node, parent in enumerate(tree.parents) if parent == 0]
     failed = [node for node in children if tree.stop_reasons[node] == "error"]
     assert len(failed) == 1 and tree.texts[failed[0]] == "out of memory"
@@ -78,32 +78,43 @@ def test_results_are_not_keyed_by_question_text():
 
 @pytest.mark.parametrize("name", [name for name in TREE_METHODS if not METHODS[name].growth.rollouts])
 def test_no_leaf_is_expanded_or_scored_twice(name):
-    """Each prefix is asked for once, the first one included, and each step scored once."""
+    """Each prefix is asked for once, or each time for other steps, and each step is scored once."""
     policy, scorer = ScriptedPolicy(propose), TableScorer(score)
     one(name, policy=policy, scorer=scorer, budget=Budget(num_simulations=12, max_depth=6))
-    assert max(Counter(request.prefix_ids for request in policy.requests).values()) == 1
+    asked = Counter((request.prefix_ids, request.excluded) for request in policy.requests)
+    assert max(asked.values()) == 1
+    assert METHODS[name].growth.widening is not None or len({prefix for prefix, _ in asked}) == len(asked)
     assert set(scorer.num_scored.values()) == {1}
 
 
-@pytest.mark.parametrize("name", TREE_METHODS)
+@pytest.mark.parametrize("name", [name for name in TREE_METHODS if METHODS[name].growth.widening is None])
 @pytest.mark.parametrize("wave", [1, 4])
 def test_counts_of_parents_and_children_keep_step(name, wave):
-    """An inner node was visited when it was expanded and otherwise through its children, less the visit that a child may start with."""
+    """An inner node was visited when it was expanded and otherwise through its children, less the visit that a child may start with.
+
+    Where ends are backed up when they are new, each is one more visit; where nothing else is, these are all.
+    """
     method = METHODS[name]
     evaluation, revisits = method.growth.evaluation, method.selection.revisits_terminals
-    options = {} if isinstance(method.selection, Beam) else {"wave": wave}
+    waves = not isinstance(method.selection, Beam) and method.options().get("count") != "descents"
+    options = {"wave": wave} if waves else {}
     for result in run(name, **options, budget=Budget(num_simulations=15, max_depth=6), problems=PROBLEMS[:4]).values():
         tree = result.tree
+        ends = sum(answer is not None for answer in tree.answers)
+        if evaluation == "ends":
+            assert revisits or tree.visits[0] == ends
+            continue
         through = Counter({parent: 0 for parent in tree.parents[1:]})
         for child, parent in reversed(list(enumerate(tree.parents))[1:]):
             # Visits that are not accounted for by an expansion and by what passed through: those that the node was born with.
             own = tree.visits[child] - (1 + through[child] if child in through else 0)
-            assert revisits or own in {"children": (1,), "leaf": (0,), "best": (0, 1)}[evaluation]
+            is_end = method.selection.backs_up_ends and tree.answers[child] is not None
+            assert revisits or own in {"children": (1,), "leaf": (is_end,), "best": (0, 1)}[evaluation]
             through[parent] += tree.visits[child] - (evaluation == "children")
             if evaluation == "best" and tree.parents[child - 1] != parent:
                 # The first of a family: one sibling was born with a visit.
                 through[parent] -= 1
-        assert tree.visits[0] == 1 + through[0] == tree.num_simulations
+        assert tree.visits[0] == 1 + through[0] == tree.num_simulations + ends * method.selection.backs_up_ends
 
 
 def branch(prefix, index, seed):

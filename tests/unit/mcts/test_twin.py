@@ -85,7 +85,7 @@ def assert_same(result, twin):
         np.testing.assert_allclose(record.priors, [node.prior for node in nodes], atol=1e-6)
     assert (record.generated_tokens, record.num_simulations) == (twin.tokens, twin.simulations)
     assert result.stop_reason == twin.stop
-    if twin.method.answer_rule == "robust-path":
+    if twin.method.answer_rule in ("robust-path", "value-path"):
         assert [answer for _, answer in result.anytime] == twin.leaders
 
 
@@ -203,6 +203,20 @@ AXES = {
     "shared samples": {"selection": "beam", "wave": 6, "share": True, "root_num_children": 4},
     "robust path": {"answer_rule": "robust-path", "terminals": "revisit"},
     "robust path, no revisits": {"answer_rule": "robust-path", "stop_agreement": 4, "stop_window": 6},
+    "value path": {"answer_rule": "value-path"},
+    "ends once": {"evaluation": "leaf", "terminals": "once"},
+    "ends once, child mean": {"evaluation": "leaf", "terminals": "once", "backup": "child-mean", "discount": 0.9},
+    "ends once, best-first": {"evaluation": "leaf", "terminals": "once", "selection": "best-first"},
+    "ends once, gains": {"evaluation": "leaf", "terminals": "once", "reward": "gain"},
+    "ends alone": {"evaluation": "ends"},
+    "ends alone, max": {"evaluation": "ends", "backup": "max", "reward": "gain"},
+    "ends worth their scores": {"end_value": "score"},
+    "ends worth their scores, agreement": {"end_value": "score", "rollouts": 2, "rollout_value": "agreement"},
+    "descents": {"count": "descents", "evaluation": "ends", "selection": "uct", "wave": 1},
+    "descents, committed": {"count": "descents", "wave": 1, "commit": 2, "commit_first": 3},
+    "descents, revisits of ends": {"count": "descents", "wave": 1, "evaluation": "ends", "terminals": "revisit", "selection": "uct"},
+    "descents, revisits": {"count": "descents", "wave": 1, "evaluation": "leaf", "terminals": "revisit"},
+    "commit later at first": {"commit": 2, "commit_first": 6},
     "commit by visits": {"commit": 4},
     "commit by value": {"commit": 3, "commit_by": "value", "backup": "child-mean"},
 }
@@ -235,6 +249,7 @@ WIDENINGS = {
     "power, root noise": {"widen": "power", "root_noise": 0.25, "selection": "puct-muzero"},
     "power, text": {"widen": "power", "merge": "text", "num_children": 5, "branch_entropy": 0.4},
     "power, committed": {"widen": "power", "commit": 4},
+    "power, descents of ends": {"widen": "power", "evaluation": "ends", "count": "descents", "wave": 1, "reward": "gain"},
     "power, distinct": {"widen": "power", "siblings": "distinct", "again_samples": 2, "prior": "sum-logp"},
     "power, best-first": {"widen": "power", "selection": "best-first"},
     "power, best-first, pruned": {"widen": "power", "selection": "best-first", "min_value": 0.3, "terminals": "revisit"},
