@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm check bench bench-vllm bench-packing prm-study evidence eval-methods docs clean
+.PHONY: demo test test-vllm test-recipes check bench bench-vllm bench-packing prm-study evidence eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -37,18 +37,22 @@ test: $(VENV)/.installed-dev  ## everything that needs no GPU
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM backends and a real server on loopback, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest -m vllm -q tests/integration
 
+test-recipes: $(VENV)/.installed-dev  ## every recipe for two rounds on a tiny model
+	$(BIN)/python -m pytest -m 'recipes or not recipes' -q tests/integration/test_recipes.py
+
 check: $(VENV)/.installed-dev  ## style, types, import direction, plain English, generated docs
 	$(BIN)/ruff check stepladder tests benchmarks
 	$(BIN)/ruff format --check stepladder tests benchmarks
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_docs.py tests/unit/test_english.py
 
-docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md, docs/training.md and docs/config.md from the code
+docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/methods.md, docs/exports.md, docs/training.md, docs/config.md and docs/recipes.md from the code
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_methods.py
 	$(BIN)/python docs/generate_exports.py
 	$(BIN)/python docs/generate_training.py
 	$(BIN)/python docs/generate_config.py
+	$(BIN)/python docs/generate_recipes.py
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from stepladder import __version__
+from stepladder.cli.asked import asked_run, resolved_settings
 from stepladder.cli.config import config as explain_settings
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
 from stepladder.cli.signals import handle_signals, stopped
-from stepladder.errors import BackendError, ConfigError, check
+from stepladder.errors import BackendError, ConfigError
 from stepladder.locks import locked
 from stepladder.outputs import check_output, rows_with, text_with
 from stepladder.terminal import echo
@@ -31,7 +32,11 @@ app = typer.Typer(
 
 app.add_typer(prm_app, name="prm")
 
-_CONFIG_HELP = "Configuration file. Without one, the embedded task runs: no weights, no network, no GPU."
+_CONFIG_HELP = (
+    "Configuration file, or `recipe:NAME` for a published system (see `stepladder recipes`). Without one, the embedded task runs: no "
+    "weights, no network, no GPU."
+)
+_ON_HELP = "Task of a recipe: `embedded` (the default), `glyphs`, `puzzle`, or a configuration file."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 _TOKENS_HELP = (
     "Cap on generated tokens per question. It is checked before each wave of samples: the first wave is always sampled, and the last one "
@@ -42,7 +47,7 @@ _SECONDS_HELP = (
     "Such a search cannot be replayed."
 )
 
-ConfigArgument = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help=_CONFIG_HELP)]
+ConfigArgument = Annotated[str | None, typer.Argument(metavar="[CONFIG.toml|recipe:NAME]", help=_CONFIG_HELP)]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,6 +63,7 @@ def evolve(
     config: ConfigArgument = None,
     run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
+    on: Annotated[str | None, typer.Option(metavar="TASK|CONFIG.toml", help=_ON_HELP)] = None,
     task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `glyphs` (the default) or `puzzle`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
@@ -70,34 +76,33 @@ def evolve(
     Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
 
     - `stepladder evolve` runs the embedded task, from nothing, in minutes
+    - `stepladder evolve recipe:rstar-math` runs a published system on it, and `--on my.toml` on another task
     - `stepladder evolve --task puzzle` runs another one: prefix reversals, without an answer key
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
         from stepladder import embedded
         from stepladder.commands.evolve import check_settings
-        from stepladder.loops.config.load import load_config
         from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
         from stepladder.toml_text import as_toml
 
-        check(config is None or task is None, f"--task: names an embedded task, and {config} is a task: got both -- leave one out")
-        size = embedded.task_named(task)
-        root = run_dir or Path("runs") / (config.stem if config else task or "embedded")
+        asked = asked_run(config, on=on, task=task)
+        root = run_dir or Path("runs") / asked.name
         shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
-        chosen = [*overrides, *shorthands]
-        resolved = load_config(config, chosen, base=None if config else embedded.settings(root / "start", task))
+        resolved = resolved_settings(asked, root / "start", [*overrides, *shorthands])
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
-        check_settings(resolved, prepared=config is not None)
+        check_settings(resolved, prepared=asked.config is not None)
         check_run(root, resolved)
-        for unused in unused_settings(resolved):
+        # A recipe keeps the sizes of its task, also those of what it does not train.
+        for unused in unused_settings(resolved) if asked.recipe is None else ():
             echo(f"note: {unused}", err=True)
         if dry_run:
             echo(as_toml(resolved.model_dump(mode="json")).rstrip())
             return
         with locked(root / LOCK_FILE, place=root):
-            if config is None:
-                embedded.prepare(root / "start", seed=resolved.run.seed, task=size)
+            if asked.config is None:
+                embedded.prepare(root / "start", seed=resolved.run.seed, task=embedded.task_named(asked.task))
             _evolve(resolved, root, stop_after)
 
 
@@ -116,6 +121,22 @@ def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
         raise stopped(stop) from None
     echo(table.render())
     echo(f"report: {write_report(run)}")
+
+
+@app.command(name="recipes")
+def recipes_(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Recipe to print. Default: list all.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the published systems that `evolve recipe:NAME` runs, with what each cost, or print the file of one.
+
+    - `stepladder recipes`
+    - `stepladder recipes rstar-math > my.toml`
+    """
+    with _errors_explained(debug):
+        from stepladder.commands.recipes import list_recipes, show_recipe
+
+        echo(list_recipes() if name is None else show_recipe(name))
 
 
 @app.command()

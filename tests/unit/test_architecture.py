@@ -60,15 +60,16 @@ ALLOWED = {
     "data.labels": BASE | {"interfaces", "data.datasets"},
     "data.exports": BASE | {"data.datasets", "data.labels", "data.store"},
     "embedded": MODELS,
+    "recipes": BASE,
     "loops": set(),
     "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "policy.backends.server_settings", "mcts"},
     "loops.runs": MODELS | {"data.metrics", "loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
-    "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm"},
+    "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm", "recipes"},
     "solver": MODELS | LOOPS | {"mcts", "commands", "report"},
     "report": BASE | {"data.store", "loops.runs"},
-    "cli": BASE | LOOPS | {"commands", "report", "embedded"},
+    "cli": BASE | LOOPS | {"commands", "report", "embedded", "recipes"},
 }
 """What each part may import, besides itself and the package's version; ``data`` and ``loops`` are cut into rooms of their own."""
 ROOMS = ("data", "loops")

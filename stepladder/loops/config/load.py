@@ -22,22 +22,23 @@ from stepladder.loops.config.schedule import check_schedule
 from stepladder.plugs import at_place
 
 
-def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None) -> Config:
+def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None, where: str | None = None) -> Config:
     """Read a TOML file over ``base``, apply ``section.key=value`` overrides, and check the result.
 
     Args:
         path: Configuration file; None starts from ``base`` alone.
         overrides: Each ``a.b=value``. The value is read as TOML, or as a string if that fails.
         base: Settings below the file's.
+        where: Origin of ``base``, for messages.
 
     Raises:
         ConfigError: If the file is missing or malformed, or a setting is unknown or impossible.
     """
-    where = str(path) if path else "configuration"
+    where = str(path) if path else where or "configuration"
     with reading(where, what="settings of stepladder", remedy="correct them", raises=ConfigError):
         raw: dict[str, Any] = json.loads(json.dumps(base or {}))
         if path is not None:
-            merge(raw, _resolve_paths(_read_toml(path), path.parent))
+            merge(raw, read_settings(path))
         given = [(override, *_split_override(override)) for override in overrides]
         for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
             _apply_override(raw, key, value, override=override)
@@ -57,6 +58,15 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
         ConfigError: If a setting is unknown or impossible.
     """
     return load_config(None, overrides, base=config.model_dump(mode="json")) if overrides else config
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, unchecked; existing relative paths are made absolute.
+
+    Raises:
+        ConfigError: If the file is missing or malformed.
+    """
+    return _resolve_paths(_read_toml(path), path.parent)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

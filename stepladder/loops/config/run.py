@@ -7,13 +7,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from stepladder.errors import check
-from stepladder.lm.settings import StageSettings
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.config.rules import RulesConfig
 from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
 from stepladder.loops.config.section import Section
-from stepladder.loops.config.training import PreferenceConfig, PRMConfig, TrainingConfig, WarmupConfig
+from stepladder.loops.config.training import PreferenceConfig, PRMConfig, SFTConfig, TrainingConfig, WarmupConfig
 from stepladder.plugs import without_folder
 
 PATH_KEYS: tuple[tuple[str, ...], ...] = (
@@ -70,7 +69,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     labels: LabelsConfig = LabelsConfig()
     training: TrainingConfig = TrainingConfig()
-    sft: StageSettings = StageSettings()
+    sft: SFTConfig = SFTConfig()
     preference: PreferenceConfig = PreferenceConfig()
     start_from: Literal["best", "base", "last", "model"] = "best"
     """The policy that each round trains: the best one so far, the warmed-up one (rStar-Math), the one trained last, accepted or not, or

@@ -31,6 +31,14 @@ class TrainingConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig(StageSettings):
+    """Supervised fine-tuning of the policy on right solutions."""
+
+    enabled: bool = True
+    """Whether the policy learns from traces; without it, from preferences alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceConfig(StageSettings):
     """Step-level preference training of the policy."""
 

@@ -1,12 +1,13 @@
 """Settings that other settings switch off: each differs from its default, and has no effect."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.loops.config.run import Config, flatten_keys
+from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.training import BinLoss, ImplicitLoss
 
 _NEEDED = {"problems": {"train": "", "test": ""}, "policy": {"model": ""}}
@@ -151,7 +152,14 @@ _RULES = (
 
 
 def unused_settings(config: Config) -> list[UnusedSettings]:
-    """Return the settings of a run that differ from their defaults and have no effect, by reason."""
+    """Return the settings of a run that differ from their defaults and have no effect in any round, by reason."""
+    in_rounds = [_unused(round_config(config, number)) for number in distinct_rounds(config)]
+    unread = [{key for each in found for key in each.keys} for found in in_rounds]
+    left = [replace(each, keys=tuple(key for key in each.keys if all(key in keys for keys in unread))) for each in _unused(config)]
+    return [each for each in left if each.keys]
+
+
+def _unused(config: Config) -> list[UnusedSettings]:
     changed, found, known = _changed(config), [], set[str]()
     for rule in _RULES:
         if not rule.holds(config):

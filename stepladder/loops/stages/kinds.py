@@ -80,6 +80,11 @@ def compares_steps(config: Config) -> bool:
     return isinstance(config.prm.target, StepPairs)
 
 
+def trace_kind(config: Config) -> RowKind[Trace] | None:
+    """Return the kind of rows of the SFT stage; None if the policy learns from preferences alone."""
+    return TRACES if config.sft.enabled else None
+
+
 def preference_kind(config: Config) -> RowKind[PreferencePair] | RowKind[GradedRow] | None:
     """Return the kind of rows that the preference loss takes; None if the policy learns from traces alone."""
     if not config.preference.enabled:

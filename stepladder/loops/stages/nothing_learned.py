@@ -24,7 +24,8 @@ def check_solved_problems_give_rows(context: RoundContext, number: int, labels: 
         StepladderError: If problems were solved and the rules of the configuration dropped everything, even if rows of earlier rounds
             remain to learn from.
     """
-    if labels.traces.kept:
+    learns_traces = context.config.sft.enabled
+    if learns_traces and labels.traces.kept:
         return
     trees = TREES.read(context.run.shards(TREES.name, rounds=[number]))
     searched, solved = {tree.problem_id for tree in trees}, {tree.problem_id for tree in trees if 1.0 in tree.outcomes}
@@ -36,7 +37,8 @@ def check_solved_problems_give_rows(context: RoundContext, number: int, labels: 
             f"round {number}: right solutions must give the policy something to learn from: {found}, and the rules dropped everything "
             f"({_dropped(context, labels)}) -- loosen labels.min_trace_value or the settings of labels.pairs, and start another run"
         )
-    context.display.say(f"round {number}: {found}, but no solution became a trace (traces: {_reasons(labels.traces)})")
+    if learns_traces:
+        context.display.say(f"round {number}: {found}, but no solution became a trace (traces: {_reasons(labels.traces)})")
 
 
 def why_nothing_is_learned(context: RoundContext, number: int) -> str:
@@ -58,7 +60,8 @@ def _dropped(context: RoundContext, labels: LabelCounts) -> str:
 def _policy_kinds(context: RoundContext) -> list[str]:
     """Return the kinds of rows that the policy learns from, by their names among the label counts."""
     preferences = preference_kind(context.config)
-    return ["traces", "revisions", *([] if preferences is None else [preferences.name])]
+    traces = ["traces", "revisions"] if context.config.sft.enabled else []
+    return [*traces, *([] if preferences is None else [preferences.name])]
 
 
 def _reasons(counts: RowCounts) -> str:

@@ -17,7 +17,7 @@ from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind
+from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind, trace_kind
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
 from stepladder.policy.prompts import PromptRenderer
 from stepladder.types import Provenance, Trace, derive_seed
@@ -79,7 +79,9 @@ def replayed(examples: Sequence[Trace], *, num_traces: int, share: float, seed: 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
     """Say whether a round has rows for the policy to learn from."""
-    return has_rows(_shards(context, number, TRACES)) or has_rows(_shards(context, number, preference_kind(context.config)))
+    return has_rows(_shards(context, number, trace_kind(context.config))) or has_rows(
+        _shards(context, number, preference_kind(context.config))
+    )
 
 
 def train_policy(context: RoundContext, number: int, best_policy: int) -> PolicyTraining:
@@ -87,7 +89,7 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
     if not learns_policy(context, number):
         return PolicyTraining()
     config, run = context.config, context.run
-    traces, preferences = _shards(context, number, TRACES), _shards(context, number, preference_kind(config))
+    traces, preferences = _shards(context, number, trace_kind(context.config)), _shards(context, number, preference_kind(config))
     learns_traces, learns_preferences = has_rows(traces), has_rows(preferences)
     out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
     start = _start(context, number, best_policy)

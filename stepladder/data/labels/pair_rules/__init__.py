@@ -11,10 +11,11 @@ from stepladder.data.labels.pair_rules.anchored import AnchoredPairs
 from stepladder.data.labels.pair_rules.committed import CommittedPairs
 from stepladder.data.labels.pair_rules.contrast import ContrastPairs
 from stepladder.data.labels.pair_rules.evidence import EvidencePairs
+from stepladder.data.labels.pair_rules.solutions import SolutionPairs
 from stepladder.data.labels.pair_rules.value_margin import AgentQPairs, ValueMarginPairs
 from stepladder.data.labels.rstar_math import RStarPairs
 
-PairRule = EvidencePairs | RStarPairs | CommittedPairs | AgentQPairs | ValueMarginPairs | ContrastPairs | AnchoredPairs
+PairRule = EvidencePairs | RStarPairs | CommittedPairs | AgentQPairs | ValueMarginPairs | ContrastPairs | AnchoredPairs | SolutionPairs
 """Any rule."""
 PAIR_RULES: dict[str, type[PairRule]] = {rule().type: rule for rule in get_args(PairRule)}
 """The rules by name."""
@@ -28,5 +29,6 @@ __all__ = [
     "EvidencePairs",
     "PairRule",
     "RStarPairs",
+    "SolutionPairs",
     "ValueMarginPairs",
 ]

@@ -18,6 +18,7 @@ from stepladder.data.labels.pair_rules import (
     ContrastPairs,
     EvidencePairs,
     RStarPairs,
+    SolutionPairs,
     ValueMarginPairs,
 )
 from stepladder.data.labels.pair_weights import order_uncertainty, ranking_agreement
@@ -201,6 +202,26 @@ def test_pairs_carry_what_the_objectives_need() -> None:
     assert pair.uncertainty == pytest.approx(-(5 / 6) * math.log2(5 / 6) - (1 / 6) * math.log2(1 / 6))
     (pair,) = EvidencePairs().select([record]).rows
     assert pair.agreement is None
+
+
+def test_pairs_of_whole_solutions_by_hand() -> None:
+    """Means of the bush: right 3-8 (0.8), 1-4 (0.75), 3-9 (0.7); wrong 1-5 (0.4), 2-7 (0.2), 2-6 (0.1)."""
+    best = SolutionPairs(best_and_worst=1).select([BUSH])
+    assert [(pair.chosen_ids, pair.rejected_ids) for pair in best.rows] == [([103, 108], [102, 106])]
+    assert (best.considered, best.dropped_by_reason) == (9, {"not among best and worst": 8})
+    two = SolutionPairs(pairs_per_problem=2).select([BUSH])
+    assert [round(pair.chosen_value - pair.rejected_value, 6) for pair in two.rows] == [0.7, 0.65]
+    assert two.dropped_by_reason == {"not among best and worst": 5, "over problem cap": 2}
+
+
+def test_solutions_by_value_ignore_outcomes() -> None:
+    """With two wrong solutions alone, the better of them is chosen once; by outcome there is no pair. Nothing is paired with itself."""
+    wrong = tree((-1, 0.5, None), (0, 0.6, 0.0), (0, 0.2, 0.0))
+    assert SolutionPairs().select([wrong]).rows == []
+    found = SolutionPairs(by="value").select([wrong])
+    assert [(pair.chosen_ids, pair.rejected_ids) for pair in found.rows] == [([101], [102])]
+    assert (found.considered, found.dropped_by_reason) == (1, {})
+    assert SolutionPairs(by="value").select([BUSH]).considered == 15
 
 
 @pytest.mark.parametrize("rule", PAIR_RULES)
