@@ -61,7 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def evolve(
     config: ConfigArgument = None,
-    run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR_HELP)] = None,
+    run_dir: Annotated[Path | None, typer.Option(readable=False, help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     on: Annotated[str | None, typer.Option(metavar="TASK|CONFIG.toml", help=_ON_HELP)] = None,
     task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `glyphs` (the default) or `puzzle`.")] = None,
@@ -142,7 +142,7 @@ def recipes_(
 @app.command()
 def solve(
     question: Annotated[str | None, typer.Argument(help="The question.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: runs/embedded.")] = None,
+    run: Annotated[Path | None, typer.Option(readable=False, help="Use the best models of this run. Default: runs/embedded.")] = None,
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
     prm: Annotated[
         list[str],
@@ -154,8 +154,8 @@ def solve(
     prm_spec: Annotated[str | None, typer.Option(help="Spec of a PRM whose directory does not contain it; see `prm specs`.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model of an implicit PRM that names none.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="One score of several PRMs': `mean`, `min` or `mean-variance`.")] = None,
-    input: Annotated[Path | None, typer.Option(help="JSONL or Parquet file with questions (fields id, question).")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSONL file for the answers; a stopped command continues it.")] = None,
+    input: Annotated[Path | None, typer.Option(readable=False, help="JSONL or Parquet file with questions (fields id, question).")] = None,
+    output: Annotated[Path | None, typer.Option(readable=False, help="JSONL file for the answers; a stopped command continues it.")] = None,
     id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
     question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
@@ -167,7 +167,7 @@ def solve(
         str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
     ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
-    tree: Annotated[Path | None, typer.Option(help="Write the searched tree (or trees) as JSON.")] = None,
+    tree: Annotated[Path | None, typer.Option(readable=False, help="Write the searched tree (or trees) as JSON.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     overwrite: OverwriteOption = False,
@@ -235,7 +235,7 @@ app.command(name="config")(explain_settings)
 
 @app.command()
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
+    run: Annotated[Path | None, typer.Argument(readable=False, help="Run directory.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="New or empty directory, `hub:OWNER/NAME`, or `hub` for a name made here.")] = None,
     format: Annotated[str, typer.Option("--format", help="Kind of data set; `list` explains them.")] = "preference",
     rounds: Annotated[str | None, typer.Option("--round", help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
@@ -289,9 +289,12 @@ def export(
 @app.command(name="import")
 def import_(
     place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
-    run_dir: Annotated[Path, typer.Option(help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")],
+    run_dir: Annotated[
+        Path, typer.Option(readable=False, help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")
+    ],
     config: Annotated[
-        Path | None, typer.Option(help="TOML configuration of a run that does not exist yet: check the rows against its policy now.")
+        Path | None,
+        typer.Option(readable=False, help="TOML configuration of a run that does not exist yet: check the rows against its policy now."),
     ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     debug: DebugOption = False,
@@ -353,8 +356,8 @@ def grade(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    to: Annotated[Path | None, typer.Option("--to", help="HTML file to write. Default: RUN/report.html.")] = None,
+    run: Annotated[Path, typer.Argument(readable=False, help="Run directory.")],
+    to: Annotated[Path | None, typer.Option("--to", readable=False, help="HTML file to write. Default: RUN/report.html.")] = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:

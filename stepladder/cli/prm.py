@@ -40,9 +40,9 @@ def specs(
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files with solutions.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", readable=False, help="JSONL or Parquet files with solutions.")],
     model: ModelOption,
-    output: Annotated[Path, typer.Option(help="JSONL file for the scores.")],
+    output: Annotated[Path, typer.Option(readable=False, help="JSONL file for the scores.")],
     spec: SpecOption = None,
     reference: ReferenceOption = None,
     aggregation: Annotated[str, typer.Option(help="Aggregation of the step scores.")] = "last",
@@ -86,10 +86,11 @@ def score(
 @app.command()
 def train(
     init: Annotated[str, typer.Option(help="Policy or process reward model to start from: directory or hub id.")],
-    output: Annotated[Path, typer.Option(help="Directory for the trained model.")],
-    files: Annotated[list[Path], typer.Argument(metavar="[FILE...]", help="Files of solutions with labelled steps.")] = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(readable=False, help="Directory for the trained model.")],
+    files: Annotated[list[Path], typer.Argument(metavar="[FILE...]", readable=False, help="Files of solutions with labelled steps.")] = [],  # noqa: B006
     trees: Annotated[  # - typer copies both
-        list[Path], typer.Option(help="Searched trees to learn from instead: a run, one of its rounds, or shards; may be repeated.")
+        list[Path],
+        typer.Option(readable=False, help="Searched trees to learn from instead: a run, one of its rounds, or shards; may be repeated."),
     ] = [],  # noqa: B006
     target: Annotated[
         str,
@@ -169,16 +170,20 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL or Parquet files of graded or labelled solutions.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", readable=False, help="JSONL or Parquet files of graded or labelled solutions.")
+    ],
     model: ModelOption,
     spec: SpecOption = None,
     reference: ReferenceOption = None,
     aggregation: Annotated[str, typer.Option(help="Aggregation of step scores to the score of a solution.")] = "last",
     threshold: Annotated[float, typer.Option(help="A step counts as wrong below it.")] = 0.5,
-    tune_on: Annotated[Path | None, typer.Option(help="Choose the threshold on this file, which must hold other problems.")] = None,
+    tune_on: Annotated[
+        Path | None, typer.Option(readable=False, help="Choose the threshold on this file, which must hold other problems.")
+    ] = None,
     neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
-    to_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Directory for plots (SVG).")] = None,
+    to_json: Annotated[Path | None, typer.Option("--json", readable=False, help="Write every figure to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(readable=False, help="Directory for plots (SVG).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of a judge's verdicts.")] = 0,
     backend: BackendOption = "transformers",
     device: DeviceOption = "auto",

@@ -18,6 +18,7 @@ Every file is written to a temporary name and renamed, so a file that exists is 
 made anew from the round.json files.
 """
 
+import fnmatch
 import json
 import os
 import platform
@@ -94,7 +95,7 @@ class RunDir:
     def shards(self, kind: str, *, rounds: list[int] | None = None) -> list[Path]:
         """Return the finished shards of a kind, in order; of all rounds unless some are named."""
         folders = [self.round(number) for number in rounds] if rounds is not None else sorted((self.root / "rounds").glob("[0-9]*"))
-        return [path for folder in folders for path in sorted((folder / kind).glob("shard-*.parquet"))]
+        return [path for folder in folders for path in _matching(folder / kind, "shard-*.parquet")]
 
     def imported_folder(self, name: str) -> Path:
         """Return the directory of an imported data set, with one folder per kind."""
@@ -102,7 +103,8 @@ class RunDir:
 
     def imported(self, kind: str) -> list[Path]:
         """Return the imported shards of a kind, or of all kinds (``*``), in the order of their data sets' names."""
-        return sorted((self.root / "imported").glob(f"*/{kind}/shard-*.parquet"))
+        folders = [folder for name in _matching(self.root / "imported", "*") for folder in _matching(name, kind)]
+        return sorted(path for folder in folders for path in _matching(folder, "shard-*.parquet"))
 
     def check_new(self) -> None:
         """Check that a run can be started here.
@@ -267,6 +269,13 @@ def software() -> Software:
         packages=_package_versions(),
         git_revision=_git_revision(),
     )
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Return what lies in a directory, in order; nothing if there is none. ``Path.glob`` would skip one that may not be read."""
+    with reading(folder, what="a directory of this run that may be read", remedy="change its rights"):
+        names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
 def _with_paths(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
