@@ -10,6 +10,8 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.models import save_tiny_policy
@@ -103,13 +105,37 @@ learning_rate = 1e-3
     return path
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    """Start the command line in a process group of its own."""
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen]:
+    """Start the command line in a process group of its own. If the block fails, or ends before the process, the whole group is killed."""
     command = [sys.executable, "-m", "stepladder", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # A test run started in the background ignores Ctrl-C, and what it starts would, too.
-    return subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True, preexec_fn=_heed_interrupts)
+    with subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True, preexec_fn=_heed_interrupts) as process:
+        ended = False
+        try:
+            yield process
+            ended = process.poll() is not None
+        finally:
+            if not ended:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def killed(process: subprocess.Popen) -> bool:
+    """Kill the started process, and wait until it and its workers have gone; say whether it still worked."""
+    working = process.poll() is None
+    process.kill()
+    # Workers hold the other ends of the pipes: they are read to their ends when all of them have gone, too.
+    process.communicate(timeout=120)
+    return working
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files below a directory that need not exist, while another process writes, renames and removes some."""
+    # os.walk skips a directory that vanishes while it is listed; pathlib raises.
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
 
 
 def _heed_interrupts() -> None:
@@ -118,6 +144,6 @@ def _heed_interrupts() -> None:
 
 def stepladder(*arguments: object) -> subprocess.CompletedProcess:
     """Run the command line to its end."""
-    process = start(*arguments)
-    out, err = process.communicate(timeout=300)
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from tests.models import save_tiny_policy
-from tests.runs import start, write_problems
+from tests.runs import files_below, started, write_problems
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
@@ -38,9 +38,8 @@ def outcomes(out: Path) -> list[dict]:
 def test_a_call_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C ends with code 130 and a sentence; the same command continues, and two processes come to the same outcomes."""
     more = ("--tokens", "12,24,48", "--seeds", "2")
-    with start(*arguments(folder, tmp_path / "stopped", *more)) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("stopped/cells/*/*/*/shard-*.json")) and time.monotonic() < deadline:
+    with started(*arguments(folder, tmp_path / "stopped", *more)) as process:
+        while process.poll() is None and not any(path.suffix == ".json" for path in files_below(tmp_path / "stopped" / "cells")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import start, stepladder, write_tiny_config
+from tests.runs import files_below, killed, started, stepladder, write_tiny_config
 
 METRICS = (
     "round",
@@ -64,17 +64,10 @@ def test_evolve_writes_every_round(finished: tuple[Path, Path]) -> None:
     assert (run / "report.html").exists()
 
 
-def wait_for_new_files(run: Path, count: int, process: subprocess.Popen) -> bool:
-    """Wait until a run has so many more files of rounds than now, or its process has ended; say whether it still works."""
-
-    def files() -> int:
-        # os.walk passes over a directory that is renamed or removed while it is listed; pathlib raises.
-        return sum(len(names) for _, _, names in os.walk(run / "rounds"))
-
-    before = files()
-    while process.poll() is None and files() < before + count:
-        time.sleep(0.01)
-    return process.poll() is None
+def wait_for_new_files(run: Path, count: int, process: subprocess.Popen) -> None:
+    """Wait until a run has so many more files of rounds than now, or its process has ended."""
+    before = len(files_below(run / "rounds"))
+    wait_for(lambda: len(files_below(run / "rounds")) >= before + count, process)
 
 
 def test_killed_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -82,12 +75,11 @@ def test_killed_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_pa
     config, reference = finished
     run, rng, kills = tmp_path / "run", random.Random(0), 0
     while kills < 6:
-        process = start("evolve", config, "--run-dir", run)
-        # Moments are counted in files, not seconds, so that a slow machine is killed in the same stages as a fast one.
-        working = wait_for_new_files(run, rng.randint(1, 12), process)
-        time.sleep(rng.uniform(0.0, 0.3))
-        process.kill()
-        process.communicate()
+        with started("evolve", config, "--run-dir", run) as process:
+            # Moments are counted in files, not seconds, so that a slow machine is killed in the same stages as a fast one.
+            wait_for_new_files(run, rng.randint(1, 12), process)
+            time.sleep(rng.uniform(0.0, 0.3))
+            working = killed(process)
         kills += working
         if not working:
             break
@@ -112,7 +104,8 @@ def run_facts(run: Path) -> dict[str, str]:
 
 def has_begun(run: Path, stage: str) -> bool:
     """Say whether a stage of round 1 has begun."""
-    events = (run / "events.jsonl").read_text().splitlines() if (run / "events.jsonl").exists() else []
+    # The last line may not be whole yet.
+    events = (run / "events.jsonl").read_text().split("\n")[:-1] if (run / "events.jsonl").exists() else []
     begun = [event for event in map(json.loads, events) if event["event"] == "stage_begin"]
     return any(event["round"] == 1 and event["stage"] == stage for event in begun)
 
@@ -142,12 +135,10 @@ def test_kills_in_every_stage_lose_no_figures_and_leave_nothing(finished: tuple[
     ]
     kills = 0
     for happened in moments:
-        process = start("evolve", config, "--run-dir", run)
-        wait_for(happened, process)
-        time.sleep(rng.choice((0.0, 0.02, 0.2)))
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
+        with started("evolve", config, "--run-dir", run) as process:
+            wait_for(happened, process)
+            time.sleep(rng.choice((0.0, 0.02, 0.2)))
+            kills += killed(process)
     assert kills >= 6
     done = stepladder("evolve", config, "--run-dir", run)
     assert done.returncode == 0, done.stderr
@@ -157,12 +148,10 @@ def test_kills_in_every_stage_lose_no_figures_and_leave_nothing(finished: tuple[
 def test_interrupt_keeps_what_is_finished(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """Ctrl-C ends with exit code 130 and one sentence; the same command finishes the run."""
     config, reference = finished
-    process = start("evolve", config, "--run-dir", tmp_path / "run")
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("rounds/001/trees/shard-*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    with started("evolve", config, "--run-dir", tmp_path / "run") as process:
+        wait_for(lambda: any(path.suffix == ".parquet" for path in files_below(tmp_path / "run/rounds/001/trees")), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command continues" in err
     assert "Traceback" not in err
