@@ -25,6 +25,10 @@ Natural = Annotated[int, Ge(0)]
 """A whole number of at least 0."""
 
 
+RuleName = Literal["text", "sentence", "pattern", "tokens", "surprise"]
+"""Rules for the end of a step."""
+
+
 def check_bounds(settings: object, *, where: str) -> None:
     """Check every number and choice of a settings object against its annotation. Types without a range are not checked.
 

@@ -81,16 +81,6 @@ class StepBoundary:
         # Every token adds at least one byte, except special tokens and byte-less pieces; a few more tokens cover those.
         self._reach = len(step_end.encode()) + 4
 
-    def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
-        """Cut a solution's tokens into steps where a sampler would end each. The last step may be open."""
-        steps, begin = [], 0
-        ids = np.asarray(token_ids, dtype=np.int64)
-        for end, token in enumerate(token_ids, 1):
-            if self.closes[token] or (self.may_close[token] and self.completes(ids[begin:end])):
-                steps.append(tuple(token_ids[begin:end]))
-                begin = end
-        return [*steps, tuple(token_ids[begin:])] if begin < len(token_ids) else steps
-
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
         """Say whether the last token of a step completes the closing text; the step must be open before that token."""
         return self._step_end in self._text.decode_batch([token_ids[-self._reach :].tolist()], skip_special=False)[0]

@@ -21,13 +21,15 @@ from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.lm.chat import prints_date, render_chat, today, turn_end
 from stepladder.lm.encoding import TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
-from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.lm.step_rules import Boundary, StepRule, boundary_of, cut_steps
+from stepladder.lm.text import TokenText
 from stepladder.plugs import load_plug, plug_file, without_folder
+from stepladder.settings import RuleName
 from stepladder.types import Problem
 
 FORMAT_VERSION = 1
 _PLACEHOLDER = "{question}"
-_OPTIONAL = ("date", "answer", "prompt")
+_OPTIONAL = ("date", "answer", "prompt", "steps", "step_pattern", "step_tokens", "step_surprise", "thinking_end")
 """Fields that are not stored, nor hashed, with their default."""
 
 
@@ -45,6 +47,16 @@ class StepFormat:
     """Name of a function that makes this text of a question instead; ``stepladder.plugs`` has the forms of names."""
     step_end: str = "\n"
     """Text that closes a step. A step ends at the token that completes this text."""
+    steps: RuleName = "text"
+    """Rule for the end of a step: ``text`` is ``step_end``; ``stepladder.lm.step_rules`` has the others."""
+    step_pattern: str | None = None
+    """Regular expression of rule ``pattern``."""
+    step_tokens: int = 64
+    """Tokens of a step under ``tokens``, and at least so many under ``surprise``, >= 1."""
+    step_surprise: float = 3.0
+    """Under ``surprise`` a step ends before a token with -log p of at least this many nats, > 0."""
+    thinking_end: str | None = None
+    """Text that ends a thinking block, such as ``</think>``. Answers are read after it, and a solution ends with the end token alone."""
     answer_pattern: str | None = None
     r"""Regular expression whose first group is the final answer; the last match counts. None reads the last ``\boxed{}`` with balanced
     braces. A step that states an answer ends the solution."""
@@ -62,6 +74,7 @@ class StepFormat:
             raise ConfigError(f"prompt_template: must contain {_PLACEHOLDER!r}: got {self.prompt_template!r}")
         if not self.step_end:
             raise ConfigError("step_end: must not be empty: without a boundary there are no steps")
+        self._check_rule()
         self._check_pattern()
         if self.prompt is not None and self.prompt_template != StepFormat.__dataclass_fields__["prompt_template"].default:
             raise ConfigError(f"prompt: takes the place of prompt_template: got both, {self.prompt!r} too -- leave one out")
@@ -71,6 +84,34 @@ class StepFormat:
             raise ConfigError(f"system: must be left out unless chat is true: got {self.system!r} -- put it into prompt_template")
         if self.date is not None and not _is_date(self.date):
             raise ConfigError(f"date: must have the form YYYY-MM-DD: got {self.date!r} -- correct it, or leave it out for today")
+
+    @property
+    def rule(self) -> StepRule:
+        """Where steps end."""
+        return StepRule(
+            name=self.steps,
+            text=self.step_end,
+            pattern=self.step_pattern,
+            num_tokens=self.step_tokens,
+            surprise=self.step_surprise,
+            thinking_end=self.thinking_end,
+        )
+
+    def _check_rule(self) -> None:
+        if self.steps not in get_args(RuleName):
+            raise ConfigError(f"steps: must be one of {', '.join(get_args(RuleName))}: got {self.steps!r} -- choose one of these")
+        if (self.steps == "pattern") != (self.step_pattern is not None):
+            raise ConfigError(f"step_pattern: goes with steps = 'pattern': got {self.step_pattern!r} with {self.steps!r} -- give both")
+        try:
+            re.compile(self.step_pattern or "")
+        except re.error as error:
+            raise ConfigError(f"step_pattern: must be a regular expression: got {self.step_pattern!r}: {error}") from error
+        if self.step_tokens < 1 or not self.step_surprise > 0:
+            raise ConfigError(
+                f"step_tokens, step_surprise: must be at least 1 and above 0: got {self.step_tokens}, {self.step_surprise} -- raise them"
+            )
+        if self.thinking_end == "":
+            raise ConfigError("thinking_end: must not be empty -- leave it out for solutions without thinking blocks")
 
     def _check_pattern(self) -> None:
         if self.answer_pattern is None:
@@ -84,6 +125,10 @@ class StepFormat:
 
     def extract_answer(self, text: str) -> str | None:
         """Return what the last box holds, the last match of the answer pattern captured, or the solution itself; None if that is blank."""
+        if self.thinking_end is not None:
+            _, ended, text = text.rpartition(self.thinking_end)
+            if not ended:
+                return None
         if self.answer == "solution":
             return text.strip() or None
         if self.answer_pattern is None:
@@ -94,6 +139,9 @@ class StepFormat:
 
     def is_final(self, step_text: str, question: str = "") -> bool:
         """Say whether a step states the final answer, which ends the solution; a box that the question holds already states none."""
+        if self.thinking_end is not None:
+            # A step does not show whether it is inside the block.
+            return False
         if self.answer == "solution":
             return self.answer_pattern is not None and re.search(self.answer_pattern, step_text) is not None
         answer = self.extract_answer(step_text)
@@ -210,7 +258,7 @@ class PromptRenderer:
 
     def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Cut the tokens after a prompt into steps, each ending where a sampler would end it. The last step may be open."""
-        return self._boundary.cut(token_ids)
+        return cut_steps(self._boundary, token_ids)
 
     def encode_solution(self, text: str, *, place: str = "solution") -> list[tuple[int, ...]]:
         """Return a written solution as steps of token ids, with the step ends of a sampled one.
@@ -232,7 +280,10 @@ class PromptRenderer:
             return []
         closed = self._is_closed(steps[-1])
         if self.step_format.is_final(self.decode(steps[-1])):
-            return steps if closed else self.encode_steps(text + self.step_format.step_end, place=place)
+            if closed:
+                return steps
+            if self.step_format.steps == "text":
+                return self.encode_steps(text + self.step_format.step_end, place=place)
         if self.end_id is None:
             return steps
         return [*steps, (self.end_id,)] if closed else [*steps[:-1], (*steps[-1], self.end_id)]
@@ -242,9 +293,9 @@ class PromptRenderer:
         return self.cut(self._inner_ids(text, place)) if text else []
 
     @cached_property
-    def _boundary(self) -> StepBoundary:
+    def _boundary(self) -> Boundary:
         vocab_size = max(self.tokenizer.get_vocab().values()) + 1
-        return StepBoundary(self.tokenizer, self.step_format.step_end, vocab_size=vocab_size)
+        return boundary_of(self.tokenizer, self.step_format.rule, vocab_size=vocab_size)
 
     def _is_closed(self, step: tuple[int, ...]) -> bool:
         return bool(self._boundary.closes[step[-1]]) or self._boundary.completes(np.asarray(step))

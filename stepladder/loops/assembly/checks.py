@@ -87,7 +87,7 @@ def check_labels(config: Config) -> None:
             f"labels.replay: needs solved examples: got {config.labels.replay} without warmup.solutions -- name a file or leave it out"
         )
     text, end = config.labels.revision_text, config.format.step_end
-    if text and not text.endswith(end):
+    if text and config.format.steps == "text" and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from stepladder.errors import check
 from stepladder.loops.config.section import Section
+from stepladder.settings import RuleName
 
 
 class GradingConfig(Section):
@@ -90,7 +91,16 @@ class ProblemsConfig(Section):
         return self
 
 
-UNSTATED = {"date": None, "answer": "stated", "prompt": None}
+UNSTATED = {
+    "date": None,
+    "answer": "stated",
+    "prompt": None,
+    "steps": "text",
+    "step_pattern": None,
+    "step_tokens": 64,
+    "step_surprise": 3.0,
+    "thinking_end": None,
+}
 """Settings of the format that are left out of its stored form if they have these values."""
 
 
@@ -103,7 +113,20 @@ class FormatConfig(Section):
     """Function that makes the prompt text of a question, in place of ``prompt_template``: ``file.py:function``,
     ``package.module:function``, or an entry point of the group ``"stepladder.tasks"``."""
     step_end: str = "\n"
-    """Text that closes a step."""
+    """Text that closes a step: a line end, a blank line, or a closing tag."""
+    steps: RuleName = "text"
+    """Where a step ends: at ``step_end`` (``text``); at the end of a ``sentence``; where its text matches ``step_pattern`` (``pattern``);
+    after ``step_tokens`` tokens (``tokens``); or before an uncertain token (``surprise``)."""
+    step_pattern: str | None = None
+    """Regular expression for ``steps = "pattern"``: a step ends at the token with which its text first matches. ``'\\nStep \\d+:'`` ends a
+    step at the heading of the next."""
+    step_tokens: int = Field(default=64, ge=1)
+    """Tokens of a step with ``steps = "tokens"``; at least so many with ``surprise``."""
+    step_surprise: float = Field(default=3.0, gt=0)
+    """With ``steps = "surprise"`` a step ends before a token with -log p of at least this many nats."""
+    thinking_end: str | None = None
+    """Text that ends a thinking block, such as ``</think>``. Steps are made inside the block, too. Answers are read after it, and only the
+    end token ends a solution. None for solutions without such blocks."""
     answer_pattern: str | None = None
     r"""Regular expression with one group that reads the final answer out of a step; None reads the last ``\boxed{}``, braces balanced.
     A step with an answer ends the solution."""

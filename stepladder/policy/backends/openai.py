@@ -205,7 +205,9 @@ def _fixed_fields(server: CompletionServer, rules: StepRules) -> dict[str, Any]:
         fields["logit_bias"] = {str(i): _BAN for i in rules.never_sampled[:_MAX_BIAS]}
     if server.settings.stop == "server":
         # The stop text in the answer: vLLM's name for it, and SGLang's.
-        fields |= {"stop": [rules.format.step_end], "include_stop_str_in_output": True, "no_stop_trim": True}
+        stops = [rules.format.step_end] if rules.rule.name == "text" else []
+        stops += [] if rules.rule.thinking_end is None else [rules.rule.thinking_end]
+        fields |= {"stop": stops, "include_stop_str_in_output": True, "no_stop_trim": True}
     return fields
 
 

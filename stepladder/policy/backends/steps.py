@@ -14,7 +14,8 @@ from stepladder.errors import BackendError
 from stepladder.interfaces import StepRequest, StepResult
 from stepladder.lm.chat import turn_end
 from stepladder.lm.encoding import special_ids
-from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.lm.step_rules import Boundary, boundary_of, forks
+from stepladder.lm.text import TokenText
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
 
@@ -34,7 +35,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, *settings: Any, vocab_size: i
     return ends
 
 
-def sampled_tokens(tokenizer: PreTrainedTokenizerBase, boundary: StepBoundary, ends: Bool[np.ndarray, "V"]) -> Bool[np.ndarray, "V"]:
+def sampled_tokens(tokenizer: PreTrainedTokenizerBase, boundary: Boundary, ends: Bool[np.ndarray, "V"]) -> Bool[np.ndarray, "V"]:
     """Return which ids may be sampled: those the tokenizer knows, without special tokens that neither end a sequence nor a step.
 
     A token is special if the tokenizer names it or marks it so among its added tokens; one that holds ``step_end`` closes steps.
@@ -82,7 +83,9 @@ class StepRules:
         """Read the rules off a tokenizer, a format and the model's settings, as for ``end_tokens``."""
         self.format = step_format
         self.text = TokenText(tokenizer)
-        self.boundary = StepBoundary(tokenizer, step_format.step_end, vocab_size=vocab_size)
+        self.rule = step_format.rule
+        """Where steps end."""
+        self.boundary = boundary_of(tokenizer, self.rule, vocab_size=vocab_size)
         self.vocab_size = vocab_size
         """Ids that the model can produce."""
         self.ends = end_tokens(tokenizer, *settings, vocab_size=vocab_size)
@@ -174,6 +177,11 @@ class OpenSample:
             name = self._rules.text.decode_batch([[token]], skip_special=False)[0]
             self.fail(f"special tokens must not be sampled: the engine gave {name!r} ({token}) -- use one that takes a logit_bias")
             return True
+        if self._ids and forks(self._rules.rule, num_tokens=len(self._ids), logp=logp):
+            self._end_step(at_end=False, closed=True)
+            if self.finished:
+                # The next request begins with this token, or another one.
+                return True
         self._ids.append(token)
         # Engines compute logits minus a log-sum-exp, which rounding can lift above 0 by a hair.
         self._logps.append(min(logp, 0.0))

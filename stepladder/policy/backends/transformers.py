@@ -26,6 +26,7 @@ from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
 from stepladder.lm.sampling import TakenMass, sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
+from stepladder.lm.step_rules import forks
 from stepladder.policy.backends.steps import StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
@@ -373,6 +374,9 @@ class TransformersPolicy:
 
     def _finish_steps(self, rows: np.ndarray, lanes: np.ndarray, tokens: np.ndarray) -> None:
         state, rules = self._lanes, self._rules
+        if rules.rule.name == "surprise":
+            goes_on = ~self._end_at_forks(rows, lanes)
+            rows, lanes, tokens = rows[goes_on], lanes[goes_on], tokens[goes_on]
         at_end = rules.ends[tokens]
         closed = rules.boundary.closes[tokens] & ~at_end
         for i in np.flatnonzero(rules.boundary.may_close[tokens] & ~at_end):
@@ -392,6 +396,29 @@ class TransformersPolicy:
         self._keep_prefixes(finished)
         for number, lane in finished:
             self._end_lane(number, lane)
+
+    def _end_at_forks(self, rows: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """End steps before the tokens that were just sampled where the rule says so, and say which lanes are finished with that.
+
+        The other lanes begin their next step with these tokens.
+        """
+        state, finished = self._lanes, []
+        over = np.zeros(len(rows), dtype=bool)
+        for i, at in enumerate(zip(rows.tolist(), lanes.tolist(), strict=True)):
+            begin, last = int(state.step_begin[at]), int(state.count[at]) - 1
+            if not forks(self._rules.rule, num_tokens=last - begin, logp=float(state.logps[at][last])):
+                continue
+            state.count[at] = last
+            ids = state.tokens[at][begin:last].tolist()
+            if self._end_step(at, ids, self._rules.text.decode_batch([ids])[0], at_end=False, closed=True):
+                finished.append(at)
+                over[i] = True
+            else:
+                state.count[at] = last + 1
+        self._keep_prefixes(finished)
+        for number, lane in finished:
+            self._end_lane(number, lane)
+        return over
 
     def _end_step(self, at: tuple[int, int], ids: list[int], text: str, *, at_end: bool, closed: bool) -> bool:
         """Record a step and say whether its lane is finished."""
