@@ -101,8 +101,8 @@ can become a trace, whatever the search. If a round solves problems and the rule
 `labels.trace_by` orders the right solutions of a problem: `value` and `score` put the best ones first, `shortest` those of fewest steps,
 and `random` is plain rejection sampling.
 
-The solutions that `prm.rollouts` samples are graded. The policy's rows of the next round are made of them, too; `labels.rollouts = false`
-leaves them to the PRM. `labels.replay = 0.3` makes three in ten SFT rows of every round solved examples of `warmup.solutions`.
+The solutions that `prm.rollouts` samples are graded. The policy's rows of the next round are made of them, too, or those of the same round
+with `prm.when = "before-search"`; `labels.rollouts = false` leaves them to the PRM. `labels.replay = 0.3` makes three in ten SFT rows of every round solved examples of `warmup.solutions`.
 """
 
 

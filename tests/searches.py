@@ -31,7 +31,17 @@ def score(prefix_ids):
 
 
 def engine(
-    method="mcts", *, policy=propose, scorer=score, answers=None, budget=None, max_trees=256, arrival_seed=None, key_of=str, **overrides
+    method="mcts",
+    *,
+    policy=propose,
+    scorer=score,
+    answers=None,
+    budget=None,
+    max_trees=256,
+    arrival_seed=None,
+    key_of=str,
+    tree_number=0,
+    **overrides,
 ):
     """Return an engine over fakes."""
     return SearchEngine(
@@ -44,6 +54,7 @@ def engine(
         provenance=PROVENANCE,
         key_of=key_of,
         max_trees=max_trees,
+        tree_number=tree_number,
     )
 
 

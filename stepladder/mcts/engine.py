@@ -42,6 +42,7 @@ class SearchEngine:
         verifier: Verifier | None = None,
         key_of: Callable[[str], str] = own_key,
         max_trees: int = 256,
+        tree_number: int = 0,
     ) -> None:
         """Set up a search.
 
@@ -56,6 +57,7 @@ class SearchEngine:
             verifier: Label mode: terminals are valued by their outcome, cut and failed nodes by 0. None is solve mode.
             key_of: Canonical form of an answer: answers with the same key are one answer in votes. By default only equal texts are.
             max_trees: Problems searched at once.
+            tree_number: How many trees of the same problems were searched before with this seed and round, >= 0; it changes all seeds.
 
         Raises:
             ConfigError: If a cap is impossible. The caps from a function are checked when the search of the problem begins.
@@ -66,6 +68,7 @@ class SearchEngine:
         self.policy, self.renderer, self.method, self.budget = policy, renderer, method, budget
         self.provenance, self.scorer, self.verifier, self.max_trees = provenance, scorer, verifier, max_trees
         self.key_of = key_of
+        self.tree_number = tree_number
         self.stats = EngineStats()
         """Where the time went."""
 
@@ -101,6 +104,7 @@ class SearchEngine:
             label_mode=self.verifier is not None,
             scored=self.scorer is not None,
             key_of=self.key_of,
+            tree_number=self.tree_number,
         )
         first = list(islice(problems, self.max_trees))
         return SearchRun(

@@ -43,6 +43,8 @@ class SearchTerms:
     """Whether steps are scored."""
     key_of: Callable[[str], str]
     """Canonical form of an answer for votes."""
+    tree_number: int = 0
+    """How many trees of the same problems were searched before in the same round; they have other seeds."""
 
 
 class ProblemSearch:
@@ -62,7 +64,8 @@ class ProblemSearch:
         method, renderer, provenance = terms.method, terms.renderer, terms.provenance
         self.problem, self.budget, self.row, self.number = problem, budget, row, number
         self.prompt_ids = tuple(renderer.prompt_ids(problem))
-        self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id))
+        another = ("tree", terms.tree_number) if terms.tree_number else ()
+        self.seed_of = seed_family(derive_seed(provenance.seed, provenance.round, problem.id, *another))
         """Derives every seed of the search from its purpose."""
         self.table = StepTable()
         self.wave: list[Expansion] = []

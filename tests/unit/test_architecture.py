@@ -63,7 +63,7 @@ ALLOWED = {
     "recipes": BASE,
     "loops": set(),
     "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "policy.backends.server_settings", "mcts"},
-    "loops.runs": MODELS | {"data.metrics", "loops.config"},
+    "loops.runs": MODELS | {"data.metrics", "data.store", "loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
     "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm", "recipes"},

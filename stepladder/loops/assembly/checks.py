@@ -9,7 +9,7 @@ from stepladder.hub import check_model_source
 from stepladder.lm.families import unserved_parts
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
-from stepladder.loops.assembly.search import build_method
+from stepladder.loops.assembly.search import build_method, search_budget
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
@@ -62,8 +62,10 @@ def check_searches(config: Config) -> None:
     """Check both search methods before any work starts.
 
     Raises:
-        ConfigError: If a method or option is unknown, or a wave is larger than the simulations it is part of.
+        ConfigError: If a method or option is unknown, a wave is larger than the simulations it is part of, or ``search.allocation`` does
+            not match the caps of the search.
     """
+    config.search.allocation.check_with(search_budget(config.search))
     for name, section in (("search", config.search), ("evaluate", config.evaluate)):
         wave = build_method(section).selection.wave
         if wave > section.simulations:

@@ -11,7 +11,7 @@ from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchConfig
 from stepladder.mcts.answer_rules import own_key
-from stepladder.mcts.engine import SearchEngine
+from stepladder.mcts.engine import BudgetRule, SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.types import Budget, Problem, Provenance
 
@@ -91,11 +91,12 @@ def search_engine(
     policy: str,
     prm: str | Sequence[str] | None,
     method: SearchMethod,
-    budget: Budget,
+    budget: Budget | BudgetRule,
     provenance: Provenance,
     scores: ScoresConfig | None = None,
     verifier: Verifier | None = None,
     key_of: Callable[[str], str] = own_key,
+    tree_number: int = 0,
 ) -> SearchEngine:
     """Return a search engine with its models loaded.
 
@@ -111,6 +112,7 @@ def search_engine(
         scores: As for ``build_scorer``.
         verifier: Grades answers during the search; None searches without reference answers.
         key_of: Canonical form of an answer for votes, from ``vote_keys``; by default only equal texts are one answer.
+        tree_number: As for ``SearchEngine``.
 
     Raises:
         ConfigError: If a backend is not installed or settings are impossible.
@@ -129,4 +131,5 @@ def search_engine(
         key_of=key_of,
         provenance=replace(provenance, renderer_hash=renderer.hash),
         max_trees=config.search.max_trees,
+        tree_number=tree_number,
     )

@@ -10,6 +10,7 @@ from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
 from stepladder.data.labels.traces import TraceOrder
 from stepladder.data.labels.values import ValueTarget
 from stepladder.loops.config.section import Section, Variant
+from stepladder.mcts.allocation import Allocation, Uniform
 from stepladder.settings import Count, NonNegative, Share
 
 
@@ -109,6 +110,9 @@ class SearchConfig(Section):
     """Tokens of one step."""
     max_trees: int = Field(default=256, ge=1)
     """Problems searched at once in one worker."""
+    allocation: Annotated[Allocation, Variant("uniform")] = Uniform()
+    """How a round's search is shared among the problems: ``uniform``, ``unsolved-first``, ``knapsack``, ``prompt-curriculum`` or
+    ``by-pass-rate``; see docs/runs.md."""
     scores: ScoresConfig = ScoresConfig()
     """Changes to the PRM's scores before the search uses them."""
 
@@ -148,7 +152,8 @@ class LabelsConfig(Section):
     """Value of a step that traces, pairs and graded rows go by: ``tree-value`` as the search backed it up, ``monte-carlo``, the PRM's
     ``score``, ``hard-max``, ``distance``, ``outcome`` or ``progress``; see docs/training.md."""
     rollouts: bool = True
-    """Make the policy's rows of the graded rollouts of the round before, too (``prm.rollouts``)."""
+    """Make the policy's rows of the graded samples of ``prm.rollouts``, too: those of the round before, or with ``prm.when`` =
+    ``before-search`` those of the same round."""
     replay: float = Field(default=0.0, ge=0, lt=1)
     """Share of the SFT rows of every round that are solved examples of ``warmup.solutions``, in [0, 1). They are drawn at random, each once
     before any comes twice."""

@@ -184,8 +184,14 @@ class PRMConfig(Section):
     rollouts: int = Field(default=0, ge=0)
     """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees. Trees show
     the steps of the policy before, and misjudge those of a policy that has changed much. 0 learns from the trees."""
+    when: Literal["after-policy", "before-search"] = "after-policy"
+    """When a round trains the PRM: at its end, on solutions of the new policy; or at its beginning, on ``rollouts`` of the policy that then
+    searches with it. Then the first round has a PRM, too, and the policy learns from the same solutions in the same round."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions, because right steps look wrong in unsolved problems."""
+    right_share: float = Field(default=0.0, ge=0, lt=1)
+    """With the target ``outcome``: repeat right solutions until they are this share of the rows, in [0, 1); 0 repeats none. A loss on
+    single solutions learns little where hardly any is right."""
     data: Literal["accumulate", "replace"] = "replace"
     """Learn from all rounds so far, or only from this round. Errors of an early policy say little about those of a good one."""
     target: Annotated[PRMTarget, Variant("monte-carlo")] = TreeTarget()
@@ -202,6 +208,10 @@ class PRMConfig(Section):
         loss, target = self.loss.type, self.target.type
         implicit, compares = isinstance(self.loss, ImplicitLoss), loss in ("pairwise", "pairwise+mse", "listwise")
         check(self.start != "fixed" or self.model, f"start 'fixed' needs a model to keep: got model {self.model!r}")
+        check(
+            self.when == "after-policy" or self.start == "fixed" or not self.enabled or self.rollouts,
+            "when 'before-search' trains on graded samples: got rollouts 0 -- set prm.rollouts",
+        )
         check(self.start != "fixed" or self.ensemble == 1, f"start 'fixed' trains nothing: got an ensemble of {self.ensemble}")
         check(
             target != "step-pairs" or loss in ("pairwise", "pairwise+mse"),
@@ -214,6 +224,10 @@ class PRMConfig(Section):
         check(
             not implicit or (self.start in ("policy", "base") and self.model is None),
             f"loss {loss!r} measures against the policy it starts from: got start {self.start!r}, expected 'policy' or 'base'",
+        )
+        check(
+            not self.right_share or (target == "outcome" and not compares and loss != "implicit-dpo"),
+            f"right_share balances single solutions with the target 'outcome': got target {target!r} and loss {loss!r} -- leave it out",
         )
         check(
             self.supervise == "step-end" or not (implicit or compares),

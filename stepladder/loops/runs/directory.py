@@ -10,6 +10,7 @@
         models/policy, models/prm    Hugging Face directories; an ensemble is a directory of member-00, member-01, ...
         trees|traces|pairs|graded|values/shard-0000.parquet
         settings.json                settings of its own, from [[rounds]] and [rules]
+        problems.parquet             what was spent on every training problem, and its pass rate
         labels.json                  rows kept and dropped, by reason
         evaluation/<split>/<method>/shard-0000.parquet and .json
         round.json                   the round's figures; written last, so a round with it is finished

@@ -250,12 +250,14 @@ class SearchFigures:
     token_use: TokenUse | None = None
     """Tokens that the backends forwarded; None if they were not recorded."""
     rollout_tokens: int = 0
-    """Tokens sampled afterwards, for the PRM to learn from."""
+    """Tokens sampled for the PRM to learn from, apart from the search."""
     unique_share: float | None = None
     """Tokens of the trees' steps, each step once, per token sampled, in [0, 1]: the rest went into repeats and rollouts. None if it was not
     recorded, or nothing was sampled."""
     levels: dict[str, LevelCount] = field(default_factory=dict)
     """Problems by level, in the order of the levels; empty for problems without."""
+    trees: int | None = None
+    """Trees searched; a problem may have several. None if they were not counted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON; the tokens that the backends forwarded stand among the other counts."""

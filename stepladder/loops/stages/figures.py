@@ -47,18 +47,24 @@ def levels_of(problems: Sequence[LabelledProblem]) -> dict[str, str]:
     return {labelled.problem.id: labelled.level for labelled in problems if labelled.level is not None}
 
 
-def search_figures(shards: Sequence[Path], levels: Mapping[str, str] | None = None) -> SearchFigures:
+def search_figures(
+    shards: Sequence[Path], levels: Mapping[str, str] | None = None, *, sampled_before: Sequence[Path] = ()
+) -> SearchFigures:
     """Return the counts of a training search: problems, solved, tokens, nodes, failed steps, and the savings of the caches.
 
     Args:
         shards: Files of trees.
         levels: Level of every problem by its id; None has no levels.
+        sampled_before: Graded samples from which the search went on; they count for the problems and the solved ones alone.
     """
     trees = [tree for path in shards for tree in read_trees(path)]
+    tried = [*trees, *(tree for path in sampled_before for tree in read_trees(path))]
+    solved = {tree.problem_id for tree in tried if 1.0 in tree.outcomes}
     uses = [use_path(shard) for shard in shards]
     return SearchFigures(
-        problems=len(trees),
-        solved=sum(1.0 in tree.outcomes for tree in trees),
+        problems=len({tree.problem_id for tree in tried}),
+        solved=len(solved),
+        trees=len(trees),
         nodes=sum(len(tree.parents) for tree in trees),
         generated_tokens=sum(tree.generated_tokens for tree in trees),
         policy_calls=sum(tree.policy_calls for tree in trees),
@@ -67,8 +73,8 @@ def search_figures(shards: Sequence[Path], levels: Mapping[str, str] | None = No
         token_use=TokenUse.sum([TokenUse.load(path) for path in uses]) if all(path.exists() for path in uses) else None,
         unique_share=unique_share(trees),
         levels={
-            level: LevelCount(problems=len(solved), solved=sum(solved))
-            for level, solved in _by_level({tree.problem_id: 1.0 in tree.outcomes for tree in trees}, levels or {}).items()
+            level: LevelCount(problems=len(each), solved=sum(each))
+            for level, each in _by_level({tree.problem_id: tree.problem_id in solved for tree in tried}, levels or {}).items()
         },
     )
 

@@ -46,7 +46,7 @@ class RowKind(Generic[RecordT]):
 TREES: RowKind[TreeRecord] = RowKind(name="trees", stored=store.TREES, learner=None)
 """Searched trees of the training problems."""
 ROLLOUTS: RowKind[TreeRecord] = RowKind(name="rollouts", stored=store.TREES, learner=None)
-"""Full solutions that the round's new policy sampled for the PRM to learn from."""
+"""Full solutions that the policy sampled for the PRM to learn from: the round's new one, or with ``prm.when`` the one that searches."""
 TRACES: RowKind[Trace] = RowKind(name="traces", stored=store.TRACES, learner=Learner.POLICY)
 """Right solutions, and revisions of wrong ones."""
 PAIRS: RowKind[PreferencePair] = RowKind(name="pairs", stored=store.PAIRS, learner=Learner.POLICY)
@@ -68,6 +68,11 @@ ESTIMATED_VALUES: RowKind[ValueRow] = RowKind(name="estimated-values", stored=st
 def trains_prm(config: Config) -> bool:
     """Say whether rounds train a PRM of their own."""
     return config.prm.enabled and config.prm.start != "fixed"
+
+
+def samples_first(config: Config) -> bool:
+    """Say whether rounds begin with graded samples, from which the PRM learns before the search."""
+    return trains_prm(config) and config.prm.when == "before-search"
 
 
 def estimates_values(config: Config) -> bool:

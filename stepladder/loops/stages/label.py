@@ -9,7 +9,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, STEP_PAIRS, TRACES, TREES, VALUES
+from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, STEP_PAIRS, TRACES, TREES, VALUES, samples_first
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 
 
@@ -19,7 +19,9 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
     if not path.exists():
         tasks = []
         for index, _ in enumerate(context.shards("train")):
-            rolled_out = [run.shard(earlier, ROLLOUTS.name, index) for earlier in range(1, number)]
+            # Samples from before the search are labelled in their own round, those of the new policy in the next.
+            last = number if samples_first(config) else number - 1
+            rolled_out = [run.shard(earlier, ROLLOUTS.name, index) for earlier in range(1, last + 1)]
             sources = LabelSources(
                 trees=run.shard(number, TREES.name, index),
                 earlier=tuple(run.shard(earlier, TREES.name, index) for earlier in range(1, number)),

@@ -1,4 +1,4 @@
-"""Rollouts for the PRM to learn from: full solutions of the round's new policy, or estimates from every prefix of a tree."""
+"""Rollouts for the PRM to learn from: full solutions of the policy, or estimates from every prefix of a tree."""
 
 import json
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ from stepladder.mcts.methods import resolve_method
 from stepladder.types import Failures, LabelledProblem, derive_seed
 
 
-def roll_out(context: RoundContext, number: int) -> None:
-    """Sample solutions of the training problems with the round's new policy, and make rows of them; nothing if none is trained."""
+def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
+    """Sample solutions of the training problems with a policy, and make rows for the PRM of them; nothing without ``prm.rollouts``."""
     run, config = context.run, context.config
-    if not (trains_prm(config) and config.prm.rollouts and run.policy(number).exists()):
+    if not (trains_prm(config) and config.prm.rollouts):
         return
-    models, stage, missing = context.models(number, number, None), f"round {number}: rollouts", context.missing(number, ROLLOUTS)
+    models, stage, missing = context.models(number, policy_version, None), f"round {number}: rollouts", context.missing(number, ROLLOUTS)
     tasks = [
         Task.of(roll_out_shard, config=config, models=models, problems=shard.problems, out=shard.out, stage=stage) for shard in missing
     ]
@@ -71,13 +71,13 @@ def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Pa
     ROLLOUT_VALUES.write(values, tree_value_rows(config, records).rows)
 
 
-def estimate(context: RoundContext, number: int, best_policy: int) -> int:
-    """Roll out every prefix of the round's trees, or of its rollouts, with the newest policy; return the tokens used."""
+def estimate(context: RoundContext, number: int, policy_version: int) -> int:
+    """Roll out every prefix of the round's trees, or of its rollouts, with a policy; return the tokens used."""
     run, config = context.run, context.config
     if not estimates_values(config):
         return 0
     kind = ROLLOUTS if run.shards(ROLLOUTS.name, rounds=[number]) else TREES
-    models = context.models(number, context.newest_policy(number, best_policy), None)
+    models = context.models(number, policy_version, None)
     stage, missing = f"round {number}: estimates", context.missing(number, ESTIMATED_VALUES)
     tasks = [
         Task.of(

@@ -1,5 +1,7 @@
 """One round: search -> label -> train both models -> evaluate -> gate. Round 0 is the warm-up: train on solved problems, evaluate.
 
+With ``prm.when = "before-search"`` a round samples and trains the PRM first.
+
 Each stage lists what it must write, leaves out what exists, and hands the rest to the workers. A job depends on nothing that an earlier one
 left in its process: caches of keys and values are built anew, and every seed is derived from names. So a killed run ends with the bytes of
 one that was never killed.
@@ -11,14 +13,15 @@ from stepladder.loops.runs.results import RoundRow, RoundTraining
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.figures import levels_of, search_figures
 from stepladder.loops.stages.judge import judge
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
 from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
+from stepladder.loops.stages.problem_states import write_problems
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.round_settings import with_round_settings
 from stepladder.loops.stages.search import search
 from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
-from stepladder.loops.stages.train_prm import train_prm
+from stepladder.loops.stages.train_prm import PRMOutcome, train_prm
 
 
 def run_round(context: RoundContext, number: int) -> RoundRow:
@@ -30,19 +33,23 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     assert before is not None, "rounds run in order"
     best = BestModels(policy=before.best_policy, prm=before.best_prm)
     context, own = with_round_settings(context, number, best)
-    if context.config.prm.enabled and context.config.prm.start == "fixed":
+    config, prm, estimated_tokens = context.config, None, 0
+    if config.prm.enabled and config.prm.start == "fixed":
         best = replace(best, prm=0)
-    search(context, number, best)
+    if samples_first(config):
+        prm, estimated_tokens = _learn_prm(context, number, best, best.policy)
+    search(context, number, context.models(number, best.policy, _searching_prm(context, number, best)))
     labels = label(context, number, best)
     label_imported(context, best.policy)
     check_solved_problems_give_rows(context, number, labels)
     nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number)
     policy = train_policy(context, number, best.policy)
-    roll_out(context, number)
-    estimated_tokens = estimate(context, number, best.policy)
-    prm = train_prm(context, number, best)
-    found = search_figures(context.run.shards(TREES.name, rounds=[number]), levels_of(context.problems["train"]))
-    rolled_out = search_figures(context.run.shards(ROLLOUTS.name, rounds=[number]))
+    if not samples_first(config):
+        prm, estimated_tokens = _learn_prm(context, number, best, context.newest_policy(number, best.policy))
+    write_problems(context, number)
+    rollouts, levels = context.run.shards(ROLLOUTS.name, rounds=[number]), levels_of(context.problems["train"])
+    found = search_figures(context.paths(number, TREES), levels, sampled_before=rollouts if samples_first(config) else ())
+    rolled_out = search_figures(rollouts)
     return judge(
         context,
         number,
@@ -53,3 +60,19 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         nothing_learned=nothing_learned,
         own=own,
     )
+
+
+def _searching_prm(context: RoundContext, number: int, best: BestModels) -> int | None:
+    """Return the PRM that guides a round's search: its own if it is trained before, else the best one so far."""
+    if not context.config.prm.enabled:
+        return None
+    return number if samples_first(context.config) and context.run.prm(number).exists() else best.prm
+
+
+def _learn_prm(context: RoundContext, number: int, best: BestModels, policy_version: int) -> tuple[PRMOutcome | None, int]:
+    """Sample and train what the configuration wants for the PRM of a policy; return its training, and the tokens of estimates."""
+    # At the end of a round without a new policy there is nothing new to sample.
+    if samples_first(context.config) or policy_version == number:
+        roll_out(context, number, policy_version)
+    estimated_tokens = estimate(context, number, policy_version)
+    return train_prm(context, number, best, policy_version), estimated_tokens

@@ -1,6 +1,12 @@
-"""Search the training problems in label mode, shard by shard."""
+"""Search the training problems in label mode, shard by shard, in as many passes as ``search.allocation`` wants.
+
+A pass searches at most one tree per problem. Between two passes the main process reads what all shards found and decides who gets another
+tree. So a decision depends on finished files alone, and a stopped stage continues with the pass it was in.
+"""
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,35 +16,166 @@ from stepladder.loops.assembly.search import build_method, search_budget, search
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
 from stepladder.loops.runs.workers import Task, worker_models
-from stepladder.loops.stages.context import BestModels, Models, RoundContext
+from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.engine_run import questions_of, run_engine
-from stepladder.loops.stages.failures import write_failures
-from stepladder.loops.stages.kinds import TREES
+from stepladder.loops.stages.failures import read_failures, write_failures
+from stepladder.loops.stages.kinds import TREES, samples_first
+from stepladder.loops.stages.problem_states import problem_states
+from stepladder.mcts.allocation import Budgets, Uniform
+from stepladder.mcts.engine import BudgetRule
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.types import Budget, Failures, LabelledProblem
+from stepladder.types import Budget, Failures, LabelledProblem, derive_seed
 
 
-def search(context: RoundContext, number: int, best: BestModels) -> None:
-    """Search the shards of training problems whose trees are missing."""
-    prm = best.prm if context.config.prm.enabled else None
-    models, stage, missing = context.models(number, best.policy, prm), f"round {number}: search", context.missing(number, TREES)
+def search(context: RoundContext, number: int, models: Models) -> None:
+    """Search the training problems whose trees are missing."""
+    stage, allocation = f"round {number}: search", context.config.search.allocation
+    with context.stage(number, "search") as event:
+        if isinstance(allocation, Uniform) and allocation.trees_per_problem == 1:
+            _search_once(context, number, models, stage)
+        elif context.missing(number, TREES):
+            _search_in_passes(context, number, models, stage)
+        event.failures = context.check_samples(context.paths(number, TREES), stage)
+    shutil.rmtree(context.run.round(number) / _PASSES, ignore_errors=True)
+
+
+_PASSES = "passes"
+"""Folder of a round that holds the trees of finished passes until the last one is finished."""
+
+
+def _search_once(context: RoundContext, number: int, models: Models, stage: str) -> None:
+    missing = context.missing(number, TREES)
     tasks = [
-        Task.of(search_shard, config=context.config, models=models, problems=shard.problems, out=shard.out, stage=stage)
+        Task.of(
+            search_shard,
+            config=context.config,
+            models=models,
+            problems=shard.problems,
+            out=shard.out,
+            stage=stage,
+            tree_number=_first_tree(context),
+        )
         for shard in missing
     ]
-    with context.stage(number, "search") as event:
-        context.work(tasks, {stage: sum(len(shard.problems) for shard in missing)})
-        event.failures = context.check_samples(context.paths(number, TREES), stage)
+    context.work(tasks, {stage: sum(len(shard.problems) for shard in missing)})
 
 
-def search_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
-    """Search a shard of training problems and write its trees."""
-    method, budget = build_method(config.search), search_budget(config.search)
-    write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage)
+def _search_in_passes(context: RoundContext, number: int, models: Models, stage: str) -> None:
+    """Search pass after pass until the allocation has nothing left to give, and put the trees of all passes into the round's shards."""
+    passes: list[list[Path]] = []
+    while budgets := _next_budgets(context, number, passes):
+        finished = _search_pass(context, number, models, budgets, tree_number=len(passes), stage=f"{stage}, pass {len(passes) + 1}")
+        passes.append(finished)
+    tasks = [
+        Task.of(
+            merge_passes,
+            order=[labelled.problem.id for labelled in shard.problems],
+            passes=[paths[shard.number] for paths in passes],
+            out=shard.out,
+        )
+        for shard in context.missing(number, TREES)
+    ]
+    context.work(tasks, {})
+
+
+def _search_pass(context: RoundContext, number: int, models: Models, budgets: Budgets, *, tree_number: int, stage: str) -> list[Path]:
+    """Search one tree of every problem with a budget; return the files of all shards, those without such a problem included."""
+    shards = [[labelled for labelled in problems if labelled.problem.id in budgets] for problems in context.shards("train")]
+    paths = [context.run.shard(number, f"{_PASSES}/{tree_number:02d}", index) for index, _ in enumerate(shards)]
+    tasks, waiting = [], 0
+    for problems, path in zip(shards, paths, strict=True):
+        if path.exists():
+            continue
+        own = {labelled.problem.id: budgets[labelled.problem.id] for labelled in problems}
+        waiting += len(problems)
+        tasks.append(
+            Task.of(
+                search_shard,
+                config=context.config,
+                models=models,
+                problems=problems,
+                out=path,
+                stage=stage,
+                budgets=own,
+                tree_number=tree_number + _first_tree(context),
+            )
+        )
+    context.work(tasks, {stage: waiting})
+    context.check_samples([path for path, problems in zip(paths, shards, strict=True) if problems], stage)
+    return paths
+
+
+def _first_tree(context: RoundContext) -> int:
+    """Return the number of the round's first tree: samples from before the search count as the first, and have its seeds."""
+    return int(samples_first(context.config))
+
+
+def _next_budgets(context: RoundContext, number: int, passes: Sequence[Sequence[Path]]) -> Budgets:
+    """Return the budgets of the next pass, given the files of the finished ones."""
+    config = context.config
+    return config.search.allocation.next_pass(
+        problem_states(context, number, [path for paths in passes for path in paths]),
+        base=search_budget(config.search),
+        seed=derive_seed(config.run.seed, "allocation", number),
+    )
+
+
+def search_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    out: Path,
+    stage: str,
+    budgets: Budgets | None = None,
+    tree_number: int = 0,
+) -> None:
+    """Search a shard of training problems and write its trees.
+
+    Args:
+        config: The configuration.
+        models: The models.
+        problems: The problems of the shard; none gives an empty shard.
+        out: Parquet file of the trees.
+        stage: Name under which progress is shown.
+        budgets: Caps by problem; None is the configured ones for all.
+        tree_number: Trees of the same problems that the round has searched before.
+    """
+    if not problems:
+        TREES.write(out, [])
+        return
+    budget = search_budget(config.search) if budgets is None else lambda problem: budgets[problem.id]
+    method = build_method(config.search)
+    write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage, tree_number=tree_number)
+
+
+def merge_passes(*, order: list[str], passes: list[Path], out: Path) -> None:
+    """Put the trees of all passes over a shard into one file, problem by problem in the order of the passes.
+
+    Args:
+        order: The problems of the shard.
+        passes: The shard's file of each pass.
+        out: Parquet file of all trees; the token counts and failures are next to it.
+    """
+    place = {problem_id: number for number, problem_id in enumerate(order)}
+    trees = sorted(TREES.read(passes), key=lambda tree: place[tree.problem_id])
+    uses = [use_path(path) for path in passes if use_path(path).exists()]
+    if uses:
+        _write_use(out, TokenUse.sum([TokenUse.load(path) for path in uses]))
+    write_failures(out, read_failures(passes))
+    TREES.write(out, trees)
 
 
 def write_labelled_trees(
-    config: Config, models: Models, problems: list[LabelledProblem], *, method: SearchMethod, budget: Budget, out: Path, stage: str
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    *,
+    method: SearchMethod,
+    budget: Budget | BudgetRule,
+    out: Path,
+    stage: str,
+    tree_number: int = 0,
 ) -> None:
     """Search problems with known answers, and write the graded trees and their token counts.
 
@@ -50,6 +187,7 @@ def write_labelled_trees(
         budget: Caps per problem.
         out: Parquet file of the trees; the token counts are next to it.
         stage: Name under which progress is shown.
+        tree_number: Trees of the same problems that the round has searched before.
     """
     with build_verifier(config.problems, problems) as verifier:
         engine = search_engine(
@@ -64,11 +202,15 @@ def write_labelled_trees(
             scores=config.search.scores,
             verifier=verifier,
             key_of=vote_keys(verifier),
+            tree_number=tree_number,
         )
         results = run_engine(engine, problems, stage=stage)
     trees = [result.tree for result in results]
-    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees)))
-    # The shard comes last: a job is done when its shard is there.
-    atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")
+    _write_use(out, TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees))))
     write_failures(out, Failures.sum(result.failures for result in results))
+    # The shard comes last: a job is done when its shard is there.
     TREES.write(out, trees)
+
+
+def _write_use(out: Path, use: TokenUse) -> None:
+    atomic_write_text(use_path(out), json.dumps(asdict(use)) + "\n")

@@ -1,5 +1,6 @@
 """Train the process reward model, or several that guide the search together."""
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -25,13 +26,13 @@ PRMOutcome = TrainingSummary | FailedTraining
 _RowT = TypeVar("_RowT", ValueRow, PreferencePair)
 
 
-def train_prm(context: RoundContext, number: int, best: BestModels) -> PRMOutcome | None:
-    """Train the PRM on the rows of the configured rounds, the rollouts' if there are any; None without any rows."""
+def train_prm(context: RoundContext, number: int, best: BestModels, policy_version: int) -> PRMOutcome | None:
+    """Train the PRM of a policy on the rows of the configured rounds, the rollouts' if there are any; None without any rows."""
     rows = _shards(context, number)
     if not trains_prm(context.config) or not has_rows(rows):
         return None
     out, stage = context.run.prm(number), f"round {number}: PRM"
-    tasks = {model: _task(context, number, best, rows, model) for model in _model_paths(context.config, out)}
+    tasks = {model: _task(context, number, best, policy_version, rows, model) for model in _model_paths(context.config, out)}
 
     def train() -> PRMOutcome:
         with context.stage(number, "train prm"):
@@ -55,10 +56,10 @@ def _model_paths(config: Config, out: Path) -> list[Path]:
     return [out] if config.prm.ensemble == 1 else [out / f"member-{member:02d}" for member in range(config.prm.ensemble)]
 
 
-def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path], out: Path) -> Task[PRMOutcome]:
+def _task(context: RoundContext, number: int, best: BestModels, policy_version: int, rows: list[Path], out: Path) -> Task[PRMOutcome]:
     """Return the training of one PRM."""
     config, run = context.config, context.run
-    start = _start(context, number, best, out)
+    start = _start(context, number, best, policy_version, out)
     seed = derive_seed(config.run.seed, "train", number)
     return Task.of(
         train_prm_model,
@@ -74,13 +75,13 @@ def _task(context: RoundContext, number: int, best: BestModels, rows: list[Path]
     )
 
 
-def _start(context: RoundContext, number: int, best: BestModels, out: Path) -> str:
+def _start(context: RoundContext, number: int, best: BestModels, policy_version: int, out: Path) -> str:
     """Return the model that one PRM is trained from: an earlier PRM, the given one, or a policy, which gets a new head."""
     section, run = context.config.prm, context.run
     earlier = {"best": best.prm, "last": run.newest(run.prm, number)}.get(section.start)
     if earlier is not None:
         return str(Path(run.prm_source(earlier, context.run_config)) / out.relative_to(run.prm(number)))
-    policy = 0 if section.start == "base" else context.newest_policy(number, best.policy)
+    policy = 0 if section.start == "base" else policy_version
     return section.model or run.policy_source(policy, context.run_config)
 
 
@@ -105,7 +106,7 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
     section = config.prm
     settings = train_settings(section.train, seed=seed, config=config)
     renderer_hash, trust = build_renderer(config, start).hash, config.policy.trust_remote_code
-    values = [] if compares_steps(config) else _read(config, VALUES, rows, seed=seed)
+    values = [] if compares_steps(config) else balanced(_read(config, VALUES, rows, seed=seed), right_share=section.right_share)
     pairs = _read(config, STEP_PAIRS, rows, seed=seed) if compares_steps(config) else []
     try:
         if isinstance(section.loss, ImplicitLoss):
@@ -153,6 +154,19 @@ def resample_problems(rows: list[_RowT], *, seed: int) -> list[_RowT]:
     drawn = np.random.default_rng(derive_seed(seed, "bootstrap")).integers(0, len(problems), len(problems)) if problems else []
     counts = Counter(problems[number] for number in drawn)
     return [row for row in rows for _ in range(counts[row.problem_id])]
+
+
+def balanced(rows: list[ValueRow], *, right_share: float) -> list[ValueRow]:
+    """Repeat right solutions, in turn, until they are a share of the rows; rows stay as they are if enough are right, or none.
+
+    Args:
+        rows: Solutions whose last target is their outcome.
+        right_share: Least share of right ones, in [0, 1).
+    """
+    right = [row for row in rows if row.targets[-1] == 1.0]
+    wanted = math.ceil(right_share / (1 - right_share) * (len(rows) - len(right)) - 1e-9)
+    missing = max(0, wanted - len(right)) if right else 0
+    return [*rows, *(right[index % len(right)] for index in range(missing))]
 
 
 def _together(members: list[PRMOutcome]) -> PRMOutcome:

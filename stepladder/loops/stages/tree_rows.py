@@ -34,7 +34,8 @@ class LabelSources:
     earlier: tuple[Path, ...] = ()
     """Trees of the same problems from earlier rounds, oldest first; read only if a rule needs them."""
     rollouts: tuple[Path, ...] = ()
-    """Graded rollouts of the same problems from earlier rounds, oldest first; read only with ``labels.rollouts``."""
+    """Graded rollouts of the same problems, oldest first; the last are those that the policy has not learned from. Read only with
+    ``labels.rollouts``."""
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None

@@ -408,7 +408,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
     labelled = [read_pairs(path) for path in other.imported("pairs") if "tree" in path.parts]
     assert counts["pairs"]["kept"] == sum(map(len, labelled)) == len(EvidencePairs(min_margin=0.0).select(trees_of(1)).rows)
     train_policy(context, 1, 0)
-    train_prm(context, 1, BestModels(policy=0, prm=None))
+    train_prm(context, 1, BestModels(policy=0, prm=None), 0)
     sft, preferences, prm = (task.arguments for task in pool.kept)
     folders = {
         kind: [path.relative_to(other.root).parts[1] for path in paths]

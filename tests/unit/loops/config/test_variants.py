@@ -1,6 +1,7 @@
 """Settings that are one of several variants: what each takes, what is refused, and how a wrong key is answered."""
 
 import itertools
+import json
 import re
 import shlex
 import tomllib
@@ -87,7 +88,7 @@ def test_a_setting_goes_with_its_variants_alone(key: str, table: str, name: str,
     """A setting that its variant takes is accepted at its default; any other is refused with a variant that takes it."""
     owner = next(kind for given, kind in variants()[table].items() if key.rpartition(".")[2] in kind.__dataclass_fields__)
     default = getattr(owner(), key.rpartition(".")[2])
-    overrides = [*BESIDE.get(f"{table}={name}", []), f"{table}={name}", f"{key}={str(default).lower()}"]
+    overrides = [*BESIDE.get(f"{table}={name}", []), f"{table}={name}", f"{key}={json.dumps(default)}"]
     if taken:
         assert at(configured(*overrides), key) == default
     else:

@@ -56,7 +56,7 @@ def up_to_training(root: Path, config_path: Path) -> RoundContext:
     """Warm up, search and label."""
     context, best = context_of(root, config_path), BestModels(policy=0, prm=None)
     warm_up(context)
-    search(context, 1, best)
+    search(context, 1, context.models(1, 0, None))
     label(context, 1, best)
     return context
 
@@ -72,7 +72,7 @@ def digests(run: RunDir) -> dict[str, str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, config_path: Path) -> tuple[PolicyTraining, TrainingSummary, dict[str, str]]:
     """The trainings of a round that nobody stopped, and its files."""
     context = up_to_training(tmp_path_factory.mktemp("undisturbed") / "run", config_path)
-    policy, prm = train_policy(context, 1, 0), train_prm(context, 1, BestModels(policy=0, prm=None))
+    policy, prm = train_policy(context, 1, 0), train_prm(context, 1, BestModels(policy=0, prm=None), 1)
     assert isinstance(prm, TrainingSummary)
     return policy, prm, digests(context.run)
 
@@ -92,7 +92,7 @@ def test_a_stop_between_sft_and_preferences_loses_no_figures(
     for name in ("sft.work", "policy.work"):
         (models / name / "checkpoint-1").mkdir(parents=True)
     again = context_of(root, config_path)
-    policy, prm = train_policy(again, 1, 0), train_prm(again, 1, BestModels(policy=0, prm=None))
+    policy, prm = train_policy(again, 1, 0), train_prm(again, 1, BestModels(policy=0, prm=None), 1)
     assert again.pool.done == ["train_on_preferences", "train_prm_model", "train_prm_model"]  # type: ignore[attr-defined]
     assert policy.sft is not None
     assert (policy, prm, digests(again.run)) == undisturbed
@@ -114,8 +114,8 @@ def test_a_model_without_its_summary_is_trained_again(
     else:
         stopped = context_of(root, config_path)
         train_policy(stopped, 1, 0)
-        train_prm(stopped, 1, BestModels(policy=0, prm=None))
+        train_prm(stopped, 1, BestModels(policy=0, prm=None), 1)
     (stopped.run.round(1) / "models" / lost).unlink()
     again = context_of(root, config_path)
-    policy, prm = train_policy(again, 1, 0), train_prm(again, 1, BestModels(policy=0, prm=None))
+    policy, prm = train_policy(again, 1, 0), train_prm(again, 1, BestModels(policy=0, prm=None), 1)
     assert (policy, prm, digests(again.run)) == undisturbed

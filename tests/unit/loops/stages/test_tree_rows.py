@@ -10,9 +10,10 @@ from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.train_policy import replayed
+from stepladder.loops.stages.train_prm import balanced
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 from stepladder.mcts.methods import METHODS
-from stepladder.types import Budget, StopReason, Trace, TreeRecord
+from stepladder.types import Budget, StopReason, Trace, TreeRecord, ValueRow
 from tests import searches
 from tests.report_run import config
 from tests.trees import PROVENANCE, tree
@@ -116,6 +117,24 @@ def test_solved_examples_are_replayed_in_their_share() -> None:
     assert {twice.count(name) for name in "0123"} == {1, 2}
     assert len(twice) == 6
     assert replayed(examples, num_traces=6, share=0.0, seed=5) == []
+
+
+@pytest.mark.parametrize(
+    ("right_share", "expected"),
+    [(0.0, ["r0", "w", "w", "r1", "w", "w", "w"]), (0.5, ["r0", "w", "w", "r1", "w", "w", "w", "r0", "r1", "r0"]), (0.25, None)],
+)
+def test_right_solutions_are_repeated_up_to_their_share(right_share: float, expected: list[str] | None) -> None:
+    """Two of seven are right: for a half, five of ten must be, so three are repeated in turn; a quarter is reached already."""
+    rows = [
+        ValueRow(
+            problem_id=name, prompt_ids=[1], step_ids=[[2]], targets=[float(name != "w")], prompt="", steps=[""], provenance=PROVENANCE
+        )
+        for name in ("r0", "w", "w", "r1", "w", "w", "w")
+    ]
+    made = [row.problem_id for row in balanced(rows, right_share=right_share)]
+    assert made == (expected or [row.problem_id for row in rows])
+    wrong = [row for row in rows if row.problem_id == "w"]
+    assert balanced(wrong, right_share=right_share) == wrong
 
 
 def test_rollouts_are_stored_as_trees_are() -> None:
