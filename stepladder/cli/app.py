@@ -16,6 +16,7 @@ from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
+from stepladder.cli.serve import serve
 from stepladder.cli.signals import handle_signals, stopped
 from stepladder.errors import BackendError, ConfigError
 from stepladder.locks import locked
@@ -231,6 +232,7 @@ def _check_asked(question: str | None, source: Path | None, output: Path | None)
 
 app.command(name="eval")(evaluate)
 app.command(name="config")(explain_settings)
+app.command()(serve)
 
 
 @app.command()

@@ -16,11 +16,14 @@ from stepladder.mcts.backend_stream import BackendStream
 from stepladder.mcts.problem_search import ProblemSearch, SearchTerms
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.search_run import EngineStats, SearchRun, collector_paused
+from stepladder.mcts.settings.growth import Steps
 from stepladder.mcts.spending import check_budget
-from stepladder.types import Budget, Problem, Provenance, SearchResult, StopReason
+from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason
 
 _RUN_TREES = 64
 """Trees of one run. A run grows to its deepest tree, so several small ones hold less memory than a large one."""
+_MAX_SLOTS = 1 << 22
+"""Slots of the arrays of one run when it begins; a run whose trees are wide has fewer of them."""
 _TICKETS_PER_PORT = 1 << 40
 
 
@@ -189,7 +192,7 @@ class LiveSearches:
             policy=policy.stream,
             scorer=None if scorer is None else scorer.stream,
             verifier=None,
-            num_trees=min(self._max_trees, _RUN_TREES),
+            num_trees=min(self._max_trees, _num_trees(method)),
             stats=self.stats,
         )
         return _Run(loop, terms, policy, scorer)
@@ -243,10 +246,10 @@ class SearchView:
         """Return the answer so far."""
         return self._search.answers.choice()
 
-    def texts_to(self, node: int) -> list[str]:
+    def steps_to(self, node: int) -> list[Step]:
         """Return the steps from the root to a node."""
         table = self._search.table
-        return [table.steps[each].text for each in table.path(node)]
+        return [table.steps[each] for each in table.path(node)]
 
     def common_path(self) -> list[int]:
         """Return the nodes from the root on that every solution still to come, and every answer found, must contain."""
@@ -276,6 +279,12 @@ class _Run(NamedTuple):
     terms: SearchTerms
     policy: "_Port"
     scorer: "_Port | None"
+
+
+def _num_trees(method: SearchMethod) -> int:
+    """Return the trees of one run."""
+    num_slots = max(method.growth.num_children, method.root_samples) if isinstance(method.growth, Steps) else 1
+    return max(min(_RUN_TREES, _MAX_SLOTS // (8 * num_slots * num_slots)), 1)
 
 
 def _no_budget(problem: Problem) -> Budget:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date as Date
 from functools import cached_property
@@ -19,7 +19,7 @@ from stepladder.digests import current_digest
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.lm.chat import prints_date, render_chat, today, turn_end
-from stepladder.lm.encoding import TextEncoder
+from stepladder.lm.encoding import Span, TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
 from stepladder.lm.step_rules import Boundary, StepRule, boundary_of, cut_steps
 from stepladder.lm.text import TokenText
@@ -236,7 +236,44 @@ class PromptRenderer:
             DataFormatError: If the prompt has no tokens at all, or the question holds a control token that cannot be written as text.
         """
         place = f"problem {problem.id!r}"
-        text, controls = self._prompts.compose(lambda mask: self._write(mask(problem.question)), place=place)
+        return self._tokens(*self._prompts.compose(lambda mask: self._write(mask(problem.question)), place=place), place=place)
+
+    def conversation_ids(self, messages: Sequence[Mapping[str, str]], *, place: str = "messages") -> tuple[int, ...]:
+        """Return the prompt of a conversation that ends with a message of the user.
+
+        With a chat template, the template renders it; the format's system message goes first unless the conversation has one. Without a
+        template, the prompt is that of a question made of all messages, with blank lines between them.
+
+        Args:
+            messages: Each with ``role`` and ``content``, at least one.
+            place: Source of the messages, for errors.
+
+        Raises:
+            ConfigError: If the template refuses the messages.
+            DataFormatError: As for ``prompt_ids``.
+        """
+        if not self.step_format.chat:
+            question = "\n\n".join(message["content"] for message in messages)
+            return self._tokens(*self._prompts.compose(lambda mask: self._write(mask(question)), place=place), place=place)
+        system = self.step_format.system
+        if system is not None and all(message["role"] != "system" for message in messages):
+            messages = [{"role": "system", "content": system}, *messages]
+
+        def write(mask: Callable[[str], str]) -> str:
+            masked = [{"role": message["role"], "content": mask(message["content"])} for message in messages]
+            return render_chat(self.tokenizer, masked, date=self.date, open_turn=True)
+
+        return self._tokens(*self._prompts.compose(write, place=place), place=place)
+
+    def text_ids(self, text: str, *, place: str = "prompt") -> tuple[int, ...]:
+        """Return a whole prompt that is given as text, without the template. Errors are those of ``prompt_ids``."""
+        ids = (*self._prompts.prefix_ids, *self._encoder.encode(text, place=place))
+        if not ids:
+            raise DataFormatError(f"{place}: prompt must have tokens: got none for {text!r}")
+        return ids
+
+    def _tokens(self, text: str, controls: list[Span], *, place: str) -> tuple[int, ...]:
+        """Return the tokens of a rendered prompt."""
         ids = self._prompts.encode(text, controls=controls, place=place)
         # Add the tokens that the tokenizer puts before a text, unless the template writes them or, as a chat template, decides about them.
         begun = self.step_format.chat or set(self._prompts.prefix_ids) & set(self._prompts.control_ids(text, controls))

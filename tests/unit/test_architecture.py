@@ -69,7 +69,8 @@ ALLOWED = {
     "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm", "recipes"},
     "solver": MODELS | LOOPS | {"mcts", "commands", "report"},
     "report": BASE | {"data.store", "loops.runs"},
-    "cli": BASE | LOOPS | {"commands", "report", "embedded", "recipes"},
+    "serve": MODELS | {"mcts", "policy", "loops.config", "loops.assembly"},
+    "cli": BASE | LOOPS | {"commands", "report", "embedded", "recipes", "serve"},
 }
 """What each part may import, besides itself and the package's version; ``data`` and ``loops`` are cut into rooms of their own."""
 ROOMS = ("data", "loops")

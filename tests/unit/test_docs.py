@@ -81,3 +81,17 @@ def test_blocks_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert called == [(("my.toml", "runs/mine"), {"overrides": ["run.rounds=2"]})]
     assert "<details" in names["html"]
     assert capsys.readouterr().out.count("\n") > 10
+
+
+def test_the_block_of_the_serving_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The client's code of docs/serving.md runs against a server."""
+    from tests.served import serving
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    with serving() as served:
+        names = {}
+        exec(compile(code.replace("http://127.0.0.1:8000", served.url), "serving.md", "exec"), names)
+        names["client"].close()
+    shown = capsys.readouterr().out
+    assert names["choice"].message.content in shown
+    assert str(names["reply"].usage.completion_tokens) in shown

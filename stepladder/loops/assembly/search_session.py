@@ -45,6 +45,8 @@ class SearchSession:
         self.config = config
         self.renderer: PromptRenderer = build_renderer(config, policy)
         """Makes prompts, and reads answers."""
+        self.context: int | None = _context(config, policy)
+        """Tokens that the policy can hold; None if its configuration does not say."""
         self._has_prm = bool(prm)
         self._prompts = SearchedPrompts(self.renderer)
         self._compiled: set[SearchMethod] = set()
@@ -129,6 +131,13 @@ class SearchSession:
     def interrupt(self) -> None:
         """Make a ``turn`` that waits for the policy return soon; safe from any thread."""
         self._live.interrupt()
+
+
+def _context(config: Config, policy: str) -> int | None:
+    from stepladder.lm.loading import load_model_settings
+
+    named, _ = load_model_settings(policy, trust_remote_code=config.policy.trust_remote_code)
+    return getattr(named.get_text_config(), "max_position_embeddings", None)
 
 
 class _GivenPrompt:

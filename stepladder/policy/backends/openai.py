@@ -76,7 +76,8 @@ class OpenAIPolicy:
         self._rules = StepRules(tokenizer, step_format, *settings, vocab_size=vocab_size)
         self._fixed = _fixed_fields(server, self._rules)
         self._jobs: dict[int, _Job] = {}
-        self._arrived: queue.SimpleQueue[tuple[_Job, BaseException | None]] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[_Job, BaseException | None] | None] = queue.SimpleQueue()
+        """Samples that are over, and None for an interrupt."""
         self._done: list[StepResult] = []
         self.generated_tokens = 0
         """Tokens taken into steps so far."""
@@ -124,14 +125,32 @@ class OpenAIPolicy:
             BackendError: If the server is gone, refuses every request, or its output is not a number.
         """
         while len(self._jobs) > len(self._done) and not (self._done and self._arrived.empty()):
-            self._take(*self._arrived.get())
+            arrived = self._arrived.get()
+            if arrived is None:
+                break
+            self._take(*arrived)
         done, self._done = self._done, []
         for result in done:
             del self._jobs[result.ticket]
         return done
 
+    def interrupt(self) -> None:
+        """Make a ``collect`` that waits, or the next one, return, maybe with nothing. Safe from any thread."""
+        self._arrived.put(None)
+
+    def cancel(self, tickets: Sequence[int]) -> None:
+        """Drop open requests: their HTTP requests are cancelled, and no results follow."""
+        dropped = set(tickets)
+        self._done = [result for result in self._done if result.ticket not in dropped]
+        for ticket in dropped:
+            for task in self._jobs.pop(ticket).tasks:
+                task.cancel()
+
     def _take(self, job: _Job, error: BaseException | None) -> None:
         """Note that a sample of a job is over."""
+        if self._jobs.get(job.request.ticket) is not job:
+            # It was cancelled.
+            return
         if error is not None:
             for task in [task for other in self._jobs.values() for task in other.tasks]:
                 task.cancel()

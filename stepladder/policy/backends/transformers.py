@@ -168,6 +168,7 @@ class TransformersPolicy:
         """Running lanes whose step must be a new one."""
         self._open_tickets: set[int] = set()
         self._done: list[StepResult] = []
+        self._is_interrupted = False
         self.generated_tokens = 0
         """Tokens sampled so far."""
         self._prefix_tokens, self._num_begun = 0, 0
@@ -246,12 +247,29 @@ class TransformersPolicy:
         Raises:
             BackendError: If the model's output is not a number.
         """
-        while not self._done and (self._running or self._waiting):
+        while not self._done and (self._running or self._waiting) and not self._is_interrupted:
             self._admit()
             self._advance()
+        self._is_interrupted = False
         done, self._done = self._done, []
         self._open_tickets.difference_update(result.ticket for result in done)
         return done
+
+    def interrupt(self) -> None:
+        """Make a ``collect`` that runs, or the next one, return after the present token, maybe with nothing. Safe from any thread."""
+        self._is_interrupted = True
+
+    def cancel(self, tickets: Sequence[int]) -> None:
+        """Drop open requests: their samples end at once, and no results follow."""
+        dropped = set(tickets)
+        self._open_tickets -= dropped
+        self._done = [result for result in self._done if result.ticket not in dropped]
+        self._waiting = deque(row for row in self._waiting if row.job.request.ticket not in dropped)
+        for number, row in [(number, row) for number, row in self._running.items() if row.job.request.ticket in dropped]:
+            self._num_live -= row.open_lanes
+            self._lanes.live[number] = False
+            del self._running[number]
+            self._rows.release(number)
 
     def _enqueue(self, request: StepRequest) -> None:
         lanes = min(_STEP_LANES if request.max_steps == 1 else _SOLUTION_LANES, self._max_batch)

@@ -71,6 +71,7 @@ class VLLMPolicy:
         self._jobs: dict[int, _Job] = {}
         self._running: dict[str, _Sequence] = {}
         self._done: list[StepResult] = []
+        self._is_interrupted = False
         self._num_begun = 0
         self.generated_tokens = 0
         """Tokens sampled so far."""
@@ -140,12 +141,29 @@ class VLLMPolicy:
         Raises:
             BackendError: If the engine failed, or the model's output is not a number.
         """
-        while not self._done and self._running:
+        while not self._done and self._running and not self._is_interrupted:
             self._advance()
+        self._is_interrupted = False
         done, self._done = self._done, []
         for result in done:
             del self._jobs[result.ticket]
         return done
+
+    def interrupt(self) -> None:
+        """Make a ``collect`` that runs, or the next one, return after a step of the engine, maybe with nothing. Safe from any thread."""
+        self._is_interrupted = True
+
+    def cancel(self, tickets: Sequence[int]) -> None:
+        """Drop open requests: their sequences end at once, and no results follow."""
+        dropped = set(tickets)
+        self._done = [result for result in self._done if result.ticket not in dropped]
+        keys = [key for key, sequence in self._running.items() if sequence.job.request.ticket in dropped]
+        for key in keys:
+            del self._running[key]
+        for ticket in dropped:
+            del self._jobs[ticket]
+        if keys:
+            self._engine.abort(keys)
 
     def _begin(self, job: _Job) -> None:
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]

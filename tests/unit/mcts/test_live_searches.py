@@ -199,5 +199,5 @@ def test_the_common_path_settles():
     while len(live):
         if not live.turn() and live.settled():
             view = live.view(ticket)
-            paths.append([view.texts_to(node)[-1] for node in view.common_path()])
+            paths.append([view.steps_to(node)[-1].text for node in view.common_path()])
     assert paths == [["a\n"], ["a\n", "c\n"], ["a\n", "c\n", "=1"]]

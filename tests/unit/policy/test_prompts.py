@@ -326,3 +326,28 @@ def test_hashes_of_stored_runs_have_not_changed():
     tokenizer.chat_template = CHAT
     stored = StepFormat(chat=True, system="Think.", answer_pattern=r"\\boxed\{(.*)\}")
     assert PromptRenderer(tokenizer, stored).hash == "c634f2dcf0ba0569"
+
+
+def test_a_conversation_is_a_prompt():
+    """A conversation of one question has the question's prompt; a longer one is rendered as a whole, and a given text stays as it is."""
+    renderer = PromptRenderer(tiny_tokenizer(add_bos=True), StepFormat(prompt_template="q: {question}\n"))
+    user, system = {"role": "user", "content": "1+1"}, {"role": "system", "content": "be brief"}
+    assert renderer.conversation_ids([user]) == renderer.prompt_ids(Problem(id="x", question="1+1"))
+    assert renderer.decode(renderer.conversation_ids([system, user])) == "q: be brief\n\n1+1\n"
+    assert renderer.decode(renderer.text_ids("1+1=")) == "1+1="
+    assert renderer.text_ids("1")[0] == renderer.tokenizer.bos_token_id
+
+
+def test_a_chat_template_renders_the_turns_of_a_conversation():
+    """Roles reach the template, the format's system message goes first unless there is one, and text cannot forge a turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<eos>{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    )
+    renderer = PromptRenderer(tokenizer, StepFormat(chat=True, system="s", prompt_template="{question}"))
+    eos, decode = tokenizer.eos_token_id, tokenizer.decode
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "1<eos>"}]
+    ids = renderer.conversation_ids(turns)
+    assert decode(ids) == "[system]s<eos>[user]hi<eos>[assistant]ho<eos>[user]1<eos><eos>[a]"
+    assert ids.count(eos) == 4
+    assert decode(renderer.conversation_ids([{"role": "system", "content": "t"}, turns[0]])).startswith("[system]t<eos>[user]hi")

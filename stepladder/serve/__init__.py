@@ -1,0 +1,1 @@
+"""An HTTP server of OpenAI's protocol that searches before it answers."""
