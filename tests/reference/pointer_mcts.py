@@ -7,6 +7,7 @@ shares no code with the engine but the records. Sums are made in float32 in the 
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,7 +79,7 @@ class PointerSearch:
         self.widths = [flat.wave // flat.groups] * flat.groups
         self.generation = [(self.nodes[0], flat.wave)]
         self.base, self.committed, self.calls, self.best, self.leaders = self.nodes[0], 0, 0, -1.0, []
-        self.below = None
+        self.below, self.stream, self.drawn = None, derive_seed(self.seed, "ab-mcts"), 0
         self.tally, self.noise = {}, np.random.default_rng(derive_seed(self.seed, "gumbel")).gumbel(size=self.num_slots()).tolist()
         self.stop = None
 
@@ -214,22 +215,113 @@ class PointerSearch:
             return self.select_particles(most)
         wave = []
         while len(wave) < most and self.reachable(self.base):
-            node = self.below or self.base
-            while node.children:
-                options = [child for child in node.children if self.reachable(child)]
-                if node.growable and (not options or self.widens(node)):
-                    break
-                node = max(options, key=partial(self.edge_score, node))
+            node = self.descend(self.below or self.base)
             wave.append(node)
             node.busy = not node.ended
             for on_path in [self.nodes[0], *node.path()]:
                 on_path.virtual += 1
         return wave
 
+    def descend(self, node):
+        while node.children:
+            options = [child for child in node.children if self.reachable(child)]
+            if self.method.selection == "ab-mcts":
+                chosen = self.choose(node, options) if options else None
+            elif node.growable and (not options or self.widens(node)):
+                chosen = None
+            else:
+                chosen = max(options, key=partial(self.edge_score, node))
+            if chosen is None:
+                return node
+            node = chosen
+        return node
+
     def reachable(self, node):
         if node.children:
             return node.growable or any(self.reachable(child) for child in node.children)
         return self.method.terminals == "revisit" if node.ended else not node.busy
+
+    # ---- adaptive branching
+
+    def uniform(self):
+        self.drawn += 1
+        mask = (1 << 64) - 1
+        state = (self.stream + self.drawn * 0x9E3779B97F4A7C15) & mask
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
+        return ((state ^ (state >> 31)) >> 11) * 2.0**-53
+
+    def normal(self):
+        return math.sqrt(-2.0 * math.log(1.0 - self.uniform())) * math.cos(2.0 * math.pi * self.uniform())
+
+    def gamma(self, shape):
+        if shape < 1:
+            return (1.0 - self.uniform()) ** (1.0 / shape) * self.gamma(shape + 1)
+        d = shape - 1 / 3
+        while True:
+            x = self.normal()
+            v = (1 + x / math.sqrt(9 * d)) ** 3
+            if v > 0 and math.log(1.0 - self.uniform()) < 0.5 * x * x + d - d * v + d * math.log(v):
+                return d * v
+
+    def rewards(self, node):
+        """Return the scores of a node and of everything below it."""
+        below = [score for child in node.children for score in self.rewards(child)]
+        return below if math.isnan(node.raw) else [float(node.raw), *below]
+
+    def believe(self, scores):
+        if self.method.belief == "beta":
+            wins, losses = self.gamma(0.5 + sum(scores)), self.gamma(0.5 + len(scores) - sum(scores))
+            return wins / (wins + losses)
+        n, kappa = len(scores), 1.0 + len(scores)
+        mean = sum(scores) / n if n else 0.0
+        scatter = 0.1 + sum((score - mean) ** 2 for score in scores) + n * mean**2 / kappa
+        variance = 0.5 * scatter / self.gamma(0.5 * (1 + n))
+        return sum(scores) / kappa + math.sqrt(variance / kappa) * self.normal()
+
+    def choose(self, node, options):
+        if self.method.belief == "mixed":
+            return self.choose_together(node, options)
+        if node.growable:
+            new = [float(child.raw) for child in node.children if not math.isnan(child.raw)]
+            below = [score for child in node.children for grandchild in child.children for score in self.rewards(grandchild)]
+            if self.believe(new) >= self.believe(below):
+                return None
+        drawn = [(self.believe(self.rewards(child)), child) for child in options]
+        return max(drawn, key=lambda pair: pair[0])[1]
+
+    def choose_together(self, node, options):
+        groups = [self.rewards(child) for child in node.children]
+        *drawn, new = self.draw_mixed(groups)
+        best, highest = None, new if node.growable else -math.inf
+        for child, scores, score in zip(node.children, groups, drawn, strict=True):
+            rounded = [round(each * 100) for each in scores]
+            settled = len(scores) >= 4 and max(map(rounded.count, rounded)) >= 0.75 * len(scores)
+            if child in options and not (settled and node.growable) and score > highest:
+                best, highest = child, score
+        return best
+
+    def draw_mixed(self, groups):
+        quantiles = [NormalDist().inv_cdf((1 + (i + 0.5) / 24) / 2) for i in range(24)]
+        spread, noise = (axis.ravel() for axis in np.meshgrid(0.2 * np.array(quantiles), 0.3 * np.array(quantiles), indexing="ij"))
+        precision, weighted, logs = 25.0, 12.5, 0.0
+        for scores in filter(None, groups):
+            n, own = len(scores), sum(scores) / len(scores)
+            variance = spread**2 + noise**2 / n
+            precision, weighted = precision + 1 / variance, weighted + own / variance
+            scatter = sum((score - own) ** 2 for score in scores)
+            logs = logs - (n - 1) * np.log(noise) - 0.5 * scatter / noise**2 - 0.5 * np.log(variance) - 0.5 * own**2 / variance
+        logs = logs - 0.5 * np.log(precision) + 0.5 * weighted**2 / precision + np.zeros(len(spread))
+        reached = np.cumsum(np.exp(logs - logs.max()))
+        at = min(int(np.searchsorted(reached, self.uniform() * reached[-1], side="right")), len(spread) - 1)
+        spread, noise = spread[at], noise[at]
+        precision, weighted = (value + np.zeros(len(logs)) for value in (precision, weighted))
+        mu, found = weighted[at] / precision[at] + self.normal() / math.sqrt(precision[at]), []
+        for scores in [*groups, []]:
+            own = len(scores) / noise**2 + 1 / spread**2
+            alpha = (sum(scores) / noise**2 + mu / spread**2) / own + self.normal() / math.sqrt(own)
+            found.append(alpha + noise * self.normal())
+        return found
 
     def widens(self, node):
         m = self.method

@@ -254,6 +254,34 @@ DESCENT_ROWS = (
         discount=0.96,
     ),
     row(
+        "ab-mcts-a",
+        "Adaptive branching: at every node, draws decide between a new step and going on, then between the children.",
+        source="Inoue et al. 2025, Wider or deeper? Scaling LLM inference-time compute with adaptive branching tree search; "
+        "SakanaAI/treequest (AB-MCTS-A, Gaussian prior m 0, kappa 1, nu 1, tau^2 0.1)",
+        budget="64 to 512 samples",
+        differs="a node is one more step worth its score or outcome, there a whole answer or its refinement; equal samples are one child, "
+        "observed once; one model",
+        selection="ab-mcts",
+        widen="gen",
+        num_children=1,
+        prior="uniform",
+        answer_rule="best",
+    ),
+    row(
+        "ab-mcts-m",
+        "Adaptive branching with one belief about all children of a node, whose means spread around a common one.",
+        source="Inoue et al. 2025, Wider or deeper? Scaling LLM inference-time compute with adaptive branching tree search; "
+        "SakanaAI/treequest (AB-MCTS-M)",
+        budget="64 to 512 samples",
+        differs="as ab-mcts-a; the belief is sampled from a grid of standard deviations, there by Markov chains",
+        selection="ab-mcts",
+        belief="mixed",
+        widen="gen",
+        num_children=1,
+        prior="uniform",
+        answer_rule="best",
+    ),
+    row(
         "rover",
         "Values of the uniform policy: PUCT without priors, a node is worth the plain mean of its children.",
         source="He et al. 2025, Random policy valuation is enough for LLM reasoning with verifiable rewards, section 3",

@@ -113,7 +113,8 @@ class Widening:
     """When a node that has children is sampled again. ``once``: never. ``power``: a descent stops at a node, and best-first takes it among
     the leaves, while it has had fewer than widen_base * N^widen_power samples, N its visits (progressive widening). ``stay``: a descent
     stops at a node whose value lies in (0, stay_low] or [stay_high, 1). ``gen``: sampling a
-    node again always competes with everything else, by best-first's priority. Where nothing else is left, nodes are sampled again anyway.
+    node again always competes with everything else, by best-first's
+    priority or the draws of ab-mcts. Where nothing else is left, nodes are sampled again anyway.
     """
     widen_base: float = 2.0
     """Samples of a node with one visit under ``power``, > 0."""

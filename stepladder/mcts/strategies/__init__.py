@@ -5,6 +5,7 @@ To add one, write a module with a ``Selection`` and its ``Strategy`` and name it
 settings, the documentation and ``--option selection=my-type`` follow from the row.
 """
 
+from stepladder.mcts.strategies.adaptive import Adaptive
 from stepladder.mcts.strategies.beam import Beam
 from stepladder.mcts.strategies.descent import Descent
 from stepladder.mcts.strategies.frontier import Frontier
@@ -12,5 +13,5 @@ from stepladder.mcts.strategies.particles import Particles
 from stepladder.mcts.strategies.samples import Samples
 from stepladder.mcts.strategies.strategy import Selection
 
-SELECTIONS: tuple[type[Selection], ...] = (Descent, Frontier, Beam, Particles, Samples)
+SELECTIONS: tuple[type[Selection], ...] = (Descent, Adaptive, Frontier, Beam, Particles, Samples)
 """The rules that a row can name by type."""
