@@ -14,7 +14,7 @@ from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.search import CodeCheck
-from stepladder.loops.config.training import PRMConfig
+from stepladder.loops.config.training import PRMConfig, TreeTarget
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import resolve_method
 
@@ -88,9 +88,22 @@ def check_labels(config: Config) -> None:
         raise ConfigError(
             f"labels.replay: needs solved examples: got {config.labels.replay} without warmup.solutions -- name a file or leave it out"
         )
+    _check_prm_replay(config)
     text, end = config.labels.revision_text, config.format.step_end
     if text and config.format.steps == "text" and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
+
+
+def _check_prm_replay(config: Config) -> None:
+    if config.prm.replay and config.warmup.solutions is None:
+        raise ConfigError(
+            f"prm.replay: needs solved examples: got {config.prm.replay} without warmup.solutions -- name a file or leave it out"
+        )
+    if config.prm.replay and not isinstance(config.prm.target, TreeTarget):
+        raise ConfigError(
+            f"prm.replay: solved examples have no target {config.prm.target.type!r}: got {config.prm.replay} -- choose another target, or "
+            "leave it out"
+        )
 
 
 def check_model(config: PolicyConfig) -> None:

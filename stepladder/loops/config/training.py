@@ -187,6 +187,9 @@ class PRMConfig(Section):
     when: Literal["after-policy", "before-search"] = "after-policy"
     """When a round trains the PRM: at its end, on solutions of the new policy; or at its beginning, on ``rollouts`` of the policy that then
     searches with it. Then the first round has a PRM, too, and the policy learns from the same solutions in the same round."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the PRM's rows that are solved examples of ``warmup.solutions``, in [0, 1), as for ``labels.replay``. Their steps have the
+    values of ``target``; an example that does not end with an answer counts as wrong."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions, because right steps look wrong in unsolved problems."""
     right_share: float = Field(default=0.0, ge=0, lt=1)

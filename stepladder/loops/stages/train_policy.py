@@ -1,11 +1,7 @@
 """Train the policy: on solved problems in the warm-up, then in every round on right solutions and on preferences."""
 
-import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
@@ -18,7 +14,7 @@ from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind, trace_kind
-from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
+from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.policy.prompts import PromptRenderer
 from stepladder.types import Provenance, Trace, derive_seed
 
@@ -60,21 +56,6 @@ def _solved_examples(config: Config, renderer: PromptRenderer, solutions: Path) 
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
     )
     return [trace_from_solution(solution, renderer=renderer, provenance=provenance) for solution in load_seed_solutions(solutions)]
-
-
-def replayed(examples: Sequence[Trace], *, num_traces: int, share: float, seed: int) -> list[Trace]:
-    """Return solved examples that make up a share of the rows together with some traces.
-
-    Args:
-        examples: The solved examples, at least one.
-        num_traces: The traces of the rounds.
-        share: Share of the examples among all rows, in [0, 1); their number is rounded to the nearest.
-        seed: Seed of the draw. Each example is drawn once before any is drawn twice.
-    """
-    wanted = round(num_traces * share / (1 - share))
-    rng = np.random.default_rng(derive_seed(seed, "replay"))
-    passes = [rng.permutation(len(examples)) for _ in range(math.ceil(wanted / len(examples)))]
-    return [examples[index] for index in (np.concatenate(passes)[:wanted] if passes else [])]
 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
@@ -160,7 +141,7 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
     if config.labels.replay:
         assert config.warmup.solutions is not None, "checked before the run"
         examples = _solved_examples(config, renderer, Path(config.warmup.solutions))
-        rows += replayed(examples, num_traces=len(rows), share=config.labels.replay, seed=seed)
+        rows += replayed(examples, num_rows=len(rows), share=config.labels.replay, seed=seed)
     report = train_sft(
         start,
         rows,

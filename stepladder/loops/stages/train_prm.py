@@ -19,7 +19,8 @@ from stepladder.loops.runs.results import FailedTraining, TrainingSummary
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import STEP_PAIRS, VALUES, RowKind, compares_steps, has_rows, prm_kind, trains_prm
-from stepladder.loops.stages.trainings import TrainingProgress, finished_training, summary_of
+from stepladder.loops.stages.solved_examples import example_values
+from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.types import PreferencePair, ValueRow, derive_seed
 
 PRMOutcome = TrainingSummary | FailedTraining
@@ -105,8 +106,13 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
     worker_models().release()
     section = config.prm
     settings = train_settings(section.train, seed=seed, config=config)
-    renderer_hash, trust = build_renderer(config, start).hash, config.policy.trust_remote_code
+    renderer, trust = build_renderer(config, start), config.policy.trust_remote_code
+    renderer_hash = renderer.hash
     values = [] if compares_steps(config) else balanced(_read(config, VALUES, rows, seed=seed), right_share=section.right_share)
+    if section.replay:
+        assert config.warmup.solutions is not None, "checked before the run"
+        examples = example_values(config, renderer, Path(config.warmup.solutions))
+        values += replayed(examples, num_rows=len(values), share=section.replay, seed=seed)
     pairs = _read(config, STEP_PAIRS, rows, seed=seed) if compares_steps(config) else []
     try:
         if isinstance(section.loss, ImplicitLoss):

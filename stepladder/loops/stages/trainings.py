@@ -1,16 +1,20 @@
 """Common parts of a round's trainings: their summaries, which mark them as finished, and their progress."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
+
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.runs.results import FailedTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import digest_file, seal_model
 from stepladder.loops.runs.workers import Progress, report_progress
+from stepladder.types import derive_seed
 
 if TYPE_CHECKING:
     from stepladder.lm.training import TrainReport
@@ -21,6 +25,7 @@ class _Summary(Protocol):
 
 
 SummaryT = TypeVar("SummaryT", bound=_Summary)
+RowT = TypeVar("RowT")
 
 
 def finished_training(
@@ -63,6 +68,21 @@ def _kept(summary: Path, read: Callable[[object, Path], SummaryT]) -> SummaryT |
 def summary_of(report: "TrainReport") -> TrainingSummary:
     """Return the summary of a training report without its wall-clock time, which belongs to the events."""
     return TrainingSummary(**{name: value for name, value in asdict(report).items() if name != "seconds"})
+
+
+def replayed(examples: Sequence[RowT], *, num_rows: int, share: float, seed: int) -> list[RowT]:
+    """Return solved examples that make up a share of all rows together with some others.
+
+    Args:
+        examples: The rows of the solved examples, at least one.
+        num_rows: The other rows.
+        share: Share of the examples among all rows, in [0, 1); their number is rounded to the nearest.
+        seed: Seed of the draw. Each example is drawn once before any is drawn twice.
+    """
+    wanted = round(num_rows * share / (1 - share))
+    rng = np.random.default_rng(derive_seed(seed, "replay"))
+    passes = [rng.permutation(len(examples)) for _ in range(math.ceil(wanted / len(examples)))]
+    return [examples[index] for index in (np.concatenate(passes)[:wanted] if passes else [])]
 
 
 class TrainingProgress:

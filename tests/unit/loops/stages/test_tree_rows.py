@@ -9,8 +9,12 @@ import pytest
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
+<<<<<<< HEAD
 from stepladder.loops.stages.train_policy import replayed
 from stepladder.loops.stages.train_prm import balanced
+=======
+from stepladder.loops.stages.trainings import replayed
+>>>>>>> 9789d71 (feat(prm): solved examples of the warm-up train the PRM, too)
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 from stepladder.mcts.methods import METHODS
 from stepladder.types import Budget, StopReason, Trace, TreeRecord, ValueRow
@@ -110,13 +114,13 @@ def test_solved_examples_are_replayed_in_their_share() -> None:
         )
         for index in range(4)
     ]
-    drawn = replayed(examples, num_traces=6, share=1 / 3, seed=5)
+    drawn = replayed(examples, num_rows=6, share=1 / 3, seed=5)
     assert len({row.problem_id for row in drawn}) == len(drawn) == 3
-    assert replayed(examples, num_traces=6, share=1 / 3, seed=5) == drawn
-    twice = [row.problem_id for row in replayed(examples, num_traces=6, share=0.5, seed=5)]
+    assert replayed(examples, num_rows=6, share=1 / 3, seed=5) == drawn
+    twice = [row.problem_id for row in replayed(examples, num_rows=6, share=0.5, seed=5)]
     assert {twice.count(name) for name in "0123"} == {1, 2}
     assert len(twice) == 6
-    assert replayed(examples, num_traces=6, share=0.0, seed=5) == []
+    assert replayed(examples, num_rows=6, share=0.0, seed=5) == []
 
 
 @pytest.mark.parametrize(
