@@ -9,12 +9,8 @@ import pytest
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
-<<<<<<< HEAD
-from stepladder.loops.stages.train_policy import replayed
 from stepladder.loops.stages.train_prm import balanced
-=======
 from stepladder.loops.stages.trainings import replayed
->>>>>>> 9789d71 (feat(prm): solved examples of the warm-up train the PRM, too)
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 from stepladder.mcts.methods import METHODS
 from stepladder.types import Budget, StopReason, Trace, TreeRecord, ValueRow
