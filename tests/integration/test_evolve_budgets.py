@@ -1,12 +1,11 @@
 """A run that samples first, trains the PRM, and shares out the search: any workers, stopped and continued."""
 
 import json
-import signal
 from pathlib import Path
 
 from stepladder.loops.runs.problem_table import read_problem_table
 from tests.integration.test_evolve import data_digests, wait_for_new_files
-from tests.runs import start, stepladder, write_tiny_config
+from tests.runs import killed, started, stepladder, write_tiny_config
 
 SETTINGS = (
     "prm.when=before-search",
@@ -41,13 +40,9 @@ def test_a_round_samples_first_and_shares_out_the_rest(tmp_path: Path) -> None:
     assert first["labels"]["traces"]["kept"] >= sum(row.right > 0 for row in table.values())
 
     command = ("evolve", config, "--run-dir", tmp_path / "killed", *overrides, "--set", "run.workers=2")
-    process = start(*command)
-    try:
+    with started(*command) as process:
         wait_for_new_files(tmp_path / "killed", 25, process)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.communicate()
+        killed(process)
     done = stepladder(*command)
     assert done.returncode == 0, done.stderr
     assert data_digests(tmp_path / "killed") == data_digests(tmp_path / "run")
