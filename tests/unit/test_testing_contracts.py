@@ -104,6 +104,24 @@ def test_check_policy_catches_wrong_randomness(propose_badly, message):
         check_policy(lambda: ScriptedPolicy(propose_badly), prefix_ids=PREFIXES)
 
 
+def test_check_policy_catches_repeated_and_excluded_steps():
+    """A policy that says it samples without replacement and ignores what is excluded, or repeats itself, is found."""
+
+    class Ignorant(ScriptedPolicy):
+        def submit(self, requests):
+            super().submit([dataclasses.replace(r, excluded=self.changed(r.excluded)) for r in requests])
+
+        def changed(self, excluded):
+            return None if self.repeats else () if excluded else excluded
+
+    for repeats, message in ((True, "must all be different"), (False, "excluded steps must not be sampled again")):
+        Ignorant.repeats = repeats
+        with pytest.raises(AssertionError, match=message):
+            check_policy(
+                lambda: Ignorant(lambda prefix, index, seed: make_step("abcdefghij"[(index // 2 + seed) % 10])), prefix_ids=PREFIXES
+            )
+
+
 @pytest.mark.parametrize("shuffle_seed", [None, 0, 1])
 def test_table_scorer_passes_the_contract_suite(shuffle_seed):
     """The table scorer is itself a valid backend, in order and out of order."""
