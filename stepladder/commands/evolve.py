@@ -16,7 +16,7 @@ from stepladder.files import remove_temporaries
 from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_date
+from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
 from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.load import load_config, with_overrides
@@ -79,6 +79,9 @@ def run_rounds(
     check_settings(config, prepared=False)
     sets = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
+    config, note = with_chat(config, config.policy.model, earlier=earlier)
+    if note is not None:
+        display.say(note)
     config = with_date(config, config.policy.model, earlier=earlier)
     _check_start_models(config)
     run = open_run(root, config)

@@ -16,7 +16,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
-from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer
+from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, with_chat
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import choose_search, search_engine
 from stepladder.loops.config.load import read_value, with_overrides
@@ -30,6 +30,7 @@ from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.warm_up import compile_loops
+from stepladder.terminal import echo
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
 
 DEFAULT_RUN = Path("runs/embedded")
@@ -135,6 +136,9 @@ def choose_models(
         config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
     config = with_overrides(config, list(overrides))
     check_backends(config, trains=False)
+    config, note = with_chat(config, policy)
+    if note is not None:
+        echo(note, err=True)
     if "self" in prm and config.prm.spec is None:
         config = with_overrides(config, ["prm.spec=judge"])
     if not prm:

@@ -6,7 +6,7 @@ Model classes are imported inside the functions that need them, so that reading 
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy
@@ -27,7 +27,10 @@ def step_format(config: Config) -> "StepFormat":
     """Return the step format that the configuration describes."""
     from stepladder.policy.prompts import StepFormat
 
-    return StepFormat(**config.format.model_dump())
+    stated = config.format.model_dump()
+    # Still open where no model was looked at; a system message needs a template.
+    open_chat = {"chat": config.format.system is not None} if stated["chat"] == "auto" else {}
+    return StepFormat(**stated | open_chat)
 
 
 def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
@@ -50,6 +53,52 @@ def imported_row_check(config: Config, policy_dir: str) -> Callable[[Any, str], 
     renderer = build_renderer(config, policy_dir)
     named, _ = load_model_settings(policy_dir, trust_remote_code=config.policy.trust_remote_code)
     return lambda record, place: check_row(record, renderer, vocab_size=named.get_text_config().vocab_size, place=place)
+
+
+class ChosenChat(NamedTuple):
+    """The settings with the choice that ``format.chat = "auto"`` leaves open."""
+
+    config: Config
+    """The settings."""
+    note: str | None
+    """The choice in one sentence; None if there was nothing to choose."""
+
+
+def with_chat(config: Config, policy_dir: str, *, earlier: Config | None = None) -> ChosenChat:
+    """Choose whether prompts go through the chat template of a policy, where the settings leave it open.
+
+    They do if the tokenizer has a template and its token for the end of a turn ends the model's answers. The tokenizers of many base models
+    have a template, too, but their end token is another.
+
+    Args:
+        config: The settings.
+        policy_dir: The policy.
+        earlier: Settings with which the same work was started before; its choice is kept.
+    """
+    if config.format.chat != "auto":
+        return ChosenChat(config, None)
+    from stepladder.lm.chat import turn_end
+    from stepladder.lm.loading import load_model_settings, load_tokenizer
+    from stepladder.policy.backends.steps import end_tokens
+
+    trust, note = config.policy.trust_remote_code, None
+    if earlier is not None:
+        chat = earlier.format.chat
+    else:
+        tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
+        closing = turn_end(tokenizer)
+        chat = closing is not None and bool(end_tokens(tokenizer, *named, vocab_size=max(len(tokenizer), closing + 1))[closing])
+        if chat or config.format.system is not None:
+            chat, note = (
+                True,
+                f"format.chat: prompts go through the chat template of {policy_dir} -- false leaves them plain",
+            )
+        elif tokenizer.chat_template:
+            note = (
+                f"format.chat: {policy_dir} has a chat template but does not end its answers with it, as a base model: prompts are plain "
+                "-- set format.chat = true to use it"
+            )
+    return ChosenChat(config.model_copy(update={"format": config.format.model_copy(update={"chat": chat})}), note)
 
 
 def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Config:

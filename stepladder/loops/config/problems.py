@@ -133,8 +133,9 @@ class FormatConfig(Section):
     answer: Literal["stated", "solution"] = "stated"
     """``stated``: a step states the answer. ``solution``: the whole solution is the answer, and ends by itself, or with a step that
     ``answer_pattern`` matches; a ``problems.verifier`` judges it."""
-    chat: bool = False
-    """Render the prompt with the tokenizer's chat template."""
+    chat: bool | Literal["auto"] = "auto"
+    """Render the prompt with the tokenizer's chat template. ``auto`` does so if there is one and the model ends its turns with the
+    template's token, which a base model does not; the choice is shown and kept by the run."""
     system: str | None = None
     """System message for the chat template."""
     date: str | None = None

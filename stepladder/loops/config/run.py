@@ -103,6 +103,11 @@ class Config(Section):
     def differences(self, other: "Config") -> list[str]:
         """Return ``key: ours != theirs`` for every setting that may not change within a run."""
         ours, theirs = (flatten_keys(without_keys(config.model_dump(mode="json"), _SPEED_ONLY)) for config in (self, other))
+        # A run keeps what was chosen for it when it began.
+        for key, open_value in (("format.chat", "auto"), ("format.date", None)):
+            if ours.get(key) == open_value:
+                theirs.pop(key, None)
+                ours.pop(key, None)
         return [f"{key}: {ours.get(key)!r} != {theirs.get(key)!r}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
 
 

@@ -124,7 +124,7 @@ _RULES = (
     ),
     _Rule(
         holds=lambda config: config.problems.verifier is not None,
-        keys=("problems.deadline_s", "problems.unreadable"),
+        keys=("problems.unreadable",),
         because="problems.verifier grades in place of the rule",
     ),
     _Rule(

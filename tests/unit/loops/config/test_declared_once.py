@@ -4,7 +4,7 @@ import ast
 import inspect
 import sys
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 
@@ -37,10 +37,13 @@ def test_what_is_shared_is_inherited(base: type, kinds: tuple[type, ...]) -> Non
 
 
 def test_the_step_format_agrees_with_its_section() -> None:
-    """The two are apart because a model directory holds the one and a run the other; names and defaults are the same."""
+    """The two are apart because a model directory holds the one and a run the other; names and defaults are the same.
+
+    A run may leave ``chat`` open; the format of a model cannot.
+    """
     section = {name: field.default for name, field in FormatConfig.model_fields.items()}
-    assert section == {each.name: each.default for each in fields(StepFormat)}
-    hints = get_type_hints(StepFormat)
+    assert section | {"chat": False} == {each.name: each.default for each in fields(StepFormat)}
+    hints = get_type_hints(StepFormat) | {"chat": bool | Literal["auto"]}
     assert {name: field.annotation for name, field in FormatConfig.model_fields.items()} == {name: hints[name] for name in section}
 
 
