@@ -29,8 +29,9 @@ def step_format(config: Config) -> "StepFormat":
 
     stated = config.format.model_dump()
     # Still open where no model was looked at; a system message needs a template.
-    open_chat = {"chat": config.format.system is not None} if stated["chat"] == "auto" else {}
-    return StepFormat(**stated | open_chat)
+    if stated["chat"] == "auto":
+        stated["chat"] = config.format.system is not None
+    return StepFormat(**stated)
 
 
 def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
@@ -112,7 +113,7 @@ def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Con
     from stepladder.lm.chat import prints_date, today
     from stepladder.lm.loading import load_tokenizer
 
-    if not config.format.chat or config.format.date is not None:
+    if config.format.chat is not True or config.format.date is not None:
         return config
     if earlier is not None:
         date = earlier.format.date
