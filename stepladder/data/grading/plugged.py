@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any, Self
 
 from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.rules import AnswerRule
-from stepladder.data.grading.workers import Message, WorkerCommand, WorkerPool
+from stepladder.data.grading.workers import CRASHED, TIMEOUT, Message, WorkerCommand, WorkerPool
 from stepladder.errors import BackendError, ConfigError, DataFormatError, StepladderError
 from stepladder.plugs import load_plug
 from stepladder.types import LabelledProblem, Verdict
 
 ARGUMENTS = ("question", "answer", "solution", "reference")
 """Arguments that the function of a verifier may take, by name."""
+_LOG = logging.getLogger(__name__)
 _SETTING, _PROBLEMS = "problems.verifier", "problems"
 _WORKER = Path(__file__).with_name("task_worker.py")
 _MAX_REMEMBERED = 65_536
+_TROUBLE = ("raised ", TIMEOUT, CRASHED)
+"""Reasons of answers on which the function itself gave no verdict, and beginnings of such reasons."""
 _MANY = 32
 """Answers after which a function that raised one of these for each of them is broken; other exceptions may be the answers' fault."""
 _BROKEN = tuple(f"raised {name}" for name in ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError"))
@@ -114,6 +118,7 @@ class TaskVerifier:
         self._problems = {labelled.problem.id: labelled for labelled in problems}
         self._remembered: dict[tuple[str, str], Verdict] = {}
         self._keys: dict[str, str] = {}
+        self._num_graded, self._trouble = 0, Counter[str]()
 
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order.
@@ -126,7 +131,10 @@ class TaskVerifier:
         fresh = [pair for pair in dict.fromkeys(pairs) if pair not in self._remembered]
         if fresh:
             replies = self._pool.ask([self._request(problem_id, answer) for problem_id, answer in fresh])
-            self._remembered.update(zip(fresh, map(self._verdict, replies), strict=True))
+            verdicts = list(map(self._verdict, replies))
+            self._remembered.update(zip(fresh, verdicts, strict=True))
+            self._num_graded += len(verdicts)
+            self._trouble.update(verdict.reason for verdict in verdicts if verdict.reason.startswith(_TROUBLE))
             self._check_raised()
         done = [_UNREADABLE if answer is None else self._remembered[problem_id, answer] for problem_id, answer in answers]
         while len(self._remembered) > _MAX_REMEMBERED:
@@ -141,8 +149,14 @@ class TaskVerifier:
         return self._keys[answer]
 
     def close(self) -> None:
-        """End the processes; grading again starts new ones."""
+        """End the processes; grading again starts new ones. Answers that got no verdict of the function are counted in a warning."""
         self._pool.close()
+        if self._trouble:
+            counts = ", ".join(f"{reason} ({count})" for reason, count in self._trouble.most_common(3))
+            _LOG.warning(
+                "%s: %r gave no verdict on %d of %d answers: %s", _SETTING, self._name, self._trouble.total(), self._num_graded, counts
+            )
+            self._num_graded, self._trouble = 0, Counter()
 
     def __enter__(self) -> Self:
         return self

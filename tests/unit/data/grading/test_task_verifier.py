@@ -150,7 +150,7 @@ def test_options_and_keys_are_the_function_s_own(task: str) -> None:
         assert vote_keys(verifier)("a  b") == vote_keys(verifier)("a b ")
 
 
-def test_an_odd_answer_costs_that_answer(task: str) -> None:
+def test_an_odd_answer_costs_that_answer(task: str, caplog: pytest.LogCaptureFixture) -> None:
     """Exceptions, hanging, endless loops and crashes are verdicts with a reason, and printing, reading and forking do no harm."""
     answers = ["yes", "raise", "sleep", "spin", "die", "exit", "read", "fork", "half", "no"]
     with TaskVerifier(PROBLEMS, task + "odd", {}, deadline_s=0.2) as verifier:
@@ -161,6 +161,7 @@ def test_an_odd_answer_costs_that_answer(task: str) -> None:
     assert verdicts["sleep"].reason == verdicts["spin"].reason == "timeout"
     assert verdicts["die"].reason == "crashed"
     assert verdicts["half"].outcome == 0.5
+    assert "gave no verdict on 5 of 10 answers: timeout (2)" in caplog.text
 
 
 def test_processes_that_a_function_starts_end_with_it(task: str) -> None:
