@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from stepladder.embedded.glyphs import ANSWER_MARK, FUNCTIONS, GlyphTask
 from stepladder.embedded.puzzle import FLIPS, GOAL
@@ -33,6 +34,8 @@ MAX_POSITIONS = 512
 """Context of the models in tokens; a glyph solution of ten steps needs about ninety, a puzzle's longest 230."""
 GLYPH_SHAPE = ModelShape(hidden_size=64, num_layers=4, num_heads=2, intermediate_size=192)
 PUZZLE_SHAPE = ModelShape(hidden_size=96, num_layers=2, num_heads=4, intermediate_size=256)
+PUZZLE_WINDOW = 20
+"""Tokens that a token of the puzzle sees: its own step and the one before. A row is all that counts, whatever led to it."""
 
 
 def build_tokenizer(task: GlyphTask) -> PreTrainedTokenizerFast:
@@ -69,28 +72,39 @@ def symbol_tokenizer(symbols: Sequence[str], *, pattern: str) -> PreTrainedToken
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, shape: ModelShape = GLYPH_SHAPE) -> LlamaForCausalLM:
-    """Return an untrained Llama of about 0.2 million parameters, in float32 and in evaluation mode."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
-        intermediate_size=shape.intermediate_size,
-        max_position_embeddings=MAX_POSITIONS,
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int, shape: ModelShape = GLYPH_SHAPE, window: int | None = None
+) -> LlamaForCausalLM | MistralForCausalLM:
+    """Return an untrained model of about 0.2 million parameters, in float32 and in evaluation mode.
+
+    Args:
+        tokenizer: Its tokenizer.
+        seed: Seed of the weights.
+        shape: Its size.
+        window: Tokens that a token sees, itself included; None is a Llama, which sees all earlier ones.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": MAX_POSITIONS,
         # Steps refer to symbols a few tokens back. Slow rotations would leave most of each head without position information.
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        pad_token_id=tokenizer.get_vocab()[PAD],
-        eos_token_id=tokenizer.get_vocab()[EOS],
-        bos_token_id=None,
-        dtype="float32",
-    )
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        "tie_word_embeddings": True,
+        "initializer_range": 0.05,
+        "pad_token_id": tokenizer.get_vocab()[PAD],
+        "eos_token_id": tokenizer.get_vocab()[EOS],
+        "bos_token_id": None,
+        "dtype": "float32",
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+        if window is None:
+            return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+        return MistralForCausalLM(MistralConfig(**settings, sliding_window=window)).eval()
 
 
 def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:
@@ -102,10 +116,10 @@ def write_base_model(directory: Path, task: GlyphTask, *, seed: int) -> None:
 def write_puzzle_model(directory: Path, *, seed: int) -> None:
     """Write the untrained model of the puzzle and its tokenizer in Hugging Face form."""
     tokenizer = build_puzzle_tokenizer()
-    write_model(directory, build_model(tokenizer, seed=seed, shape=PUZZLE_SHAPE), tokenizer)
+    write_model(directory, build_model(tokenizer, seed=seed, shape=PUZZLE_SHAPE, window=PUZZLE_WINDOW), tokenizer)
 
 
-def write_model(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def write_model(directory: Path, model: LlamaForCausalLM | MistralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write a model and its tokenizer in Hugging Face form."""
     silence_bars()
     model.save_pretrained(directory)

@@ -9,7 +9,7 @@ solution has one step per move, with the row that results::
     f5 12345678
 
 No answer key exists. ``grade`` replays a solution: every step must be a move and the row that it leads to, and the last row the goal.
-The warm-up shows how moves work and how to solve rows at most three moves away. Training and test problems lie 5 to 13 moves away, where
+The warm-up shows how moves work and how to solve rows at most four moves away. Training and test problems lie 5 to 13 moves away, where
 sampled solutions are rare. The distance of a row is exact, by breadth-first search. It decides which problems are drawn, and no learner
 sees it.
 
@@ -47,13 +47,13 @@ class PuzzleTask:
     """Fewest moves from a problem to the goal, > ``warmup_distance``."""
     most_distance: int = 13
     """Moves from the hardest problems to the goal, <= 16."""
-    train_per_distance: int = 32
+    train_per_distance: int = 16
     """Problems to search at each distance."""
-    held_out_per_distance: int = 8
+    held_out_per_distance: int = 4
     """Problems for the gate at each distance."""
-    test_per_distance: int = 32
+    test_per_distance: int = 16
     """Problems for the reported figures at each distance."""
-    warmup_distance: int = 3
+    warmup_distance: int = 4
     """Moves of the scrambles that the warm-up solves at most, >= 1."""
     num_solved: int = 3000
     """Solved examples of the warm-up."""

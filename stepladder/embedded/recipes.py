@@ -26,19 +26,45 @@ reported seeds 0 to 2 before the final choice. benchmarks/RESULTS.md has the fig
 """
 
 PUZZLE: dict[str, Any] = {
-    "run": {"rounds": 3, "shard_size": 96},
+    "run": {"rounds": 3, "shard_size": 72},
     "problems": {"level_field": "distance"},
-    "warmup": {"train": {"learning_rate": 4e-3, "batch_size": 64, "epochs": 100.0, "max_updates": 400, "weight_decay": 0.01}},
-    "search": {"simulations": 100, "max_depth": 22, "max_step_tokens": 12, "options": {"num_children": 4}},
-    "sft": {"learning_rate": 1e-3, "batch_size": 64, "epochs": 100.0, "max_updates": 100},
-    "labels": {"traces_per_problem": 2},
+    "warmup": {
+        "train": {
+            "learning_rate": 4e-3,
+            "batch_size": 64,
+            "epochs": 100.0,
+            "max_updates": 220,
+            "weight_decay": 0.01,
+            "row_tokens": 256,
+        }
+    },
+    "search": {
+        "method": "best-first",
+        "options": {"num_children": 4, "stop_value": 0.5, "temperature": 0.7},
+        "simulations": 1000,
+        "max_tokens": 750,
+        "max_depth": 22,
+        "max_step_tokens": 12,
+        "allocation": {"type": "unsolved-first", "trees_per_problem": 4, "pool_tokens": 1000},
+    },
+    "labels": {"traces_per_problem": 2, "trace_by": "shortest", "replay": 0.3},
+    "sft": {"learning_rate": 1.5e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 100, "row_tokens": 256},
     "preference": {"enabled": False},
     "prm": {
-        "start": "best",
-        "rollouts": 4,
+        "when": "before-search",
+        "rollouts": 1,
+        "target": {"type": "discounted"},
+        "data": "accumulate",
+        "replay": 0.6,
         "supervise": "every-token",
-        "train": {"learning_rate": 1e-3, "batch_size": 64, "epochs": 100.0, "max_updates": 100, "weight_decay": 0.01},
+        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 80, "weight_decay": 0.01, "row_tokens": 256},
     },
-    "evaluate": {"simulations": 30, "samples": 16},
+    "evaluate": {
+        "method": "best-first",
+        "options": {"num_children": 4, "stop_value": 0.5, "temperature": 0.7},
+        "simulations": 100,
+        "max_tokens": 600,
+        "samples": 8,
+    },
 }
 """Settings of the puzzle, chosen on seeds from 100 on."""
