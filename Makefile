@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm test-recipes check bench bench-vllm bench-packing prm-study evidence eval-methods docs clean
+.PHONY: demo test test-vllm test-recipes check bench bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -67,8 +67,11 @@ bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTra
 prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
 	$(BIN)/python benchmarks/prm_study.py
 
-evidence: $(VENV)/.installed-dev  ## three seeds of the embedded run with controls, and the README's table
-	$(BIN)/python benchmarks/evidence.py
+evidence: $(VENV)/.installed-dev  ## search against sampling on the puzzle: arms at equal tokens and updates, five seeds; --arms, --seeds choose
+	$(BIN)/python -m benchmarks.evidence
+
+evidence-glyphs: $(VENV)/.installed-dev  ## three seeds of glyph programs with controls, and their table
+	$(BIN)/python benchmarks/glyph_evidence.py
 
 eval-methods: $(VENV)/.installed  ## every search method at equal budgets, with the models of the demo's first round
 	@test -f $(RUN_DIR)/rounds/001/round.json || { echo "$(RUN_DIR): no run with a finished first round -- make demo makes one" >&2; exit 1; }

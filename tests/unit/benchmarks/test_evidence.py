@@ -1,0 +1,77 @@
+"""The comparison of arms: settings that load, equal budgets, and figures by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence import (
+    ARMS,
+    T_QUANTILES,
+    Size,
+    arm_config,
+    arms,
+    common,
+    interval_over_problems,
+    interval_over_seeds,
+    tokens_to_reach,
+)
+from stepladder.loops.assembly.checks import check_labels, check_searches
+from stepladder.loops.config.run import Config
+
+SIZE = Size(rounds=2, tokens=400, updates=40, samples=4)
+
+
+def config_of(arm: str, place: Path) -> Config:
+    more = ["prm.model=somewhere"] if arm == "search-random" else []
+    return arm_config(place, [*common(SIZE, 7), *arms(SIZE)[arm], *more])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Path) -> None:
+    """Arms differ in the use of their budget, not in its size, and every arm's settings pass the checks of a run."""
+    config = config_of(arm, tmp_path)
+    check_searches(config)
+    check_labels(config)
+    pool = config.search.max_tokens if arm == "star" else getattr(config.search.allocation, "pool_tokens", None)
+    assert pool == SIZE.tokens
+    updates = (config.sft.max_updates or 0) + (config.preference.max_updates or 0) * config.preference.enabled
+    assert updates == SIZE.updates and config.preference.enabled == arm.endswith("-pairs")
+    assert config.labels.traces_per_problem == config_of("search", tmp_path).labels.traces_per_problem
+    assert config.prm.enabled == (arm in ("best-of-n", "search", "search-random", "search-pairs"))
+    assert config.run.seed == 7 and config.gate.max_drop == 1.0
+
+
+def test_tokens_to_reach_a_share_by_hand() -> None:
+    """Between two rounds the way is straight; a share that is never reached has no tokens."""
+    curve = [(0.0, 0.1), (100.0, 0.3), (200.0, 0.7)]
+    assert tokens_to_reach(curve, 0.5) == pytest.approx(150.0)
+    assert tokens_to_reach(curve, 0.3) == pytest.approx(100.0)
+    assert tokens_to_reach(curve, 0.05) == 0.0
+    assert tokens_to_reach(curve, 0.9) is None
+    # An accuracy that falls again was reached all the same.
+    assert tokens_to_reach([(0.0, 0.0), (10.0, 0.6), (20.0, 0.4), (30.0, 0.8)], 0.5) == pytest.approx(10 * 0.5 / 0.6)
+    assert tokens_to_reach([], 0.5) is None
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    """Differences 1, 2, 3 have mean 2 and standard error 1 / sqrt(3)."""
+    low, high = interval_over_seeds([1.0, 2.0, 3.0]) or (0.0, 0.0)
+    assert (low, high) == (pytest.approx(2 - T_QUANTILES[2] / 3**0.5), pytest.approx(2 + T_QUANTILES[2] / 3**0.5))
+    assert interval_over_seeds([1.0]) is None
+    assert interval_over_seeds([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_the_interval_over_problems_resamples_within_seeds() -> None:
+    """Equal differences at every problem have no spread; otherwise the interval holds the mean and is about two standard errors wide."""
+    assert interval_over_problems([[1.0] * 5, [0.0] * 5]) == (0.5, 0.5)
+    per_seed = [[1.0, 0.0] * 50, [0.0, -1.0] * 50]
+    low, high = interval_over_problems(per_seed, num_resamples=2000)
+    error = (0.25 / 100 / 2) ** 0.5
+    assert low == pytest.approx(-1.96 * error, abs=0.25 * error) and high == pytest.approx(1.96 * error, abs=0.25 * error)
+
+
+def test_the_size_names_the_runs() -> None:
+    """Runs of another size have another place, so that no run continues with other settings."""
+    names = {Size(rounds=r, tokens=t, updates=u, samples=4).name for r in (1, 2) for t in (100, 200) for u in (10, 20)}
+    assert len(names) == 8
+    assert tuple(arms(SIZE)) == ARMS
