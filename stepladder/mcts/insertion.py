@@ -209,8 +209,10 @@ def _note_masses(waves: Waves, priors: Float[np.ndarray, "M"]) -> None:
 def _note_answers(waves: Waves) -> None:
     """Count the answers of new terminals, and of terminals that were visited again."""
     ended = np.bincount(waves.owners[waves.terminal], minlength=len(waves.sizes)) > 0
-    repeated = [bool(expansion.repeats) for _, expansion in waves.expansions]
-    for at in np.flatnonzero(ended | ~waves.asked | repeated).tolist():
+    noted = ended | ~waves.asked
+    if waves.expansions[0][0].families is not None:
+        noted |= np.array([bool(expansion.repeats) for _, expansion in waves.expansions])
+    for at in np.flatnonzero(noted).tolist():
         search, expansion = waves.expansions[at]
         search.answers.note(expansion)
 

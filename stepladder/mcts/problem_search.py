@@ -263,7 +263,7 @@ class ProblemSearch:
 
     def end_wave(self, tree: Tree) -> None:
         """Forget the wave, which is now in the tree, and record the present answer of the search."""
-        widened = any(expansion.num_known for expansion in self.wave)
+        widened = self.families is not None and any(expansion.num_known for expansion in self.wave)
         self.answers.end_wave(tree, self.row, self.spending.generated_tokens, widened=widened)
         self.wave = []
 

@@ -73,7 +73,7 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
     sizes = np.array([len(expansion.steps) for _, expansion in expansions])
     owners = np.repeat(np.arange(len(sizes)), sizes)
     places = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    num_known = np.array([expansion.num_known for _, expansion in expansions])
+    widened = any([search.families is not None for search in searches])
     reasons = flat(expansion.reasons for _, expansion in expansions)
     return Waves(
         expansions=expansions,
@@ -83,7 +83,7 @@ def gather_waves(searches: Sequence[ProblemSearch]) -> Waves:
         sizes=sizes,
         owners=owners,
         places=places,
-        slots=places + num_known[owners],
+        slots=places + np.array([expansion.num_known for _, expansion in expansions])[owners] if widened else places,
         counts=np.array(flat(expansion.counts for _, expansion in expansions), np.int64),
         goes_on=np.array([reason is step for reason in reasons], bool),
         terminal=np.array([reason is end for reason in reasons], bool),
