@@ -58,8 +58,8 @@ def place(tmp_path, monkeypatch):
         rows = [{"id": each, "question": f"1+{each}?", "answer": "2"} for each in ids]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "model").mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / "model" / name).write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
     (tmp_path / "c.toml").write_text(GOOD)
     return tmp_path
 
