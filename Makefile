@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-vllm test-recipes check bench bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -57,6 +57,10 @@ docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/method
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/bookkeeping.py
+
+bench-serve: $(VENV)/.installed-dev  ## a soak of 10,000 requests, and tokens/s beside Solver
+	$(BIN)/python -m benchmarks.serving soak
+	$(BIN)/python -m benchmarks.serving speed --requests 200
 
 bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from stepladder import __version__
 from stepladder.cli.asked import asked_run, resolved_settings
 from stepladder.cli.config import config as explain_settings
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
@@ -26,7 +25,7 @@ from stepladder.terminal import echo
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     help="Train a language model to reason by letting it search.",
 )
@@ -52,10 +51,14 @@ ConfigArgument = Annotated[str | None, typer.Argument(metavar="[CONFIG.toml|reci
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the versions of stepladder and its parts, and exit.")] = False,
+) -> None:
     """Train a language model to reason by letting it search."""
     if version:
-        echo(f"stepladder {__version__}")
+        from stepladder.cli.versions import versions
+
+        echo(versions())
         raise typer.Exit
 
 

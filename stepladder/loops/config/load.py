@@ -6,6 +6,7 @@ that file.
 
 import json
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
         for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
             _apply_override(raw, key, value, override=override)
         _resolve_plugs(raw, Path())
+        _find_shipped(raw)
         try:
             config = Config.model_validate(raw)
         except ValidationError as error:
@@ -66,7 +68,24 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If the file is missing or malformed.
     """
+    path = shipped(path)
     return _resolve_paths(_read_toml(path), path.parent)
+
+
+def shipped(path: Path) -> Path:
+    """Return the file that comes with stepladder for a path such as ``configs/gsm8k.toml`` that does not exist here; else the path."""
+    if path.exists() or path.is_absolute() or path.parts[:1] != ("configs",):
+        return path
+    package = Path(str(files("stepladder")))
+    # An installed package has the files inside, a checkout beside it.
+    return next((place / path for place in (package, package.parent) if (place / path).is_file()), path)
+
+
+def _find_shipped(raw: dict[str, Any]) -> None:
+    """Let ``training.accelerate_config`` name a file that comes with stepladder."""
+    section = raw.get("training")
+    if isinstance(section, dict) and isinstance(value := section.get("accelerate_config"), str):
+        section["accelerate_config"] = str(shipped(Path(value)))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
