@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm test-recipes check bench bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
+.PHONY: demo test test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
