@@ -27,7 +27,7 @@ import httpx
 from stepladder import Solver, embedded
 
 METHODS = ("mcts-4", "beam-3", "best-of-n-4", "uct-4")
-SPEED = {"simulations": 16}
+SPEED: dict[str, Any] = {"simulations": 16}
 
 
 @contextmanager
