@@ -36,7 +36,7 @@ import torch
 from stepladder.commands.evolve import evolve
 from stepladder.data.metrics.answers import Interval
 from stepladder.data.store import read_traces
-from stepladder.embedded import prepare, settings, task_named
+from stepladder.embedded import prepare, recipes, settings, task_named
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.policies import build_renderer
@@ -53,6 +53,8 @@ TASK = "puzzle"
 REFERENCE = "search"
 """The arm with which the others are compared."""
 MILESTONES = (0.5, 0.9)
+TEMPERATURE = recipes.PUZZLE["search"]["options"]["temperature"]
+"""Every arm samples its training data at the temperature of the embedded run's search."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,7 @@ class Cell(NamedTuple):
 
 def arms(size: Size) -> dict[str, list[str]]:
     """Return the settings of every arm that differ from the embedded run's, as ``--set`` takes them."""
-    samples = ["search.method=majority", "search.simulations=100000"]
+    samples = ["search.method=majority", f"search.options={{temperature={TEMPERATURE}}}", "search.simulations=100000"]
     pool = f"pool_tokens={size.tokens}"
     no_prm = ["prm.enabled=false", "prm.when=after-policy"]
     unsolved = [*samples, f"search.max_tokens={size.tokens // 4}"]
@@ -108,7 +110,13 @@ def arms(size: Size) -> dict[str, list[str]]:
         "star-unsolved": [*star, *random_traces],
         "star-ranked": [*star, "labels.trace_by=value", "labels.value=monte-carlo"],
         "best-of-n": [*unsolved, allocation, "labels.trace_by=score", "labels.value=monte-carlo"],
-        "search-plain": [*no_prm, *searched, *whole_round, "search.method=mcts", "search.options={num_children=4}"],
+        "search-plain": [
+            *no_prm,
+            *searched,
+            *whole_round,
+            "search.method=mcts",
+            f"search.options={{num_children=4,temperature={TEMPERATURE}}}",
+        ],
         "search-random": [*searched, *whole_round, "prm.start=fixed", "prm.when=before-search"],
         "search": [*searched, *whole_round],
         "star-pairs": [*star, *random_traces, *pairs],

@@ -32,6 +32,7 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
     config = config_of(arm, tmp_path)
     check_searches(config)
     check_labels(config)
+    assert config.search.options["temperature"] == config_of("search", tmp_path).search.options["temperature"]
     pool = config.search.max_tokens if arm == "star" else getattr(config.search.allocation, "pool_tokens", None)
     assert pool == SIZE.tokens
     updates = (config.sft.max_updates or 0) + (config.preference.max_updates or 0) * config.preference.enabled
