@@ -92,6 +92,9 @@ epochs = 1
 batch_size = 8
 learning_rate = 1e-4
 
+[gate]
+min_problems = 1
+
 [prm]
 rollouts = 4
 

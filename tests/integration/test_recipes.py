@@ -52,6 +52,8 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
             prm["rollouts"] = min(prm["rollouts"], 4)
     for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {})):
         stage["max_updates"] = 2
+    # Six problems of two samples show little; what they show must be used, or no PRM would guide round 2.
+    settings["gate"] = {"min_problems": 1, "min_rows": 1}
     if "balance" in settings.get("rules", {}):
         grid = {"low": 0.8, "high": 1.2, "step": 0.4}
         settings["rules"]["balance"] |= {"temperatures": grid, "problems": 6, "samples": 4}

@@ -245,6 +245,17 @@ def mcnemar_p_value(num_better: int, num_worse: int) -> float:
     return min(1.0, 2 * sum(math.comb(trials, successes) for successes in range(tail + 1)) / 2**trials)
 
 
+def sign_test_p_value(num_for: int, num_against: int) -> float:
+    """Return the exact one-sided p-value of a paired test: how likely so many cases in favour, or more, are by chance; 1 without cases.
+
+        sum over k >= n_for of C(n, k) / 2^n, with n = n_for + n_against
+
+    Source: Arbuthnot's sign test; with problems that only one side solves, the one-sided form of McNemar's exact test.
+    """
+    trials = num_for + num_against
+    return sum(math.comb(trials, successes) for successes in range(num_for, trials + 1)) / 2**trials
+
+
 def paired_comparison(
     first: Sequence[bool], second: Sequence[bool], *, rng: np.random.Generator, num_resamples: int = 10_000, confidence: float = 0.95
 ) -> PairedComparison:

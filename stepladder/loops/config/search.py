@@ -176,6 +176,8 @@ class LabelsConfig(Section):
     """Rule that chooses preference pairs, with its settings; see docs/training.md."""
     graded: Annotated[GradedRule, Variant("steps")] = GradedSteps()
     """Rows for losses without pairs: steps that change the value, or right and wrong solutions."""
+    from_refused: bool = True
+    """Learn also from the rows of earlier rounds whose policy the gate refused."""
     data: Annotated[AllRounds | RecentRounds | RecentVersions, Variant("accumulate")] = AllRounds()
     """Which rounds the policy learns from."""
 
@@ -204,5 +206,14 @@ class EvaluateConfig(Section):
 class GateConfig(Section):
     """When a round's models replace the best ones."""
 
+    rule: Literal["drop", "not-worse", "better"] = "drop"
+    """A model is accepted if its figure has not dropped by more than ``max_drop``; unless a paired test on the held-out problems says that
+    it is worse; or only if the test says that it is better."""
     max_drop: float = Field(default=0.0, ge=0, le=1)
-    """Largest drop of held-out accuracy (policy) or within-problem AUC (PRM) with which a model is still accepted."""
+    """Largest drop of held-out accuracy (policy) or within-problem AUC (PRM) with which ``drop`` still accepts a model."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of the paired test, in (0.5, 1)."""
+    min_problems: int = Field(default=5, ge=1)
+    """Held-out problems that must have been measured; for a PRM, those with right and wrong samples."""
+    min_rows: int = Field(default=2, ge=1)
+    """Rows that the model must have learned from."""

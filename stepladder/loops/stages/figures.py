@@ -143,6 +143,17 @@ def folder_auc(folder: Path) -> float | None:
     return _within_problem_auc(_pools(folder))
 
 
+def solved_problems(folder: Path) -> dict[str, bool]:
+    """Return by problem whether the answers in a folder are right."""
+    return {row.problem_id: row.correct for row in _solved(folder)}
+
+
+def problem_aucs(folder: Path) -> dict[str, float]:
+    """Return by problem how well the scores in a folder of samples rank its solutions, in [0, 1]; only problems that can be ranked."""
+    found = {row.problem_id: metrics.pooled_auc(*_scores(row.samples)) for row in _pools(folder)}
+    return {problem: auc for problem, auc in found.items() if auc is not None}
+
+
 def _solved(folder: Path) -> list[SolvedRow]:
     return [row for path in evaluation_shards(folder) for row in read_solved(path)]
 

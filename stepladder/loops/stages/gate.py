@@ -1,11 +1,15 @@
 """Whether a round's models replace the best ones.
 
 A round can be worse than the one before (ReST-MCTS* reports it for Mistral in round 2), so a gate is part of the method. It decides on
-held-out problems only; test problems never take part.
+held-out problems only; test problems never take part. The paired test is exact: the sign test on problems that the two models do not solve,
+or rank, alike.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from stepladder.data.metrics.answers import sign_test_p_value
+from stepladder.loops.config.search import GateConfig
 
 CHANCE = 0.5
 """AUC of scores that know nothing."""
@@ -30,36 +34,86 @@ class KeptPRM(NamedTuple):
     """Addition to the gate's reason."""
 
 
-def gate_policy(candidate: float | None, best: float | None, *, max_drop: float) -> GateDecision:
-    """Accept a policy whose held-out pass@1 is not more than ``max_drop`` below the best one's.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateEvidence:
+    """What a candidate and the best model did on the same held-out problems."""
+
+    problems: int
+    """Problems on which the candidate was measured."""
+    better: int = 0
+    """Problems on which the candidate did better than the best model."""
+    worse: int = 0
+    """Problems on which it did worse."""
+    rows: int | None = None
+    """Rows that the candidate learned from; None if unknown."""
+
+    @property
+    def p_better(self) -> float:
+        """How likely so many problems in favour are by chance, in [0, 1]."""
+        return sign_test_p_value(self.better, self.worse)
+
+    @property
+    def p_worse(self) -> float:
+        """How likely so many problems against it are by chance, in [0, 1]."""
+        return sign_test_p_value(self.worse, self.better)
+
+
+def gate_policy(candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence) -> GateDecision:
+    """Decide on a policy.
 
     Args:
         candidate: Held-out pass@1 of the new policy in [0, 1]; None if none was trained.
         best: The same of the best policy so far, on the same problems; None before the first.
-        max_drop: Tolerated fall, in [0, 1].
+        settings: The rule.
+        evidence: What both did, problem by problem.
     """
-    return _gate(candidate, best, max_drop=max_drop, what="held-out pass@1", floor=None)
+    return _gate(candidate, best, settings, evidence, what="held-out pass@1", floor=None)
 
 
-def gate_prm(candidate: float | None, best: float | None, *, max_drop: float) -> GateDecision:
-    """Accept a PRM that ranks the solutions of one problem better than chance and not worse than the best PRM does.
+def gate_prm(candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence) -> GateDecision:
+    """Decide on a PRM, which must also rank the solutions of one problem better than chance.
 
     Args:
         candidate: Within-problem AUC of the new PRM in [0, 1] on fresh held-out samples; None if it could not be measured.
         best: The same of the best PRM so far on the same samples; None before the first.
-        max_drop: Tolerated fall, in [0, 1].
+        settings: The rule.
+        evidence: What both did, problem by problem.
     """
-    return _gate(candidate, best, max_drop=max_drop, what="held-out within-problem AUC", floor=CHANCE)
+    return _gate(candidate, best, settings, evidence, what="held-out within-problem AUC", floor=CHANCE)
 
 
-def _gate(candidate: float | None, best: float | None, *, max_drop: float, what: str, floor: float | None) -> GateDecision:
+def _gate(
+    candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence, *, what: str, floor: float | None
+) -> GateDecision:
     if candidate is None:
         return GateDecision(accepted=False, reason=f"{what} could not be measured")
+    found = f"{what} {candidate:.3f}"
+    if evidence.problems < settings.min_problems:
+        few = f"{evidence.problems} problems, fewer than gate.min_problems = {settings.min_problems}"
+        return GateDecision(accepted=False, reason=f"{found} was measured on {few}")
+    if evidence.rows is not None and evidence.rows < settings.min_rows:
+        return GateDecision(accepted=False, reason=f"it learned from {evidence.rows} rows, fewer than gate.min_rows = {settings.min_rows}")
     if floor is not None and candidate <= floor:
-        return GateDecision(accepted=False, reason=f"{what} {candidate:.3f} is not above chance")
-    if best is not None and candidate < best - max_drop:
-        return GateDecision(accepted=False, reason=f"{what} {candidate:.3f} is below the best model's {best:.3f}")
-    return GateDecision(accepted=True, reason=f"{what} {candidate:.3f}" + ("" if best is None else f", best before {best:.3f}"))
+        return GateDecision(accepted=False, reason=f"{found} is not above chance")
+    if best is None:
+        return GateDecision(accepted=True, reason=found)
+    return _against_best(candidate, best, settings, evidence, found)
+
+
+def _against_best(candidate: float, best: float, settings: GateConfig, evidence: GateEvidence, found: str) -> GateDecision:
+    allowed, counts = 1 - settings.confidence, f"{evidence.better} problems better, {evidence.worse} worse"
+    if settings.rule == "drop":
+        if candidate < best - settings.max_drop:
+            return GateDecision(accepted=False, reason=f"{found} is below the best model's {best:.3f}")
+        return GateDecision(accepted=True, reason=f"{found}, best before {best:.3f}")
+    tested = f"{found}, best before {best:.3f}: {counts}"
+    if settings.rule == "not-worse":
+        accepted = evidence.p_worse >= allowed
+        verdict = f"p = {evidence.p_worse:.3f} of being worse" if accepted else f"worse with p = {evidence.p_worse:.3f} < {allowed:.3g}"
+    else:
+        accepted = evidence.p_better < allowed
+        verdict = f"better with p = {evidence.p_better:.3f} < {allowed:.3g}" if accepted else f"p = {evidence.p_better:.3f} of being better"
+    return GateDecision(accepted=accepted, reason=f"{tested}, {verdict}")
 
 
 def fall_back(earlier: dict[int, float | None]) -> int | None:

@@ -1,13 +1,15 @@
 """Measure a round's models, decide on held-out problems which ones are best now, and put the round's figures together."""
 
+from collections.abc import Mapping
+
 from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
 from stepladder.loops.runs.round_settings import NO_SETTINGS, RoundSettings
 from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
 from stepladder.loops.stages.failures import failure_figures
-from stepladder.loops.stages.figures import folder_auc, levels_of, split_figures
-from stepladder.loops.stages.gate import GateDecision, KeptPRM, fails, fall_back, gate_policy, gate_prm
+from stepladder.loops.stages.figures import folder_auc, levels_of, problem_aucs, solved_problems, split_figures
+from stepladder.loops.stages.gate import GateDecision, GateEvidence, KeptPRM, fails, fall_back, gate_policy, gate_prm
 
 
 def judge(
@@ -40,8 +42,8 @@ def judge(
     held_out, test = (
         split_figures(evaluation_folder(context, number, split), levels_of(context.problems[split])) for split in ("held_out", "test")
     )
-    policy_gate = _policy_decision(context, number, policy, best.policy, held_out)
-    prm_gate = _prm_decision(context, prm, best.prm, held_out, training)
+    policy_gate = _policy_decision(context, number, policy, best.policy, held_out, training)
+    prm_gate = _prm_decision(context, number, prm, best.prm, held_out, training)
     kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)
     searched = 0 if search is None else search.generated_tokens + search.rollout_tokens
     return RoundRow(
@@ -66,7 +68,9 @@ def judge(
     )
 
 
-def _policy_decision(context: RoundContext, number: int, candidate: int, best: int, held_out: SplitFigures) -> GateDecision:
+def _policy_decision(
+    context: RoundContext, number: int, candidate: int, best: int, held_out: SplitFigures, training: RoundTraining
+) -> GateDecision:
     if number == 0:
         return GateDecision(accepted=True, reason="the starting policy")
     if candidate == best:
@@ -74,11 +78,24 @@ def _policy_decision(context: RoundContext, number: int, candidate: int, best: i
     before = context.run.row(best)
     assert before is not None, "the best policy's round is finished"
     pass_at_1, best_pass_at_1 = (None if figures.pass_at_1 is None else figures.pass_at_1.value for figures in (held_out, before.held_out))
-    return gate_policy(pass_at_1, best_pass_at_1, max_drop=context.config.gate.max_drop)
+    new, old = (solved_problems(evaluation_folder(context, version, "held_out") / "greedy") for version in (number, best))
+    evidence = _evidence(new, old, rows=sum(summary.rows for summary in training.policy.stages.values()))
+    return gate_policy(pass_at_1, best_pass_at_1, context.config.gate, evidence)
+
+
+def _evidence(new: Mapping[str, float], old: Mapping[str, float], *, rows: int) -> GateEvidence:
+    """Return the evidence from figures by problem, on which both models count only where both were measured."""
+    shared = [(new[problem], old[problem]) for problem in new if problem in old]
+    return GateEvidence(
+        problems=len(new),
+        better=sum(ours > theirs for ours, theirs in shared),
+        worse=sum(ours < theirs for ours, theirs in shared),
+        rows=rows,
+    )
 
 
 def _prm_decision(
-    context: RoundContext, candidate: int | None, best: int | None, held_out: SplitFigures, training: RoundTraining
+    context: RoundContext, number: int, candidate: int | None, best: int | None, held_out: SplitFigures, training: RoundTraining
 ) -> GateDecision:
     if isinstance(training.prm, FailedTraining):
         return GateDecision(accepted=False, reason=f"training failed: {training.prm.failed}")
@@ -87,7 +104,10 @@ def _prm_decision(
     if candidate is None or candidate == best:
         return GateDecision(accepted=False, reason="no PRM was trained")
     auc, best_auc = held_out.pool.prm_within_problem_auc, held_out.best_prm_within_problem_auc
-    return gate_prm(auc, best_auc, max_drop=context.config.gate.max_drop)
+    folder = evaluation_folder(context, number, "held_out")
+    rows = 0 if training.prm is None else training.prm.rows
+    evidence = _evidence(problem_aucs(folder / "samples"), problem_aucs(folder / "samples-best-prm"), rows=rows)
+    return gate_prm(auc, best_auc, context.config.gate, evidence)
 
 
 def kept_prm(context: RoundContext, number: int, policy: int, best: int | None, held_out: SplitFigures) -> KeptPRM:

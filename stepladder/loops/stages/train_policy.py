@@ -120,7 +120,14 @@ def _shards(context: RoundContext, number: int, kind: RowKind | None) -> list[Pa
     data = context.config.labels.data
     # On-policy rows of a round are already made from the trees of all rounds that count.
     first = max(1, number - data.window + 1) if isinstance(data, RecentRounds) else 1 if data.type == "accumulate" else number
-    return context.run.shards(kind.name, rounds=list(range(first, number + 1))) + context.run.imported(kind.name)
+    rounds = [each for each in range(first, number + 1) if each == number or _counts(context, each)]
+    return context.run.shards(kind.name, rounds=rounds) + context.run.imported(kind.name)
+
+
+def _counts(context: RoundContext, number: int) -> bool:
+    """Say whether the policy may learn from the rows of an earlier round."""
+    row = context.run.row(number)
+    return context.config.labels.from_refused or row is None or row.accepted
 
 
 def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
