@@ -36,6 +36,10 @@ _CONFIG_HELP = (
     "Configuration file, or `recipe:NAME` for a published system (see `stepladder recipes`). Without one, the embedded task runs: no "
     "weights, no network, no GPU."
 )
+_FROM_HELP = (
+    "Branch: CONFIG.toml is then a run directory, whose rounds up to this one are taken over into --run-dir, with changes by --set from "
+    "the next round on."
+)
 _ON_HELP = "Task of a recipe: `embedded` (the default), `glyphs`, `puzzle`, or a configuration file."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 _TOKENS_HELP = (
@@ -72,6 +76,7 @@ def evolve(
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=0, help="Stop after this round; the same command without it goes on.")] = None,
+    from_round: Annotated[int | None, typer.Option(min=0, help=_FROM_HELP)] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration as TOML and stop; `evolve` reads it back.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -82,6 +87,7 @@ def evolve(
     - `stepladder evolve` runs the embedded task, from nothing, in minutes
     - `stepladder evolve recipe:rstar-math` runs a published system on it, and `--on my.toml` on another task
     - `stepladder evolve --task puzzle` runs another one: prefix reversals, without an answer key
+    - `stepladder evolve runs/embedded --from-round 1 --run-dir runs/branch --set search.simulations=32` branches a run
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """
     with _errors_explained(debug):
@@ -91,10 +97,12 @@ def evolve(
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
         from stepladder.toml_text import as_toml
 
+        if from_round is not None:
+            _branch(config, from_round, run_dir, [*overrides, *_shorthands(seed, rounds)], stop_after, dry_run=dry_run)
+            return
         asked = asked_run(config, on=on, task=task)
         root = run_dir or Path("runs") / asked.name
-        shorthands = [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
-        resolved = resolved_settings(asked, root / "start", [*overrides, *shorthands])
+        resolved = resolved_settings(asked, root / "start", [*overrides, *_shorthands(seed, rounds)])
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
         check_settings(resolved, prepared=asked.config is not None)
         check_run(root, resolved)
@@ -108,6 +116,29 @@ def evolve(
             if asked.config is None:
                 embedded.prepare(root / "start", seed=resolved.run.seed, task=embedded.task_named(asked.task))
             _evolve(resolved, root, stop_after)
+
+
+def _shorthands(seed: int | None, rounds: int | None) -> list[str]:
+    return [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
+
+
+def _branch(source: str | None, number: int, root: Path | None, overrides: list[str], stop_after: int | None, *, dry_run: bool) -> None:
+    """Continue a round of a run in another directory."""
+    from stepladder.commands.branch import make_branch, plan_branch
+    from stepladder.commands.evolve import check_settings
+    from stepladder.loops.runs.directory import LOCK_FILE
+    from stepladder.toml_text import as_toml
+
+    if source is None or root is None:
+        raise ConfigError("--from-round: needs the directory of a run in the place of CONFIG.toml, and --run-dir for the branch")
+    planned = plan_branch(Path(source), number, root, overrides)
+    check_settings(planned.config, prepared=False)
+    if dry_run:
+        echo(as_toml(planned.config.model_dump(mode="json")).rstrip())
+        return
+    make_branch(planned)
+    with locked(root / LOCK_FILE, place=root):
+        _evolve(planned.config, root, stop_after)
 
 
 def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
@@ -361,17 +392,32 @@ def grade(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(readable=False, help="Run directory.")],
-    to: Annotated[Path | None, typer.Option("--to", readable=False, help="HTML file to write. Default: RUN/report.html.")] = None,
+    run: Annotated[list[Path], typer.Argument(readable=False, help="Run directory; several are compared.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", readable=False, help="HTML file to write. Default: RUN/report.html; none for several runs, which are printed."
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write one self-contained HTML page about a run: curves, tables, and searched trees to click through."""
+    """Write one self-contained HTML page about a run: curves, tables, and searched trees to click through.
+
+    Several runs are shown side by side: rounds, settings that differ, and the best policies on the test problems that they share.
+
+    - `stepladder report runs/embedded`
+    - `stepladder report runs/a runs/b --to comparison.html`
+    """
     with _errors_explained(debug):
         from stepladder.loops.runs.directory import load_run
         from stepladder.report.page import write_report
+        from stepladder.report.runs import write_comparison_of_runs
 
-        echo(f"report: {write_report(load_run(run), to, overwrite=overwrite)}")
+        if len(run) == 1:
+            echo(f"report: {write_report(load_run(run[0]), to, overwrite=overwrite)}")
+        else:
+            echo(write_comparison_of_runs([load_run(each) for each in run], to, overwrite=overwrite))
 
 
 def main() -> None:

@@ -150,6 +150,7 @@ def _remarks(rows: Sequence[RoundRow], best: RoundRow, first: Accuracy, last: Ac
     if reasons := [(row.round, row.nothing_learned) for row in rows if row.nothing_learned is not None]:
         number, reason = reasons[-1]
         remarks.append(f"The policy learned nothing in round {number}: {reason}.")
+    remarks += [f"Round {rows[-1].round}: {warning}." for warning in rows[-1].warnings]
     return (*remarks, *_comparison(best))
 
 

@@ -50,9 +50,9 @@ class RoundTable:
         line = Text(f"round {row.round}: {', '.join(parts)}, ")
         line.append(*(("accepted", "green") if row.accepted else ("not accepted", "red")))
         self._console.print(line, soft_wrap=True)
-        if row.nothing_learned is not None:
-            text = Text(plain(f"round {row.round}: the policy learned nothing: {row.nothing_learned}"), style="yellow")
-            self._console.print(text, soft_wrap=True)
+        said = () if row.nothing_learned is None else (f"the policy learned nothing: {row.nothing_learned}",)
+        for sentence in (*said, *row.warnings):
+            self._console.print(Text(plain(f"round {row.round}: {sentence}"), style="yellow"), soft_wrap=True)
 
     def render(self) -> str:
         """Return the figures of all rounds as plain text: accuracies, then the rest, in two tables that fit a terminal of 80 columns."""

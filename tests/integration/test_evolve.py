@@ -179,6 +179,19 @@ def test_finished_run_is_not_repeated(finished: tuple[Path, Path]) -> None:
     assert data_digests(run) == before
 
 
+def test_a_branch_without_changes_makes_the_same_rounds(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """It takes round 1 over and trains round 2 itself: the same bytes. Runs side by side are equal; another setting is a refused branch."""
+    _, run = finished
+    done = stepladder("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "branch")
+    assert done.returncode == 0, done.stderr
+    assert data_digests(tmp_path / "branch") == data_digests(run)
+    shown = stepladder("report", run, tmp_path / "branch")
+    assert shown.returncode == 0, shown.stderr
+    assert "+0.0 (+0.0 to +0.0) on 10 problems" in shown.stdout and "Settings that differ" not in shown.stdout
+    refused = stepladder("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "other", "--set", "problems.rule=math")
+    assert refused.returncode == 2 and "a branch keeps" in refused.stderr and not (tmp_path / "other").exists()
+
+
 def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """Solve answers one question and a file, with any method, within the token budget, and writes the tree."""
     config, run = finished

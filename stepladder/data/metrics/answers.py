@@ -38,6 +38,10 @@ class PoolSample:
     """The PRM's score of the solution; None without one."""
     correct: bool
     """Whether its final answer is right."""
+    solution: str | None = None
+    """Digest of its text; None if unknown."""
+    logp: float | None = None
+    """Log-probability of its tokens under the policy at temperature 1, in nats; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,7 @@ from stepladder.loops.config.paths import map_paths
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import given_prm
 from stepladder.loops.runs.inputs import check_inputs, input_digests
+from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.metrics import RunMetrics
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.trained_models import check_trained
@@ -49,6 +50,16 @@ LOCK_FILE = ".lock"
 _RUN_DIR = "{run_dir}"
 _NO_RUN = "restore it from a copy, or start another run"
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "mpmath")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """The origin of a run that continues another."""
+
+    run: str
+    """Directory of the other run when the branch was made."""
+    round: int
+    """The last round that both have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +128,15 @@ class RunDir:
             raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
         if self.root.exists() and any(path.name not in ("start", "imported", LOCK_FILE) for path in self.root.iterdir()):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
+
+    def check_empty(self) -> None:
+        """Check that nothing is here, not even files that may exist before a run.
+
+        Raises:
+            CheckpointError: If something is.
+        """
+        if self.root.is_file() or (self.root.exists() and any(path.name != LOCK_FILE for path in self.root.iterdir())):
+            raise CheckpointError(f"{self.root}: must be empty or not exist: it holds files -- choose another --run-dir")
 
     def row(self, number: int) -> RoundRow | None:
         """Return a finished round's figures, or None.
@@ -191,6 +211,13 @@ class RunDir:
         """
         return _read_run_json(self.root)
 
+    def branch(self) -> Branch | None:
+        """Return the origin of a branch; None for a run that began by itself. Errors are those of ``facts``."""
+        found = self.facts().get("branch")
+        if found is None:
+            return None
+        return record_of(Branch, found, place=self.root / "run.json", what="the description of a run", remedy=_NO_RUN)
+
     def inputs(self) -> dict[str, str]:
         """Return the digests of the inputs when the run began, by the names of their settings; errors as for ``facts``."""
         found = self.facts().get("inputs", {})
@@ -211,15 +238,29 @@ def open_run(root: Path, config: Config) -> RunDir:
         run.write_metrics()
         return run
     (root / "rounds").mkdir(parents=True, exist_ok=True)
+    write_run_json(root, config, place=root, inputs=input_digests(config))
+    return run
+
+
+def write_run_json(directory: Path, config: Config, *, place: Path, inputs: dict[str, str], branch: Branch | None = None) -> None:
+    """Write the description of a new run.
+
+    Args:
+        directory: Where to write it.
+        config: The resolved configuration.
+        place: Directory of the run, if it is not that one yet.
+        inputs: Digests of its inputs.
+        branch: The run that it leaves; None for one that began by itself.
+    """
     facts = {
         "schema_version": RUN_SCHEMA_VERSION,
         **asdict(software()),
         "config_hash": config.hash(),
-        "config": _with_paths(config.model_dump(mode="json"), str(root.resolve()), _RUN_DIR),
-        "inputs": input_digests(config),
+        "config": _with_paths(config.model_dump(mode="json"), str(place.resolve()), _RUN_DIR),
+        "inputs": inputs,
+        **({} if branch is None else {"branch": asdict(branch)}),
     }
-    atomic_write_text(root / "run.json", json.dumps(facts, indent=2) + "\n")
-    return run
+    atomic_write_text(directory / "run.json", json.dumps(facts, indent=2) + "\n")
 
 
 def check_run(root: Path, config: Config) -> None:

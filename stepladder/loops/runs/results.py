@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import with_config
 
 from stepladder.errors import CheckpointError
+from stepladder.loops.runs.flops import FlopFigures
 from stepladder.loops.runs.json_records import CLOSED, record_of
 from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, SplitFigures, accuracy_keys, nested_split, value_of
 from stepladder.loops.runs.token_use import RATIOS, TokenUse
@@ -320,6 +321,10 @@ class RoundRow:
     """Failed samples; None if none failed."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from those of the run, by name."""
+    warnings: tuple[str, ...] = ()
+    """What is known to go wrong, one sentence each."""
+    flops: FlopFigures | None = None
+    """Floating-point operations; None if the policy's parameters are not known."""
     seconds: float | None = None
     """Wall-clock time of the last call that worked on the round."""
     schema_version: int = ROUND_SCHEMA_VERSION
@@ -353,6 +358,8 @@ class RoundRow:
             **({} if self.nothing_learned is None else {"nothing_learned": self.nothing_learned}),
             **({} if self.failures is None else asdict(self.failures)),
             **({"settings": self.settings} if self.settings else {}),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
+            **({} if self.flops is None else {"flops": asdict(self.flops)}),
             "seconds": self.seconds,
         }
 

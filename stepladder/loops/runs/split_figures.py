@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import with_config
 
 from stepladder.data.metrics.answers import Interval, PairedComparison
+from stepladder.data.metrics.monitors import AtK, ScoreHistogram
 from stepladder.loops.runs.json_records import CLOSED
 
 
@@ -80,6 +81,32 @@ class PoolFigures:
     """How well scores rank the samples of all problems, in [0, 1]."""
     prm_brier: float | None = None
     """Mean squared difference of score and outcome, in [0, 1]."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorFigures:
+    """Figures of the independent samples that show early what goes wrong; formulas are in ``stepladder.data.metrics.monitors``."""
+
+    at_k: tuple[AtK, ...]
+    """pass@k, majority@k and PRM@k by k."""
+    distinct_right: float | None
+    """Mean number of different right solutions of a problem."""
+    surprisal_per_token: float | None
+    """Mean of -log p of the sampled tokens, in nats; at temperature 1 it estimates the policy's entropy."""
+    prm_calibration_error: float | None
+    """Mean distance of score and share of right solutions, by bins of scores, in [0, 1]."""
+    prm_scores: ScoreHistogram | None
+    """Right and wrong solutions by score."""
+    top_score: float | None
+    """Mean score of the sample of each problem that the PRM likes best."""
+    top_right: float | None
+    """Share of right ones among these, in [0, 1]."""
+
+    @property
+    def reward_gap(self) -> float | None:
+        """How much more the PRM promises than the verifier grants; None without a PRM."""
+        return None if self.top_score is None or self.top_right is None else self.top_score - self.top_right
 
 
 @with_config(CLOSED)
@@ -158,6 +185,8 @@ class SplitFigures:
     """The search; None on a split that is not searched."""
     levels: dict[str, LevelFigures] = field(default_factory=dict)
     """Figures by level, in the order of the levels; empty for problems without."""
+    monitors: MonitorFigures | None = None
+    """Further figures of the independent samples; None without samples, and in runs of earlier versions."""
 
     def accuracy(self, method: AnswerMethod) -> Accuracy | None:
         """Return the accuracy of a method, or None if it was not measured."""
@@ -178,6 +207,7 @@ class SplitFigures:
             "best_prm_within_problem_auc": self.best_prm_within_problem_auc,
             **({} if self.search is None else self.search.to_dict()),
             **({"levels": {level: asdict(figures) for level, figures in self.levels.items()}} if self.levels else {}),
+            **({} if self.monitors is None else {"monitors": asdict(self.monitors) | {"reward_gap": self.monitors.reward_gap}}),
         }
 
 
@@ -196,6 +226,8 @@ def nested_split(plain: dict[str, Any]) -> dict[str, Any]:
     pool = {each.name: plain.pop(each.name) for each in fields(PoolFigures) if each.name in plain}
     pass_at_1 = _taken_accuracy(plain, "pass_at_1")
     search = _taken_search(plain) if "search_accuracy" in plain else None
+    if isinstance(plain.get("monitors"), dict):
+        plain["monitors"] = {name: value for name, value in plain["monitors"].items() if name != "reward_gap"}
     return {**plain, "pass_at_1": pass_at_1, "pool": pool, "search": search}
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, Models, RoundContext
 from stepladder.loops.stages.engine_run import questions_of, run_engine
 from stepladder.loops.stages.failures import write_failures
-from stepladder.loops.stages.graded_rows import draws_of
+from stepladder.loops.stages.graded_rows import draws_of, text_digest
 from stepladder.mcts.methods import resolve_method
 from stepladder.types import Failures, LabelledProblem, SearchResult, Verdict
 
@@ -121,7 +120,7 @@ def _samples(result: SearchResult, grade: Any) -> list[ProbeSample]:
     verdicts: list[Verdict] = grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
     return [
         ProbeSample(
-            text=blake2b("".join(tree.texts[node] for node in path).encode(), digest_size=8).hexdigest(),
+            text=text_digest("".join(tree.texts[node] for node in path)),
             reward=solution_reward([tree.scores[node] for node in path], right=verdict.correct),
             correct=verdict.correct,
         )

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from stepladder.data.metrics import answers as metrics
+from stepladder.data.metrics import monitors
 from stepladder.data.metrics.answers import PoolSample
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, evaluation_shards, read_pools, read_solved
@@ -23,6 +24,7 @@ from stepladder.loops.runs.split_figures import (
     EqualTokenFigures,
     EvaluationTokens,
     LevelFigures,
+    MonitorFigures,
     PoolFigures,
     SamplingFigures,
     SplitFigures,
@@ -114,6 +116,7 @@ def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> Spli
         best_prm_within_problem_auc=folder_auc(folder / "samples-best-prm"),
         search=_equal_token_figures(search, samples) if search else None,
         levels=_level_figures(greedy, search, samples, levels or {}),
+        monitors=_monitors(samples) if samples else None,
     )
 
 
@@ -186,6 +189,27 @@ def _pool_figures(rows: Sequence[PoolRow]) -> PoolFigures:
         prm_pooled_auc=metrics.pooled_auc(scores, correct) if scored else None,
         prm_brier=metrics.brier(scores, correct) if scored else None,
     )
+
+
+def _monitors(rows: Sequence[PoolRow]) -> MonitorFigures:
+    """Figures of the whole pool that show early what goes wrong."""
+    pools = [row.samples for row in rows]
+    scores, correct = _scores([sample for pool in pools for sample in pool])
+    top = [max(scored, key=_score) for pool in pools if (scored := [each for each in pool if each.score is not None])]
+    return MonitorFigures(
+        at_k=tuple(monitors.figures_at_k(pools)),
+        distinct_right=monitors.distinct_right(pools),
+        surprisal_per_token=monitors.surprisal_per_token(pools),
+        prm_calibration_error=monitors.calibration_error(scores, correct),
+        prm_scores=monitors.score_histogram(scores, correct) if scores else None,
+        top_score=float(np.mean([_score(sample) for sample in top])) if top else None,
+        top_right=float(np.mean([sample.correct for sample in top])) if top else None,
+    )
+
+
+def _score(sample: PoolSample) -> float:
+    assert sample.score is not None, "only scored samples are compared"
+    return sample.score
 
 
 def _scores(samples: Sequence[PoolSample]) -> tuple[list[float], list[bool]]:

@@ -1,6 +1,7 @@
 """The rows of a search in solve mode that evaluations and comparisons write; answers are graded from outside."""
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 from stepladder.data.metrics.answers import PoolSample, known_within
 from stepladder.interfaces import Verifier
@@ -78,4 +79,11 @@ def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: OpenVeri
         answer_key=None if answer is None else verifier.answer_key(answer),
         score=aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
         correct=correct,
+        solution=text_digest("".join(tree.texts[step] for step in path)),
+        logp=sum(logp for step in path for logp in tree.logps[step]),
     )
+
+
+def text_digest(text: str) -> str:
+    """Return 16 hexadecimal digits that tell texts apart."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()

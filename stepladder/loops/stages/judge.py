@@ -1,7 +1,10 @@
 """Measure a round's models, decide on held-out problems which ones are best now, and put the round's figures together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
+from stepladder.loops.runs.flops import FORWARD, TRAINING, FlopFigures, count_parameters
 from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
 from stepladder.loops.runs.round_settings import NO_SETTINGS, RoundSettings
 from stepladder.loops.runs.split_figures import SplitFigures
@@ -10,6 +13,7 @@ from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_fo
 from stepladder.loops.stages.failures import failure_figures
 from stepladder.loops.stages.figures import folder_auc, levels_of, problem_aucs, solved_problems, split_figures
 from stepladder.loops.stages.gate import GateDecision, GateEvidence, KeptPRM, fails, fall_back, gate_policy, gate_prm
+from stepladder.loops.stages.warnings import warnings_of
 
 
 def judge(
@@ -46,7 +50,7 @@ def judge(
     prm_gate = _prm_decision(context, number, prm, best.prm, held_out, training)
     kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)
     searched = 0 if search is None else search.generated_tokens + search.rollout_tokens
-    return RoundRow(
+    row = RoundRow(
         round=number,
         accepted=policy_gate.accepted,
         accepted_reason=policy_gate.reason,
@@ -65,6 +69,22 @@ def judge(
         nothing_learned=nothing_learned,
         failures=failure_figures(run.round(number)),
         settings=own.settings,
+        flops=_flops(context, policy, training, search),
+    )
+    return replace(row, warnings=warnings_of(run.rows()[:number], row))
+
+
+def _flops(context: RoundContext, policy: int, training: RoundTraining, search: SearchFigures | None) -> FlopFigures | None:
+    """Return the operations of the policy; None for a model that is not on this machine."""
+    parameters = count_parameters(Path(context.run.policy_source(policy, context.run_config)))
+    if parameters is None:
+        return None
+    use = None if search is None else search.token_use
+    return FlopFigures(
+        parameters=parameters,
+        search_unique=None if use is None else float(FORWARD * parameters * use.unique_tokens),
+        search_forwarded=None if use is None or use.forwarded_tokens is None else float(FORWARD * parameters * use.forwarded_tokens),
+        training=float(TRAINING * parameters * sum(summary.tokens for summary in training.policy.stages.values())),
     )
 
 
