@@ -47,7 +47,7 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
         if "simulations" in search:
             search["simulations"] = min(search["simulations"], 16 if search.get("method") == "treepo" else 8)
         if "commit" in search.get("options", {}):
-            search["options"]["commit"] = 2
+            search["options"] |= {"commit": 2, "commit_first": 2}
         if "rollouts" in prm:
             prm["rollouts"] = min(prm["rollouts"], 4)
     for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {})):
