@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from stepladder.data.labels import graded, traces
+from stepladder.data.labels import graded, soft_targets, traces
 from stepladder.data.labels.pair_rules import PAIR_RULES
 from stepladder.policy import preference_losses as losses
 from stepladder.policy.preference_settings import PREFERENCE_LOSSES, Smoothing, loss_function
@@ -106,6 +106,28 @@ with `prm.when = "before-search"`; `labels.rollouts = false` leaves them to the 
 """
 
 
+SOFT_TARGETS = """\
+## Soft targets
+
+A trace says which step to write; a soft target says in which proportion. With `labels.soft_targets` the SFT stage also learns the steps
+after a prefix in the proportion of the search's distribution. Its loss is the cross-entropy to it, a mean over tokens together with the
+traces, whose weight is 1. If all of a distribution lies on one step, it is the loss of that step as a trace.
+
+| `labels.soft_targets` | what it chooses | settings of `labels.soft_targets` | dropped because | source |
+|---|---|---|---|---|
+| `none` | nothing | | | |
+{rows}
+"""
+
+UPDATES = """\
+## Equal updates
+
+`sft.updates = 80` makes 80 updates, however many rows a round has, so that runs with more and with fewer rows are compared fairly. It takes
+the place of `epochs` and `max_updates`, which only caps; every training section has it. An update has `batch_size` rows, or all rows if
+there are fewer.
+"""
+
+
 def render() -> str:
     """Return the page.
 
@@ -123,6 +145,10 @@ def render() -> str:
         [_row(f"`{kind().type}`", _summary(kind), _settings(kind), _dropped(kind), _source(kind)) for kind in kinds]
         for kinds in (PAIR_RULES.values(), get_args(graded.GradedRule))
     )
+    soft_rows = [
+        _row(f"`{kind().type}`", _summary(kind), _settings(kind), _dropped(kind), _source(kind))
+        for kind in (soft_targets.VisitTargets, soft_targets.ImprovedPolicyTargets)
+    ]
     trace_rows = [_row(settings, _summary(rule), _dropped(rule), _source(rule)) for settings, rule in TRACES.items()]
     return "\n".join(
         [
@@ -150,6 +176,7 @@ def render() -> str:
             "|---|---|---|---|---|",
             *pair_rows,
             "",
+            SOFT_TARGETS.format(rows="\n".join(soft_rows)),
             "## Graded continuations",
             "",
             "| `labels.graded` | what it chooses | settings of `labels.graded` | dropped because | source |",
@@ -162,6 +189,7 @@ def render() -> str:
             "|---|---|---|---|",
             *trace_rows,
             "",
+            UPDATES,
         ]
     )
 

@@ -317,6 +317,25 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SoftTarget:
+    """One step with its share of a search's distribution over the steps after a prefix."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt and the earlier steps. It carries no loss."""
+    completion_ids: list[int]
+    """The step."""
+    weight: float
+    """Its share, in (0, 1]; those of all steps after the prefix sum to 1."""
+    prompt: str
+    """The question and the earlier steps as text."""
+    completion: str
+    """The step as text."""
+    provenance: Provenance
+    """Of its tree."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
     """Two continuations of one prefix, one of them preferred: sibling steps, or whole solutions."""
 

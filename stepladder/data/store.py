@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from stepladder.errors import DataFormatError
 from stepladder.files import atomic_file, reading
-from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, Trace, TreeRecord, ValueRow
+from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, SoftTarget, Trace, TreeRecord, ValueRow
 
-RecordT = TypeVar("RecordT", TreeRecord, Trace, PreferencePair, GradedRow, ValueRow)
+RecordT = TypeVar("RecordT", TreeRecord, Trace, SoftTarget, PreferencePair, GradedRow, ValueRow)
 
 ROW_SCHEMA_VERSION = 1
 """Version of the stored form of traces, graded rows and value rows."""
@@ -124,6 +124,19 @@ TRACES = ShardKind(
         "completion_given": pa.list_(pa.bool_()),
     },
     later=("completion_given",),
+)
+SOFT_TARGETS = ShardKind(
+    name="soft-targets",
+    version=ROW_SCHEMA_VERSION,
+    record=SoftTarget,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "completion_ids": pa.list_(_INT),
+        "weight": _FLOAT,
+        "prompt": _TEXT,
+        "completion": _TEXT,
+    },
 )
 PAIRS = ShardKind(
     name="pairs",

@@ -33,6 +33,8 @@ class CompletionRow:
     """Tokens after the prompt, not empty; all but the given ones are learned."""
     group: str = ""
     """Problem of the row."""
+    weight: float = 1.0
+    """Weight of its tokens in a weighted likelihood, > 0."""
     completion_given: list[bool] = field(default_factory=list)
     """Whether each token of ``completion_ids`` was given instead of sampled; such a token is context. Empty if none was."""
 

@@ -39,6 +39,7 @@ def batch_schedule(
     seed: int,
     micro_batch_size: int | None = None,
     max_updates: int | None = None,
+    num_updates: int | None = None,
     group_by_length: bool = True,
     groups: Sequence[Sequence[int]] | None = None,
     num_processes: int = 1,
@@ -60,6 +61,7 @@ def batch_schedule(
         seed: Seed of the order.
         micro_batch_size: Rows per forward pass of a process, >= 1; None is the process's whole share of the update.
         max_updates: Cap on the updates, >= 1; None is no cap.
+        num_updates: The updates themselves, >= 1, instead of ``epochs`` and ``max_updates``; None goes by these.
         group_by_length: Whether rows of similar length share an update.
         groups: A partition of the rows. The rows of a group follow one another and share an update if they fit. Replaces grouping by
             length.
@@ -72,7 +74,7 @@ def batch_schedule(
     size = min(batch_size, num_rows)
     # A product like 0.1 * 30 may come out just above a whole number; that must not cost an update.
     updates = max(1, math.ceil(epochs * num_rows / size - 1e-9))
-    updates = min(updates, max_updates or updates)
+    updates = num_updates or min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
     stream = _row_stream(num_rows, updates * size, groups=groups, rng=rng)
     if group_by_length and groups is None:

@@ -46,6 +46,9 @@ class StageSettings:
     """Passes over the rows, > 0, rounded up to whole updates."""
     max_updates: Count | None = None
     """Cap on optimiser updates, >= 1; None is no cap."""
+    updates: Count | None = None
+    """Exactly so many optimiser updates, >= 1, whatever the number of rows, in place of ``epochs`` and ``max_updates``; None goes by these.
+    With fewer rows than ``batch_size``, an update has all rows."""
     batch_size: Count = 64
     """Rows per update, >= 1; all rows if there are fewer."""
     micro_batch_size: Count | None = None
@@ -83,6 +86,8 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         check_bounds(self, where="training")
+        both = f"updates must be without max_updates, which caps it: got {self.updates} and {self.max_updates} -- leave one out"
+        check(self.updates is None or self.max_updates is None, f"training: {both}")
         chooses = f"held_out must be 0 without checkpoint_every, because it chooses among checkpoints: got {self.held_out}"
         check(not self.held_out or self.checkpoint_every, f"training: {chooses} -- set checkpoint_every")
 

@@ -237,7 +237,7 @@ def split_held_out(rows: Sequence[Any], *, share: float, seed: int) -> tuple[lis
 def _one_update(settings: TrainSettings, num_rows: int) -> TrainSettings:
     """Return settings that forward every row once, in passes of the usual size."""
     size = settings.micro_batch_size or settings.batch_size
-    return replace(settings, epochs=1.0, max_updates=None, batch_size=num_rows, micro_batch_size=min(size, num_rows))
+    return replace(settings, epochs=1.0, max_updates=None, updates=None, batch_size=num_rows, micro_batch_size=min(size, num_rows))
 
 
 def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int) -> Plan:
@@ -248,6 +248,7 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         max_updates=settings.max_updates,
+        num_updates=settings.updates,
         group_by_length=settings.group_by_length,
         groups=group_rows(rows) if packed else None,
         num_processes=num_processes,

@@ -44,8 +44,8 @@ from stepladder.lm.training import (
     save_model,
 )
 from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
-from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
-from stepladder.types import GradedRow, PreferencePair, Trace
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, WeightedCompletionObjective
+from stepladder.types import GradedRow, PreferencePair, SoftTarget, Trace
 
 SAMPLER = "sampler"
 """Name of the reference that consists of the policies that sampled the rows."""
@@ -120,6 +120,7 @@ def train_sft(
     settings: TrainSettings,
     *,
     renderer_hash: str,
+    soft_targets: Sequence[SoftTarget] = (),
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
@@ -131,6 +132,7 @@ def train_sft(
         out_dir: Directory of the trained model, written completely or not at all; replaced if it exists.
         settings: Training settings.
         renderer_hash: Hash that every trace must carry.
+        soft_targets: Steps to learn in proportion to their weights, beside the traces, whose weight is 1.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -144,17 +146,18 @@ def train_sft(
         DataFormatError: If there are no traces, one comes from another renderer or vocabulary, one has an empty prompt or completion,
             or all are longer than the model's context.
     """
-    check_provenance((trace.provenance for trace in traces), renderer_hash=renderer_hash, what="traces")
+    check_provenance((row.provenance for row in (*traces, *soft_targets)), renderer_hash=renderer_hash, what="traces")
     model = load_policy(model_dir, settings, trust_remote_code)
     save = saver(model_dir, trust_remote_code)
     dropped: dict[str, int] = {}
-    rows = fit_context(completion_rows(traces, vocabulary=vocabulary_size(model)), model, dropped, what="traces")
+    made = completion_rows(traces, vocabulary=vocabulary_size(model)) + soft_rows(soft_targets, vocabulary=vocabulary_size(model))
+    rows = fit_context(made, model, dropped, what="traces")
     return run_training(
         model,
         rows,
-        collate=collate_completions,
-        collate_packed=collate_packed_completions,
-        objective=CompletionObjective(),
+        collate=collate_weighted if soft_targets else collate_completions,
+        collate_packed=collate_packed_weighted if soft_targets else collate_packed_completions,
+        objective=WeightedCompletionObjective() if soft_targets else CompletionObjective(),
         settings=settings,
         out_dir=Path(out_dir),
         identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows),
@@ -240,6 +243,35 @@ def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[Complet
         place = f"trace {i} (problem {trace.problem_id!r})"
         rows.append(completion_row(trace, trace.completion_ids, trace.completion_given, vocabulary=vocabulary, place=place))
     return rows
+
+
+def soft_rows(targets: Sequence[SoftTarget], *, vocabulary: int) -> list[CompletionRow]:
+    """Return one weighted row per step.
+
+    Raises:
+        DataFormatError: If a prompt or step is empty, a weight is not in (0, 1], or an id is outside the vocabulary.
+    """
+    rows = []
+    for i, target in enumerate(targets):
+        place = f"soft target {i} (problem {target.problem_id!r})"
+        if not 0.0 < target.weight <= 1.0:
+            raise DataFormatError(f"{place}: the weight must be in (0, 1]: got {target.weight!r} -- drop the row")
+        rows.append(replace(completion_row(target, target.completion_ids, [], vocabulary=vocabulary, place=place), weight=target.weight))
+    return rows
+
+
+def collate_weighted(rows: Sequence[CompletionRow]) -> Batch:
+    """Lay out rows as ``collate_completions`` does, with ``weights``, float32 ``[B]``."""
+    return {**collate_completions(rows), "weights": _weights(rows)}
+
+
+def collate_packed_weighted(trees: Sequence[PackedRow[CompletionRow]], *, width: int = 0) -> Batch:
+    """Lay out trees as ``collate_packed_completions`` does, with ``weights``, float32 ``[S]``."""
+    return {**collate_packed_completions(trees, width=width), "weights": _weights([row for tree in trees for row in tree.rows])}
+
+
+def _weights(rows: Sequence[CompletionRow]) -> Tensor:
+    return torch.tensor([row.weight for row in rows], dtype=torch.float32)
 
 
 def preference_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int]) -> list[PreferenceRow]:
@@ -384,7 +416,7 @@ def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTraine
 
 
 def completion_row(
-    record: Trace | PreferencePair | GradedRow, completion_ids: list[int], given: list[bool], *, vocabulary: int, place: str
+    record: Trace | SoftTarget | PreferencePair | GradedRow, completion_ids: list[int], given: list[bool], *, vocabulary: int, place: str
 ) -> CompletionRow:
     """Return the row of a completion after a record's prompt, some of whose tokens may be given.
 

@@ -29,6 +29,24 @@ class CompletionObjective:
         return sft_loss(completion_logps(model, batch).sum(-1), counts[0].float())
 
 
+class WeightedCompletionObjective:
+    """Weighted mean negative log-likelihood of the completion tokens.
+
+        L = -sum_i w_i logp_i / sum_i w_i n_i
+
+    with the number n of tokens of a completion. Steps whose weights are a search's distribution after a prefix add up to the cross-entropy
+    to it. With weights of 1 it is the loss of ``CompletionObjective``.
+    """
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return the weighted number of completion tokens."""
+        return ((batch["targets"] != IGNORE).sum(-1) * batch["weights"]).sum()[None]
+
+    def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        """Return the batch's share of the weighted token mean."""
+        return sft_loss(completion_logps(model, batch).sum(-1) * batch["weights"], counts[0])
+
+
 class PairTerms:
     """Inputs of the pair losses: row i of every tensor belongs to pair i."""
 

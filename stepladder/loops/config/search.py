@@ -7,6 +7,7 @@ from pydantic import Field
 
 from stepladder.data.labels.graded import GradedRule, GradedSteps
 from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
+from stepladder.data.labels.soft_targets import NoSoftTargets, SoftTargetRule
 from stepladder.data.labels.traces import TraceOrder
 from stepladder.data.labels.values import ValueTarget
 from stepladder.loops.config.section import Section, Variant
@@ -174,6 +175,9 @@ class LabelsConfig(Section):
     """Steps between the mistake and the right continuation, which state that something was wrong; closed by ``format.step_end``."""
     pairs: Annotated[PairRule, Variant("evidence")] = EvidencePairs()
     """Rule that chooses preference pairs, with its settings; see docs/training.md."""
+    soft_targets: Annotated[SoftTargetRule, Variant("none")] = NoSoftTargets()
+    """Steps that the policy learns in proportion to the search's distribution, beside the traces: ``none``, ``visits`` or
+    ``improved-policy``; see docs/training.md."""
     graded: Annotated[GradedRule, Variant("steps")] = GradedSteps()
     """Rows for losses without pairs: steps that change the value, or right and wrong solutions."""
     from_refused: bool = True

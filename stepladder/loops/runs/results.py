@@ -59,6 +59,8 @@ class LabelCounts:
     """Right solutions."""
     revisions: RowCounts | None = None
     """Revisions of wrong solutions."""
+    soft_targets: RowCounts | None = None
+    """Weighted steps, with ``labels.soft_targets``."""
     pairs: RowCounts
     """Preference pairs."""
     graded: RowCounts | None = None

@@ -11,7 +11,7 @@ from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.store import RecordT, ShardKind, count_rows, read_records, write_records
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
-from stepladder.types import GradedRow, PreferencePair, Trace, TreeRecord, ValueRow
+from stepladder.types import GradedRow, PreferencePair, SoftTarget, Trace, TreeRecord, ValueRow
 
 
 class Learner(StrEnum):
@@ -49,6 +49,8 @@ ROLLOUTS: RowKind[TreeRecord] = RowKind(name="rollouts", stored=store.TREES, lea
 """Full solutions that the policy sampled for the PRM to learn from: the round's new one, or with ``prm.when`` the one that searches."""
 TRACES: RowKind[Trace] = RowKind(name="traces", stored=store.TRACES, learner=Learner.POLICY)
 """Right solutions, and revisions of wrong ones."""
+SOFT_TARGETS: RowKind[SoftTarget] = RowKind(name="soft-targets", stored=store.SOFT_TARGETS, learner=Learner.POLICY)
+"""Steps with their shares of the search's distribution."""
 PAIRS: RowKind[PreferencePair] = RowKind(name="pairs", stored=store.PAIRS, learner=Learner.POLICY)
 """Two continuations of one prefix, one of them preferred."""
 GRADED: RowKind[GradedRow] = RowKind(name="graded", stored=store.GRADED, learner=Learner.POLICY)
@@ -88,6 +90,11 @@ def compares_steps(config: Config) -> bool:
 def trace_kind(config: Config) -> RowKind[Trace] | None:
     """Return the kind of rows of the SFT stage; None if the policy learns from preferences alone."""
     return TRACES if config.sft.enabled else None
+
+
+def soft_kind(config: Config) -> RowKind[SoftTarget] | None:
+    """Return the kind of weighted steps of the SFT stage; None if it learns from traces alone."""
+    return SOFT_TARGETS if config.sft.enabled and config.labels.soft_targets.type != "none" else None
 
 
 def preference_kind(config: Config) -> RowKind[PreferencePair] | RowKind[GradedRow] | None:

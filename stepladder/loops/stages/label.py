@@ -9,7 +9,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, STEP_PAIRS, TRACES, TREES, VALUES, samples_first
+from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, SOFT_TARGETS, STEP_PAIRS, TRACES, TREES, VALUES, samples_first
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 
 
@@ -55,7 +55,7 @@ def label_imported(context: RoundContext, policy_version: int) -> None:
         _write_counts(folder / "labels.json", context.work(tasks, {}))
 
 
-_LABELLED = (TRACES, PAIRS, GRADED, VALUES, STEP_PAIRS)
+_LABELLED = (TRACES, SOFT_TARGETS, PAIRS, GRADED, VALUES, STEP_PAIRS)
 """Kinds of rows that trees may give."""
 
 
@@ -65,10 +65,12 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
     Args:
         config: The configuration.
         sources: Sources of the rows.
-        out: File of each kind of rows, by its name: traces, pairs, graded, values and step-pairs.
+        out: File of each kind of rows, by its name: traces, soft targets, pairs, graded, values and step-pairs.
     """
     rows = rows_of_trees(config, sources)
     TRACES.write(out[TRACES.name], rows.all_traces)
+    if rows.soft_targets is not None:
+        SOFT_TARGETS.write(out[SOFT_TARGETS.name], rows.soft_targets.rows)
     PAIRS.write(out[PAIRS.name], rows.pairs.rows)
     VALUES.write(out[VALUES.name], rows.values.rows)
     if rows.graded is not None:

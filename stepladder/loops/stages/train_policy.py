@@ -1,6 +1,7 @@
 """Train the policy: on solved problems in the warm-up, then in every round on right solutions and on preferences."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from stepladder.data.datasets.problems import load_seed_solutions
@@ -13,7 +14,7 @@ from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, TRACES, RowKind, has_rows, preference_kind, trace_kind
+from stepladder.loops.stages.kinds import GRADED, PAIRS, SOFT_TARGETS, TRACES, RowKind, has_rows, preference_kind, soft_kind, trace_kind
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.policy.prompts import PromptRenderer
 from stepladder.types import Provenance, Trace, derive_seed
@@ -60,9 +61,8 @@ def _solved_examples(config: Config, renderer: PromptRenderer, solutions: Path) 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
     """Say whether a round has rows for the policy to learn from."""
-    return has_rows(_shards(context, number, trace_kind(context.config))) or has_rows(
-        _shards(context, number, preference_kind(context.config))
-    )
+    kinds = (trace_kind(context.config), soft_kind(context.config), preference_kind(context.config))
+    return any(has_rows(_shards(context, number, kind)) for kind in kinds)
 
 
 def train_policy(context: RoundContext, number: int, best_policy: int) -> PolicyTraining:
@@ -71,14 +71,24 @@ def train_policy(context: RoundContext, number: int, best_policy: int) -> Policy
         return PolicyTraining()
     config, run = context.config, context.run
     traces, preferences = _shards(context, number, trace_kind(context.config)), _shards(context, number, preference_kind(config))
-    learns_traces, learns_preferences = has_rows(traces), has_rows(preferences)
+    soft_targets = _shards(context, number, soft_kind(config))
+    learns_traces, learns_preferences = has_rows(traces) or has_rows(soft_targets), has_rows(preferences)
     out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
     start = _start(context, number, best_policy)
     # Between the two trainings the model has a place of its own, with a summary of its own: a stop loses neither.
     between = out.with_name("sft") if learns_preferences else out
 
     def train_on_traces() -> TrainingSummary:
-        task = Task.of(train_on_solutions, config=config, start=start, traces=traces, out=between, seed=seed, stage=f"{stage} SFT")
+        task = Task.of(
+            train_on_solutions,
+            config=config,
+            start=start,
+            traces=traces,
+            soft_targets=soft_targets,
+            out=between,
+            seed=seed,
+            stage=f"{stage} SFT",
+        )
         return context.train([task], {f"{stage} SFT": None})[0]
 
     def train_all() -> PolicyTraining:
@@ -130,7 +140,9 @@ def _counts(context: RoundContext, number: int) -> bool:
     return context.config.labels.from_refused or row is None or row.accepted
 
 
-def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
+def train_on_solutions(
+    *, config: Config, start: str, traces: list[Path], out: Path, seed: int, stage: str, soft_targets: Sequence[Path] = ()
+) -> TrainingSummary:
     """Fine-tune a policy on right solutions.
 
     Args:
@@ -140,6 +152,7 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
         out: Directory of the trained policy.
         seed: Seed of the training.
         stage: Name under which progress is shown.
+        soft_targets: Shards of weighted steps.
     """
     from stepladder.policy.fine_tuning import train_sft
 
@@ -155,6 +168,7 @@ def train_on_solutions(*, config: Config, start: str, traces: list[Path], out: P
         out,
         train_settings(config.sft, seed=seed, config=config),
         renderer_hash=renderer.hash,
+        soft_targets=SOFT_TARGETS.read(soft_targets),
         trust_remote_code=config.policy.trust_remote_code,
         on_progress=TrainingProgress(stage),
     )

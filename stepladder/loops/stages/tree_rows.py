@@ -22,7 +22,7 @@ from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import worker_models
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.tree_paths import children_of, ids_along, observations_along, path_to
-from stepladder.types import GradedRow, PreferencePair, Problem, Trace, TreeRecord, ValueRow
+from stepladder.types import GradedRow, PreferencePair, Problem, SoftTarget, Trace, TreeRecord, ValueRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +52,8 @@ class TreeRows:
     """Right solutions."""
     revisions: Selection[Trace] | None
     """Revisions of wrong ones."""
+    soft_targets: Selection[SoftTarget] | None
+    """Weighted steps, from the round's own trees."""
     pairs: Selection[PreferencePair]
     """Preference pairs."""
     graded: Selection[GradedRow] | None
@@ -72,6 +74,7 @@ class TreeRows:
             trees=_counted(self.trees),
             traces=_counts(self.traces),
             revisions=_counted(self.revisions),
+            soft_targets=_counted(self.soft_targets),
             pairs=_counts(self.pairs),
             graded=_counted(self.graded),
             values=_counts(self.values),
@@ -103,6 +106,8 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
             by=labels.trace_by,
         ),
         revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
+        # Samples are no search: their shares are those of the policy that drew them.
+        soft_targets=None if labels.soft_targets.type == "none" else labels.soft_targets.select(valued_trees(own, labels.value)),
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,
         # The PRM learns from the round's own trees; the window of recent trees is only for the policy.

@@ -100,6 +100,17 @@ def test_updates_are_capped() -> None:
     assert batch_schedule([1] * 40, epochs=2.0, batch_size=4, max_updates=70, seed=0).updates == 20
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 40, 500])
+def test_updates_are_equal_whatever_the_rows(num_rows: int) -> None:
+    """``updates`` shortens many rows and repeats few; every row comes as often as any other, but for one."""
+    schedule = batch_schedule([1] * num_rows, epochs=2.0, batch_size=4, num_updates=30, seed=0)
+    assert schedule.updates == 30
+    seen = [row for batch in schedule.micro_batches for row in batch]
+    assert len(seen) == 30 * min(4, num_rows)
+    counts = [seen.count(row) for row in range(num_rows)]
+    assert max(counts) - min(counts) <= 1
+
+
 def test_grouping_saves_padding_and_keeps_rows() -> None:
     """Grouped updates hold the same rows per pass, and far fewer padded positions than random ones."""
     lengths = np.random.default_rng(0).integers(10, 100, 256).tolist()
@@ -138,6 +149,8 @@ def test_pad_fills_on_the_right() -> None:
         {"learning_rate": 0.0},
         {"epochs": 0.0},
         {"max_updates": 0},
+        {"updates": 0},
+        {"updates": 3, "max_updates": 4},
         {"batch_size": 0},
         {"micro_batch_size": 0},
         {"warmup_ratio": 1.5},

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from stepladder.errors import BackendError
+from stepladder.errors import BackendError, DataFormatError
 from stepladder.lm import tree_attention as attention
 from stepladder.lm.completions import IGNORE, collate_completions, collate_packed_completions, completion_logps
 from stepladder.lm.packing import pack_rows
@@ -25,15 +25,18 @@ from stepladder.lm.tree_attention import check_tree_attention
 from stepladder.policy.fine_tuning import (
     PreferenceRow,
     collate_packed_preferences,
+    collate_packed_weighted,
     collate_preferences,
+    collate_weighted,
     completion_rows,
     preference_rows,
+    soft_rows,
     train_preference,
     train_sft,
 )
-from stepladder.policy.objectives import CompletionObjective, PreferenceObjective
+from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, WeightedCompletionObjective
 from stepladder.policy.preference_settings import DPO
-from stepladder.types import PreferencePair, Provenance, Trace
+from stepladder.types import PreferencePair, Provenance, SoftTarget, Trace
 from tests.families import FAMILIES, VOCABULARY, family_model
 from tests.models import save_tiny_policy, tiny_tokenizer
 
@@ -163,6 +166,61 @@ def test_solutions_are_packed_with_the_same_loss_and_gradient() -> None:
     losses = [objective.loss(model, batch, counts) for batch in (packed, plain)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     assert_same_gradients(gradients(model, losses[0]), gradients(model, losses[1]))
+
+
+def test_weighted_steps_are_packed_with_the_same_loss_and_gradient() -> None:
+    """Three steps after one prefix, of weights .5, .3 and .2, and a trace of weight 1: by hand, plain and packed alike."""
+    model = family_model("llama")
+    weights, steps = [0.5, 0.3, 0.2], [[5, 6], [7], [5, 8, 9]]
+    fields = {"problem_id": "p", "prompt": "", "completion": "", "provenance": PROVENANCE}
+    targets = [
+        SoftTarget(prompt_ids=[3, 4, 10], completion_ids=ids, weight=weight, **fields) for ids, weight in zip(steps, weights, strict=True)
+    ]
+    trace = Trace(prompt_ids=[3, 4], completion_ids=[10, 7], mean_value=1.0, **fields)
+    rows = completion_rows([trace], vocabulary=VOCABULARY) + soft_rows(targets, vocabulary=VOCABULARY)
+    trees = pack_rows(rows, row_tokens=100)
+    assert [tree.num_tokens for tree in trees] == [3 + 2]
+    packed, plain, objective = collate_packed_weighted(trees), collate_weighted(rows), WeightedCompletionObjective()
+    counts = objective.counts(plain)
+    assert counts.item() == objective.counts(packed).item() == pytest.approx(2 + 0.5 * 2 + 0.3 * 1 + 0.2 * 3)
+    losses = [objective.loss(model, batch, counts) for batch in (packed, plain)]
+    sums = [completion_logps(model, collate_completions([row])).sum().item() for row in rows]
+    by_hand = -(sums[0] + 0.5 * sums[1] + 0.3 * sums[2] + 0.2 * sums[3]) / counts.item()
+    assert losses[0].item() == pytest.approx(by_hand, rel=1e-5)
+    assert losses[1].item() == pytest.approx(by_hand, rel=1e-5)
+    assert_same_gradients(gradients(model, losses[0]), gradients(model, losses[1]))
+
+
+def test_one_hot_targets_are_traces() -> None:
+    """A target with all of its weight on one step has the loss of that step as a trace."""
+    model = family_model("llama")
+    row = SoftTarget(problem_id="p", prompt_ids=[3, 4], completion_ids=[5, 6], weight=1.0, prompt="", completion="", provenance=PROVENANCE)
+    (soft,) = soft_rows([row], vocabulary=VOCABULARY)
+    weighted, plain = WeightedCompletionObjective(), CompletionObjective()
+    batches = collate_weighted([soft]), collate_completions([soft])
+    losses = [
+        objective.loss(model, batch, objective.counts(batch)).item() for objective, batch in zip((weighted, plain), batches, strict=True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    with pytest.raises(DataFormatError, match=r"soft target 0 \(problem 'p'\): the weight must be in \(0, 1\]: got 0.0"):
+        soft_rows([replace(row, weight=0.0)], vocabulary=VOCABULARY)
+
+
+def test_the_policy_learns_the_distribution(tmp_path: Path) -> None:
+    """After training on weights of 3/4 and 1/4 alone, the two steps have these probabilities."""
+    start = save_tiny_policy(tmp_path / "start")
+    fields = {"problem_id": "p", "prompt": "", "completion": "", "provenance": PROVENANCE}
+    targets = [
+        SoftTarget(prompt_ids=[5, 6, 7], completion_ids=[token], weight=weight, **fields) for token, weight in ((8, 0.75), (9, 0.25))
+    ]
+    settings = replace(SETTINGS, learning_rate=1e-2, updates=60)
+    report = train_sft(start, [], tmp_path / "out", settings, renderer_hash=HASH, soft_targets=targets)
+    assert report.updates == 60
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        probabilities = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    assert probabilities[8].item() == pytest.approx(0.75, abs=0.03)
+    assert probabilities[9].item() == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("wrong", ["mask", "positions", "parents"])

@@ -8,7 +8,7 @@ import pytest
 
 from stepladder.data.store import write_trees
 from stepladder.loops.config.run import Config
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES
+from stepladder.loops.stages.kinds import ROLLOUTS, SOFT_TARGETS, TREES
 from stepladder.loops.stages.train_prm import balanced
 from stepladder.loops.stages.trainings import replayed
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
@@ -135,6 +135,18 @@ def test_right_solutions_are_repeated_up_to_their_share(right_share: float, expe
     assert made == (expected or [row.problem_id for row in rows])
     wrong = [row for row in rows if row.problem_id == "w"]
     assert balanced(wrong, right_share=right_share) == wrong
+
+
+def test_soft_targets_come_from_the_rounds_own_trees(tmp_path: Path) -> None:
+    """The root's two steps with their visits; samples give none; without the setting there are none."""
+    given = sources(tmp_path, [replace(SOLVED, visits=[9, 6, 2])], [replace(ROLLED_OUT, visits=[8, 4, 4])])
+    rows = rows_of_trees(config(labels={"soft_targets": "visits"}), given)
+    assert rows.soft_targets is not None
+    assert [(row.completion_ids, row.weight) for row in rows.soft_targets.rows] == [([101], 0.75), ([102], 0.25)]
+    assert rows.counts().by_kind["soft_targets"].kept == 2
+    SOFT_TARGETS.write(tmp_path / "soft.parquet", rows.soft_targets.rows)
+    assert SOFT_TARGETS.read([tmp_path / "soft.parquet"]) == rows.soft_targets.rows
+    assert rows_of_trees(config(), given).soft_targets is None
 
 
 def test_rollouts_are_stored_as_trees_are() -> None:
