@@ -1,13 +1,14 @@
 """Settings over settings: one nested table laid over another, with the rules for variants."""
 
+from copy import deepcopy
 from typing import Any
 
 from stepladder.loops.config.names import variants
 
 
 def merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
-    """Lay settings over others, in place."""
-    for name, value in over.items():
+    """Lay settings over others, in place. ``over`` stays as it is, and shares nothing with the result."""
+    for name, value in deepcopy(over).items():
         put(raw, name, value, table="")
 
 

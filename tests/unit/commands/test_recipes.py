@@ -1,5 +1,6 @@
 """Recipes: what they take from a task, what they replace, and every mistake in one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_recipe_on_an_embedded_task_has_its_sizes() -> None:
     settings = settings_on_task(read_recipe("r", FILE), TASK, embedded=True)
     assert settings["search"] == {"method": "uct", "simulations": 6, "max_step_tokens": 12, "max_depth": 5}
     assert settings["sft"] == {"learning_rate": 1e-3, "micro_batch_size": 2}
+
+
+def test_recipes_leave_tasks_and_each_other_alone(tmp_path: Path) -> None:
+    """Whatever was resolved before, a recipe and a task are what their files say."""
+    first = embedded.settings(tmp_path, "puzzle")
+    before = json.dumps(first), {name: json.dumps(each.settings) for name, each in recipes().items()}
+    for recipe in recipes().values():
+        settings_on_task(recipe, embedded.settings(tmp_path, "puzzle"), embedded=True)
+    assert (
+        json.dumps(embedded.settings(tmp_path, "puzzle")),
+        {name: json.dumps(each.settings) for name, each in recipes().items()},
+    ) == before
 
 
 @pytest.mark.parametrize("task", [None, *embedded.TASKS])
