@@ -116,12 +116,12 @@ def problem_rows(task: PuzzleTask, *, seed: int, split: str) -> list[dict[str, A
 
 
 def warmup_rows(task: PuzzleTask, *, seed: int) -> list[dict[str, Any]]:
-    """Return the examples of the warm-up, as rows ``{id, question, solution}``: short solutions, and legal moves that lead nowhere."""
+    """Return the examples of the warm-up: short solutions, and legal moves that lead nowhere, which are marked as unfinished."""
     rng = random.Random(derive_seed("puzzle warm-up", seed))
     near = [_solved(rng, task) for _ in range(task.num_solved)]
     walks = [_walk(rng, task.walk_steps) for _ in range(task.num_walks)]
     return [
-        {"id": f"warmup-{index:05d}", "question": question, "solution": "".join(steps)}
+        {"id": f"warmup-{index:05d}", "question": question, "solution": "".join(steps), "finished": index < task.num_solved}
         for index, (question, steps) in enumerate([*near, *walks])
     ]
 

@@ -63,6 +63,8 @@ class SeedSolution:
     """The question, verbatim."""
     solution: str
     """The whole solution as text: every step with its boundary, the final answer last."""
+    finished: bool = True
+    """Whether it comes to its end. An unfinished one shows steps: no end token follows, and it is neither right nor wrong."""
 
 
 def load_problems(
@@ -166,13 +168,18 @@ def _report_unreadable(unreadable: list[str], *, num_rows: int, drop: bool) -> N
 def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
     """Read solved problems for the warm-up from a JSONL file with the fields ``id``, ``question`` and ``solution``.
 
+    A field ``finished`` that is false marks a solution that was cut.
+
     Raises:
         DataFormatError: If the file is missing, empty or malformed, or two solutions share an id; the message names the line.
     """
     solutions: list[SeedSolution] = []
     places: dict[str, str] = {}
     for row in jsonl_rows(Path(path)):
-        solution = SeedSolution(id=_row_id(row, "id"), question=_text(row, "question"), solution=_text(row, "solution"))
+        finished = row.fields.get("finished", True)
+        if not isinstance(finished, bool):
+            raise DataFormatError(f"{row.place}: field 'finished' must be true or false: got {_shown(finished)} -- correct the row")
+        solution = SeedSolution(id=_row_id(row, "id"), question=_text(row, "question"), solution=_text(row, "solution"), finished=finished)
         _claim_id(solution.id, row.place, places)
         solutions.append(solution)
     if not solutions:

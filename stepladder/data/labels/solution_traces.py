@@ -20,6 +20,16 @@ class SolutionRenderer(Protocol):
         """Return the steps of a written solution as token ids, with the step ends of a sampled one; ``place`` names its source."""
         ...
 
+    def encode_steps(self, text: str, *, place: str) -> Sequence[Sequence[int]]:
+        """Return the steps of an unfinished solution as token ids; no end token follows."""
+        ...
+
+
+def steps_of_solution(solution: SeedSolution, renderer: SolutionRenderer) -> Sequence[Sequence[int]]:
+    """Return the steps of a written solution as token ids, with an end token where a sampled one would have it."""
+    encode = renderer.encode_solution if solution.finished else renderer.encode_steps
+    return encode(solution.solution, place=f"solution {solution.id!r}")
+
 
 def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, provenance: Provenance) -> Trace:
     """Return a written solution as a trace. Its mean value is 1, because a teacher wrote it.
@@ -27,7 +37,7 @@ def trace_from_solution(solution: SeedSolution, *, renderer: SolutionRenderer, p
     Raises:
         DataFormatError: If no step can be read out of the solution.
     """
-    steps = renderer.encode_solution(solution.solution, place=f"solution {solution.id!r}")
+    steps = steps_of_solution(solution, renderer)
     completion_ids = [token for step in steps for token in step]
     if not completion_ids:
         raise DataFormatError(f"solution {solution.id!r}: must hold at least one step: got {solution.solution[:80]!r} -- correct the row")

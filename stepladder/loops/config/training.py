@@ -77,7 +77,7 @@ class WarmupConfig(Section):
     """Round 0: supervised fine-tuning on a few solved problems."""
 
     solutions: str | None = None
-    """JSONL file with id, question and solution; None starts from the model as it is."""
+    """JSONL file with id, question and solution, and ``finished`` = false where a solution is cut; None starts from the model as it is."""
     train: StageSettings = StageSettings()
     """How to train on them."""
 
@@ -189,7 +189,7 @@ class PRMConfig(Section):
     searches with it. Then the first round has a PRM, too, and the policy learns from the same solutions in the same round."""
     replay: float = Field(default=0.0, ge=0, lt=1)
     """Share of the PRM's rows that are solved examples of ``warmup.solutions``, in [0, 1), as for ``labels.replay``. Their steps have the
-    values of ``target``; an example that does not end with an answer counts as wrong."""
+    values of ``target``; a finished example that does not end with an answer is wrong, and an unfinished one is left out."""
     mixed_only: bool = False
     """Learn only from problems with right and wrong solutions, because right steps look wrong in unsolved problems."""
     right_share: float = Field(default=0.0, ge=0, lt=1)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stepladder.data.datasets.problems import SeedSolution, load_seed_solutions
+from stepladder.data.labels.solution_traces import steps_of_solution
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import TreeTarget
@@ -11,7 +12,7 @@ from stepladder.types import Problem, Provenance, StopReason, TreeRecord, ValueR
 
 
 def example_values(config: Config, renderer: PromptRenderer, solutions: Path) -> list[ValueRow]:
-    """Return the value rows of solved examples under the configured target. An example that does not end with an answer counts as wrong."""
+    """Return the value rows of solved examples under the configured target. A finished example without an answer at its end is wrong."""
     assert isinstance(config.prm.target, TreeTarget), "checked before the run"
     provenance = Provenance(
         round=0, policy_version=0, scorer_version=None, seed=config.run.seed, config_hash=config.hash(), renderer_hash=renderer.hash
@@ -22,11 +23,11 @@ def example_values(config: Config, renderer: PromptRenderer, solutions: Path) ->
 
 def example_tree(solution: SeedSolution, *, renderer: PromptRenderer, provenance: Provenance) -> TreeRecord:
     """Return a written solution as a graded tree of one path."""
-    steps = renderer.encode_solution(solution.solution, place=f"solution {solution.id!r}")
+    steps = steps_of_solution(solution, renderer)
     texts = [renderer.decode(step) for step in steps]
     count = len(steps) + 1
     is_right = bool(texts) and renderer.step_format.is_final(texts[-1], solution.question)
-    last = [StopReason.END] if steps else []
+    last = [StopReason.END] if steps and solution.finished else []
     return TreeRecord(
         problem_id=solution.id,
         question=solution.question,

@@ -70,6 +70,7 @@ def test_splits_share_no_question_and_lie_deeper_than_the_warm_up(tmp_path: Path
     solved = [row for row in examples if grade(row["question"], row["solution"])[0]]
     walks = [row for row in examples if row not in solved]
     assert (len(solved), len(walks)) == (40, 10)
+    assert all(row["finished"] == (row in solved) for row in examples)
     assert {row["solution"].count("\n") for row in solved} == {1, 2, 3, 4}
     for walk in walks:
         assert walk["solution"].count("\n") == 22 and GOAL not in walk["solution"]

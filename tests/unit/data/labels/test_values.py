@@ -214,6 +214,9 @@ class TwoStepRenderer:
         return tuple(map(ord, problem.question))
 
     def encode_solution(self, text, *, place):
+        return [*self.encode_steps(text, place=place), (0,)]
+
+    def encode_steps(self, text, *, place):
         return [tuple(map(ord, line)) for line in text.splitlines(keepends=True)]
 
 
@@ -221,10 +224,12 @@ def test_written_solution_becomes_a_trace():
     """The renderer writes prompt and steps, and the ids are those of the steps in a row."""
     solution = SeedSolution(id="s", question="Q", solution="a\nb")
     trace = trace_from_solution(solution, renderer=TwoStepRenderer(), provenance=PROVENANCE)
-    assert (trace.prompt_ids, trace.completion_ids, trace.mean_value) == ([ord("Q")], list(map(ord, "a\nb")), 1.0)
+    assert (trace.prompt_ids, trace.completion_ids, trace.mean_value) == ([ord("Q")], [*map(ord, "a\nb"), 0], 1.0)
     assert (trace.problem_id, trace.prompt, trace.completion) == ("s", "Q", "a\nb")
+    cut = replace(solution, finished=False)
+    assert trace_from_solution(cut, renderer=TwoStepRenderer(), provenance=PROVENANCE).completion_ids == list(map(ord, "a\nb"))
     with pytest.raises(DataFormatError, match="solution 's': must hold at least one step"):
-        trace_from_solution(replace(solution, solution=""), renderer=TwoStepRenderer(), provenance=PROVENANCE)
+        trace_from_solution(replace(cut, solution=""), renderer=TwoStepRenderer(), provenance=PROVENANCE)
 
 
 def leaves_below(record: TreeRecord, node: int) -> list[float]:

@@ -35,6 +35,8 @@ def test_an_example_is_a_graded_path(renderer: PromptRenderer) -> None:
     assert node_values(right, "discounted") == pytest.approx([0.85**3, 0.85**2, 0.85, 1.0])
     wrong = example_tree(SeedSolution(id="w", question="q", solution="+\n+\n"), renderer=renderer, provenance=PROVENANCE)
     assert node_values(wrong, "discounted") == [0.0] * len(wrong.parents)
+    cut = example_tree(SeedSolution(id="c", question="q", solution="+\n+\n", finished=False), renderer=renderer, provenance=PROVENANCE)
+    assert cut.texts == ["", "+\n", "+\n"] and node_values(cut, "discounted") == [None] * 3
     # The end token is a step of its own after a closed one.
     assert wrong.token_ids[-1] == [renderer.end_id]
 
