@@ -23,7 +23,7 @@ def served():
 @pytest.fixture(scope="module")
 def client(served):
     """Connect the client."""
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         yield client
 
 

@@ -27,7 +27,7 @@ def served():
 @pytest.fixture(scope="module")
 def web(served):
     """Connect a client."""
-    with httpx.Client(base_url=served.url, timeout=30) as web:
+    with httpx.Client(base_url=served.url, timeout=300) as web:
         yield web
 
 

@@ -21,10 +21,10 @@ def body(question="q1", *, seed=3, **fields):
 
 def post(served, **fields):
     """Ask, and return the reply."""
-    return httpx.post(f"{served.url}/v1/chat/completions", json=body(**fields), timeout=60)
+    return httpx.post(f"{served.url}/v1/chat/completions", json=body(**fields), timeout=300)
 
 
-def until(condition, *, seconds=30.0):
+def until(condition, *, seconds=300.0):
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -56,7 +56,7 @@ def test_two_hundred_clients_at_once():
 
     async def all_at_once(url):
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
             asked = [
                 client.post("/v1/chat/completions", json={**body(f"q{i % 3}", seed=i % 2, stream=i % 10 == 9), "model": methods[i % 4]})
                 for i in range(200)
@@ -83,9 +83,12 @@ def test_two_hundred_clients_at_once():
 
 def test_a_deadline_returns_the_best_answer_so_far():
     """At the deadline the reply has what was found, marked as incomplete; the samples in flight are cancelled."""
-    policy = GatedPolicy(open_for=8)
+    policy = GatedPolicy(open_for=1000)
     with serving(lambda: ScriptedSession(policy)) as served:
-        reply = post(served, stepladder={"seconds": 0.5})
+        # The first search may have to compile the engine's loops.
+        assert post(served).json()["choices"][0]["stepladder"]["complete"]
+        policy.gate = threading.Semaphore(8)
+        reply = post(served, stepladder={"seconds": 2})
         facts = reply.json()["choices"][0]["stepladder"]
         assert reply.status_code == 200
         assert (facts["complete"], facts["stop_reason"], facts["simulations"]) == (False, "seconds", 9)
@@ -98,10 +101,11 @@ def test_a_deadline_in_the_queue_is_an_error():
     """A search that never began has nothing to return."""
     policy = GatedPolicy()
     with serving(lambda: ScriptedSession(policy, max_trees=1)) as served:
-        first = Asking(served, stepladder={"seconds": 1.0})
+        first = Asking(served)
         until(lambda: policy.in_flight)
         reply = post(served, stepladder={"seconds": 0.1})
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "deadline_exceeded")
+        policy.release(1000)
         assert first.result().status_code == 200
 
 
@@ -225,7 +229,7 @@ def test_a_stop_ends_searches_after_its_grace():
 
 def test_a_slow_reader_delays_nobody():
     """A client that does not read its stream holds back neither the search nor other clients."""
-    with serving() as served, httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body(n=64, stream=True), timeout=60) as slow:
+    with serving() as served, httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body(n=64, stream=True), timeout=300) as slow:
         assert post(served).status_code == 200
         until(lambda: served.service.num_open == 0)
         assert sum(1 for line in slow.iter_lines() if '"votes"' in line) == 64
