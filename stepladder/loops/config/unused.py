@@ -123,6 +123,22 @@ _RULES = (
         because="problems.rule is not 'math'",
     ),
     _Rule(
+        holds=lambda config: not config.sft.enabled,
+        keys=("sft.", "labels.replay"),
+        but=("sft.enabled",),
+        because="sft.enabled is false",
+    ),
+    _Rule(
+        holds=lambda config: config.gate.rule != "drop",
+        keys=("gate.max_drop",),
+        because="gate.rule is not 'drop'",
+    ),
+    _Rule(
+        holds=lambda config: config.gate.rule == "drop",
+        keys=("gate.confidence",),
+        because="gate.rule is 'drop'",
+    ),
+    _Rule(
         holds=lambda config: config.problems.verifier is not None,
         keys=("problems.unreadable",),
         because="problems.verifier grades in place of the rule",

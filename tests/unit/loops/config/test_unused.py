@@ -40,8 +40,11 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
     ("warmup.train.epochs=1",): {"warmup.train.epochs": "warmup.solutions"},
     ("problems.held_out=h", "problems.held_out_size=9"): {"problems.held_out_size": "problems.held_out"},
     ("problems.rule=number", "problems.grading.units=optional"): {"problems.grading.units": "not 'math'"},
-    ("problems.verifier=a.b:c", "problems.deadline_s=1"): {"problems.deadline_s": "problems.verifier"},
-    ("format.date=2026-01-01",): {"format.date": "format.chat"},
+    ("problems.verifier=a.b:c", "problems.unreadable=drop"): {"problems.unreadable": "problems.verifier"},
+    ("format.chat=false", "format.date=2026-01-01"): {"format.date": "format.chat"},
+    ("sft.enabled=false", "sft.epochs=1"): {"sft.epochs": "sft.enabled"},
+    ("gate.rule=better", "gate.max_drop=0.1"): {"gate.max_drop": "gate.rule is not 'drop'"},
+    ("gate.confidence=0.9",): {"gate.confidence": "gate.rule is 'drop'"},
     ("policy.vllm.memory_share=0.5",): {"policy.vllm.memory_share": "no backend is 'vllm'"},
     ("policy.openai.url=http://127.0.0.1:1/v1",): {"policy.openai.url": "not 'openai'"},
 }
@@ -50,6 +53,14 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
 
 def _config(*settings: str) -> Any:
     return load_config(None, ["problems.train=t", "problems.test=e", "policy.model=p", *settings])
+
+
+def test_a_setting_that_one_round_reads_is_not_named() -> None:
+    """A loss of pairs is read in round 2 alone; one that no round reads is named."""
+    plain = ("preference.enabled=false", "preference.batch_size=2", "labels.revision_of=solution")
+    assert {key for each in unused_settings(_config(*plain)) for key in each.keys} == {"preference.batch_size", "labels.revision_of"}
+    scheduled = _config(*plain, "rounds=[{round=2, preference={enabled=true}}]")
+    assert {key for each in unused_settings(scheduled) for key in each.keys} == {"labels.revision_of"}
 
 
 @pytest.mark.parametrize(("settings", "expected"), CASES.items(), ids=[case[0] for case in CASES])
