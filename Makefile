@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed  ## improve a small model by its own search, from nothi
 
 test: $(VENV)/.installed-dev  ## everything that needs no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+
+test-real: $(VENV)/.installed-dev  ## a pretrained language model from the package index, on the CPU; skipped where it is not to be had
+	$(BIN)/python -m pytest -m real -q -rs tests/real
 
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM backends and a real server on loopback, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest -m vllm -q tests/integration

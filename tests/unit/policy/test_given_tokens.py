@@ -29,7 +29,8 @@ from stepladder.prm.implicit import (
     outcome_rows_of_paths,
 )
 from stepladder.types import GradedRow, PreferencePair, Trace, ValueRow
-from tests.unit.policy.test_packed import PROVENANCE, VOCABULARY, assert_same_gradients, gradients, model_of
+from tests.families import VOCABULARY, family_model
+from tests.unit.policy.test_packed import PROVENANCE, assert_same_gradients, gradients
 
 Part = tuple[list[int], bool]
 """Tokens, and whether they were given."""
@@ -169,7 +170,7 @@ def logit_gradients(model: nn.Module, objective: Any, batch: dict[str, Any]) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_given_tokens_carry_no_gradient_and_packing_changes_nothing(name: str, seed: int) -> None:
     """Logits that predict a given token get a gradient of exactly zero; those of other tokens do not; trees give the same update."""
-    case, model = CASES[name](solutions(seed)), model_of("llama")
+    case, model = CASES[name](solutions(seed)), family_model("llama")
     trees = pack_rows(case.rows, row_tokens=10_000)
     rows = [row for tree in trees for row in tree.rows]
     plain, packed = case.collate(rows), case.collate_packed(trees)
@@ -197,7 +198,7 @@ def test_given_tokens_carry_no_gradient_and_packing_changes_nothing(name: str, s
 
 def test_the_loss_is_the_mean_over_sampled_tokens_given_everything_before_them() -> None:
     """SFT by hand: whole sequences through the model, log-probabilities of the sampled tokens alone."""
-    parts, model = solutions(7), model_of("qwen2")
+    parts, model = solutions(7), family_model("qwen2")
     case = sft(parts)
     total, count = 0.0, 0
     for each in parts:
