@@ -7,7 +7,7 @@ failed request comes back as data (``StopReason.ERROR`` and a message). An excep
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 from stepladder.errors import BackendError
 from stepladder.types import Problem, Step, StopReason, Verdict
@@ -145,6 +145,57 @@ class Renderer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of steps, without special tokens."""
         ...
+
+
+class ToolCall(NamedTuple):
+    """A step that may call a tool."""
+
+    question: str
+    """The question, where it is known."""
+    turns: tuple[tuple[str, str], ...]
+    """The solution before the step, as pairs of sampled text and the observation after it; the last observation is empty."""
+    step: str
+    """The step."""
+
+    @property
+    def sampled(self) -> str:
+        """What the policy wrote before the step."""
+        return "".join(text for text, _ in self.turns)
+
+    @property
+    def solution(self) -> str:
+        """Everything before the step, observations included."""
+        return "".join(text + observed for text, observed in self.turns)
+
+
+class Observation(NamedTuple):
+    """What a tool returned."""
+
+    text: str
+    """Its output, or the message of its error."""
+    failed: bool = False
+    """Whether it failed."""
+
+
+class Tool(Protocol):
+    """Runs what a step asks for."""
+
+    def observe(self, calls: Sequence[ToolCall]) -> list[Observation | None]:
+        """Return the observation after each step, in order; None after a step that calls nothing. Equal calls have equal observations."""
+        ...
+
+    def close(self) -> None:
+        """End the tool's processes; a further call starts new ones."""
+        ...
+
+
+def sampled_runs(ids: Sequence[int], observations: Ranges, *, start: int) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Return the tokens from ``start`` on as pairs of sampled tokens and the observation after them, which is empty at the end."""
+    runs = []
+    for begin, end in (*observations, (len(ids), len(ids))):
+        runs.append((ids[start:begin], ids[begin:end]))
+        start = end
+    return runs
 
 
 @runtime_checkable

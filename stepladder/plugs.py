@@ -30,6 +30,7 @@ ROLES = {
     "problems.held_out": "problems",
     "problems.test": "problems",
     "format.prompt": "prompt",
+    "search.tool": "tool",
 }
 """Settings that may name a function, with the function of an entry point's module."""
 

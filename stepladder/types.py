@@ -29,6 +29,8 @@ class StopReason(StrEnum):
     """The token limit of a step, or the model's context, cut it. The node is truncated."""
     DEPTH = "depth"
     """The depth limit cut it. The node is truncated."""
+    TOOL = "tool"
+    """Errors of a tool in a row ended it. The node is truncated and counts as wrong."""
     ERROR = "error"
     """The backend failed on the step; the message says how. The node is truncated and counts as wrong."""
     SIMULATIONS = "simulations"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
+from stepladder.loops.assembly.policies import end_observations, keep_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
@@ -58,6 +59,7 @@ def compare_shard(
         )
         if engine.scorer is not None:
             engine.scorer = calls = _CountedScorer(engine.scorer)
+        keep_observations(engine.policy, out)
         results = run_engine(engine, problems, stage=stage)
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens, key_of)) for result in results]
         verdicts = verifier.grade(answers)
@@ -70,6 +72,7 @@ def compare_shard(
     )
     write_failures(out, Failures.sum(result.failures for result in results))
     CellShard(facts=facts, rows=rows, costs=costs).save(out)
+    end_observations(engine.policy)
 
 
 def _row(result: SearchResult, answer: str | None, correct: bool) -> CellRow:

@@ -16,7 +16,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
-from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, with_chat
+from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations, with_chat
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import choose_search, search_engine
 from stepladder.loops.config.load import read_value, with_overrides
@@ -173,6 +173,7 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
         # Importing and loading models takes seconds, which are not part of a search's cost.
         begin = time.monotonic()
         ((result, reviewing),) = _search(engine, discriminator, problems)
+        end_observations(engine.policy)
         seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
     if tree_path is not None:
@@ -225,6 +226,7 @@ def solve_file(
                 trees[result.problem_id] = result.tree.to_dict()
             if not has_failed(row):
                 progress.keep(row, trees.get(result.problem_id))
+        end_observations(engine.policy)
         seconds = time.monotonic() - begin
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:

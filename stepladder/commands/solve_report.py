@@ -125,10 +125,11 @@ def why_no_answer(result: SearchResult) -> str:
     caps = {StopReason.TOKENS: "--tokens", StopReason.SECONDS: "--seconds", StopReason.SIMULATIONS: "--simulations"}
     if leaves[StopReason.STEP] and result.stop_reason in caps:
         return f"no branch came to its end: raise {caps[result.stop_reason]}, or try another --method"
-    kind = max((StopReason.LENGTH, StopReason.DEPTH, StopReason.ERROR), key=leaves.__getitem__)
+    kind = max((StopReason.LENGTH, StopReason.DEPTH, StopReason.TOOL, StopReason.ERROR), key=leaves.__getitem__)
     causes = {
         StopReason.LENGTH: "were cut: raise search.max_step_tokens, or take a model with a longer context",
         StopReason.DEPTH: "came to the limit of steps: raise search.max_depth",
+        StopReason.TOOL: "ended with errors of the tool: see search.max_tool_errors, and the steps with --tree",
         StopReason.ERROR: "failed: mend what the first of them says",
     }
     if leaves[kind]:

@@ -293,6 +293,14 @@ class PromptRenderer:
         """Return the text of some ids, without special tokens. The texts of the steps concatenate to the solution."""
         return self._text.decode(token_ids)
 
+    def encode_text(self, text: str, *, place: str) -> tuple[int, ...]:
+        """Return the ids of a text inside a sequence, such as an observation; the names of control tokens in it are characters.
+
+        Raises:
+            DataFormatError: If it holds a control token that cannot be written as text.
+        """
+        return tuple(self._inner_ids(text, place)) if text else ()
+
     def cut(self, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Cut the tokens after a prompt into steps, each ending where a sampler would end it. The last step may be open."""
         return cut_steps(self._boundary, token_ids)

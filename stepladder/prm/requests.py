@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from stepladder.interfaces import Ranges, ScoreRequest
+from stepladder.interfaces import ScoreRequest
 from stepladder.types import ValueRow
 
 _MAX_BRANCHES = 64
@@ -20,15 +20,6 @@ class SplitPrefix(NamedTuple):
     """The earlier steps; a step begins with the observation before it."""
     observation: str = ""
     """The observation with which the next step begins; empty without one."""
-
-
-def sampled_runs(prefix_ids: Sequence[int], observations: Ranges, *, start: int) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """Return the tokens from ``start`` on as pairs of sampled tokens and the observation after them, which is empty at the end."""
-    runs = []
-    for begin, end in (*observations, (len(prefix_ids), len(prefix_ids))):
-        runs.append((prefix_ids[start:begin], prefix_ids[begin:end]))
-        start = end
-    return runs
 
 
 def next_batch(waiting: deque[ScoreRequest], *, most: int, work: Callable[[ScoreRequest], int]) -> list[ScoreRequest]:

@@ -58,7 +58,7 @@
   const figure = (value) => (value === null ? "–" : value.toFixed(2));
   const mark = (right) => (right === null ? "" : right ? "✓" : "✗");
   const verdict = (right) => (right === null ? "" : right ? "right" : "wrong");
-  const ends = { end: "end", length: "cut: length", depth: "cut: depth", error: "error" };
+  const ends = { end: "end", length: "cut: length", depth: "cut: depth", tool: "cut: errors of the tool", error: "error" };
   const isTerminal = (node) => node.stop in ends;
   const ending = (node) => (node.answer === null ? (node.stop === "end" ? "no answer" : ends[node.stop]) : `${node.stop === "end" ? "" : `${ends[node.stop]}, `}answer ${node.answer}`);
   let rows = [];

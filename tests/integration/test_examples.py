@@ -36,6 +36,8 @@ def solution(name: str, question: str, rng: random.Random) -> str:
     """A written solution in the form of the task; whether it is right is left to chance."""
     if name == "story":
         return f"the {question.replace(', ', ' and the ')} met.\nthey were old.\n"
+    if name == "lookup":
+        return f"open drawer {question.split()[-1].rstrip('?')}\nanswer: {rng.choice('abcd')}\n"
     answers = {
         "countdown": lambda: " ".join(question.split("from ")[1].split(", ")).replace(" ", rng.choice("+-*")),
         "colouring": lambda: " ".join(f"{node}={rng.choice('rgb')}" for node in range(6)),
@@ -44,7 +46,7 @@ def solution(name: str, question: str, rng: random.Random) -> str:
     return f"so\nanswer: {answers[name]()}\n"
 
 
-@pytest.mark.parametrize("name", ["countdown", "colouring", "choice", "story"])
+@pytest.mark.parametrize("name", ["countdown", "colouring", "choice", "story", "lookup"])
 def test_an_example_runs_to_a_finished_round(name: str, tmp_path: Path) -> None:
     """The verifier grades every finished solution; partial credit is between 0 and 1; the commands for a run take the task."""
     rng, rows = random.Random(0), load(name).problems("train")[:96]
@@ -62,6 +64,8 @@ def test_an_example_runs_to_a_finished_round(name: str, tmp_path: Path) -> None:
     outcomes = [value for tree in trees for value in tree["outcomes"] if value is not None]
     assert outcomes
     assert any(0.0 < value < 1.0 for value in outcomes) == (name in ("colouring", "story"))
-    if name != "countdown":
+    if name not in ("countdown", "lookup"):
         assert any(outcomes)
-    assert "problems.verifier" in json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]
+    if name == "lookup":
+        assert any(given.startswith("(") for tree in trees for given in tree["given_texts"])
+    assert ("search.tool" if name == "lookup" else "problems.verifier") in json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]

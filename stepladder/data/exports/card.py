@@ -102,7 +102,7 @@ class Exploration:
         self.leaf_depths += sum(record.depths[leaf] for leaf in leaves)
         self.deepest = max(self.deepest, *record.depths)
         self.terminals += reasons.count(StopReason.END)
-        self.truncated += reasons.count(StopReason.LENGTH) + reasons.count(StopReason.DEPTH)
+        self.truncated += sum(reasons.count(reason) for reason in (StopReason.LENGTH, StopReason.DEPTH, StopReason.TOOL))
         self.failed += reasons.count(StopReason.ERROR)
         self.right += evidence.right[0]
         self.graded += evidence.right[0] + evidence.wrong[0]

@@ -54,7 +54,7 @@ def judge(grade: Callable[..., Any], arguments: dict[str, Any], *, passing: floa
         given = grade(**arguments)
     # A verifier that stumbles over an odd answer has judged it; how often that happens is counted by its reason.
     except (Exception, SystemExit) as error:
-        return {"correct": False, "reason": f"raised {_told(error)}"}
+        return {"correct": False, "reason": f"raised {told(error)}"}
     verdict = as_verdict(given, passing=passing)
     if verdict is None:
         shown = repr(given)
@@ -64,16 +64,15 @@ def judge(grade: Callable[..., Any], arguments: dict[str, Any], *, passing: floa
 
 def main(name: str, settings: str) -> None:
     """Reply to one request per line until the input ends."""
-    requests, replies = _private_streams()
+    requests, replies = private_streams()
     stated = json.loads(settings)
     grade = load_plug(name, setting="problems.verifier")
     key = getattr(grade, "answer_key", None)
     own = os.getpid()
-    _send(replies, {"ready": True})
+    send(replies, {"ready": True})
     for line in requests:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, request["deadline_s"])
-        signal.setitimer(signal.ITIMER_REAL, request["deadline_s"] * _WALL_FACTOR)
+        end_at(request["deadline_s"])
         if "key" in request:
             reply = _key(key, request["key"])
         else:
@@ -82,11 +81,16 @@ def main(name: str, settings: str) -> None:
         if os.getpid() != own:
             # The function forked, and this is the copy.
             os._exit(0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(replies, reply)
+        end_at(0)
+        send(replies, reply)
     # What the function started must not outlive the command.
     os.killpg(0, signal.SIGKILL)
+
+
+def end_at(cpu_s: float) -> None:
+    """End this process after so many CPU seconds, or many more wall seconds; 0 takes the timers off."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, cpu_s * _WALL_FACTOR)
 
 
 def _key(key: Callable[[str], Any] | None, answer: str) -> Reply:
@@ -97,14 +101,15 @@ def _key(key: Callable[[str], Any] | None, answer: str) -> Reply:
         return {"key": None}
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Return an exception as a phrase: its type, the first line of its message, and the line of code."""
     line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))), None)
     first = (str(error).splitlines() or ["no reason given"])[0]
     place = "" if isinstance(error, StepladderError) or line is None else f" (line {line})"
     return f"{type(error).__name__}: {first[:120]}{place}"
 
 
-def _private_streams() -> tuple[IO[str], IO[str]]:
+def private_streams() -> tuple[IO[str], IO[str]]:
     """Reserve standard input and output for the parent and return them; the function reads nothing, and prints to standard error."""
     requests, replies = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -114,7 +119,8 @@ def _private_streams() -> tuple[IO[str], IO[str]]:
     return os.fdopen(requests, encoding="utf-8"), os.fdopen(replies, "w", encoding="utf-8")
 
 
-def _send(replies: IO[str], reply: Reply) -> None:
+def send(replies: IO[str], reply: Reply) -> None:
+    """Send a reply to the parent."""
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
 

@@ -28,3 +28,16 @@ def _block(match: re.Match[str]) -> str:
             code = code[: max(code.rfind(_STEP_END), 0)]
         code = code.replace(_STEP_END, "")
     return f"{code.strip(chr(10)).rstrip()}\n" if code.strip() else ""
+
+
+def blocks_of(text: str) -> list[str]:
+    """Return the Python of a solution so far, block by block, as ``code_of`` reads it; parts of a ``<code>`` between steps are blocks."""
+    blocks: list[str] = []
+    for match in _BLOCK.finditer(text):
+        if match["fenced"] is not None:
+            parts = [match["fenced"]]
+        else:
+            parts = match["tagged"].split(_STEP_END)
+            parts = parts if _CODE_END.search(match[0]) else parts[:-1]
+        blocks += [f"{part.strip(chr(10)).rstrip()}\n" for part in parts if part.strip()]
+    return blocks

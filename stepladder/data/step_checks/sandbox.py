@@ -8,8 +8,10 @@ Then a misbehaving piece has the user's own rights until the deadline.
 The same code gives the same result, as far as code can: hash seed and environment are fixed, but not clocks and random numbers.
 """
 
+import atexit
 import marshal
 import os
+import re
 import secrets
 import signal
 import site
@@ -17,11 +19,14 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +45,8 @@ _LOOK_EVERY_S = 0.05
 _WALL_FACTOR = 20.0
 _START_S, _END_S = 120.0, 10.0
 _MAX_REMEMBERED = 65_536
+_PRELOADED = ("numpy", "sympy")
+"""Modules that take long to import; code that names one is run where it is imported already."""
 _UNSAFE = (
     "code that a model wrote must be sandboxed before it runs: that needs Linux 5.13 or later on x86-64 with Landlock and seccomp: one is "
     "missing here, or forbidden in this container -- allow them, or set allow_unsandboxed if it may run with your own rights"
@@ -80,7 +87,7 @@ class CodeSandbox:
             raise ConfigError(f"sandbox: needs deadline_s and num_workers >= 1: got {deadline_s!r} and {num_workers!r} -- raise them")
         if not allow_unsandboxed:
             check_sandbox()
-        self._deadline_s, self._num_workers, self._trusting = deadline_s, num_workers, allow_unsandboxed
+        self.deadline_s, self._num_workers, self._trusting = deadline_s, num_workers, allow_unsandboxed
         self._remembered: dict[str, CodeRun] = {}
 
     def run(self, codes: Sequence[str]) -> list[CodeRun]:
@@ -92,7 +99,7 @@ class CodeSandbox:
         new = [code for code in dict.fromkeys(codes) if code not in self._remembered]
         if new:
             with ThreadPoolExecutor(self._num_workers) as pool:
-                runs = pool.map(lambda code: run_code(code, deadline_s=self._deadline_s, allow_unsandboxed=self._trusting), new)
+                runs = pool.map(lambda code: run_code(code, deadline_s=self.deadline_s, allow_unsandboxed=self._trusting), new)
                 self._remembered.update(zip(new, runs, strict=True))
         done = [self._remembered[code] for code in codes]
         while len(self._remembered) > _MAX_REMEMBERED:
@@ -132,18 +139,16 @@ def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> 
 def _run(code: str, *, deadline_s: int, allow_unsandboxed: bool) -> tuple[bool, CodeRun]:
     """Return whether the code was sandboxed, and its result. Code that cannot be sandboxed runs only if that is allowed."""
     mark = secrets.token_bytes(_MARK_BYTES)
-    ours, theirs = socket.socketpair()
-    with ours, scratch_directory() as scratch:
-        with theirs:
-            process = _start(scratch, theirs)
-        try:
-            sandboxed, pid = _send(ours, _request(code, deadline_s=deadline_s, trusting=allow_unsandboxed), mark) or (None, 0)
-            if sandboxed is None:
-                raise BackendError(_startup_error(process))
-            ending, output, tail = _watch(process, pid, deadline_s=deadline_s)
-        finally:
-            _end(process, ours)
-    reason = ending or ("ran" if tail == mark else _reason(process.returncode))
+    server = server_for(code)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_directory())
+        supervisor = stack.enter_context(server.supervisor(scratch))
+        sandboxed, pid = _send(supervisor.channel, _request(code, deadline_s=deadline_s, trusting=allow_unsandboxed), mark) or (None, 0)
+        if sandboxed is None:
+            raise BackendError(server.startup_error())
+        ending, output, tail = _watch(supervisor.output, pid, deadline_s=deadline_s)
+        status = supervisor.end()
+    reason = ending or ("ran" if tail == mark else _reason(status))
     return sandboxed, CodeRun(reason == "ran", reason, output.removesuffix(mark)[:_OUTPUT_BYTES].decode(errors="replace"))
 
 
@@ -164,16 +169,134 @@ def _installed() -> tuple[list[str], list[str]]:
     return packages + added, [*_LIBRARIES, *packages, *library]
 
 
-def _start(scratch: Path, channel: socket.socket) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, *_FLAGS, os.fspath(_WORKER), str(os.getpid())],
-        stdin=channel.fileno(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=_ENVIRONMENT,
-        cwd=scratch,
-        start_new_session=True,
-    )
+class _Supervisor:
+    """The supervisor of one piece of code, seen from outside."""
+
+    def __init__(self, pid: int, channel: socket.socket, output: int, status: int) -> None:
+        self._pid, self.channel, self.output, self._status = pid, channel, output, status
+        self._ended: int | None = None
+
+    def end(self) -> int:
+        """Make the supervisor kill the code and end, and return the status; if that takes long, kill the supervisor itself."""
+        if self._ended is None:
+            with suppress(OSError):
+                self.channel.shutdown(socket.SHUT_RDWR)
+            if not wait([self._status], _END_S):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._pid, signal.SIGKILL)
+            told = os.read(self._status, 4)
+            self._ended = int.from_bytes(told, sys.byteorder, signed=True) if len(told) == 4 else -signal.SIGKILL
+        return self._ended
+
+
+class CodeServer:
+    """A process that forks a supervisor for every piece of code, so that no interpreter has to start."""
+
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        """Start it.
+
+        Args:
+            modules: Modules of installed packages that it imports before, so that pieces find them imported.
+        """
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *_FLAGS, os.fspath(_WORKER), os.pathsep.join(_installed()[0]), *modules],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=_ENVIRONMENT,
+                cwd=os.sep,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork."""
+        return self._process.poll() is None
+
+    @contextmanager
+    def supervisor(self, scratch: Path) -> Iterator[_Supervisor]:
+        """Fork a supervisor that works in a directory, and end it in the end.
+
+        Raises:
+            BackendError: If the server has ended.
+        """
+        with ExitStack() as stack:
+            pairs = [os.pipe(), os.pipe()]
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)
+            for read, _ in pairs:
+                stack.callback(os.close, read)
+            (output, output_end), (status, status_end) = pairs
+            folder = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                pid = self._fork([theirs.fileno(), output_end, folder, status_end])
+            finally:
+                theirs.close()
+                for descriptor in (folder, output_end, status_end):
+                    os.close(descriptor)
+            supervisor = _Supervisor(pid, ours, output, status)
+            stack.callback(supervisor.end)
+            yield supervisor
+
+    def _fork(self, descriptors: list[int]) -> int:
+        with self._lock, suppress(OSError):
+            socket.send_fds(self._control, [b"f"], descriptors)
+            if len(pid := self._control.recv(4)) == 4:
+                return int.from_bytes(pid, sys.byteorder)
+        raise BackendError(self.startup_error())
+
+    def startup_error(self) -> str:
+        """End it, and return the sentence about a server or a supervisor that did not start."""
+        self._end()
+        self._errors.seek(0)
+        output = self._errors.read()[-200:].decode(errors="replace")
+        self._errors.close()
+        return (
+            f"sandbox: its process must start: it ended with status {self._process.returncode} and {output!r} -- check {sys.executable!r}"
+        )
+
+    def close(self) -> None:
+        """End it. Supervisors at work end by themselves."""
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> None:
+        self._control.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            _kill(self._process)
+            self._process.wait()
+
+
+_SERVERS: dict[tuple[int, Path, tuple[str, ...]], CodeServer] = {}
+"""The servers of this process, by its id (a fork must not use those of its parent), their script and their modules."""
+_SERVERS_LOCK = threading.Lock()
+
+
+def server_for(code: str) -> CodeServer:
+    """Return the server whose imports fit a piece of code; it starts with the first such piece and ends with this process."""
+    modules = tuple(name for name in _PRELOADED if re.search(rf"\b{name}\b", code) and find_spec(name) is not None)
+    key = (os.getpid(), _WORKER, modules)
+    with _SERVERS_LOCK:
+        server = _SERVERS.get(key)
+        if server is None or not server.alive:
+            if not _SERVERS:
+                atexit.register(close_servers)
+            server = _SERVERS[key] = CodeServer(modules)
+        return server
+
+
+def close_servers() -> None:
+    """End the servers of this process; the next piece of code starts new ones."""
+    with _SERVERS_LOCK:
+        own = [key for key in _SERVERS if key[0] == os.getpid()]
+        for key in own:
+            _SERVERS.pop(key).close()
 
 
 def _send(channel: socket.socket, request: bytes, mark: bytes) -> tuple[bool, int] | None:
@@ -187,30 +310,19 @@ def _send(channel: socket.socket, request: bytes, mark: bytes) -> tuple[bool, in
     return None
 
 
-def _startup_error(process: "subprocess.Popen[bytes]") -> str:
-    # If it has ended, this changes nothing.
-    _kill(process)
-    output, _ = process.communicate()
-    return (
-        f"sandbox: its process must start: it ended with status {process.returncode} and {output[-200:].decode(errors='replace')!r} "
-        f"-- check {sys.executable!r}"
-    )
-
-
-def _watch(process: "subprocess.Popen[bytes]", pid: int, *, deadline_s: float) -> tuple[str | None, bytes, bytes]:
+def _watch(channel: int, pid: int, *, deadline_s: float) -> tuple[str | None, bytes, bytes]:
     """Wait for the end of output, which the supervisor holds open to its own end.
 
     Returns:
         The reason to kill the code (None if it ended by itself), and the first and the last bytes of its output.
     """
-    assert process.stdout is not None
     kept = tail = b""
     printed = 0
     idle, started = _Idle(pid), time.monotonic()
     while True:
-        if wait([process.stdout.fileno()], _LOOK_EVERY_S):
+        if wait([channel], _LOOK_EVERY_S):
             # Output after the cut is read and dropped, so that printing never blocks.
-            part = os.read(process.stdout.fileno(), 65_536)
+            part = os.read(channel, 65_536)
             if not part:
                 return None, kept, tail
             kept, tail = kept + part[: _OUTPUT_BYTES + _MARK_BYTES - len(kept)], (tail + part)[-_MARK_BYTES:]
@@ -252,19 +364,6 @@ def _busy_s(pid: int) -> float:
 def _reason(status: int) -> str:
     """Return the reason for which code did not run to its end, from the exit status of its process."""
     return {-signal.SIGXCPU: "timeout", -signal.SIGXFSZ: "overfull"}.get(status, "killed" if status < 0 else "failed")
-
-
-def _end(process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
-    """Make the supervisor kill the code and end. If that takes long, kill the supervisor itself."""
-    with suppress(OSError):
-        channel.shutdown(socket.SHUT_RDWR)
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

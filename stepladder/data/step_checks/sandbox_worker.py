@@ -1,8 +1,12 @@
-"""The two processes that run one piece of model-written Python; nothing of stepladder is imported.
+"""The processes that run model-written Python; nothing of stepladder is imported.
 
-This file is run as a script in a fresh interpreter, in an empty working directory, with a socket as standard input. The interpreter becomes
-the supervisor: it reads a request from the socket and forks the process that runs the code. It ends after that process, with the same
-status. When the caller shuts the socket or dies, the supervisor kills the code and deletes the working directory.
+This file is run as a script in a fresh interpreter, the server, with a socket as standard input. For every piece of code the server gets
+four descriptors over it, forks a supervisor, and returns its process id. It reads no code itself, so that no piece finds anything of
+another one in its memory. It may import some modules before, so that code need not. It ends when the caller does.
+
+The supervisor works in an empty directory, with a socket of its own as standard input. It reads a request from the socket and forks the
+process that runs the code. It ends after that process, and writes its status to a pipe that the code does not have. When the caller shuts
+the socket or dies, the supervisor kills the code and deletes the working directory.
 
 The forked process drops its rights, writes "R" and its process id to the socket, or "U" if a lock does not hold, and
 runs the code. The request's mark at the end of the output says that the code ran to its end; nothing else is a success.
@@ -27,9 +31,11 @@ or garbage collector shows to Python. Code that reads its own memory natively (c
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import ctypes
 import fcntl
+import gc
 import marshal
 import os
 import resource
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _MARK_BYTES, _LOOK_EVERY_MS = 16, 50
+_STATUS = 200
+"""Descriptor of the pipe of a supervisor's status, out of the way of the others."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION_3 = 24, 47, 4, 0x20080522
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT, _LANDLOCK_PATH_BENEATH = 444, 445, 446, 1
@@ -268,8 +276,9 @@ def _report(error: BaseException) -> None:
         trace = error.__traceback__ and error.__traceback__.tb_next
         while trace and trace.tb_next:
             trace = trace.tb_next
-        sys.__excepthook__(type(error), error.with_traceback(trace), None)
+        # What it printed comes before its error.
         sys.stdout.flush()
+        sys.__excepthook__(type(error), error.with_traceback(trace), None)
         sys.stderr.flush()
     except BaseException:
         # The verdict stands without it.
@@ -419,26 +428,46 @@ def _delete_scratch() -> None:
     shutil.rmtree(os.getcwd(), ignore_errors=True)
 
 
-def _end_like(status: int) -> NoReturn:
-    """End this process as another one ended."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status))
+def serve(libc: Any) -> NoReturn:
+    """Fork a supervisor for every four descriptors that the caller sends: its socket, output, working directory, and pipe of its status."""
+    control, own = _socket.socket(fileno=0), os.getpid()
+    # Supervisors are not waited for: what is to be known of them stands in their pipes.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        data, sent, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(16))
+        if not data:
+            os._exit(0)
+        descriptors = struct.unpack("4i", sent[0][2])
+        pid = os.fork()
+        if not pid:
+            try:
+                _take(*descriptors)
+                supervise_code(libc, server=own)
+            finally:
+                os._exit(1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        control.send(struct.pack("=I", pid))
 
 
-def main() -> None:
+def _take(channel: int, output: int, folder: int, status: int) -> None:
+    """Make descriptors those of a supervisor, and close all others."""
+    os.setsid()
+    os.dup2(status, _STATUS)
+    os.fchdir(folder)
+    for source, target in ((channel, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.closerange(3, _STATUS)
+
+
+def supervise_code(libc: Any, *, server: int) -> None:
     """Serve one request: ``{"code", "limits", "trusting", "readable", "packages"}``. ``trusting`` runs code even without some lock."""
-    caller, libc = int(sys.argv[1]), ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     wakeup = _catch_signals()
     if sys.platform == "linux":
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     size = int.from_bytes(_read(8), "little")
     packed = _read(size)
-    if not packed or len(packed) < size or os.getppid() != caller:
+    if not packed or len(packed) < size or os.getppid() != server:
         return _delete_scratch()
     request = marshal.loads(packed)
     request["supervisor"] = os.getpid()
@@ -447,11 +476,27 @@ def main() -> None:
     if not child:
         start(libc, request)
     status, reason = supervise(child, listener, wakeup, request["limits"])
-    # The threads of a caller die one after the other. Its first sign of death may come while its process id still exists.
-    if reason == "alone" or os.getppid() != caller:
+    if reason == "alone" or os.getppid() != server:
         _delete_scratch()
     # The signal of files that are too large also speaks of files that are too many.
-    _end_like(signal.SIGXFSZ if reason == "overfull" else status)
+    code = -signal.SIGXFSZ if reason == "overfull" else os.waitstatus_to_exitcode(status)
+    os.write(_STATUS, struct.pack("=i", code))
+
+
+def main() -> None:
+    """Import the modules that the arguments name, from the folders of the first one, and serve."""
+    folders, *modules = sys.argv[1:]
+    libc = ctypes.CDLL(None, use_errno=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    before = list(sys.path)
+    sys.path += folders.split(os.pathsep)
+    for name in modules:
+        __import__(name)
+    sys.path[:] = before
+    # Garbage collection in a fork would touch, and so copy, everything that was imported.
+    gc.collect()
+    gc.freeze()
+    serve(libc)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from stepladder.lm.families import unserved_parts
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method, search_budget
+from stepladder.loops.assembly.tools import check_tool
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
@@ -170,6 +171,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
         ConfigError: If vLLM is not installed, or a server would have to take new weights, or GPUs are missing, or code for a check of steps
             cannot be sandboxed.
     """
+    check_tool(config)
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):
         check_sandbox()

@@ -6,6 +6,7 @@ Model classes are imported inside the functions that need them, so that reading 
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepladder.errors import ConfigError
@@ -129,13 +130,46 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
         config: The configuration.
         models: The models of this process.
         policy_dir: Directory or hub id of the policy.
-        role: Role of the policy.
+        role: Role of the policy. Only that of the search calls the configured tool.
 
     Raises:
         ConfigError: If the backend is not installed or its settings are impossible.
         CheckpointError: If the model cannot be loaded.
         BackendError: If the server does not answer.
     """
+    bare = _bare_policy(config, models, policy_dir, role=role)
+    if config.search.tool is None or role != POLICY:
+        return bare
+    from stepladder.loops.assembly.tools import build_tool
+    from stepladder.policy.observations import ObservationStore
+    from stepladder.policy.tools import ToolPolicy, ToolSettings
+
+    section = config.search
+    settings = ToolSettings(form=section.observation, max_tokens=section.max_observation_tokens, max_errors=section.max_tool_errors)
+    return ToolPolicy(bare, build_tool(config), build_renderer(config, policy_dir), settings, ObservationStore())
+
+
+def keep_observations(policy: Policy, shard: Path) -> None:
+    """Keep what the tool of a policy returns in a file beside a shard, so that the shard's work goes on as it began after a restart.
+
+    The file is there until the work is finished. Without a tool, nothing happens.
+
+    Raises:
+        CheckpointError: If the file is there and holds something else.
+    """
+    keep = getattr(policy, "keep_observations", None)
+    if keep is not None:
+        keep(shard.with_suffix(".observations.jsonl"))
+
+
+def end_observations(policy: Policy) -> None:
+    """End the tool of a policy whose work is finished and stored, and delete its observations; nothing without a tool."""
+    end = getattr(policy, "end", None)
+    if end is not None:
+        end()
+
+
+def _bare_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role) -> Policy:
     if config.policy.backend == "vllm":
         return _vllm_policy(config, models, policy_dir, role=role)
     if config.policy.backend == "openai":

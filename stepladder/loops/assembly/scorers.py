@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepladder.data.step_checks.sandbox import CodeSandbox
-from stepladder.interfaces import Ranges, StepScorer
+from stepladder.interfaces import Ranges, StepScorer, sampled_runs
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBound, ScoresConfig, VarianceEnsemble
 from stepladder.prm.families import FAMILIES
-from stepladder.prm.requests import SplitPrefix, sampled_runs
+from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource, prm_members
 from stepladder.prm.specs import SPEC_FILE, resolve_spec
 from stepladder.prm.text_scorer import begun

@@ -6,9 +6,8 @@ from itertools import accumulate, pairwise
 from stepladder.data.step_checks.arithmetic import arithmetic_holds
 from stepladder.data.step_checks.code_blocks import code_of
 from stepladder.data.step_checks.sandbox import CodeSandbox
-from stepladder.interfaces import ScoreRequest
+from stepladder.interfaces import ScoreRequest, sampled_runs
 from stepladder.prm.compose import StepCheck
-from stepladder.prm.requests import sampled_runs
 
 Decode = Callable[[Sequence[int]], str]
 """Text of some token ids; the texts of steps concatenate to that of their solution."""

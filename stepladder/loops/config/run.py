@@ -27,7 +27,14 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("start_model",),
 )
 """Settings that name files or directories; resolved against the configuration file and kept out of the configuration hash."""
-PLUG_KEYS = (("problems", "verifier"), ("problems", "train"), ("problems", "held_out"), ("problems", "test"), ("format", "prompt"))
+PLUG_KEYS = (
+    ("problems", "verifier"),
+    ("problems", "train"),
+    ("problems", "held_out"),
+    ("problems", "test"),
+    ("format", "prompt"),
+    ("search", "tool"),
+)
 """Settings that name functions of a task. Their files are resolved like paths, and the folders are kept out of the configuration hash."""
 
 

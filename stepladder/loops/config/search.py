@@ -1,9 +1,9 @@
 """Sections ``search``, ``labels``, ``evaluate`` and ``gate``: the search, the use of its trees, and the measurements."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from stepladder.data.labels.graded import GradedRule, GradedSteps
 from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
@@ -116,6 +116,37 @@ class SearchConfig(Section):
     ``by-pass-rate``; see docs/runs.md."""
     scores: ScoresConfig = ScoresConfig()
     """Changes to the PRM's scores before the search uses them."""
+    tool: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
+    """Tool whose output follows a step as an observation: ``code`` runs the Python that a step completes, in the sandbox; a name such as
+    ``package.module:function`` or ``file.py:function`` calls a function. None has no observations. See docs/tools.md."""
+    tool_deadline_s: int = Field(default=5, ge=1)
+    """CPU seconds of one call."""
+    max_tool_errors: int = Field(default=2, ge=1)
+    """Errors of the tool in a row after which a path ends; the policy sees those before."""
+    observation: str = "{output}\n"
+    """Text of an observation; ``{output}`` is replaced by what the tool returned."""
+    max_observation_tokens: int = Field(default=256, ge=1)
+    """Tokens of an observation; a longer one is cut."""
+    tool_unsandboxed: bool = False
+    """Run the policy's code with your own rights if the system cannot sandbox it."""
+
+    @field_validator("observation")
+    @classmethod
+    def _check_observation(cls, value: str) -> str:
+        if "{output}" not in value:
+            raise ValueError(f"observation must contain '{{output}}': got {value!r}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without a tool, settings are written, and so hashed, as before there were any.
+        return {name: value for name, value in write(self).items() if self.tool is not None or name not in TOOL_SETTINGS}
+
+
+TOOL_SETTINGS = ("tool", "tool_deadline_s", "max_tool_errors", "observation", "max_observation_tokens", "tool_unsandboxed")
+"""Settings of ``search`` that only a tool needs."""
+CODE_TOOL = "code"
+"""The tool that runs code."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from stepladder.errors import CheckpointError
 from stepladder.files import reading
 from stepladder.loops.config.paths import named_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
+from stepladder.loops.config.search import CODE_TOOL
 from stepladder.plugs import is_source, load_plug, plug_file
 
 _FREE = {"training.accelerate_config"}
@@ -24,7 +25,8 @@ def input_paths(config: Config) -> dict[str, Path]:
 def _sources(config: Config) -> dict[str, Path]:
     """Return the files of the functions that settings name; without those that have none, such as builtins."""
     named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PLUG_KEYS}
-    functions = {setting: name for setting, name in named.items() if name and (setting not in _SOURCES or is_source(name))}
+    functions = {setting: name for setting, name in named.items() if name and name != CODE_TOOL}
+    functions = {setting: name for setting, name in functions.items() if setting not in _SOURCES or is_source(name)}
     files = {setting: plug_file(load_plug(name, setting=setting)) for setting, name in functions.items()}
     return {setting: file for setting, file in files.items() if file is not None}
 

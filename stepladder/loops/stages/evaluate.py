@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from stepladder.loops.assembly.policies import end_observations, keep_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import build_method, search_engine
 from stepladder.loops.config.run import Config
@@ -106,6 +107,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
             scores=config.evaluate.scores,
             key_of=vote_keys(verifier),
         )
+        keep_observations(engine.policy, out)
         results = run_engine(engine, problems, stage=stage)
         if kind == "samples":
             rows = [pool_row(result, verifier, config) for result in results]
@@ -115,6 +117,7 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
         TREES.write(out.with_suffix(".parquet"), [result.tree for result in results])
     write_failures(out, Failures.sum(result.failures for result in results))
     write_rows(out, rows)
+    end_observations(engine.policy)
 
 
 def _method_and_budget(config: Config, kind: EvaluationKind) -> tuple[SearchMethod, Budget]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.files import atomic_write_text, read_json_object, reading
-from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.policies import build_policy, build_renderer, end_observations, keep_observations
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
 from stepladder.loops.assembly.search import search_budget
 from stepladder.loops.config.run import Config
@@ -108,7 +108,7 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     records, target = TREES.read([trees]), config.prm.target
     assert isinstance(target, RolloutTarget), "only these targets are estimated"
     with build_verifier(config.problems, problems) as verifier:
-        ask = _Estimator(config, models, verifier, num_rollouts=target.prefix_rollouts)
+        ask = _Estimator(config, models, verifier, num_rollouts=target.prefix_rollouts, out=out)
         if target.type == "first-error":
             given = first_error_values(records, ask)
         else:
@@ -116,21 +116,24 @@ def estimate_shard(*, config: Config, models: Models, problems: list[LabelledPro
     write_failures(out, Failures.sum(ask.failures))
     atomic_write_text(out.with_suffix(".json"), json.dumps({"generated_tokens": ask.tokens}) + "\n")
     ESTIMATED_VALUES.write(out, value_rows(records, given=given, drop_one_sided=config.prm.mixed_only).rows)
+    end_observations(ask.policy)
     report_progress(Progress(stage=stage, items=len(problems), tokens=ask.tokens))
 
 
 class _Estimator:
     """Asks the policy how prefixes may end, and counts the tokens."""
 
-    def __init__(self, config: Config, models: Models, verifier: OpenVerifier, *, num_rollouts: int) -> None:
+    def __init__(self, config: Config, models: Models, verifier: OpenVerifier, *, num_rollouts: int, out: Path) -> None:
         self.tokens, self.failures, self._num_rollouts = 0, list[Failures](), num_rollouts
         self._config, self._round, self._verifier = config, models.provenance.round, verifier
-        self._renderer, self._policy = build_renderer(config, models.policy), build_policy(config, worker_models(), models.policy)
+        self._renderer = build_renderer(config, models.policy)
+        self.policy = build_policy(config, worker_models(), models.policy)
+        keep_observations(self.policy, out)
 
     def __call__(self, prefixes: Sequence[Prefix]) -> list[Estimate]:
         config = self._config
         estimates = estimate_prefixes(
-            self._policy,
+            self.policy,
             self._renderer,
             self._verifier,
             prefixes,

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepladder.files import atomic_write_text
+from stepladder.loops.assembly.policies import end_observations, keep_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import build_method, search_budget, search_engine
 from stepladder.loops.config.run import Config
@@ -204,12 +205,14 @@ def write_labelled_trees(
             key_of=vote_keys(verifier),
             tree_number=tree_number,
         )
+        keep_observations(engine.policy, out)
         results = run_engine(engine, problems, stage=stage)
     trees = [result.tree for result in results]
     _write_use(out, TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees))))
     write_failures(out, Failures.sum(result.failures for result in results))
     # The shard comes last: a job is done when its shard is there.
     TREES.write(out, trees)
+    end_observations(engine.policy)
 
 
 def _write_use(out: Path, use: TokenUse) -> None:
