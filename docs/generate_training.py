@@ -89,6 +89,7 @@ VALUES = """\
 | `labels.value` | value of a step |
 |---|---|
 | `tree-value` | what the search backed up |
+| `q` | the same with the reward of the step itself and the discount, by which `mcts-dpo` compares steps; `tree-value` in searches without |
 | `monte-carlo` | share of right ones among the graded ends at and below it |
 | `score` | the PRM's score of the step |
 | `hard-max`, `distance`, `discounted`, `outcome`, `progress` | as for `prm.target` in [prm.md](prm.md) |

@@ -202,6 +202,9 @@ class TreeRecord:
     """The observation after each node's step: tokens that the policy did not sample. No list at all is a tree without observations."""
     given_texts: list[str] = field(default_factory=list)
     """The observations as text."""
+    qvalues: list[float | None] = field(default_factory=list)
+    """Worth of each node's step: the reward of its edge plus the discounted value; None while unvisited. No list at all is a search without
+    rewards and discount, in which these are ``values``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as nested plain containers, for JSON and Parquet."""

@@ -280,7 +280,7 @@ def export(
     ] = [],  # noqa: B006
     advantage: Annotated[str, typer.Option(help="Advantages of trees and trajectories: `parent`, `treepo` or `group`.")] = "parent",
     target: Annotated[
-        str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `score`, `hard-max` or `distance`.")
+        str, typer.Option(help="Value of a node: `monte-carlo`, `tree-value`, `q`, `score`, `hard-max` or `distance`.")
     ] = "monte-carlo",
     data_source: Annotated[
         str | None,

@@ -95,7 +95,7 @@ def train(
     target: Annotated[
         str,
         typer.Option(
-            help="Target of a step of a tree: `monte-carlo`, `tree-value`, `score`, `hard-max`, `distance`, `outcome`, `progress` or "
+            help="Target of a step of a tree: `monte-carlo`, `tree-value`, `q`, `score`, `hard-max`, `distance`, `outcome`, `progress` or "
             "`step-pairs`."
         ),
     ] = "monte-carlo",

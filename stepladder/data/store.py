@@ -107,8 +107,9 @@ TREES = ShardKind(
         "schema_version": _INT,
         "given_ids": pa.list_(pa.list_(_INT)),
         "given_texts": pa.list_(_TEXT),
+        "qvalues": pa.list_(_FLOAT),
     },
-    later=("given_ids", "given_texts"),
+    later=("given_ids", "given_texts", "qvalues"),
 )
 TRACES = ShardKind(
     name="traces",
@@ -374,6 +375,8 @@ def _no_tree(record: TreeRecord) -> str | None:
     for name in _OBSERVATIONS:
         if len(getattr(record, name)) not in (0, size) or bool(record.given_ids) != bool(record.given_texts):
             return f"{name!r} must be empty or have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
+    if len(record.qvalues) not in (0, size):
+        return f"'qvalues' must be empty or have an entry for each of the {size} nodes: got {len(record.qvalues)}"
     if not size or record.parents[0] != -1 or record.depths[0] != 0:
         return f"node 0 must be the root: got {record.parents[:1]} of depth {record.depths[:1]}"
     for node, (parent, depth) in enumerate(zip(record.parents[1:], record.depths[1:], strict=True), 1):

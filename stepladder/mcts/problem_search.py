@@ -315,6 +315,15 @@ class ProblemSearch:
             scored_tokens=spent.scored_tokens,
             num_simulations=spent.num_simulations,
             provenance=self._terms.provenance,
+            qvalues=self._qvalues(tree, used),
             given_ids=[[*step.given_ids] for step in table.steps] if table.has_observations else [],
             given_texts=[step.given_text for step in table.steps] if table.has_observations else [],
         )
+
+    def _qvalues(self, tree: Tree, used: slice) -> list[float | None]:
+        """Return the worth of every step; nothing if it is the value of its node."""
+        rewards, discount = tree.reward[self.row, used], float(self._terms.method.valuation.discount)
+        if discount == 1.0 and not rewards.any():
+            return []
+        qvalues = rewards + discount * tree.value[self.row, used]
+        return [None if math.isnan(value) else value for value in qvalues.tolist()]

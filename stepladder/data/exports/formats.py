@@ -214,6 +214,7 @@ _TREE_COLUMNS = {
     "scores": _column(_NUMBERS, "Score of the step by the process reward model, in [0, 1]; null if not scored.", "scores"),
     "visits": _column(_IDS, "Simulations that passed through the node.", "visits"),
     "values": _column(_NUMBERS, "Mean backed-up return; null while unvisited.", "values"),
+    "qvalues": _column(_NUMBERS, "Reward of the step plus the discounted value; empty without rewards and discount.", "qvalues"),
     "stop_reasons": _column(_TEXTS, "Why the step ended.", "stop_reasons"),
     "answers": _column(_TEXTS, "Final answer of a terminal; null elsewhere.", "answers"),
     "outcomes": _column(_NUMBERS, "1 right, less wrong (with partial credit above 0), null if not graded.", "outcomes"),

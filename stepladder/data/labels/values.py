@@ -28,6 +28,9 @@ class ValueTarget(StrEnum):
     leaf. Plain counting, not weighted by visits: visits favour what the search already believed."""
     TREE_VALUE = "tree-value"
     """The node's backed-up return, mapped into [0, 1] by ``unit_values``; none while unvisited."""
+    Q = "q"
+    """The worth of the step into the node: the reward of its edge plus the discounted return, mapped likewise; the tree value where a
+    search has neither rewards nor discount."""
     SCORE = "score"
     """The PRM's score of the step; none without one."""
     HARD_MAX = "hard-max"
@@ -103,7 +106,7 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
         values = node_values(record, ValueTarget.MONTE_CARLO)
         return progress_values(values, best_of_values(values), record.parents)
     if chosen in _RETURNS:
-        return unit_values(_finite(record, _RETURNS[chosen]))
+        return unit_values(_finite(record, "values" if chosen is ValueTarget.Q and not record.qvalues else _RETURNS[chosen]))
     evidence = gather_evidence(record)
     counts = [right + wrong for right, wrong in zip(evidence.right, evidence.wrong, strict=True)]
     if chosen is ValueTarget.MONTE_CARLO:
@@ -111,7 +114,7 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
     return [float(right > 0) if count else None for right, count in zip(evidence.right, counts, strict=True)]
 
 
-_RETURNS = {ValueTarget.TREE_VALUE: "values", ValueTarget.SCORE: "scores"}
+_RETURNS = {ValueTarget.TREE_VALUE: "values", ValueTarget.Q: "qvalues", ValueTarget.SCORE: "scores"}
 """Fields of a tree that hold the values under a definition."""
 
 

@@ -181,8 +181,8 @@ class LabelsConfig(Section):
     """How trees become training data."""
 
     value: ValueTarget = ValueTarget.TREE_VALUE
-    """Value of a step that traces, pairs and graded rows go by: ``tree-value`` as the search backed it up, ``monte-carlo``, the PRM's
-    ``score``, ``hard-max``, ``distance``, ``outcome`` or ``progress``; see docs/training.md."""
+    """Value of a step that traces, pairs and graded rows go by: ``tree-value`` as the search backed it up, ``q``, ``monte-carlo``, the
+    PRM's ``score``, ``hard-max``, ``distance``, ``outcome`` or ``progress``; see docs/training.md."""
     rollouts: bool = True
     """Make the policy's rows of the graded samples of ``prm.rollouts``, too: those of the round before, or with ``prm.when`` =
     ``before-search`` those of the same round."""

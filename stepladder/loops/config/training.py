@@ -86,10 +86,10 @@ class WarmupConfig(Section):
 class TreeTarget:
     """Target of a step, from the trees."""
 
-    type: Literal["monte-carlo", "tree-value", "score", "hard-max", "distance", "discounted", "outcome", "progress"] = "monte-carlo"
-    """Mean outcome of the leaves below a step, its backed-up value, its score by the PRM that searched, whether any leaf below it is
-    right, its progress on the shortest way to a right leaf, the discounted outcome on that way, the outcome of the whole solution, or
-    progress."""
+    type: Literal["monte-carlo", "tree-value", "q", "score", "hard-max", "distance", "discounted", "outcome", "progress"] = "monte-carlo"
+    """Mean outcome of the leaves below a step, its backed-up value without and with its own reward, its score by the PRM that searched,
+    whether any leaf below it is right, its progress on the shortest way to a right leaf, the discounted outcome on that way, the outcome of
+    the whole solution, or progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -344,6 +344,9 @@ def test_labels_choose_their_value():
         tree((-1, 0.4, None), (0, 0.6, None), (1, None, 1.0), (1, 0.2, 0.0), (0, None, None)), scores=[None, 0.7, 0.9, None, 0.3]
     )
     assert valued_trees([record], "tree-value")[0].values == [0.4, 0.6, 1.0, 0.2, None]
+    assert valued_trees([record], "q")[0].values == valued_trees([record], "tree-value")[0].values
+    rewarded = replace(record, qvalues=[0.0, 0.9, None, 0.4, None])
+    assert valued_trees([rewarded], "q")[0].values == [0.0, 0.9, 1.0, 0.4, None]
     assert valued_trees([record], "score")[0].values == [None, 0.7, 0.9, 0.0, 0.3]
     assert valued_trees([record], "monte-carlo")[0].values == [0.5, 0.5, 1.0, 0.0, None]
     assert [trace.mean_value for trace in select_traces(valued_trees([record], "score")).rows] == [pytest.approx(0.8)]
