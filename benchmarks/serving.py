@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,10 @@ def served(options: Sequence[str]) -> Iterator[str]:
     assert process.stderr is not None
     try:
         lines = iter(process.stderr.readline, "")
-        yield next(found[1] for line in lines if (found := re.search(r"serving m at (http\S+)/v1", line)))
+        url = next(found[1] for line in lines if (found := re.search(r"serving m at (http\S+)/v1", line)))
+        # A pipe that nobody reads would fill up and stop the server.
+        threading.Thread(target=lambda: sys.stderr.writelines(lines), daemon=True).start()
+        yield url
     finally:
         process.terminate()
         process.wait(120)

@@ -17,6 +17,7 @@ from stepladder import __version__
 from stepladder.errors import ConfigError
 from stepladder.loops.assembly.search import choose_search
 from stepladder.loops.config.run import Config
+from stepladder.mcts.search_method import SearchMethod
 from stepladder.serve.errors import ApiError
 from stepladder.serve.exchange import ClientGone, Exchange
 from stepladder.serve.model_names import all_model_names, read_model_name
@@ -35,10 +36,13 @@ from stepladder.serve.replies import (
 )
 from stepladder.serve.requests import ChatRequest, CommonFields, CompletionRequest
 from stepladder.serve.search_service import Answer, Ask, Prompt, SearchService, Snapshot
-from stepladder.types import derive_seed
+from stepladder.types import Budget, derive_seed
 
 KEEP_ALIVE_S = 15.0
 """Seconds without an event after which a stream sends a comment, so that proxies keep it open."""
+
+_MAX_SEARCHES = 256
+"""Searches whose method and caps are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +91,7 @@ class Routes:
         """
         self._service, self._served, self._defaults, self._limits = service, served, defaults, limits
         self._created = int(time.time())
+        self._searches: dict[str, tuple[SearchMethod, Budget]] = {}
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
@@ -155,10 +160,7 @@ class Routes:
                 "tokens": wanted.tokens or (None if wanted.simulations else named.tokens),
             }
         choice["options"] = {**(choice["options"] or {}), **wanted.options}
-        try:
-            method, budget = choose_search(self._defaults.config, **choice)
-        except ConfigError as error:
-            raise ApiError(400, str(error), code="invalid_search", param="stepladder") from None
+        method, budget = self._search(choice)
         _check_most("simulations", budget.num_simulations, limits.max_simulations, "simulations", when=budget.max_tokens is None)
         _check_most("tokens", budget.max_tokens or 0, limits.max_tokens, "generated tokens")
         children = 1 if method.samples_solutions else max(method.growth.num_children, 1)  # pyright: ignore[reportAttributeAccessIssue]
@@ -180,6 +182,20 @@ class Routes:
             for number in range(body.n or 1)
         ]
         return asks, min(wanted.seconds or limits.max_seconds, limits.max_seconds)
+
+    def _search(self, choice: dict[str, Any]) -> tuple[SearchMethod, Budget]:
+        """Return the method and the caps of a choice; making a method takes milliseconds, so they are remembered."""
+        # JSON tells 1 from true and from 1.0, which are equal as keys.
+        key = json.dumps(choice, sort_keys=True)
+        if key not in self._searches:
+            try:
+                found = choose_search(self._defaults.config, **choice)
+            except ConfigError as error:
+                raise ApiError(400, str(error), code="invalid_search", param="stepladder") from None
+            if len(self._searches) >= _MAX_SEARCHES:
+                self._searches.clear()
+            self._searches[key] = found
+        return self._searches[key]
 
     def _chosen(self, method: str | None) -> dict[str, Any]:
         """Return the default search, or the default budget for another method."""

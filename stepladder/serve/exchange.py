@@ -79,18 +79,29 @@ class Exchange:
                 for number in sorted(set(self._answers) - shown):
                     shown.add(number)
                     yield number, self._answers[number]
-                if len(shown) < len(self._pendings) and not self._changed.is_set():
-                    changed = asyncio.ensure_future(self._changed.wait())
-                    await asyncio.wait({changed, gone}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
-                    if gone.done():
-                        raise ClientGone
-                    if not changed.done():
-                        changed.cancel()
-                        yield None
+                is_over = len(shown) == len(self._pendings)
+                if not is_over and not self._changed.is_set() and not await self._news(gone, idle_s):
+                    yield None
         finally:
             gone.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await gone
+
+    async def _news(self, gone: "asyncio.Future[None]", idle_s: float | None) -> bool:
+        """Wait for an event, and say whether there was one in time.
+
+        Raises:
+            ClientGone: If the client went away first.
+        """
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait({changed, gone}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            has_changed = changed.done()
+            changed.cancel()
+        if gone.done():
+            raise ClientGone
+        return has_changed
 
     def _end_all(self, reason: StopReason | None) -> None:
         for pending in self._pendings:

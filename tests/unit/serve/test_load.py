@@ -1,6 +1,7 @@
 """Many clients, clients that go away, deadlines, a full queue, a failing engine, and a stop."""
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -110,8 +111,8 @@ def test_a_deadline_in_the_queue_is_an_error():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_budget_at_once(stream):
-    """The searches of a closed connection end, those that wait included, and their samples are cancelled."""
+def test_a_client_that_goes_away_frees_its_budget_at_once(stream, caplog):
+    """The searches of a closed connection end, those that wait included, and their samples are cancelled. No task is left behind."""
     policy = GatedPolicy()
     with serving(lambda: ScriptedSession(policy, max_trees=2)) as served:
         with pytest.raises(httpx.TimeoutException):
@@ -120,6 +121,9 @@ def test_a_client_that_goes_away_frees_its_budget_at_once(stream):
         assert policy.in_flight == set()
         policy.release(1000)
         assert post(served).status_code == 200
+        gc.collect()
+        assert post(served).status_code == 200
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_full_queue_says_when_to_come_back():
