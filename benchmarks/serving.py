@@ -57,7 +57,7 @@ def model_options(given: Sequence[str]) -> Iterator[list[str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         task = embedded.prepare(Path(folder) / "task", seed=0)
-        form = {"prompt_template": task.prompt_template, "step_end": task.step_end, "answer_pattern": task.answer_pattern}
+        form = embedded.settings(Path(folder) / "task")["format"]
         sets = [f"format.{name}={json.dumps(value)}" for name, value in form.items()]
         sets += ["search.max_step_tokens=12", "search.max_depth=6"]
         yield ["--policy", str(task.base_model), *(word for each in sets for word in ("--set", each))]
