@@ -28,7 +28,7 @@ from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.devices import num_workers
 from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.problems import build_problems
+from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_solved
 from stepladder.loops.runs.progress import ProgressDisplay

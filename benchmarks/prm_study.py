@@ -37,7 +37,8 @@ from stepladder.files import atomic_file, atomic_write_text
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.settings import TrainSettings
 from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.problems import build_problems, build_verifier, vote_keys
+from stepladder.loops.assembly.problem_sets import build_problems
+from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config

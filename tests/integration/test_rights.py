@@ -73,7 +73,8 @@ def test_closed_files_and_directories_are_one_sentence(place: Path, name: str) -
         )
     finally:
         target.chmod(rights)
-    errors = done.stderr.strip().splitlines()
+    # A warning of the model's tokenizer may come first.
+    errors = [line for line in done.stderr.strip().splitlines() if "tokenizer.json is used as it was saved" not in line]
     assert done.returncode == 2 and len(errors) == 1, done.stderr
     assert errors[0].startswith("error: ") and words in errors[0] and "bug" not in errors[0], errors[0]
     assert _state(place) == before

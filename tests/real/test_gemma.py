@@ -27,7 +27,7 @@ pytestmark = pytest.mark.real
 DIRECTORY = Path(__file__).parents[2] / ".real" / "gemma-3-270m"
 HASH = "renderer-a"
 PROVENANCE = Provenance(round=1, policy_version=0, scorer_version=None, seed=0, config_hash="0" * 16, renderer_hash=HASH)
-SETTINGS = TrainSettings(learning_rate=1e-5, epochs=2.0, batch_size=2, device="cpu")
+SETTINGS = TrainSettings(learning_rate=1e-5, epochs=4.0, batch_size=2, warmup_ratio=0.0, device="cpu")
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?\n"
 RIGHT, WRONG = "3 + 4 = 7\n", "3 + 4 = 9\n"
 

@@ -289,7 +289,9 @@ def test_a_run_gives_models_and_problems(tmp_path):
         rows = [{"id": f"{name}-{i}", "question": f"{name} {i}", "answer": "1"} for i in range(9)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files[name] = str(tmp_path / f"{name}.jsonl")
-    run = report_run.write_run(tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}))
+    run = report_run.write_run(
+        tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}, format={"chat": False})
+    )
     for number in range(4):
         run.policy(number).mkdir(parents=True)
     asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": ()}

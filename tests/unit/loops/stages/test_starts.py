@@ -47,19 +47,19 @@ def test_the_policy_starts_from_what_is_configured(tmp_path: Path, start: str, e
 def test_the_prm_starts_from_what_is_configured(tmp_path: Path, start: str, given: str | None, best: int | None, expected: str) -> None:
     """The best PRM is that of round 1, the last one that of round 3; a given model goes before a policy."""
     context = context_of(tmp_path, f"prm.start={start}", *([] if given is None else [f"prm.model={given}"]))
-    found = train_prm._start(context, 4, BestModels(policy=2, prm=best), context.run.prm(4))
+    found = train_prm._start(context, 4, BestModels(policy=2, prm=best), 2, context.run.prm(4))
     assert found.removeprefix(f"{tmp_path}/rounds/") == expected
 
 
 def test_members_start_from_their_own_earlier_selves(tmp_path: Path) -> None:
     """Member 1 of an ensemble goes on from member 1."""
     context = context_of(tmp_path, "prm.start=last", "prm.ensemble=2")
-    found = train_prm._start(context, 4, BestModels(policy=2, prm=1), context.run.prm(4) / "member-01")
+    found = train_prm._start(context, 4, BestModels(policy=2, prm=1), 2, context.run.prm(4) / "member-01")
     assert found == str(tmp_path / "rounds/003/models/prm/member-01")
 
 
 def test_without_an_earlier_prm_the_policy_gets_a_head(tmp_path: Path) -> None:
     """The first PRM has none to go on from."""
     context = context_of(tmp_path, "prm.start=last")
-    found = train_prm._start(context, 1, BestModels(policy=0, prm=None), context.run.prm(1))
+    found = train_prm._start(context, 1, BestModels(policy=0, prm=None), 1, context.run.prm(1))
     assert found == str(tmp_path / "rounds/001/models/policy")
