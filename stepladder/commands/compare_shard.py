@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
-from stepladder.loops.assembly.policies import end_observations, keep_observations
-from stepladder.loops.assembly.problems import build_verifier, vote_keys
-from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.comparison_results import CellCosts, CellFacts, CellRow, CellShard
-from stepladder.loops.runs.workers import worker_models
 from stepladder.loops.stages.context import Models
-from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import answer_within
 from stepladder.mcts.search_method import SearchMethod
@@ -44,35 +40,21 @@ def compare_shard(
         stage: Name of the stage, as shown.
     """
     calls = None
-    with build_verifier(config.problems, problems) as verifier:
-        key_of = vote_keys(verifier)
-        engine = search_engine(
-            config,
-            worker_models(),
-            questions_of(problems),
-            policy=models.policy,
-            prm=models.prm,
-            method=method,
-            budget=budget,
-            provenance=models.provenance,
-            key_of=key_of,
-        )
+    with open_shard(config, models, problems, method=method, budget=budget, out=out) as (engine, verifier, key_of):
         if engine.scorer is not None:
             engine.scorer = calls = _CountedScorer(engine.scorer)
-        keep_observations(engine.policy, out)
         results = run_engine(engine, problems, stage=stage)
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens, key_of)) for result in results]
         verdicts = verifier.grade(answers)
-    rows = [_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
-    costs = CellCosts(
-        seconds=engine.stats.total_s,
-        policy_seconds=engine.stats.policy_s,
-        prm_seconds=engine.stats.scorer_s,
-        prm_calls=calls.count if calls else 0,
-    )
-    write_failures(out, Failures.sum(result.failures for result in results))
-    CellShard(facts=facts, rows=rows, costs=costs).save(out)
-    end_observations(engine.policy)
+        rows = [_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+        costs = CellCosts(
+            seconds=engine.stats.total_s,
+            policy_seconds=engine.stats.policy_s,
+            prm_seconds=engine.stats.scorer_s,
+            prm_calls=calls.count if calls else 0,
+        )
+        write_failures(out, Failures.sum(result.failures for result in results))
+        CellShard(facts=facts, rows=rows, costs=costs).save(out)
 
 
 def _row(result: SearchResult, answer: str | None, correct: bool) -> CellRow:

@@ -149,8 +149,7 @@ class DecodeRows:
             keys.flatten(0, 1).index_copy_(0, target, k[0].transpose(0, 1))
             values.flatten(0, 1).index_copy_(0, target, v[0].transpose(0, 1))
             padded = q.new_zeros(blocks[-1].queries.stop, *q.shape[1::2]).index_copy_(0, query_index, q[0].transpose(0, 1))
-            # A window that holds the longest sequence of the pass hides nothing.
-            window = kind.window if kind.window is not None and kind.window < longest else None
+            window = kind.window_within(longest)
             if window not in masks:
                 masks[window] = [self._block_mask(block, query_positions, window) for block in blocks]
             parts = zip(blocks, masks[window], strict=True)

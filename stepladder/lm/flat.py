@@ -32,6 +32,10 @@ class LayerAttention(NamedTuple):
     soft_cap: float | None = None
     """Bound c of the scores: s becomes c * tanh(s / c)."""
 
+    def window_within(self, longest: int) -> int | None:
+        """Return the window if it hides anything in sequences of so many tokens, else None."""
+        return self.window if self.window is not None and self.window < longest else None
+
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerAttention], torch.Tensor]
 """(layer, queries [1 H N D], keys [1 h N D], values [1 h N D], the layer's attention) -> outputs [N H D]."""

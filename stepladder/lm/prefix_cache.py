@@ -289,8 +289,7 @@ class PrefixCache:
             keys, values = self._keys[layer], self._values[layer]
             keys.index_copy_(0, target, k[0].transpose(0, 1))
             values.index_copy_(0, target, v[0].transpose(0, 1))
-            # A window that holds the longest sequence of the pass hides nothing.
-            window = kind.window if kind.window is not None and kind.window < longest else None
+            window = kind.window_within(longest)
             if window not in masks:
                 masks[window] = [bucket.mask(window, model.dtype) for bucket in buckets]
             query = q[0].transpose(0, 1)

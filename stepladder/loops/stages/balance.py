@@ -10,13 +10,12 @@ from pydantic import with_config
 from stepladder.data.labels.traces import solution_reward
 from stepladder.data.metrics.balance import ProbeSample, best_balance
 from stepladder.files import atomic_write_text, read_json
-from stepladder.loops.assembly.problems import build_verifier
-from stepladder.loops.assembly.search import search_budget, search_engine
+from stepladder.loops.assembly.search import search_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.json_records import CLOSED, record_of
-from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, Models, RoundContext
-from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import draws_of, text_digest
 from stepladder.mcts.methods import resolve_method
@@ -96,23 +95,14 @@ def probe_shard(
 ) -> None:
     """Sample full solutions of a shard of problems at a temperature, grade them, and write their rewards."""
     budget = replace(search_budget(config.search), num_simulations=num_samples, max_tokens=None)
-    engine = search_engine(
-        config,
-        worker_models(),
-        questions_of(problems),
-        policy=models.policy,
-        prm=models.prm,
-        method=resolve_method("best-of-n", temperature=temperature),
-        budget=budget,
-        provenance=models.provenance,
-        scores=config.search.scores,
-    )
-    results = run_engine(engine, problems, stage=stage)
-    with build_verifier(config.problems, problems) as verifier:
+    method = resolve_method("best-of-n", temperature=temperature)
+    opened = open_shard(config, models, problems, method=method, budget=budget, out=out, scores=config.search.scores)
+    with opened as (engine, verifier, _):
+        results = run_engine(engine, problems, stage=stage)
         rows = [_samples(result, verifier.grade) for result in results]
-    write_failures(out, Failures.sum(result.failures for result in results))
-    tokens = sum(result.tree.generated_tokens for result in results)
-    atomic_write_text(out, json.dumps({"tokens": tokens, "problems": [[asdict(each) for each in row] for row in rows]}) + "\n")
+        write_failures(out, Failures.sum(result.failures for result in results))
+        tokens = sum(result.tree.generated_tokens for result in results)
+        atomic_write_text(out, json.dumps({"tokens": tokens, "problems": [[asdict(each) for each in row] for row in rows]}) + "\n")
 
 
 def _samples(result: SearchResult, grade: Any) -> list[ProbeSample]:

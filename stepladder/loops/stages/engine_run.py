@@ -1,10 +1,83 @@
-"""How a job runs a search engine: results in the order of the problems, and progress for people."""
+"""How a job runs a search engine: engine and grader of a shard, results in the order of the problems, and progress for people."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
-from stepladder.loops.runs.workers import Progress, report_progress
-from stepladder.mcts.engine import SearchEngine, SearchEvent
-from stepladder.types import LabelledProblem, Problem, SearchResult
+from stepladder.loops.assembly.policies import end_observations, keep_observations
+from stepladder.loops.assembly.problems import OpenVerifier, build_verifier, vote_keys
+from stepladder.loops.assembly.search import search_engine
+from stepladder.loops.config.run import Config
+from stepladder.loops.config.search import ScoresConfig
+from stepladder.loops.runs.workers import Progress, report_progress, worker_models
+from stepladder.loops.stages.context import Models
+from stepladder.mcts.engine import BudgetRule, SearchEngine, SearchEvent
+from stepladder.mcts.search_method import SearchMethod
+from stepladder.types import Budget, LabelledProblem, Problem, SearchResult
+
+
+class OpenShard(NamedTuple):
+    """What searches and grades a shard of problems."""
+
+    engine: SearchEngine
+    """The engine."""
+    verifier: OpenVerifier
+    """The grader, which holds the answers."""
+    key_of: Callable[[str], str]
+    """Canonical form of an answer, by which votes are counted."""
+
+
+@contextmanager
+def open_shard(
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    *,
+    method: SearchMethod,
+    budget: Budget | BudgetRule,
+    out: Path,
+    scores: ScoresConfig | None = None,
+    labels: bool = False,
+    tree_number: int = 0,
+) -> Iterator[OpenShard]:
+    """Open the engine and the grader of a shard. The block searches, grades and stores the shard.
+
+    The observations of a tool are kept beside the shard until the block has stored it; a block that fails leaves them for the next start.
+
+    Args:
+        config: The configuration.
+        models: The models.
+        problems: The shard.
+        method: How to search.
+        budget: Caps per problem.
+        out: The file of the shard.
+        scores: As for ``build_scorer``.
+        labels: Whether the engine grades ends as it searches.
+        tree_number: Trees of the same problems that were searched before.
+
+    Raises:
+        ConfigError, CheckpointError, DataFormatError: As for ``search_engine``, ``build_verifier`` and ``keep_observations``.
+    """
+    with build_verifier(config.problems, problems) as verifier:
+        key_of = vote_keys(verifier)
+        engine = search_engine(
+            config,
+            worker_models(),
+            questions_of(problems),
+            policy=models.policy,
+            prm=models.prm,
+            method=method,
+            budget=budget,
+            provenance=models.provenance,
+            scores=scores,
+            verifier=verifier if labels else None,
+            key_of=key_of,
+            tree_number=tree_number,
+        )
+        keep_observations(engine.policy, out)
+        yield OpenShard(engine, verifier, key_of)
+    end_observations(engine.policy)
 
 
 def questions_of(problems: Sequence[LabelledProblem]) -> list[Problem]:

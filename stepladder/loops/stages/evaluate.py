@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from stepladder.loops.assembly.policies import end_observations, keep_observations
-from stepladder.loops.assembly.problems import build_verifier, vote_keys
-from stepladder.loops.assembly.search import build_method, search_engine
+from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.evaluation_rows import write_rows
-from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import Models, RoundContext
-from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import pool_row, solved_row
 from stepladder.loops.stages.kinds import TREES
@@ -94,30 +92,17 @@ def evaluation_folder(context: RoundContext, number: int, split: str) -> Path:
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: EvaluationKind, out: Path, stage: str) -> None:
     """Run one kind of evaluation, then grade it from outside and write its rows, and the trees of a search."""
     method, budget = _method_and_budget(config, kind)
-    with build_verifier(config.problems, problems) as verifier:
-        engine = search_engine(
-            config,
-            worker_models(),
-            questions_of(problems),
-            policy=models.policy,
-            prm=models.prm,
-            method=method,
-            budget=budget,
-            provenance=models.provenance,
-            scores=config.evaluate.scores,
-            key_of=vote_keys(verifier),
-        )
-        keep_observations(engine.policy, out)
+    opened = open_shard(config, models, problems, method=method, budget=budget, out=out, scores=config.evaluate.scores)
+    with opened as (engine, verifier, _):
         results = run_engine(engine, problems, stage=stage)
         if kind == "samples":
             rows = [pool_row(result, verifier, config) for result in results]
         else:
             rows = [solved_row(result, verifier, with_course=kind == "search") for result in results]
-    if kind == "search":
-        TREES.write(out.with_suffix(".parquet"), [result.tree for result in results])
-    write_failures(out, Failures.sum(result.failures for result in results))
-    write_rows(out, rows)
-    end_observations(engine.policy)
+        if kind == "search":
+            TREES.write(out.with_suffix(".parquet"), [result.tree for result in results])
+        write_failures(out, Failures.sum(result.failures for result in results))
+        write_rows(out, rows)
 
 
 def _method_and_budget(config: Config, kind: EvaluationKind) -> tuple[SearchMethod, Budget]:

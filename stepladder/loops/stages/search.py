@@ -11,14 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepladder.files import atomic_write_text
-from stepladder.loops.assembly.policies import end_observations, keep_observations
-from stepladder.loops.assembly.problems import build_verifier, vote_keys
-from stepladder.loops.assembly.search import build_method, search_budget, search_engine
+from stepladder.loops.assembly.search import build_method, search_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
-from stepladder.loops.runs.workers import Task, worker_models
+from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import Models, RoundContext
-from stepladder.loops.stages.engine_run import questions_of, run_engine
+from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import read_failures, write_failures
 from stepladder.loops.stages.kinds import TREES, samples_first
 from stepladder.loops.stages.problem_states import problem_states
@@ -190,29 +188,17 @@ def write_labelled_trees(
         stage: Name under which progress is shown.
         tree_number: Trees of the same problems that the round has searched before.
     """
-    with build_verifier(config.problems, problems) as verifier:
-        engine = search_engine(
-            config,
-            worker_models(),
-            questions_of(problems),
-            policy=models.policy,
-            prm=models.prm,
-            method=method,
-            budget=budget,
-            provenance=models.provenance,
-            scores=config.search.scores,
-            verifier=verifier,
-            key_of=vote_keys(verifier),
-            tree_number=tree_number,
-        )
-        keep_observations(engine.policy, out)
+    scores = config.search.scores
+    opened = open_shard(
+        config, models, problems, method=method, budget=budget, out=out, scores=scores, labels=True, tree_number=tree_number
+    )
+    with opened as (engine, *_):
         results = run_engine(engine, problems, stage=stage)
-    trees = [result.tree for result in results]
-    _write_use(out, TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees))))
-    write_failures(out, Failures.sum(result.failures for result in results))
-    # The shard comes last: a job is done when its shard is there.
-    TREES.write(out, trees)
-    end_observations(engine.policy)
+        trees = [result.tree for result in results]
+        _write_use(out, TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees))))
+        write_failures(out, Failures.sum(result.failures for result in results))
+        # The shard comes last: a job is done when its shard is there.
+        TREES.write(out, trees)
 
 
 def _write_use(out: Path, use: TokenUse) -> None:
