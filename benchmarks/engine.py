@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stepladder.data.datasets.problems import load_problems, load_seed_solutions
+from stepladder.data.datasets.problems import load_seed_solutions, read_problems
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import ANSWER_PATTERN, PROMPT_TEMPLATE, STEP_END, GlyphTask
@@ -57,7 +57,7 @@ class Bench:
         self.policy_dir = self._warm_up(task, folder / "policy", device)
         self.tokenizer = load_tokenizer(self.policy_dir)
         self.renderer = PromptRenderer(self.tokenizer, self.step_format)
-        self.problems: list[Problem] = [labelled.problem for labelled in load_problems(str(task.train))]
+        self.problems: list[Problem] = [labelled.problem for labelled in read_problems(str(task.train)).problems]
         self.device, self.max_batch = device, max_batch
 
     def _warm_up(self, task: PreparedTask, out: Path, device: str) -> Path:

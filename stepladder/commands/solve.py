@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from stepladder.commands.evolve import best_models, round_models
 from stepladder.commands.solve_progress import Progress, answer_settings, part_of
 from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
-from stepladder.data.datasets.problems import load_problems
+from stepladder.data.datasets.problems import read_problems
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
@@ -205,7 +205,7 @@ def solve_file(
         DataFormatError: If the file breaks its format.
         CheckpointError: If the kept answers belong to other settings or questions, or lack requested trees.
     """
-    loaded = load_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True)
+    loaded = read_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True).problems
     problems = [labelled.problem for labelled in loaded]
     part = part_of(output)
     progress = Progress.resume(part, settings.facts, problems, keeps_trees=tree_path is not None)

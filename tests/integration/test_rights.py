@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import contents
 from tests.models import save_tiny_policy
 from tests.report_run import full_rows, write_run
 from tests.rights import stepladder_without_privileges
@@ -56,15 +57,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _state(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_closed_files_and_directories_are_one_sentence(place: Path, name: str) -> None:
     """The sentence names the place, and nothing is written."""
     command, closed, mode, words = CASES[name]
-    before, target = _state(place), place / closed
+    before, target = contents(place), place / closed
     rights = target.stat().st_mode
     try:
         target.chmod(mode)
@@ -77,7 +74,7 @@ def test_closed_files_and_directories_are_one_sentence(place: Path, name: str) -
     errors = [line for line in done.stderr.strip().splitlines() if "tokenizer.json is used as it was saved" not in line]
     assert done.returncode == 2 and len(errors) == 1, done.stderr
     assert errors[0].startswith("error: ") and words in errors[0] and "bug" not in errors[0], errors[0]
-    assert _state(place) == before
+    assert contents(place) == before
     for made in ("new", "out"):
         assert not (place / made).exists()
 

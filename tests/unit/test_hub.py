@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stepladder import hub
 from stepladder.cli.app import app
-from stepladder.data.datasets.problems import load_problems
+from stepladder.data.datasets.problems import read_problems
 from stepladder.errors import BackendError, CheckpointError, DataFormatError
 from stepladder.lm.loading import load_causal_lm, load_model_settings, load_tokenizer
 from tests.models import save_tiny_policy
@@ -35,7 +35,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (lambda: load_tokenizer("nobody/nothing"), CheckpointError),
         (lambda: load_causal_lm("nobody/nothing"), CheckpointError),
         (lambda: load_model_settings("nothing"), CheckpointError),
-        (lambda: load_problems("nobody/nothing"), DataFormatError),
+        (lambda: read_problems("nobody/nothing").problems, DataFormatError),
     ],
     ids=["tokenizer", "model", "settings", "problems"],
 )

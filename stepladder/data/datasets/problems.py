@@ -67,38 +67,6 @@ class SeedSolution:
     """Whether it comes to its end. An unfinished one shows steps: no end token follows, and it is neither right nor wrong."""
 
 
-def load_problems(
-    source: str | Path,
-    *,
-    id_field: str | None = "id",
-    question_field: str = "question",
-    answer_field: str = "answer",
-    answer_pattern: str | None = None,
-    level_field: str | None = None,
-    rule: AnswerRule | str | None = None,
-    drop_unreadable: bool = False,
-    subset: str | None = None,
-    split: str = "train",
-    allow_unlabelled: bool = False,
-    limit: int | None = None,
-) -> list[LabelledProblem]:
-    """Return the problems of ``read_problems``; arguments and errors are the same."""
-    return read_problems(
-        source,
-        id_field=id_field,
-        question_field=question_field,
-        answer_field=answer_field,
-        answer_pattern=answer_pattern,
-        level_field=level_field,
-        rule=rule,
-        drop_unreadable=drop_unreadable,
-        subset=subset,
-        split=split,
-        allow_unlabelled=allow_unlabelled,
-        limit=limit,
-    ).problems
-
-
 def read_problems(
     source: str | Path,
     *,

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
+from tests.folders import contents
 
 COMMANDS = {
     "solve --output": ["solve", "--input", "in.jsonl", "--output", "OUT", "--policy", "model"],
@@ -35,12 +36,12 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_no_command_replaces_what_is_not_its_own(place, command, target, overwrite):
     """Foreign files, the input, folders that hold something, and the working directory: one sentence before any work, nothing changed."""
-    before = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    before = contents(place)
     done = CliRunner().invoke(app, [target if word == "OUT" else word for word in COMMANDS[command]] + overwrite)
     assert done.exit_code == 2, done.output
     assert done.stderr.startswith("error: --"), done.stderr
     assert done.stderr.count("\n") == 1
-    assert {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+    assert contents(place) == before
 
 
 def test_a_rejected_setting_leaves_no_trace(place):

@@ -10,6 +10,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.runs.directory import Branch, RunDir, load_run
 from stepladder.loops.runs.side_by_side import compare_runs, differing_settings
 from stepladder.report.runs import write_comparison_of_runs
+from tests.folders import contents
 from tests.report_run import config, full_rows, write_run
 
 
@@ -25,7 +26,7 @@ def source(tmp_path: Path) -> RunDir:
 
 def test_a_branch_has_the_rounds_up_to_its_own(source: RunDir, tmp_path: Path) -> None:
     """Rounds 0 and 1, files that the run holds, metrics and settings; the changes; where it comes from. The run is left as it was."""
-    before = {path: path.read_bytes() for path in source.root.rglob("*") if path.is_file()}
+    before = contents(source.root)
     planned = plan_branch(source.root, 1, tmp_path / "b", ["search.simulations=99", "run.rounds=5"])
     make_branch(planned)
     branch = load_run(tmp_path / "b")
@@ -38,7 +39,7 @@ def test_a_branch_has_the_rounds_up_to_its_own(source: RunDir, tmp_path: Path) -
     assert branch.branch() == Branch(run=str(source.root), round=1)
     assert source.branch() is None
     assert branch.inputs() == source.inputs()
-    assert {path: path.read_bytes() for path in source.root.rglob("*") if path.is_file()} == before
+    assert contents(source.root) == before
     # The same command again goes on with the branch; a file that it has written since stays.
     (tmp_path / "b" / "rounds" / "002").mkdir()
     make_branch(plan_branch(source.root, 1, tmp_path / "b", ["search.simulations=99", "run.rounds=5"]))

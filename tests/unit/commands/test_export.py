@@ -34,6 +34,7 @@ from stepladder.loops.stages.label import label_imported
 from stepladder.loops.stages.train_policy import train_policy
 from stepladder.loops.stages.train_prm import train_prm
 from stepladder.types import PreferencePair, Problem, Provenance, TreeRecord
+from tests.folders import contents
 from tests.report_run import SUMMARY, row, tree
 from tests.runs import write_problems, write_tiny_config
 
@@ -219,8 +220,7 @@ class FakeHub:
         """Replace the files of a data set that match the patterns by those of a folder."""
         assert delete_patterns == ["data/*"]
         kept = {name: content for name, content in self.data_sets[repo_id].items() if not name.startswith("data/")}
-        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in folder_path.rglob("*") if path.is_file()}
-        self.data_sets[repo_id] = kept | files
+        self.data_sets[repo_id] = kept | contents(folder_path)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.assembly.problems import build_verifier
 from stepladder.loops.config.load import load_config
+from tests.folders import contents
 
 SMALL = PuzzleTask(train_per_distance=6, held_out_per_distance=2, test_per_distance=4, num_solved=40, num_walks=10)
 
@@ -118,13 +119,9 @@ def test_one_token_per_symbol_and_whole_solutions_as_answers(tmp_path: Path) -> 
 
 def test_same_seed_same_bytes_and_another_task_is_refused(tmp_path: Path) -> None:
     """The same seed gives the same files, another seed others, and a directory of glyph programs is left alone."""
-
-    def contents(name: str, seed: int) -> dict[str, bytes]:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prepare(tmp_path / name, seed=seed, task=SMALL)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
-
-    first, again, other = contents("a", 0), contents("b", 0), contents("c", 1)
+    first, again, other = (contents(tmp_path / name) for name in "abc")
     assert first == again
     for name in ("problems/train.jsonl", "warmup.jsonl", "base-model/model.safetensors"):
         assert first[name] != other[name]

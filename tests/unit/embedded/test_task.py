@@ -24,6 +24,7 @@ from stepladder.embedded.glyphs import (
     write_solution,
 )
 from stepladder.errors import CheckpointError, ConfigError
+from tests.folders import contents
 
 SMALL = GlyphTask(num_warmup=40, num_train=30, num_held_out=20, num_test=20)
 
@@ -115,13 +116,9 @@ def test_checker_finds_the_wrong_step() -> None:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     """Problems, solved examples and weights are the same bytes for the same seed and others for another."""
-
-    def contents(name: str, seed: int) -> dict[str, bytes]:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prepare(tmp_path / name, seed=seed, task=SMALL)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
-
-    first, again, other = contents("a", 0), contents("b", 0), contents("c", 1)
+    first, again, other = (contents(tmp_path / name) for name in "abc")
     assert first == again
     for name in ("problems/train.jsonl", "warmup.jsonl", "base-model/model.safetensors"):
         assert first[name] != other[name]

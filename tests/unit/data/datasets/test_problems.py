@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stepladder.data.datasets.problems import check_disjoint, load_problems, load_seed_solutions, normalise_question, split_problems
+from stepladder.data.datasets.problems import check_disjoint, load_seed_solutions, normalise_question, read_problems, split_problems
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.types import LabelledProblem, Problem
 
@@ -46,13 +46,13 @@ def test_jsonl_is_read_in_order_with_text_verbatim(tmp_path):
         row(id=7, question="Größe 𝒳 \u2028 \x00?", answer=12),
         row(id="long", question=long, answer=" 2.5 "),
     )
-    assert load_problems(path) == [make("z", "  1+1? "), make("7", "Größe 𝒳 \u2028 \x00?", "12"), make("long", long, "2.5")]
+    assert read_problems(path).problems == [make("z", "  1+1? "), make("7", "Größe 𝒳 \u2028 \x00?", "12"), make("long", long, "2.5")]
 
 
 def test_limit_stops_reading(tmp_path):
     """What lies behind the limit is not even parsed."""
     path = write_lines(tmp_path / "p.jsonl", row(id="a"), row(id="b"), "broken")
-    assert [labelled.problem.id for labelled in load_problems(path, limit=2)] == ["a", "b"]
+    assert [labelled.problem.id for labelled in read_problems(path, limit=2).problems] == ["a", "b"]
 
 
 def test_answer_pattern_takes_its_last_match_and_ids_come_from_the_line(tmp_path):
@@ -60,7 +60,7 @@ def test_answer_pattern_takes_its_last_match_and_ids_come_from_the_line(tmp_path
     path = write_lines(
         tmp_path / "gsm.jsonl", row(question="first", answer="#### 3\n2+2=4\n#### 1,004"), "", row(question="second", answer="x #### -2")
     )
-    loaded = load_problems(path, id_field=None, answer_pattern=GSM8K_PATTERN)
+    loaded = read_problems(path, id_field=None, answer_pattern=GSM8K_PATTERN).problems
     assert loaded == [make("gsm-1", "first", "1,004"), make("gsm-3", "second", "-2")]
 
 
@@ -70,7 +70,7 @@ def test_gsm8k_is_read_whole(split):
     from stepladder.data.grading.numbers import parse_number
 
     path = oracle_path("gsm8k", f"{split}.jsonl")
-    loaded = load_problems(path, id_field=None, answer_pattern=GSM8K_PATTERN)
+    loaded = read_problems(path, id_field=None, answer_pattern=GSM8K_PATTERN).problems
     assert len(loaded) == path.read_bytes().count(b"\n")
     assert all(parse_number(labelled.answer) is not None for labelled in loaded)
 
@@ -78,7 +78,7 @@ def test_gsm8k_is_read_whole(split):
 def test_gsm8k_splits_share_nothing():
     """Train and test of the real data set are disjoint under our own check."""
     splits = {
-        split: load_problems(oracle_path("gsm8k", f"{split}.jsonl"), id_field=None, answer_pattern=GSM8K_PATTERN)
+        split: read_problems(oracle_path("gsm8k", f"{split}.jsonl"), id_field=None, answer_pattern=GSM8K_PATTERN).problems
         for split in ("train", "test")
     }
     check_disjoint(**splits)
@@ -91,17 +91,17 @@ def test_parquet_and_data_set_directories_give_the_same_problems(tmp_path):
     fields = {"id": ["a", "b"], "question": ["one", "two"], "answer": [1, 2]}
     pq.write_table(pa.table(fields), tmp_path / "p.parquet")
     expected = [make("a", "one", "1"), make("b", "two", "2")]
-    assert load_problems(tmp_path / "p.parquet") == expected
+    assert read_problems(tmp_path / "p.parquet").problems == expected
     datasets.Dataset.from_dict(fields).save_to_disk(str(tmp_path / "flat"))
-    assert load_problems(tmp_path / "flat") == expected
+    assert read_problems(tmp_path / "flat").problems == expected
     datasets.DatasetDict({"dev": datasets.Dataset.from_dict(fields)}).save_to_disk(str(tmp_path / "splits"))
-    assert load_problems(tmp_path / "splits", split="dev") == expected
-    assert [labelled.problem.id for labelled in load_problems(tmp_path / "splits", split="dev", id_field=None)] == [
+    assert read_problems(tmp_path / "splits", split="dev").problems == expected
+    assert [labelled.problem.id for labelled in read_problems(tmp_path / "splits", split="dev", id_field=None).problems] == [
         "splits-dev-1",
         "splits-dev-2",
     ]
     with pytest.raises(DataFormatError, match=r"splits: must be .* data set with split 'train'"):
-        load_problems(tmp_path / "splits")
+        read_problems(tmp_path / "splits")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_malformed_rows_are_one_sentence_with_file_and_line(tmp_path, line, mess
     """Every malformed row names its file and line, the rule, what it got and a remedy."""
     path = write_lines(tmp_path / "p.jsonl", row(answer="#### 1"), line)
     with pytest.raises(DataFormatError, match=message) as caught:
-        load_problems(path, answer_pattern=GSM8K_PATTERN)
+        read_problems(path, answer_pattern=GSM8K_PATTERN)
     assert " -- " in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -147,23 +147,23 @@ def test_missing_empty_and_foreign_sources_are_refused(tmp_path):
         ("dir.jsonl", "it is a directory"),
     ]:
         with pytest.raises(DataFormatError, match=message):
-            load_problems(tmp_path / name)
+            read_problems(tmp_path / name)
 
 
 def test_unlabelled_rows_are_accepted_only_on_request(tmp_path):
     """Without an answer the answer is empty; a wrong type stays an error."""
     path = write_lines(tmp_path / "p.jsonl", '{"id": "a", "question": "q"}', row(id="b", answer="none here"))
-    assert load_problems(path, allow_unlabelled=True, answer_pattern=GSM8K_PATTERN) == [make("a", "q", ""), make("b", "q?", "")]
+    assert read_problems(path, allow_unlabelled=True, answer_pattern=GSM8K_PATTERN).problems == [make("a", "q", ""), make("b", "q?", "")]
     write_lines(path, row(answer=[1]))
     with pytest.raises(DataFormatError, match="got \\[1\\]"):
-        load_problems(path, allow_unlabelled=True)
+        read_problems(path, allow_unlabelled=True)
 
 
 @pytest.mark.parametrize("pattern", ["(", "no group", "(two) (groups)"])
 def test_answer_pattern_must_have_one_group(tmp_path, pattern):
     """A pattern that cannot say which part is the answer is a configuration error."""
     with pytest.raises(ConfigError, match="answer_pattern: must"):
-        load_problems(tmp_path / "p.jsonl", answer_pattern=pattern)
+        read_problems(tmp_path / "p.jsonl", answer_pattern=pattern)
 
 
 def test_seed_solutions_are_read_with_line_errors(tmp_path):
@@ -226,10 +226,10 @@ def test_impossible_splits_are_refused():
 def test_answers_are_read_out_of_boxes_by_default(tmp_path):
     """A written solution as the answer field gives its last box; any other text is the answer itself."""
     path = write(tmp_path, [("a", "So $x = \\boxed{\\frac{1}{2}}$ as $2^{2}=4$."), ("b", "\\boxed{1}, \\boxed{2}"), ("c", "4")])
-    assert [labelled.answer for labelled in load_problems(path)] == ["\\frac{1}{2}", "1, 2", "4"]
+    assert [labelled.answer for labelled in read_problems(path).problems] == ["\\frac{1}{2}", "1, 2", "4"]
     path = write(tmp_path, [("a", "so \\boxed{4")])
     with pytest.raises(DataFormatError, match=r"p\.jsonl:1: field 'answer' must state an answer in its last box"):
-        load_problems(path)
+        read_problems(path)
 
 
 @pytest.mark.parametrize(("answer", "reason"), [("5 6", "side by side"), ("\\frac{{{", "not closed"), ("x" * 1200, "longer than")])
@@ -237,10 +237,10 @@ def test_references_that_nothing_can_equal_are_refused_before_any_work(tmp_path,
     """The first one is named with its reason and their number; they can be dropped instead, which is logged."""
     path = write(tmp_path, [("a", "1"), ("b", answer), ("c", answer), ("d", "\\text{yes}")])
     with pytest.raises(DataFormatError, match=rf"p\.jsonl:2: no answer can equal .* under rule 'math': .*{reason}.*\(2 of 4 rows"):
-        load_problems(path, rule="math")
-    assert [labelled.problem.id for labelled in load_problems(path, rule="math", drop_unreadable=True)] == ["a", "d"]
+        read_problems(path, rule="math")
+    assert [labelled.problem.id for labelled in read_problems(path, rule="math", drop_unreadable=True).problems] == ["a", "d"]
     assert "2 of 4 rows are like this) -- dropped" in caplog.text
-    assert len(load_problems(path)) == 4, "without a rule nothing is known about answers"
+    assert len(read_problems(path).problems) == 4, "without a rule nothing is known about answers"
 
 
 @pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity"])
@@ -249,7 +249,7 @@ def test_gaps_are_refused(tmp_path, gap):
     path = tmp_path / "p.jsonl"
     path.write_text(f'{{"id": "a", "question": "q", "answer": {gap}}}\n')
     with pytest.raises(DataFormatError, match=r"p\.jsonl:1: field 'answer' must be a finite number: got -?(nan|inf)"):
-        load_problems(path)
+        read_problems(path)
 
 
 def write(directory: Path, answers: list[tuple[str, str]]) -> Path:

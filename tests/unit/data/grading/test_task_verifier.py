@@ -14,6 +14,7 @@ from stepladder.loops.config.load import load_config
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.types import LabelledProblem, Problem, Verdict
+from tests.processes import is_running
 
 CODE = '''
 import os, subprocess, sys, time
@@ -168,18 +169,11 @@ def test_processes_that_a_function_starts_end_with_it(task: str) -> None:
     """What ``leave`` leaves running is gone after the verifier is closed."""
     with TaskVerifier(PROBLEMS, task + "odd", {}) as verifier:
         (verdict,) = verifier.grade([("p", "leave")])
-        assert _runs(int(verdict.reason))
+        assert is_running(int(verdict.reason))
     give_up_at = time.monotonic() + 30
-    while _runs(int(verdict.reason)):
+    while is_running(int(verdict.reason)):
         assert time.monotonic() < give_up_at, "a process outlived its verifier"
         time.sleep(0.02)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(("answer", "shown"), [("none", "got None of type NoneType"), ("two", "got 2 of type int")])

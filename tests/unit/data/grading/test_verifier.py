@@ -15,6 +15,7 @@ from stepladder.data.grading import verifier as verifier_module
 from stepladder.data.grading.verifier import AnswerVerifier
 from stepladder.errors import BackendError, ConfigError, DataFormatError
 from stepladder.types import LabelledProblem, Problem, Verdict
+from tests.processes import is_running
 
 CASES = json.loads((Path(__file__).parent / "grading_cases.json").read_text())
 HANGS = "9**9**9**9"
@@ -132,16 +133,9 @@ def test_workers_die_with_a_killed_parent(state):
     parent.stdout.close()
     parent.stdin.close()
     give_up_at = time.monotonic() + 30
-    while _runs(worker):
+    while is_running(worker):
         assert time.monotonic() < give_up_at, "the worker outlived its parent"
         time.sleep(0.02)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_worker_that_cannot_start_is_one_sentence(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from stepladder.loops.stages.failures import read_failures, write_failures
 from stepladder.loops.stages.kinds import TREES
 from stepladder.loops.stages.problem_states import write_problems
 from stepladder.types import Budget, Failures, LabelledProblem, Problem, TreeRecord
+from tests.folders import contents
 from tests.report_run import config
 from tests.searches import engine
 from tests.trees import PROVENANCE, tree
@@ -86,8 +87,7 @@ def searched(context: RoundContext, monkeypatch: pytest.MonkeyPatch) -> list[Tre
 
 def data_of(context: RoundContext) -> dict[str, bytes]:
     """Return every file of the round but the events."""
-    root = context.run.round(1)
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return contents(context.run.round(1))
 
 
 UNSOLVED = {"type": "unsolved-first", "trees_per_problem": 4}
