@@ -1,4 +1,4 @@
-"""Functions of other packages that settings name: a task's verifier, problems, prompt and steps.
+"""Functions of other packages that settings name: a task's verifier, problems and prompt, and a search's tool.
 
 A name has one of three forms:
 

@@ -6,9 +6,11 @@ Model classes are imported inside the functions that need them, so that reading 
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stepladder.digests import file_stats
 from stepladder.errors import ConfigError
 from stepladder.interfaces import Policy
 from stepladder.lm.loaded_models import LoadedModels, Role
@@ -18,6 +20,8 @@ from stepladder.loops.config.run import Config
 from stepladder.policy.backends.server_settings import ServerOptions, ServerSettings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
 POLICY = Role(kind="policy")
@@ -37,10 +41,22 @@ def step_format(config: Config) -> "StepFormat":
 
 def build_renderer(config: Config, policy_dir: str) -> "PromptRenderer":
     """Return the renderer of a policy: its tokenizer with the configured format."""
-    from stepladder.lm.loading import load_tokenizer
     from stepladder.policy.prompts import PromptRenderer
 
-    return PromptRenderer(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code), step_format(config))
+    return PromptRenderer(_prompt_tokenizer(config, policy_dir), step_format(config))
+
+
+def _prompt_tokenizer(config: Config, policy_dir: str) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of prompts. Settings that depend on it and the renderer share one load: a large vocabulary takes seconds."""
+    path = Path(policy_dir)
+    return _tokenizer_at(policy_dir, config.policy.trust_remote_code, file_stats(path) if path.is_dir() else ())
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_at(policy_dir: str, trust_remote_code: bool, stats: tuple[tuple[str, int, int], ...]) -> "PreTrainedTokenizerBase":
+    from stepladder.lm.loading import load_tokenizer
+
+    return load_tokenizer(policy_dir, trust_remote_code=trust_remote_code)
 
 
 def imported_row_check(config: Config, policy_dir: str) -> Callable[[Any, str], None]:
@@ -80,14 +96,15 @@ def with_chat(config: Config, policy_dir: str, *, earlier: Config | None = None)
     if config.format.chat != "auto":
         return ChosenChat(config, None)
     from stepladder.lm.chat import turn_end
-    from stepladder.lm.loading import load_model_settings, load_tokenizer
+    from stepladder.lm.loading import load_model_settings
     from stepladder.policy.backends.steps import end_tokens
 
-    trust, note = config.policy.trust_remote_code, None
+    note = None
     if earlier is not None:
         chat = earlier.format.chat
     else:
-        tokenizer, named = load_tokenizer(policy_dir, trust_remote_code=trust), load_model_settings(policy_dir, trust_remote_code=trust)
+        tokenizer = _prompt_tokenizer(config, policy_dir)
+        named = load_model_settings(policy_dir, trust_remote_code=config.policy.trust_remote_code)
         closing = turn_end(tokenizer)
         chat = closing is not None and bool(end_tokens(tokenizer, *named, vocab_size=max(len(tokenizer), closing + 1))[closing])
         if chat or config.format.system is not None:
@@ -112,14 +129,15 @@ def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Con
         earlier: Settings with which the same work was started before; its date is kept. None is the first start: today.
     """
     from stepladder.lm.chat import prints_date, today
-    from stepladder.lm.loading import load_tokenizer
 
     if config.format.chat is not True or config.format.date is not None:
         return config
     if earlier is not None:
         date = earlier.format.date
+    elif prints_date(_prompt_tokenizer(config, policy_dir)):
+        date = today()
     else:
-        date = today() if prints_date(load_tokenizer(policy_dir, trust_remote_code=config.policy.trust_remote_code)) else None
+        date = None
     return config.model_copy(update={"format": config.format.model_copy(update={"date": date})})
 
 
