@@ -1,6 +1,8 @@
 """``Solver``: models loaded once, any number of questions."""
 
 import json
+import re
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from stepladder.policy.prompts import StepFormat
 from stepladder.types import StopReason
 from tests.models import save_tiny_policy
 from tests.prm_models import qwen_tokenizer, save_head_model
+from tests.processes import is_running
 
 SHORT = ["search.max_step_tokens=150", "search.max_depth=3"]
 HOSTILE = '<script>alert("x")</script> & 1+1'
@@ -133,6 +136,19 @@ def test_a_closed_solver_says_so(model):
     solver.close()
     with pytest.raises(ConfigError, match="it was closed"):
         solver("1+1")
+
+
+def test_a_tool_ends_with_its_solver(model, tmp_path):
+    """The process that runs a tool, which tells its id, is gone after ``close``."""
+    (tmp_path / "tools.py").write_text("import os\ndef pid(step):\n    return f'<{os.getpid()}>'\n")
+    overrides = [*SHORT, f"search.tool={tmp_path / 'tools.py'}:pid", 'format.steps="tokens"', "format.step_tokens=4"]
+    with Solver(model, simulations=8, overrides=overrides) as solver:
+        texts = solver("1+1").result.tree.given_texts
+    (pid,) = {int(each) for each in re.findall(r"<(\d+)>", "".join(texts))}
+    give_up_at = time.monotonic() + 30
+    while is_running(pid):
+        assert time.monotonic() < give_up_at, "the tool outlived its solver"
+        time.sleep(0.02)
 
 
 def test_an_interrupt_leaves_no_search_behind(solver, monkeypatch):

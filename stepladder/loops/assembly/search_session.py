@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from stepladder.interfaces import Renderer
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.policies import build_policy, build_renderer, end_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.scorers import SearchedPrompts, build_scorer
 from stepladder.loops.config.run import Config
@@ -53,8 +53,9 @@ class SearchSession:
         self._asked: dict[int, tuple[int, ...]] = {}
         # It holds no answers; only its canonical forms are used.
         self._verifier = build_verifier(config.problems, [])
+        self._policy = build_policy(config, models, policy)
         self._live = LiveSearches(
-            policy=build_policy(config, models, policy),
+            policy=self._policy,
             scorer=build_scorer(config, models, prm=prm, renderer=self.renderer, problems=self._prompts) if prm else None,
             renderer=self.renderer,
             provenance=Provenance(
@@ -65,8 +66,9 @@ class SearchSession:
         )
 
     def close(self) -> None:
-        """End the processes of the grader; the models stay with their holder."""
+        """End the processes of the grader and of the policy's tool; the models stay with their holder."""
         self._verifier.close()
+        end_observations(self._policy)
 
     def __len__(self) -> int:
         """Return how many searches are in progress."""
