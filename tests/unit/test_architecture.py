@@ -124,3 +124,15 @@ def test_light_modules_load_no_model_library() -> None:
     code = f"import {', '.join(modules)}, sys; print([m for m in ('torch', 'transformers', 'vllm', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_pinned_package_has_one_version() -> None:
+    """pip reads the constraints of ``make test-vllm`` on top of the others: a package in both can have no version that fits."""
+    root = PACKAGE.parent
+    pinned = [
+        line.split("==")[0].lower().replace("_", "-")
+        for file in ("constraints.txt", "constraints-vllm.txt")
+        for line in (root / file).read_text().splitlines()
+        if "==" in line
+    ]
+    assert sorted(set(pinned)) == sorted(pinned)
