@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from stepladder.commands.solve import DEFAULT_RUN, choose_models
+from stepladder.commands.solve import choose_models
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search import choose_search
 from stepladder.loops.assembly.search_session import SearchSession
+from stepladder.loops.runs.newest import newest_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
 from stepladder.mcts.graph import to_networkx
@@ -108,8 +109,7 @@ class Solution:
     @property
     def confidence(self) -> float | None:
         """Share of the votes that the answer has, in [0, 1]; None if nothing has weight."""
-        total = sum(self.votes.values())
-        return None if self.answer is None or total <= 0 else self.votes.get(self.answer, 0.0) / total
+        return self.result.confidence
 
     @property
     def generated_tokens(self) -> int:
@@ -153,7 +153,8 @@ class Solver:
         """Load the models.
 
         Args:
-            models: Run directory, whose best models are taken, or directory or hub id of a policy. None is the default run.
+            models: Run directory, whose best models are taken, or directory or hub id of a policy. None is the
+                newest run in ``runs``.
             prm: Directory or hub id of a PRM, or several, which are an ensemble; ``"none"`` searches without one, with ``"self"`` the
                 policy judges its own steps. Empty takes the run's.
             method: Search method; None takes that of the run's evaluation, as the next five do.
@@ -170,7 +171,7 @@ class Solver:
             BackendError: If a server does not answer.
         """
         members = [prm] if isinstance(prm, str | Path) else list(prm)
-        source = DEFAULT_RUN if models is None else Path(models)
+        source = newest_run() if models is None else Path(models)
         is_run = models is None or (source / "run.json").exists()
         config, policy, prms = choose_models(
             run=source if is_run else None,

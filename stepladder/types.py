@@ -279,6 +279,12 @@ class SearchResult:
     failures: Failures = Failures()
     """Failed samples of the policy."""
 
+    @property
+    def confidence(self) -> float | None:
+        """Share of the votes that the answer has, in [0, 1]; None without an answer, or if nothing has weight."""
+        total = sum(self.votes.values())
+        return None if self.answer is None or total <= 0 else self.votes.get(self.answer, 0.0) / total
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:

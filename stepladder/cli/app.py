@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,10 @@ from stepladder.cli.eval import evaluate
 from stepladder.cli.prm import app as prm_app
 from stepladder.cli.serve import serve
 from stepladder.cli.signals import handle_signals, stopped
-from stepladder.errors import BackendError, ConfigError
+from stepladder.cli.solve import solve
+from stepladder.errors import ConfigError
 from stepladder.locks import locked
-from stepladder.outputs import check_output, rows_with, text_with
+from stepladder.outputs import check_output, rows_with
 from stepladder.terminal import echo
 
 app = typer.Typer(
@@ -42,14 +42,6 @@ _FROM_HELP = (
 )
 _ON_HELP = "Task of a recipe: `embedded` (the default), `glyphs`, `puzzle`, or a configuration file."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
-_TOKENS_HELP = (
-    "Cap on generated tokens per question. It is checked before each wave of samples: the first wave is always sampled, and the last one "
-    "may go beyond the cap, by less than its own steps; `solve` prints by how much."
-)
-_SECONDS_HELP = (
-    "Cap on seconds per question, checked before each wave but the first; loading and compiling do not count. "
-    "Such a search cannot be replayed."
-)
 
 ConfigArgument = Annotated[str | None, typer.Argument(metavar="[CONFIG.toml|recipe:NAME]", help=_CONFIG_HELP)]
 
@@ -174,96 +166,7 @@ def recipes_(
         echo(list_recipes() if name is None else show_recipe(name))
 
 
-@app.command()
-def solve(
-    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
-    run: Annotated[Path | None, typer.Option(readable=False, help="Use the best models of this run. Default: runs/embedded.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
-    prm: Annotated[
-        list[str],
-        typer.Option(
-            help="Directory or hub id of a PRM; given several times: an ensemble. 'none' searches without one, with 'self' the policy "
-            "judges its own steps."
-        ),
-    ] = [],  # noqa: B006 - typer copies it
-    prm_spec: Annotated[str | None, typer.Option(help="Spec of a PRM whose directory does not contain it; see `prm specs`.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Reference model of an implicit PRM that names none.")] = None,
-    ensemble: Annotated[str | None, typer.Option(help="One score of several PRMs': `mean`, `min` or `mean-variance`.")] = None,
-    input: Annotated[Path | None, typer.Option(readable=False, help="JSONL or Parquet file with questions (fields id, question).")] = None,
-    output: Annotated[Path | None, typer.Option(readable=False, help="JSONL file for the answers; a stopped command continues it.")] = None,
-    id_field: Annotated[str, typer.Option(help="Field of the ids in the input; '' numbers the lines.")] = "id",
-    question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
-    method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help=_TOKENS_HELP)] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.001, help=_SECONDS_HELP)] = None,
-    options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
-    discriminator: Annotated[
-        str | None, typer.Option(help="Directory of a second model: choose among answers that it reaches, too (rStar).")
-    ] = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    tree: Annotated[Path | None, typer.Option(readable=False, help="Write the searched tree (or trees) as JSON.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Answer questions with a search.
-
-    - `stepladder solve "47193 GBAF"`
-    - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
-    - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
-    - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
-    """
-    with _errors_explained(debug):
-        from stepladder.commands.solve import SolveSettings, explain_methods, part_of, solve_file, solve_question
-
-        if method == "list":
-            echo(explain_methods())
-            return
-        _check_asked(question, input, output)
-        # Answers beside the output belong to a call that was stopped, or of which questions failed: this one continues it.
-        replace = overwrite or (output is not None and part_of(output).exists())
-        inputs = [] if input is None else [input]
-        if output is not None:
-            check_output(output, option="--output", ours=rows_with("id", "question", "answer"), overwrite=replace, inputs=inputs)
-        if tree is not None:
-            check_output(tree, option="--tree", ours=text_with('"problem_id"'), overwrite=replace, inputs=inputs)
-        named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}
-        settings = SolveSettings.resolve(
-            run=run,
-            policy=policy,
-            prm=prm,
-            method=method,
-            tokens=tokens,
-            simulations=simulations,
-            options=options,
-            seed=seed,
-            overrides=[*overrides, *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)],
-            seconds=seconds,
-            discriminator=discriminator,
-        )
-        if question is not None:
-            solved = solve_question(settings, question, tree_path=tree, as_json=as_json)
-        else:
-            assert input is not None and output is not None
-            solved = solve_file(settings, input, output, tree_path=tree, id_field=id_field, question_field=question_field)
-        if solved.text:
-            echo(solved.text)
-        if solved.failure is not None:
-            raise BackendError(solved.failure)
-
-
-def _check_asked(question: str | None, source: Path | None, output: Path | None) -> None:
-    """Check that ``solve`` was given one question, or a file of them and a place for the answers."""
-    if (question is None) == (source is None):
-        raise ConfigError("solve: give either a QUESTION or --input FILE, and not both -- see stepladder solve --help")
-    if question is not None and not question.strip():
-        raise ConfigError(f"QUESTION: must have text: got {question!r} -- put the question in quotes")
-    if (source is None) != (output is None):
-        raise ConfigError("solve: --input and --output go together: got one of them -- say where the questions are and the answers go")
-
-
+app.command()(solve)
 app.command(name="eval")(evaluate)
 app.command(name="config")(explain_settings)
 app.command()(serve)

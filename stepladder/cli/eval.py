@@ -22,7 +22,9 @@ def evaluate(
         Path | None,
         typer.Argument(metavar="[PROBLEMS]", readable=False, help="JSONL or Parquet file with questions and answers, instead of a run's."),
     ] = None,
-    run: Annotated[Path | None, typer.Option(readable=False, help="Use models and problems of this run. Default: runs/embedded.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(readable=False, help="Use models and problems of this run. Default: the newest run in `runs`.")
+    ] = None,
     number: Annotated[int | None, typer.Option("--round", min=0, help="Models of this round of the run instead of its best ones.")] = None,
     split: Annotated[str, typer.Option(help="Problems of the run: `test`, `held_out` or `train`.")] = "test",
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,

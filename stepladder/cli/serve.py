@@ -12,7 +12,7 @@ from stepladder.terminal import echo
 
 
 def serve(
-    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: runs/embedded.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: the newest run in `runs`.")] = None,
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
     prm: Annotated[
         list[str],
@@ -50,14 +50,16 @@ def serve(
     """
     with errors_explained(debug):
         _check_installed()
-        from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option
+        from stepladder.commands.solve import choose_models, read_option
         from stepladder.loops.assembly.search import choose_search
+        from stepladder.loops.runs.newest import newest_run
         from stepladder.serve.app import Defaults, Limits
         from stepladder.serve.server import ServeSettings, check_address, read_keys
         from stepladder.serve.server import serve as serve_models
 
         keys = read_keys(api_key_file)
         check_address(host, keys, anonymous=anonymous)
+        run = newest_run() if run is None and policy is None else run
         config, policy_source, prms = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
         chosen = dict(read_option(text) for text in options)
         choose_search(config, method=method, tokens=tokens, simulations=simulations, options=chosen)
@@ -65,7 +67,7 @@ def serve(
             defaults=Defaults(config=config, method=method, simulations=simulations, tokens=tokens, options=chosen),
             policy=policy_source,
             prm=prms,
-            name=name or Path(policy or run or DEFAULT_RUN).resolve().name or "stepladder",
+            name=name or Path(policy or run or "").resolve().name or "stepladder",
             host=host,
             port=port,
             keys=keys,

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepladder.commands.solve import DEFAULT_RUN, choose_models, read_option
+from stepladder.commands.solve import choose_models, read_option
 from stepladder.errors import ConfigError
 from stepladder.loops.assembly.problem_sets import build_problems, load_split
 from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.newest import newest_run
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import LabelledProblem
@@ -161,6 +162,7 @@ def resolve_comparison(
         ConfigError, DataFormatError, CheckpointError: If settings, problems or models cannot be used.
     """
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
+    run = newest_run() if run is None and policy is None else run
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
     check_verifier(config.problems, config.format)
     if problems is not None:
@@ -176,7 +178,7 @@ def resolve_comparison(
         config=config,
         policy=chosen_policy,
         prm=chosen_prm,
-        source=str(problems or f"{run or DEFAULT_RUN}: {split}"),
+        source=str(problems or f"{run}: {split}"),
         problems=loaded,
         contenders=contenders,
         budgets=budgets,

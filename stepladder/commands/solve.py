@@ -1,18 +1,20 @@
 """Search as an inference-time solver: models of a run or of directories, any method, no answers anywhere."""
 
 import json
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.commands.evolve import best_models, round_models
 from stepladder.commands.solve_progress import Progress, answer_settings, part_of
-from stepladder.commands.solve_report import answer_row, file_summary, has_failed, readable
-from stepladder.data.datasets.problems import read_problems
-from stepladder.errors import CheckpointError, ConfigError
+from stepladder.commands.solve_report import Detail, Row, answer_row, file_summary, has_failed, readable
+from stepladder.data.datasets.problems import question_rows, questions_of, source_rows
+from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
@@ -24,7 +26,10 @@ from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
+from stepladder.loops.runs.newest import newest_run
+from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
+from stepladder.loops.runs.workers import Progress as StageProgress
 from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset
@@ -33,7 +38,8 @@ from stepladder.mcts.warm_up import compile_loops
 from stepladder.terminal import echo
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
 
-DEFAULT_RUN = Path("runs/embedded")
+STANDARD = "-"
+"""Name of standard input and output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +123,7 @@ def choose_models(
     """Find the models of a search, and return configuration, policy and PRMs: none, one, or an ensemble.
 
     Args:
-        run: Run with the models; None is the default run, unless a policy is named.
+        run: Run with the models; None is the newest run in ``runs``, unless a policy is named.
         policy: Directory or hub id of a policy, instead of a run's.
         prm: PRMs instead of the run's; ``none`` is no PRM, and ``self`` the policy, which then judges its own steps by ``prm.spec``, or as
             the spec ``judge`` says. Empty takes the run's.
@@ -133,7 +139,7 @@ def choose_models(
         check_model(PolicyConfig(model=policy))
         config, run_prm = _bare_config(policy), None
     else:
-        config, policy, run_prm = _run_models(run or DEFAULT_RUN, number)
+        config, policy, run_prm = _run_models(run or newest_run(), number)
     config = with_overrides(config, list(overrides))
     check_backends(config, trains=False)
     config, note = with_chat(config, policy)
@@ -163,9 +169,13 @@ class Solved(NamedTuple):
     """What to print."""
     failure: str | None
     """Why the call as a whole failed; None if any sample was given."""
+    details: str | None = None
+    """What else is to be printed if somebody wants to know more."""
 
 
-def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool) -> Solved:
+def solve_question(
+    settings: SolveSettings, question: str, *, tree_path: Path | None, as_json: bool, detail: Detail = Detail.NORMAL
+) -> Solved:
     """Search one question."""
     problems = [Problem(id="question", question=question)]
     with LoadedModels() as models, _keys(settings.config.problems) as key_of:
@@ -182,11 +192,61 @@ def solve_question(settings: SolveSettings, question: str, *, tree_path: Path | 
     failure = _failure("QUESTION", result.failures)
     if as_json:
         return Solved(json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()}), failure)
-    return Solved("" if failure else readable(row, result, settings.budget, seconds=seconds, use=use), failure)
+    return Solved("" if failure else readable(row, result, settings.budget, seconds=seconds, use=use, detail=detail), failure)
+
+
+def read_questions(source: str, *, id_field: str, question_field: str) -> list[Problem]:
+    """Read questions from a JSONL or Parquet file, or from standard input (``-``): JSON lines or plain text, one question a line.
+
+    Raises:
+        DataFormatError: If there are none, or a row is malformed.
+    """
+    name = id_field or None
+    if source == STANDARD:
+        rows = question_rows(sys.stdin.buffer, "stdin", id_field=name, question_field=question_field)
+    else:
+        rows = source_rows(source)
+    problems = questions_of(rows, id_field=name, question_field=question_field)
+    if not problems:
+        raise DataFormatError(f"{source}: must hold at least one question: got none -- check that this is the right file")
+    return problems
+
+
+def solve_stream(settings: SolveSettings, problems: list[Problem], *, tree_path: Path | None, display: ProgressDisplay | None) -> Solved:
+    """Search questions and print one JSON line each, in their order, as soon as all before it are answered. Nothing is kept elsewhere.
+
+    Args:
+        settings: Models, method and budget.
+        problems: The questions.
+        tree_path: File for the searched trees; None writes none.
+        display: Where progress is shown; None shows none.
+    """
+    rows: dict[str, Row] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    waiting = deque(problem.id for problem in problems)
+
+    def keep(row: Row, result: SearchResult) -> None:
+        rows[row["id"]] = row
+        if tree_path is not None:
+            trees[row["id"]] = result.tree.to_dict()
+        while waiting and waiting[0] in rows:
+            print(json.dumps(rows[waiting.popleft()]), flush=True)
+
+    spent = _search_all(settings, problems, keep=keep, display=display)
+    if tree_path is not None:
+        _write_trees(tree_path, [trees[problem.id] for problem in problems])
+    return _summed("answers", [rows[problem.id] for problem in problems], spent, STANDARD)
 
 
 def solve_file(
-    settings: SolveSettings, source: Path, output: Path, *, tree_path: Path | None, id_field: str = "id", question_field: str = "question"
+    settings: SolveSettings,
+    source: str,
+    output: Path,
+    *,
+    tree_path: Path | None,
+    id_field: str = "id",
+    question_field: str = "question",
+    display: ProgressDisplay | None = None,
 ) -> Solved:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
@@ -195,48 +255,83 @@ def solve_file(
 
     Args:
         settings: Models, method and budget.
-        source: JSONL or Parquet file; answers in it are not kept.
+        source: JSONL or Parquet file, or ``-`` for standard input; answers in it are not kept.
         output: JSONL file to write.
         tree_path: File for the searched trees; None writes none.
         id_field: Field of the ids; empty makes them from file name and line number.
         question_field: Field of the questions.
+        display: Where progress is shown; None shows none.
 
     Raises:
         DataFormatError: If the file breaks its format.
         CheckpointError: If the kept answers belong to other settings or questions, or lack requested trees.
     """
-    loaded = read_problems(str(source), id_field=id_field or None, question_field=question_field, allow_unlabelled=True).problems
-    problems = [labelled.problem for labelled in loaded]
+    problems = read_questions(source, id_field=id_field, question_field=question_field)
     part = part_of(output)
     progress = Progress.resume(part, settings.facts, problems, keeps_trees=tree_path is not None)
     rows, trees = progress.rows, progress.trees
     missing = [problem for problem in problems if problem.id not in rows]
-    questions = {problem.id: problem.question for problem in problems}
-    failures: list[Failures] = []
-    num_unique = 0
-    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
-        engine, discriminator = _engine(settings, models, missing, key_of), _discriminator(settings, models, key_of)
-        progress.begin(settings.facts)
-        begin = time.monotonic()
-        for result, reviewing in _search(engine, discriminator, missing):
-            num_unique += unique_tokens(result.tree)
-            failures.append(result.failures)
-            row = rows[result.problem_id] = answer_row(result, questions[result.problem_id], discriminator_tokens=reviewing)
-            if tree_path is not None:
-                trees[result.problem_id] = result.tree.to_dict()
-            if not has_failed(row):
-                progress.keep(row, trees.get(result.problem_id))
-        end_observations(engine.policy)
-        seconds = time.monotonic() - begin
+
+    def keep(row: Row, result: SearchResult) -> None:
+        rows[row["id"]] = row
+        if tree_path is not None:
+            trees[row["id"]] = result.tree.to_dict()
+        if not has_failed(row):
+            progress.keep(row, trees.get(row["id"]))
+
+    spent = _search_all(settings, missing, keep=keep, display=display, on_loaded=lambda: progress.begin(settings.facts))
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:
         _write_trees(tree_path, [trees[problem.id] for problem in problems])
     if not any(has_failed(rows[problem.id]) for problem in problems):
         part.unlink()
-    use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique)
-    total = Failures.sum(failures)
-    summary = file_summary([rows[problem.id] for problem in problems], total, output, seconds=seconds, use=use)
-    return Solved(summary, _failure(str(source), total))
+    return _summed(str(output), [rows[problem.id] for problem in problems], spent, source)
+
+
+class _Spent(NamedTuple):
+    """The work of one call."""
+
+    failures: Failures
+    seconds: float
+    use: TokenUse
+
+
+def _search_all(
+    settings: SolveSettings,
+    problems: list[Problem],
+    *,
+    keep: Callable[[Row, SearchResult], None],
+    display: ProgressDisplay | None,
+    on_loaded: Callable[[], None] = lambda: None,
+) -> _Spent:
+    """Search questions and hand every answer to ``keep`` when it is there."""
+    questions = {problem.id: problem.question for problem in problems}
+    shown = nullcontext(_ignore) if display is None else display.stages({"questions": len(problems)})
+    failures: list[Failures] = []
+    num_unique = 0
+    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
+        engine, discriminator = _engine(settings, models, problems, key_of), _discriminator(settings, models, key_of)
+        on_loaded()
+        begin = time.monotonic()
+        with shown as report:
+            for result, reviewing in _search(engine, discriminator, problems):
+                num_unique += unique_tokens(result.tree)
+                failures.append(result.failures)
+                keep(answer_row(result, questions[result.problem_id], discriminator_tokens=reviewing), result)
+                report(StageProgress(stage="questions", items=1, tokens=result.tree.generated_tokens))
+        end_observations(engine.policy)
+        seconds = time.monotonic() - begin
+    return _Spent(Failures.sum(failures), seconds, TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique))
+
+
+def _ignore(progress: StageProgress) -> None:
+    pass
+
+
+def _summed(name: str, rows: Sequence[Row], spent: _Spent, source: str) -> Solved:
+    summary = file_summary(rows, spent.failures, name, seconds=spent.seconds)
+    details = spent.use.sentence()
+    return Solved(summary, _failure("stdin" if source == STANDARD else source, spent.failures), details)
 
 
 def _failure(place: str, failures: Failures) -> str | None:

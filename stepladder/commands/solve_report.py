@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from enum import Enum
 from typing import Any
 
 from stepladder.loops.runs.token_use import TokenUse, unique_share
@@ -11,6 +11,17 @@ from stepladder.tree_paths import observation_text, path_to
 from stepladder.types import Budget, Failures, SearchResult, StopReason, TreeRecord
 
 Row = dict[str, Any]
+
+
+class Detail(Enum):
+    """How much is printed about a search."""
+
+    QUIET = "quiet"
+    """The answer alone."""
+    NORMAL = "normal"
+    """Its share of the votes, its steps, and what was spent."""
+    VERBOSE = "verbose"
+    """Also how well the models' caches did."""
 
 
 def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int | None) -> Row:
@@ -29,6 +40,7 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
         "answer": result.answer,
         "steps": steps,
         "votes": result.votes,
+        "confidence": result.confidence,
         "method": tree.method,
         "generated_tokens": tree.generated_tokens,
         **({} if discriminator_tokens is None else {"discriminator_tokens": discriminator_tokens}),
@@ -52,47 +64,94 @@ def has_failed(row: Row) -> bool:
     return row["answer"] is None and row["failed_samples"] > 0
 
 
-def readable(row: Row, result: SearchResult, budget: Budget, *, seconds: float, use: TokenUse) -> str:
-    """Return an answer with its steps, and the costs of the search, for people."""
-    lines = [f"answer: {one_line(row['answer']) if row['answer'] is not None else f'none found -- {why_no_answer(result)}'}", ""]
-    for number, step in enumerate(row["steps"], start=1):
-        score = "  -  " if step["score"] is None else f"{step['score']:.3f}"
-        lines.append(f"  {number:>2}  {score}  {_indented(step['text'])}")
-        if observed := step.get("observation", "").strip():
-            lines.append(f"{'':6}given  {_indented(observed)}")
-    nodes, share = len(result.tree.parents), unique_share([result.tree])
-    unique = "" if share is None else f" ({share:.0%} unique)"
-    lines += [
-        "",
-        f"{row['method']}: {row['generated_tokens']} generated tokens{unique}, {row['simulations']} simulations, {nodes} nodes, "
-        f"{seconds:.2f} s of search",
-        ended_by(result, budget),
-    ]
+def readable(
+    row: Row,
+    result: SearchResult,
+    budget: Budget,
+    *,
+    seconds: float,
+    use: TokenUse | None = None,
+    detail: Detail = Detail.NORMAL,
+    ended: str | None = None,
+) -> str:
+    """Return an answer for people, with its votes, its steps and the costs of the search.
+
+    Args:
+        row: The row of the answer.
+        result: The result of the search.
+        budget: Its caps.
+        seconds: Its time.
+        use: Tokens that the backends forwarded; None if they are not known for this question alone.
+        detail: How much to say; ``QUIET`` is the answer alone, empty without one.
+        ended: Why the search ended; None has ``ended_by`` say it.
+    """
+    if detail is Detail.QUIET:
+        return "" if row["answer"] is None else one_line(row["answer"])
+    answer = f"none found -- {why_no_answer(result)}" if row["answer"] is None else one_line(row["answer"])
+    lines = [f"answer: {answer}", *filter(None, [votes_sentence(result)]), *_step_lines(row["steps"]), ""]
+    tokens = f"{row['generated_tokens']:,} tokens, {row['simulations']:,} simulations, {seconds:.2f} s of search"
+    lines.append(f"{row['method']}: {tokens}; {ended or ended_by(result, budget)}")
     if result.failures.num_failed:
         lines.append(result.failures.sentence())
-    return "\n".join([*lines, *filter(None, [use.sentence()])])
+    return "\n".join([*lines, *(_details(result, use) if detail is Detail.VERBOSE else [])])
+
+
+def votes_sentence(result: SearchResult) -> str | None:
+    """Return a clause on the answer's share of the votes and the runner-up; None without votes."""
+    if result.answer is None or result.confidence is None:
+        return None
+    total, own = sum(result.votes.values()), result.votes.get(result.answer, 0.0)
+    parts = [f"confidence: {result.confidence:.0%} of the votes ({own:.4g} of {total:.4g})"]
+    others = [(answer, weight) for answer, weight in result.votes.items() if answer != result.answer]
+    if not others:
+        return f"{parts[0]}, no other answer"
+    second, weight = max(others, key=lambda pair: pair[1])
+    parts.append(f"runner-up {one_line(second)} with {weight / total:.0%}")
+    if len(others) > 1:
+        parts.append(f"{len(others) - 1} more answer{'s' if len(others) > 2 else ''}")
+    return ", ".join(parts)
+
+
+def _step_lines(steps: Sequence[Row]) -> list[str]:
+    if not steps:
+        return []
+    lines = ["", "step  score  text"]
+    for number, step in enumerate(steps, start=1):
+        score = "    -" if step["score"] is None else f"{step['score']:.3f}"
+        lines.append(f"{number:>4}  {score}  {_indented(step['text'])}")
+        if observed := step.get("observation", "").strip():
+            lines.append(f"{'':6}given  {_indented(observed)}")
+    return lines
+
+
+def _details(result: SearchResult, use: TokenUse | None) -> list[str]:
+    share = unique_share([result.tree])
+    unique = [] if share is None else [f"{share:.0%} of the tokens are in the tree once"]
+    said = ", ".join([f"{len(result.tree.parents):,} nodes", *unique])
+    return [said, *filter(None, [None if use is None else use.sentence()])]
 
 
 def _indented(text: str) -> str:
     return text.strip().replace("\n", f"\n{'':13}")
 
 
-def file_summary(rows: Sequence[Row], failures: Failures, output: Path, *, seconds: float, use: TokenUse) -> str:
+def file_summary(rows: Sequence[Row], failures: Failures, name: str, *, seconds: float) -> str:
     """Return a summary of the questions of a file, for people.
 
     Args:
         rows: All rows of the file.
         failures: Failed samples of the policy in this call.
-        output: File with the rows.
+        name: What the rows are called, such as their file.
         seconds: Time of this call's searches.
-        use: Tokens that the backends forwarded in this call.
     """
     answered, failed = sum(row["answer"] is not None for row in rows), sum(map(has_failed, rows))
-    counts = f"{len(rows)} questions, {answered} answered" + (f", {failed} failed" if failed else "")
-    lines = [f"{output}: {counts}, {sum(row['generated_tokens'] for row in rows)} generated tokens, {seconds:.1f} s of search"]
+    counts = f"{len(rows)} question{'' if len(rows) == 1 else 's'}, {answered} answered" + (f", {failed} failed" if failed else "")
+    known = [row["confidence"] for row in rows if row.get("confidence") is not None]
+    sure = f", confidence {sum(known) / len(known):.0%} on average" if known else ""
+    lines = [f"{name}: {counts}{sure}, {sum(row['generated_tokens'] for row in rows):,} tokens, {seconds:.1f} s of search"]
     if failures.num_failed:
         lines.append(failures.sentence() + (" -- repeat the command to ask the failed questions again" if failed else ""))
-    return "\n".join([*lines, *filter(None, [use.sentence()])])
+    return "\n".join(lines)
 
 
 def ended_by(result: SearchResult, budget: Budget) -> str:

@@ -72,13 +72,11 @@ def usage(answers: Sequence[Answer], shown: Sequence[Shown], *, num_prompts: int
 def search_facts(answer: Answer, *, seed: int, with_tree: bool) -> dict[str, Any]:
     """Return the field ``stepladder`` of a choice."""
     result, tree = answer.result, answer.result.tree
-    total = sum(result.votes.values())
-    weight = result.votes.get(result.answer or "", 0.0)
     end = answer.path[-1] if answer.path else None
     facts: dict[str, Any] = {
         "answer": result.answer,
         "score": None if end is None else tree.scores[end],
-        "confidence": weight / total if result.answer is not None and total > 0 else None,
+        "confidence": result.confidence,
         "votes": result.votes,
         "complete": result.stop_reason != _DEADLINE,
         "stop_reason": str(result.stop_reason),

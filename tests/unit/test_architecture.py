@@ -127,7 +127,7 @@ def test_light_modules_load_no_model_library() -> None:
 
 
 def test_every_pinned_package_has_one_version() -> None:
-    """pip reads the constraints of ``make test-vllm`` on top of the others: a package in both can have no version that fits."""
+    """Pip reads the constraints of ``make test-vllm`` on top of the others: a package in both can have no version that fits."""
     root = PACKAGE.parent
     pinned = [
         line.split("==")[0].lower().replace("_", "-")

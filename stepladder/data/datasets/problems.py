@@ -4,12 +4,13 @@ Sources are JSONL files, Parquet files, and Hugging Face data sets (a hub id, or
 in a message is the line an editor shows.
 """
 
+import io
 import json
 import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -153,6 +154,60 @@ def load_seed_solutions(path: str | Path) -> list[SeedSolution]:
     if not solutions:
         raise DataFormatError(f"{path}: must hold at least one solution: got none -- check that this is the right file")
     return solutions
+
+
+def questions_of(rows: Iterable[SourceRow], *, id_field: str | None = "id", question_field: str = "question") -> list[Problem]:
+    """Return the questions of rows; answers in them are not read.
+
+    Args:
+        rows: From ``source_rows``, ``jsonl_rows`` or ``question_rows``.
+        id_field: Field of the id, as for ``read_problems``.
+        question_field: Field of the question.
+
+    Raises:
+        DataFormatError: If a row is malformed, or two share an id; the message names the row.
+    """
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        problem = Problem(id=_row_id(row, id_field), question=_text(row, question_field))
+        _claim_id(problem.id, row.place, places)
+        problems.append(problem)
+    return problems
+
+
+def question_rows(stream: IO[bytes], name: str, *, id_field: str | None, question_field: str) -> Iterator[SourceRow]:
+    """Yield the rows of a stream of questions: JSON objects, or plain text, one question a line. The first line decides which.
+
+    Args:
+        stream: The stream.
+        name: Its name in messages, and in the ids of plain lines.
+        id_field: Field that takes the id of a plain line; None takes none.
+        question_field: Field that takes a plain line.
+
+    Raises:
+        DataFormatError: If a line is malformed.
+    """
+    lines = list(_lines(stream, name))
+    if _is_object(next((line for line in lines if line.strip()), b"")):
+        yield from _stream_rows(io.BytesIO(b"".join(lines)), name, stem=name)
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataFormatError(f"{name}:{number}: must be UTF-8: got byte {line[error.start]:#04x} -- save it as UTF-8") from None
+        fields = {question_field: text} | ({} if id_field is None else {id_field: f"{name}-{number}"})
+        yield SourceRow(f"{name}:{number}", f"{name}-{number}", fields)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def normalise_question(question: str) -> str:

@@ -1,8 +1,10 @@
 """What ``solve`` says about a search: the nearest cause where there is no answer, and what ended it."""
 
+from dataclasses import replace
+
 import pytest
 
-from stepladder.commands.solve_report import ended_by, readable, why_no_answer
+from stepladder.commands.solve_report import Detail, ended_by, readable, votes_sentence, why_no_answer
 from stepladder.loops.runs.token_use import TokenUse
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import resolve_method
@@ -69,3 +71,30 @@ def test_text_of_a_model_cannot_forge_lines_or_drive_the_terminal() -> None:
     assert "\x1b" not in shown and "\x07" not in shown
     assert [line for line in shown.splitlines() if line.startswith("answer:")] == ["answer: 5 answer: 6"]
     assert hostile in result.tree.texts
+
+
+@pytest.mark.parametrize(
+    ("votes", "says"),
+    [
+        ({"7": 3.0, "8": 1.0}, "confidence: 75% of the votes (3 of 4), runner-up 8 with 25%"),
+        ({"7": 2.0, "8": 1.5, "a\nb": 1.5}, "confidence: 40% of the votes (2 of 5), runner-up 8 with 30%, 1 more answer"),
+        ({"7": 2.0}, "confidence: 100% of the votes (2 of 2), no other answer"),
+        ({"7": 0.0}, None),
+        ({}, None),
+    ],
+)
+def test_the_share_of_the_votes_and_the_runner_up_are_named(votes: dict[str, float], says: str | None) -> None:
+    """By hand; weights that add up to nothing have no shares."""
+    result = replace(_searched(make_step("=7", stop_reason=StopReason.END), Budget()), answer="7", votes=votes)
+    assert votes_sentence(result) == says
+
+
+def test_only_verbose_output_tells_of_caches() -> None:
+    """People get answer, votes, steps and costs; quiet output is the answer alone."""
+    result = replace(_searched(make_step("=7", stop_reason=StopReason.END), Budget()), answer="7", votes={"7": 1.0})
+    row = {"answer": "7", "method": "mcts", "generated_tokens": 2, "simulations": 1, "steps": [{"text": "=7", "score": 0.5}]}
+    use = replace(_USE, forwarded_tokens=2, prefix_tokens=10, cached_tokens=9)
+    shown = {detail: readable(row, result, Budget(), seconds=1.0, use=use, detail=detail) for detail in Detail}
+    assert shown[Detail.QUIET] == "7"
+    assert "cached" not in shown[Detail.NORMAL] and "confidence: 100%" in shown[Detail.NORMAL] and "0.500  =7" in shown[Detail.NORMAL]
+    assert shown[Detail.VERBOSE].startswith(shown[Detail.NORMAL]) and "90% of prefix tokens cached" in shown[Detail.VERBOSE]

@@ -186,14 +186,6 @@ def test_a_misspelt_method_is_told_before_the_embedded_task_is_prepared(tmp_path
     assert not run.exists()
 
 
-@pytest.mark.parametrize("words", [("1+1", "--output", "out.jsonl"), ("--input", "in.jsonl")], ids=["question", "file"])
-def test_the_files_of_solve_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
-    """A file of questions without one for the answers, or the other way round, is told before a run is looked for."""
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["solve", *words])
-    assert (result.exit_code, "--input and --output go together" in result.output) == (2, True), result.output
-
-
 def test_a_question_has_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blanks are told before a run is looked for: no solution of them could mean anything."""
     monkeypatch.chdir(tmp_path)
