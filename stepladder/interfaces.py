@@ -46,6 +46,9 @@ class StepRequest:
     and never a step twice, as long as there are others. None asks for independent samples."""
     given: Ranges = ()
     """Ranges of ``prefix_ids`` that the policy did not sample: the prompt, then observations. Empty if nobody knows."""
+    parent_action: str | None = None
+    """For steps that become children of a node, the kind of the node's own step (empty at the root, and without actions). None for all
+    other samples, which a policy with actions leaves without a kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

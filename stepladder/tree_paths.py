@@ -46,6 +46,11 @@ def observation_text(record: TreeRecord, node: int) -> str:
     return record.given_texts[node] if record.given_texts else ""
 
 
+def action_of(record: TreeRecord, node: int) -> str:
+    """Return the kind of a node's step; empty without actions."""
+    return record.actions[node] if record.actions else ""
+
+
 def ids_along(record: TreeRecord, path: Sequence[int]) -> list[int]:
     """Return the tokens of some nodes with all their observations: what a model sees before the next step."""
     return [token for node in path for ids in (record.token_ids[node], observation_ids(record, node)) for token in ids]

@@ -14,6 +14,9 @@ from typing import Any
 TREE_SCHEMA_VERSION = 1
 """Version of the stored form of ``TreeRecord``. Shards of other versions are refused."""
 
+ROOT_ACTION = "start"
+"""What stands for the question where actions are named that a step may follow."""
+
 MAX_PARTIAL = 0.999
 """Largest outcome of a solution that is not right, so that 1.0 is right and nothing else."""
 
@@ -97,6 +100,9 @@ class Step:
     """The observation: tokens after the step that the policy did not sample. They are context of what follows, and nothing else."""
     given_text: str = ""
     """The observation as text."""
+    action: str = ""
+    """The kind of the step, for a policy with actions: the step was sampled after the prompt of that kind, and ``logps`` are those after
+    it; empty without actions."""
 
     @property
     def probability(self) -> float:
@@ -205,6 +211,8 @@ class TreeRecord:
     qvalues: list[float | None] = field(default_factory=list)
     """Worth of each node's step: the reward of its edge plus the discounted value; None while unvisited. No list at all is a search without
     rewards and discount, in which these are ``values``."""
+    actions: list[str] = field(default_factory=list)
+    """Kind of each node's step; empty for the root. No list at all is a search without actions."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as nested plain containers, for JSON and Parquet."""

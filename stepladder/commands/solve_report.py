@@ -7,7 +7,7 @@ from typing import Any
 
 from stepladder.loops.runs.token_use import TokenUse, unique_share
 from stepladder.terminal import one_line
-from stepladder.tree_paths import observation_text, path_to
+from stepladder.tree_paths import action_of, observation_text, path_to
 from stepladder.types import Budget, Failures, SearchResult, StopReason, TreeRecord
 
 Row = dict[str, Any]
@@ -56,7 +56,8 @@ def answer_row(result: SearchResult, question: str, *, discriminator_tokens: int
 def _step(tree: TreeRecord, node: int) -> Row:
     observed = observation_text(tree, node)
     row = {"text": tree.texts[node], "score": tree.scores[node], "value": tree.values[node], "visits": tree.visits[node]}
-    return row | ({"observation": observed} if observed else {})
+    action = action_of(tree, node)
+    return row | ({"observation": observed} if observed else {}) | ({"action": action} if action else {})
 
 
 def has_failed(row: Row) -> bool:
@@ -118,7 +119,8 @@ def _step_lines(steps: Sequence[Row]) -> list[str]:
     lines = ["", "step  score  text"]
     for number, step in enumerate(steps, start=1):
         score = "    -" if step["score"] is None else f"{step['score']:.3f}"
-        lines.append(f"{number:>4}  {score}  {_indented(step['text'])}")
+        kind = f"[{step['action']}] " if "action" in step else ""
+        lines.append(f"{number:>4}  {score}  {kind}{_indented(step['text'])}")
         if observed := step.get("observation", "").strip():
             lines.append(f"{'':6}given  {_indented(observed)}")
     return lines

@@ -108,8 +108,9 @@ TREES = ShardKind(
         "given_ids": pa.list_(pa.list_(_INT)),
         "given_texts": pa.list_(_TEXT),
         "qvalues": pa.list_(_FLOAT),
+        "actions": pa.list_(_TEXT),
     },
-    later=("given_ids", "given_texts", "qvalues"),
+    later=("given_ids", "given_texts", "qvalues", "actions"),
 )
 TRACES = ShardKind(
     name="traces",
@@ -185,8 +186,8 @@ GRADED = ShardKind(
 )
 _PER_NODE = ("depths", "token_ids", "logps", "texts", "priors", "scores", "visits", "values", "stop_reasons", "answers", "outcomes")
 """Fields of a tree that have one entry per node, as ``parents`` has."""
-_OBSERVATIONS = ("given_ids", "given_texts")
-"""The same, for trees with observations; no entries at all for others."""
+_SOMETIMES_PER_NODE = ("given_ids", "given_texts", "qvalues", "actions")
+"""The same, for trees with observations, rewards or actions; no entries at all for others."""
 
 VALUES = ShardKind(
     name="values",
@@ -366,17 +367,23 @@ def _lacks_values(array: Any, hint: Any) -> bool:
     return inner is not None and _lacks_values(array.flatten(), inner)
 
 
-def _no_tree(record: TreeRecord) -> str | None:
-    """Say what keeps a record from being a tree, or None: lists of one entry per node, and every parent before its children."""
-    size = len(record.parents)
+def _wrong_size(record: TreeRecord, size: int) -> str | None:
+    """Name a list that does not have one entry per node; some may be empty."""
     for name in _PER_NODE:
         if len(getattr(record, name)) != size:
             return f"{name!r} must have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
-    for name in _OBSERVATIONS:
-        if len(getattr(record, name)) not in (0, size) or bool(record.given_ids) != bool(record.given_texts):
+    for name in _SOMETIMES_PER_NODE:
+        is_half = name.startswith("given_") and bool(record.given_ids) != bool(record.given_texts)
+        if is_half or len(getattr(record, name)) not in (0, size):
             return f"{name!r} must be empty or have an entry for each of the {size} nodes: got {len(getattr(record, name))}"
-    if len(record.qvalues) not in (0, size):
-        return f"'qvalues' must be empty or have an entry for each of the {size} nodes: got {len(record.qvalues)}"
+    return None
+
+
+def _no_tree(record: TreeRecord) -> str | None:
+    """Say what keeps a record from being a tree, or None: lists of one entry per node, and every parent before its children."""
+    size = len(record.parents)
+    if wrong := _wrong_size(record, size):
+        return wrong
     if not size or record.parents[0] != -1 or record.depths[0] != 0:
         return f"node 0 must be the root: got {record.parents[:1]} of depth {record.depths[:1]}"
     for node, (parent, depth) in enumerate(zip(record.parents[1:], record.depths[1:], strict=True), 1):

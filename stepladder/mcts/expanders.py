@@ -297,6 +297,7 @@ def prefix_of(table: StepTable, prompt_ids: tuple[int, ...], node: int) -> Prefi
 def _enter(table: StepTable, expansion: Expansion) -> None:
     table.steps += expansion.steps
     table.has_observations = table.has_observations or any([step.given_ids for step in expansion.steps])
+    table.has_actions = table.has_actions or any([step.action for step in expansion.steps])
     table.parents += expansion.parents
     table.depths += expansion.depths
     table.stop_reasons += expansion.reasons

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from stepladder.tree_paths import observation_text
+from stepladder.tree_paths import action_of, observation_text
 from stepladder.types import TreeRecord
 
 if TYPE_CHECKING:
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def to_networkx(record: TreeRecord) -> "networkx.DiGraph":
     """Return the tree as a directed graph from the root down.
 
-    Nodes are the indices of the record and carry ``depth``, ``text``, ``observation``, ``prior``, ``score``, ``visits``, ``value``,
-    ``stop_reason``, ``answer``, ``outcome`` and ``num_tokens``; attributes that are None are left out, so that every graph can be written
-    as GraphML. The graph carries ``problem_id``, ``question`` and ``method``.
+    Nodes are the indices of the record and carry ``depth``, ``text``, ``observation``, ``action``, ``prior``, ``score``, ``visits``,
+    ``value``, ``stop_reason``, ``answer``, ``outcome`` and ``num_tokens``; attributes that are None are left out, so that every graph can
+    be written as GraphML. The graph carries ``problem_id``, ``question`` and ``method``.
     """
     import networkx
 
@@ -24,6 +24,7 @@ def to_networkx(record: TreeRecord) -> "networkx.DiGraph":
             "depth": record.depths[node],
             "text": record.texts[node],
             "observation": observation_text(record, node) or None,
+            "action": action_of(record, node) or None,
             "prior": record.priors[node],
             "score": record.scores[node],
             "visits": record.visits[node],

@@ -186,6 +186,7 @@ class ProblemSearch:
             question=self.problem.question,
             excluded=self.expander.excluded(expansion),
             given=self._given(expansion.prefix),
+            parent_action=self.table.steps[expansion.leaf].action if self.expander.max_steps == 1 else None,
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:
@@ -318,6 +319,7 @@ class ProblemSearch:
             qvalues=self._qvalues(tree, used),
             given_ids=[[*step.given_ids] for step in table.steps] if table.has_observations else [],
             given_texts=[step.given_text for step in table.steps] if table.has_observations else [],
+            actions=[step.action for step in table.steps] if table.has_actions else [],
         )
 
     def _qvalues(self, tree: Tree, used: slice) -> list[float | None]:

@@ -326,6 +326,8 @@ class StepTable:
     """Verdicts on ended nodes, label mode only."""
     has_observations: bool = False
     """Whether any step is followed by one."""
+    has_actions: bool = False
+    """Whether any step is of a kind."""
 
     def path(self, node: int) -> list[int]:
         """Return the nodes from the first step to ``node``, without the root."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from datetime import date as Date
 from functools import cached_property
@@ -213,9 +214,20 @@ class PromptRenderer:
         self._prompt = None if step_format.prompt is None else load_plug(step_format.prompt, setting="format.prompt")
         self._text = TokenText(tokenizer)
         self._encoder = TextEncoder(tokenizer)
-        self._write = self._chat_text if step_format.chat else self._plain_text
+        self._around: str | None = None
         # Controls of the template alone; the empty question represents all questions.
         self._prompts = TextEncoder(tokenizer, template=self._write(""))
+
+    def variant(self, prompt: str) -> "PromptRenderer":
+        """Return the renderer with another prompt text. Its ``hash`` stays that of the plain prompt, with which rows are trained.
+
+        Args:
+            prompt: The text; ``{prompt}`` in it is replaced by the plain prompt text, ``{question}`` by the question.
+        """
+        other = copy(self)
+        other._around = prompt
+        other._prompts = TextEncoder(self.tokenizer, template=other._write(""))
+        return other
 
     @cached_property
     def end_id(self) -> int | None:
@@ -363,6 +375,16 @@ class PromptRenderer:
         lead, behind = self._encoder.encode("\n", place=place), self._encoder.encode("\n" + text, place=place)
         return behind[len(lead) :] if behind[: len(lead)] == lead else ids
 
+    def _write(self, question: str) -> str:
+        """Return the whole prompt of a question as text."""
+        return self._chat_text(question) if self.step_format.chat else self._user_text(question)
+
+    def _user_text(self, question: str) -> str:
+        plain = self._plain_text(question)
+        if self._around is None:
+            return plain
+        return re.sub(r"\{(prompt|question)\}", lambda found: plain if found[1] == "prompt" else question, self._around)
+
     def _plain_text(self, question: str) -> str:
         if self._prompt is not None:
             # A function need not take the empty question, which asks for the template alone.
@@ -371,7 +393,7 @@ class PromptRenderer:
 
     def _chat_text(self, question: str) -> str:
         system = [] if self.step_format.system is None else [{"role": "system", "content": self.step_format.system}]
-        messages = [*system, {"role": "user", "content": self._plain_text(question)}]
+        messages = [*system, {"role": "user", "content": self._user_text(question)}]
         return render_chat(self.tokenizer, messages, date=self.date, open_turn=True)
 
 

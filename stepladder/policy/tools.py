@@ -55,6 +55,8 @@ class _Job:
     """Per sample, everything before its next step."""
     given: list[Ranges]
     """Per sample, the given ranges of that."""
+    is_dropped: bool = False
+    """Whether the caller no longer waits for it."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -86,6 +88,8 @@ class ToolPolicy:
         """The same of all batches that run."""
         self._inner: dict[int, tuple[_Job, list[int]]] = {}
         """Requests to the policy by ticket: the job, and its samples."""
+        self._dropped: set[int] = set()
+        """Dropped requests to the policy whose results are still to come."""
         self._next_ticket = 0
         self._done: list[StepResult] = []
 
@@ -114,15 +118,15 @@ class ToolPolicy:
         return self._next_ticket
 
     def collect(self) -> list[StepResult]:
-        """Return finished results, at least one; empty only when nothing is in flight.
+        """Return finished results, at least one; empty only when nothing is in flight, or when the policy was interrupted.
 
         Raises:
             DataFormatError: If the tool returned something that is no text.
             BackendError: If the policy failed, or the tool's process did not start.
         """
         while not self._done and (self._inner or self._running):
-            if self._inner:
-                self._take_steps()
+            if self._inner and not self._take_steps():
+                break
             finished = {future for future in self._running if future.done()}
             if not finished and self._running and not self._inner and not self._done:
                 finished, _ = wait_for(self._running, return_when="FIRST_COMPLETED")
@@ -131,6 +135,20 @@ class ToolPolicy:
                 self._take_observations(self._running.pop(future), future.result())
         done, self._done = self._done, []
         return done
+
+    def cancel(self, tickets: Sequence[int]) -> None:
+        """Drop open requests; a policy that can stops working on them. A call of the tool that runs goes on to its end."""
+        dropped = set(tickets)
+        self._done = [result for result in self._done if result.ticket not in dropped]
+        inner = [ticket for ticket, (job, _) in self._inner.items() if job.request.ticket in dropped]
+        waiting = [turn.job for turns in self._awaited.values() for turn in turns if turn.job.request.ticket in dropped]
+        for job in (*waiting, *(self._inner.pop(ticket)[0] for ticket in inner)):
+            job.is_dropped = True
+        cancel = getattr(self._policy, "cancel", None)
+        if cancel is None:
+            self._dropped.update(inner)
+        elif inner:
+            cancel(inner)
 
     def keep_observations(self, path: Path) -> None:
         """Keep observations in a file, and take those that it holds already; errors as for ``ObservationStore``."""
@@ -142,9 +160,14 @@ class ToolPolicy:
         self._pool.shutdown()
         self._store.remove()
 
-    def _take_steps(self) -> None:
+    def _take_steps(self) -> bool:
+        """Take steps of the policy; return whether there were any results."""
         turns: list[_Turn] = []
-        for result in self._policy.collect():
+        results = self._policy.collect()
+        for result in results:
+            if result.ticket in self._dropped:
+                self._dropped.remove(result.ticket)
+                continue
             job, samples = self._inner.pop(result.ticket)
             turns += [_Turn(job=job, sample=sample, step=step) for sample, (step, *_) in zip(samples, result.samples, strict=True)]
         calls: list[ToolCall] = []
@@ -165,6 +188,7 @@ class ToolPolicy:
         if calls:
             self._running[self._pool.submit(self._tool.observe, calls)] = batch
         self._send(further)
+        return bool(results)
 
     def _call(self, turn: _Turn) -> ToolCall:
         prefix, given = turn.job.prefixes[turn.sample], turn.job.given[turn.sample]
@@ -183,7 +207,8 @@ class ToolPolicy:
             del self._awaited[key]
             self._store.add(key, observation)
             for turn in turns:
-                self._go_on(turn, observation, further)
+                if not turn.job.is_dropped:
+                    self._go_on(turn, observation, further)
         self._send(further)
 
     def _send(self, requests: list[StepRequest]) -> None:

@@ -72,6 +72,7 @@
 
   const describe = (node, index) => [
     index === 0 ? "the question" : node.text.trim(),
+    node.action && `action: ${node.action}`,
     node.observation && `observed: ${node.observation.trim()}`,
     [`score ${figure(node.score)}`, `value ${figure(node.value)}`, `visits ${node.visits}`, `prior ${figure(node.prior)}`].join(" · "),
     isTerminal(node) ? `${ending(node)} ${verdict(node.right)}` : "",
@@ -153,6 +154,7 @@
     const end = make("span", "end", isTerminal(node) ? `${mark(node.right)} ${ending(node)}` : "");
     if (node.right !== null) end.classList.add(verdict(node.right));
     const text = make("span", "text", index === 0 ? "the question" : node.text.trim() || "(empty step)");
+    if (node.action) text.prepend(make("span", "action", node.action));
     if (node.observation) text.append(make("span", "observation", node.observation.trim()));
     return [make("span", "twist", hasChildren ? "▸" : ""), text, score, ...numbers, end];
   };

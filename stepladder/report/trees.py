@@ -13,7 +13,7 @@ from typing import Any
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved
-from stepladder.tree_paths import observation_text
+from stepladder.tree_paths import action_of, observation_text
 from stepladder.types import TreeRecord
 
 NUM_TEST_TREES = 6
@@ -154,6 +154,7 @@ def tree_to_json(
                 "parent": place.get(tree.parents[node], -1),
                 "text": _cut(tree.texts[node]),
                 "observation": _cut(observation_text(tree, node)),
+                "action": action_of(tree, node),
                 "score": _short(tree.scores[node]),
                 "visits": tree.visits[node],
                 "value": _short(tree.values[node]),

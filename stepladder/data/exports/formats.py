@@ -210,6 +210,7 @@ _TREE_COLUMNS = {
     "texts": _column(_TEXTS, "The step as text.", "texts"),
     "given_ids": _column(pa.list_(_IDS), "Token ids after each step that the policy did not sample; empty without any.", "given_ids"),
     "given_texts": _column(_TEXTS, "The same as text: the observations of a tool.", "given_texts"),
+    "actions": _column(_TEXTS, "Kind of the step, where the search has several; empty without.", "actions"),
     "priors": _column(_NUMBERS, "Prior probability of the node among its siblings.", "priors"),
     "scores": _column(_NUMBERS, "Score of the step by the process reward model, in [0, 1]; null if not scored.", "scores"),
     "visits": _column(_IDS, "Simulations that passed through the node.", "visits"),

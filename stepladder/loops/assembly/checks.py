@@ -17,7 +17,8 @@ from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.search import CodeCheck
 from stepladder.loops.config.training import PRMConfig, TreeTarget
 from stepladder.loops.runs.workers import gpu_names
-from stepladder.mcts.methods import resolve_method
+from stepladder.mcts.methods import SearchMethod, resolve_method
+from stepladder.mcts.settings.growth import Steps
 
 
 def check_rounds(config: Config) -> None:
@@ -73,6 +74,21 @@ def check_searches(config: Config) -> None:
             raise ConfigError(
                 f"{name}.options.wave: must be at most {name}.simulations: got {wave} > {section.simulations} -- lower the wave"
             )
+        if config.search.actions:
+            check_actions(build_method(section), place=f"{name}.options")
+
+
+def check_actions(method: SearchMethod, *, place: str) -> None:
+    """Check that the samples of a method may be shared among actions.
+
+    Raises:
+        ConfigError: If they are to be different from each other, which holds for samples after one prompt alone.
+    """
+    if isinstance(method.growth, Steps) and method.growth.siblings == "distinct":
+        raise ConfigError(
+            f"{place}.siblings: must not be 'distinct' with search.actions, whose samples have prompts of their own: got {method.name!r} "
+            "-- leave one out"
+        )
 
 
 def check_labels(config: Config) -> None:
@@ -81,6 +97,11 @@ def check_labels(config: Config) -> None:
     Raises:
         ConfigError: If a revision would not end a step, or a setting needs solved examples or a PRM that the run does not have.
     """
+    if config.search.actions and (config.preference.reference == "sampler" or getattr(config.preference.loss, "needs_sampler", False)):
+        raise ConfigError(
+            "preference: reference 'sampler' and loss 'inpo' need log-probabilities after the prompt that is trained: got search.actions, "
+            "whose samples have prompts of their own -- choose another reference or loss"
+        )
     by_score = {"value": config.labels.value, "trace_by": config.labels.trace_by}
     for name, chosen in by_score.items():
         if chosen == "score" and not config.prm.enabled:

@@ -6,6 +6,7 @@ Model classes are imported inside the functions that need them, so that reading 
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,7 +149,7 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
         config: The configuration.
         models: The models of this process.
         policy_dir: Directory or hub id of the policy.
-        role: Role of the policy. Only that of the search calls the configured tool.
+        role: Role of the policy. Only that of the search takes the configured actions and calls the tool.
 
     Raises:
         ConfigError: If the backend is not installed or its settings are impossible.
@@ -156,7 +157,11 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
         BackendError: If the server does not answer.
     """
     bare = _bare_policy(config, models, policy_dir, role=role)
-    if config.search.tool is None or role != POLICY:
+    if role != POLICY:
+        return bare
+    if config.search.actions:
+        bare = _with_actions(bare, config, build_renderer(config, policy_dir))
+    if config.search.tool is None:
         return bare
     from stepladder.loops.assembly.tools import build_tool
     from stepladder.policy.observations import ObservationStore
@@ -165,6 +170,24 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
     section = config.search
     settings = ToolSettings(form=section.observation, max_tokens=section.max_observation_tokens, max_errors=section.max_tool_errors)
     return ToolPolicy(bare, build_tool(config), build_renderer(config, policy_dir), settings, ObservationStore())
+
+
+def _with_actions(policy: Policy, config: Config, renderer: "PromptRenderer") -> Policy:
+    from stepladder.policy.actions import Action, ActionPolicy
+
+    section = config.search
+    actions = [
+        Action(
+            name=name,
+            # The decimal number that the user wrote.
+            share=Fraction(repr(action.share)),
+            prompt=renderer.variant(action.prompt).prompt_ids,
+            after=action.after,
+            max_steps=section.max_depth if action.to_end else 1,
+        )
+        for name, action in section.actions.items()
+    ]
+    return ActionPolicy(policy, renderer.prompt_ids, actions)
 
 
 def keep_observations(policy: Policy, shard: Path) -> None:

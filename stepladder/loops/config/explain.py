@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from stepladder.errors import right_name
-from stepladder.loops.config.names import all_settings, right_key, variants
+from stepladder.loops.config.names import ANY_NAME, all_settings, right_key, variants
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """pydantic's error types for an unknown key, in a section and in a dataclass."""
@@ -19,8 +19,9 @@ def explain(error: ValidationError, *, where: str) -> str:
     errors = [(_place(entry["loc"]), entry) for entry in error.errors()]
     place, first = min(errors, key=lambda each: each[1]["type"] not in _UNKNOWN)
     key = ".".join(place.parts)
+    table = ".".join(place.table)
     if first["type"] in _UNKNOWN:
-        return f"{where}: unknown setting {key!r} -- {right_key('.'.join(place.parts[:-1]), place.parts[-1], given_type=place.type)}"
+        return f"{where}: unknown setting {key!r} -- {right_key(table, place.parts[-1], given_type=place.type)}"
     if first["type"] == "missing":
         return f"{where}: setting {key!r} is required -- add it to the file or pass --set {key}=..."
     if first["type"] == "union_tag_invalid":
@@ -44,6 +45,8 @@ class _Place(NamedTuple):
 
     parts: tuple[str, ...]
     """The key, part by part."""
+    table: tuple[str, ...]
+    """The table that holds it, as settings are known."""
     type: str | None
     """The type of the enclosing variant; None outside of variants."""
 
@@ -51,14 +54,19 @@ class _Place(NamedTuple):
 def _place(location: tuple[int | str, ...]) -> _Place:
     """Return the key of pydantic's location, without the names of types and of the alternatives of one value."""
     settings = {setting.key: setting for setting in all_settings()}
+    tables = {setting.table for setting in all_settings()}
     parts: list[str] = []
+    known: list[str] = []
+    """The same with ``ANY_NAME`` for names that are free."""
     chosen = None
     for part in location:
-        here = settings.get(key := ".".join(parts))
+        here = settings.get(key := ".".join(known))
         if chosen is None and part in variants().get(key, ()):
             chosen = str(part)
         elif here is None or here.holds != "value":
             parts.append(str(part))
-            if here is not None and here.holds == "names":
+            is_named = here is not None and here.holds == "names"
+            known.append(ANY_NAME if is_named and f"{key}.{ANY_NAME}" in tables else str(part))
+            if is_named and known[-1] != ANY_NAME:
                 break
-    return _Place(tuple(parts), chosen)
+    return _Place(tuple(parts), tuple(known[:-1]), chosen)

@@ -11,6 +11,9 @@ from pydantic import BaseModel
 
 from stepladder.loops.config.section import Variant
 
+ANY_NAME = "NAME"
+"""What stands for the name of a table whose name is free."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
@@ -61,7 +64,8 @@ def setting_classes() -> tuple[type, ...]:
         kind = waiting.pop()
         if kind not in found:
             found[kind] = None
-            waiting += [inner for annotation in _annotations(kind).values() for inner in settings_classes(annotation)]
+            for annotation in _annotations(kind).values():
+                waiting += [named] if (named := named_class(annotation)) else settings_classes(annotation)
     return tuple(found)
 
 
@@ -122,7 +126,9 @@ def _settings(kind: type, table: str) -> Iterator[Setting]:
         key = f"{table}.{name}" if table else name
         kinds = settings_classes(annotation)
         yield Setting(table=table, name=name, holds="settings" if kinds else "names" if get_origin(annotation) is dict else "value")
-        if marker_of(annotation) is None:
+        if named := named_class(annotation):
+            yield from _settings(named, f"{key}.{ANY_NAME}")
+        elif marker_of(annotation) is None:
             for inner in kinds:
                 yield from _settings(inner, key)
         else:
@@ -160,8 +166,14 @@ def marker_of(annotation: Any) -> Variant | None:
     return next((each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Variant)), None)
 
 
+def named_class(annotation: Any) -> type | None:
+    """Return the class of the tables of a setting whose tables have free names; None for any other."""
+    kinds = settings_classes(get_args(annotation)[1]) if get_origin(annotation) is dict else []
+    return kinds[0] if kinds else None
+
+
 def settings_classes(annotation: Any) -> list[type]:
-    """Return the classes of settings that an annotation names."""
+    """Return the classes of settings that an annotation names, but not those of tables whose names are free."""
     if get_origin(annotation) is Annotated:
         return settings_classes(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

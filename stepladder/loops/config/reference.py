@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from stepladder.errors import ConfigError, right_name
-from stepladder.loops.config.names import marker_of, settings_classes
+from stepladder.loops.config.names import ANY_NAME, marker_of, named_class, settings_classes
 from stepladder.toml_text import toml_value
 
 
@@ -91,11 +91,14 @@ def entries_of(key: str) -> list[Entry]:
 
 def _tables(kind: type, key: str, type_: str | None, given: Any, *, is_on: bool) -> Iterator[Table]:
     """Yield the tables of a class of settings; ``given`` is the default of the setting that holds it, whose values may be its own."""
-    notes, hints, inner = _notes(kind), _hints(kind), list[tuple[str, Any]]()
+    notes, hints, inner = _notes(kind), _hints(kind), list[tuple[str, Any, Any]]()
     entries = []
     for name, hint in hints.items():
-        if settings_classes(hint):
-            inner.append((f"{key}.{name}" if key else name, hint))
+        whole = f"{key}.{name}" if key else name
+        if named := named_class(hint):
+            inner.append((f"{whole}.{ANY_NAME}", named, None))
+        elif settings_classes(hint):
+            inner.append((whole, hint, _default(kind, name, given)))
         elif name != "type" or type_ is None:
             entries.append(
                 Entry(
@@ -108,10 +111,9 @@ def _tables(kind: type, key: str, type_: str | None, given: Any, *, is_on: bool)
                 )
             )
     yield Table(key=key, type=type_, is_on=is_on, meaning=_first_paragraph(kind), entries=tuple(entries))
-    for below, hint in inner:
+    for below, hint, default in inner:
         for each in settings_classes(hint):
             types_ = get_args(get_type_hints(each)["type"]) if marker_of(hint) else (None,)
-            default = _default(kind, below.rpartition(".")[2], given)
             own = default if isinstance(default, each) else None
             inner_type = " or ".join(map(repr, types_)) if marker_of(hint) else None
             yield from _tables(each, below, inner_type, own, is_on=is_on and inner_type is None and default is not None)

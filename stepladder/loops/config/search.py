@@ -1,9 +1,10 @@
 """Sections ``search``, ``labels``, ``evaluate`` and ``gate``: the search, the use of its trees, and the measurements."""
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from stepladder.data.labels.graded import GradedRule, GradedSteps
 from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
@@ -13,6 +14,7 @@ from stepladder.data.labels.values import ValueTarget
 from stepladder.loops.config.section import Section, Variant
 from stepladder.mcts.allocation import Allocation, Uniform
 from stepladder.settings import Count, NonNegative, Share
+from stepladder.types import ROOT_ACTION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +96,26 @@ class ScoresConfig(Section):
     """Check of steps by a tool: ``none``, ``arithmetic`` or ``code``."""
 
 
+class ActionConfig(Section):
+    """A kind of step that a search samples after its own prompt; the table's name is the action's."""
+
+    share: float = Field(gt=0, le=1)
+    """Its part of the samples after a node, in (0, 1]; the shares of all actions sum to 1."""
+    prompt: str = "{prompt}"
+    """Text of the prompt for these samples: ``{prompt}`` is replaced by the prompt of ``format``, ``{question}`` by the question."""
+    after: tuple[str, ...] = ()
+    """Actions whose steps it may follow, ``start`` for the question; empty for all. The others share its part elsewhere."""
+    to_end: bool = False
+    """Sample on to the end of the solution: all of it is one node."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str) -> str:
+        if "{prompt}" not in value and "{question}" not in value:
+            raise ValueError("prompt must contain '{prompt}' or '{question}'")
+        return value
+
+
 class SearchConfig(Section):
     """How to search."""
 
@@ -130,6 +152,35 @@ class SearchConfig(Section):
     tool_unsandboxed: bool = False
     """Run the policy's code with your own rights if the system cannot sandbox it."""
 
+    actions: dict[str, ActionConfig] = Field(default_factory=dict)
+    """Kinds of step with their own prompts and shares of the samples; without any, all steps are of one kind. See docs/actions.md."""
+
+    @field_validator("actions")
+    @classmethod
+    def _check_actions(cls, actions: dict[str, ActionConfig]) -> dict[str, ActionConfig]:
+        if not actions:
+            return actions
+        total = math.fsum(action.share for action in actions.values())
+        if abs(total - 1) > _SHARES_ERROR:
+            raise ValueError(f"shares must sum to 1: got {total:.6g} of {', '.join(actions)}")
+        if ROOT_ACTION in actions:
+            raise ValueError(f"an action must not be called {ROOT_ACTION!r}, which is the question")
+        for name, action in actions.items():
+            unknown = [each for each in action.after if each not in (ROOT_ACTION, *actions)]
+            if unknown:
+                raise ValueError(f"{name}.after must name {ROOT_ACTION} or actions ({', '.join(actions)}): got {unknown[0]!r}")
+        for place in (ROOT_ACTION, *actions):
+            if all(action.after and place not in action.after for action in actions.values()):
+                raise ValueError(f"some action must be able to follow {place}: got none")
+        return actions
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Self:
+        whole = [name for name, action in self.actions.items() if action.to_end]
+        if whole and self.tool is not None:
+            raise ValueError(f"a tool runs between single steps: got tool {self.tool!r} and actions.{whole[0]}.to_end")
+        return self
+
     @field_validator("observation")
     @classmethod
     def _check_observation(cls, value: str) -> str:
@@ -139,10 +190,13 @@ class SearchConfig(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without a tool, settings are written, and so hashed, as before there were any.
-        return {name: value for name, value in write(self).items() if self.tool is not None or name not in TOOL_SETTINGS}
+        # Without a tool or actions, settings are written, and so hashed, as before there were any.
+        unused = (*(() if self.tool is not None else TOOL_SETTINGS), *(() if self.actions else ("actions",)))
+        return {name: value for name, value in write(self).items() if name not in unused}
 
 
+_SHARES_ERROR = 1e-6
+"""How far the sum of shares may be from 1, because thirds have no end."""
 TOOL_SETTINGS = ("tool", "tool_deadline_s", "max_tool_errors", "observation", "max_observation_tokens", "tool_unsandboxed")
 """Settings of ``search`` that only a tool needs."""
 CODE_TOOL = "code"

@@ -65,6 +65,20 @@ def test_chat_prompts_go_through_the_template():
     assert PromptRenderer(tokenizer, StepFormat(chat=True)).prompt_ids(_problem("2")) == tuple(tokenizer.encode("<user>2\n\n<bot>"))
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_variant_stands_around_the_plain_prompt(chat):
+    """Names of placeholders and of control tokens in a question are text; the plain renderer and the hash stay what they were."""
+    tokenizer = tiny_tokenizer("bytes")
+    tokenizer.chat_template = CHAT if chat else None
+    plain = PromptRenderer(tokenizer, StepFormat(prompt_template="Q {question}\n", chat=chat))
+    before = plain.prompt_ids(_problem("{prompt}<eos>"))
+    variant = plain.variant("{prompt}of {question}: ask\n")
+    text = "Q {prompt}<eos>\nof {prompt}<eos>: ask\n"
+    assert tokenizer.decode(variant.prompt_ids(_problem("{prompt}<eos>"))) == (f"<user>{text}\n<bot>" if chat else text)
+    assert variant.hash == plain.hash and plain.prompt_ids(_problem("{prompt}<eos>")) == before
+    assert tokenizer.eos_token_id not in variant.prompt_ids(_problem("{prompt}<eos>"))
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [("#### 5\n", "5"), ("#### 5\n#### 6 ", "6"), ("#### \n", None), ("no answer", None), ("", None), ("a #### -1,000\n", "-1,000")],

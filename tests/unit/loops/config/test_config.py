@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.assembly.checks import check_model, check_prm, check_searches
+from stepladder.loops.assembly.checks import check_labels, check_model, check_prm, check_searches
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.run import Config
@@ -191,3 +191,38 @@ def test_a_question_has_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["solve", "  "])
     assert (result.exit_code, "QUESTION: must have text: got '  '" in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["a={share=0.5}", "b={share=0.4}"], "'search.actions': shares must sum to 1: got 0.9 of a, b"),
+        (["a={share=0}", "b={share=1}"], "'search.actions.a.share': input should be greater than 0: got 0"),
+        (["a={share=1,prompt=''}"], "'search.actions.a.prompt': prompt must contain '{prompt}' or '{question}': got ''"),
+        (["a={share=0.5}", "b={share=0.5,after=['c']}"], "b.after must name start or actions (a, b): got 'c'"),
+        (["a={share=0.5,after=['start']}", "b={share=0.5,after=['a']}"], "some action must be able to follow b: got none"),
+        (["start={share=1}"], "an action must not be called 'start', which is the question"),
+        (["a={share=1,to_end=true}", "tool='code'"], "a tool runs between single steps: got tool 'code' and actions.a.to_end"),
+        (["a={share=1,shares=1}"], "unknown setting 'search.actions.a.shares' -- did you mean 'search.actions.NAME.share'?"),
+    ],
+)
+def test_impossible_actions_are_refused_before_work(given: list[str], words: str) -> None:
+    """One sentence with the place, the rule and what was given."""
+    overrides = [f"search.{text}" if text.startswith("tool") else f"search.actions.{text}" for text in given]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, *overrides])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_actions_are_part_of_the_results_and_of_the_written_settings() -> None:
+    """Without actions the hash is that of settings without the key; methods and losses that cannot take them are refused."""
+    plain = load_config(None, REQUIRED)
+    config = load_config(None, [*REQUIRED, "search.actions.a={share=1}"])
+    assert "actions" not in plain.model_dump(mode="json")["search"] and plain.hash() != config.hash()
+    assert load_config(None, [], base=config.model_dump(mode="json")) == config
+    distinct = "search.options={siblings='distinct',prior='sum-logp'}"
+    with pytest.raises(ConfigError, match=r"search\.options\.siblings: must not be 'distinct' with search\.actions"):
+        check_searches(load_config(None, [*REQUIRED, "search.actions.a={share=1}", distinct]))
+    for wrong in ("preference.reference=sampler", "preference.loss=inpo"):
+        with pytest.raises(ConfigError, match="need log-probabilities after the prompt that is trained"):
+            check_labels(load_config(None, [*REQUIRED, "search.actions.a={share=1}", wrong]))
