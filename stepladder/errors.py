@@ -53,8 +53,8 @@ def check(holds: object, message: str) -> None:
         raise ConfigError(message)
 
 
-def right_name(given: object, names: Iterable[str]) -> str:
-    """Return the remedy for a wrong name: the most similar known name, or all known names."""
+def right_name(given: object, names: Iterable[str], *, overview: Iterable[str] | None = None) -> str:
+    """Return the remedy for a wrong name: the most similar known name, or an overview of them, which is all of them by default."""
     names = list(names)
     near = difflib.get_close_matches(str(given), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names if overview is None else overview)}"

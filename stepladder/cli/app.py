@@ -17,12 +17,14 @@ from stepladder.cli.prm import app as prm_app
 from stepladder.cli.serve import serve
 from stepladder.cli.signals import handle_signals, stopped
 from stepladder.cli.solve import solve
+from stepladder.cli.usage import Commands
 from stepladder.errors import ConfigError
 from stepladder.locks import locked
 from stepladder.outputs import check_output, rows_with
 from stepladder.terminal import echo
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -84,8 +84,9 @@ def entries_of(key: str) -> list[Entry]:
     found = [entry for entry in all_entries() if entry.key == key]
     found = found or [entry for entry in all_entries() if entry.table == key or entry.table.startswith(f"{key}.")]
     if not found:
-        names = {entry.key for entry in all_entries()} | {table.key for table in all_tables()}
-        raise ConfigError(f"config: must be a setting or a table: got {key!r} -- {right_name(key, sorted(names))}, or use --search")
+        names = sorted(({entry.key for entry in all_entries()} | {table.key for table in all_tables()}) - {""})
+        remedy = right_name(key, names, overview=[name for name in names if "." not in name])
+        raise ConfigError(f"config: must be a setting or a table: got {key!r} -- {remedy}, or use --search")
     return found
 
 

@@ -61,6 +61,15 @@ def test_what_is_not_there_is_one_sentence(arguments: list[str], words: str) -> 
     assert words in done.output
 
 
+@pytest.mark.parametrize("key", ["nope.key", "zzz", "x" * 300])
+def test_a_name_like_no_other_gets_the_sections(key: str) -> None:
+    """The remedy lists what stands at the top of a configuration, each once, and none of what is inside."""
+    done = CliRunner().invoke(app, ["config", key])
+    listed = done.stderr.partition("known here: ")[2].removesuffix(", or use --search\n").split(", ")
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert listed == sorted({setting.key for setting in all_settings() if not setting.table})
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_templates_load_as_they_are(task: str, tmp_path: Path) -> None:
     """A template says what the task needs and leaves every default as it is; each default in it is TOML."""
