@@ -23,11 +23,13 @@ def locked(path: Path, *, place: Path) -> Iterator[None]:
         place: The guarded place, for messages.
 
     Raises:
-        CheckpointError: If another process holds the lock, or the file is not writable.
+        CheckpointError: If another process holds the lock, the file is not writable, or its directory is a file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, place)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CheckpointError(f"{place}: must be a directory: it, or one above it, is a file -- choose another place") from error
     except OSError as error:
         raise CheckpointError(f"{place}: must be writable: {error.strerror} -- choose a place that you may write") from error
     try:

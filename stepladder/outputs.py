@@ -1,6 +1,6 @@
 """What a command may replace: one rule for every ``--output``, checked before work starts.
 
-- A place that does not exist, an empty file and an empty directory are free.
+- A place that does not exist is free, and so is an empty file or an empty directory, where the output is one.
 - An earlier result of the same command is replaced only with ``--overwrite``.
 - Nothing else is ever replaced, and no input of the command is.
 """
@@ -20,7 +20,9 @@ Recognise = Callable[[Path], bool]
 """Says whether the command wrote an existing file or directory."""
 
 
-def check_output(path: Path, *, option: str, ours: Recognise, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+def check_output(
+    path: Path, *, option: str, ours: Recognise, overwrite: bool, inputs: Iterable[Path] = (), is_directory: bool = False
+) -> None:
     """Check that a command may write a file or a directory.
 
     Args:
@@ -29,6 +31,7 @@ def check_output(path: Path, *, option: str, ours: Recognise, overwrite: bool, i
         ours: Says whether the existing output is a result of the same command. It is called only if the output exists and is not empty.
         overwrite: Whether the command may replace such a result.
         inputs: The files and directories that the command reads.
+        is_directory: Whether the command writes a directory there, and not a file.
 
     Raises:
         CheckpointError: If the command may not write it.
@@ -42,8 +45,13 @@ def check_output(path: Path, *, option: str, ours: Recognise, overwrite: bool, i
     if Path.cwd().is_relative_to(target):
         raise CheckpointError(f"{option} {path}: must not be the working directory or one above it -- name a new file or directory")
     _check_writable(path, target, option)
-    if not target.exists() or _is_empty(target):
+    if not target.exists():
         return
+    if _is_empty(target):
+        if target.is_dir() == is_directory:
+            return
+        wanted, found = ("directory", "file") if is_directory else ("file", "directory")
+        raise CheckpointError(f"{option} {path}: must be a {wanted}: it is a {found} -- choose another place")
     if not ours(target):
         raise CheckpointError(f"{option} {path}: must be new: it holds what this command did not write -- choose another place")
     if not overwrite:

@@ -139,7 +139,7 @@ def train(
         if bool(files) == bool(trees):
             raise ConfigError("prm train: needs files of labelled solutions or --trees: got both or neither -- give one of them")
         inputs = [*files, *trees, Path(init)]
-        check_output(output, option="--output", ours=directory_with(REPORT_FILE), overwrite=overwrite, inputs=inputs)
+        check_output(output, option="--output", ours=directory_with(REPORT_FILE), overwrite=overwrite, inputs=inputs, is_directory=True)
         settings = dict(
             learning_rate=learning_rate,
             epochs=epochs,

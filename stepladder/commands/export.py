@@ -282,9 +282,11 @@ def _shown_source(name: str) -> str:
 def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSummary]) -> tuple[str, ExportSummary]:
     """Write an export to a temporary directory and upload it. The hub's content is checked before any work."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
 
     api = HfApi()
     with _hub_explained(name), tempfile.TemporaryDirectory(prefix="stepladder-export-") as folder:
+        validate_repo_id(name)
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         exists = api.repo_exists(repository, repo_type="dataset")
         if exists:
@@ -306,10 +308,14 @@ def _publish(name: str, options: ExportOptions, write: Callable[[Path], ExportSu
 def _fetched(place: str) -> Path:
     """Return the directory of a data set; fetch it first if it is on the hub."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import validate_repo_id
 
     target, _, repository = place.partition(":")
     if target != _HUB:
         return Path(place)
+    with _hub_explained(repository):
+        # A name that cannot be one is no question for the network.
+        validate_repo_id(repository)
     with _hub_explained(repository), cached_where_unreachable():
         return Path(snapshot_download(repository, repo_type="dataset"))
 
@@ -338,7 +344,7 @@ def _hub_explained(name: str) -> Iterator[None]:
     except LocalTokenNotFoundError:
         raise BackendError(f"hub:{name}: the hub must know who asks: no token was found -- run hf auth login, or set HF_TOKEN") from None
     except HFValidationError as error:
-        raise ConfigError(f"--to hub:{name}: must be OWNER/NAME: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"hub:{name}: must be hub:OWNER/NAME: {str(error).splitlines()[0].rstrip('.')} -- correct the name") from None
     except httpx2.HTTPError as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BackendError(f"hub:{name}: the hub must answer: {first_line} -- check name, token and network") from error

@@ -250,10 +250,11 @@ def _load_model(
 
 def _loaded(source: str | Path, what: str, load: Callable[..., Any], **options: Any) -> Any:
     """Load, and turn any exception of a broken or absent checkpoint into one sentence."""
-    if _looks_like_path(source) and not Path(source).is_dir():
-        raise CheckpointError(f"{source}: must be a model directory or a hub id: no such directory -- check the path")
     if Path(source).is_dir():
         return _explained(source, what, load, **options)
+    if Path(source).exists() or _looks_like_path(source):
+        found = "it is a file" if Path(source).exists() else "no such directory"
+        raise CheckpointError(f"{source}: must be a model directory or a hub id: {found} -- check the path")
     with cached_where_unreachable():
         return _explained(source, what, load, **options)
 

@@ -165,6 +165,8 @@ def _local_directory(source: str | Path) -> Path:
     """Return the directory of a model's files. A hub model is downloaded, or taken from the cache."""
     if Path(source).is_dir():
         return Path(source)
+    if Path(source).exists():
+        raise CheckpointError(f"{source}: must be a model directory or a hub id: it is a file -- check the path")
     try:
         with cached_where_unreachable():
             return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))

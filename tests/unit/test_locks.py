@@ -62,5 +62,6 @@ def test_the_lock_is_free_after_an_exception_and_not_held_by_children(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     """A file where the directory should be."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="must be writable"), locked(tmp_path / "file" / ".lock", place=tmp_path / "file"):
-        pass
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match=r"must be a directory: .* is a file"), locked(place / ".lock", place=place):
+            pass

@@ -8,16 +8,22 @@ from stepladder.errors import CheckpointError
 from stepladder.outputs import check_output, directory_with, rows_with, text_with
 
 
-def check(path, *, overwrite=False, inputs=(), ours=lambda path: False):
-    check_output(path, option="--output", ours=ours, overwrite=overwrite, inputs=inputs)
+def check(path, *, overwrite=False, inputs=(), ours=lambda path: False, is_directory=False):
+    check_output(path, option="--output", ours=ours, overwrite=overwrite, inputs=inputs, is_directory=is_directory)
 
 
 def test_new_places_empty_files_and_empty_directories_are_free(tmp_path):
-    """Nothing is lost there."""
+    """Nothing is lost there; a file goes in the place of a file, and a directory in that of a directory."""
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("new.jsonl", "folder/below/new.jsonl", "empty.jsonl", "empty"):
+    for name in ("new.jsonl", "folder/below/new.jsonl", "empty.jsonl"):
         check(tmp_path / name)
+    for name in ("new", "folder/below/new", "empty"):
+        check(tmp_path / name, is_directory=True)
+    with pytest.raises(CheckpointError, match=r"empty: must be a file: it is a directory -- choose another place"):
+        check(tmp_path / "empty", overwrite=True)
+    with pytest.raises(CheckpointError, match=r"empty.jsonl: must be a directory: it is a file -- choose another place"):
+        check(tmp_path / "empty.jsonl", overwrite=True, is_directory=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

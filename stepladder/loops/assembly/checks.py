@@ -175,8 +175,9 @@ def _check_family(setting: str, directory: Path, *, trust_remote_code: bool) -> 
 def _is_directory(setting: str, source: str) -> bool:
     """Say whether a model is a directory, and not a hub id. Missing paths and unavailable hub ids are refused."""
     path = Path(source)
-    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
-        raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} does not exist -- correct the path")
+    if not path.is_dir() and (path.exists() or path.is_absolute() or source.startswith((".", "~"))):
+        found = "is a file" if path.exists() else "does not exist"
+        raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} {found} -- correct the path")
     check_model_source(source)
     return path.is_dir()
 

@@ -268,7 +268,7 @@ def test_hub_failures_are_one_sentence(run: RunDir, hub: FakeHub) -> None:
     cases: tuple[tuple[Exception, type[Exception], str], ...] = (
         (LocalTokenNotFoundError("x"), BackendError, "no token was found -- run hf auth login"),
         (httpx2.ConnectError("no route"), BackendError, "the hub must answer: no route -- check name, token and network"),
-        (HFValidationError("bad name"), ConfigError, "must be OWNER/NAME: bad name"),
+        (HFValidationError("bad name"), ConfigError, "must be hub:OWNER/NAME: bad name -- correct the name"),
     )
     for hub.failure, kind, message in cases:
         with pytest.raises(kind, match=message):
