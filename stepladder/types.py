@@ -424,6 +424,32 @@ class GradedRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageRow:
+    """A continuation with the advantage of each of its tokens: a whole solution, or a step."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    """The rendered prompt and, for a step, the earlier steps. It carries no loss."""
+    completion_ids: list[int]
+    """The solution, or the step."""
+    advantages: list[float]
+    """Advantage of each token of ``completion_ids``; 0 for a given one."""
+    logps: list[float]
+    """Log-probability of each token under the policy that sampled it; 0 for a given one."""
+    prompt: str
+    """The question and the earlier steps as text."""
+    completion: str
+    """The solution, or the step, as text."""
+    provenance: Provenance
+    """Of its tree."""
+    completion_given: list[bool] = field(default_factory=list)
+    """Whether each token of ``completion_ids`` was given instead of sampled; empty if none was."""
+    staleness: int = 0
+    """Updates of the policy between the search that sampled the row and the first one that learned from it, in training during the search;
+    0 where rows are made before the training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ValueRow:
     """One root-to-leaf path with a target at the end of every learned step.
 

@@ -45,7 +45,7 @@ from stepladder.lm.training import (
 )
 from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, WeightedCompletionObjective
-from stepladder.types import GradedRow, PreferencePair, SoftTarget, Trace
+from stepladder.types import AdvantageRow, GradedRow, PreferencePair, SoftTarget, Trace
 
 SAMPLER = "sampler"
 """Name of the reference that consists of the policies that sampled the rows."""
@@ -416,7 +416,12 @@ def saver(model_dir: str | Path, trust_remote_code: bool) -> Callable[[PreTraine
 
 
 def completion_row(
-    record: Trace | SoftTarget | PreferencePair | GradedRow, completion_ids: list[int], given: list[bool], *, vocabulary: int, place: str
+    record: Trace | SoftTarget | PreferencePair | GradedRow | AdvantageRow,
+    completion_ids: list[int],
+    given: list[bool],
+    *,
+    vocabulary: int,
+    place: str,
 ) -> CompletionRow:
     """Return the row of a completion after a record's prompt, some of whose tokens may be given.
 
