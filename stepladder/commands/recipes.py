@@ -5,14 +5,14 @@ from typing import Any
 from stepladder.loops.config.merge import merge
 from stepladder.recipes import PREFIX, Recipe, find_recipe, recipes
 
-ALGORITHM = ("search", "labels", "sft", "preference", "prm", "start_from", "start_model", "gate", "rules", "rounds")
+ALGORITHM = ("search", "labels", "sft", "preference", "gradient", "prm", "start_from", "start_model", "gate", "rules", "rounds")
 """Sections and settings that a recipe defines; all others are those of the task."""
 
 _SIZES: dict[str, tuple[str, ...]] = {
     "search": ("max_depth", "max_step_tokens", "max_tokens", "max_trees"),
     "prm": ("train", "backend"),
 }
-_METHODS_OF_TRAINING = {"preference": ("enabled", "loss", "reference"), "sft": ()}
+_METHODS_OF_TRAINING = {"preference": ("enabled", "loss", "reference"), "gradient": ("enabled", "loss", "reference"), "sft": ()}
 
 
 def settings_on_task(recipe: Recipe, task: dict[str, Any], *, embedded: bool) -> dict[str, Any]:

@@ -18,12 +18,22 @@ import pyarrow.parquet as pq
 
 from stepladder.errors import DataFormatError
 from stepladder.files import atomic_file, reading
-from stepladder.types import TREE_SCHEMA_VERSION, GradedRow, PreferencePair, Provenance, SoftTarget, Trace, TreeRecord, ValueRow
+from stepladder.types import (
+    TREE_SCHEMA_VERSION,
+    AdvantageRow,
+    GradedRow,
+    PreferencePair,
+    Provenance,
+    SoftTarget,
+    Trace,
+    TreeRecord,
+    ValueRow,
+)
 
-RecordT = TypeVar("RecordT", TreeRecord, Trace, SoftTarget, PreferencePair, GradedRow, ValueRow)
+RecordT = TypeVar("RecordT", TreeRecord, Trace, SoftTarget, PreferencePair, GradedRow, AdvantageRow, ValueRow)
 
 ROW_SCHEMA_VERSION = 1
-"""Version of the stored form of traces, graded rows and value rows."""
+"""Version of the stored form of traces, graded rows, rows with advantages and value rows."""
 PAIR_SCHEMA_VERSION = 3
 """Version of the stored form of pairs."""
 
@@ -183,6 +193,22 @@ GRADED = ShardKind(
         "completion_given": pa.list_(pa.bool_()),
     },
     later=("completion_given",),
+)
+ADVANTAGES = ShardKind(
+    name="advantages",
+    version=ROW_SCHEMA_VERSION,
+    record=AdvantageRow,
+    columns={
+        "problem_id": _TEXT,
+        "prompt_ids": pa.list_(_INT),
+        "completion_ids": pa.list_(_INT),
+        "advantages": pa.list_(_FLOAT),
+        "logps": pa.list_(_FLOAT),
+        "prompt": _TEXT,
+        "completion": _TEXT,
+        "completion_given": pa.list_(pa.bool_()),
+        "staleness": _INT,
+    },
 )
 _PER_NODE = ("depths", "token_ids", "logps", "texts", "priors", "scores", "visits", "values", "stop_reasons", "answers", "outcomes")
 """Fields of a tree that have one entry per node, as ``parents`` has."""

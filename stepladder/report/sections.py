@@ -355,6 +355,7 @@ _KINDS = {
     "revisions": "revision traces",
     "pairs": "preference pairs",
     "graded": "graded rows",
+    "advantages": "rows with advantages",
     "values": "value rows",
 }
 """Kinds of rows that labelling counts, in the order of the report, as it calls them."""

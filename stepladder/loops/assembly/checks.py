@@ -111,9 +111,25 @@ def check_labels(config: Config) -> None:
             f"labels.replay: needs solved examples: got {config.labels.replay} without warmup.solutions -- name a file or leave it out"
         )
     _check_prm_replay(config)
+    _check_advantages(config)
     text, end = config.labels.revision_text, config.format.step_end
     if text and config.format.steps == "text" and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
+
+
+def _check_advantages(config: Config) -> None:
+    if not config.gradient.enabled:
+        return
+    rule = config.labels.advantages
+    if not config.prm.enabled and (rule.needs_scores or getattr(rule, "by", None) == "score"):
+        raise ConfigError(
+            f"labels.advantages: {rule.type!r} goes by the scores of steps: got prm.enabled = false -- choose another or enable the PRM"
+        )
+    if config.labels.data.type == "accumulate":
+        raise ConfigError(
+            "labels.data: policy gradients compare with the policy that sampled, which must not be long gone: got 'accumulate' -- use "
+            "'replace', or 'window' or 'on-policy' with a small window"
+        )
 
 
 def _check_prm_replay(config: Config) -> None:
@@ -235,7 +251,13 @@ def check_training(config: Config) -> None:
         raise ConfigError(
             f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
         )
-    stages = {"warmup.train": config.warmup.train, "sft": config.sft, "preference": config.preference, "prm.train": config.prm.train}
+    stages = {
+        "warmup.train": config.warmup.train,
+        "sft": config.sft,
+        "preference": config.preference,
+        "gradient": config.gradient,
+        "prm.train": config.prm.train,
+    }
     quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
     if quantised and find_spec("bitsandbytes") is None:
         raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")

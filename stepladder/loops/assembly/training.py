@@ -5,7 +5,7 @@ from typing import Any
 
 from stepladder.lm.settings import StageSettings, TrainSettings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.training import BinLoss, ImplicitLoss, PreferenceConfig, PRMLoss
+from stepladder.loops.config.training import BinLoss, GradientConfig, ImplicitLoss, PreferenceConfig, PRMLoss
 
 
 def train_settings(stage: StageSettings, *, seed: int, config: Config) -> TrainSettings:
@@ -19,6 +19,13 @@ def build_preference_objective(section: PreferenceConfig) -> Any:
     from stepladder.policy.objectives import PreferenceObjective, UnpairedObjective
 
     return (UnpairedObjective if section.unpaired else PreferenceObjective)(settings=section.loss)  # pyright: ignore[reportArgumentType]
+
+
+def build_gradient_objective(section: GradientConfig) -> Any:
+    """Return the loss of policy gradients, a ``GradientObjective``."""
+    from stepladder.policy.gradient import GradientObjective
+
+    return GradientObjective(settings=section.loss)
 
 
 def new_prm_spec(loss: PRMLoss) -> Any:

@@ -12,7 +12,7 @@ from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.config.rules import RulesConfig
 from stepladder.loops.config.search import EvaluateConfig, GateConfig, LabelsConfig, SearchConfig
 from stepladder.loops.config.section import Section
-from stepladder.loops.config.training import PreferenceConfig, PRMConfig, SFTConfig, TrainingConfig, WarmupConfig
+from stepladder.loops.config.training import GradientConfig, PreferenceConfig, PRMConfig, SFTConfig, TrainingConfig, WarmupConfig
 from stepladder.plugs import without_folder
 
 PATH_KEYS: tuple[tuple[str, ...], ...] = (
@@ -78,6 +78,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     sft: SFTConfig = SFTConfig()
     preference: PreferenceConfig = PreferenceConfig()
+    gradient: GradientConfig = GradientConfig()
     start_from: Literal["best", "base", "last", "model"] = "best"
     """The policy that each round trains: the best one so far, the warmed-up one (rStar-Math), the one trained last, accepted or not, or
     ``start_model``. Searches always use the best one."""

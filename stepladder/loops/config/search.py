@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from stepladder.data.labels.advantage_rules import AdvantageRule, GroupAdvantages
 from stepladder.data.labels.graded import GradedRule, GradedSteps
 from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
 from stepladder.data.labels.soft_targets import NoSoftTargets, SoftTargetRule
@@ -265,6 +266,8 @@ class LabelsConfig(Section):
     ``improved-policy``; see docs/training.md."""
     graded: Annotated[GradedRule, Variant("steps")] = GradedSteps()
     """Rows for losses without pairs: steps that change the value, or right and wrong solutions."""
+    advantages: Annotated[AdvantageRule, Variant("group")] = GroupAdvantages()
+    """Rule that gives every token an advantage for policy gradients (``gradient``), with its settings; see docs/training.md."""
     from_refused: bool = True
     """Learn also from the rows of earlier rounds whose policy the gate refused."""
     data: Annotated[AllRounds | RecentRounds | RecentVersions, Variant("accumulate")] = AllRounds()

@@ -1,15 +1,17 @@
-"""Sections ``sft``, ``preference``, ``warmup``, ``prm`` and ``training``: the trained models, their losses, and how to train."""
+"""Sections ``sft``, ``preference``, ``gradient``, ``warmup``, ``prm`` and ``training``: the models, their losses, and how to train."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, get_args, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 from pydantic import Field, model_validator
 
 from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.errors import check, right_name
 from stepladder.lm.settings import StageSettings
 from stepladder.loops.config.section import Section, Variant
+from stepladder.policy.gradient_settings import GRPO, GradientLoss
 from stepladder.policy.preference_settings import DPO, PreferenceLoss, UnpairedLoss
 from stepladder.settings import Count, Positive, check_bounds
 
@@ -71,6 +73,20 @@ class PreferenceConfig(StageSettings):
     def reads_agreement(self) -> bool:
         """Whether the loss needs the agreement of two PRMs on the siblings of a pair."""
         return isinstance(self.loss, DPO) and self.loss.label_smoothing == "agreement"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientConfig(StageSettings):
+    """Policy-gradient training of the policy on the advantages of ``labels.advantages``."""
+
+    enabled: bool = False
+    """Whether to train by policy gradients, after SFT and preferences where these are on."""
+    loss: Annotated[GradientLoss, Variant("grpo")] = GRPO()  # noqa: RUF009
+    """The clipped loss: ``grpo``, ``dapo``, ``dr-grpo`` or ``gspo``, with its settings; see docs/training.md."""
+    reference: Literal["start", "base"] = "start"
+    """Reference of ``loss.kl_weight``: the model before this stage, or the warmed-up base model."""
+    epochs: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
+    """Passes over the rows, > 0, rounded up to whole updates. After the first update the policy is no longer the one that sampled."""
 
 
 class WarmupConfig(Section):

@@ -103,6 +103,17 @@ _RULES = (
         because="preference.loss takes pairs, and reads labels.pairs",
     ),
     _Rule(
+        holds=lambda config: not config.gradient.enabled,
+        keys=("gradient.", "labels.advantages."),
+        but=("gradient.enabled",),
+        because="gradient.enabled is false",
+    ),
+    _Rule(
+        holds=lambda config: config.gradient.enabled and not config.gradient.loss.kl_weight,
+        keys=("gradient.reference",),
+        because="gradient.loss.kl_weight is 0",
+    ),
+    _Rule(
         holds=lambda config: config.labels.revisions == 0,
         keys=("labels.revision_of", "labels.revision_text"),
         because="labels.revisions is 0",

@@ -65,6 +65,8 @@ class LabelCounts:
     """Preference pairs."""
     graded: RowCounts | None = None
     """Good and bad continuations."""
+    advantages: RowCounts | None = None
+    """Solutions or steps with advantages."""
     values: RowCounts
     """Value rows."""
 
@@ -185,11 +187,13 @@ class PolicyTraining:
     """On traces."""
     preference: TrainingSummary | None = None
     """On pairs or graded rows."""
+    gradient: TrainingSummary | None = None
+    """On advantages."""
 
     @property
     def stages(self) -> dict[str, TrainingSummary]:
         """The trainings that took place, by name."""
-        found = {"warmup": self.warmup, "sft": self.sft, "preference": self.preference}
+        found = {"warmup": self.warmup, "sft": self.sft, "preference": self.preference, "gradient": self.gradient}
         return {name: summary for name, summary in found.items() if summary is not None}
 
     def to_dict(self) -> dict[str, Any]:

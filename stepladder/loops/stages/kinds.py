@@ -11,7 +11,7 @@ from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.store import RecordT, ShardKind, count_rows, read_records, write_records
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
-from stepladder.types import GradedRow, PreferencePair, SoftTarget, Trace, TreeRecord, ValueRow
+from stepladder.types import AdvantageRow, GradedRow, PreferencePair, SoftTarget, Trace, TreeRecord, ValueRow
 
 
 class Learner(StrEnum):
@@ -55,6 +55,8 @@ PAIRS: RowKind[PreferencePair] = RowKind(name="pairs", stored=store.PAIRS, learn
 """Two continuations of one prefix, one of them preferred."""
 GRADED: RowKind[GradedRow] = RowKind(name="graded", stored=store.GRADED, learner=Learner.POLICY)
 """Good and bad continuations, for losses that take no pairs."""
+ADVANTAGES: RowKind[AdvantageRow] = RowKind(name="advantages", stored=store.ADVANTAGES, learner=Learner.POLICY)
+"""Solutions or steps with an advantage for every token, for policy gradients."""
 VALUES: RowKind[ValueRow] = RowKind(name="values", stored=store.VALUES, learner=Learner.PRM)
 """Value targets from the trees."""
 STEP_PAIRS: RowKind[PreferencePair] = RowKind(name="step-pairs", stored=store.PAIRS, learner=Learner.PRM)
@@ -102,6 +104,11 @@ def preference_kind(config: Config) -> RowKind[PreferencePair] | RowKind[GradedR
     if not config.preference.enabled:
         return None
     return GRADED if config.preference.unpaired else PAIRS
+
+
+def gradient_kind(config: Config) -> RowKind[AdvantageRow] | None:
+    """Return the kind of rows of policy gradients; None without them."""
+    return ADVANTAGES if config.gradient.enabled else None
 
 
 def prm_kind(config: Config) -> RowKind[ValueRow] | RowKind[PreferencePair]:

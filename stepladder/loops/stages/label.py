@@ -9,7 +9,18 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, ROLLOUTS, SOFT_TARGETS, STEP_PAIRS, TRACES, TREES, VALUES, samples_first
+from stepladder.loops.stages.kinds import (
+    ADVANTAGES,
+    GRADED,
+    PAIRS,
+    ROLLOUTS,
+    SOFT_TARGETS,
+    STEP_PAIRS,
+    TRACES,
+    TREES,
+    VALUES,
+    samples_first,
+)
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 
 
@@ -55,17 +66,18 @@ def label_imported(context: RoundContext, policy_version: int) -> None:
         _write_counts(folder / "labels.json", context.work(tasks, {}))
 
 
-_LABELLED = (TRACES, SOFT_TARGETS, PAIRS, GRADED, VALUES, STEP_PAIRS)
+_LABELLED = (TRACES, SOFT_TARGETS, PAIRS, GRADED, ADVANTAGES, VALUES, STEP_PAIRS)
 """Kinds of rows that trees may give."""
 
 
 def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) -> LabelCounts:
-    """Turn a shard of trees into traces, preference pairs, graded rows and value rows; return the counts of kept and dropped rows.
+    """Turn a shard of trees into the rows that the models learn from; return the counts of kept and dropped rows.
 
     Args:
         config: The configuration.
         sources: Sources of the rows.
-        out: File of each kind of rows, by its name: traces, soft targets, pairs, graded, values and step-pairs.
+        out: File of each kind of rows, by its name: traces, soft targets, pairs, graded, advantages, values and
+            step-pairs.
     """
     rows = rows_of_trees(config, sources)
     TRACES.write(out[TRACES.name], rows.all_traces)
@@ -75,6 +87,8 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
     VALUES.write(out[VALUES.name], rows.values.rows)
     if rows.graded is not None:
         GRADED.write(out[GRADED.name], rows.graded.rows)
+    if rows.advantages is not None:
+        ADVANTAGES.write(out[ADVANTAGES.name], rows.advantages.rows)
     if rows.step_pairs is not None:
         STEP_PAIRS.write(out[STEP_PAIRS.name], rows.step_pairs)
     return rows.counts()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from stepladder.errors import StepladderError
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES, preference_kind, samples_first
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES, gradient_kind, preference_kind, samples_first
 from stepladder.types import StopReason, TreeRecord
 
 _MORE = "raise search.simulations, warm up on solved problems (warmup.solutions), or take easier problems"
@@ -36,7 +36,8 @@ def check_solved_problems_give_rows(context: RoundContext, number: int, labels: 
     if not any(labels.by_kind[kind].kept for kind in _policy_kinds(context) if kind in labels.by_kind):
         raise StepladderError(
             f"round {number}: right solutions must give the policy something to learn from: {found}, and the rules dropped everything "
-            f"({_dropped(context, labels)}) -- loosen labels.min_trace_value or the settings of labels.pairs, and start another run"
+            f"({_dropped(context, labels)}) -- loosen labels.min_trace_value or the settings of labels.pairs or "
+            "labels.advantages, and start another run"
         )
     if learns_traces:
         context.display.say(f"round {number}: {found}, but no solution became a trace (traces: {_reasons(labels.traces)})")
@@ -62,7 +63,8 @@ def _policy_kinds(context: RoundContext) -> list[str]:
     """Return the kinds of rows that the policy learns from, by their names among the label counts."""
     preferences = preference_kind(context.config)
     traces = ["traces", "revisions", "soft_targets"] if context.config.sft.enabled else []
-    return [*traces, *([] if preferences is None else [preferences.name])]
+    gradient = gradient_kind(context.config)
+    return [*traces, *(kind.name for kind in (preferences, gradient) if kind is not None)]
 
 
 def _reasons(counts: RowCounts) -> str:

@@ -1,20 +1,34 @@
-"""Train the policy: on solved problems in the warm-up, then in every round on right solutions and on preferences."""
+"""Train the policy: on solved problems in the warm-up, then in every round on right solutions, on preferences and on advantages."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.loops.assembly.policies import build_renderer, step_format
-from stepladder.loops.assembly.training import build_preference_objective, train_settings
+from stepladder.loops.assembly.training import build_gradient_objective, build_preference_objective, train_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import RecentRounds
 from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, SOFT_TARGETS, TRACES, RowKind, has_rows, preference_kind, soft_kind, trace_kind
+from stepladder.loops.stages.kinds import (
+    ADVANTAGES,
+    GRADED,
+    PAIRS,
+    SOFT_TARGETS,
+    TRACES,
+    RowKind,
+    gradient_kind,
+    has_rows,
+    preference_kind,
+    soft_kind,
+    trace_kind,
+)
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.policy.prompts import PromptRenderer
 from stepladder.types import Provenance, Trace, derive_seed
@@ -61,57 +75,77 @@ def _solved_examples(config: Config, renderer: PromptRenderer, solutions: Path) 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
     """Say whether a round has rows for the policy to learn from."""
-    kinds = (trace_kind(context.config), soft_kind(context.config), preference_kind(context.config))
+    config = context.config
+    kinds = (trace_kind(config), soft_kind(config), preference_kind(config), gradient_kind(config))
     return any(has_rows(_shards(context, number, kind)) for kind in kinds)
+
+
+class _Stage(NamedTuple):
+    """One of the trainings of a round's policy."""
+
+    name: Literal["sft", "preference", "gradient"]
+    """Its name, that of its section."""
+    shown: str
+    """Its name in the progress display."""
+    task: Callable[..., Task[TrainingSummary]]
+    """Makes its task, given ``start``, ``out`` and ``stage``."""
 
 
 def train_policy(context: RoundContext, number: int, best_policy: int) -> PolicyTraining:
     """Train the policy on the data of the configured rounds; without any data it is left as it is."""
-    if not learns_policy(context, number):
+    stages = _stages(context, number)
+    if not stages:
         return PolicyTraining()
-    config, run = context.config, context.run
-    traces, preferences = _shards(context, number, trace_kind(context.config)), _shards(context, number, preference_kind(config))
-    soft_targets = _shards(context, number, soft_kind(config))
-    learns_traces, learns_preferences = has_rows(traces) or has_rows(soft_targets), has_rows(preferences)
-    out, stage, seed = run.policy(number), f"round {number}: policy", derive_seed(config.run.seed, "train", number)
-    start = _start(context, number, best_policy)
-    # Between the two trainings the model has a place of its own, with a summary of its own: a stop loses neither.
-    between = out.with_name("sft") if learns_preferences else out
+    out, shown = context.run.policy(number), f"round {number}: policy"
 
-    def train_on_traces() -> TrainingSummary:
-        task = Task.of(
-            train_on_solutions,
-            config=config,
-            start=start,
-            traces=traces,
-            soft_targets=soft_targets,
-            out=between,
-            seed=seed,
-            stage=f"{stage} SFT",
-        )
-        return context.train([task], {f"{stage} SFT": None})[0]
-
-    def train_all() -> PolicyTraining:
-        if not learns_preferences:
-            return PolicyTraining(sft=train_on_traces())
-        sft, begun = None, start
-        if learns_traces:
-            sft = finished_training(between.with_suffix(".json"), [between], train=train_on_traces, read=TrainingSummary.from_dict)
-            check_trained(between)
-            begun = str(between)
-        base, shown = run.policy_source(0, context.run_config), f"{stage} preferences"
-        task = Task.of(train_on_preferences, config=config, start=begun, base=base, rows=preferences, out=out, seed=seed, stage=shown)
-        return PolicyTraining(sft=sft, preference=context.train([task], {shown: None})[0])
+    def train_stage(stage: _Stage, start: str, place: Path) -> TrainingSummary:
+        title = f"{shown} {stage.shown}"
+        return context.train([stage.task(start=start, out=place, stage=title)], {title: None})[0]
 
     def train() -> PolicyTraining:
+        begun, done = _start(context, number, best_policy), dict[str, TrainingSummary]()
         with context.stage(number, "train policy"):
-            return train_all()
+            for stage in stages[:-1]:
+                # Between two trainings the model has a place of its own, with a summary of its own: a stop loses neither.
+                between = out.with_name(stage.name)
+                once = partial(train_stage, stage, begun, between)
+                done[stage.name] = finished_training(between.with_suffix(".json"), [between], train=once, read=TrainingSummary.from_dict)
+                check_trained(between)
+                begun = str(between)
+            done[stages[-1].name] = train_stage(stages[-1], begun, out)
+        return PolicyTraining(**done)
 
     trained = finished_training(out.with_suffix(".json"), [out], train=train, read=PolicyTraining.from_dict)
-    shutil.rmtree(out.with_name("sft"), ignore_errors=True)
-    out.with_name("sft.json").unlink(missing_ok=True)
-    digest_file(out.with_name("sft")).unlink(missing_ok=True)
+    for stage in stages[:-1]:
+        between = out.with_name(stage.name)
+        shutil.rmtree(between, ignore_errors=True)
+        between.with_suffix(".json").unlink(missing_ok=True)
+        digest_file(between).unlink(missing_ok=True)
     return trained
+
+
+def _stages(context: RoundContext, number: int) -> list[_Stage]:
+    """Return the trainings of a round that have rows, in their order."""
+    config, seed = context.config, derive_seed(context.config.run.seed, "train", number)
+    base = context.run.policy_source(0, context.run_config)
+    traces, soft_targets = _shards(context, number, trace_kind(config)), _shards(context, number, soft_kind(config))
+    preferences, advantages = _shards(context, number, preference_kind(config)), _shards(context, number, gradient_kind(config))
+    of_task = partial(partial, Task.of)
+    found: list[tuple[bool, _Stage]] = [
+        (
+            has_rows(traces) or has_rows(soft_targets),
+            _Stage("sft", "SFT", of_task(train_on_solutions, config=config, traces=traces, soft_targets=soft_targets, seed=seed)),
+        ),
+        (
+            has_rows(preferences),
+            _Stage("preference", "preferences", of_task(train_on_preferences, config=config, base=base, rows=preferences, seed=seed)),
+        ),
+        (
+            has_rows(advantages),
+            _Stage("gradient", "gradient", of_task(train_on_advantages, config=config, base=base, rows=advantages, seed=seed)),
+        ),
+    ]
+    return [stage for learns, stage in found if learns]
 
 
 def _start(context: RoundContext, number: int, best_policy: int) -> str:
@@ -220,5 +254,36 @@ def train_on_preferences(*, config: Config, start: str, base: str, rows: list[Pa
             objective=objective,
             reference=reference,
         )
+    step_format(config).save(out)
+    return summary_of(report)
+
+
+def train_on_advantages(*, config: Config, start: str, base: str, rows: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:
+    """Train a policy by policy gradients.
+
+    Args:
+        config: The configuration.
+        start: The policy to train.
+        base: The policy of round 0.
+        rows: Shards of rows with advantages.
+        out: Directory of the trained policy.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.policy.gradient import train_gradient
+
+    worker_models().release()
+    section = config.gradient
+    report = train_gradient(
+        start,
+        ADVANTAGES.read(rows),
+        out,
+        train_settings(section, seed=seed, config=config),
+        renderer_hash=build_renderer(config, start).hash,
+        objective=build_gradient_objective(section),
+        reference={"start": None, "base": base}[section.reference],
+        trust_remote_code=config.policy.trust_remote_code,
+        on_progress=TrainingProgress(stage),
+    )
     step_format(config).save(out)
     return summary_of(report)

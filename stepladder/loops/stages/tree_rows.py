@@ -22,7 +22,7 @@ from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import worker_models
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.tree_paths import children_of, ids_along, observations_along, path_to
-from stepladder.types import GradedRow, PreferencePair, Problem, SoftTarget, Trace, TreeRecord, ValueRow
+from stepladder.types import AdvantageRow, GradedRow, PreferencePair, Problem, SoftTarget, Trace, TreeRecord, ValueRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +58,8 @@ class TreeRows:
     """Preference pairs."""
     graded: Selection[GradedRow] | None
     """Good and bad continuations."""
+    advantages: Selection[AdvantageRow] | None
+    """Solutions or steps with advantages."""
     values: Selection[ValueRow]
     """Value rows, from the round's own trees alone."""
     step_pairs: list[PreferencePair] | None
@@ -77,6 +79,7 @@ class TreeRows:
             soft_targets=_counted(self.soft_targets),
             pairs=_counts(self.pairs),
             graded=_counted(self.graded),
+            advantages=_counted(self.advantages),
             values=_counts(self.values),
         )
 
@@ -110,6 +113,8 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
         soft_targets=None if labels.soft_targets.type == "none" else labels.soft_targets.select(valued_trees(own, labels.value)),
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,
+        # Advantages have a choice of values of their own.
+        advantages=labels.advantages.select(own if recent is None else recent.rows) if config.gradient.enabled else None,
         # The PRM learns from the round's own trees; the window of recent trees is only for the policy.
         values=tree_value_rows(config, own),
         step_pairs=step_pair_rows(config, own),

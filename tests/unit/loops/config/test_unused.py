@@ -36,6 +36,13 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
     },
     ("preference.loss=kto", "labels.pairs=agent-q"): {"labels.pairs.type": "not trained on pairs"},
     ("labels.graded=solutions",): {"labels.graded.type": "takes pairs"},
+    ("gradient.epochs=2", "labels.advantages=treerl"): {
+        "gradient.epochs": "gradient.enabled",
+        "labels.advantages.type": "gradient.enabled",
+    },
+    ("gradient.enabled=true", "gradient.loss=dapo", "gradient.reference=base", "labels.advantages=treerl"): {
+        "gradient.reference": "kl_weight is 0"
+    },
     ("labels.revision_of=solution",): {"labels.revision_of": "labels.revisions is 0"},
     ("warmup.train.epochs=1",): {"warmup.train.epochs": "warmup.solutions"},
     ("problems.held_out=h", "problems.held_out_size=9"): {"problems.held_out_size": "problems.held_out"},
@@ -80,6 +87,7 @@ def test_a_setting_that_another_switches_off_is_named(settings: tuple[str, ...],
         ("prm.model=m", "prm.spec=judge", "prm.start=fixed", "search.scores.bound=clip"),
         ("prm.rollouts=4", "labels.rollouts=false", "prm.target=rollouts"),
         ("preference.loss=kto", "labels.graded=solutions"),
+        ("gradient.enabled=true", "gradient.reference=base", "labels.advantages=treerl", "labels.advantages.released=true"),
         ("warmup.solutions=w", "warmup.train.epochs=1", "labels.revisions=1", "labels.revision_of=solution"),
         ("problems.grading.units=optional", "problems.deadline_s=1", "problems.subset=main"),
         ("policy.backend=vllm", "policy.vllm.memory_share=0.5", "format.chat=true", "format.date=2026-01-01"),

@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stepladder.data.labels.advantage_rules import ADVANTAGE_RULES
 from stepladder.data.labels.pair_rules import PAIR_RULES
 from stepladder.data.store import read_graded, read_pairs, read_traces, read_trees, write_trees
 from stepladder.errors import ConfigError
-from stepladder.lm.completions import completion_logps, contrast_sums
+from stepladder.lm.completions import IGNORE, completion_logps, contrast_sums
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.checks import check_labels
 from stepladder.loops.assembly.policies import build_renderer
@@ -27,16 +28,17 @@ from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import LabelCounts, RowCounts, TrainingSummary
 from stepladder.loops.stages.context import Models, RoundContext
-from stepladder.loops.stages.kinds import GRADED, PAIRS, preference_kind
+from stepladder.loops.stages.kinds import ADVANTAGES, GRADED, PAIRS, preference_kind
 from stepladder.loops.stages.label import earlier_prm, label_shard
 from stepladder.loops.stages.search import search_shard
-from stepladder.loops.stages.train_policy import train_on_preferences, train_on_solutions, warm_up_policy
+from stepladder.loops.stages.train_policy import train_on_advantages, train_on_preferences, train_on_solutions, warm_up_policy
 from stepladder.loops.stages.tree_rows import LabelSources, score_trees
 from stepladder.policy.fine_tuning import collate_preferences, preference_rows
+from stepladder.policy.gradient import collate_gradient, gradient_rows
 from stepladder.policy.preference_settings import PREFERENCE_LOSSES
 from stepladder.prm.specs import PRMSpec
 from stepladder.testing import TableScorer
-from stepladder.types import PreferencePair, Provenance
+from stepladder.types import AdvantageRow, PreferencePair, Provenance
 from tests.models import save_tiny_scorer
 from tests.report_run import row
 from tests.runs import write_tiny_config
@@ -80,7 +82,7 @@ class World:
     def label(self, config: Config, folder: Path, sources: LabelSources | None = None) -> tuple[dict[str, Path], LabelCounts]:
         """Label the trees; return the files and the counts."""
         sources = sources or LabelSources(trees=self.trees, policy=str(self.policy))
-        out = {kind: folder / f"{kind}.parquet" for kind in ("traces", "pairs", "graded", "values", "step-pairs")}
+        out = {kind: folder / f"{kind}.parquet" for kind in ("traces", "pairs", "graded", "advantages", "values", "step-pairs")}
         return out, label_shard(config=config, sources=sources, out=out)
 
     def prefer(self, config: Config, files: dict[str, Path], out: Path) -> TrainingSummary:
@@ -152,6 +154,48 @@ def test_references_and_smoothings_train_in_the_loop(world: World, tmp_path: Pat
     assert summary.first_loss == pytest.approx(0.6931, abs=2e-3)
     pairs = read_pairs(files["pairs"])
     assert world.margin(tmp_path / "out", pairs) > world.margin(world.policy, pairs) + (0.02 if "label_smoothing" in settings else 0.1)
+
+
+@pytest.mark.parametrize("rule", ADVANTAGE_RULES)
+def test_every_rule_of_advantages_trains_in_the_loop(world: World, tmp_path: Path, rule: str) -> None:
+    """Advantages of labelled trees, packed, raise the log-probability of what they favour; stored log-probabilities are the policy's."""
+    settings = {f"gradient.{name}": value for name, value in {**TRAINING, "max_updates": 3}.items()}
+    config = world.configured({"gradient.enabled": True, "labels.advantages": rule, "labels.data": "replace", **settings})
+    files, counts = world.label(config, tmp_path)
+    rows = ADVANTAGES.read([files["advantages"]])
+    assert counts.advantages is not None and counts.advantages.kept == len(rows) > 0
+    start, out = str(world.policy), tmp_path / "out"
+    summary = train_on_advantages(config=config, start=start, base=start, rows=[files["advantages"]], out=out, seed=0, stage="")
+    assert summary.layout == "trees" and TrainingSummary.from_dict(json.loads(json.dumps(summary.to_dict())), "") == summary
+    before, after = (token_logps(path, rows) for path in (world.policy, out))
+    stored = torch.tensor([logp for row in rows for logp in row.logps])
+    torch.testing.assert_close(before, stored, rtol=1e-3, atol=1e-4)
+    weights = torch.tensor([value for row in rows for value in row.advantages])
+    assert (weights * (after - before)).sum() > 0
+
+
+def token_logps(policy: Path, rows: list[AdvantageRow]) -> torch.Tensor:
+    """Return the log-probability of every token of some rows under a policy."""
+    model = AutoModelForCausalLM.from_pretrained(policy).eval()
+    batch = collate_gradient(gradient_rows(rows, vocabulary=model.config.vocab_size))
+    with torch.no_grad():
+        return completion_logps(model, batch)[batch["targets"] != IGNORE]
+
+
+def test_policy_gradients_refuse_what_they_cannot_compare(world: World) -> None:
+    """Rows of policies long gone, and rules that need scores where there is no PRM."""
+    for settings, message in (
+        (
+            {"gradient.enabled": True},
+            r"labels.data: policy gradients compare with the policy that sampled.* got 'accumulate' -- use 'replac",
+        ),
+        (
+            {"gradient.enabled": True, "labels.data": "replace", "labels.advantages": "pure"},
+            r"labels.advantages: 'pure' goes by the scores of steps: got prm.enabled = false -- choose another or enable the PRM",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_labels(world.configured(settings))
 
 
 @pytest.mark.parametrize("graded", ["steps", "solutions"])
