@@ -107,9 +107,9 @@ class GradientObjective:
             batch["advantages"],
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip,
+            dual_clip=settings.dual_clip or None,
         )
-        if settings.truncation is not None:
+        if settings.truncation:
             losses = losses * truncated_weights(old, batch["sampler_logps"], truncation=settings.truncation)
         if settings.kl_weight:
             losses = losses + settings.kl_weight * reference_divergences(logps, batch["ref_logps"])
@@ -222,8 +222,8 @@ def with_models(
         return add_reference(other, rows, settings, collate=collate_gradient, collate_packed=collate_packed_gradient, read=learned_logps)
 
     made = list(rows)
-    own = seen_by(model) if loss.truncation is not None or (loss.kl_weight and reference is None) else []
-    if loss.truncation is not None:
+    own = seen_by(model) if loss.truncation or (loss.kl_weight and reference is None) else []
+    if loss.truncation:
         made = [replace(row, old_logps=each.ref_logps) for row, each in zip(made, own, strict=True)]
     if loss.kl_weight:
         seen = own if reference is None else seen_by(reference())

@@ -29,18 +29,18 @@ class _ClippedLoss:
     """How far a ratio may fall below 1 before it has no gradient, in (0, 1)."""
     clip_high: Positive = 0.2
     """How far it may rise above 1, > 0."""
-    dual_clip: Annotated[float, Gt(1)] | None = None
-    """Bound on the loss of a token with a negative advantage, in multiples of the advantage, > 1 + ``clip_high``; None has none."""
+    dual_clip: NonNegative = 0.0
+    """Bound on the loss of a token with a negative advantage, in multiples of the advantage, > 1 + ``clip_high``; 0 has none."""
     kl_weight: NonNegative = 0.0
     """Weight of the divergence from the reference model, >= 0; 0 needs no reference."""
-    truncation: Positive | None = None
-    """Largest weight of a token that an older policy or an engine with other numerics sampled, > 0. Ratios are then those to the policy
-    before the training, which is run once more over the rows. None takes the ratio to the sampler as it is."""
+    truncation: NonNegative = 0.0
+    """Largest weight of a token that an older policy or an engine with other numerics sampled, >= 0. Ratios are then those to the policy
+    before the training, which is run once more over the rows. 0 has no such weights, and takes the ratio to the sampler as it is."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="gradient training")
         check(
-            self.dual_clip is None or self.dual_clip > 1 + self.clip_high,
+            not self.dual_clip or self.dual_clip > 1 + self.clip_high,
             f"gradient training: dual_clip must be above 1 + clip_high = {1 + self.clip_high:g}: got {self.dual_clip} -- raise it",
         )
 

@@ -62,7 +62,8 @@ ALLOWED = {
     "embedded": MODELS,
     "recipes": BASE,
     "loops": set(),
-    "loops.config": BASE | {"data.labels", "lm.settings", "policy.preference_settings", "policy.backends.server_settings", "mcts"},
+    "loops.config": BASE
+    | {"data.labels", "lm.settings", "policy.gradient_settings", "policy.preference_settings", "policy.backends.server_settings", "mcts"},
     "loops.runs": MODELS | {"data.metrics", "data.store", "loops.config"},
     "loops.assembly": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs"},
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},

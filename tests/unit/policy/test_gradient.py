@@ -158,7 +158,7 @@ def test_trees_give_the_loss_and_gradient_of_separate_rows(name: str, given: boo
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert_same_gradients(gradients(model, loss), gradients(model, objective.loss(model, plain, counts)))
     # The bounds matter here.
-    wide = {"clip_low": 0.99, "clip_high": 50.0, "dual_clip": None}
+    wide = {"clip_low": 0.99, "clip_high": 50.0, "dual_clip": 0.0}
     assert objective.loss(model, plain, counts).item() != pytest.approx(
         GradientObjective(settings=replace(LOSSES[name], **wide)).loss(model, plain, counts).item(), rel=1e-3
     )
@@ -242,7 +242,7 @@ def test_loss_and_gradient_on_chains_are_trls(name: str, seed: int) -> None:
     loss, settings = TRL[name]
     model, objective = family_model("qwen2"), GradientObjective(settings=loss)
     rows = tree_rows(model, seed, chains=True)
-    if loss.truncation is not None:
+    if loss.truncation:
         rows = [replace(row, sampler_logps=tuple(logp - 0.3 + 0.1 * (i % 5) for i, logp in enumerate(row.old_logps))) for row in rows]
     packed = collate_packed_gradient(pack_rows(rows, row_tokens=10_000))
     found = objective.loss(model, packed, objective.counts(packed))

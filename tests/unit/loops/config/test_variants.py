@@ -161,7 +161,7 @@ def test_the_hash_sees_the_settings_of_a_variant_and_not_how_they_are_written() 
         ("evaluate.max_depth=3", "did you mean 'search.max_depth'?"),
         ("simulations=3", "did you mean 'search.simulations' or 'evaluate.simulations'?"),
         ("labels.data=windows", "did you mean 'window'?"),
-        ("foo=1", "known here: evaluate, format, gate, labels, policy,"),
+        ("foo=1", "known here: evaluate, format, gate, gradient, labels, policy,"),
     ],
 )
 def test_a_wrong_key_names_the_right_one(override: str, right: str) -> None:
