@@ -30,6 +30,7 @@ ROLES = {
     "problems.held_out": "problems",
     "problems.test": "problems",
     "format.prompt": "prompt",
+    "format.steps": "ends",
     "search.tool": "tool",
 }
 """Settings that may name a function, with the function of an entry point's module."""
@@ -63,6 +64,11 @@ def is_source(name: str) -> bool:
     """Say whether a source of problems is a function: ``package.module:function`` or ``file.py:function``, and not a file or data set."""
     place, _, function = name.rpartition(":")
     return bool(place) and function.isidentifier() and place != "preset" and (place.endswith(".py") or "/" not in place)
+
+
+def names_function(name: str) -> bool:
+    """Say whether a setting that may also be a plain word names a function: it has a colon, or is an entry point."""
+    return ":" in name or name in {point.name for point in entry_points(group=GROUP)}
 
 
 def plug_file(plug: Any) -> Path | None:

@@ -1,18 +1,21 @@
-"""Rules for the end of a step, on token ids: a text, a sentence, a pattern, a number of tokens, or an uncertain token.
+"""Rules for the end of a step, on token ids: a text, a sentence, a pattern, a number of tokens, an uncertain token, or a function.
 
 Every rule has the members of ``StepBoundary``: ``closes`` and ``may_close`` classify tokens once, ``completes`` decides about an open step.
 """
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
+from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.text import StepBoundary, TokenText
+from stepladder.plugs import load_plug
 from stepladder.settings import RuleName
 
 _TAIL = 64
@@ -27,8 +30,8 @@ _WORD = re.compile(r"\w")
 class StepRule:
     """Where steps end."""
 
-    name: RuleName = "text"
-    """The rule."""
+    name: str = "text"
+    """The rule: one of ``RuleName``, or the name of a function for ``load_step_rule``."""
     text: str = "\n"
     """Closing text of rule ``text``, not empty."""
     pattern: str | None = None
@@ -62,11 +65,27 @@ def boundary_of(tokenizer: PreTrainedTokenizerBase, rule: StepRule, *, vocab_siz
     elif rule.name == "surprise":
         # Nothing that a written solution shows; ``forks`` decides while tokens are sampled.
         boundary = _Never(vocab_size)
+    elif rule.name not in get_args(RuleName):
+        boundary = _Called(tokenizer, rule.name, vocab_size=vocab_size)
     else:
         boundary = _Decoded(tokenizer, rule, vocab_size=vocab_size)
     if rule.thinking_end is None:
         return boundary
     return _Either(boundary, StepBoundary(tokenizer, rule.thinking_end, vocab_size=vocab_size))
+
+
+def load_step_rule(name: str) -> Callable[[str], object]:
+    """Import a function that takes the text of an open step and says whether its last token closes it; nothing is called.
+
+    Raises:
+        ConfigError: If there is no such function, or it takes other arguments.
+    """
+    function = load_plug(name, setting="format.steps")
+    try:
+        inspect.signature(function).bind("text")
+    except (TypeError, ValueError):
+        raise ConfigError(f"format.steps: must take one argument, the text of a step: got {name!r} -- change its arguments") from None
+    return function
 
 
 def forks(rule: StepRule, *, num_tokens: int, logp: float) -> bool:
@@ -114,13 +133,46 @@ class _Decoded(_Never):
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
         if self._rule.name == "tokens" and len(token_ids) < self._rule.num_tokens:
             return False
-        tail = self._text.decode_batch([token_ids[-_TAIL:].tolist()], skip_special=False)[0]
-        if tail.endswith(_REPLACEMENT):
-            # In the middle of a character, so that the texts of steps are whole.
+        tail = _end_of(self._text, token_ids[-_TAIL:])
+        if tail is None:
             return False
         if self._rule.name == "tokens":
             return True
         return self._pattern.search(tail) is not None and (self._rule.name == "pattern" or _WORD.search(tail) is not None)
+
+
+class _Called(_Never):
+    """A function, which is called with the text of the step after each token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, *, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self._text, self._name, self._function = TokenText(tokenizer), name, load_step_rule(name)
+        self.may_close[[i for i in tokenizer.get_vocab().values() if i < vocab_size]] = True
+
+    def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
+        text = _end_of(self._text, token_ids)
+        if text is None:
+            return False
+        try:
+            closes = self._function(text)
+        # Somebody's code, which may raise anything.
+        except Exception as error:
+            first = (str(error).splitlines() or ["no reason given"])[0]
+            raise DataFormatError(
+                f"format.steps: {self._name!r} must say whether a step ends: it raised {type(error).__name__}: {first} for {text[-80:]!r} "
+                "-- correct it"
+            ) from error
+        if not isinstance(closes, bool):
+            raise DataFormatError(
+                f"format.steps: {self._name!r} must return True or False: got {closes!r} of type {type(closes).__name__} -- correct it"
+            )
+        return closes
+
+
+def _end_of(text: TokenText, token_ids: Int[np.ndarray, "T"]) -> str | None:
+    """Return tokens as text; None in the middle of a character, where no step ends, so that the texts of steps are whole."""
+    tail = text.decode_batch([token_ids.tolist()], skip_special=False)[0]
+    return None if tail.endswith(_REPLACEMENT) else tail
 
 
 class _Either:

@@ -24,7 +24,7 @@ from stepladder.lm.encoding import Span, TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
 from stepladder.lm.step_rules import Boundary, StepRule, boundary_of, cut_steps
 from stepladder.lm.text import TokenText
-from stepladder.plugs import load_plug, plug_file, without_folder
+from stepladder.plugs import load_plug, names_function, plug_file, without_folder
 from stepladder.settings import RuleName
 from stepladder.types import Problem
 
@@ -48,8 +48,9 @@ class StepFormat:
     """Name of a function that makes this text of a question instead; ``stepladder.plugs`` has the forms of names."""
     step_end: str = "\n"
     """Text that closes a step. A step ends at the token that completes this text."""
-    steps: RuleName = "text"
-    """Rule for the end of a step: ``text`` is ``step_end``; ``stepladder.lm.step_rules`` has the others."""
+    steps: str = "text"
+    """Rule for the end of a step: ``text`` is ``step_end``; ``stepladder.lm.step_rules`` has the others. Or the name of a function, as for
+    ``prompt``."""
     step_pattern: str | None = None
     """Regular expression of rule ``pattern``."""
     step_tokens: int = 64
@@ -99,8 +100,11 @@ class StepFormat:
         )
 
     def _check_rule(self) -> None:
-        if self.steps not in get_args(RuleName):
-            raise ConfigError(f"steps: must be one of {', '.join(get_args(RuleName))}: got {self.steps!r} -- choose one of these")
+        if self.steps not in get_args(RuleName) and not names_function(self.steps):
+            raise ConfigError(
+                f"steps: must be one of {', '.join(get_args(RuleName))}, or a function: got {self.steps!r} -- choose one, or write "
+                "package.module:function or file.py:function"
+            )
         if (self.steps == "pattern") != (self.step_pattern is not None):
             raise ConfigError(f"step_pattern: goes with steps = 'pattern': got {self.step_pattern!r} with {self.steps!r} -- give both")
         try:
@@ -422,10 +426,12 @@ def _renderer_hash(tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, 
     chat_template = tokenizer.chat_template if step_format.chat else None
     # The date counts only if the template can print it.
     stated = {name: value for name, value in _stated(step_format).items() if name != "date"}
-    if step_format.prompt is not None:
-        stated["prompt"] = without_folder(step_format.prompt)
-        file = plug_file(load_plug(step_format.prompt, setting="format.prompt"))
-        stated["prompt_source"] = None if file is None else current_digest(file)
+    functions = {"prompt": step_format.prompt, "steps": None if step_format.steps in get_args(RuleName) else step_format.steps}
+    for key, name in functions.items():
+        if name is not None:
+            stated[key] = without_folder(name)
+            file = plug_file(load_plug(name, setting=f"format.{key}"))
+            stated[f"{key}_source"] = None if file is None else current_digest(file)
     parts = [stated, content, specials, chat_template, *([date] if step_format.chat and prints_date(tokenizer) else [])]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import CheckpointError, ConfigError
@@ -19,6 +20,7 @@ from stepladder.loops.config.training import PRMConfig, TreeTarget
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.settings.growth import Steps
+from stepladder.settings import RuleName
 
 
 def check_rounds(config: Config) -> None:
@@ -210,6 +212,10 @@ def check_backends(config: Config, *, trains: bool) -> None:
             cannot be sandboxed.
     """
     check_tool(config)
+    if config.format.steps not in get_args(RuleName):
+        from stepladder.lm.step_rules import load_step_rule
+
+        load_step_rule(config.format.steps)
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):
         check_sandbox()

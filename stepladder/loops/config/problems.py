@@ -1,12 +1,13 @@
 """Sections ``problems`` and ``format``: sources of problems, grading, and the form of prompts and steps."""
 
 from datetime import date as Date
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from stepladder.errors import check
 from stepladder.loops.config.section import Section
+from stepladder.plugs import names_function
 from stepladder.settings import RuleName
 
 
@@ -114,9 +115,10 @@ class FormatConfig(Section):
     ``package.module:function``, or an entry point of the group ``"stepladder.tasks"``."""
     step_end: str = "\n"
     """Text that closes a step: a line end, a blank line, or a closing tag."""
-    steps: RuleName = "text"
+    steps: str = "text"
     """Where a step ends: at ``step_end`` (``text``); at the end of a ``sentence``; where its text matches ``step_pattern`` (``pattern``);
-    after ``step_tokens`` tokens (``tokens``); or before an uncertain token (``surprise``)."""
+    after ``step_tokens`` tokens (``tokens``); before an uncertain token (``surprise``); or where a function says so, named as in
+    ``prompt``."""
     step_pattern: str | None = None
     """Regular expression for ``steps = "pattern"``: a step ends at the token with which its text first matches. ``'\\nStep \\d+:'`` ends a
     step at the heading of the next."""
@@ -145,6 +147,13 @@ class FormatConfig(Section):
     def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Settings that are not used are written, and so hashed, as before there were any.
         return {name: value for name, value in write(self).items() if name not in UNSTATED or value != UNSTATED[name]}
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, value: str) -> str:
+        if value not in get_args(RuleName) and not names_function(value):
+            raise ValueError(f"steps must be one of {', '.join(get_args(RuleName))}, or a function such as file.py:function")
+        return value
 
     @field_validator("date", mode="before")
     @classmethod

@@ -98,7 +98,7 @@ def _tables(kind: type, key: str, type_: str | None, given: Any, *, is_on: bool)
         whole = f"{key}.{name}" if key else name
         if named := named_class(hint):
             inner.append((f"{whole}.{ANY_NAME}", named, None))
-        elif settings_classes(hint):
+        if settings_classes(hint):
             inner.append((whole, hint, _default(kind, name, given)))
         elif name != "type" or type_ is None:
             entries.append(

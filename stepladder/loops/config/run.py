@@ -33,6 +33,7 @@ PLUG_KEYS = (
     ("problems", "held_out"),
     ("problems", "test"),
     ("format", "prompt"),
+    ("format", "steps"),
     ("search", "tool"),
 )
 """Settings that name functions of a task. Their files are resolved like paths, and the folders are kept out of the configuration hash."""

@@ -1,6 +1,7 @@
 """Inputs of a run: files and models that must not change after it began."""
 
 from pathlib import Path
+from typing import get_args
 
 from stepladder.digests import current_digest, file_stats
 from stepladder.errors import CheckpointError
@@ -9,6 +10,7 @@ from stepladder.loops.config.paths import named_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
 from stepladder.loops.config.search import CODE_TOOL
 from stepladder.plugs import is_source, load_plug, plug_file
+from stepladder.settings import RuleName
 
 _FREE = {"training.accelerate_config"}
 """Paths of settings that may change when a run is continued."""
@@ -27,6 +29,8 @@ def _sources(config: Config) -> dict[str, Path]:
     named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PLUG_KEYS}
     functions = {setting: name for setting, name in named.items() if name and name != CODE_TOOL}
     functions = {setting: name for setting, name in functions.items() if setting not in _SOURCES or is_source(name)}
+    if config.format.steps in get_args(RuleName):
+        del functions["format.steps"]
     files = {setting: plug_file(load_plug(name, setting=setting)) for setting, name in functions.items()}
     return {setting: file for setting, file in files.items() if file is not None}
 

@@ -1,9 +1,12 @@
 """Rules for the end of a step, on token ids: written texts cut by hand, and the embedded engine against the same rule token by token."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, DataFormatError
 from stepladder.interfaces import StepRequest, collect_all
 from stepladder.lm.step_rules import StepRule, boundary_of, cut_steps, forks
 from stepladder.policy.backends.steps import OpenSample, StepRules
@@ -136,3 +139,56 @@ def test_completion_is_decided_by_arrays_of_ids() -> None:
     boundary = boundary_of(tokenizer, StepRule(name="sentence"), vocab_size=len(tokenizer))
     assert boundary.completes(np.array(tokenizer.encode("so.", add_special_tokens=False)))
     assert not boundary.completes(np.array(tokenizer.encode("1.", add_special_tokens=False)))
+
+
+RULES = """
+def ends(text):
+    return text.endswith("\\n") and not text.rstrip().endswith("=")
+
+def wrong(text):
+    return 1
+
+def fails(text):
+    return [][0]
+
+def two(text, more):
+    return True
+"""
+
+
+def test_a_function_says_where_steps_end(tmp_path: Path) -> None:
+    """It sees the open step alone, also for written solutions; both engines agree with it; its source is part of the format's hash."""
+    (tmp_path / "rules.py").write_text(RULES)
+    name = f"{tmp_path / 'rules.py'}:ends"
+    tokenizer = tiny_tokenizer("bytes")
+    boundary = boundary_of(tokenizer, StepRule(name=name), vocab_size=len(tokenizer))
+    ids = tokenizer.encode("1 + 1 =\n2\n\u00e9\n3", add_special_tokens=False)
+    assert [tokenizer.decode(list(step)) for step in cut_steps(boundary, ids)] == ["1 + 1 =\n2\n", "\u00e9\n", "3"]
+    renderer = PromptRenderer(tokenizer, StepFormat(steps=name))
+    assert [renderer.decode(step) for step in renderer.encode_steps("a =\nb\nc\n")] == ["a =\nb\n", "c\n"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "rules.py").write_text(RULES)
+    assert PromptRenderer(tokenizer, StepFormat(steps=f"{elsewhere / 'rules.py'}:ends")).hash == renderer.hash
+    (elsewhere / "changed").mkdir()
+    (elsewhere / "changed" / "rules.py").write_text(RULES.replace('"="', '"-"'))
+    assert PromptRenderer(tokenizer, StepFormat(steps=f"{elsewhere / 'changed' / 'rules.py'}:ends")).hash != renderer.hash
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        ("wrong", DataFormatError, "must return True or False: got 1 of type int -- correct it"),
+        ("fails", DataFormatError, "must say whether a step ends: it raised IndexError: list index out of range for 'a' -- correct it"),
+        ("two", ConfigError, "must take one argument, the text of a step: got"),
+        ("gone", ConfigError, "must name a function that can be imported"),
+    ],
+)
+def test_a_function_that_is_no_rule_is_one_sentence(tmp_path: Path, function: str, error: type[Exception], said: str) -> None:
+    """With the setting, what was wrong, and what to do."""
+    (tmp_path / "rules.py").write_text(RULES)
+    tokenizer = tiny_tokenizer("bytes")
+    with pytest.raises(error, match=re.escape(said)) as caught:
+        boundary = boundary_of(tokenizer, StepRule(name=f"{tmp_path / 'rules.py'}:{function}"), vocab_size=len(tokenizer))
+        cut_steps(boundary, tokenizer.encode("ab", add_special_tokens=False))
+    assert str(caught.value).startswith("format.steps: ") and "\n" not in str(caught.value)
