@@ -238,4 +238,5 @@ def _figures(contender: Contender, tokens: int | None, cells: Sequence[Sequence[
         simulations=float(np.mean([row.simulations for row in rows])),
         difference=None if paired is None else paired.difference,
         difference_interval=None if paired is None else paired.interval,
+        credit=metrics.mean_credit([(row.correct, row.credit) for row in rows]),
     )

@@ -11,7 +11,7 @@ from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import answer_within
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.types import Budget, Failures, LabelledProblem, SearchResult
+from stepladder.types import Budget, Failures, LabelledProblem, SearchResult, Verdict
 
 
 def compare_shard(
@@ -46,7 +46,7 @@ def compare_shard(
         results = run_engine(engine, problems, stage=stage)
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens, key_of)) for result in results]
         verdicts = verifier.grade(answers)
-        rows = [_row(result, answer, verdict.correct) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+        rows = [_row(result, answer, verdict) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
         costs = CellCosts(
             seconds=engine.stats.total_s,
             policy_seconds=engine.stats.policy_s,
@@ -57,12 +57,13 @@ def compare_shard(
         CellShard(facts=facts, rows=rows, costs=costs).save(out)
 
 
-def _row(result: SearchResult, answer: str | None, correct: bool) -> CellRow:
+def _row(result: SearchResult, answer: str | None, verdict: Verdict) -> CellRow:
     tree = result.tree
     return CellRow(
         problem_id=result.problem_id,
         answer=answer,
-        correct=correct,
+        correct=verdict.correct,
+        credit=verdict.credit,
         generated_tokens=tree.generated_tokens,
         steps=len(tree.parents) - 1,
         simulations=tree.num_simulations,

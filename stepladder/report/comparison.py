@@ -21,7 +21,7 @@ from stepladder.files import atomic_write_text
 from stepladder.loops.runs.comparison_results import ComparisonResults, MethodFigures
 from stepladder.loops.runs.split_figures import Accuracy
 from stepladder.report import charts
-from stepladder.report.figures import percent, percent_with_interval, times
+from stepladder.report.figures import MISSING, percent, percent_with_interval, times
 from stepladder.report.markup import Markup, figure, html, lead, section, table
 from stepladder.report.page import chart_style, document
 
@@ -168,6 +168,8 @@ def _notes(results: ComparisonResults) -> list[str]:
             f"{BETTER} {WORSE}: the paired 95% interval of the difference to {results.baseline} at the same budget leaves out 0; not "
             "adjusted for the number of comparisons.",
         )
+    if any(entry.credit is not None for entry in results.figures):
+        notes.append("Credit: the verifier's mean number at the largest budget, in per cent; right answers are those that pass.")
     if not results.facts.prm:
         notes.append("No PRM: methods that choose by score have nothing to choose by.")
     return notes
@@ -177,6 +179,9 @@ def _rows(results: ComparisonResults) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table: accuracy per budget, then costs at the largest."""
     budgets = results.budgets
     header = ["method", *(f"{budget:,}" for budget in budgets), "tokens", "seconds", "PRM calls", "answered"]
+    has_credit = any(entry.credit is not None for entry in results.figures)
+    if has_credit:
+        header.append("credit")
     rows = []
     for name, entries in _by_method(results):
         last = entries[-1]
@@ -184,7 +189,8 @@ def _rows(results: ComparisonResults) -> tuple[list[str], list[list[str]]]:
         at = {_column(entry, budgets): entry for entry in entries}
         accuracies = [_accuracy(at[budget]) if budget in at else "" for budget in budgets]
         costs = [f"{last.tokens:,.0f}", charts.short_number(last.seconds), f"{last.prm_calls:.1f}", percent(last.answered)]
-        rows.append([name, *accuracies, *costs])
+        credit = [MISSING if last.credit is None else percent(last.credit)] if has_credit else []
+        rows.append([name, *accuracies, *costs, *credit])
     return header, rows
 
 

@@ -67,6 +67,12 @@ def _interval(estimate: Accuracy) -> str:
     return f"{percent(estimate.interval.low)}–{percent(estimate.interval.high)}"
 
 
+def credit(row: RoundRow) -> str:
+    """Write the mean partial credit of the policy alone and of the search on test problems as ``41.2 / 63.0``, in percent."""
+    found = row.test.credit
+    return MISSING if found is None else f"{percent(found.policy)} / {percent(found.search)}"
+
+
 def decimals(value: float | None, digits: int = 3) -> str:
     """Write a number with a fixed count of decimals."""
     return MISSING if value is None else f"{value:.{digits}f}"

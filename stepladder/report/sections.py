@@ -68,6 +68,7 @@ def _spent(rows: Sequence[RoundRow]) -> str:
 
 def rounds(rows: Sequence[RoundRow]) -> Markup:
     """Return the table of rounds."""
+    has_credit = any(row.test.credit is not None for row in rows)
     header = (
         "round",
         "policy alone",
@@ -76,6 +77,7 @@ def rounds(rows: Sequence[RoundRow]) -> Markup:
         "best-of-n",
         "majority",
         "tokens a problem",
+        *(["credit"] if has_credit else []),
         "PRM AUC",
         "pairs",
         "tokens",
@@ -88,6 +90,7 @@ def rounds(rows: Sequence[RoundRow]) -> Markup:
             _with_interval(row),
             *_equal_token_cells(row),
             count(None if row.test.search is None else row.test.search.tokens_per_problem),
+            *([figures.credit(row)] if has_credit else []),
             decimals(row.test.pool.prm_within_problem_auc),
             count(figures.kept_pairs(row)),
             count(row.generated_tokens),
@@ -101,6 +104,7 @@ def rounds(rows: Sequence[RoundRow]) -> Markup:
         f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the "
         "three sampling methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on "
         "held-out problems, never on test."
+        + (" Credit is the verifier's mean number, of the policy alone and of the search." if has_credit else "")
     )
     return section("rounds", "The rounds", explanation, table((*header, "gate"), cells, style="rounds", text_columns=[len(header)]))
 

@@ -15,6 +15,7 @@ from stepladder.report.figures import (
     Method,
     accuracy,
     count,
+    credit,
     decimals,
     duration,
     kept_pairs,
@@ -42,6 +43,7 @@ class RoundTable:
         parts = [
             f"pass@1 {percent_with_interval(accuracy(row, POLICY))} %",
             *(f"{method.label} {_percent(row, method)}" for method in _ACCURACIES),
+            *([] if row.test.credit is None else [f"credit {credit(row)}"]),
             f"PRM AUC {decimals(row.test.pool.prm_within_problem_auc)}",
             f"pairs {count(kept_pairs(row))}",
             f"tokens {count(row.generated_tokens)}",
@@ -57,11 +59,12 @@ class RoundTable:
     def render(self) -> str:
         """Return the figures of all rounds as plain text: accuracies, then the rest, in two tables that fit a terminal of 80 columns."""
         accuracies = _table("pass@1 % (95 %)", *(method.label for method in _ACCURACIES))
-        others = _table("PRM AUC", "pairs", "tokens", "time", "accepted")
+        has_credit = any(row.test.credit is not None for row in self._rows)
+        others = _table(*(["credit"] if has_credit else []), "PRM AUC", "pairs", "tokens", "time", "accepted")
         for row in self._rows:
             figures = (percent_with_interval(accuracy(row, POLICY)), *(_percent(row, method) for method in _ACCURACIES))
             accuracies.add_row(str(row.round), *figures)
-            others.add_row(str(row.round), *_other_figures(row))
+            others.add_row(str(row.round), *([credit(row)] if has_credit else []), *_other_figures(row))
         return f"{_as_text(accuracies)}\n{_as_text(others)}"
 
 

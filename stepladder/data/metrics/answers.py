@@ -42,6 +42,8 @@ class PoolSample:
     """Digest of its text; None if unknown."""
     logp: float | None = None
     """Log-probability of its tokens under the policy at temperature 1, in nats; None if unknown."""
+    credit: float | None = None
+    """The verifier's number for it, in [0, 1]; None if it gave none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +136,20 @@ def best_of_n(samples: Sequence[PoolSample]) -> bool | None:
     """
     scored = [(sample.score, sample) for sample in samples if sample.score is not None and sample.answer_key is not None]
     return max(scored, key=lambda pair: pair[0])[1].correct if scored else None
+
+
+def mean_credit(graded: Sequence[tuple[bool, float | None]]) -> float | None:
+    """Return the mean of a verifier's numbers.
+
+    Args:
+        graded: Of every answer, whether it is right and the number. Without a number, as for a missing answer, it counts 1 or 0.
+
+    Returns:
+        The mean in [0, 1]; None if no answer has a number.
+    """
+    if all(credit is None for _, credit in graded):
+        return None
+    return float(np.mean([float(correct) if credit is None else credit for correct, credit in graded]))
 
 
 def within_problem_auc(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> float | None:

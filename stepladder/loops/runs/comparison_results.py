@@ -131,6 +131,8 @@ class CellRow:
     """Tokens of the steps sent to the PRM."""
     stop_reason: str
     """Why the search ended."""
+    credit: float | None = None
+    """The verifier's number for the answer, in [0, 1]; None if it gave none."""
 
 
 @with_config(CLOSED)
@@ -237,6 +239,8 @@ class MethodFigures:
     """Accuracy minus that of the baseline at the same budget; None for the baseline, and if it has no such budget."""
     difference_interval: Interval | None = None
     """Paired 95% interval of the difference, over problems."""
+    credit: float | None = None
+    """Mean of the verifier's numbers, in [0, 1]; None if it gives no partial credit."""
 
 
 @with_config(CLOSED)

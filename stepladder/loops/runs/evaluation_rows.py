@@ -3,6 +3,8 @@
 greedy    {problem_id, answer, correct, tokens}
 search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...]}
 samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
+
+Where the verifier gave a number for an answer, its row or sample has it as ``credit``.
 """
 
 import json
@@ -36,13 +38,12 @@ class SolvedRow:
     """Generated tokens."""
     anytime: tuple[tuple[int, bool], ...] | None = None
     """(generated tokens, whether the answer at that point was right) after each wave of a search; None for a greedy solution."""
+    credit: float | None = None
+    """The verifier's number for the answer, in [0, 1]; None if it gave none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON."""
-        plain = asdict(self)
-        if self.anytime is None:
-            del plain["anytime"]
-        return plain
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in ("anytime", "credit")}
 
 
 @with_config(CLOSED)
@@ -57,7 +58,11 @@ class PoolRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON."""
-        return asdict(self)
+        plain = asdict(self)
+        for sample in plain["samples"]:
+            if sample["credit"] is None:
+                del sample["credit"]
+        return plain
 
     @property
     def tokens(self) -> int:

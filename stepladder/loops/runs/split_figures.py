@@ -168,6 +168,19 @@ class LevelFigures:
 
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CreditFigures:
+    """Means of the verifier's numbers, in [0, 1], where it gives partial credit. An answer that is right or wrong alone counts 1 or 0."""
+
+    policy: float | None = None
+    """Of one greedy solution; None if it was not measured."""
+    samples: float | None = None
+    """Of independent samples, averaged by problem."""
+    search: float | None = None
+    """Of the search's answers."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFigures:
     """Results on one split."""
 
@@ -187,6 +200,8 @@ class SplitFigures:
     """Figures by level, in the order of the levels; empty for problems without."""
     monitors: MonitorFigures | None = None
     """Further figures of the independent samples; None without samples, and in runs of earlier versions."""
+    credit: CreditFigures | None = None
+    """Partial credit; None if the verifier gives none."""
 
     def accuracy(self, method: AnswerMethod) -> Accuracy | None:
         """Return the accuracy of a method, or None if it was not measured."""
@@ -207,6 +222,7 @@ class SplitFigures:
             "best_prm_within_problem_auc": self.best_prm_within_problem_auc,
             **({} if self.search is None else self.search.to_dict()),
             **({"levels": {level: asdict(figures) for level, figures in self.levels.items()}} if self.levels else {}),
+            **({} if self.credit is None else {"credit": asdict(self.credit)}),
             **({} if self.monitors is None else {"monitors": asdict(self.monitors) | {"reward_gap": self.monitors.reward_gap}}),
         }
 

@@ -21,6 +21,7 @@ from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
     Accuracy,
     AnswerMethod,
+    CreditFigures,
     EqualTokenFigures,
     EvaluationTokens,
     LevelFigures,
@@ -117,7 +118,18 @@ def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> Spli
         search=_equal_token_figures(search, samples) if search else None,
         levels=_level_figures(greedy, search, samples, levels or {}),
         monitors=_monitors(samples) if samples else None,
+        credit=_credit(greedy, search, samples),
     )
+
+
+def _credit(greedy: Sequence[SolvedRow], search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> CreditFigures | None:
+    policy, searched = (metrics.mean_credit([(row.correct, row.credit) for row in rows]) for rows in (greedy, search))
+    by_problem = [[(sample.correct, sample.credit) for sample in row.samples] for row in samples]
+    # A problem whose samples have no answer at all counts 0.
+    means = [metrics.mean_credit(graded) for graded in by_problem]
+    sampled = None if all(mean is None for mean in means) else float(np.mean([mean or 0.0 for mean in means]))
+    found = CreditFigures(policy=policy, samples=sampled, search=searched)
+    return None if found == CreditFigures() else found
 
 
 def _level_figures(

@@ -12,7 +12,7 @@ from stepladder.mcts.answer_rules import AnswerTally, own_key
 from stepladder.mcts.qvalues import aggregate_scores
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.tree_paths import path_to
-from stepladder.types import SearchResult, StopReason, TreeRecord
+from stepladder.types import SearchResult, StopReason, TreeRecord, Verdict
 
 
 def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | None, key_of: Callable[[str], str] = own_key) -> str | None:
@@ -45,12 +45,13 @@ def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -
         with_course: Grade the answers after each wave, too.
     """
     answers = [result.answer, *(answer for _, answer in result.anytime)]
-    correct = [verdict.correct for verdict in verifier.grade([(result.problem_id, answer) for answer in answers])]
-    course = tuple((tokens, right) for (tokens, _), right in zip(result.anytime, correct[1:], strict=True))
+    verdicts = verifier.grade([(result.problem_id, answer) for answer in answers])
+    course = tuple((tokens, verdict.correct) for (tokens, _), verdict in zip(result.anytime, verdicts[1:], strict=True))
     return SolvedRow(
         problem_id=result.problem_id,
         answer=result.answer,
-        correct=correct[0],
+        correct=verdicts[0].correct,
+        credit=verdicts[0].credit,
         tokens=result.tree.generated_tokens,
         anytime=course if with_course else None,
     )
@@ -60,7 +61,7 @@ def pool_row(result: SearchResult, verifier: OpenVerifier, config: Config) -> Po
     """Return the graded row of independent samples, in the order in which they were drawn."""
     tree, draws = result.tree, draws_of(result.tree)
     verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
-    samples = tuple(_sample(tree, path, verdict.correct, verifier, config) for path, verdict in zip(draws, verdicts, strict=True))
+    samples = tuple(_sample(tree, path, verdict, verifier, config) for path, verdict in zip(draws, verdicts, strict=True))
     return PoolRow(problem_id=result.problem_id, samples=samples)
 
 
@@ -72,13 +73,14 @@ def draws_of(tree: TreeRecord) -> list[list[int]]:
     return [path_to(tree, node) for node, reason in enumerate(tree.stop_reasons) if reason != StopReason.STEP]
 
 
-def _sample(tree: TreeRecord, path: list[int], correct: bool, verifier: OpenVerifier, config: Config) -> PoolSample:
+def _sample(tree: TreeRecord, path: list[int], verdict: Verdict, verifier: OpenVerifier, config: Config) -> PoolSample:
     answer = tree.answers[path[-1]]
     return PoolSample(
         num_tokens=sum(len(tree.token_ids[step]) for step in path),
         answer_key=None if answer is None else verifier.answer_key(answer),
         score=aggregate_scores([tree.scores[step] for step in path], rule=config.evaluate.aggregation),
-        correct=correct,
+        correct=verdict.correct,
+        credit=verdict.credit,
         solution=text_digest("".join(tree.texts[step] for step in path)),
         logp=sum(logp for step in path for logp in tree.logps[step]),
     )

@@ -415,6 +415,22 @@ def test_table_marks_what_differs(world, tmp_path):
     assert cells["greedy"] == ["20.0 (10.0–95.0)", ""]
 
 
+def test_partial_credit_has_a_column(world, tmp_path):
+    """Half a point for a wrong answer: the mean is the share of right ones and half of the others; without a verifier, no column."""
+    (tmp_path / "task.py").write_text("def grade(answer):\n    return 1.0 if answer == '1' else 0.5\n")
+    task = {"train": "", "test": "", "verifier": f"{tmp_path / 'task.py'}:grade"}
+    results = compare(tmp_path / "out", ["majority", "mcts"], num_seeds=1, problems=task)
+    for figures in results.figures:
+        wrong = figures.answered - figures.accuracy
+        assert figures.credit == pytest.approx(figures.accuracy + 0.5 * wrong)
+    assert any(0 < figures.accuracy < 1 for figures in results.figures)
+    header, _, first, *_ = render_markdown(results).splitlines()
+    shown = {figures.method: figures.credit for figures in results.figures}[first.split("|")[1].strip()]
+    assert header.endswith("| answered | credit |") and float(first.split("|")[-2]) == pytest.approx(100 * shown, abs=0.06)
+    assert "mean number at the largest budget" in render_page(results)
+    assert all(figures.credit is None for figures in compare(tmp_path / "plain", ["majority"], num_seeds=1).figures)
+
+
 def test_two_dozen_methods_are_drawn_six_to_a_panel(world, tmp_path):
     """The baseline is in every panel, every other method in one; a line and its label are two elements, in two charts."""
     results = compare(tmp_path, ["all"], budgets=[60], num_seeds=1, given=problems(1))

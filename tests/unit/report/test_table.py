@@ -1,9 +1,11 @@
 """The table of rounds on the terminal."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
+from stepladder.loops.runs.split_figures import CreditFigures
 from stepladder.report.table import RoundTable
 from tests.report_run import full_rows, row
 
@@ -56,3 +58,19 @@ def test_render_has_one_aligned_line_per_round() -> None:
 def test_render_without_rounds_is_only_the_headers() -> None:
     """An empty run renders; nothing is invented."""
     assert len(RoundTable(plain_console()[0]).render().splitlines()) == 2 + 1 + 2
+
+
+def test_partial_credit_has_a_column_where_a_verifier_gives_it() -> None:
+    """The means of the policy alone and of the search, in per cent; a round without shows a dash."""
+    console, out = plain_console()
+    table = RoundTable(console)
+    first, second = full_rows()[:2]
+    table.add(first)
+    table.add(replace(second, test=replace(second.test, credit=CreditFigures(policy=0.412, samples=0.4, search=0.63))))
+    assert "weighted vote 57.0, credit 41.2 / 63.0, PRM AUC" in out.getvalue()
+    others = table.render().split("\n\n")[1].splitlines()
+    assert (
+        others[0].split()[:3] == ["round", "credit", "PRM"]
+        and others[2].split()[1] == "–"
+        and others[3].split()[1:4] == ["41.2", "/", "63.0"]
+    )

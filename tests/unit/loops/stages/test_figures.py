@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from stepladder.errors import CheckpointError
-from stepladder.loops.runs.split_figures import SAMPLING_METHODS, AnswerMethod, EvaluationTokens, LevelFigures, SplitFigures
+from stepladder.loops.runs.split_figures import (
+    SAMPLING_METHODS,
+    AnswerMethod,
+    CreditFigures,
+    EvaluationTokens,
+    LevelFigures,
+    SplitFigures,
+)
 from stepladder.loops.stages.figures import split_figures
 
 
@@ -43,6 +50,25 @@ def folder(tmp_path: Path) -> Path:
         for index, row in enumerate(rows):
             (tmp_path / kind / f"shard-{index:04d}.json").write_text(json.dumps({"rows": [row]}))
     return tmp_path
+
+
+def test_partial_credit_is_averaged_beside_the_shares(folder: Path) -> None:
+    """Numbers of the verifier by kind; without one an answer counts 1 or 0, and figures without any number have no credit."""
+    assert split_figures(folder).credit is None and "credit" not in split_figures(folder).to_dict()
+    for kind, credits in (("greedy", [1.0, 0.25, None]), ("search", [0.8, None, None])):
+        for index, given in enumerate(credits):
+            path = folder / kind / f"shard-{index:04d}.json"
+            (row,) = json.loads(path.read_text())["rows"]
+            path.write_text(json.dumps({"rows": [row | ({} if given is None else {"credit": given})]}))
+    path = folder / "samples" / "shard-0001.json"
+    (row,) = json.loads(path.read_text())["rows"]
+    for drawn, given in zip(row["samples"], (1.0, 0.5, 0.25, None), strict=True):
+        drawn |= {} if given is None else {"credit": given}
+    path.write_text(json.dumps({"rows": [row]}))
+    figures = split_figures(folder)
+    # greedy: (1 + 0.25 + 0) / 3; search: a 0.8, b right, c wrong; samples: a and c have no number at all, b (1 + 0.5 + 0.25 + 0) / 4.
+    assert figures.credit == CreditFigures(policy=pytest.approx(1.25 / 3), search=pytest.approx(0.6), samples=pytest.approx(1.75 / 4 / 3))
+    assert figures.to_dict()["credit"]["search"] == pytest.approx(0.6)
 
 
 def test_figures_by_hand(folder: Path) -> None:
