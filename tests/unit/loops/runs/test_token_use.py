@@ -72,7 +72,7 @@ def test_solve_says_how_much_was_reused(tmp_path):
     StepFormat().save(folder)
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "question": "{i}+1"}}\n' for i in range(3)))
     common = ["--policy", str(folder), "--simulations", "6", "--set", "search.max_step_tokens=12", "--set", "policy.device=cpu"]
-    text = CliRunner().invoke(app, ["solve", "1+2", *common])
+    text = CliRunner().invoke(app, ["solve", "1+2", *common, "-v"])
     assert text.exit_code == 0 and "% of prefix tokens cached, policy forwarded" in text.output
     tree_path = tmp_path / "tree.json"
     done = CliRunner().invoke(app, ["solve", "1+2", *common, "--json", "--tree", str(tree_path)])
@@ -82,7 +82,7 @@ def test_solve_says_how_much_was_reused(tmp_path):
     # All samples are nodes here; of each, the last token is forwarded only if the node is expanded.
     assert 0.5 < use["forwarded_per_unique_token"] <= 1.05
     assert use["cached_share"] > 0.5 and use["prm_forwarded_tokens"] is None
-    done = CliRunner().invoke(app, ["solve", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), *common])
+    done = CliRunner().invoke(app, ["solve", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), *common, "-v"])
     assert done.exit_code == 0 and "policy forwarded" in done.output
 
 
