@@ -266,11 +266,23 @@ def grade(
     output: Annotated[str, typer.Option(help="JSONL file for the verdicts; `-` is standard output.")] = "-",
     rule: Annotated[str, typer.Option(help="`exact`, `number` or `math`; docs/grading.md explains them.")] = "math",
     options: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Make rule `math` less strict, e.g. `units=optional`. Repeatable.")
+        list[str],
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="Make rule `math` less strict, e.g. `units=optional`; or a verifier's argument. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     answer_pattern: Annotated[
         str | None, typer.Option(help="Regular expression with one group that reads the answer out of `text`. Default: the last box.")
     ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Grade by a task's verifier instead: `file.py:function`, `package.module:function`, or an entry point."
+        ),
+    ] = None,
+    passing: Annotated[float, typer.Option(min=0.001, max=1.0, help="Smallest number of a verifier that counts as right.")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes for algebra.")] = 2,
     deadline: Annotated[float, typer.Option(min=0.01, help="CPU seconds for one answer.")] = 5.0,
     overwrite: OverwriteOption = False,
@@ -279,10 +291,12 @@ def grade(
     r"""Grade answers against their references, with reasons.
 
     Every output row has `correct`, `reason`, the extracted answer, and the normal forms of both sides. If rows have their own
-    verdict, `equal`, the summary counts how often the rule disagrees.
+    verdict, `equal`, the summary counts how often the rule disagrees. A verifier takes `question`, `reference`, and the answer or the
+    whole `text`, as in a run; `credit` is its number.
 
     - `stepladder grade answers.jsonl`
     - `stepladder grade answers.jsonl --rule number --output verdicts.jsonl`
+    - `stepladder grade answers.jsonl --verifier countdown.py:grade`
     - `echo '{"reference": "1/2", "text": "It is 0.5: \\boxed{0.5}"}' | stepladder grade -`
     """
     with _errors_explained(debug):
@@ -291,7 +305,15 @@ def grade(
         if output != STANDARD:
             inputs = [] if file == STANDARD else [Path(file)]
             check_output(Path(output), option="--output", ours=rows_with(*OUTPUT_KEYS), overwrite=overwrite, inputs=inputs)
-        settings = GradeSettings.parse(rule=rule, options=options, answer_pattern=answer_pattern, num_workers=workers, deadline_s=deadline)
+        settings = GradeSettings.parse(
+            rule=rule,
+            options=options,
+            answer_pattern=answer_pattern,
+            num_workers=workers,
+            deadline_s=deadline,
+            verifier=verifier,
+            passing=passing,
+        )
         echo(grade_file(file, output, settings), err=output == STANDARD)
 
 

@@ -69,6 +69,70 @@ def test_rule_options_and_pattern_are_taken(tmp_path):
     assert "(unreadable: 1)" in grade_file(source, str(tmp_path / "out"), settings())
 
 
+VERIFIER = """
+def near(question, answer, reference, scale=10.0):
+    return max(0.0, 1 - abs(float(answer) - float(reference)) / scale), question
+
+def long(solution):
+    return len(solution) > 3
+"""
+
+
+def test_a_tasks_verifier_grades_with_its_arguments(tmp_path):
+    """Partial credit, its mean, what passes, reasons and options as in a run; a whole text where the function takes it."""
+    (tmp_path / "task.py").write_text(VERIFIER)
+    near = f"{tmp_path / 'task.py'}:near"
+    rows = [
+        {"question": "one", "reference": "5", "text": "\\boxed{5}"},
+        {"question": "two", "reference": 5, "answer": "7.5"},
+        {"question": "three", "reference": "5", "answer": None},
+    ]
+    source, out = written(tmp_path / "rows.jsonl", rows), str(tmp_path / "out.jsonl")
+    done = CliRunner().invoke(app, ["grade", source, "--output", out, "--verifier", near, "--option", "scale=5"])
+    assert done.exit_code == 0, done.output
+    # 1, 1 - 2.5 / 5, and nothing for no answer.
+    assert "3 answers: 1 right, 2 wrong (two: 1, unreadable: 1); mean credit 0.500" in done.output
+    graded = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    assert [(row["correct"], row.get("credit"), row["reason"]) for row in graded] == [
+        (True, 1.0, "one"),
+        (False, 0.5, "two"),
+        (False, None, "unreadable"),
+    ]
+    assert graded[0] == {
+        "question": "one",
+        "reference": "5",
+        "answer": "5",
+        "correct": True,
+        "reason": "one",
+        "answer_key": "5",
+        "credit": 1.0,
+    }
+    again = CliRunner().invoke(
+        app, ["grade", source, "--output", out, "--verifier", near, "--option", "scale=5", "--passing", "0.5", "--overwrite"]
+    )
+    assert "3 answers: 2 right, 1 wrong" in again.output
+    source = written(tmp_path / "texts.jsonl", [{"text": "abc"}, {"text": "abcd"}])
+    done = CliRunner().invoke(app, ["grade", source, "--verifier", f"{tmp_path / 'task.py'}:long"])
+    assert "2 answers: 1 right, 1 wrong (rejected: 1)" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--verifier", "nowhere:f"], "--verifier: must name a function that can be imported"),
+        (["--verifier", "TASK:near", "--option", "size=2"], "--option: must be what"),
+        (["--verifier", "TASK:near"], "field 'question' must be a string or a number: got nothing -- add it"),
+        (["--verifier", "countdown"], "--verifier: must name an entry point of the group stepladder.tasks"),
+    ],
+)
+def test_a_verifier_that_cannot_grade_is_one_sentence(tmp_path, words, said):
+    """With the option of the command line, before anything is graded."""
+    (tmp_path / "task.py").write_text(VERIFIER)
+    source = written(tmp_path / "rows.jsonl", [{"reference": "1", "answer": "1"}])
+    done = CliRunner().invoke(app, ["grade", source, *(word.replace("TASK", str(tmp_path / "task.py")) for word in words)])
+    assert done.exit_code != 0 and said in " ".join(done.output.split()) and "problems.verifier" not in done.output
+
+
 def test_standard_input_and_output(monkeypatch, capsys):
     """Both are called by a dash."""
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"reference": "1", "answer": "1.0"}\n')))
