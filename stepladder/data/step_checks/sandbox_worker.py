@@ -112,7 +112,6 @@ def limit_resources(limits: dict[str, int]) -> None:
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
         resource.RLIMIT_NOFILE: limits["open_files"],
-        resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NPROC: 0,
     }
     for name, value in wanted.items():
@@ -121,6 +120,16 @@ def limit_resources(limits: dict[str, int]) -> None:
         resource.setrlimit(name, (value, value))
     # The signal of the soft limit identifies the reason; code that ignores it is killed a second later.
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
+
+
+def leave_no_core() -> None:
+    """Let a crash leave nothing: with a limit of one byte the kernel neither writes a core file nor starts the machine's crash handler.
+
+    With a limit of none it still starts the handler, and hands it the memory of the process.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    value = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (value, value))
 
 
 def drop_capabilities(libc: Any) -> bool:
@@ -487,7 +496,7 @@ def main() -> None:
     """Import the modules that the arguments name, from the folders of the first one, and serve."""
     folders, *modules = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    leave_no_core()
     before = list(sys.path)
     sys.path += folders.split(os.pathsep)
     for name in modules:

@@ -1,6 +1,7 @@
 """Model-written code: what it may do, real attempts at what it may not, and machines that cannot sandbox it."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -242,7 +243,7 @@ def test_the_mark_of_success_is_no_part_of_the_output(length):
 
 @needs_locks
 def test_the_process_has_no_rights_left(tmp_path, monkeypatch):
-    """Seen from outside: no capability of any set, no new privileges, two filters, and no descriptor but the three standard ones."""
+    """Seen from outside: no capability of any set, no new privileges, two filters, no core, and no descriptor but the standard ones."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen = {}
 
@@ -255,6 +256,8 @@ def test_the_process_has_no_rights_left(tmp_path, monkeypatch):
                         status := (path / "status").read_text()
                     ):
                         seen["status"] = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+                        limits = (path / "limits").read_text().splitlines()
+                        seen["core"] = next(line.split()[4:6] for line in limits if line.startswith("Max core file size"))
                         seen["descriptors"] = sorted(link.name for link in (path / "fd").iterdir())
 
     looking = threading.Thread(target=look)
@@ -265,6 +268,9 @@ def test_the_process_has_no_rights_left(tmp_path, monkeypatch):
     wanted = ["CapInh", "CapPrm", "CapEff", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else [])]
     assert {name: int(status[name], 16) for name in wanted} == dict.fromkeys(wanted, 0)
     assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2" and seen["descriptors"] == ["0", "1", "2"]
+    # One byte stops the machine's crash handler, too; who starts with none cannot raise it.
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    assert seen["core"] == ["0" if hard == 0 else "1"] * 2
 
 
 @needs_locks
