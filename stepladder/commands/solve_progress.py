@@ -1,9 +1,10 @@
 """The progress file of a stopped ``solve --input``, next to its output: finished answers, and everything that they depend on.
 
-The first line of the file holds the settings, every other line an answer, with its tree where trees are wanted. Answers of other settings
-or of another question are never mixed with new ones.
+The first line of the file holds the settings, every other line an answer, its tree where trees are wanted, and a digest of both. Answers of
+other settings, of another question, or that were changed since are never mixed with new ones.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,9 +19,11 @@ from stepladder.mcts.search_method import SearchMethod
 from stepladder.prm.sources import prm_members
 from stepladder.types import Budget, Problem
 
-PART_VERSION = 1
+PART_VERSION = 2
 Settings = Callable[[], dict[str, Any]]
 _START_OVER = "remove the file to start over"
+_BEGINNING = '{"schema_version": '
+"""What the file begins with, also where a kill cut its first line."""
 _SHAPING_KEYS = ("format.", "evaluate.scores.", "policy.dtype", "policy.device", "policy.backend", "policy.vllm.max_context")
 _SHAPING_KEYS += ("policy.vllm.options", "policy.openai.model", "prm.backend", "problems.rule", "problems.grading.", "problems.verifier")
 """Settings that change answers, by the beginnings of their keys. Speed, memory and addresses do not."""
@@ -107,8 +110,12 @@ class Progress:
         """
         progress = cls(path=path, keeps_trees=keeps_trees)
         with reading(path, what="the finished answers of a stopped call", remedy=_START_OVER):
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text.split("\n")[:-1]
         if not lines:
+            # A foreign file is not replaced, although it may look like a first line that was cut.
+            if not (text.startswith(_BEGINNING) or _BEGINNING.startswith(text)):
+                raise DataFormatError(f"{path}: must hold the finished answers of a stopped call: got {text[:80]!r} -- {_START_OVER}")
             return progress
         _check_settings(path, _object(path, 1, lines[0]), settings())
         questions = {problem.id: problem.question for problem in problems}
@@ -129,13 +136,15 @@ class Progress:
     def keep(self, row: dict[str, Any], tree: dict[str, Any] | None) -> None:
         """Write a finished answer, with its tree if trees are kept."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"answer": row, "tree": tree}) + "\n")
+            file.write(json.dumps({"answer": row, "tree": tree, "digest": _digest(row, tree)}) + "\n")
 
     def _take(self, number: int, line: dict[str, Any], questions: dict[str, str]) -> None:
         """Take over the answer of a line."""
         row, tree = line.get("answer"), line.get("tree")
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise DataFormatError(f"{self.path}:{number}: must hold an answer of an earlier call: got {line!r:.80} -- {_START_OVER}")
+        if line.get("digest") != _digest(row, tree):
+            raise DataFormatError(f"{self.path}:{number}: must be as it was written: it was changed since -- {_START_OVER}")
         name = row["id"]
         if name in questions and questions[name] != row.get("question"):
             raise CheckpointError(
@@ -147,6 +156,11 @@ class Progress:
         self.rows[name] = row
         if tree is not None:
             self.trees[name] = tree
+
+
+def _digest(row: dict[str, Any], tree: dict[str, Any] | None) -> str:
+    """Return a digest of an answer and its tree; it is the same before they are written and after they are read."""
+    return hashlib.sha256(json.dumps([row, tree]).encode()).hexdigest()[:16]
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

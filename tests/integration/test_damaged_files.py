@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,9 @@ from typer.testing import CliRunner
 
 from stepladder import embedded
 from stepladder.cli.app import app
+from stepladder.commands import solve
 from stepladder.policy.prompts import StepFormat
+from stepladder.serve.server import SearchServer
 from tests.models import save_tiny_policy
 from tests.runs import stepladder, write_tiny_config
 
@@ -84,7 +88,7 @@ OTHER_FILES = {
     "bare/generation_config.json": ("solve model",),
     "bare/tokenizer.json": ("solve model",),
     "bare/tokenizer_config.json": ("solve model",),
-    "bare/model.safetensors": ("solve model",),
+    "bare/model.safetensors": ("solve model", "serve"),
     "bare/stepladder_format.json": ("solve model",),
     "prm/stepladder_prm.json": ("prm score",),
     "prm/config.json": ("prm score",),
@@ -105,15 +109,27 @@ OTHER_FILES = {
     "test.jsonl": ("dry run",),
     "warmup.jsonl": ("dry run", "finish"),
     "start-run/start/task.json": ("evolve start",),
+    "stopped.jsonl.part": ("solve stopped",),
+    "ensemble/member-00/config.json": ("solve ensemble",),
+    "ensemble/member-01/config.json": ("solve ensemble", "prm score ensemble"),
+    "ensemble/member-01/model.safetensors": ("solve ensemble", "prm score ensemble"),
+    "ensemble/member-01/stepladder_prm.json": ("solve ensemble", "prm score ensemble"),
+    "ensemble/member-01/tokenizer.json": ("solve ensemble",),
+    "other-prm/model.safetensors": ("solve ensemble",),
+    "other-prm/stepladder_prm.json": ("solve ensemble",),
+    "importing/imported/export/pairs/shard-0000.parquet": ("evolve imported",),
+    "keys.txt": ("serve",),
+    "other-prm/config.json": ("serve",),
 }
 """Files elsewhere, and the commands that read them."""
 
 
 def arguments(command: str, place: Path) -> list[str]:
     """Return the words of a command."""
-    run, out = str(place / "run"), str(place / "out")
+    run, out, stopped = str(place / "run"), str(place / "out"), str(place / "stopped.jsonl")
     name, _, kind = command.partition(" ")
     small = ["--simulations", "2", "--method", "best-of-n"]
+    bare = ["--policy", str(place / "bare")]
     words = {
         "report": ["report", run],
         "solve": ["solve", "test 1 a", "--run", run, *small],
@@ -126,7 +142,12 @@ def arguments(command: str, place: Path) -> list[str]:
         "eval": ["eval", "--run", run, "--out", str(place / "evaluation"), "--method", "majority", "--tokens", "4", "--limit", "2"],
         "prm score": ["prm", "score", str(place / "solutions.jsonl"), "--model", str(place / "prm"), "--output", out],
         "prm score json": ["prm", "score", str(place / "solutions.json"), "--model", str(place / "prm"), "--output", out],
+        "prm score ensemble": ["prm", "score", str(place / "solutions.jsonl"), "--model", str(place / "ensemble"), "--output", out],
         "import": ["import", str(place / "export"), "--run-dir", str(place / "new")],
+        "evolve imported": ["evolve", str(place / "tiny.toml"), "--run-dir", str(place / "importing"), "--stop-after", "0"],
+        "solve stopped": ["solve", "--input", str(place / "three.jsonl"), "--output", stopped, "--tree", f"{stopped}.json", *bare, *small],
+        "solve ensemble": ["solve", "test 1 a", *bare, "--prm", str(place / "ensemble"), "--prm", str(place / "other-prm"), *small],
+        "serve": ["serve", *bare, "--prm", str(place / "other-prm"), "--api-key-file", str(place / "keys.txt"), "--port", "0"],
     }
     return words[command] if name != "export" else ["export", run, "--format", kind, "--to", out]
 
@@ -156,7 +177,37 @@ def make_place(folder: Path) -> Path:
         done = CliRunner().invoke(app, arguments(command, folder))
         assert done.exit_code == 0, done.output
     shutil.move(folder / "out", folder / "export")
+    for member in ("ensemble/member-00", "ensemble/member-01", "other-prm"):
+        shutil.copytree(folder / "prm", folder / member)
+    (folder / "keys.txt").write_text("a-key\nanother-key\n")
+    _import(folder)
+    _stop(folder)
     return folder
+
+
+def _import(folder: Path) -> None:
+    """Let a run learn from the export, and finish its warm-up, after which it stands before its first round."""
+    importing = ["import", str(folder / "export"), "--run-dir", str(folder / "importing")]
+    for words in (importing, arguments("evolve imported", folder)):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+
+
+def _stop(folder: Path) -> None:
+    """Answer two of three questions, as a call does that is killed between two of them."""
+    rows = [{"id": str(number), "question": f"test {number} a"} for number in range(3)]
+    (folder / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    search = solve._search
+
+    def stopping(*given: Any) -> Iterator[Any]:
+        for number, found in enumerate(search(*given)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    with patch.object(solve, "_search", stopping):
+        assert CliRunner().invoke(app, arguments("solve stopped", folder)).exit_code == 130
+    assert len((folder / "stopped.jsonl.part").read_text().splitlines()) == 3
 
 
 def _snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -197,7 +248,9 @@ def run_command(command: str, place: Path) -> tuple[int, str]:
     if command == "finish":
         # Without its figures a round is not finished: evolve reads all that the round made, and works out nothing anew.
         last.unlink()
-    done = CliRunner().invoke(app, arguments(command, place))
+    # A server whose models are loaded has nothing more to read.
+    with patch.object(SearchServer, "run", lambda self, sockets: None):
+        done = CliRunner().invoke(app, arguments(command, place))
     if command == "finish":
         last.write_bytes(finished)
     if done.exception is not None and not isinstance(done.exception, SystemExit):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -161,13 +162,39 @@ def test_trees_that_were_not_kept_are_not_left_out_in_silence(folder: Folder) ->
     assert folder.solve().exit_code == 0
 
 
-@pytest.mark.parametrize("text", ['{"id": "q0", "answer": "1"}\n', "[]\n", "no JSON\n", '{"schema_version": 9, "settings": {}}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"id": "q0", "answer": "1"}\n', "[]\n", "no JSON\n", "thesis", "[[[", '{"schema_version": 9, "settings": {}}\n']
+)
 def test_files_that_say_no_settings_are_refused(tmp_path: Path, text: str) -> None:
-    """Such as those of earlier versions, which began with an answer."""
+    """Such as those of earlier versions, which began with an answer, and files of others; they stay as they are."""
     part = tmp_path / "a.part"
     part.write_text(text)
     with pytest.raises((CheckpointError, DataFormatError), match="remove the file to start over"):
         Progress.resume(part, dict, [], keeps_trees=False)
+    assert part.read_text() == text
+
+
+@pytest.mark.parametrize("place", ["answer", "tree"])
+@pytest.mark.parametrize("value", [None, [], "x", -1, {"a": 1}, "gone"])
+def test_a_changed_answer_is_refused_with_its_line(tmp_path: Path, place: str, value: Any) -> None:
+    """Whatever field of an answer or of its tree is replaced or removed; unchanged, numbers of every kind included, it is taken."""
+    part, problems = tmp_path / "a.part", [Problem(id="a", question="a")]
+    row = {"id": "a", "question": "a", "answer": "\u00bd", "confidence": 0.1 + 0.2, "generated_tokens": 3, "steps": ["x\n"]}
+    tree = {"values": [1e-300, float("inf"), -0.0], "depths": [0, 1], "provenance": {"seed": 2**63}}
+    progress = Progress.resume(part, dict, problems, keeps_trees=True)
+    progress.begin(dict)
+    progress.keep(row, tree)
+    taken = Progress.resume(part, dict, problems, keeps_trees=True)
+    assert taken.rows == {"a": row} and taken.trees == {"a": tree}
+    header, line = part.read_text().splitlines()
+    for key in {"answer": row, "tree": tree}[place]:
+        changed = json.loads(line)
+        del changed[place][key]
+        if value != "gone":
+            changed[place][key] = value
+        part.write_text(f"{header}\n{json.dumps(changed)}\n")
+        with pytest.raises(DataFormatError, match=r"a.part:2: must .* -- remove the file to start over"):
+            Progress.resume(part, dict, problems, keeps_trees=True)
 
 
 def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
