@@ -156,7 +156,21 @@ model that `gradient.reference` names.
 {rules}
 
 Every rule has `skip_even`, which leaves out problems in which every advantage is 0, and `learn_cut`. The trees of a problem are compared
-as one group. `best-of-n` keeps every sample, so its rows are those of a policy gradient in the strict sense. Searches that expand nodes
+as one group.
+
+`run.update_every = N` trains while it searches: after every N problems the policy learns from their trees, and the next N are searched with
+the new weights, in one process, on the `transformers` backend. `gradient.epochs` and `gradient.updates` are then those of N problems, and
+the learning rate follows the share of the round's problems that is done. Every row keeps its `staleness`, the updates between its search
+and its first use; rows that would be staler than `gradient.max_staleness` are not used. `updates.jsonl` of the round has a line for every
+N problems. With `gradient.checkpoint_every` a stopped round goes on after the last checkpoint; without, it begins again. Either way it ends
+with the same bytes.
+
+```
+stepladder evolve --set run.update_every=16 --set gradient.enabled=true --set sft.enabled=false --set preference.enabled=false \\
+    --set labels.data=replace --set search.method=majority --set search.simulations=16
+```
+
+`best-of-n` and `majority` keep every sample, so their rows are those of a policy gradient in the strict sense. Searches that expand nodes
 keep equal samples of a step once, and choose where to go on: their means are over the steps of the tree.
 """
 

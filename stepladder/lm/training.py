@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -163,8 +163,10 @@ def run_training(
         collate = packed_collate(model, settings, collate_packed)
     kept, aside = split_held_out(rows, share=settings.held_out, seed=settings.seed)
     packed, num_processes = layout == "trees", here.num_processes
-    plan = _planned(kept, settings, collate, packed=packed, num_processes=num_processes)
-    measured = _planned(aside, _one_update(settings, len(aside)), collate, packed=packed, num_processes=num_processes) if aside else None
+    plan = plan_of(kept, settings, collate, packed=packed, num_processes=num_processes).plan
+    measured = None
+    if aside:
+        measured = plan_of(aside, _one_update(settings, len(aside)), collate, packed=packed, num_processes=num_processes).plan
     tokens = plan.tokens_after_updates()
     kind, config = type(model), model.config
     use_cache = config.use_cache if hasattr(config, "use_cache") else None
@@ -240,8 +242,17 @@ def _one_update(settings: TrainSettings, num_rows: int) -> TrainSettings:
     return replace(settings, epochs=1.0, max_updates=None, updates=None, batch_size=num_rows, micro_batch_size=min(size, num_rows))
 
 
-def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int) -> Plan:
-    """Return the plan of the rows. Packed rows are merged into trees pass by pass, and each pass is then one item of the plan."""
+class Planned(NamedTuple):
+    """A plan, and what it is made of."""
+
+    plan: Plan
+    """The plan. Packed rows are merged into trees pass by pass, and each pass is then one item of it."""
+    order: list[list[int]]
+    """Places of the rows of every forward pass."""
+
+
+def plan_of(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int = 1) -> Planned:
+    """Return the plan of some rows, at least one."""
     schedule = batch_schedule(
         [row.length for row in rows],
         epochs=settings.epochs,
@@ -255,10 +266,10 @@ def _planned(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, 
         seed=settings.seed,
     )
     if not packed:
-        return Plan(rows=rows, schedule=schedule, collate=collate)
+        return Planned(Plan(rows=rows, schedule=schedule, collate=collate), schedule.micro_batches)
     passes = [PackedPass(trees=pack_rows([rows[i] for i in batch], row_tokens=settings.row_tokens)) for batch in schedule.micro_batches]
     one_by_one = [[number] for number in range(len(passes))]
-    return Plan(rows=passes, schedule=replace(schedule, micro_batches=one_by_one), collate=collate)
+    return Planned(Plan(rows=passes, schedule=replace(schedule, micro_batches=one_by_one), collate=collate), schedule.micro_batches)
 
 
 def _run(trainer: ObjectiveTrainer, settings: TrainSettings, checkpoint: str | None) -> None:

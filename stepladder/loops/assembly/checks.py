@@ -114,6 +114,8 @@ def check_labels(config: Config) -> None:
         )
     _check_prm_replay(config)
     _check_advantages(config)
+    if config.run.update_every is not None:
+        _check_online(config)
     text, end = config.labels.revision_text, config.format.step_end
     if text and config.format.steps == "text" and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
@@ -132,6 +134,33 @@ def _check_advantages(config: Config) -> None:
             "labels.data: policy gradients compare with the policy that sampled, which must not be long gone: got 'accumulate' -- use "
             "'replace', or 'window' or 'on-policy' with a small window"
         )
+
+
+def _check_online(config: Config) -> None:
+    """Check that the policy can be trained during the search."""
+    others = [name for name in ("sft", "preference") if getattr(config, name).enabled]
+    needs = {
+        "gradient.enabled": (config.gradient.enabled, True),
+        **{f"{name}.enabled": (True, False) for name in others},
+        "labels.data": (config.labels.data.type, "replace"),
+        "search.allocation": (config.search.allocation.type, "uniform"),
+        "start_from": (config.start_from, "best"),
+        "gradient.lora": (config.gradient.lora, None),
+        "gradient.held_out": (config.gradient.held_out, 0),
+        "training.num_processes": (config.training.num_processes, 1),
+        "training.accelerate_config": (config.training.accelerate_config, None),
+    }
+    if config.policy.backend != "transformers":
+        raise ConfigError(
+            "run.update_every: changes the weights of the policy in place, which only the backend 'transformers' can: got policy.backend "
+            f"{config.policy.backend!r} -- use 'transformers', or leave run.update_every out"
+        )
+    for name, (found, expected) in needs.items():
+        if found != expected:
+            raise ConfigError(
+                f"run.update_every: trains the policy during the search, by policy gradients alone: needs {name} {expected!r}, got "
+                f"{found!r} -- set it, or leave run.update_every out"
+            )
 
 
 def _check_prm_replay(config: Config) -> None:

@@ -21,7 +21,7 @@ from stepladder.loops.config.run import Config
 from stepladder.policy.backends.server_settings import ServerOptions, ServerSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
@@ -142,13 +142,24 @@ def with_date(config: Config, policy_dir: str, *, earlier: Config | None) -> Con
     return config.model_copy(update={"format": config.format.model_copy(update={"date": date})})
 
 
-def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role = POLICY) -> Policy:
+class LiveWeights(NamedTuple):
+    """A policy in memory whose weights change between searches."""
+
+    source: str
+    """Directory or hub id that it was loaded from, with its tokenizer and format."""
+    model: "PreTrainedModel"
+    """The model."""
+    tokenizer: "PreTrainedTokenizerBase"
+    """Its tokenizer."""
+
+
+def build_policy(config: Config, models: LoadedModels, policy: str | LiveWeights, *, role: Role = POLICY) -> Policy:
     """Return a policy on the configured backend. Weights and engines are those of the process; its key/value caches are new.
 
     Args:
         config: The configuration.
         models: The models of this process.
-        policy_dir: Directory or hub id of the policy.
+        policy: Directory or hub id of the policy, or on the ``transformers`` backend a policy in memory.
         role: Role of the policy. Only that of the search takes the configured actions and calls the tool.
 
     Raises:
@@ -156,11 +167,14 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
         CheckpointError: If the model cannot be loaded.
         BackendError: If the server does not answer.
     """
-    bare = _bare_policy(config, models, policy_dir, role=role)
+    if isinstance(policy, LiveWeights):
+        source, bare = policy.source, _in_place(config, policy)
+    else:
+        source, bare = policy, _bare_policy(config, models, policy, role=role)
     if role != POLICY:
         return bare
     if config.search.actions:
-        bare = _with_actions(bare, config, build_renderer(config, policy_dir))
+        bare = _with_actions(bare, config, build_renderer(config, source))
     if config.search.tool is None:
         return bare
     from stepladder.loops.assembly.tools import build_tool
@@ -169,7 +183,7 @@ def build_policy(config: Config, models: LoadedModels, policy_dir: str, *, role:
 
     section = config.search
     settings = ToolSettings(form=section.observation, max_tokens=section.max_observation_tokens, max_errors=section.max_tool_errors)
-    return ToolPolicy(bare, build_tool(config), build_renderer(config, policy_dir), settings, ObservationStore())
+    return ToolPolicy(bare, build_tool(config), build_renderer(config, source), settings, ObservationStore())
 
 
 def _with_actions(policy: Policy, config: Config, renderer: "PromptRenderer") -> Policy:
@@ -208,6 +222,12 @@ def end_observations(policy: Policy) -> None:
     end = getattr(policy, "end", None)
     if end is not None:
         end()
+
+
+def _in_place(config: Config, live: LiveWeights) -> Policy:
+    from stepladder.policy.backends.transformers import TransformersPolicy
+
+    return TransformersPolicy(live.model, live.tokenizer, step_format(config), max_batch=config.policy.max_batch)
 
 
 def _bare_policy(config: Config, models: LoadedModels, policy_dir: str, *, role: Role) -> Policy:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stepladder.interfaces import Verifier
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.loops.assembly.policies import build_policy, build_renderer
+from stepladder.loops.assembly.policies import LiveWeights, build_policy, build_renderer
 from stepladder.loops.assembly.scorers import build_scorer
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchConfig
@@ -88,7 +88,7 @@ def search_engine(
     models: LoadedModels,
     problems: Sequence[Problem],
     *,
-    policy: str,
+    policy: str | LiveWeights,
     prm: str | Sequence[str] | None,
     method: SearchMethod,
     budget: Budget | BudgetRule,
@@ -104,7 +104,7 @@ def search_engine(
         config: The configuration.
         models: The models of this process.
         problems: The problems that will be searched; a PRM that reads text finds its questions among them.
-        policy: Directory or hub id of the policy.
+        policy: As for ``build_policy``.
         prm: As for ``build_scorer``; none searches without one.
         method: How to search.
         budget: Caps per problem.
@@ -120,7 +120,7 @@ def search_engine(
         DataFormatError: If the PRM was trained on prompts of another policy.
         BackendError: If a server does not answer.
     """
-    renderer = build_renderer(config, policy)
+    renderer = build_renderer(config, policy.source if isinstance(policy, LiveWeights) else policy)
     return SearchEngine(
         policy=build_policy(config, models, policy),
         scorer=build_scorer(config, models, prm=prm, renderer=renderer, problems=problems, scores=scores) if prm else None,

@@ -13,7 +13,7 @@ from stepladder.lm.settings import StageSettings
 from stepladder.loops.config.section import Section, Variant
 from stepladder.policy.gradient_settings import GRPO, GradientLoss
 from stepladder.policy.preference_settings import DPO, PreferenceLoss, UnpairedLoss
-from stepladder.settings import Count, Positive, check_bounds
+from stepladder.settings import Count, Natural, Positive, check_bounds
 
 
 class TrainingConfig(Section):
@@ -87,6 +87,9 @@ class GradientConfig(StageSettings):
     """Reference of ``loss.kl_weight``: the model before this stage, or the warmed-up base model."""
     epochs: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
     """Passes over the rows, > 0, rounded up to whole updates. After the first update the policy is no longer the one that sampled."""
+    max_staleness: Natural = 7
+    """With ``run.update_every``: updates of the policy after the search of a row beyond which it is not used any more, >= 0. Every row has
+    its own (``staleness``)."""
 
 
 class WarmupConfig(Section):

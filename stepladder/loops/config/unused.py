@@ -114,6 +114,11 @@ _RULES = (
         because="gradient.loss.kl_weight is 0",
     ),
     _Rule(
+        holds=lambda config: config.gradient.enabled and config.run.update_every is None,
+        keys=("gradient.max_staleness",),
+        because="without run.update_every all rows are made before the training",
+    ),
+    _Rule(
         holds=lambda config: config.labels.revisions == 0,
         keys=("labels.revision_of", "labels.revision_text"),
         because="labels.revisions is 0",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from stepladder.loops.assembly.policies import end_observations, keep_observations
+from stepladder.loops.assembly.policies import LiveWeights, end_observations, keep_observations
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier, vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
@@ -40,6 +40,7 @@ def open_shard(
     scores: ScoresConfig | None = None,
     labels: bool = False,
     tree_number: int = 0,
+    live: LiveWeights | None = None,
 ) -> Iterator[OpenShard]:
     """Open the engine and the grader of a shard. The block searches, grades and stores the shard.
 
@@ -55,6 +56,7 @@ def open_shard(
         scores: As for ``build_scorer``.
         labels: Whether the engine grades ends as it searches.
         tree_number: Trees of the same problems that were searched before.
+        live: Searches in place of the policy of the models; None searches with that one.
 
     Raises:
         ConfigError, CheckpointError, DataFormatError: As for ``search_engine``, ``build_verifier`` and ``keep_observations``.
@@ -65,7 +67,7 @@ def open_shard(
             config,
             worker_models(),
             questions_of(problems),
-            policy=models.policy,
+            policy=models.policy if live is None else live,
             prm=models.prm,
             method=method,
             budget=budget,

@@ -87,7 +87,8 @@ def label_shard(*, config: Config, sources: LabelSources, out: dict[str, Path]) 
     VALUES.write(out[VALUES.name], rows.values.rows)
     if rows.graded is not None:
         GRADED.write(out[GRADED.name], rows.graded.rows)
-    if rows.advantages is not None:
+    # While the policy is trained during the search, its rows are written there.
+    if rows.advantages is not None and config.run.update_every is None:
         ADVANTAGES.write(out[ADVANTAGES.name], rows.advantages.rows)
     if rows.step_pairs is not None:
         STEP_PAIRS.write(out[STEP_PAIRS.name], rows.step_pairs)

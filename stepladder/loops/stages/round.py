@@ -1,6 +1,7 @@
 """One round: search -> label -> train both models -> evaluate -> gate. Round 0 is the warm-up: train on solved problems, evaluate.
 
-With ``prm.when = "before-search"`` a round samples and trains the PRM first.
+With ``prm.when = "before-search"`` a round samples and trains the PRM first. With ``run.update_every`` the policy is trained during the
+search.
 
 Each stage lists what it must write, leaves out what exists, and hands the rest to the workers. A job depends on nothing that an earlier one
 left in its process: caches of keys and values are built anew, and every seed is derived from names. So a killed run ends with the bytes of
@@ -16,6 +17,7 @@ from stepladder.loops.stages.judge import judge
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
 from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
+from stepladder.loops.stages.online import train_online
 from stepladder.loops.stages.problem_states import write_problems
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.round_settings import with_round_settings
@@ -38,12 +40,15 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         best = replace(best, prm=0)
     if samples_first(config):
         prm, estimated_tokens = _learn_prm(context, number, best, best.policy)
-    search(context, number, context.models(number, best.policy, _searching_prm(context, number, best)))
+    models, online = context.models(number, best.policy, _searching_prm(context, number, best)), None
+    if config.run.update_every is not None:
+        online = train_online(context, number, models)
+    search(context, number, models)
     labels = label(context, number, best)
     label_imported(context, best.policy)
     check_solved_problems_give_rows(context, number, labels)
     nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number)
-    policy = train_policy(context, number, best.policy)
+    policy = train_policy(context, number, best.policy) if online is None else online
     if not samples_first(config):
         prm, estimated_tokens = _learn_prm(context, number, best, context.newest_policy(number, best.policy))
     write_problems(context, number)

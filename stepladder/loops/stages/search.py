@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepladder.files import atomic_write_text
+from stepladder.loops.assembly.policies import LiveWeights
 from stepladder.loops.assembly.search import build_method, search_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens, use_path
@@ -52,7 +53,7 @@ def _search_once(context: RoundContext, number: int, models: Models, stage: str)
             problems=shard.problems,
             out=shard.out,
             stage=stage,
-            tree_number=_first_tree(context),
+            tree_number=first_tree(context.config),
         )
         for shard in missing
     ]
@@ -96,7 +97,7 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
                 out=path,
                 stage=stage,
                 budgets=own,
-                tree_number=tree_number + _first_tree(context),
+                tree_number=tree_number + first_tree(context.config),
             )
         )
     context.work(tasks, {stage: waiting})
@@ -104,9 +105,9 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
     return paths
 
 
-def _first_tree(context: RoundContext) -> int:
-    """Return the number of the round's first tree: samples from before the search count as the first, and have its seeds."""
-    return int(samples_first(context.config))
+def first_tree(config: Config) -> int:
+    """Return the number of a round's first tree: samples from before the search count as the first, and have its seeds."""
+    return int(samples_first(config))
 
 
 def _next_budgets(context: RoundContext, number: int, passes: Sequence[Sequence[Path]]) -> Budgets:
@@ -175,6 +176,7 @@ def write_labelled_trees(
     out: Path,
     stage: str,
     tree_number: int = 0,
+    live: LiveWeights | None = None,
 ) -> None:
     """Search problems with known answers, and write the graded trees and their token counts.
 
@@ -187,10 +189,20 @@ def write_labelled_trees(
         out: Parquet file of the trees; the token counts are next to it.
         stage: Name under which progress is shown.
         tree_number: Trees of the same problems that the round has searched before.
+        live: As for ``open_shard``.
     """
     scores = config.search.scores
     opened = open_shard(
-        config, models, problems, method=method, budget=budget, out=out, scores=scores, labels=True, tree_number=tree_number
+        config,
+        models,
+        problems,
+        method=method,
+        budget=budget,
+        out=out,
+        scores=scores,
+        labels=True,
+        tree_number=tree_number,
+        live=live,
     )
     with opened as (engine, *_):
         results = run_engine(engine, problems, stage=stage)

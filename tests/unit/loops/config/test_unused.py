@@ -43,6 +43,7 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
     ("gradient.enabled=true", "gradient.loss=dapo", "gradient.reference=base", "labels.advantages=treerl"): {
         "gradient.reference": "kl_weight is 0"
     },
+    ("gradient.enabled=true", "gradient.max_staleness=1"): {"gradient.max_staleness": "without run.update_every"},
     ("labels.revision_of=solution",): {"labels.revision_of": "labels.revisions is 0"},
     ("warmup.train.epochs=1",): {"warmup.train.epochs": "warmup.solutions"},
     ("problems.held_out=h", "problems.held_out_size=9"): {"problems.held_out_size": "problems.held_out"},
