@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,7 +19,7 @@ from stepladder.errors import BackendError
 from stepladder.lm.loading import resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.settings import TrainSettings
-from stepladder.lm.trainer import Collate, Objective
+from stepladder.lm.trainer import Batch, Collate, Objective
 from stepladder.lm.training import PackedCollate, autocast, packed_collate, packed_layout, plan_of
 from stepladder.lm.tree_attention import tree_attention
 from stepladder.types import derive_seed
@@ -123,7 +123,7 @@ class LiveTraining:
         with memory_explained(self.settings, where=lambda: f"the updates after search {number}"):
             for batch in batches:
                 with autocast(self.settings, self.model.device):
-                    loss = self.objective.loss(self.model, send_to_device(batch, self.model.device), counts)
+                    loss = self.objective.loss(self.model, cast(Batch, send_to_device(batch, self.model.device)), counts)
                 loss.backward()
                 total += loss.item()
             if not math.isfinite(total):

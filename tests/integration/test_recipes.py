@@ -21,7 +21,7 @@ from stepladder.recipes import recipes
 from tests.inline import inline_pool
 from tests.runs import write_tiny_config
 
-REPRESENTATIVE = {"agent-r", "b-star", "cream", "iterative-dpo", "mcts-dpo", "pure", "rest-mcts", "rstar-math"}
+REPRESENTATIVE = {"agent-r", "b-star", "cream", "iterative-dpo", "mcts-dpo", "pure", "rest-mcts", "rstar-math", "treerl"}
 """Recipes that every run of the suite tests: together they have every kind of row, training and schedule. `make test-recipes` tests all."""
 
 
@@ -45,12 +45,12 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
     for part in (settings, *settings.get("rounds", ())):
         search, prm = part.get("search", {}), part.get("prm", {})
         if "simulations" in search:
-            search["simulations"] = min(search["simulations"], 16 if search.get("method") == "treepo" else 8)
+            search["simulations"] = min(search["simulations"], {"treepo": 48}.get(search.get("method"), 8))
         if "commit" in search.get("options", {}):
             search["options"] |= {"commit": 2, "commit_first": 2}
         if "rollouts" in prm:
             prm["rollouts"] = min(prm["rollouts"], 4)
-    for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {})):
+    for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {}), *gradient_of(settings)):
         stage["max_updates"] = 2
     # Six problems of two samples show little; what they show must be used, or no PRM would guide round 2.
     settings["gate"] = {"min_problems": 1, "min_rows": 1}
@@ -58,6 +58,11 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
         grid = {"low": 0.8, "high": 1.2, "step": 0.4}
         settings["rules"]["balance"] |= {"temperatures": grid, "problems": 6, "samples": 4}
     return settings
+
+
+def gradient_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of policy gradients, if a recipe has them."""
+    return [settings["gradient"]] if "gradient" in settings else []
 
 
 @pytest.mark.parametrize("name", [name if name in REPRESENTATIVE else pytest.param(name, marks=pytest.mark.recipes) for name in recipes()])
@@ -81,7 +86,7 @@ def check_round(run: RunDir, config: Config, row: RoundRow) -> None:
     assert row.search is not None and row.labels is not None
     assert row.search.solved > 0 and row.nothing_learned is None
     trained = {name: summary.rows for name, summary in row.training.policy.stages.items()}
-    assert set(trained) == {*(["sft"] if settings.sft.enabled else []), *(["preference"] if settings.preference.enabled else [])}
+    assert set(trained) == {name for name in ("sft", "preference", "gradient") if getattr(settings, name).enabled}
     assert all(count > 0 for count in trained.values())
     if trains_prm(settings):
         assert isinstance(row.training.prm, TrainingSummary), row.training.prm
