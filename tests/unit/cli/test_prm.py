@@ -68,6 +68,19 @@ def test_score_writes_the_readers_scores(tmp_path):
     assert rows[1]["place"] == f"{file}:2"
 
 
+def test_score_takes_several_files(tmp_path):
+    """As many as ``prm eval`` does: the rows follow the order of the files, and each says where it is from."""
+    model = save_head_model(tmp_path / "model", qwen_tokenizer(), head="mlp", num_outputs=2, max_positions=200)
+    rows = [{"question": f"{number} + 1?", "steps": ["It is", str(number + 1)]} for number in range(3)]
+    files = [write(tmp_path / "b.jsonl", *rows[:2]), write(tmp_path / "a.jsonl", rows[2])]
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    words = ["--model", model, "--spec", "qwen2.5-math-prm", "--device", "cpu"]
+    assert "6 steps of 3 solutions scored" in run("score", *files, *words, "--output", out)
+    run("score", write(tmp_path / "all.jsonl", *rows), *words, "--output", whole)
+    assert [row["place"] for row in rows_of(out)] == [f"{files[0]}:1", f"{files[0]}:2", f"{files[1]}:1"]
+    assert [row["scores"] for row in rows_of(out)] == [row["scores"] for row in rows_of(whole)]
+
+
 def test_score_reads_a_model_that_training_wrote_from_its_own_directory(tmp_path):
     """A directory with step format and spec needs no --spec; the scores are those of the search's scorer on the rendered tokens."""
     model = save_tiny_scorer(tmp_path / "model")

@@ -1,9 +1,13 @@
 """What ``solve`` says about a search: the nearest cause where there is no answer, and what ended it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stepladder.cli.app import app
+from stepladder.commands import solve
 from stepladder.commands.solve_report import Detail, ended_by, readable, votes_sentence, why_no_answer
 from stepladder.loops.runs.token_use import TokenUse
 from stepladder.mcts.engine import SearchEngine
@@ -11,6 +15,7 @@ from stepladder.mcts.methods import resolve_method
 from stepladder.terminal import plain
 from stepladder.testing import CharRenderer, ScriptedPolicy, error_step, make_step
 from stepladder.types import Budget, Problem, Provenance, SearchResult, Step, StopReason
+from tests.models import save_tiny_policy
 
 _PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
 _USE = TokenUse(unique_tokens=1, forwarded_tokens=None, prefix_tokens=None, cached_tokens=None, prm_forwarded_tokens=None)
@@ -22,6 +27,18 @@ def _searched(step: Step, budget: Budget, method: str = "mcts") -> SearchResult:
     engine = SearchEngine(policy=policy, renderer=CharRenderer(), method=resolve_method(method), budget=budget, provenance=_PROVENANCE)
     (result,) = engine.search([Problem(id="p", question="q")])
     return result
+
+
+def test_compiling_is_no_part_of_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap on seconds begins when the loops of the search are compiled; without one nothing is compiled in advance."""
+    folder, done = save_tiny_policy(tmp_path / "policy"), []
+    search = SearchEngine.search
+    monkeypatch.setattr(solve, "compile_loops", lambda *_, **__: done.append("compiled"))
+    monkeypatch.setattr(SearchEngine, "search", lambda engine, problems: done.append("searched") or search(engine, problems))
+    for caps in (["--seconds", "60"], []):
+        words = ["solve", "1", "--policy", str(folder), "--simulations", "2", "--set", "search.max_step_tokens=4", *caps]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert done == ["compiled", "searched", "searched"]
 
 
 @pytest.mark.parametrize(

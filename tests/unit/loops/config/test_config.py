@@ -54,6 +54,27 @@ def test_wrong_settings_are_named(override: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("prm.start=fixed", "setting 'prm': start 'fixed' needs a model"),
+        ("preference.loss.target_margin=1", "setting 'preference.loss.target_margin'"),
+        ("labels.pairs={type='agent-q', nope=1}", "setting 'labels.pairs.nope'"),
+        ("search.scores.bound={type='clip', at='x'}", "'search.scores.bound.at'"),
+        ("sft.lora={r=0, alpha=3}", "'sft.lora.r'"),
+        ("rounds=[{round=1, search={simulations=0}}]", "simulations"),
+        ("problems.grading={units='perhaps'}", "'problems.grading.units'"),
+    ],
+)
+def test_a_wrong_setting_does_not_repeat_its_section(override: str, words: str) -> None:
+    """What is right about a section is not shown, whichever rule of it is broken."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*REQUIRED, "search.simulations=31", "prm.train.batch_size=17", override])
+    said = str(caught.value)
+    assert words in said and len(said) < 300, said
+    assert not any(unasked in said for unasked in ("{", "31", "17", "learning_rate", "Config(")), said
+
+
 def test_unknown_key_is_reported_before_what_is_missing() -> None:
     """A misspelt required key is explained as misspelt, not as missing."""
     with pytest.raises(ConfigError, match=r"did you mean 'problems\.test'"):
