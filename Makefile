@@ -40,8 +40,8 @@ test-real: $(VENV)/.installed-dev  ## a pretrained language model from the packa
 test-vllm: $(VLLM_VENV)/.installed  ## the vLLM backends and a real server on loopback, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest -m vllm -q tests/integration
 
-test-recipes: $(VENV)/.installed-dev  ## every recipe for two rounds on a tiny model
-	$(BIN)/python -m pytest -m 'recipes or not recipes' -q tests/integration/test_recipes.py
+test-recipes: $(VENV)/.installed-dev  ## every recipe for two rounds, and every file for a named model for one, on a tiny model
+	$(BIN)/python -m pytest -m 'recipes or not recipes' -q tests/integration/test_recipes.py tests/integration/test_model_configs.py
 
 check: $(VENV)/.installed-dev  ## style, types, import direction, plain English, generated docs
 	$(BIN)/ruff check stepladder tests benchmarks
