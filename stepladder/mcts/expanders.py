@@ -11,7 +11,7 @@ from typing import Protocol
 from stepladder.mcts.expansion import Expansion, Prefix, ScoreJob, as_failed
 from stepladder.mcts.families import Families, SiblingKey
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.mcts.settings.growth import Sampling, Steps
+from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
 from stepladder.mcts.spending import Spending
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Step, StopReason
@@ -25,8 +25,9 @@ _STEP, _LENGTH, _DEPTH = StopReason.STEP, StopReason.LENGTH, StopReason.DEPTH
 class Expander(Protocol):
     """Expands the leaves of one search."""
 
-    max_steps: int
-    """Steps of a sample at most."""
+    def max_steps_after(self, leaf: int) -> int:
+        """Return how many steps a sample after a leaf has at most."""
+        ...
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
         """Return how many samples each leaf of a wave gets; 0 if its solution has ended."""
@@ -60,8 +61,6 @@ class Expander(Protocol):
 class StepExpander:
     """Expands leaves by single steps; equal ones become one child."""
 
-    max_steps = 1
-
     def __init__(
         self,
         method: SearchMethod,
@@ -80,6 +79,10 @@ class StepExpander:
         self._is_distinct = growth.siblings == "distinct"
         self._families = families
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
+
+    def max_steps_after(self, leaf: int) -> int:
+        """Return 1."""
+        return 1
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
         """Return how many steps to sample after each leaf; 0 if its solution has ended."""
@@ -160,24 +163,29 @@ class StepExpander:
 
 
 class SolutionExpander:
-    """Expands the root by whole solutions, which become branches that share their first steps.
+    """Expands a node by solutions from there on, which become branches that share their first steps.
 
-    A wave is one expansion of the root. The numbers of its nodes are therefore known as soon as its samples are there.
+    A wave is one expansion. The numbers of its nodes are therefore known as soon as its samples are there.
     """
 
     def __init__(
-        self, method: SearchMethod, *, table: StepTable, spending: Spending, seed_of: Callable[..., int], prompt_ids: tuple[int, ...]
+        self, method: SearchMethod, growth: Solutions, *, table: StepTable, spending: Spending, seed_of: Callable[..., int], prompt_ids: tuple[int, ...]
     ) -> None:
         """Expand by a method's settings, into a table of steps."""
         self._table, self._spending, self._seed_of, self._prompt_ids = table, spending, seed_of, prompt_ids
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step."""
-        self.max_steps = spending.budget.max_depth
+        self._longest, self._max_depth = growth.draw_steps, spending.budget.max_depth
+
+    def max_steps_after(self, leaf: int) -> int:
+        """Return the steps down to the depth limit, or those of a shorter draw."""
+        left = self._max_depth - self._table.depths[leaf]
+        return left if self._longest is None else min(left, self._longest)
 
     def samples_after(self, leaves: list[int], size: int) -> list[int]:
         """Return the draws of the wave."""
-        assert leaves == [Tree.ROOT], leaves
+        assert len(leaves) == 1, leaves
         return [size]
 
     def simulations_of(self, samples: list[int]) -> int:
@@ -192,7 +200,7 @@ class SolutionExpander:
         """Turn whole solutions into branches.
 
         The last node of a draw stays separate even if an equal node exists, so that the tree has one leaf per draw, in the order of the
-        draws.
+        draws; unless the draw stopped short of an end, where others may go on.
         """
         expansion.first = first = len(self._table.steps)
         known: dict[_StepKey, int] = {}
@@ -209,7 +217,8 @@ class SolutionExpander:
                 self._spending.generated_tokens += len(step.token_ids)
                 key = (at, step.token_ids, step.given_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
-                if found is None or i == len(steps):
+                stops_short = step.stop_reason is _STEP and depth + i < self._max_depth
+                if found is None or (i == len(steps) and not stops_short):
                     if found is not None:
                         twins.append((len(new), found))
                     at = first + len(new)

@@ -141,7 +141,7 @@ def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], 
         ),
     )
     land(tree, waves.rows, waves.leaves)
-    paths = _sampled_paths(waves, worths)
+    paths = _sampled_paths(tree, waves, worths)
     backup_paths(tree, paths.rows, paths.nodes, paths.returns, opened=paths.opened, discount=method.valuation.discount)
     return tree
 
@@ -285,11 +285,12 @@ def _add_repeats(tree: Tree, waves: Waves, totals: Float[np.ndarray, "E"], weigh
                 weights[at] += count
 
 
-def _sampled_paths(waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
-    """Return one path per draw, from its last node."""
+def _sampled_paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
+    """Return one path per draw, from its last node, which may be an older one."""
     nodes = [expansion.ends for _, expansion in waves.expansions]
     firsts = np.array([expansion.first for _, expansion in waves.expansions])
     owners, ends = np.repeat(np.arange(len(nodes)), list(map(len, nodes))), np.array(flat(nodes), np.int64)
     # ``ends`` are node numbers of a tree; worths are indexed by place in the flat wave.
-    returns = worths[waves.starts[owners] + ends - firsts[owners]]
+    places, is_new = waves.starts[owners] + ends - firsts[owners], ends >= firsts[owners]
+    returns = np.where(is_new, worths[np.where(is_new, places, 0)] if len(worths) else 0.0, tree.raw_value[waves.rows[owners], ends])
     return Paths(rows=waves.rows[owners], nodes=ends, returns=returns, opened=np.zeros(len(ends), np.int64))

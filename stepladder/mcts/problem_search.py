@@ -95,7 +95,9 @@ class ProblemSearch:
     def _expander(self, method: SearchMethod) -> Expander:
         table, spending, seed_of = self.table, self.spending, self.seed_of
         if isinstance(method.growth, Solutions):
-            return SolutionExpander(method, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
+            return SolutionExpander(
+                method, method.growth, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids
+            )
         return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, families=self.families)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:
@@ -159,7 +161,7 @@ class ProblemSearch:
         Raises:
             BackendError: If the policy returned another number of samples than requested, or a sample that continues after its end.
         """
-        check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps)
+        check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps_after(expansion.leaf))
         self.spending.num_samples += len(result.samples)
         self.expander.graft(expansion, result.samples)
         expansion.scores = [None] * len(expansion.steps)
@@ -175,6 +177,7 @@ class ProblemSearch:
 
     def request(self, ticket: int, expansion: Expansion) -> StepRequest:
         """Return the policy request of an expansion."""
+        max_steps = self.expander.max_steps_after(expansion.leaf)
         return StepRequest(
             ticket=ticket,
             prefix_ids=expansion.prefix.ids,
@@ -182,11 +185,11 @@ class ProblemSearch:
             seed=self.expander.sampling_seed(expansion),
             temperature=self._temperature,
             max_step_tokens=self.budget.max_step_tokens,
-            max_steps=self.expander.max_steps,
+            max_steps=max_steps,
             question=self.problem.question,
             excluded=self.expander.excluded(expansion),
             given=self._given(expansion.prefix),
-            parent_action=self.table.steps[expansion.leaf].action if self.expander.max_steps == 1 else None,
+            parent_action=self.table.steps[expansion.leaf].action if max_steps == 1 else None,
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:

@@ -18,6 +18,7 @@ from stepladder.mcts.settings.judgement import Stopping, Valuation
 from stepladder.mcts.settings.setting_checks import check, check_choice
 from stepladder.mcts.strategies import SELECTIONS
 from stepladder.mcts.strategies.descent import EDGE_RULES, Descent
+from stepladder.mcts.strategies.samples import Samples
 from stepladder.mcts.strategies.strategy import Selection
 
 _Record = TypeVar("_Record")
@@ -78,6 +79,11 @@ class SearchMethod:
         return self.selection.DRAWS_SOLUTIONS
 
     @property
+    def draws_independently(self) -> bool:
+        """Whether it draws whole solutions from the root, each of which depends on none before."""
+        return isinstance(self.selection, Samples)
+
+    @property
     def root_samples(self) -> int:
         """Samples of the root's expansion; for whole solutions the draws per request."""
         if isinstance(self.growth, Solutions):
@@ -132,7 +138,7 @@ def build_method(
     try:
         chosen, type_name = _selection_of(options.pop("selection", "puct"), rules)
         made = chosen.of_type(type_name, options.take)
-        growth = Solutions() if chosen.DRAWS_SOLUTIONS else options.take(Steps)
+        growth = options.take(Solutions if chosen.DRAWS_SOLUTIONS else Steps)
         method = options.take(SearchMethod, name=name, description=description, selection=made, growth=growth)
     except ConfigError as error:
         raise ConfigError(f"method {name!r}: {error}") from None
@@ -248,7 +254,7 @@ def _option(declared: "Field[Any]", record: Any) -> Option:
 def all_options(rules: Collection[type[Selection]] = SELECTIONS) -> dict[str, Option]:
     """Return the settings of all methods, by name, without ``selection`` itself. Those of the selection rules come first."""
     found: dict[str, Option] = {}
-    for record in (*_records(rules), Steps, SearchMethod):
+    for record in (*_records(rules), Steps, Solutions, SearchMethod):
         for option in options_of(record):
             found.setdefault(option.name, option)
     return found

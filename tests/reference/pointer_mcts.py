@@ -41,6 +41,7 @@ class Node:
     outcome: float | None = None
     count: int = 1
     samples: int = 0
+    starts: int = 0
     unseen: float = 1.0
     drawn: set = field(default_factory=set)
     again: bool = False
@@ -72,6 +73,7 @@ class PointerSearch:
             score,
             right_answer,
         )
+        self.sampling = method.samples_solutions
         self.prompt = renderer.prompt_ids(problem)
         self.seed = derive_seed(provenance.seed, provenance.round, problem.id)
         self.nodes = [Node(0, None, (), StopReason.STEP, 0)]
@@ -97,7 +99,7 @@ class PointerSearch:
                 return self
             grown = [(leaf, *self.draw(leaf, place, len(wave))) for place, leaf in enumerate(wave)]
             if self.below is None:
-                self.simulations += len(grown[0][2]) if self.method.selection == "sample" else len(wave)
+                self.simulations += len(grown[0][2]) if self.sampling else len(wave)
             entered = [(leaf, self.enter(leaf, samples) if samples else None) for leaf, _, samples in grown]
             for node in self.nodes:
                 node.virtual, node.busy = 0, False
@@ -171,8 +173,8 @@ class PointerSearch:
         }[self.method.aggregation]()
 
     def why_stop(self):
-        greedy_done = self.method.selection == "sample" and self.method.temperature == 0 and self.simulations
-        if greedy_done or (self.method.selection != "sample" and not any(n.growable for n in self.nodes)):
+        greedy_done = self.sampling and self.method.temperature == 0 and self.simulations
+        if greedy_done or (not self.sampling and not any(n.growable for n in self.nodes)):
             return StopReason.EXHAUSTED
         if self.method.stop_value is not None and self.best >= self.method.stop_value:
             return StopReason.VALUE
@@ -189,14 +191,14 @@ class PointerSearch:
         return None
 
     def allowed(self):
-        if self.method.selection == "sample" and self.method.temperature == 0:
+        if self.sampling and self.method.temperature == 0:
             return 1
         most = min(self.method.wave, self.budget.num_simulations - self.simulations)
-        if self.budget.max_calls is not None and self.method.selection != "sample":
+        if self.budget.max_calls is not None and not self.sampling:
             most = min(most, self.budget.max_calls - self.calls)
         if self.budget.max_tokens is not None and self.tokens:
             per_draw = self.tokens / self.draws
-            one = self.method.selection == "sample" or self.method.share or self.method.temperature == 0
+            one = self.sampling or self.method.share or self.method.temperature == 0
             cost = per_draw * (1 if one else self.method.num_children)
             most = min(most, int((self.budget.max_tokens - self.tokens) / cost))
         return max(most, 1)
@@ -204,9 +206,9 @@ class PointerSearch:
     # ---- select
 
     def select(self, most):
-        if self.method.selection == "sample":
+        if self.sampling:
             self.wanted = most
-            return [self.nodes[0]]
+            return [self.select_start(most)]
         if self.method.selection == "beam":
             return self.select_beam(most)
         if self.method.selection in ("best-first", "depth-first"):
@@ -221,6 +223,21 @@ class PointerSearch:
             for on_path in [self.nodes[0], *node.path()]:
                 on_path.virtual += 1
         return wave
+
+    def select_start(self, draws):
+        """Return the node of best score, weighed down by the draws from it; the root is worth the mean of its children."""
+        root = self.nodes[0]
+
+        def worth(node):
+            known = [float(child.raw) for child in node.children if not math.isnan(child.raw)] if node is root else [float(node.raw)]
+            return -math.inf if math.isnan(sum(known)) else (sum(known) / max(len(known), 1)) / (1 + node.starts) ** self.method.restart_power
+
+        if self.method.selection == "sample" or root.starts < self.method.root_draws:
+            best = root
+        else:
+            best = max((node for node in self.nodes if not node.ended), key=worth)
+        best.starts += draws
+        return best
 
     def descend(self, node):
         while node.children:
@@ -479,7 +496,7 @@ class PointerSearch:
         if leaf.ended:
             return 0, []
         self.calls += 1
-        sampling, greedy = m.selection == "sample", m.temperature == 0
+        sampling, greedy = self.sampling, m.temperature == 0
         num = self.wanted if sampling else 1 if greedy else m.root_samples if leaf.depth == 0 else m.num_children
         if leaf.samples:
             num = m.again_samples
@@ -499,7 +516,8 @@ class PointerSearch:
                 samples.append([self.propose_other(start, index, seed, known)])
                 continue
             prefix, steps = start, []
-            while len(steps) < (self.budget.max_depth if sampling else 1) and (not steps or steps[-1].stop_reason == StopReason.STEP):
+            most = min(m.draw_steps or self.budget.max_depth, self.budget.max_depth - leaf.depth) if sampling else 1
+            while len(steps) < most and (not steps or steps[-1].stop_reason == StopReason.STEP):
                 steps.append(self.propose(prefix, index, seed))
                 prefix += steps[-1].token_ids
             samples.append(steps)
@@ -520,14 +538,15 @@ class PointerSearch:
 
     def enter(self, leaf, samples):
         """Add the samples below the leaf; return each sample's last node, the new nodes, and repeated older ones with their numbers."""
-        sampling, new, ends, repeats = self.method.selection == "sample", [], [], {}
+        sampling, new, ends, repeats = self.sampling, [], [], {}
         for steps in samples:
             at = leaf
             for i, step in enumerate(steps, start=1):
                 same = [c for c in at.children if self.equal(c, step) and c.step_reason == step.stop_reason]
                 if not sampling and not step.token_ids:
                     same = [c for c in same if c in new]
-                if same and not (sampling and i == len(steps)):
+                stops_short = step.stop_reason == StopReason.STEP and leaf.depth + i < self.budget.max_depth
+                if same and not (sampling and i == len(steps) and not stops_short):
                     at = same[0]
                     at.count += at in new or not sampling
                     if at not in new:
@@ -551,7 +570,7 @@ class PointerSearch:
         leaf.again = self.method.widen != "once" and leaf.unseen >= self.method.least_unseen and any(step.token_ids for step in steps)
 
     def equal(self, child, step):
-        if self.method.merge == "text" and self.method.selection != "sample":
+        if self.method.merge == "text" and not self.sampling:
             return child.text.split() == step.text.split()
         return child.ids == step.token_ids
 
@@ -671,7 +690,7 @@ class PointerSearch:
         if result is None:
             return self.visit(leaf, self.own(leaf))
         ends, new, repeats = result
-        if self.method.selection == "sample":
+        if self.sampling:
             for end in ends:
                 self.visit(end, end.raw)
             return None
@@ -705,13 +724,13 @@ class PointerSearch:
     def visit(self, node, amount):
         while node is not None:
             node.visits += 1
-            if self.method.backup == "min" and self.method.selection != "sample" and not math.isnan(node.raw):
+            if self.method.backup == "min" and not self.sampling and not math.isnan(node.raw):
                 amount = min(amount, node.raw) if not math.isnan(amount) else amount
             if not math.isnan(amount):
                 node.returns += 1
                 node.value = amount if node.returns == 1 else node.value + (amount - node.value) / np.float32(node.returns)
             valued = [c for c in node.children if c.visits and not math.isnan(c.value)]
-            if valued and self.method.selection != "sample":
+            if valued and not self.sampling:
                 node.value = self.from_children(node, valued)
             amount = node.reward + np.float32(self.method.discount) * amount
             node = node.parent

@@ -203,6 +203,8 @@ class PRMConfig(Section):
     rollouts: int = Field(default=0, ge=0)
     """Full solutions per training problem that the round's new policy samples for the PRM to learn from, instead of the trees. Trees show
     the steps of the policy before, and misjudge those of a policy that has changed much. 0 learns from the trees."""
+    rollout_temperature: Positive = 1.0
+    """Temperature of ``rollouts``, > 0."""
     when: Literal["after-policy", "before-search"] = "after-policy"
     """When a round trains the PRM: at its end, on solutions of the new policy; or at its beginning, on ``rollouts`` of the policy that then
     searches with it. Then the first round has a PRM, too, and the policy learns from the same solutions in the same round."""
@@ -215,7 +217,8 @@ class PRMConfig(Section):
     """With the target ``outcome``: repeat right solutions until they are this share of the rows, in [0, 1); 0 repeats none. A loss on
     single solutions learns little where hardly any is right."""
     data: Literal["accumulate", "replace"] = "replace"
-    """Learn from all rounds so far, or only from this round. Errors of an early policy say little about those of a good one."""
+    """Learn from all rounds so far, or only from this round. Errors of an early policy say little about those of a good one. With
+    ``rollouts`` that are sampled ``before-search``, earlier rounds have trees as well, from which it learns, too."""
     target: Annotated[PRMTarget, Variant("monte-carlo")] = TreeTarget()
     """Target of a step; see docs/prm.md."""
     loss: Annotated[PRMLoss, Variant("bce")] = HeadLoss()

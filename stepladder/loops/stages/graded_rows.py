@@ -23,7 +23,7 @@ def answer_within(result: SearchResult, method: SearchMethod, max_tokens: int | 
     tree = result.tree
     if max_tokens is None or tree.generated_tokens <= max_tokens:
         return result.answer
-    if not method.samples_solutions:
+    if not method.draws_independently:
         return known_within(result.anytime, max_tokens)
     tally, spent = AnswerTally(method.answer_rule, key_of), 0
     for path in draws_of(tree):

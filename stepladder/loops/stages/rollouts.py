@@ -59,7 +59,8 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
 def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Sample full solutions of a shard of training problems, grade them, and write them as trees."""
     budget = replace(search_budget(config.search), num_simulations=config.prm.rollouts, max_tokens=None)
-    write_labelled_trees(config, models, problems, method=resolve_method("majority"), budget=budget, out=out, stage=stage)
+    method = resolve_method("majority", temperature=config.prm.rollout_temperature)
+    write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage)
 
 
 def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Path) -> None:

@@ -18,7 +18,17 @@ from stepladder.loops.config.training import ImplicitLoss
 from stepladder.loops.runs.results import FailedTraining, TrainingSummary
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import STEP_PAIRS, VALUES, RowKind, compares_steps, has_rows, prm_kind, trains_prm
+from stepladder.loops.stages.kinds import (
+    ROLLOUT_VALUES,
+    STEP_PAIRS,
+    VALUES,
+    RowKind,
+    compares_steps,
+    has_rows,
+    prm_kind,
+    samples_first,
+    trains_prm,
+)
 from stepladder.loops.stages.solved_examples import example_values
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.types import PreferencePair, ValueRow, derive_seed
@@ -48,8 +58,11 @@ def train_prm(context: RoundContext, number: int, best: BestModels, policy_versi
 def _shards(context: RoundContext, number: int) -> list[Path]:
     """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
     run, kind = context.run, prm_kind(context.config)
-    rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
-    return run.shards(kind.name, rounds=rounds) + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
+    accumulates = context.config.prm.data == "accumulate"
+    rounds = list(range(1, number + 1)) if accumulates else [number]
+    # A round that samples first has no trees yet; those of the rounds before are as good as their samples.
+    searched = run.shards(VALUES.name, rounds=rounds[:-1]) if accumulates and kind is ROLLOUT_VALUES and samples_first(context.config) else []
+    return run.shards(kind.name, rounds=rounds) + searched + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
 
 
 def _model_paths(config: Config, out: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Presets that draw whole solutions from the root."""
+"""Presets that draw whole solutions, from the root or from a step on."""
 
 from stepladder.mcts.presets.preset import row
 
@@ -33,5 +33,11 @@ SAMPLING_ROWS = (
         selection="sample",
         temperature=0.0,
         answer_rule="majority",
+    ),
+    row(
+        "restart",
+        "Solutions from the most promising step of those drawn before, as the PRM sees it; the first from the question.",
+        source="ours; Ecoffet et al. 2021, First return, then explore",
+        selection="restart",
     ),
 )

@@ -190,8 +190,14 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solutions:
-    """The root is expanded by whole solutions.
+    """A node is expanded by solutions from there on.
 
     Draws share their first steps if their tokens are equal. Every draw is backed up as a mean from its last node, and priors are the
     shares of the draws.
     """
+
+    draw_steps: int | None = None
+    """restart: steps of a draw, >= 1, after which it stops and can be gone on from. None draws to the end."""
+
+    def __post_init__(self) -> None:
+        check_count("draw_steps", self.draw_steps, optional=True)

@@ -10,8 +10,9 @@ from stepladder.mcts.strategies.beam import Beam
 from stepladder.mcts.strategies.descent import Descent
 from stepladder.mcts.strategies.frontier import Frontier
 from stepladder.mcts.strategies.particles import Particles
+from stepladder.mcts.strategies.restarts import Restarts
 from stepladder.mcts.strategies.samples import Samples
 from stepladder.mcts.strategies.strategy import Selection
 
-SELECTIONS: tuple[type[Selection], ...] = (Descent, Adaptive, Frontier, Beam, Particles, Samples)
+SELECTIONS: tuple[type[Selection], ...] = (Descent, Adaptive, Frontier, Beam, Particles, Samples, Restarts)
 """The rules that a row can name by type."""

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from stepladder.mcts.settings.setting_checks import check_choice
+from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
+from stepladder.mcts.settings.setting_checks import check, check_choice
 from stepladder.mcts.strategies.strategy import RunShape, SearchView, Selection, Strategy
 from stepladder.mcts.tree import Tree
 
@@ -28,6 +29,11 @@ class Samples(Selection):
     def __post_init__(self) -> None:
         Selection.__post_init__(self)
         check_choice("type", self.type, self.TYPES)
+
+    def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
+        """Check that draws are whole: nothing goes on from one that stopped."""
+        steps = growth.draw_steps if isinstance(growth, Solutions) else None
+        check(steps is None, f"draw_steps needs selection = 'restart', which goes on from draws that stop: got {steps!r} with 'sample'")
 
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""

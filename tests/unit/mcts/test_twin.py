@@ -81,7 +81,7 @@ def assert_same(result, twin):
     assert record.outcomes == [node.outcome for node in nodes]
     values = [math.nan if value is None else value for value in record.values]
     np.testing.assert_allclose(values, [node.value for node in nodes], atol=1e-6)
-    if twin.method.selection != "sample":
+    if not twin.sampling:
         np.testing.assert_allclose(record.priors, [node.prior for node in nodes], atol=1e-6)
     assert (record.generated_tokens, record.num_simulations) == (twin.tokens, twin.simulations)
     assert result.stop_reason == twin.stop
@@ -129,6 +129,17 @@ def test_engine_equals_twin_for_every_preset(name, budget):
     for labelled in (False, True):
         for result, twin in both(resolve_method(name), budget=budget, labelled=labelled, arrival_seed=3, problems=PROBLEMS[:4]):
             assert_same(result, twin)
+
+
+@pytest.mark.parametrize(
+    "axes", [{}, {"draw_steps": 1}, {"draw_steps": 3, "wave": 4}, {"root_draws": 5, "restart_power": 0.3}, {"restart_power": 0.0, "draw_steps": 2}]
+)
+def test_engine_equals_twin_with_restarts(axes):
+    """Draws of every length, many or few from the root, and from good nodes again and again or hardly ever."""
+    for flags in ({"scored": True}, {"scored": False}, {"labelled": True, "arrival_seed": 5}):
+        for budget in (Budget(num_simulations=40, max_depth=7), Budget(num_simulations=500, max_tokens=150, max_depth=5)):
+            for result, twin in both(resolve_method("restart", **axes), budget=budget, problems=PROBLEMS[:4], **flags):
+                assert_same(result, twin)
 
 
 def test_engine_equals_twin_with_one_child_with_discount_and_greedily():
