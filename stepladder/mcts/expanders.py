@@ -169,7 +169,14 @@ class SolutionExpander:
     """
 
     def __init__(
-        self, method: SearchMethod, growth: Solutions, *, table: StepTable, spending: Spending, seed_of: Callable[..., int], prompt_ids: tuple[int, ...]
+        self,
+        method: SearchMethod,
+        growth: Solutions,
+        *,
+        table: StepTable,
+        spending: Spending,
+        seed_of: Callable[..., int],
+        prompt_ids: tuple[int, ...],
     ) -> None:
         """Expand by a method's settings, into a table of steps."""
         self._table, self._spending, self._seed_of, self._prompt_ids = table, spending, seed_of, prompt_ids

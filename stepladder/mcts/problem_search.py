@@ -95,9 +95,7 @@ class ProblemSearch:
     def _expander(self, method: SearchMethod) -> Expander:
         table, spending, seed_of = self.table, self.spending, self.seed_of
         if isinstance(method.growth, Solutions):
-            return SolutionExpander(
-                method, method.growth, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids
-            )
+            return SolutionExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
         return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, families=self.families)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:

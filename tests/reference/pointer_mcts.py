@@ -230,7 +230,9 @@ class PointerSearch:
 
         def worth(node):
             known = [float(child.raw) for child in node.children if not math.isnan(child.raw)] if node is root else [float(node.raw)]
-            return -math.inf if math.isnan(sum(known)) else (sum(known) / max(len(known), 1)) / (1 + node.starts) ** self.method.restart_power
+            return (
+                -math.inf if math.isnan(sum(known)) else (sum(known) / max(len(known), 1)) / (1 + node.starts) ** self.method.restart_power
+            )
 
         if self.method.selection == "sample" or root.starts < self.method.root_draws:
             best = root

@@ -39,7 +39,7 @@ _RowT = TypeVar("_RowT", ValueRow, PreferencePair)
 
 def train_prm(context: RoundContext, number: int, best: BestModels, policy_version: int) -> PRMOutcome | None:
     """Train the PRM of a policy on the rows of the configured rounds, the rollouts' if there are any; None without any rows."""
-    rows = _shards(context, number)
+    rows = prm_shards(context, number)
     if not trains_prm(context.config) or not has_rows(rows):
         return None
     out, stage = context.run.prm(number), f"round {number}: PRM"
@@ -55,13 +55,15 @@ def train_prm(context: RoundContext, number: int, best: BestModels, policy_versi
     return trained
 
 
-def _shards(context: RoundContext, number: int) -> list[Path]:
+def prm_shards(context: RoundContext, number: int) -> list[Path]:
     """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
     run, kind = context.run, prm_kind(context.config)
     accumulates = context.config.prm.data == "accumulate"
     rounds = list(range(1, number + 1)) if accumulates else [number]
     # A round that samples first has no trees yet; those of the rounds before are as good as their samples.
-    searched = run.shards(VALUES.name, rounds=rounds[:-1]) if accumulates and kind is ROLLOUT_VALUES and samples_first(context.config) else []
+    searched = (
+        run.shards(VALUES.name, rounds=rounds[:-1]) if accumulates and kind is ROLLOUT_VALUES and samples_first(context.config) else []
+    )
     return run.shards(kind.name, rounds=rounds) + searched + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
 
 

@@ -4,8 +4,10 @@ import itertools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from stepladder.mcts.strategies.restarts import restart_ranks
 from stepladder.testing import ScriptedPolicy, make_step
 from stepladder.types import Budget, StopReason
 from tests.searches import one
@@ -475,6 +477,39 @@ def test_the_frontier_by_hand():
     assert expanded(2, scores(b=0.9), score_weight=1.0)[1] == "-b"
     # With a bar of 0.4 only a and, below it, d are ever expanded; sampling the root again would give nothing that may go on.
     assert set(expanded(20, least_probability=0.4)[1]) == {"-", "a", "d"}
+
+
+def test_restarts_by_hand():
+    """Draws of two steps each: after one from the root, the next begins at the best node, whose score is divided by 1 + its draws.
+
+    Draw 1: a (0.2), ab (0.8). Ranks: the root, worth the mean of its only child, 0.2 / 2; a 0.2; ab 0.8. Draw 2 from ab: aba (0.5), abab
+    (0.3). Ranks: ab 0.8 / 2, aba 0.5. Draw 3 from aba, sample 0 of a new seed: its first step is c, then abac (0.1), abacb (0.45). Ranks:
+    aba 0.25, ab 0.4, abacb 0.45, at the depth limit of 5. So draw 4 begins at ab again, and ends at once, right.
+    """
+    drawn = iter(["a", "b", "a", "b", "c", "b", "=1"])
+    table = {"a": 0.2, "ab": 0.8, "aba": 0.5, "abab": 0.3, "abac": 0.1, "abacb": 0.45, "ab=1": 0.9}
+
+    def policy(prefix, index, seed):
+        step = next(drawn)
+        return make_step(step, stop_reason=StopReason.END if step == "=1" else StopReason.STEP)
+
+    options = {"policy": policy, "scorer": scores(**table), "wave": 1, "draw_steps": 2}
+    result = one("restart", budget=Budget(num_simulations=4, max_depth=5), **options)
+    tree = result.tree
+    assert tree.texts == ["", "a", "b", "a", "b", "c", "b", "=1"]
+    assert tree.parents == [-1, 0, 1, 2, 3, 3, 5, 2]
+    assert tree.stop_reasons[6:] == ["depth", "end"] and result.answer == "1"
+    # Draws are backed up from their last nodes: 0.8 at ab itself, then 0.3 below aba, 0 at the limit, and 0.9 at the end.
+    assert tree.values[2] == pytest.approx((0.8 + 0.3 + 0.0 + 0.9) / 4) and tree.visits[:4] == [4, 4, 4, 2]
+
+
+def test_ranks_of_restarts_by_hand():
+    """Scores 0.6 and 0.2 below the root, one draw from the first: 0.6 / 2; a root with one draw is worth 0.4 / 2; power 0 forgets draws."""
+    scores_of = np.array([[np.nan, 0.6, 0.2, 0.9, np.nan]])
+    depths, draws = np.array([[0, 1, 1, 2, 2]]), np.array([[1, 1, 0, 0, 0]])
+    goes_on = np.array([[True, True, True, False, True]])
+    assert restart_ranks(scores_of, depths, goes_on, draws, power=1.0)[0].tolist() == pytest.approx([0.2, 0.3, 0.2, -np.inf, -np.inf])
+    assert restart_ranks(scores_of, depths, goes_on, draws, power=0.0)[0].tolist() == pytest.approx([0.4, 0.6, 0.2, -np.inf, -np.inf])
 
 
 def test_deepsearch_by_hand():

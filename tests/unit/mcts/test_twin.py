@@ -132,7 +132,8 @@ def test_engine_equals_twin_for_every_preset(name, budget):
 
 
 @pytest.mark.parametrize(
-    "axes", [{}, {"draw_steps": 1}, {"draw_steps": 3, "wave": 4}, {"root_draws": 5, "restart_power": 0.3}, {"restart_power": 0.0, "draw_steps": 2}]
+    "axes",
+    [{}, {"draw_steps": 1}, {"draw_steps": 3, "wave": 4}, {"root_draws": 5, "restart_power": 0.3}, {"restart_power": 0.0, "draw_steps": 2}],
 )
 def test_engine_equals_twin_with_restarts(axes):
     """Draws of every length, many or few from the root, and from good nodes again and again or hardly ever."""
