@@ -39,8 +39,8 @@ PUZZLE: dict[str, Any] = {
         }
     },
     "search": {
-        "method": "best-first",
-        "options": {"num_children": 4, "stop_value": 0.5, "temperature": 0.7},
+        "method": "restart",
+        "options": {"draw_steps": 8, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
         "simulations": 1000,
         "max_tokens": 750,
         "max_depth": 22,
@@ -53,15 +53,15 @@ PUZZLE: dict[str, Any] = {
     "prm": {
         "when": "before-search",
         "rollouts": 1,
+        "rollout_temperature": 0.7,
         "target": {"type": "discounted"},
         "data": "accumulate",
         "replay": 0.6,
-        "supervise": "every-token",
-        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 80, "weight_decay": 0.01, "row_tokens": 256},
+        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 120, "weight_decay": 0.01, "row_tokens": 256},
     },
     "evaluate": {
-        "method": "best-first",
-        "options": {"num_children": 4, "stop_value": 0.5, "temperature": 0.7},
+        "method": "restart",
+        "options": {"draw_steps": 8, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
         "simulations": 100,
         "max_tokens": 600,
         "samples": 8,
