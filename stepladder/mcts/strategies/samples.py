@@ -31,9 +31,9 @@ class Samples(Selection):
         check_choice("type", self.type, self.TYPES)
 
     def check_with(self, growth: Steps | Solutions, sampling: Sampling) -> None:
-        """Check that draws are whole: nothing goes on from one that stopped."""
+        """Check that draws are whole: nothing continues one that stopped."""
         steps = growth.draw_steps if isinstance(growth, Solutions) else None
-        check(steps is None, f"draw_steps needs selection = 'restart', which goes on from draws that stop: got {steps!r} with 'sample'")
+        check(steps is None, f"draw_steps needs selection = 'restart', which continues draws that stop: got {steps!r} with 'sample'")
 
     def strategy(self, run: RunShape) -> Strategy:
         """Return the strategy of a run."""
