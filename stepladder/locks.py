@@ -7,8 +7,26 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from stepladder.errors import CheckpointError
+
+
+class Holder(NamedTuple):
+    """The process that a lock file names."""
+
+    host: str
+    """Its machine."""
+    pid: int
+    """Its id there."""
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the process that a lock file names, which may have died; None without one."""
+    try:
+        return _holder(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -46,10 +64,10 @@ def _acquire(path: Path, place: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(handle, 1024, 0).decode(errors="replace")
+            found = os.pread(handle, 1024, 0).decode(errors="replace")
             os.close(handle)
             raise CheckpointError(
-                f"{place}: only one process may write here at a time: {_named(holder)} is at work -- wait for it, or end it"
+                f"{place}: only one process may write here at a time: {_named(found)} is at work -- wait for it, or end it"
             ) from None
         # The last holder may have removed the file between our two calls. A lock on a removed file locks nothing.
         with suppress(FileNotFoundError):
@@ -60,9 +78,14 @@ def _acquire(path: Path, place: Path) -> int:
         os.close(handle)
 
 
-def _named(holder: str) -> str:
+def _named(text: str) -> str:
+    found = _holder(text)
+    return "another process" if found is None else f"process {found.pid} on {found.host}"
+
+
+def _holder(text: str) -> Holder | None:
     try:
-        facts = json.loads(holder)
-        return f"process {facts['pid']} on {facts['host']}"
+        facts = json.loads(text)
+        return Holder(str(facts["host"]), int(facts["pid"]))
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        return None

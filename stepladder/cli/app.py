@@ -18,6 +18,7 @@ from stepladder.cli.serve import serve
 from stepladder.cli.signals import handle_signals, stopped
 from stepladder.cli.solve import solve
 from stepladder.cli.usage import Commands
+from stepladder.cli.watch import watch
 from stepladder.errors import ConfigError
 from stepladder.locks import locked
 from stepladder.outputs import check_output, rows_with
@@ -109,7 +110,9 @@ def evolve(
         with locked(root / LOCK_FILE, place=root):
             if asked.config is None:
                 embedded.prepare(root / "start", seed=resolved.run.seed, task=embedded.task_named(asked.task))
-            _evolve(resolved, root, stop_after)
+            tested = asked.config is None and asked.recipe is None
+            last = resolved.run.rounds if stop_after is None else min(stop_after, resolved.run.rounds)
+            _evolve(resolved, root, stop_after, embedded.expected_seconds(asked.task, last) if tested else None)
 
 
 def _shorthands(seed: int | None, rounds: int | None) -> list[str]:
@@ -135,8 +138,9 @@ def _branch(source: str | None, number: int, root: Path | None, overrides: list[
         _evolve(planned.config, root, stop_after)
 
 
-def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
+def _evolve(config: Any, root: Path, stop_after: int | None, expected_s: float | None = None) -> None:
     from stepladder.commands.evolve import run_rounds
+    from stepladder.commands.opening import next_commands
     from stepladder.loops.runs.progress import ProgressDisplay
     from stepladder.report.page import write_report
     from stepladder.report.table import RoundTable
@@ -144,12 +148,13 @@ def _evolve(config: Any, root: Path, stop_after: int | None) -> None:
     display = ProgressDisplay()
     table = RoundTable(display.console)
     try:
-        run = run_rounds(config, root, display=display, on_round=table.add, stop_after=stop_after)
+        run = run_rounds(config, root, display=display, on_round=table.add, stop_after=stop_after, expected_s=expected_s)
     except KeyboardInterrupt as stop:
         echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
         raise stopped(stop) from None
     echo(table.render())
     echo(f"report: {write_report(run)}")
+    echo("\n".join(["", "next:", *(f"  {command}" for command in next_commands(run))]))
 
 
 @app.command(name="recipes")
@@ -172,6 +177,7 @@ app.command()(solve)
 app.command(name="eval")(evaluate)
 app.command(name="config")(explain_settings)
 app.command()(serve)
+app.command()(watch)
 
 
 @app.command()

@@ -4,11 +4,13 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stepladder.commands.opening import Opening
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
@@ -24,7 +26,9 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.runs.directory import LOCK_FILE, RunDir, check_run, load_run, open_run
 from stepladder.loops.runs.inputs import InputGuard
-from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.live import remove_live
+from stepladder.loops.runs.machine import machine
+from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
@@ -73,9 +77,24 @@ def _ignore(row: RoundRow) -> None:
 
 
 def run_rounds(
-    config: Config, root: Path, *, display: ProgressDisplay, on_round: Callable[[RoundRow], None], stop_after: int | None = None
+    config: Config,
+    root: Path,
+    *,
+    display: ProgressDisplay,
+    on_round: Callable[[RoundRow], None],
+    stop_after: int | None = None,
+    expected_s: float | None = None,
 ) -> RunDir:
-    """Do the work of ``evolve`` in a directory that the caller has locked."""
+    """Do the work of ``evolve`` in a directory that the caller has locked.
+
+    Args:
+        config: The resolved configuration.
+        root: The directory.
+        display: Shows progress.
+        on_round: Called with the figures of every finished round.
+        stop_after: Last round of this call.
+        expected_s: Seconds that a whole run like this one usually takes; None if nobody knows.
+    """
     check_settings(config, prepared=False)
     sets = _load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
@@ -88,19 +107,22 @@ def run_rounds(
     remove_temporaries(root)
     facts = sets.facts()
     facts.save(root)
-    for sentence in facts.sentences():
+    last = config.run.rounds if stop_after is None else min(stop_after, config.run.rounds)
+    opening = Opening(config, root, num_done=len(run.rows()), last=last, expected_s=expected_s)
+    for sentence in (*opening.lines({name: len(split) for name, split in sets.splits.items()}), *facts.sentences()):
         display.say(sentence)
     _check_imported(run, config)
     if not run.round(1).exists():
         _check_imported_rows(run, config)
     for row in run.rows():
         on_round(row)
-    last = config.run.rounds if stop_after is None else min(stop_after, config.run.rounds)
     if _is_over(run, config, last, display):
+        remove_live(root)
         return run
     guard = InputGuard(config, run.inputs(), place=root)
-    run.log_event("start", rounds=config.run.rounds, workers=num_workers(config))
-    with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
+    run.log_event("start", rounds=config.run.rounds, workers=num_workers(config), machine=machine())
+    workers = worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config))
+    with _framed(display, opening.frame(run)), workers as pool:
         context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard)
         while not _is_over(run, config, last, display):
             begin = time.monotonic()
@@ -108,6 +130,17 @@ def run_rounds(
             run.finish_round(row)
             on_round(row)
     return run
+
+
+@contextmanager
+def _framed(display: ProgressDisplay, frame: RunFrame) -> Iterator[None]:
+    """Show the place of every stage in the run while the block runs."""
+    display.frame = frame
+    try:
+        yield
+    finally:
+        frame.close()
+        display.frame = None
 
 
 def _is_over(run: RunDir, config: Config, last: int, display: ProgressDisplay) -> bool:

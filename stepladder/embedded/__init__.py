@@ -51,8 +51,12 @@ class EmbeddedTask:
     """Class of its sizes; without arguments the tested one."""
     write: Callable[[Path, Any, int], None]
     """Writes the files of a size and a seed into a directory."""
+    about: str
+    """What it asks, in one clause."""
     recipe: dict[str, Any]
     """Settings that differ from the defaults."""
+    seconds: tuple[float, float]
+    """Seconds of its warm-up and of one round, on two CPU cores."""
     problems: dict[str, Any]
     """Grading of its answers."""
     format: dict[str, str]
@@ -75,11 +79,13 @@ def prepare(directory: Path, *, seed: int, task: Size | None = None) -> Prepared
     if directory.exists():
         _check_identity(directory, identity)
     else:
-        written = next(each for each in TASKS.values() if isinstance(size, each.size))
+        name, written = next((name, each) for name, each in TASKS.items() if isinstance(size, each.size))
         with atomic_directory(directory) as temporary:
             (temporary / "problems").mkdir()
             written.write(temporary, size, seed)
-            (temporary / TASK_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            (temporary / TASK_FILE).write_text(
+                json.dumps({**identity, "name": name, "about": written.about}, indent=2) + "\n", encoding="utf-8"
+            )
     return task_files(directory)
 
 
@@ -98,6 +104,12 @@ def settings(directory: Path, task: str | None = None) -> dict[str, Any]:
         "format": chosen.format,
     }
     return {section: {**chosen.recipe.get(section, {}), **sections.get(section, {})} for section in (*sections, *chosen.recipe)}
+
+
+def expected_seconds(name: str | None, rounds: int) -> float:
+    """Return how long a task takes at its tested size on two CPU cores; None is the default task."""
+    warm_up, each = TASKS[name or DEFAULT_TASK].seconds
+    return warm_up + rounds * each
 
 
 def task_named(name: str | None) -> Size:
@@ -161,6 +173,8 @@ TASKS: dict[str, EmbeddedTask] = {
     "puzzle": EmbeddedTask(
         size=PuzzleTask,
         write=_write_puzzle,
+        about="sort eight digits by reversing prefixes",
+        seconds=(60.0, 90.0),
         recipe=recipes.PUZZLE,
         problems={"verifier": puzzle.VERIFIER, "answer_field": ""},
         format={
@@ -173,6 +187,8 @@ TASKS: dict[str, EmbeddedTask] = {
     "glyphs": EmbeddedTask(
         size=GlyphTask,
         write=_write_glyphs,
+        about="letters stand for functions on lists, which nobody names",
+        seconds=(100.0, 115.0),
         recipe=recipes.GLYPHS,
         problems={},
         format={"prompt_template": glyphs.PROMPT_TEMPLATE, "step_end": glyphs.STEP_END, "answer_pattern": glyphs.ANSWER_PATTERN},

@@ -279,7 +279,7 @@ class ProblemSearch:
             votes=choice.votes,
             stop_reason=reason,
             anytime=tuple(self.answers.anytime),
-            tree=self._record(tree),
+            tree=self.record(tree),
             failures=Failures(
                 num_samples=spent.num_samples + spent.num_rolled_out,
                 num_failed=len(self._failed),
@@ -287,7 +287,8 @@ class ProblemSearch:
             ),
         )
 
-    def _record(self, tree: Tree) -> TreeRecord:
+    def record(self, tree: Tree) -> TreeRecord:
+        """Return the tree as it is now. It shares lists with the search, which goes on to fill them."""
         table, row, spent = self.table, self.row, self.spending
         nodes, used = range(len(table.steps)), slice(len(table.steps))
         visits = tree.visits[row, used].tolist()

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from stepladder.mcts.problem_search import ProblemSearch, SearchTerms
 from stepladder.mcts.settings.growth import Steps
 from stepladder.mcts.strategies.strategy import NO_LEAF, RunShape, rows_of
 from stepladder.mcts.tree import allocate, reset_rows
-from stepladder.types import Budget, Problem, SearchResult, StopReason
+from stepladder.types import Budget, Problem, SearchResult, StopReason, TreeRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,8 @@ class SearchEvent:
     """Tokens sampled so far, unfinished trees included."""
     solved: int
     """Finished problems with a right answer in their tree; 0 in solve mode."""
+    oldest_tree: Callable[[], TreeRecord | None] = field(default=lambda: None, repr=False, compare=False)
+    """Returns the tree of the unfinished problem that was begun first, as it is now; None if none is left. Call it before the next turn."""
 
 
 @dataclass(slots=True)
@@ -127,7 +129,16 @@ class SearchRun:
     def event(self) -> SearchEvent:
         """Return the progress so far."""
         running = sum(search.spending.generated_tokens for search in self._searches.values())
-        return SearchEvent(problems_done=self._done, generated_tokens=self._done_tokens + running, solved=self._done_solved)
+        return SearchEvent(
+            problems_done=self._done,
+            generated_tokens=self._done_tokens + running,
+            solved=self._done_solved,
+            oldest_tree=self._oldest_tree,
+        )
+
+    def _oldest_tree(self) -> TreeRecord | None:
+        oldest = min(self._searches.values(), key=_number_of, default=None)
+        return None if oldest is None else oldest.record(self._tree)
 
     # Launch: every tree is given its next wave or its end.
 

@@ -3,13 +3,9 @@
 Nothing here knows HTML or the terminal. A figure that was not measured is None until the page, which shows an en dash.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from stepladder.files import reading
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
 
@@ -217,59 +213,3 @@ def measured_curves(row: RoundRow) -> dict[AnswerMethod, Curve]:
     """Return accuracy against tokens per problem of search and of the sampling methods that were measured, without the others."""
     curves = {} if row.test.search is None else row.test.search.curves
     return {method.key: curves[method.key] for method in METHODS if method.key in curves and accuracy(row, method) is not None}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageTimes:
-    """Times from events.jsonl."""
-
-    seconds: dict[int, dict[str, float]]
-    """Round -> stage -> seconds, of the stages that ended."""
-    begin: float | None
-    """Unix time of the first event; None without events."""
-    end: float | None
-    """Unix time of the last event."""
-    num_starts: int
-    """How often evolve was started on the run."""
-    num_cut: int
-    """Stages that began and never ended because the run was stopped; their time is in no figure."""
-    num_unreadable: int
-    """Lines that are no event: a stop may cut the line being written."""
-
-
-_STAGE_END: dict[str, Any] = {"round": int, "stage": str, "seconds": int | float}
-"""What the event of a stage that ended holds."""
-
-
-def stage_times(path: Path) -> StageTimes:
-    """Read the times of a run's stages from its events."""
-    with reading(path, what="the events of a run", remedy="remove it: it holds nothing but times"):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    events = [event for line in lines if (event := _event(line)) is not None]
-    seconds: dict[int, dict[str, float]] = {}
-    begun = ended = 0
-    for event in events:
-        begun += event["event"] == "stage_begin"
-        if event["event"] == "stage_end":
-            ended += 1
-            stages = seconds.setdefault(event["round"], {})
-            stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
-    return StageTimes(
-        seconds=seconds,
-        begin=events[0]["time"] if events else None,
-        end=events[-1]["time"] if events else None,
-        num_starts=sum(event["event"] == "start" for event in events),
-        num_cut=max(begun - ended, 0),
-        num_unreadable=len(lines) - len(events),
-    )
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not isinstance(event.get("time"), int | float) or not isinstance(event.get("event"), str):
-        return None
-    ended = event["event"] != "stage_end" or all(isinstance(event.get(key), kind) for key, kind in _STAGE_END.items())
-    return event if ended else None

@@ -16,6 +16,7 @@ from stepladder.files import atomic_write_text
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.stage_times import StageTimes, stage_times
 from stepladder.outputs import PAGE_MARK, check_output, text_with
 from stepladder.report import figures, sections
 from stepladder.report.markup import html
@@ -44,7 +45,7 @@ def render_page(run: RunDir) -> str:
     """Return the page about a run as HTML; the same run gives the same page."""
     rows = run.rows()
     shown = trees_for_page(run, rows[-1].round) if rows else []
-    stages = figures.stage_times(run.root / "events.jsonl")
+    stages = stage_times(run.root / "events.jsonl")
     name = run.root.resolve().name
     body = _body(run, rows, stages, num_trees=len(shown), name=name)
     return document(f"{figures.headline(rows).title} · {name}", "\n".join(body), trees=shown)
@@ -70,7 +71,7 @@ def document(title: str, body: str, *, trees: Sequence[Any] = ()) -> str:
     )
 
 
-def _body(run: RunDir, rows: list[RoundRow], stages: figures.StageTimes, *, num_trees: int, name: str) -> list[str]:
+def _body(run: RunDir, rows: list[RoundRow], stages: StageTimes, *, num_trees: int, name: str) -> list[str]:
     parts: list[str] = [sections.hero(name, rows, stages), '<main id="figures">']
     if rows:
         parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]

@@ -8,13 +8,13 @@ from importlib.resources import files
 from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import FailedTraining, RoundRow, TrainingSummary
 from stepladder.loops.runs.split_figures import AnswerMethod, PoolFigures
+from stepladder.loops.runs.stage_times import StageTimes
 from stepladder.report import charts, figures
 from stepladder.report.figures import (
     METHODS,
     POLICY,
     SAMPLING,
     SEARCH,
-    StageTimes,
     accuracy,
     count,
     decimals,

@@ -51,7 +51,8 @@ class RoundTable:
         ]
         line = Text(f"round {row.round}: {', '.join(parts)}, ")
         line.append(*(("accepted", "green") if row.accepted else ("not accepted", "red")))
-        self._console.print(line, soft_wrap=True)
+        # Lines of a log are for programs, too; those of a terminal are broken between words.
+        self._console.print(line, soft_wrap=not self._console.is_terminal)
         said = () if row.nothing_learned is None else (f"the policy learned nothing: {row.nothing_learned}",)
         for sentence in (*said, *row.warnings):
             self._console.print(Text(plain(f"round {row.round}: {sentence}"), style="yellow"), soft_wrap=True)

@@ -3,7 +3,8 @@
     RUN/
       run.json                       schema version, resolved configuration, package versions, git revision; written first
       metrics.jsonl                  one object per finished round
-      events.jsonl                   when each stage began and ended; the only place for wall-clock times
+      events.jsonl                   when each stage began and ended, and on which machine; the only place for wall-clock times
+      live.json                      what is done now; removed at the end
       start/                         files of the embedded task, if the run uses it
       imported/NAME/KIND/            shards of imported data sets, which every round learns from; written before round 1
       rounds/000/ ... 00N/

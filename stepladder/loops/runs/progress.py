@@ -1,30 +1,157 @@
-"""Progress of long work, for people: one line a stage with problems done, tokens/s, solved so far and time left."""
+"""Progress of long work, for people: problems done, tokens/s, solved so far and time left of every stage, and its place in the run."""
 
+import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as Screen
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from stepladder.loops.runs.live import INTERVAL_S, Live, LiveStage, LiveTree, overall_left, remove_live
 from stepladder.loops.runs.workers import Progress
 from stepladder.terminal import plain
 
 _PLAIN_INTERVAL_S = 10.0
+_FRAMES_A_SECOND = 4
+_NAME_WIDTH, _BAR_WIDTH = 20, 10
+
+
+class RunFrame:
+    """The place of a stage in its run: round, number, purpose, and the time left for the whole. It keeps ``live.json`` up to date."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        rounds: int,
+        plan: Mapping[int, Sequence[str]],
+        purpose: Callable[[int, str], str],
+        left: Callable[[int, str, float, float | None], float | None],
+        expected_s: float | None = None,
+    ) -> None:
+        """Describe a run that is about to work.
+
+        Args:
+            root: Its directory.
+            rounds: Its last round.
+            plan: The stages of every round.
+            purpose: What a stage of a round is for.
+            left: Seconds left of the run, given round, stage, its seconds so far and its seconds to come; None if they are not known.
+            expected_s: Seconds that the whole run is expected to take, until the run itself knows better.
+        """
+        self._root, self._rounds, self._plan, self._purpose, self._left = root, rounds, plan, purpose, left
+        self._expected_s = expected_s
+        self._began, self._began_at = time.monotonic(), time.time()
+        self._round, self._stage, self._stage_began = 0, "", self._began
+        self._tree: LiveTree | None = None
+        self._written = -INTERVAL_S
+
+    def enter(self, number: int, stage: str) -> None:
+        """Note that a stage begins."""
+        self._round, self._stage, self._stage_began = number, stage, time.monotonic()
+        self.show((), force=True)
+
+    def show(self, parts: Sequence[LiveStage], tree: LiveTree | None = None, *, force: bool = False) -> None:
+        """Write what the run is doing, at most once a second."""
+        self._tree = tree or self._tree
+        now = time.monotonic()
+        if not force and now - self._written < INTERVAL_S:
+            return
+        self._written = now
+        stages = self._plan.get(self._round, ())
+        Live(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            time=time.time(),
+            began=self._began_at,
+            round=self._round,
+            rounds=self._rounds,
+            stage=self._stage,
+            stage_number=stages.index(self._stage) + 1 if self._stage in stages else len(stages),
+            num_stages=len(stages),
+            purpose=self._purpose(self._round, self._stage),
+            seconds_left=self.seconds_left(parts),
+            parts=tuple(parts),
+            tree=self._tree,
+        ).save(self._root)
+
+    def close(self) -> None:
+        """Remove the file: nobody works on the run any more."""
+        remove_live(self._root)
+
+    def seconds_left(self, parts: Sequence[LiveStage]) -> float | None:
+        """Return the seconds left for the whole run; None if they are not known yet."""
+        elapsed = time.monotonic() - self._stage_began
+        found = self._left(self._round, self._stage, elapsed, overall_left(parts) if parts else None)
+        if found is None and self._expected_s is not None:
+            return max(self._expected_s - (time.monotonic() - self._began), 0.0) or None
+        return found
+
+    def heading(self) -> str:
+        """Return the place of the stage in the run."""
+        return place_of(self._round, self._rounds, self._stage, self._plan.get(self._round, ()), self._purpose(self._round, self._stage))
+
+    def footer(self, parts: Sequence[LiveStage]) -> str:
+        """Return the time of the whole run."""
+        left = self.seconds_left(parts)
+        rest = "time left is known after the first round" if left is None else f"about {rough(left)} left"
+        return f"whole run: {clock(time.monotonic() - self._began)}, {rest}"
+
+
+def place_of(number: int, rounds: int, stage: str, stages: Sequence[str], said: str) -> str:
+    """Return the place of a stage in a run in one line."""
+    where = "warm-up" if number == 0 else f"round {number} of {rounds}"
+    counted = f", stage {stages.index(stage) + 1} of {len(stages)}" if stage in stages else ""
+    return f"{where}{counted}: {stage}" + (f" -- {said}" if said else "")
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as ``0:07``, ``12:05`` or ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def rough(seconds: float) -> str:
+    """Write a guess of some time as no more exact than it is."""
+    if seconds < 90:
+        return f"{max(round(seconds / 10), 1) * 10} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60 // 10 * 10:02d} min"
 
 
 class ProgressDisplay:
-    """Shows the stages of a run on a terminal; without one, it prints a line every ten seconds."""
+    """Shows the stages of long work on a terminal; without one, it prints a line every ten seconds."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``, by default standard error, so that standard output stays for results."""
         self.console = console or Console(file=sys.stderr)
+        self.frame: RunFrame | None = None
+        """The place of the stages in a run; None outside one."""
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether lines can be drawn over."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, text: str) -> None:
         """Print a line above the bars; control characters and markup in it are shown as they are."""
         self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+
+    def enter(self, number: int, stage: str) -> None:
+        """Note that a stage of a run begins, and say so."""
+        if self.frame is None:
+            return
+        self.frame.enter(number, stage)
+        if not self.is_animated:
+            self.say(f"{self.frame.heading()} ({self.frame.footer(())})")
 
     @contextmanager
     def stages(self, totals: Mapping[str, int | None]) -> Iterator[Callable[[Progress], None]]:
@@ -33,26 +160,43 @@ class ProgressDisplay:
         Args:
             totals: Stage name -> remaining items, or None if only the task knows.
         """
-        columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=self.console, disable=not self.console.is_terminal) as bars:
-            tasks = {stage: bars.add_task(stage, start=False, total=total, rate="") for stage, total in totals.items()}
-            tracker = _Tracker(bars, tasks, dict(totals), self.console)
+        tracker = _Tracker(dict(totals), self.console, self.frame, animated=self.is_animated)
+        if not self.is_animated:
             yield tracker.update
             tracker.finish()
+            return
+        with Screen(get_renderable=tracker.board, console=self.console, refresh_per_second=_FRAMES_A_SECOND):
+            yield tracker.update
+
+
+def stage_table(parts: Sequence[LiveStage]) -> Table:
+    """Return the bars of stages with their figures, under headings; it fits 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("", width=_NAME_WIDTH, no_wrap=True, overflow="ellipsis")
+    table.add_column("", width=_BAR_WIDTH)
+    for name, width in (("done", 11), ("tokens/s", 8), ("solved", 6), ("time", 6), ("left", 6)):
+        table.add_column(name, justify="right", min_width=width, no_wrap=True)
+    for part in parts:
+        begun = part.seconds > 0
+        done = f"{part.items}/{'?' if part.total is None else part.total}"
+        left = part.seconds_left
+        table.add_row(
+            Text(plain(part.name), style="" if begun else "dim"),
+            ProgressBar(total=part.total or None, completed=part.items, width=_BAR_WIDTH, pulse=begun and part.total is None),
+            Text(done, style="" if begun else "dim"),
+            f"{part.rate:,.0f}" if begun else "",
+            f"{part.solved:,}" if part.solved else "",
+            clock(part.seconds) if begun else "",
+            "" if left is None or not begun else clock(left),
+        )
+    return table
 
 
 class _Tracker:
     """Sums the reports of the workers."""
 
-    def __init__(self, bars: RichProgress, tasks: dict[str, TaskID], totals: dict[str, int | None], console: Console) -> None:
-        self._bars, self._tasks, self._totals, self._console = bars, tasks, totals, console
+    def __init__(self, totals: dict[str, int | None], console: Console, frame: RunFrame | None, *, animated: bool) -> None:
+        self._totals, self._console, self._frame, self._is_animated = totals, console, frame, animated
         self._last_report = self._last_line = time.monotonic()
         self._sums: dict[str, Progress] = {}
         self._spans: dict[str, tuple[float, float]] = {}
@@ -60,8 +204,6 @@ class _Tracker:
 
     def update(self, progress: Progress) -> None:
         """Add one report to its stage."""
-        if progress.stage not in self._spans and progress.stage in self._tasks:
-            self._bars.start_task(self._tasks[progress.stage])
         # Stages follow each other: the first report of a stage covers the time since the last report of the previous one.
         begin, _ = self._spans.get(progress.stage, (self._last_report, None))
         self._last_report = time.monotonic()
@@ -75,29 +217,43 @@ class _Tracker:
         )
         self._sums[progress.stage] = now
         self._totals[progress.stage] = progress.total or self._totals.get(progress.stage)
-        if progress.stage in self._tasks:
-            total = self._totals[progress.stage]
-            self._bars.update(self._tasks[progress.stage], completed=now.items, total=total, rate=self._rate(now))
-        if not self._console.is_terminal and self._last_report - self._last_line >= _PLAIN_INTERVAL_S:
+        if self._frame is not None:
+            self._frame.show(self._parts(), progress.tree)
+        if not self._is_animated and self._last_report - self._last_line >= _PLAIN_INTERVAL_S:
             self._last_line = self._last_report
             self._line(now)
 
     def finish(self) -> None:
-        """Print the final count of each stage, if there is no terminal for bars."""
-        if not self._console.is_terminal:
-            for now in self._sums.values():
-                self._line(now)
+        """Print the final count of each stage."""
+        for now in self._sums.values():
+            self._line(now)
 
-    def _seconds(self, stage: str) -> float:
-        begin, end = self._spans[stage]
-        return end - begin
+    def board(self) -> RenderableType:
+        """Return what a terminal shows: the place in the run, the stages, and the time of the whole."""
+        parts = self._parts()
+        if self._frame is None:
+            return stage_table(parts)
+        place, _, said = self._frame.heading().partition(" -- ")
+        heading = [Text(plain(place), style="bold"), *([Text(plain(said), style="dim")] if said else [])]
+        return Group(*heading, stage_table(parts), Text(self._frame.footer(parts), style="dim"))
 
-    def _rate(self, now: Progress) -> str:
-        solved = f", solved {now.solved}" if now.solved else ""
-        return f"{now.tokens / max(self._seconds(now.stage), 1e-9):,.0f} tokens/s{solved}"
+    def _parts(self) -> list[LiveStage]:
+        """Return all stages: those that reported with their figures, and those that are still to come."""
+        names = dict.fromkeys([*self._totals, *self._sums])
+        return [self._part(name) for name in names]
+
+    def _part(self, name: str) -> LiveStage:
+        now, (begin, end) = self._sums.get(name, Progress(stage=name)), self._spans.get(name, (0.0, 0.0))
+        short = name.partition(": ")[2] if self._frame is not None and ": " in name else name
+        return LiveStage(
+            name=short, items=now.items, total=self._totals.get(name), tokens=now.tokens, solved=now.solved, seconds=end - begin
+        )
 
     def _line(self, now: Progress) -> None:
-        seconds, total = self._seconds(now.stage), self._totals[now.stage] or now.items
+        begin, end = self._spans[now.stage]
+        seconds, total = end - begin, self._totals[now.stage] or now.items
+        solved = f", solved {now.solved}" if now.solved else ""
+        rate = f"{now.tokens / max(seconds, 1e-9):,.0f} tokens/s{solved}"
         # Before the first item is done nothing is known of the time that one takes.
         left = f", {seconds / now.items * max(total - now.items, 0):.0f} s left" if now.items else ""
-        self._console.print(f"{now.stage}: {now.items}/{total}, {self._rate(now)}, {seconds:.0f} s{left}", highlight=False, markup=False)
+        self._console.print(f"{now.stage}: {now.items}/{total}, {rate}, {seconds:.0f} s{left}", highlight=False, markup=False)

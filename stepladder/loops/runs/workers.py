@@ -21,6 +21,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
+from stepladder.loops.runs.live import LiveTree
 
 ResultT = TypeVar("ResultT")
 MadeT = TypeVar("MadeT")
@@ -44,6 +45,8 @@ class Progress:
     """Problems of these with a right answer."""
     total: int | None = None
     """Items in the stage, if only the task knows."""
+    tree: LiveTree | None = None
+    """A tree that grows, to be shown."""
 
 
 # One queue per worker process, set by the initializer: under spawn, a queue cannot be an argument of a task function.

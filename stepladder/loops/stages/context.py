@@ -144,6 +144,7 @@ class RoundContext:
             self.guard.check()
         begin, event = time.monotonic(), StageEvent()
         self.run.log_event("stage_begin", round=number, stage=name)
+        self.display.enter(number, name)
         yield event
         self.run.log_event("stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), **event.facts())
 

@@ -1,5 +1,6 @@
 """How a job runs a search engine: engine and grader of a shard, results in the order of the problems, and progress for people."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from stepladder.loops.assembly.problems import OpenVerifier, build_verifier, vot
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ScoresConfig
+from stepladder.loops.runs.live import INTERVAL_S, LiveTree, live_tree
 from stepladder.loops.runs.workers import Progress, report_progress, worker_models
 from stepladder.loops.stages.context import Models
 from stepladder.mcts.engine import BudgetRule, SearchEngine, SearchEvent
@@ -94,11 +96,16 @@ def run_engine(engine: SearchEngine, problems: Sequence[LabelledProblem], *, sta
     return [by_id[labelled.problem.id] for labelled in problems]
 
 
+_TREE_SHARE = 0.01
+"""Largest share of a worker's time that goes into trees to be shown."""
+
+
 class _SearchProgress:
-    """An engine's callback that reports the progress since its last call."""
+    """An engine's callback that reports the progress since its last call, and now and then a tree that grows."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
+        self._next_tree = 0.0
         self._last = SearchEvent(problems_done=0, generated_tokens=0, solved=0)
 
     def __call__(self, event: SearchEvent) -> None:
@@ -109,5 +116,17 @@ class _SearchProgress:
                 items=event.problems_done - last.problems_done,
                 tokens=event.generated_tokens - last.generated_tokens,
                 solved=event.solved - last.solved,
+                tree=self._tree(event),
             )
         )
+
+    def _tree(self, event: SearchEvent) -> LiveTree | None:
+        """Return a tree to show if it is time for one, as seldom as its making needs to cost nothing."""
+        begin = time.monotonic()
+        if begin < self._next_tree:
+            return None
+        record = event.oldest_tree()
+        shown = None if record is None else live_tree(record)
+        now = time.monotonic()
+        self._next_tree = now + max(INTERVAL_S, (now - begin) / _TREE_SHARE)
+        return shown

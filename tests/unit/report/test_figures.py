@@ -10,6 +10,7 @@ import pytest
 from stepladder.data.metrics.answers import Interval
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
+from stepladder.loops.runs.stage_times import stage_times
 from stepladder.report import figures
 from tests.report_run import full_rows, row, unmeasured
 
@@ -129,7 +130,7 @@ def test_stage_times_add_up_and_count_what_was_cut(tmp_path: Path) -> None:
     ]
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"time": 206.0, "eve')
-    times = figures.stage_times(path)
+    times = stage_times(path)
     assert times.seconds == {0: {"train": 2.5}, 1: {"search": 5.25}}
     assert (times.begin, times.end) == (100.0, 205.3)
     assert (times.num_starts, times.num_cut, times.num_unreadable) == (2, 1, 1)
@@ -137,7 +138,7 @@ def test_stage_times_add_up_and_count_what_was_cut(tmp_path: Path) -> None:
 
 def test_stage_times_without_events(tmp_path: Path) -> None:
     """A run without events has no times, and no invented ones."""
-    times = figures.stage_times(tmp_path / "events.jsonl")
+    times = stage_times(tmp_path / "events.jsonl")
     assert (times.seconds, times.begin, times.num_starts, times.num_cut) == ({}, None, 0, 0)
 
 

@@ -1,12 +1,15 @@
 """What people see of long work, with a clock set by hand."""
 
 import io
+import re
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.live import read_live
+from stepladder.loops.runs.progress import ProgressDisplay, RunFrame, rough
 from stepladder.loops.runs.workers import Progress
 
 
@@ -61,3 +64,72 @@ def test_no_time_left_is_guessed_before_the_first_item(clock: list[float]) -> No
         "samples: 0/4, 10 tokens/s, 10 s",
         "training: 2/6, 5 tokens/s, 2 s, 4 s left",
     ]
+
+
+def _frame(root: Path, left: float | None = None, expected_s: float | None = None) -> RunFrame:
+    plan = {0: ["train policy", "evaluate"], 1: ["search", "evaluate"], 2: ["search", "evaluate"]}
+    return RunFrame(
+        root, rounds=2, plan=plan, purpose=lambda number, stage: f"why {stage}", left=lambda *facts: left, expected_s=expected_s
+    )
+
+
+def test_a_stage_begins_with_its_place_in_the_run(clock: list[float], tmp_path: Path) -> None:
+    """Round, stage, purpose and the time of the whole; names of parts do not repeat the round."""
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out, width=200))
+    display.frame = _frame(tmp_path, left=250.0)
+    clock[0] += 65
+    display.enter(1, "search")
+    assert out.getvalue() == "round 1 of 2, stage 1 of 2: search -- why search (whole run: 1:05, about 4 min left)\n"
+    with display.stages({"round 1: search": 10}) as update:
+        clock[0] += 5
+        update(Progress(stage="round 1: search", items=2, tokens=100, solved=1))
+        live = read_live(tmp_path)
+        assert live is not None
+        assert (live.round, live.stage, live.stage_number, live.num_stages, live.seconds_left) == (1, "search", 1, 2, 250.0)
+        assert [(part.name, part.items, part.total, part.rate, part.solved) for part in live.parts] == [("search", 2, 10, 20.0, 1)]
+        clock[0] += 0.5
+        update(Progress(stage="round 1: search", items=1))
+        assert read_live(tmp_path) == live
+        clock[0] += 0.5
+        update(Progress(stage="round 1: search", items=1))
+        assert read_live(tmp_path).parts[0].items == 4
+    display.frame.close()
+    assert read_live(tmp_path) is None
+
+
+def test_the_time_of_the_whole_is_expected_until_it_is_known(clock: list[float], tmp_path: Path) -> None:
+    """A known task says how long it usually takes; another one says when it will know."""
+    expected, unknown = _frame(tmp_path, expected_s=600.0), _frame(tmp_path)
+    for frame in (expected, unknown):
+        frame.enter(0, "train policy")
+    clock[0] += 120
+    assert expected.footer(()) == "whole run: 2:00, about 8 min left"
+    assert unknown.footer(()) == "whole run: 2:00, time left is known after the first round"
+    assert expected.heading() == "warm-up, stage 1 of 2: train policy -- why train policy"
+
+
+def test_a_terminal_of_80_columns_holds_the_picture(clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headings over the figures, waiting stages, and no line that is too long, whatever the figures."""
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out, width=80, force_terminal=True, no_color=True))
+    display.frame = _frame(tmp_path)
+    display.enter(1, "search")
+    with display.stages({"round 1: held_out samples-best-prm": 123456, "round 1: test search": 9}) as update:
+        clock[0] += 7200
+        update(Progress(stage="round 1: held_out samples-best-prm", items=12345, tokens=10**10, solved=12345))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    lines = [each for each in re.split(r"[\r\n]+", text) if each.strip()]
+    assert max(map(len, lines)) <= 80
+    last = lines[-6:]
+    assert last[1].split() == ["why", "search"] and last[2].split() == ["done", "tokens/s", "solved", "time", "left"]
+    assert "12345/123456" in last[3] and "2:00:00" in last[3] and "0/9" in last[4]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(3, "10 s"), (84, "80 s"), (100, "2 min"), (3600, "60 min"), (5400, "1 h 30 min"), (9000, "2 h 30 min")]
+)
+def test_guesses_are_no_more_exact_than_they_are(seconds: float, says: str) -> None:
+    """Tens of seconds, minutes, tens of minutes."""
+    assert rough(seconds) == says

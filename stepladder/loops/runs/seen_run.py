@@ -1,0 +1,77 @@
+"""A run at one moment, as its directory shows it."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from stepladder.locks import holder
+from stepladder.loops.runs.directory import LOCK_FILE, RunDir
+from stepladder.loops.runs.live import Live, read_live
+from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.stage_times import StageTimes, stage_times
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeenRun:
+    """A run at one moment."""
+
+    name: str
+    """Its directory."""
+    rounds: int
+    """Rounds that it is to have after the warm-up."""
+    rows: list[RoundRow]
+    """Finished rounds."""
+    live: Live | None
+    """What is done now, or was done when the process died."""
+    times: StageTimes
+    """Times of its stages."""
+    is_running: bool
+    """Whether a process works on it."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has all its rounds."""
+        return len(self.rows) > self.rounds
+
+    def state(self) -> str:
+        """Return whether it runs, is finished or was stopped, in a few words."""
+        if self.is_running:
+            return "running"
+        if self.is_finished:
+            return "finished"
+        return "its process has died; the same evolve command goes on" if self.live else "stopped; the same evolve command goes on"
+
+
+def look(run: RunDir, rounds: int) -> SeenRun:
+    """Read a run.
+
+    Args:
+        run: The run.
+        rounds: Rounds that it is to have.
+
+    Raises:
+        CheckpointError: If a round's figures are damaged.
+    """
+    live = read_live(run.root)
+    return SeenRun(
+        name=str(run.root),
+        rounds=rounds,
+        rows=run.rows(),
+        live=live,
+        times=stage_times(run.root / "events.jsonl"),
+        is_running=_is_worked_on(run) if live is None else live.is_alive(),
+    )
+
+
+def _is_worked_on(run: RunDir) -> bool:
+    """Say whether a process of this machine holds the lock; one that has just begun has not said yet what it does."""
+    found = holder(run.root / LOCK_FILE)
+    if found is None or found.host != socket.gethostname():
+        return False
+    try:
+        os.kill(found.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

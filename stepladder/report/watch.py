@@ -1,0 +1,77 @@
+"""A run as seen from outside: only files of its directory are read."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live as Screen
+
+from stepladder.errors import CheckpointError
+from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.newest import RUNS
+from stepladder.loops.runs.seen_run import SeenRun, look
+from stepladder.report.live_view import line, view
+
+_LINE_INTERVAL_S = 10.0
+
+
+def watch_run(root: Path, console: Console, *, interval_s: float, once: bool = False) -> None:
+    """Show a run until it ends: redrawn on a terminal, as lines elsewhere.
+
+    Args:
+        root: Its directory.
+        console: Where to show it.
+        interval_s: Seconds between two looks.
+        once: Look once.
+
+    Raises:
+        CheckpointError: If there is no run.
+    """
+    run = load_run(root)
+    rounds = run.config().run.rounds
+    seen = look(run, rounds)
+    if once or not seen.is_running:
+        console.print(view(seen, width=console.width))
+    elif console.is_terminal and not console.is_dumb_terminal:
+        _draw(run, seen, console, interval_s)
+    else:
+        _print_lines(run, seen, console, interval_s)
+
+
+def _draw(run: RunDir, seen: SeenRun, console: Console, interval_s: float) -> None:
+    with Screen(view(seen, width=console.width, height=console.height), console=console, auto_refresh=False) as screen:
+        while seen.is_running:
+            time.sleep(interval_s)
+            seen = look(run, seen.rounds)
+            screen.update(view(seen, width=console.width, height=console.height), refresh=True)
+
+
+def _print_lines(run: RunDir, seen: SeenRun, console: Console, interval_s: float) -> None:
+    """Print a line for every new stage and every ten seconds, and the whole picture at the end."""
+    place, printed = None, 0.0
+    while seen.is_running:
+        assert seen.live is not None
+        now = seen.live.round, seen.live.stage
+        if now != place or time.monotonic() - printed >= _LINE_INTERVAL_S:
+            console.print(line(seen.live), highlight=False, markup=False, soft_wrap=True)
+            place, printed = now, time.monotonic()
+        time.sleep(interval_s)
+        seen = look(run, seen.rounds)
+    console.print(view(seen, width=console.width))
+
+
+def begun_last(folder: Path = RUNS) -> Path:
+    """Return the run in a folder that was begun or continued last.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = {path.parent: _last_touched(path.parent) for path in folder.glob("*/run.json")}
+    if not found:
+        raise CheckpointError(f"{folder}: must hold a run: found none -- name the directory of one")
+    return max(found, key=lambda run: (found[run], run.name))
+
+
+def _last_touched(run: Path) -> float:
+    events = run / "events.jsonl"
+    return (events if events.exists() else run / "run.json").stat().st_mtime
