@@ -27,6 +27,9 @@ HOSTILE = '4 1 7 2 : a c <script>alert("x")</script> </textarea> & <!-- \u2028 f
 """A question that breaks a page which trusts it."""
 
 
+_BELOW = " is below the best model's 64.0 %"
+
+
 def config(**sections: Any) -> Config:
     """Return a configuration that names no existing file."""
     base = {
@@ -193,7 +196,9 @@ def row(
     return RoundRow(
         round=number,
         accepted=accepted,
-        accepted_reason=f"held-out pass@1 {policy:.3f}" if accepted else f"held-out pass@1 {policy:.3f} is below the best model's 0.640",
+        accepted_reason=f"held-out pass@1 {100 * policy:.1f} %{'' if accepted else _BELOW}",
+        if accepted
+        else f"held-out pass@1 {100 * policy:.1f} % is below the best model's 64.0 %",
         prm_accepted=auc is not None,
         prm_accepted_reason="no PRM was trained" if auc is None else f"held-out within-problem AUC {auc:.3f}",
         best_policy=number if best_policy is None else best_policy,

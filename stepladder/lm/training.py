@@ -87,6 +87,8 @@ class TrainReport:
     """Update whose weights were kept: the one with the lowest loss on the held-out rows; None without held-out rows."""
     held_out_loss: float | None = None
     """That loss."""
+    curve: tuple[tuple[int, float, float | None], ...] = ()
+    """(last update, mean loss, mean gradient norm before clipping) of consecutive updates, in at most 40 groups of one size."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -205,7 +207,28 @@ def run_training(
         layout=layout,
         best_update=state.best_global_step if aside else None,
         held_out_loss=state.best_metric,
+        curve=training_curve([entry for entry in state.log_history if "loss" in entry]),
     )
+
+
+_MOST_POINTS = 40
+
+
+def training_curve(logs: Sequence[dict[str, Any]]) -> tuple[tuple[int, float, float | None], ...]:
+    """Return (last update, mean loss, mean gradient norm) of consecutive updates, in at most 40 groups of one size.
+
+    Args:
+        logs: The trainer's log of every update: ``step``, ``loss`` and maybe ``grad_norm``.
+    """
+    size = -(-len(logs) // _MOST_POINTS) or 1
+    groups = [logs[begin : begin + size] for begin in range(0, len(logs), size)]
+    return tuple((int(group[-1]["step"]), _mean_of(group, "loss") or 0.0, _mean_of(group, "grad_norm")) for group in groups)
+
+
+def _mean_of(logs: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = [float(entry[key]) for entry in logs if entry.get(key) is not None]
+    known = [value for value in values if math.isfinite(value)]
+    return round(sum(known) / len(known), 6) if known else None
 
 
 def _check_call(model: PreTrainedModel, settings: TrainSettings, out_dir: Path) -> None:

@@ -14,7 +14,10 @@ from stepladder.report.figures import count, duration
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 540, 54, 128, 16, 44
 _LABEL_GAP = 16.0
-_MAX_TICKS = 14
+MAX_TICKS = 14
+"""Most ticks of an axis of rounds or levels."""
+AGES = 6
+"""Shades of rounds in ``chart.css``, from the first to the newest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +78,7 @@ def percent_axis(label: str, values: Sequence[float]) -> Axis:
 
 def round_axis(rounds: Sequence[int]) -> Axis:
     """Return the axis of round numbers, with half a round of air at both ends."""
-    step = -(-len(rounds) // _MAX_TICKS)
+    step = -(-len(rounds) // MAX_TICKS)
     return Axis(label="round", low=min(rounds) - 0.4, high=max(rounds) + 0.4, ticks=[(number, str(number)) for number in rounds[::step]])
 
 
@@ -96,6 +99,11 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
 def short_number(value: float) -> str:
     """Write a number above 0: whole from 100 on, with three digits below."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def plain_number(value: float) -> str:
+    """Write a number without needless decimals."""
+    return f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -346,7 +354,7 @@ def staircase(treads: Sequence[Tread], *, label: str) -> str:
     height, bottom = 250, 250 - 30
     width = min((_WIDTH - 12) / max(len(treads), 1), 150.0)
     top = max((value for tread in treads for value in (tread.value, tread.level) if value is not None), default=1.0) or 1.0
-    parts, step = [], -(-len(treads) // _MAX_TICKS)
+    parts, step = [], -(-len(treads) // MAX_TICKS)
     for index, tread in enumerate(treads):
         x = 6 + width * index
         if tread.level is not None:

@@ -1,7 +1,7 @@
 """The graded rows that evaluations write, one per problem, in shards of JSON beside the trees that a search left.
 
-greedy    {problem_id, answer, correct, tokens}
-search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...]}
+greedy    {problem_id, answer, correct, tokens, text}
+search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...], right_answers: [...]}
 samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
 
 Where the verifier gave a number for an answer, its row or sample has it as ``credit``.
@@ -40,10 +40,15 @@ class SolvedRow:
     """(generated tokens, whether the answer at that point was right) after each wave of a search; None for a greedy solution."""
     credit: float | None = None
     """The verifier's number for the answer, in [0, 1]; None if it gave none."""
+    right_answers: tuple[str, ...] | None = None
+    """Right ones among all answers in the tree of a search; None for a greedy solution, and in runs of earlier versions."""
+    text: str | None = None
+    """A greedy solution, verbatim; None for a search, whose tree is kept, and in runs of earlier versions."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None or name not in ("anytime", "credit")}
+        optional = ("anytime", "credit", "right_answers", "text")
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
 @with_config(CLOSED)

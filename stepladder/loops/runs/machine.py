@@ -28,3 +28,20 @@ def _found(path: Path, pattern: str) -> str | None:
     except OSError:
         return None
     return None if match is None else match[1].strip()
+
+
+def worker_memory_mb() -> int | None:
+    """Return the largest resident memory so far of the processes that this one started, added up, in MB; None if unknown."""
+    peaks = [_found(Path(f"/proc/{process}/status"), r"^VmHWM:\s*(\d+)") for process in _descendants(os.getpid())]
+    known = [int(peak) for peak in peaks if peak is not None]
+    return round(sum(known) / 1024) if known else None
+
+
+def _descendants(process: int) -> list[int]:
+    children = [
+        int(child)
+        for listed in Path(f"/proc/{process}/task").glob("*/children")
+        if (text := _found(listed, r"(?s)(.+)")) is not None
+        for child in text.split()
+    ]
+    return [each for child in children for each in (child, *_descendants(child))]

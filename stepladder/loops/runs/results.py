@@ -121,6 +121,8 @@ class TrainingSummary:
     """Update whose weights were kept; None if no rows were held out."""
     held_out_loss: float | None = None
     """Loss of these weights on the rows held out."""
+    curve: tuple[tuple[int, float, float | None], ...] = ()
+    """(last update, mean loss, mean gradient norm) of consecutive updates; empty if it was not kept."""
     members: tuple["TrainingSummary", ...] = ()
     """Summaries of the models of an ensemble; the figures are then their sums, and means of the losses."""
 
@@ -129,7 +131,7 @@ class TrainingSummary:
         plain = asdict(self)
         del plain["members"]
         if self.members:
-            del plain["best_update"], plain["held_out_loss"]
+            del plain["best_update"], plain["held_out_loss"], plain["curve"]
             plain["members"] = [member.to_dict() for member in self.members]
         return plain
 

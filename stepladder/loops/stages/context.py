@@ -11,6 +11,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.launch import run_launched
+from stepladder.loops.runs.machine import worker_memory_mb
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, WorkerPool
 from stepladder.loops.stages.failures import check_stage
@@ -146,7 +147,9 @@ class RoundContext:
         self.run.log_event("stage_begin", round=number, stage=name)
         self.display.enter(number, name)
         yield event
-        self.run.log_event("stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), **event.facts())
+        self.run.log_event(
+            "stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), memory_mb=worker_memory_mb(), **event.facts()
+        )
 
     def check_samples(self, shards: Sequence[Path], place: str) -> Failures:
         """Show how many samples of a finished stage failed, and return the failures; raises as ``check_stage`` does."""

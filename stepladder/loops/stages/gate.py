@@ -58,6 +58,17 @@ class GateEvidence:
         return sign_test_p_value(self.worse, self.better)
 
 
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What a gate compares, as its reasons write it."""
+
+    name: str
+    in_percent: bool = False
+
+    def written(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.in_percent else f"{value:.3f}"
+
+
 def gate_policy(candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence) -> GateDecision:
     """Decide on a policy.
 
@@ -67,7 +78,7 @@ def gate_policy(candidate: float | None, best: float | None, settings: GateConfi
         settings: The rule.
         evidence: What both did, problem by problem.
     """
-    return _gate(candidate, best, settings, evidence, what="held-out pass@1", floor=None)
+    return _gate(candidate, best, settings, evidence, what=_Measure("held-out pass@1", in_percent=True), floor=None)
 
 
 def gate_prm(candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence) -> GateDecision:
@@ -79,15 +90,15 @@ def gate_prm(candidate: float | None, best: float | None, settings: GateConfig, 
         settings: The rule.
         evidence: What both did, problem by problem.
     """
-    return _gate(candidate, best, settings, evidence, what="held-out within-problem AUC", floor=CHANCE)
+    return _gate(candidate, best, settings, evidence, what=_Measure("held-out within-problem AUC"), floor=CHANCE)
 
 
 def _gate(
-    candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence, *, what: str, floor: float | None
+    candidate: float | None, best: float | None, settings: GateConfig, evidence: GateEvidence, *, what: _Measure, floor: float | None
 ) -> GateDecision:
     if candidate is None:
-        return GateDecision(accepted=False, reason=f"{what} could not be measured")
-    found = f"{what} {candidate:.3f}"
+        return GateDecision(accepted=False, reason=f"{what.name} could not be measured")
+    found = f"{what.name} {what.written(candidate)}"
     if evidence.problems < settings.min_problems:
         few = f"{evidence.problems} problems, fewer than gate.min_problems = {settings.min_problems}"
         return GateDecision(accepted=False, reason=f"{found} was measured on {few}")
@@ -97,16 +108,17 @@ def _gate(
         return GateDecision(accepted=False, reason=f"{found} is not above chance")
     if best is None:
         return GateDecision(accepted=True, reason=found)
-    return _against_best(candidate, best, settings, evidence, found)
+    return _against_best(candidate, best, settings, evidence, what)
 
 
-def _against_best(candidate: float, best: float, settings: GateConfig, evidence: GateEvidence, found: str) -> GateDecision:
+def _against_best(candidate: float, best: float, settings: GateConfig, evidence: GateEvidence, what: _Measure) -> GateDecision:
+    found, before = f"{what.name} {what.written(candidate)}", what.written(best)
     allowed, counts = 1 - settings.confidence, f"{evidence.better} problems better, {evidence.worse} worse"
     if settings.rule == "drop":
         if candidate < best - settings.max_drop:
-            return GateDecision(accepted=False, reason=f"{found} is below the best model's {best:.3f}")
-        return GateDecision(accepted=True, reason=f"{found}, best before {best:.3f}")
-    tested = f"{found}, best before {best:.3f}: {counts}"
+            return GateDecision(accepted=False, reason=f"{found} is below the best model's {before}")
+        return GateDecision(accepted=True, reason=f"{found}, best before {before}")
+    tested = f"{found}, best before {before}: {counts}"
     if settings.rule == "not-worse":
         accepted = evidence.p_worse >= allowed
         verdict = f"p = {evidence.p_worse:.3f} of being worse" if accepted else f"worse with p = {evidence.p_worse:.3f} < {allowed:.3g}"

@@ -42,19 +42,30 @@ def solved_row(result: SearchResult, verifier: Verifier, *, with_course: bool) -
     Args:
         result: The result of the search.
         verifier: Holds the answers.
-        with_course: Grade the answers after each wave, too.
+        with_course: It is a search: grade the answers after each wave and all answers of the tree, too. Without, keep the text.
     """
-    answers = [result.answer, *(answer for _, answer in result.anytime)]
-    verdicts = verifier.grade([(result.problem_id, answer) for answer in answers])
-    course = tuple((tokens, verdict.correct) for (tokens, _), verdict in zip(result.anytime, verdicts[1:], strict=True))
+    tree = result.tree
+    course = [answer for _, answer in result.anytime] if with_course else []
+    found = list(dict.fromkeys(answer for answer in tree.answers if answer is not None)) if with_course else []
+    verdicts = verifier.grade([(result.problem_id, answer) for answer in (result.answer, *course, *found)])
+    correct = [verdict.correct for verdict in verdicts]
+    after_waves, of_tree = correct[1 : 1 + len(course)], correct[1 + len(course) :]
     return SolvedRow(
         problem_id=result.problem_id,
         answer=result.answer,
-        correct=verdicts[0].correct,
+        correct=correct[0],
         credit=verdicts[0].credit,
-        tokens=result.tree.generated_tokens,
-        anytime=course if with_course else None,
+        tokens=tree.generated_tokens,
+        anytime=tuple((tokens, right) for (tokens, _), right in zip(result.anytime, after_waves, strict=True)) if with_course else None,
+        right_answers=tuple(answer for answer, right in zip(found, of_tree, strict=True) if right) if with_course else None,
+        text=None if with_course else _greedy_text(result),
     )
+
+
+def _greedy_text(result: SearchResult) -> str:
+    """Return the longest solution of a tree that has one branch."""
+    tree = result.tree
+    return "".join(tree.texts[node] for node in path_to(tree, len(tree.parents) - 1))
 
 
 def pool_row(result: SearchResult, verifier: OpenVerifier, config: Config) -> PoolRow:

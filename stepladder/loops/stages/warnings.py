@@ -33,8 +33,8 @@ def _diversity(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
     one, best = _change(start.pool.sampled_pass_at_1, now.pool.sampled_pass_at_1), _change(start.pool.pass_at_k, now.pool.pass_at_k)
     if one is not None and best is not None and one > NOTICEABLE and best < -NOTICEABLE:
         return (
-            f"diversity collapses: since the warm-up pass@1 of samples rose by {one:.3f}, and pass@{now.pool.num_samples} fell by "
-            f"{-best:.3f} -- raise the temperature of searches, train less, or keep seed data (labels.replay)"
+            f"diversity collapses: since the warm-up pass@1 of samples rose by {100 * one:.1f} points, and pass@{now.pool.num_samples} "
+            f"fell by {-100 * best:.1f} -- raise the temperature of searches, train less, or keep seed data (labels.replay)"
         )
     before, after = _surprisal(start), _surprisal(now)
     if before is not None and after is not None and after < before / 4:
@@ -55,7 +55,7 @@ def _over_optimised(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
         return None
     return (
         f"the PRM may be gamed: the scores of the samples that it likes best rose by {score:.3f}, and the share of right ones among them "
-        f"fell by {-right:.3f} -- train the PRM on new rollouts (prm.rollouts), or bound its scores (search.scores.bound)"
+        f"fell by {-100 * right:.1f} points -- train the PRM on new rollouts (prm.rollouts), or bound its scores (search.scores.bound)"
     )
 
 

@@ -88,7 +88,7 @@ def test_page_shows_every_section_in_reading_order(page: Page) -> None:
 def test_page_holds_the_figures(page: Page) -> None:
     """Accuracies with intervals, the gate's words, label counts with reasons, losses and stage times are all there."""
     text = page.text
-    for figure in ("45.0", "40.0–50.0", "0.784", "1,204", "held-out pass@1 0.600 is below the best model's 0.640", "current best"):
+    for figure in ("45.0", "40.0–50.0", "0.784", "1,204", "held-out pass@1 60.0 % is below the best model's 64.0 %", "current best"):
         assert figure in text
     assert "margin 812, both sides right 40" in text
     assert "339 (84.8 %)" in text

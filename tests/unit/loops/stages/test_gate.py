@@ -71,7 +71,7 @@ def test_the_paired_test_decides_at_its_confidence(rule: Any, better: int, worse
     """P(X >= 9 | 12) = 299/4096 = 0.073, P(X >= 10 | 13) = 378/8192 = 0.046: the second is below 0.05."""
     decision = gate_policy(0.5, 0.5, GateConfig(rule=rule), GateEvidence(problems=100, better=better, worse=worse))
     assert decision.accepted is accepted
-    assert decision.reason == f"held-out pass@1 0.500, best before 0.500: {reason}"
+    assert decision.reason == f"held-out pass@1 50.0 %, best before 50.0 %: {reason}"
 
 
 def test_too_little_evidence_is_a_rejection() -> None:

@@ -40,7 +40,7 @@ def test_an_ordinary_round_has_no_warning() -> None:
 def test_diversity_collapse() -> None:
     """pass@1 rises and pass@16 falls, both by more than 0.02; or tokens are four times less surprising."""
     (sentence,) = warnings_of([round_of(0)], round_of(1, one=0.6, best=0.7))
-    assert sentence.startswith("diversity collapses: since the warm-up pass@1 of samples rose by 0.100, and pass@16 fell by 0.100")
+    assert sentence.startswith("diversity collapses: since the warm-up pass@1 of samples rose by 10.0 points, and pass@16 fell by 10.0")
     assert warnings_of([round_of(0)], round_of(1, one=0.6, best=0.785)) == ()
     assert warnings_of([round_of(0)], round_of(1, one=0.4, best=0.7)) == ()
     assert warnings_of([round_of(0)], round_of(1, one=None, best=0.7)) == ()
@@ -53,7 +53,7 @@ def test_a_gamed_prm() -> None:
     """The best-liked samples score higher than a round before and are right less often."""
     before = round_of(1, top=(0.7, 0.6))
     (sentence,) = warnings_of([round_of(0), before], round_of(2, top=(0.8, 0.5)))
-    assert "rose by 0.100" in sentence and "fell by 0.100" in sentence
+    assert "rose by 0.100" in sentence and "fell by 10.0 points" in sentence
     assert warnings_of([round_of(0), before], round_of(2, top=(0.8, 0.6))) == ()
     assert warnings_of([round_of(0), before], round_of(2, top=(0.6, 0.5))) == ()
     assert warnings_of([round_of(0), round_of(1)], round_of(2, top=(0.8, 0.5))) == ()
