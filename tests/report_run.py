@@ -197,8 +197,6 @@ def row(
         round=number,
         accepted=accepted,
         accepted_reason=f"held-out pass@1 {100 * policy:.1f} %{'' if accepted else _BELOW}",
-        if accepted
-        else f"held-out pass@1 {100 * policy:.1f} % is below the best model's 64.0 %",
         prm_accepted=auc is not None,
         prm_accepted_reason="no PRM was trained" if auc is None else f"held-out within-problem AUC {auc:.3f}",
         best_policy=number if best_policy is None else best_policy,
@@ -253,11 +251,12 @@ def _write_evaluation(run: RunDir, entry: RoundRow, question: str) -> None:
     # Of eight problems: 0-1 both right, 2-3 search alone, 4-5 policy alone, 6-7 none.
     right = [(True, True)] * 2 + [(True, False)] * 2 + [(False, True)] * 2 + [(False, False)] * 2
     searched = [
-        SolvedRow(problem_id=name, answer="2714" if ok else "1001", correct=ok, tokens=112, anytime=())
+        SolvedRow(problem_id=name, answer="2714" if ok else "1001", correct=ok, tokens=112, anytime=(), right_answers=("2714",))
         for name, (ok, _) in zip(ids, right, strict=True)
     ]
     greedy = [
-        SolvedRow(problem_id=name, answer="2714" if ok else "1002", correct=ok, tokens=28) for name, (_, ok) in zip(ids, right, strict=True)
+        SolvedRow(problem_id=name, answer="2714" if ok else "1002", correct=ok, tokens=28, text=f"round {entry.round}\n= {question}")
+        for name, (_, ok) in zip(ids, right, strict=True)
     ]
     write_rows(folder / "search" / "shard-0000.json", searched)
     write_rows(folder / "greedy" / "shard-0000.json", greedy)

@@ -46,6 +46,10 @@ class Series:
     """In order of x; empty draws nothing."""
     lone: bool = False
     """Draw the points without a line between them."""
+    bare: bool = False
+    """Draw the line without markers: it has many points."""
+    band: bool = False
+    """Draw the intervals of the points as one band instead of whiskers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +103,48 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
 def short_number(value: float) -> str:
     """Write a number above 0: whole from 100 on, with three digits below."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def value_axis(label: str, values: Sequence[float]) -> Axis:
+    """Return a linear axis that holds all values, with round ticks."""
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) or 1.0
+    step = next(unit * 10.0**power for power in range(-9, 12) for unit in (1, 2, 5) if span / (unit * 10.0**power) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [(number * step, f"{number * step:,.10g}") for number in range(first, last + 1)]
+    return Axis(label=label, low=ticks[0][0], high=ticks[-1][0] if last > first else ticks[0][0] + step, ticks=ticks)
+
+
+def mirrored_bars(
+    above: Sequence[int], below: Sequence[int], *, names: tuple[str, str], tips: Sequence[str], label: str, height: int = 300
+) -> str:
+    """Draw two histograms over the same bins from 0 to 1, one upward and one downward.
+
+    Args:
+        above: Counts of the bins that are drawn upward.
+        below: Counts that are drawn downward, as many.
+        names: What both are.
+        tips: Text of every bin under the pointer.
+        label: What the chart shows, for those who cannot see it.
+        height: Height in user units.
+    """
+    most, bins = max(*above, *below, 1), len(above)
+    left, right, middle = _LEFT, _WIDTH - _RIGHT, (height - _BOTTOM + _TOP) / 2
+    width, scale = (right - left) / bins, (height - _BOTTOM - _TOP) / 2 / most
+    parts = []
+    for index, (up, down) in enumerate(zip(above, below, strict=True)):
+        x = left + width * index + 1.5
+        parts.append(_box("bar upper", x, middle - up * scale, width - 3, max(up * scale, 0.0)))
+        parts.append(_box("bar lower", x, middle, width - 3, max(down * scale, 0.0)))
+    for sign in (1, -1):
+        parts.append(_text(left - 8, middle - sign * most * scale + 4, f"{most:,}", "tick", anchor="end"))
+    parts.append(_segment("axis", left, middle, right, middle))
+    for tick in range(6):
+        parts.append(_text(left + (right - left) * tick / 5, height - _BOTTOM + 18, f"{tick / 5:.1f}", "tick", anchor="middle"))
+    parts.append(_text((left + right) / 2, height - 6, "score of the PRM", "label", anchor="middle"))
+    parts += [_text(right + 10, middle - 24, names[0], "name upper-name"), _text(right + 10, middle + 32, names[1], "name lower-name")]
+    parts += [_box("hit", left + width * index, _TOP, width, height - _BOTTOM - _TOP, tip=tip) for index, tip in enumerate(tips)]
+    return _svg(height, label, "".join(parts))
 
 
 def plain_number(value: float) -> str:
@@ -186,15 +232,26 @@ def _guide(frame: _Frame, value: float, text: str) -> str:
 
 
 def _line(frame: _Frame, line: Series, *, shift: float) -> str:
+    shift = 0.0 if line.band else shift
     places = [(frame.across(point.x) + shift, frame.up(point.y)) for point in line.points]
     parts = [f'<g class="{line.style}">']
+    if line.band:
+        parts.append(_band(frame, line))
     for (x, _), point in zip(places, line.points, strict=True):
-        if point.low is not None and point.high is not None:
+        if not line.band and point.low is not None and point.high is not None:
             parts.append(_segment("whisker", x, frame.up(point.low), x, frame.up(point.high)))
     if not line.lone:
         parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
-    parts += [_marker(line.style, x, y) for x, y in places]
+    if not line.bare:
+        parts += [_marker(line.style, x, y) for x, y in places]
     return "".join([*parts, "</g>"])
+
+
+def _band(frame: _Frame, line: Series) -> str:
+    """Draw the area between the lower and the upper ends of the intervals."""
+    upper = [(frame.across(point.x), frame.up(point.y if point.high is None else point.high)) for point in line.points]
+    lower = [(frame.across(point.x), frame.up(point.y if point.low is None else point.low)) for point in line.points]
+    return f'<polygon class="band" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])}"/>'
 
 
 _MARKERS = {

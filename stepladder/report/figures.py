@@ -168,7 +168,17 @@ def _comparison(row: RoundRow) -> tuple[str, ...]:
     best = others[0][0]
     place = "ahead of" if search.value > best else "level with the best of" if search.value == best else "behind the best of"
     said = f"With the policy of round {row.round}, search answers {percent(search.value)} %{spent}, "
-    return (f"{said}{place} sampling at the same tokens: {listed}.",)
+    return (f"{said}{place} sampling at the same tokens: {listed}.{_greedy_clause(row, search.value)}",)
+
+
+def _greedy_clause(row: RoundRow, search: float) -> str:
+    """Set the search beside one greedy solution, which costs a fraction of its tokens."""
+    greedy, problems = accuracy(row, POLICY), row.test.problems
+    if greedy is None or not problems:
+        return ""
+    tokens = f" with {row.test.tokens.greedy / problems:,.0f} tokens" if row.test.tokens.greedy else ""
+    than = "as many" if greedy.value == search else "more" if greedy.value > search else "fewer"
+    return f" One greedy solution answers {percent(greedy.value)} %{tokens}, {than}{'' if than == 'as many' else ' than the search'}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,12 +35,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | int]], *, style: 
         + "</tr>"
         for row in rows
     )
-    return Markup(f'<div class="scroll"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    return Markup(
+        f'<div class="scroll" tabindex="0"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def prose(text: str) -> Markup:
-    """Return a sentence of the report as HTML in which a percent sign stays with its number."""
-    return Markup(escape(text).replace(" %", "\u00a0%"))
+    """Return a sentence of the report as HTML in which a percent sign stays with its number, and a dash is one."""
+    return Markup(escape(text).replace(" %", "\u00a0%").replace(" -- ", " – "))
 
 
 def section(name: str, title: str, *parts: str) -> Markup:

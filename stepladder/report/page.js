@@ -44,6 +44,51 @@
     choose(tokenFigures.at(-1).dataset.round);
   }
 
+  // Wrong problems: only the rows that are looked at become elements, however many there are.
+  const wrong = JSON.parse(byId("wrong-data").textContent);
+  const wrongFrame = byId("wrong-frame");
+  if (wrongFrame && wrong.length) {
+    const page = 12, body = byId("wrong-rows"), box = byId("wrong-search"), kind = byId("wrong-kind"), more = byId("wrong-more");
+    const folded = wrong.map((each) => `${each.problem_id}\n${each.question}\n${each.answer ?? ""}`.toLowerCase());
+    let found = [], shown = 0;
+    const side = (right) => make("td", right === null ? "words" : right ? "words right" : "words wrong", right === null ? "–" : right ? "✓ right" : "✗ wrong");
+    const showMore = () => {
+      for (const index of found.slice(shown, shown + page)) {
+        const each = wrong[index], row = make("tr"), head = make("th", "words", each.problem_id);
+        head.scope = "row";
+        const share = each.sampled === null ? "–" : `${(100 * each.sampled).toFixed(0)} %`;
+        const long = (text) => {
+          const cell = make("td", "words text"), inner = make("div", "clamp", text);
+          if (text.length > 60) inner.dataset.tip = text;
+          cell.append(inner);
+          return cell;
+        };
+        row.append(head, long(each.question), long(each.answer ?? "–"), make("td", "words", each.failure), side(each.greedy), make("td", "number", share));
+        body.append(row);
+      }
+      shown = Math.min(shown + page, found.length);
+      more.hidden = shown === found.length;
+      byId("wrong-count").textContent = `${shown.toLocaleString("en")} of ${found.length.toLocaleString("en")} shown`;
+    };
+    const look = () => {
+      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      found = [...wrong.keys()].filter((index) => (!kind.value || wrong[index].failure === kind.value) && words.every((word) => folded[index].includes(word)));
+      shown = 0;
+      body.replaceChildren();
+      showMore();
+    };
+    const option = (value, text) => { const made = make("option", "", text); made.value = value; return made; };
+    kind.append(option("", "all kinds"), ...[...new Set(wrong.map((each) => each.failure))].sort().map((each) => option(each, each)));
+    box.addEventListener("input", look);
+    kind.addEventListener("change", look);
+    more.addEventListener("click", showMore);
+    wrongFrame.hidden = false;
+    look();
+  }
+
+  // Paper has no pointer: what is folded is opened before it is printed.
+  addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("details")) folded.open = true; });
+
   // Trees.
   const trees = JSON.parse(byId("trees-data").textContent);
   const frame = byId("trees-frame");
@@ -187,7 +232,8 @@
 
   const show = (number) => {
     const tree = trees[number], children = childrenOf(tree);
-    [...byId("tree-list").children].forEach((button, other) => button.setAttribute("aria-pressed", String(other === number)));
+    current = number;
+    for (const button of byId("tree-list").children) button.setAttribute("aria-pressed", String(Number(button.dataset.number) === number));
     byId("tree-title").textContent = `${tree.problem_id} (${tree.split}, round ${tree.round})`;
     byId("tree-question").textContent = tree.question;
     byId("tree-facts").textContent = facts(tree);
@@ -201,13 +247,35 @@
     openPath();
   };
 
-  trees.forEach((tree, number) => {
+  // Of many trees only those that are looked for become buttons.
+  const listed = 30, treeBox = byId("tree-search"), treeMore = byId("tree-more");
+  const asked = trees.map((tree) => `${tree.problem_id}\n${tree.question}`.toLowerCase());
+  let current = 0, matching = [], numListed = 0;
+  const entry = (tree, number) => {
     const button = make("button");
     button.type = "button";
+    button.dataset.number = number;
+    button.setAttribute("aria-pressed", String(number === current));
     button.append(make("span", verdict(tree.correct), mark(tree.correct)), make("span", "asked", tree.question), make("span", "where", `${tree.split}, round ${tree.round}`));
     button.addEventListener("click", () => show(number));
-    byId("tree-list").append(button);
-  });
+    return button;
+  };
+  const listMore = () => {
+    for (const number of matching.slice(numListed, numListed + listed)) byId("tree-list").append(entry(trees[number], number));
+    numListed = Math.min(numListed + listed, matching.length);
+    treeMore.hidden = numListed === matching.length;
+  };
+  const findTrees = () => {
+    const words = treeBox.value.toLowerCase().split(/\s+/).filter(Boolean);
+    matching = [...trees.keys()].filter((number) => words.every((word) => asked[number].includes(word)));
+    numListed = 0;
+    byId("tree-list").replaceChildren();
+    listMore();
+  };
+  treeBox.addEventListener("input", findTrees);
+  treeMore.addEventListener("click", listMore);
+  byId("tree-find").hidden = trees.length <= 8;
+  findTrees();
   byId("tree-open-path").addEventListener("click", openPath);
   byId("tree-open-all").addEventListener("click", () => setOpen(() => true));
   byId("tree-close-all").addEventListener("click", () => setOpen(() => false));

@@ -18,10 +18,16 @@ from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.stage_times import StageTimes, stage_times
 from stepladder.outputs import PAGE_MARK, check_output, text_with
-from stepladder.report import figures, sections
+from stepladder.report import figures, problem_sections, sections
+from stepladder.report.levels import LevelPicture
 from stepladder.report.markup import html
+from stepladder.report.overview import what_was_run
+from stepladder.report.prm_depth import DepthAuc, depth_aucs
+from stepladder.report.prm_quality import prm
+from stepladder.report.problem_sections import wrong_data
 from stepladder.report.reproduce import reproduce
 from stepladder.report.trees import trees_for_page
+from stepladder.report.wrong_problems import WrongProblem, before_and_after, wrong_problems
 
 
 def write_report(run: RunDir, to: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -47,23 +53,26 @@ def render_page(run: RunDir) -> str:
     shown = trees_for_page(run, rows[-1].round) if rows else []
     stages = stage_times(run.root / "events.jsonl")
     name = run.root.resolve().name
-    body = _body(run, rows, stages, num_trees=len(shown), name=name)
-    return document(f"{figures.headline(rows).title} · {name}", "\n".join(body), trees=shown)
+    wrong = wrong_problems(run, rows[-1].round) if rows else []
+    body = _body(run, rows, stages, num_trees=len(shown), name=name, wrong=wrong)
+    return document(f"{figures.headline(rows).title} · {name}", "\n".join(body), trees=shown, wrong=wrong_data(wrong))
 
 
-def document(title: str, body: str, *, trees: Sequence[Any] = ()) -> str:
+def document(title: str, body: str, *, trees: Sequence[Any] = (), wrong: Sequence[Any] = ()) -> str:
     """Return a whole page around its body.
 
     Args:
         title: Title of the browser's tab.
         body: HTML.
         trees: Trees to click through, for the frame that ``sections.trees`` leaves for them.
+        wrong: Wrong problems, for the frame that ``problem_sections.wrong`` leaves for them.
     """
     style, script = chart_style() + _resource("page.css"), _resource("page.js")
     return Template(_resource("page.html")).substitute(
         title=html(title),
         body=body,
         trees=json_block(list(trees)),
+        wrong=json_block(list(wrong)),
         style=style,
         style_hash=_content_hash(style),
         script=script,
@@ -71,12 +80,31 @@ def document(title: str, body: str, *, trees: Sequence[Any] = ()) -> str:
     )
 
 
-def _body(run: RunDir, rows: list[RoundRow], stages: StageTimes, *, num_trees: int, name: str) -> list[str]:
-    parts: list[str] = [sections.hero(name, rows, stages), '<main id="figures">']
+def _body(run: RunDir, rows: list[RoundRow], stages: StageTimes, *, num_trees: int, name: str, wrong: Sequence[WrongProblem]) -> list[str]:
+    config = run.config()
+    picture = LevelPicture(rows, config.problems.level_field)
+    parts: list[str] = [
+        sections.hero(name, rows, stages, picture=picture, facts=what_was_run(config, rows, stages)),
+        '<main id="figures">',
+    ]
     if rows:
-        parts += [sections.rounds(rows), sections.by_round(rows), sections.by_tokens(rows), sections.prm(rows), sections.data(rows)]
+        last = rows[-1]
+        parts += [sections.rounds(rows, with_steps=picture.is_drawn), picture.section(), sections.by_round(rows), sections.by_tokens(rows)]
+        parts += [problem_sections.before_after(before_and_after(run, rows), last.best_policy)]
+        parts += [problem_sections.wrong(wrong, last.round, last.test.problems if last.test.search is not None else 0)]
+        parts += [prm(rows, _aucs_by_depth(run, rows)), sections.data(rows)]
     parts.append(sections.problems(ProblemFacts.load(run.root)))
-    return [*parts, sections.time_spent(stages), sections.trees(num_trees), reproduce(run), "</main>"]
+    return [*parts, sections.time_spent(rows, stages), sections.trees(num_trees), reproduce(run), "</main>"]
+
+
+_DEPTH_ROUNDS = 3
+"""Newest rounds of which the ranking of steps by depth is shown."""
+
+
+def _aucs_by_depth(run: RunDir, rows: Sequence[RoundRow]) -> dict[int, DepthAuc]:
+    searched = [row.round for row in rows if row.search is not None][-_DEPTH_ROUNDS:]
+    found = {number: depth_aucs(run, number) for number in searched}
+    return {number: figures for number, figures in found.items() if len(figures) > 1}
 
 
 def chart_style() -> str:

@@ -24,7 +24,7 @@ def reproduce(run: RunDir) -> Markup:
             "Save the settings below as settings.toml; the files they name must still be there. Every seed follows from the run's "
             "seed, so with the same versions on the same kind of machine the new run should give the same data."
         ),
-        Markup(f"<pre><code>{escape(command)}</code></pre>"),
+        Markup(f'<pre tabindex="0"><code>{escape(command)}</code></pre>'),
         table(("what", "value"), rows, style="facts", text_columns=[0, 1]),
-        Markup(f"<details><summary>settings.toml</summary><pre><code>{escape(as_toml(settings))}</code></pre></details>"),
+        Markup(f'<details><summary>settings.toml</summary><pre tabindex="0"><code>{escape(as_toml(settings))}</code></pre></details>'),
     )

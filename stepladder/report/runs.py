@@ -11,8 +11,9 @@ from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.side_by_side import ComparedRun, compare_runs, differing_settings
 from stepladder.outputs import check_output, text_with
 from stepladder.report.figures import MISSING, POLICY, SEARCH, accuracy, count, decimals, duration, percent, percent_with_interval, times
-from stepladder.report.markup import Markup, lead, section, table
+from stepladder.report.markup import Markup, figure, lead, section, table
 from stepladder.report.page import PAGE_MARK, document
+from stepladder.report.seed_groups import SeedGroup, group_chart, mean_interval, seed_groups
 
 _Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -40,8 +41,11 @@ def write_comparison_of_runs(runs: Sequence[RunDir], to: Path | None, *, overwri
         "Rounds": _rounds(compared),
         "Settings that differ": _settings(compared, settings),
     }
+    groups = seed_groups(runs, compared)
+    if any(len(group.runs) > 1 for group in groups):
+        tables["Over seeds"] = _over_seeds(groups)
     if to is not None:
-        atomic_write_text(to, document("Runs side by side", _body(compared, tables)))
+        atomic_write_text(to, document("Runs side by side", _body(compared, groups, tables)))
     return "\n\n".join(f"{title}\n{_text(*each)}" for title, each in tables.items() if each[1])
 
 
@@ -98,7 +102,36 @@ def _text(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
 
 
-def _body(runs: Sequence[ComparedRun], tables: dict[str, _Table]) -> Markup:
-    said = lead(f"{len(runs)} runs; figures are on test problems, and the others are set against {runs[0].name} problem by problem.")
-    parts = [section(f"part-{number}", title, table(*each)) for number, (title, each) in enumerate(tables.items()) if each[1]]
-    return Markup("<header><h1>Runs side by side</h1></header>" + said + "".join(parts))
+def _over_seeds(groups: Sequence[SeedGroup]) -> _Table:
+    header = ["configuration", "seeds", "pass@1 %, mean", "95 %", "worst", "best"]
+    rows = []
+    for group in groups:
+        if values := group.best():
+            middle, low, high = mean_interval(values)
+            interval = MISSING if len(values) < 2 else f"{percent(low)}–{percent(high)}"
+            rows.append([group.name, str(len(values)), percent(middle), interval, percent(min(values)), percent(max(values))])
+    return header, rows
+
+
+def _body(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup], tables: dict[str, _Table]) -> Markup:
+    said = f"Figures are on test problems, and the others are set against {runs[0].name} problem by problem."
+    parts = [
+        section(f"part-{number}", title, table(*each, text_columns=[0])) for number, (title, each) in enumerate(tables.items()) if each[1]
+    ]
+    top = f'<header><div class="said"><p class="kicker">{times(len(runs), "run")}</p><h1>Runs side by side</h1>{lead(said)}</div></header>'
+    return Markup(f'{top}<main id="figures">{_curves(groups)}{"".join(parts)}</main>')
+
+
+def _curves(groups: Sequence[SeedGroup]) -> Markup:
+    drawn = [
+        (method, chart)
+        for method in (POLICY, SEARCH)
+        if (chart := group_chart(groups, method, f"{method.label} by round, one line per configuration"))
+    ]
+    if not drawn:
+        return Markup("")
+    bands = any(len(group.runs) > 1 for group in groups)
+    said = "A line with a band is the mean over runs that differ only in their seed; the band reaches from the worst to the best of them."
+    figures = "".join(figure(chart, method.label) for method, chart in drawn)
+    shown = Markup(f'<div class="multiples">{figures}</div>')
+    return section("curves", "Accuracy by round", lead(said) if bands else "", shown)

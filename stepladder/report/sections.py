@@ -1,13 +1,13 @@
 """The sections of the page, each a function from figures to HTML. A section without data is empty."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
 from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import FailedTraining, RoundRow, TrainingSummary
-from stepladder.loops.runs.split_figures import AnswerMethod, PoolFigures
+from stepladder.loops.runs.split_figures import AnswerMethod
 from stepladder.loops.runs.stage_times import StageTimes
 from stepladder.report import charts, figures
 from stepladder.report.figures import (
@@ -22,26 +22,45 @@ from stepladder.report.figures import (
     percent,
     times,
 )
+from stepladder.report.levels import LevelPicture
 from stepladder.report.markup import Markup, beside, figure, html, lead, prose, section, table
+from stepladder.report.overview import costs
+from stepladder.report.training_curves import training_curves
 
 _MOST_FINDINGS = 4
 """Number of rounds for which the over-optimisation remark gives figures; with more, it names only the rounds."""
 
 
-def hero(name: str, rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
-    """Return the top of the page: the headline, its remarks, and the staircase."""
+def hero(name: str, rows: Sequence[RoundRow], stages: StageTimes, *, picture: LevelPicture, facts: Markup) -> Markup:
+    """Return the top of the page: the headline, its remarks, the first picture, and what was run.
+
+    The picture is accuracy by level and round where problems have levels, else the staircase of the rounds.
+
+    Args:
+        name: Name of the run.
+        rows: Its rounds.
+        stages: Times of its stages.
+        picture: Accuracy by level.
+        facts: What was run.
+    """
     said = figures.headline(rows)
     remarks = "".join(f"<li>{prose(remark)}</li>" for remark in said.remarks)
-    facts = " · ".join(fact for fact in (f"run {name}", _when(stages), _spent(rows)) if fact)
-    text = f'<p class="kicker">{escape(facts)}</p><h1>{prose(said.title)}</h1>' + (f"<ul>{remarks}</ul>" if remarks else "")
+    line = " · ".join(fact for fact in (f"run {name}", _when(stages), _spent(rows)) if fact)
+    text = f'<p class="kicker">{escape(line)}</p><h1>{prose(said.title)}</h1>' + (f"<ul>{remarks}</ul>" if remarks else "")
+    if picture.is_drawn:
+        drawing = figure(picture.policy(), f"right answers by {picture.name} of the problem: the policy alone, greedy, round by round")
+    else:
+        drawing = staircase(rows)
+    return Markup(f'<header><div class="said">{text}</div>{drawing}{facts}</header>')
+
+
+def staircase(rows: Sequence[RoundRow], attributes: str = "") -> Markup:
+    """Return the best policy's accuracy round by round, as steps; empty if nothing was measured."""
     treads = [_tread(rows, row) for row in rows]
-    drawing = ""
-    if any(tread.value is not None for tread in treads):
-        drawing = figure(
-            charts.staircase(treads, label=f"pass@1 of the best policy by round: {', '.join(percent(tread.level) for tread in treads)} %"),
-            "pass@1 on test problems, the policy alone, greedy",
-        )
-    return Markup(f'<header><div class="said">{text}</div>{drawing}</header>')
+    if all(tread.value is None for tread in treads):
+        return Markup("")
+    label = f"pass@1 of the best policy by round: {', '.join(percent(tread.level) for tread in treads)} %"
+    return figure(charts.staircase(treads, label=label), "pass@1 on test problems, the policy alone, greedy", attributes)
 
 
 def _tread(rows: Sequence[RoundRow], row: RoundRow) -> charts.Tread:
@@ -66,8 +85,8 @@ def _spent(rows: Sequence[RoundRow]) -> str:
     return f"{count(tokens)} tokens generated, {duration(sum(row.seconds or 0 for row in rows))}"
 
 
-def rounds(rows: Sequence[RoundRow]) -> Markup:
-    """Return the table of rounds."""
+def rounds(rows: Sequence[RoundRow], *, with_steps: bool) -> Markup:
+    """Return the table of rounds, and the staircase if it is not the first picture."""
     has_credit = any(row.test.credit is not None for row in rows)
     header = (
         "round",
@@ -106,7 +125,8 @@ def rounds(rows: Sequence[RoundRow]) -> Markup:
         "held-out problems, never on test."
         + (" Credit is the verifier's mean number, of the policy alone and of the search." if has_credit else "")
     )
-    return section("rounds", "The rounds", explanation, table((*header, "gate"), cells, style="rounds", text_columns=[len(header)]))
+    shown = table((*header, "gate"), cells, style="rounds", text_columns=[len(header)])
+    return section("rounds", "The rounds", explanation, shown, staircase(rows, ' class="small"') if with_steps else "")
 
 
 def _with_interval(row: RoundRow) -> Markup:
@@ -263,57 +283,13 @@ def _token_table(curves: dict[AnswerMethod, figures.Curve]) -> Markup:
     return Markup(f"<details><summary>the figures</summary>{body}</details>")
 
 
-def prm(rows: Sequence[RoundRow]) -> Markup:
-    """Return the quality of the PRM by round."""
-    within = _pool_line(rows, lambda pool: pool.prm_within_problem_auc, name="within problem", style="search")
-    pooled = _pool_line(rows, lambda pool: pool.prm_pooled_auc, name="pooled", style="majority")
-    brier = _pool_line(rows, lambda pool: pool.prm_brier, name="Brier score", style="weighted_vote")
-    if not (within.points or pooled.points or brier.points):
-        return section("prm", "The process reward model", lead("No PRM has been measured in this run."))
-    explanation = lead(
-        "What counts is the AUC within a problem: how often, of a right and a wrong solution of the same problem, the PRM scores "
-        "the right one higher. The pooled AUC compares solutions of different problems as well, so telling easy problems from hard "
-        "ones raises it, and that guides no search."
-    )
-    numbers = [row.round for row in rows]
-    drawn = [
-        figure(_auc_chart([within, pooled], numbers), "Ranking: AUC, higher is better"),
-        figure(_brier_chart(brier, numbers), "Calibration: Brier score, lower is better"),
-    ]
-    return section("prm", "The process reward model", explanation, Markup(f'<div class="multiples">{"".join(drawn)}</div>'))
-
-
-def _pool_line(rows: Sequence[RoundRow], of: Callable[[PoolFigures], float | None], *, name: str, style: str) -> charts.Series:
-    measured = [(row.round, of(row.test.pool)) for row in rows]
-    points = [charts.Point(x=number, y=value, text=decimals(value)) for number, value in measured if value is not None]
-    return charts.Series(name=name, style=style, points=points)
-
-
-def _auc_chart(lines: Sequence[charts.Series], numbers: Sequence[int]) -> str:
-    lowest = min((point.y for line in lines for point in line.points), default=0.5)
-    low = 0.4 if lowest >= 0.4 else 0.0
-    ticks = [(tick / 10, f"0.{tick}" if tick < 10 else "1.0") for tick in range(round(10 * low), 11, 1 if low else 2)]
-    axis = charts.Axis(label="AUC (0.5 is chance)", low=low, high=1.0, ticks=ticks)
-    label = "AUC of the PRM within problems and pooled, by round"
-    return charts.line_chart(lines, x=charts.round_axis(numbers), y=axis, label=label, x_name="round", height=280, guide=(0.5, "chance"))
-
-
-def _brier_chart(line: charts.Series, numbers: Sequence[int]) -> str:
-    high = 0.3 if max((point.y for point in line.points), default=0.0) <= 0.3 else 1.0
-    ticks = [(tick / 10, f"{tick / 10:.1f}") for tick in range(0, round(10 * high) + 1, 1 if high < 1 else 2)]
-    axis = charts.Axis(label="mean squared error", low=0.0, high=high, ticks=ticks)
-    guide = (0.25, "always scoring 0.5")
-    label = "Brier score of the PRM by round"
-    return charts.line_chart([line], x=charts.round_axis(numbers), y=axis, label=label, x_name="round", height=280, guide=guide)
-
-
 def data(rows: Sequence[RoundRow]) -> Markup:
     """Return the training data from the searches, and its use in training."""
     explanation = lead(
         "What each round's training search was turned into. Traces, pairs and graded rows train the policy, value rows train the PRM;"
         " nothing is dropped without a reason."
     )
-    tables = [*_search_table(rows), *_label_table(rows), *_training_table(rows)]
+    tables = [*_search_table(rows), *_label_table(rows), *_training_table(rows), *_curves(rows)]
     if not tables:
         return Markup("")
     return section("data", "Training data", explanation if any(row.search for row in rows) else "", *tables)
@@ -391,6 +367,15 @@ def _training_table(rows: Sequence[RoundRow]) -> list[Markup]:
     return [Markup("<h3>Training</h3>"), table(header, cells, text_columns=[1, 6])]
 
 
+def _curves(rows: Sequence[RoundRow]) -> list[Markup]:
+    found: dict[str, list[tuple[int, TrainingSummary]]] = {}
+    for row in rows:
+        for name, summary in _trainings(row):
+            found.setdefault(name, []).append((row.round, summary))
+    drawn = training_curves(found)
+    return [Markup("<h3>Training curves</h3>"), drawn] if drawn else []
+
+
 def _trainings(row: RoundRow) -> list[tuple[str, TrainingSummary]]:
     """Return the finished trainings of a round, each with its name."""
     policy, prm = row.training.policy, row.training.prm
@@ -409,8 +394,8 @@ def _training_cells(row: RoundRow, name: str, summary: TrainingSummary) -> tuple
     return (row.round, name, *numbers, loss, _reasons(summary.dropped_by_reason))
 
 
-def time_spent(stages: StageTimes) -> Markup:
-    """Return the time use."""
+def time_spent(rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
+    """Return the time use and the costs."""
     if not stages.seconds:
         return Markup("")
     names = charts.stage_names(stages.seconds)
@@ -422,11 +407,12 @@ def time_spent(stages: StageTimes) -> Markup:
     ]
     return section(
         "time",
-        "Time",
+        "Time and cost",
         _interruptions(stages),
         Markup(f'<div class="legend">{legend}</div>'),
         figure(chart),
         table(("round", *names, "together"), cells),
+        *(costs(rows, stages) if rows else []),
     )
 
 
@@ -448,7 +434,7 @@ def trees(number: int) -> Markup:
     explanation = lead(
         "What the search did, problem by problem: test problems of the last round, of each kind some, and training problems of "
         "round 1. The thick path leads to the answer that was given. Circles are steps, squares end a solution; the fuller the "
-        "colour, the higher the PRM’s score (without a PRM, the value); the larger, the more visits."
+        "colour, the higher the PRM’s score (without a PRM, the value); the larger, the more visits. An end without ✓ or ✗ was not graded."
     )
     frame = files("stepladder.report").joinpath("trees.html").read_text(encoding="utf-8")
     return section("trees", "Searched trees", explanation, Markup(frame))

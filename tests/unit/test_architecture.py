@@ -69,7 +69,7 @@ ALLOWED = {
     "loops.stages": MODELS | DATA | {"mcts", "policy", "prm", "loops.config", "loops.runs", "loops.assembly"},
     "commands": MODELS | DATA | LOOPS | {"mcts", "policy", "prm", "recipes"},
     "solver": MODELS | LOOPS | {"mcts", "commands", "report"},
-    "report": BASE | {"data.store", "loops.runs"},
+    "report": BASE | {"data.store", "data.metrics", "loops.runs", "loops.config"},
     "serve": MODELS | {"mcts", "policy", "loops.config", "loops.assembly"},
     "cli": BASE | LOOPS | {"commands", "report", "embedded", "recipes", "serve"},
 }

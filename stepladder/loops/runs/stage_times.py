@@ -1,7 +1,7 @@
 """How long the stages of a run took, from its events."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ class StageTimes:
     """Stages that began and never ended because the run was stopped; their time is in no figure."""
     num_unreadable: int
     """Lines that are no event: a stop may cut the line being written."""
+    machine: str | None = None
+    """The machine of the last start; None if it was not recorded."""
+    memory_mb: dict[int, int] = field(default_factory=dict)
+    """Round -> largest resident memory of the workers in MB, of rounds for which it was recorded."""
     open_stage: tuple[int, str, float] | None = None
     """Round, name and Unix time of the beginning of the last stage, if it has not ended."""
 
@@ -40,6 +44,8 @@ def stage_times(path: Path) -> StageTimes:
     events = [event for line in lines if (event := _event(line)) is not None]
     seconds: dict[int, dict[str, float]] = {}
     begun = ended = 0
+    memory: dict[int, int] = {}
+    machine: str | None = None
     opened: tuple[int, str, float] | None = None
     for event in events:
         if event["event"] == "stage_begin":
@@ -48,6 +54,10 @@ def stage_times(path: Path) -> StageTimes:
             ended, opened = ended + 1, None
             stages = seconds.setdefault(event["round"], {})
             stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
+            if isinstance(megabytes := event.get("memory_mb"), int):
+                memory[event["round"]] = max(memory.get(event["round"], 0), megabytes)
+        if event["event"] == "start" and isinstance(event.get("machine"), str):
+            machine = event["machine"]
     return StageTimes(
         seconds=seconds,
         begin=events[0]["time"] if events else None,
@@ -55,6 +65,8 @@ def stage_times(path: Path) -> StageTimes:
         num_starts=sum(event["event"] == "start" for event in events),
         num_cut=max(begun - ended, 0),
         num_unreadable=len(lines) - len(events),
+        machine=machine,
+        memory_mb=memory,
         open_stage=opened,
     )
 
