@@ -127,7 +127,7 @@ class LevelPicture:
 
 
 def _numeric(levels: dict[str, None]) -> list[str]:
-    """Return levels in the order of their numbers; nothing if one is no number."""
+    """Return levels in the order of their numbers; nothing if one is not a number."""
     try:
         return sorted(levels, key=float)
     except ValueError:

@@ -383,6 +383,7 @@ def _trainings(row: RoundRow) -> list[tuple[str, TrainingSummary]]:
         ("policy, warm-up", policy.warmup),
         ("policy, SFT", policy.sft),
         ("policy, preferences", policy.preference),
+        ("policy, policy gradient", policy.gradient),
         ("PRM", prm if isinstance(prm, TrainingSummary) else None),
     ]
     return [(name, summary) for name, summary in named if summary is not None]

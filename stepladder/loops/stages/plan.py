@@ -9,6 +9,7 @@ from stepladder.loops.stages.kinds import estimates_values, samples_first, train
 PURPOSES = {
     "probe": "samples at several temperatures choose that of this round",
     "search": "looks for right solutions of the training problems",
+    "search and train policy": "searches, and trains the policy in between",
     "label": "turns the searched trees into training rows",
     "train policy": "the policy learns from the rows",
     "rollouts": "samples solutions for the PRM to learn from",
@@ -36,6 +37,8 @@ def planned_stages(config: Config, number: int) -> list[str]:
     ]
     before, after = (values, []) if samples_first(settings) else ([], values)
     probe = [] if settings.rules.balance is None else ["probe"]
+    if settings.run.update_every is not None:
+        return [*probe, *before, "search and train policy", "search", "label", *after, "evaluate"]
     return [*probe, *before, "search", "label", "train policy", *after, "evaluate"]
 
 

@@ -23,6 +23,8 @@ def test_rounds_have_the_stages_of_their_settings() -> None:
     assert planned_stages(_config("glyphs"), 1) == after
     assert planned_stages(_config("puzzle"), 3) == before
     assert planned_stages(_config("glyphs", "prm.enabled=false"), 1) == ["search", "label", "train policy", "evaluate"]
+    online = planned_stages(_config("glyphs", "run.update_every=4"), 1)
+    assert online[:2] == ["search and train policy", "search"] and "train policy" not in online
     assert planned_stages(_config("glyphs"), 0) == ["train policy", "evaluate"]
     settings = embedded.settings(Path("start"), "glyphs")
     del settings["warmup"]
