@@ -11,7 +11,7 @@ from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.loops.assembly.policies import build_renderer, step_format
 from stepladder.loops.assembly.training import build_gradient_objective, build_preference_objective, train_settings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.search import RecentRounds
+from stepladder.loops.config.search import AllRounds, RecentRounds, RecentVersions
 from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import check_trained, digest_file
 from stepladder.loops.runs.workers import Task, worker_models
@@ -161,11 +161,16 @@ def _shards(context: RoundContext, number: int, kind: RowKind | None) -> list[Pa
     """Return the shards of a kind that a round trains on, of its own and imported ones; none for no kind."""
     if kind is None:
         return []
-    data = context.config.labels.data
-    # On-policy rows of a round are already made from the trees of all rounds that count.
-    first = max(1, number - data.window + 1) if isinstance(data, RecentRounds) else 1 if data.type == "accumulate" else number
-    rounds = [each for each in range(first, number + 1) if each == number or _counts(context, each)]
+    rounds = [each for each in learned_rounds(context.config.labels.data, number) if each == number or _counts(context, each)]
     return context.run.shards(kind.name, rounds=rounds) + context.run.imported(kind.name)
+
+
+def learned_rounds(data: AllRounds | RecentRounds | RecentVersions, number: int) -> range:
+    """Return the rounds whose rows a round learns from, its own last."""
+    if isinstance(data, RecentRounds):
+        return range(max(1, number - data.window + 1), number + 1)
+    # On-policy rows of a round are already made from the trees of all rounds that count.
+    return range(1 if data.type == "accumulate" else number, number + 1)
 
 
 def _counts(context: RoundContext, number: int) -> bool:
