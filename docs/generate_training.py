@@ -161,9 +161,9 @@ as one group.
 `run.update_every = N` trains while it searches: after every N problems the policy learns from their trees, and the next N are searched with
 the new weights, in one process, on the `transformers` backend. `gradient.epochs` and `gradient.updates` are then those of N problems, and
 the learning rate follows the share of the round's problems that is done. Every row keeps its `staleness`, the updates between its search
-and its first use; rows that would be staler than `gradient.max_staleness` are not used. `updates.jsonl` of the round has a line for every
-N problems. With `gradient.checkpoint_every` a stopped round goes on after the last checkpoint; without, it begins again. Either way it ends
-with the same bytes.
+and its first use. Rows that would be staler than `gradient.max_staleness` are not used. The N problems are of one shard: where a shard ends
+(`run.shard_size`), there may be fewer. `updates.jsonl` of the round has a line for every N problems. With `gradient.checkpoint_every` a
+stopped round goes on after the last checkpoint; without, it begins again. Either way it ends with the same bytes.
 
 ```
 stepladder evolve --set run.update_every=16 --set gradient.enabled=true --set sft.enabled=false --set preference.enabled=false \\

@@ -89,6 +89,9 @@ class TrainReport:
     """That loss."""
     curve: tuple[tuple[int, float, float | None], ...] = ()
     """(last update, mean loss, mean gradient norm before clipping) of consecutive updates, in at most 40 groups of one size."""
+    ranking_accuracy: float | None = None
+    """Share of the training pairs whose preferred side is likelier under the trained model, from the first differing token on; None without
+    pairs, and where several processes trained."""
 
 
 def fingerprint(*parts: Any) -> str:

@@ -28,6 +28,7 @@ from stepladder.errors import DataFormatError
 from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, collate_packed_completions, read_at
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.packing import PackedRow, lay_out
+from stepladder.lm.processes import this_process
 from stepladder.lm.references import ReferencedRow, add_reference
 from stepladder.lm.settings import TrainSettings
 from stepladder.lm.slots import num_shared
@@ -217,7 +218,7 @@ def train_preference(
     identity = identity_of(settings, task="preference", start=str(model_dir), rows=rows, objective=objective, reference=str(reference))
     if objective.needs_reference:
         rows = reference_rows(model, rows, settings, reference=reference, trust_remote_code=trust_remote_code)
-    return run_training(
+    report = run_training(
         model,
         rows,
         collate=collate_preferences,
@@ -230,6 +231,23 @@ def train_preference(
         on_progress=on_progress,
         dropped=dropped,
     )
+    # Under a launcher the weights may be spread over processes.
+    alone = this_process(model.device).num_processes == 1
+    return replace(report, ranking_accuracy=ranking_accuracy(model, rows, settings)) if alone else report
+
+
+_RANKED = 256
+"""Pairs at most by which the trained policy's order is measured."""
+
+
+def ranking_accuracy(model: PreTrainedModel, rows: Sequence[PreferenceRow], settings: TrainSettings) -> float:
+    """Return the share of pairs whose preferred side is likelier, from the first differing token on; of many pairs, every n-th counts.
+
+    Source: Chen et al. 2024, "Preference learning algorithms do not learn preference rankings", the ranking accuracy.
+    """
+    chosen = rows[:: math.ceil(len(rows) / _RANKED)]
+    seen = add_reference(model, chosen, settings, collate=collate_preferences, collate_packed=collate_packed_preferences)
+    return sum(row.ref_chosen_logp > row.ref_rejected_logp for row in seen) / len(seen)
 
 
 def completion_rows(traces: Sequence[Trace], *, vocabulary: int) -> list[CompletionRow]:

@@ -62,8 +62,8 @@ class RunConfig(Section):
     workers: int = Field(default=0, ge=0)
     """Processes that search and train; 0 is one per CPU core, or one with a GPU."""
     update_every: int | None = Field(default=None, ge=1)
-    """Train the policy by policy gradients after so many problems, and search the next ones with the new weights, in one process; None
-    searches all problems of a round first. See docs/training.md."""
+    """Train the policy by policy gradients after so many problems of a shard, and search the next ones with the new weights, in one
+    process; None searches all problems of a round first. See docs/training.md."""
     threads: int = Field(default=1, ge=1)
     """CPU threads per worker. Small models are slower with more."""
 

@@ -123,6 +123,8 @@ class TrainingSummary:
     """Loss of these weights on the rows held out."""
     curve: tuple[tuple[int, float, float | None], ...] = ()
     """(last update, mean loss, mean gradient norm) of consecutive updates; empty if it was not kept."""
+    ranking_accuracy: float | None = None
+    """Share of the pairs whose preferred side is likelier under the trained policy; None for trainings without pairs."""
     members: tuple["TrainingSummary", ...] = ()
     """Summaries of the models of an ensemble; the figures are then their sums, and means of the losses."""
 
@@ -130,6 +132,8 @@ class TrainingSummary:
         """Return plain containers, for JSON."""
         plain = asdict(self)
         del plain["members"]
+        if self.ranking_accuracy is None:
+            del plain["ranking_accuracy"]
         if self.members:
             del plain["best_update"], plain["held_out_loss"], plain["curve"]
             plain["members"] = [member.to_dict() for member in self.members]

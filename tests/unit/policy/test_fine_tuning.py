@@ -188,6 +188,17 @@ def test_preference_training_prefers_the_chosen(start: Path, tmp_path: Path, lor
     assert report.last_loss < 0.3
     for pairs, gain in ((random_pairs(), 2.0), (random_pairs(seed=1), 0.5)):
         assert margin(tmp_path / "out", pairs) > margin(start, pairs) + gain
+    ranked = [margin(tmp_path / "out", [each]) > 0 for each in random_pairs()]
+    assert report.ranking_accuracy == sum(ranked) / 16 > sum(margin(start, [each]) > 0 for each in random_pairs()) / 16
+
+
+def test_a_barely_trained_policy_ranks_as_its_start_does(start: Path, tmp_path: Path) -> None:
+    """With next to no learning rate the ranking accuracy is the start model's: it is measured, not assumed; many pairs are thinned out."""
+    pairs = random_pairs(300, seed=3)
+    settings = replace(SETTINGS, learning_rate=1e-9, max_updates=1)
+    report = train_preference(start, pairs, tmp_path / "out", settings, renderer_hash=HASH)
+    assert report.ranking_accuracy == sum(margin(start, [each]) > 0 for each in pairs[::2]) / 150
+    assert 0.2 < report.ranking_accuracy < 0.8
 
 
 def test_the_likelihood_term_keeps_chosen_steps_likely(start: Path, tmp_path: Path) -> None:
