@@ -252,7 +252,12 @@ class SearchView:
         return [table.steps[each] for each in table.path(node)]
 
     def common_path(self) -> list[int]:
-        """Return the nodes from the root on that every solution still to come, and every answer found, must contain."""
+        """Return the nodes from the root on that every solution still to come, and every answer found, must contain.
+
+        It is empty for methods that draw solutions, or sample nodes again: any node may still get another child there.
+        """
+        if self._search.may_branch_anywhere:
+            return []
         table = self._search.table
         alive = [False] * len(table.steps)
         inner = set(table.parents)

@@ -115,6 +115,11 @@ class ProblemSearch:
         )
 
     @property
+    def may_branch_anywhere(self) -> bool:
+        """Whether a node that has children may get more of them."""
+        return self.families is not None or self._terms.method.samples_solutions
+
+    @property
     def num_simulations(self) -> int:
         """Simulations so far."""
         return self.spending.num_simulations

@@ -116,7 +116,7 @@ class Routes:
 
     async def health(self) -> Response:
         """Say whether searches can be taken."""
-        problem = self._service.problem
+        problem = self._service.complaint
         facts = {"status": "ok" if problem is None else "unavailable", "open_searches": self._service.num_open}
         return JSONResponse(facts if problem is None else {**facts, "reason": problem}, status_code=200 if problem is None else 503)
 

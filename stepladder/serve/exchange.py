@@ -10,6 +10,9 @@ from stepladder.serve.errors import ApiError
 from stepladder.serve.search_service import Answer, Ask, Event, SearchService, Snapshot
 from stepladder.types import StopReason
 
+PATIENCE_S = 10.0
+"""Seconds after its deadline within which a search must have ended."""
+
 
 class ClientGone(Exception):
     """The client closed its connection."""
@@ -37,10 +40,12 @@ class Exchange:
         self._error: ApiError | None = None
         self._pendings = service.ask(asks, self._deliver)
         self._timer = self._loop.call_later(seconds, self._end_all, StopReason.SECONDS)
+        self._last_timer = self._loop.call_later(seconds + PATIENCE_S, self._give_up)
 
     def close(self) -> None:
         """End the searches that still run; nobody wants their answers."""
         self._timer.cancel()
+        self._last_timer.cancel()
         self._end_all(None)
 
     async def answers(self, request: Request) -> list[Answer]:
@@ -107,6 +112,11 @@ class Exchange:
         for pending in self._pendings:
             if not pending.is_over:
                 self._service.end(pending, reason)
+
+    def _give_up(self) -> None:
+        """Answer in the place of an engine that does not even end a search."""
+        message = "the search engine does not answer, not even to the end of the deadline -- ask another server"
+        self._take(0, ApiError(503, message, code="engine_stuck", headers={"Retry-After": "60"}))
 
     def _deliver(self, number: int, event: Event) -> None:
         # The loop may be closed already when the last searches are ended.

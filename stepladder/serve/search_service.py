@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
 """Delays before failed models are loaded again; each is twice the one before."""
+_STUCK_S = 120.0
+"""Seconds of one turn after which the engine counts as stuck."""
+_SICK_S = 30.0
+"""Seconds for which a search without any sample speaks against the server."""
 
 
 class Session(Protocol):
@@ -170,6 +174,10 @@ class SearchService:
         self._failure: str | None = None
         self._retry_at, self._retry_s = 0.0, _FIRST_RETRY_S
         self._is_draining, self._is_stopping = False, False
+        self._turn_began: float | None = None
+        """When the turn began that runs now; None between two turns."""
+        self._sick: tuple[float, str] | None = None
+        """When a search last got no sample at all, and why; None if the search after it got some."""
         self._mean_s = 1.0
         """Moving average of the seconds that a search takes, for ``Retry-After``."""
         self._thread = threading.Thread(target=self._work, name="stepladder-search", daemon=True)
@@ -208,6 +216,20 @@ class SearchService:
     def problem(self) -> str | None:
         """Why no search can be taken now; None if it can."""
         return "the server is stopping" if self._is_draining else self._failure
+
+    @property
+    def complaint(self) -> str | None:
+        """Why the server should not be asked now, even if it would try: for ``/health``. None if all is well.
+
+        The policy's server may be gone: a search without any sample counts for half a minute, or until another one gets some. Or the engine
+        may be stuck.
+        """
+        began, sick = self._turn_began, self._sick
+        if self.problem is not None:
+            return self.problem
+        if began is not None and time.monotonic() - began > _STUCK_S:
+            return f"the search engine has not answered for {time.monotonic() - began:.0f} s"
+        return sick[1] if sick is not None and time.monotonic() - sick[0] < _SICK_S else None
 
     @property
     def num_open(self) -> int:
@@ -316,7 +338,12 @@ class SearchService:
         session = self._session
         if session is None or not len(session):
             return
-        for ticket, result in session.turn():
+        self._turn_began = time.monotonic()
+        try:
+            results = session.turn()
+        finally:
+            self._turn_began = None
+        for ticket, result in results:
             pending = self._running.pop(ticket)
             self._close(pending, self._answered(session, pending, result))
         if any(pending.ask.wants_progress for pending in self._running.values()):
@@ -388,6 +415,9 @@ class SearchService:
         self.metrics.add("stepladder_generated_tokens_total", tree.generated_tokens)
         self.metrics.add("stepladder_simulations_total", tree.num_simulations)
         self.metrics.observe("stepladder_search_seconds", seconds)
+        self._sick = (
+            None if not result.failures.all_failed else (time.monotonic(), f"the policy gives no sample: {result.failures.sentence()}")
+        )
         if result.failures.all_failed:
             return ApiError(502, f"the policy gave no sample: {result.failures.sentence()}", code="policy_failed")
         path = tuple(path_to(tree, _end_of_solution(result)))

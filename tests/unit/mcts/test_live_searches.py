@@ -201,3 +201,20 @@ def test_the_common_path_settles():
             view = live.view(ticket)
             paths.append([view.steps_to(node)[-1].text for node in view.common_path()])
     assert paths == [["a\n"], ["a\n", "c\n"], ["a\n", "c\n", "=1"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("mcts", {"num_children": 1, "widen": "power"}), ("best-of-n", {"wave": 1}), ("majority", {"wave": 1}), ("frontier", {})],
+)
+def test_no_path_settles_where_nodes_are_sampled_again(method, options):
+    """After the first sample there is one path alone, and the next sample may leave it anywhere."""
+    live = live_searches()
+    ticket = live.begin(job(method=method, **options))
+    seen = 0
+    while len(live):
+        if not live.turn() and live.settled():
+            view = live.view(ticket)
+            seen += view.num_simulations > 0
+            assert view.common_path() == []
+    assert seen
