@@ -332,6 +332,7 @@ def report(
             "--to", readable=False, help="HTML file to write. Default: RUN/report.html; none for several runs, which are printed."
         ),
     ] = None,
+    trees: Annotated[int, typer.Option(min=0, help="Most searched trees of test problems on the page of one run.")] = 6,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -339,7 +340,10 @@ def report(
 
     Several runs are shown side by side: rounds, settings that differ, and the best policies on the test problems that they share.
 
+    Runs that differ only in their seed are one line with a band.
+
     - `stepladder report runs/embedded`
+    - `stepladder report runs/embedded --trees 200`
     - `stepladder report runs/a runs/b --to comparison.html`
     """
     with _errors_explained(debug):
@@ -348,7 +352,7 @@ def report(
         from stepladder.report.runs import write_comparison_of_runs
 
         if len(run) == 1:
-            echo(f"report: {write_report(load_run(run[0]), to, overwrite=overwrite)}")
+            echo(f"report: {write_report(load_run(run[0]), to, overwrite=overwrite, most_trees=trees)}")
         else:
             echo(write_comparison_of_runs([load_run(each) for each in run], to, overwrite=overwrite))
 

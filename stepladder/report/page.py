@@ -26,31 +26,32 @@ from stepladder.report.prm_depth import DepthAuc, depth_aucs
 from stepladder.report.prm_quality import prm
 from stepladder.report.problem_sections import wrong_data
 from stepladder.report.reproduce import reproduce
-from stepladder.report.trees import trees_for_page
+from stepladder.report.trees import NUM_TEST_TREES, trees_for_page
 from stepladder.report.wrong_problems import WrongProblem, before_and_after, wrong_problems
 
 
-def write_report(run: RunDir, to: Path | None = None, *, overwrite: bool = False) -> Path:
+def write_report(run: RunDir, to: Path | None = None, *, overwrite: bool = False, most_trees: int = NUM_TEST_TREES) -> Path:
     """Write the page about a run and return its path.
 
     Args:
         run: The run; it may be unfinished, even without a finished round.
         to: The file; None writes RUN/report.html.
         overwrite: Replace an earlier page at ``to``.
+        most_trees: Most trees of test problems on the page.
 
     Raises:
         CheckpointError: If an evaluation file is damaged, or the page cannot be written, or ``to`` holds anything else.
     """
     path = to or run.root / "report.html"
     check_output(path, option="--to", ours=text_with(PAGE_MARK), overwrite=overwrite or to is None)
-    atomic_write_text(path, render_page(run))
+    atomic_write_text(path, render_page(run, most_trees=most_trees))
     return path
 
 
-def render_page(run: RunDir) -> str:
+def render_page(run: RunDir, *, most_trees: int = NUM_TEST_TREES) -> str:
     """Return the page about a run as HTML; the same run gives the same page."""
     rows = run.rows()
-    shown = trees_for_page(run, rows[-1].round) if rows else []
+    shown = trees_for_page(run, rows[-1].round, most=most_trees) if rows else []
     stages = stage_times(run.root / "events.jsonl")
     name = run.root.resolve().name
     wrong = wrong_problems(run, rows[-1].round) if rows else []

@@ -24,12 +24,18 @@ MAX_TEXT = 4000
 """Characters of a question or step on the page."""
 
 
-def trees_for_page(run: RunDir, last_round: int) -> list[dict[str, Any]]:
-    """Return the trees that the page shows, as plain JSON containers: test problems of the last round, training problems of round 1."""
-    return _test_trees(run, last_round) + _training_trees(run)
+def trees_for_page(run: RunDir, last_round: int, *, most: int = NUM_TEST_TREES) -> list[dict[str, Any]]:
+    """Return the trees that the page shows, as plain JSON containers: test problems of the last round, training problems of round 1.
+
+    Args:
+        run: The run.
+        last_round: Its last finished round.
+        most: Most trees of test problems, >= 0.
+    """
+    return _test_trees(run, last_round, most) + _training_trees(run)
 
 
-def _test_trees(run: RunDir, number: int) -> list[dict[str, Any]]:
+def _test_trees(run: RunDir, number: int, most: int) -> list[dict[str, Any]]:
     """Show problems of every kind in turn: search and policy right, one of them right, none right."""
     folder = run.round(number) / "evaluation" / "test"
     greedy = {row.problem_id: row.correct for path in evaluation_shards(folder / "greedy") for row in read_solved(path)}
@@ -38,7 +44,7 @@ def _test_trees(run: RunDir, number: int) -> list[dict[str, Any]]:
         for row in read_solved(path):
             kinds[row.correct, greedy.get(row.problem_id)].append((path, row))
     in_order = [kinds[kind] for kind in sorted(kinds, key=lambda kind: (not kind[0], kind[1] is True))]
-    picked = [entry for entry in chain.from_iterable(zip_longest(*in_order)) if entry is not None][:NUM_TEST_TREES]
+    picked = [entry for entry in chain.from_iterable(zip_longest(*in_order)) if entry is not None][:most]
     records = _records({path for path, _ in picked}, {row.problem_id for _, row in picked})
     graded = _graded_answers(folder, set(records))
     return [

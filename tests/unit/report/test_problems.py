@@ -72,6 +72,13 @@ def test_all_wrong_problems_are_listed_with_what_the_others_did(tmp_path: Path) 
     assert "answers 4 test problems of" in page and '"problem_id":"test-7"' in page
 
 
+def test_more_trees_on_request(tmp_path: Path) -> None:
+    """Six of eight test problems unless more are wanted, or none."""
+    run = write_run(tmp_path / "run", full_rows())
+    shown = [render_page(run, most_trees=most).count('"split":"test"') for most in (0, 6, 100)]
+    assert shown == [0, 6, 8] and render_page(run) == render_page(run, most_trees=6)
+
+
 def test_the_same_problem_before_and_after(tmp_path: Path) -> None:
     """Greedy solutions of the first and the best policy, those first that were learned; hostile text stays text."""
     run = write_run(tmp_path / "run", full_rows())
