@@ -165,7 +165,8 @@ class ProgressDisplay:
             yield tracker.update
             tracker.finish()
             return
-        with Screen(get_renderable=tracker.board, console=self.console, refresh_per_second=_FRAMES_A_SECOND):
+        # Standard output is for results, also while bars are drawn on standard error.
+        with Screen(get_renderable=tracker.board, console=self.console, refresh_per_second=_FRAMES_A_SECOND, redirect_stdout=False):
             yield tracker.update
 
 

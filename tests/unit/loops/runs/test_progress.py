@@ -133,3 +133,14 @@ def test_a_terminal_of_80_columns_holds_the_picture(clock: list[float], tmp_path
 def test_guesses_are_no_more_exact_than_they_are(seconds: float, says: str) -> None:
     """Tens of seconds, minutes, tens of minutes."""
     assert rough(seconds) == says
+
+
+def test_results_on_standard_output_are_not_drawn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints while bars are on the terminal goes where standard output goes, such as a pipe."""
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    with ProgressDisplay(Console(file=out, force_terminal=True)).stages({"questions": 1}) as update:
+        print("a row")
+        update(Progress(stage="questions", items=1))
+    assert capsys.readouterr().out == "a row\n"
+    assert "a row" not in out.getvalue()
