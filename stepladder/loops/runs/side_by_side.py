@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stepladder.data.metrics.answers import PairedComparison, paired_comparison
+from stepladder.data.store import read_columns
 from stepladder.errors import ConfigError
 from stepladder.loops.config.run import flatten_keys
 from stepladder.loops.runs.directory import RunDir
@@ -82,13 +83,23 @@ def differing_settings(runs: Sequence[RunDir]) -> dict[str, list[Any]]:
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _solved(run: RunDir, rows: Sequence[RoundRow]) -> dict[str, bool]:
+_Solved = dict[tuple[str, str], bool]
+"""Id and question of a test problem -> whether it is solved. Other problems may have the same ids, as with another seed of a task."""
+
+
+def _solved(run: RunDir, rows: Sequence[RoundRow]) -> _Solved:
     """Return by test problem whether the best policy's greedy answer is right."""
-    folder = run.round(rows[-1].best_policy) / "evaluation" / "test" / "greedy"
-    return {row.problem_id: row.correct for path in evaluation_shards(folder) for row in read_solved(path)}
+    folder = run.round(rows[-1].best_policy) / "evaluation" / "test"
+    questions: dict[str, str] = {}
+    for path in evaluation_shards(folder / "search"):
+        if (file := path.with_suffix(".parquet")).exists():
+            columns = read_columns(file, ["problem_id", "question"]).to_pydict()
+            questions |= dict(zip(columns["problem_id"], columns["question"], strict=True))
+    solved = [row for path in evaluation_shards(folder / "greedy") for row in read_solved(path)]
+    return {(row.problem_id, questions.get(row.problem_id, "")): row.correct for row in solved}
 
 
-def _paired(first: dict[str, bool], second: dict[str, bool]) -> PairedComparison | None:
+def _paired(first: _Solved, second: _Solved) -> PairedComparison | None:
     shared = [problem for problem in first if problem in second]
     if not shared:
         return None

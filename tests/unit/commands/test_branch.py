@@ -112,6 +112,12 @@ def test_runs_side_by_side(source: RunDir, tmp_path: Path) -> None:
         write_comparison_of_runs([source, other], tmp_path / "mine.html", overwrite=True)
 
 
+def test_problems_with_the_same_ids_and_other_questions_are_not_paired(tmp_path: Path) -> None:
+    """Another seed of a task makes other problems under the same names: only the seven that ask the same are common."""
+    runs = [write_run(tmp_path / name, full_rows(), question=question) for name, question in (("a", "one"), ("b", "another"))]
+    assert [each.num_shared for each in compare_runs(runs)][1] == 7
+
+
 def test_runs_that_cannot_be_compared(source: RunDir, tmp_path: Path) -> None:
     """One run twice, and a run without a round."""
     with pytest.raises(ConfigError, match="two or more different ones"):
