@@ -30,6 +30,8 @@ class LiveUpdates(NamedTuple):
 
     losses: list[float]
     """Loss of each update."""
+    norms: list[float]
+    """Gradient norm of each update before clipping."""
     tokens: int
     """Tokens forwarded, not counting padding."""
     used: dict[int, int]
@@ -107,16 +109,16 @@ class LiveTraining:
         torch.manual_seed(settings.seed % 2**32)
         self.model.train()
         with tree_attention(self.model) if packed else nullcontext():
-            losses = [self._update(each, collate, number) for each in updates]
+            made = [self._update(each, collate, number) for each in updates]
         self.model.eval()
         used: dict[int, int] = {}
         for place, indices in enumerate(order[: len(updates) * size]):
             for index in indices:
                 used.setdefault(index, place // size)
         tokens = sum(row.num_tokens for each in updates for batch in each for row in batch)
-        return LiveUpdates(losses, tokens, used, layout)
+        return LiveUpdates([loss for loss, _ in made], [norm for _, norm in made], tokens, used, layout)
 
-    def _update(self, passes: list[list[Any]], collate: Collate, number: int) -> float:
+    def _update(self, passes: list[list[Any]], collate: Collate, number: int) -> tuple[float, float]:
         batches = [collate(rows) for rows in passes]
         counts = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0).to(self.model.device)
         total = 0.0
@@ -130,10 +132,10 @@ class LiveTraining:
                 raise BackendError(
                     f"training: the loss must be finite: got {total} in the updates after search {number} -- lower learning_rate"
                 )
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return total, float(norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser."""

@@ -75,6 +75,8 @@ def test_a_round_trains_while_it_searches(task: Path, tmp_path: Path, monkeypatc
     gradient = rows[1].training.policy.gradient
     assert gradient is not None and gradient.layout == "trees"
     assert gradient.updates == updates[-1]["updates"] >= 8
+    assert [point[0] for point in gradient.curve] == list(range(1, gradient.updates + 1))
+    assert all(norm is not None and norm > 0 for _, _, norm in gradient.curve)
     trees, learned = TREES.read(run.shards("trees", rounds=[1])), ADVANTAGES.read(run.shards("advantages", rounds=[1]))
     assert len(trees) == 24 and len(run.shards("trees", rounds=[1])) == 4
     assert len(learned) == gradient.rows == sum(entry["rows"] for entry in updates)

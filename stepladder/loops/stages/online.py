@@ -53,6 +53,8 @@ class _Course:
     """Chunks finished."""
     losses: list[float] = field(default_factory=list)
     """Loss of every update."""
+    norms: list[float] = field(default_factory=list)
+    """Gradient norm of every update."""
     rows: int = 0
     """Rows learned from."""
     tokens: int = 0
@@ -68,6 +70,12 @@ class _Course:
 
     def summary(self) -> TrainingSummary:
         """Return the summary of the training."""
+        from stepladder.lm.training import training_curve
+
+        logs = [
+            {"step": step, "loss": loss, "grad_norm": norm}
+            for step, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True), 1)
+        ]
         return TrainingSummary(
             updates=len(self.losses),
             rows=self.rows,
@@ -77,6 +85,7 @@ class _Course:
             mean_loss=sum(self.losses) / len(self.losses),
             dropped_by_reason=self.dropped,
             layout=self.layout,
+            curve=training_curve(logs),
         )
 
 
@@ -277,6 +286,7 @@ class _OnlineStage:
         made = with_models(training.model, made, training.settings, loss=loss, reference=reference)  # pyright: ignore[reportArgumentType]
         found = training.train(made, at=(index + 0.5) / count, number=index, max_updates=self._config.gradient.max_staleness + 1)
         course.losses += found.losses
+        course.norms += found.norms
         course.tokens += found.tokens
         course.layout = found.layout
         report_progress(Progress(stage=self._stage, tokens=found.tokens))
