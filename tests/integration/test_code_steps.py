@@ -76,8 +76,10 @@ def test_a_round_with_code_in_its_steps(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/rounds/001/round.json").read_text(encoding="utf-8"))["training"]["policy"]["sft"]["rows"] > 0
 
 
-def code(rng: random.Random) -> str:
-    return f"<code>\nprint('{rng.choice(ANSWERS)}')\n</code>\n"
+def solved(number: int, rng: random.Random) -> dict[str, str]:
+    """A solved example: code that prints a letter, then a letter."""
+    code, answer = f"<code>\nprint('{rng.choice(ANSWERS)}')\n</code>\n", rng.choice(ANSWERS)
+    return {"id": f"w{number}", "question": f"train {number} {rng.choice(ANSWERS)}", "solution": f"{code}{answer}\n"}
 
 
 def test_a_killed_run_keeps_what_a_tool_said_that_never_says_the_same(tmp_path: Path) -> None:
