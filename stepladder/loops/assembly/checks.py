@@ -195,9 +195,13 @@ def check_model(config: PolicyConfig) -> None:
 def check_prm(config: PRMConfig, *, trust_remote_code: bool = False) -> None:
     """Check that the given PRM and its reference exist if they are paths, because they are loaded only after the first training.
 
+    A run without a PRM looks for none.
+
     Raises:
         ConfigError: If a path does not exist, or the transformers backend cannot serve the model.
     """
+    if not config.enabled:
+        return
     for name, source in (("prm.model", config.model), ("prm.reference", config.reference)):
         if source is not None and _is_directory(name, source) and config.backend == "transformers":
             _check_family(name, Path(source), trust_remote_code=trust_remote_code)
@@ -248,14 +252,19 @@ def check_backends(config: Config, *, trains: bool) -> None:
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):
         check_sandbox()
-    if "vllm" in (config.policy.backend, config.prm.backend):
+    backends = {
+        "policy.backend": config.policy.backend,
+        **({"prm.backend": config.prm.backend} if config.prm.enabled or not trains else {}),
+    }
+    on_vllm = [name for name, backend in backends.items() if backend == "vllm"]
+    if on_vllm:
         if find_spec("vllm") is None:
             raise ConfigError(
-                "policy.backend: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
+                f"{on_vllm[0]}: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
                 "GPU, or see docs/backends.md for the CPU"
             )
         shares = (config.policy.vllm.memory_share, config.policy.vllm.prm_memory_share)
-        if config.policy.backend == config.prm.backend and sum(shares) > 1:
+        if len(on_vllm) > 1 and sum(shares) > 1:
             raise ConfigError(
                 f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
                 f"{shares[1]} -- lower one"

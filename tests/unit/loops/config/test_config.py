@@ -146,6 +146,7 @@ def test_a_model_of_a_family_that_cannot_be_served_is_refused_before_work(tmp_pa
         check_model(load_config(None, [*REQUIRED, f"policy.model={model}"]).policy)
     with pytest.raises(ConfigError, match=r"prm\.model: the transformers backend serves"):
         check_prm(load_config(None, [*REQUIRED, f"prm.model={model}"]).prm)
+    check_prm(load_config(None, [*REQUIRED, f"prm.model={model}", "prm.enabled=false"]).prm)
     check_model(load_config(None, [*REQUIRED, f"policy.model={model}", "policy.backend=vllm"]).policy)
 
 
