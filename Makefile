@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs site clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -56,6 +56,9 @@ docs: $(VENV)/.installed-dev  ## regenerate docs/cli.md from --help, docs/method
 	$(BIN)/python docs/generate_training.py
 	$(BIN)/python docs/generate_config.py
 	$(BIN)/python docs/generate_recipes.py
+
+site: $(VENV)/.installed-dev  ## the documentation site, in build/site; python -m http.server -d build/site shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/engine.py

@@ -15,13 +15,13 @@ INTRODUCTION = """\
 
 Generated from the docstrings of the settings by `make docs`. [configuration.md](configuration.md) explains files, `--set` and variants.
 
-```
+```sh
 stepladder config                          # all tables
 stepladder config problems                 # the settings of a table
 stepladder config search.simulations       # one setting
 stepladder config --search temperature     # settings whose name or meaning holds a word
 stepladder config --template own > run.toml
-stepladder evolve run.toml --dry-run       # the resolved settings, as TOML that evolve reads
+stepladder evolve my.toml --dry-run        # the resolved settings, as TOML that evolve reads
 ```
 
 A default of `-` means that the setting is left out. The options of search methods, under `search.options` and `evaluate.options`, are in

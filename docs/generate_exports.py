@@ -66,11 +66,11 @@ INTRODUCTION = """\
 
 Generated from the table of formats in `stepladder.data.exports.formats` by `make docs`.
 
-```
+```sh
 stepladder export --format list
-stepladder export RUN --format preference --to DIR --split test=0.1
-stepladder export RUN --format tree --round 2-3 --advantage treepo --license mit --to hub:OWNER/NAME
-stepladder import DIR|hub:OWNER/NAME --run-dir NEW_RUN
+stepladder export runs/embedded --format preference --to data/pairs --split test=0.1
+stepladder export runs/embedded --format tree --round 1 --advantage treepo --license mit --to data/trees
+stepladder import data/pairs --run-dir runs/next
 ```
 
 An export is a directory that `datasets.load_dataset(DIR)` opens. It holds Parquet files (`tree-json`: JSON lines) and a data card,
@@ -102,7 +102,10 @@ A trainer that reads text tokenises it again, and may add an end-of-sequence tok
 one after every step). The token ids are exactly those that the policy sampled. TRL's SFTTrainer takes `sft-ids` without changes.
 DPOTrainer and KTOTrainer take token ids if you replace their tokenisation:
 
-```
+```python
+from trl import DPOTrainer
+
+
 class OnTokenIds(DPOTrainer):
     def _prepare_dataset(self, dataset, *args, **kwargs):
         names = {"prompt_token_ids": "prompt_ids", "chosen_token_ids": "chosen_ids", "rejected_token_ids": "rejected_ids"}
@@ -147,7 +150,7 @@ def render() -> str:
     parts = [INTRODUCTION, *table, "", TRAINING, *forms, "", IMPORTING, "## A row of each format", ""]
     parts.append(f"Every row also has {', '.join(f'`{name}`' for name in PROVENANCE_COLUMNS)}, which the rows below leave out.\n")
     for name, known in EXPORT_FORMATS.items():
-        parts += [f"### {name}", "", known.about, "", "```", _example(name, known), "```", ""]
+        parts += [f"### {name}", "", known.about, "", "```json", _example(name, known), "```", ""]
     return "\n".join(parts)
 
 

@@ -50,11 +50,12 @@ sides of a pair differ. The log-probabilities of the reference are computed once
 - `base`: the warmed-up base model
 - `sampler`: the policy that sampled the rows; its log-probabilities are stored with the rows
 
-```
-stepladder evolve --set preference.loss=kto --set labels.graded=solutions
-stepladder evolve --set labels.pairs=mcts-dpo --set preference.loss.label_smoothing=visits
-stepladder evolve --set preference.loss=inpo --set preference.reference=base --set labels.data=on-policy
-stepladder evolve --set labels.pairs=agent-q --set labels.pairs.critic_weight=0.3
+<!-- not run: trains for minutes; a dry run checks the settings -->
+```sh
+stepladder evolve --run-dir runs/kto --set preference.loss=kto --set labels.graded=solutions
+stepladder evolve --run-dir runs/mcts-dpo --set labels.pairs=mcts-dpo --set preference.loss.label_smoothing=visits
+stepladder evolve --run-dir runs/inpo --set preference.loss=inpo --set preference.reference=base --set labels.data=on-policy
+stepladder evolve --run-dir runs/agent-q --set labels.pairs=agent-q --set labels.pairs.critic_weight=0.3
 ```
 
 Every loss and every rule has its own settings, with the published values as defaults. Write them as one table, or give only the name to
@@ -130,9 +131,10 @@ With `gradient.enabled` the policy is trained by policy gradients: every token o
 raises its probability where that is positive. `labels.advantages` gives the advantages, `gradient.loss` is the loss. The other stages may
 be off:
 
-```
-stepladder evolve --set gradient.enabled=true --set sft.enabled=false --set preference.enabled=false --set labels.data=replace \\
-    --set labels.advantages=treerl --set gradient.loss=dapo
+<!-- not run: trains for minutes; a dry run checks the settings -->
+```sh
+stepladder evolve --run-dir runs/treerl --set gradient.enabled=true --set sft.enabled=false \\
+    --set preference.enabled=false --set labels.data=replace --set labels.advantages=treerl --set gradient.loss=dapo
 ```
 
 The loss compares the policy with the one that sampled, by the ratio rho of their probabilities of a token. The log-probabilities of the
@@ -165,9 +167,10 @@ and its first use. Rows that would be staler than `gradient.max_staleness` are n
 (`run.shard_size`), there may be fewer. `updates.jsonl` of the round has a line for every N problems. With `gradient.checkpoint_every` a
 stopped round goes on after the last checkpoint; without, it begins again. Either way it ends with the same bytes.
 
-```
-stepladder evolve --set run.update_every=16 --set gradient.enabled=true --set sft.enabled=false --set preference.enabled=false \\
-    --set labels.data=replace --set search.method=majority --set search.simulations=16
+<!-- not run: trains for minutes; a dry run checks the settings -->
+```sh
+stepladder evolve my.toml --run-dir runs/online --set run.update_every=16 --set gradient.enabled=true --set sft.enabled=false \\
+    --set preference.enabled=false --set labels.data=replace --set search.method=majority --set search.simulations=16
 ```
 
 `best-of-n` and `majority` keep every sample, so their rows are those of a policy gradient in the strict sense. Searches that expand nodes
