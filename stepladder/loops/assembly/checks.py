@@ -99,11 +99,7 @@ def check_labels(config: Config) -> None:
     Raises:
         ConfigError: If a revision would not end a step, or a setting needs solved examples or a PRM that the run does not have.
     """
-    if config.search.actions and (config.preference.reference == "sampler" or getattr(config.preference.loss, "needs_sampler", False)):
-        raise ConfigError(
-            "preference: reference 'sampler' and loss 'inpo' need log-probabilities after the prompt that is trained: got search.actions, "
-            "whose samples have prompts of their own -- choose another reference or loss"
-        )
+    _check_sampler(config)
     by_score = {"value": config.labels.value, "trace_by": config.labels.trace_by}
     for name, chosen in by_score.items():
         if chosen == "score" and not config.prm.enabled:
@@ -161,6 +157,22 @@ def _check_online(config: Config) -> None:
                 f"run.update_every: trains the policy during the search, by policy gradients alone: needs {name} {expected!r}, got "
                 f"{found!r} -- set it, or leave run.update_every out"
             )
+
+
+def _check_sampler(config: Config) -> None:
+    """Refuse trainings that read log-probabilities of the sampler where samples have prompts that are not trained."""
+    preference = config.preference
+    readers = {
+        "preference.reference 'sampler'": preference.reference == "sampler",
+        f"preference.loss {preference.loss.type!r}": getattr(preference.loss, "needs_sampler", False),
+        "gradient": config.gradient.enabled,
+    }
+    reader = next((name for name, reads in readers.items() if reads), None)
+    if config.search.actions and reader is not None:
+        raise ConfigError(
+            f"search.actions: {reader} needs log-probabilities after the prompt that is trained, and these samples have other prompts "
+            "-- choose another training, or leave the actions out"
+        )
 
 
 def _check_prm_replay(config: Config) -> None:

@@ -245,6 +245,6 @@ def test_actions_are_part_of_the_results_and_of_the_written_settings() -> None:
     distinct = "search.options={siblings='distinct',prior='sum-logp'}"
     with pytest.raises(ConfigError, match=r"search\.options\.siblings: must not be 'distinct' with search\.actions"):
         check_searches(load_config(None, [*REQUIRED, "search.actions.a={share=1}", distinct]))
-    for wrong in ("preference.reference=sampler", "preference.loss=inpo"):
-        with pytest.raises(ConfigError, match="need log-probabilities after the prompt that is trained"):
+    for wrong in ("preference.reference=sampler", "preference.loss=inpo", "gradient.enabled=true"):
+        with pytest.raises(ConfigError, match="needs log-probabilities after the prompt that is trained"):
             check_labels(load_config(None, [*REQUIRED, "search.actions.a={share=1}", wrong]))
