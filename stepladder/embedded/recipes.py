@@ -57,7 +57,7 @@ PUZZLE: dict[str, Any] = {
         "target": {"type": "discounted"},
         "data": "accumulate",
         "replay": 0.6,
-        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 120, "weight_decay": 0.01, "row_tokens": 256},
+        "train": {"learning_rate": 2e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 300, "weight_decay": 0.01, "row_tokens": 256},
     },
     "evaluate": {
         "method": "restart",
