@@ -142,12 +142,8 @@ def common(size: Size, seed: int) -> list[str]:
 
 
 def arm_config(start: Path, overrides: Sequence[str]) -> Config:
-    """Return the embedded run's settings with some changed; a changed method begins without the options of the old one."""
-    base = settings(start, TASK)
-    for section in ("search", "evaluate"):
-        if any(override.startswith(f"{section}.method=") for override in overrides):
-            base[section] = {name: value for name, value in base[section].items() if name != "options"}
-    return load_config(None, list(overrides), base=base)
+    """Return the embedded run's settings with some changed."""
+    return load_config(None, list(overrides), base=settings(start, TASK))
 
 
 def warm_up(root: Path, size: Size, seed: int) -> RunDir:

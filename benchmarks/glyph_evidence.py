@@ -123,7 +123,6 @@ def evidence_of_seed(root: Path, seed: int) -> list[dict[str, Any]]:
     tokens = sum(search.generated_tokens + search.rollout_tokens for search in searched) / sum(search.problems for search in searched)
     star_settings = [
         "search.method=majority",
-        "search.options={}",
         "search.simulations=100000",
         f"search.max_tokens={math.ceil(tokens)}",
         "prm.enabled=false",

@@ -5,6 +5,11 @@ from typing import Any
 
 from stepladder.loops.config.names import variants
 
+METHODS = ("search.method", "evaluate.method")
+"""Settings that name a search method; its options are beside them."""
+DEFAULT_METHOD = "mcts"
+"""The method of a section that names none."""
+
 
 def merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
     """Lay settings over others, in place. ``over`` stays as it is, and shares nothing with the result."""
@@ -18,8 +23,14 @@ def as_table(given: Any, key: str) -> Any:
 
 
 def put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
-    """Set a value. A new type resets a variant, because the settings of the old type are not those of the new one."""
+    """Set a value.
+
+    A new type resets a variant, and a new search method the options beside it, because the settings of the old one are not those of the
+    new one.
+    """
     key = f"{table}.{name}" if table else name
+    if key in METHODS and target.get("method", DEFAULT_METHOD) != value:
+        target.pop("options", None)
     if name == "type" and table in variants():
         if target.get("type") != value:
             target.clear()
@@ -31,7 +42,8 @@ def put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
         if key in variants() and value.get("type", before.get("type")) != before.get("type"):
             before = {}
         target[name] = before
-        for inner, one in value.items():
+        # The method comes first: what is given beside it are its own options.
+        for inner, one in sorted(value.items(), key=lambda item: f"{key}.{item[0]}" not in METHODS):
             put(before, inner, one, table=key)
     else:
         target[name] = value

@@ -61,9 +61,6 @@ def round_config(config: Config, number: int, computed: dict[str, Any] | None = 
         return config.model_copy(update={"rounds": (), "rules": type(config.rules)()})
     settings = {} if table is None else table.settings
     plain = config.model_dump(mode="json", exclude={"rounds", "rules"})
-    if (method := _method_of(settings)) is not None and method != config.search.method:
-        # The options of one search method are not those of another.
-        plain["search"]["options"] = {}
     merge(plain, settings)
     for key, value in (computed or {}).items():
         _put_computed(plain, key, value)
@@ -155,11 +152,6 @@ def _table(plain: dict[str, Any], place: str) -> RoundTable:
     if match is None or first < 1 or (last is not None and last < first):
         raise ConfigError(f'{place}: round must be a number from 1, as 2, "2-3" or "3-": got {given!r}')
     return RoundTable(place, first, last, settings)
-
-
-def _method_of(settings: dict[str, Any]) -> str | None:
-    search = settings.get("search")
-    return search.get("method") if isinstance(search, dict) else None
 
 
 def _put_computed(plain: dict[str, Any], key: str, value: Any) -> None:

@@ -248,3 +248,21 @@ def test_actions_are_part_of_the_results_and_of_the_written_settings() -> None:
     for wrong in ("preference.reference=sampler", "preference.loss=inpo", "gradient.enabled=true"):
         with pytest.raises(ConfigError, match="needs log-probabilities after the prompt that is trained"):
             check_labels(load_config(None, [*REQUIRED, "search.actions.a={share=1}", wrong]))
+
+
+@pytest.mark.parametrize("section", ["search", "evaluate"])
+def test_a_new_method_begins_without_the_options_of_the_old_one(tmp_path: Path, section: str) -> None:
+    """From a file and by ``--set``, in any order; the same method keeps them, and what is given beside the method counts."""
+    base = {"problems": {"train": "a.jsonl", "test": "a.jsonl", "rule": "exact"}, "policy": {"model": "m"}}
+    base[section] = {"method": "restart", "options": {"draw_steps": 8, "temperature": 0.7}}
+
+    def options(*overrides: str, file: str = "") -> dict[str, object]:
+        path = tmp_path / "a.toml"
+        path.write_text(file, encoding="utf-8")
+        return getattr(load_config(path, list(overrides), base=base), section).options
+
+    assert options() == {"draw_steps": 8, "temperature": 0.7}
+    assert options(f"{section}.method=restart", f"{section}.options.draw_steps=4") == {"draw_steps": 4, "temperature": 0.7}
+    assert options(f"{section}.method=majority") == {}
+    assert options(f"{section}.options.wave=2", f"{section}.method=majority") == {"wave": 2}
+    assert options(file=f'[{section}]\noptions = {{wave = 3}}\nmethod = "majority"\n') == {"wave": 3}
