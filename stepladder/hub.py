@@ -66,17 +66,22 @@ def check_model_source(source: str) -> None:
     Raises:
         CheckpointError: If it is in neither.
     """
+    if not Path(source).is_dir() and why_unreachable() is not None and local_directory(source) is None:
+        raise CheckpointError(absent(source, "model"))
+
+
+def local_directory(source: str) -> Path | None:
+    """Return the directory of a model, or where the hub's cache holds its configuration; None if it is not on this machine."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if Path(source).is_dir() or why_unreachable() is None:
-        return
+    if Path(source).is_dir():
+        return Path(source)
     try:
-        is_cached = isinstance(try_to_load_from_cache(source, "config.json"), str)
+        found = try_to_load_from_cache(source, "config.json")
     except HFValidationError:
-        is_cached = False
-    if not is_cached:
-        raise CheckpointError(absent(source, "model"))
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def absent(source: object, what: str) -> str:

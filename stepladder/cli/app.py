@@ -10,6 +10,7 @@ import typer
 
 from stepladder.cli.asked import asked_run, resolved_settings
 from stepladder.cli.config import config as explain_settings
+from stepladder.cli.doctor import doctor
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption
 from stepladder.cli.errors import errors_explained as _errors_explained
 from stepladder.cli.eval import evaluate
@@ -55,7 +56,7 @@ def root(
 ) -> None:
     """Train a language model to reason by letting it search."""
     if version:
-        from stepladder.cli.versions import versions
+        from stepladder.commands.versions import versions
 
         echo(versions())
         raise typer.Exit
@@ -178,6 +179,7 @@ app.command(name="eval")(evaluate)
 app.command(name="config")(explain_settings)
 app.command()(serve)
 app.command()(watch)
+app.command()(doctor)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
+from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
 from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.load import load_config, with_overrides
@@ -32,7 +33,6 @@ from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.round import run_round
 from stepladder.loops.stages.round_settings import stops_early
 
 
@@ -96,13 +96,15 @@ def run_rounds(
         expected_s: Seconds that a whole run like this one usually takes; None if nobody knows.
     """
     check_settings(config, prepared=False)
-    sets = _load_inputs(config)
+    sets = load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
     config, note = with_chat(config, config.policy.model, earlier=earlier)
     if note is not None:
         display.say(note)
     config = with_date(config, config.policy.model, earlier=earlier)
     _check_start_models(config)
+    for warning in warnings_of(preflight(config, sets, root)):
+        display.say(warning)
     run = open_run(root, config)
     remove_temporaries(root)
     facts = sets.facts()
@@ -119,6 +121,9 @@ def run_rounds(
     if _is_over(run, config, last, display):
         remove_live(root)
         return run
+    # The stages load torch and transformers; refusals come before.
+    from stepladder.loops.stages.round import run_round
+
     guard = InputGuard(config, run.inputs(), place=root)
     run.log_event("start", rounds=config.run.rounds, workers=num_workers(config), machine=machine())
     workers = worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config))
@@ -167,15 +172,33 @@ def check_settings(config: Config, *, prepared: bool = True) -> None:
     check_rounds(config)
     step_format(config)
     if prepared:
-        _load_inputs(config)
+        load_inputs(config)
 
 
-def _load_inputs(config: Config) -> ProblemSets:
-    """Check the model and the solved examples, and return the problems."""
+def load_inputs(config: Config) -> ProblemSets:
+    """Check the model and the solved examples, and return the problems; errors as for ``check_settings``."""
     check_model(config.policy)
     if config.warmup.solutions is not None:
         load_seed_solutions(config.warmup.solutions)
     return read_sets(config.problems, seed=config.run.seed)
+
+
+def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengths | Need]:
+    """Check that prompts fit the policy, and compare what the missing rounds of a run take with this machine.
+
+    Args:
+        config: The settings, with a choice of chat template.
+        sets: The problems.
+        root: The run directory; it need not exist.
+
+    Raises:
+        ConfigError: If no prompt of a split fits.
+    """
+    policy = config.policy.model
+    finished = len(load_run(root).rows()) if (root / "run.json").exists() else 0
+    problems = {name: [each.problem for each in split] for name, split in sets.splits.items()}
+    prompts = measured_prompts(config, build_renderer(config, policy), policy, problems, solution=solution_tokens(config))
+    return [*prompts, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
 
 
 def _check_start_models(config: Config) -> None:

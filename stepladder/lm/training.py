@@ -18,8 +18,8 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -34,13 +34,12 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.utils import logging as hf_logging
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory, read_json_object
 from stepladder.hold_out import hold_out, share_of
 from stepladder.lm.adapters import quantization, with_adapters, without_adapters
-from stepladder.lm.loading import FORMAT_FILE, resolve_device
+from stepladder.lm.loading import FORMAT_FILE, quiet, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.processes import fill, this_process, whole_model
@@ -380,20 +379,6 @@ def save_model(
     step_format = Path(source) / FORMAT_FILE
     if step_format.is_file():
         shutil.copyfile(step_format, directory / FORMAT_FILE)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the library's progress bars and log lines: progress goes through callbacks, and failures are exceptions."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path) -> TrainingArguments:

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stepladder.errors import CheckpointError
 from stepladder.files import reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
-from stepladder.lm.loading import HEAD_NAMES, HEAD_PREFIXES, load_causal_lm, load_token_classifier
-from stepladder.lm.training import quiet
+from stepladder.lm.loading import HEAD_NAMES, HEAD_PREFIXES, load_causal_lm, load_token_classifier, quiet
 from stepladder.prm.layout import token_id
 from stepladder.prm.specs import PRMSpec
 

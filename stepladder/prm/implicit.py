@@ -24,11 +24,11 @@ from stepladder.lm.completions import (
     completion_logps,
     contrast_sums,
 )
-from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.loading import load_causal_lm, load_tokenizer, quiet
 from stepladder.lm.packing import PackedRow, group_rows
 from stepladder.lm.references import add_reference
 from stepladder.lm.settings import TrainSettings
-from stepladder.lm.training import Batch, ProgressCallback, TrainReport, identity_of, load_options, quiet, run_training
+from stepladder.lm.training import Batch, ProgressCallback, TrainReport, identity_of, load_options, run_training
 from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.prm.layout import SolutionLayout
 from stepladder.prm.new_models import save_prm

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.lm.loading import load_token_classifier
-from stepladder.lm.training import quiet, save_model
+from stepladder.lm.loading import load_token_classifier, quiet
+from stepladder.lm.training import save_model
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, Transform
 from stepladder.types import derive_seed
 

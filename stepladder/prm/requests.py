@@ -1,7 +1,7 @@
 """Common parts of the scorers of a search: which waiting requests are answered together, and which token ids a model can read."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from stepladder.interfaces import ScoreRequest
@@ -56,3 +56,10 @@ def path_requests(row: ValueRow) -> list[ScoreRequest]:
     if branch:
         requests.append(ScoreRequest(ticket=len(requests), prefix_ids=prefix, branches=(tuple(branch),), observations=tuple(found)))
     return requests
+
+
+def begun(observation: str, steps: Iterable[str]) -> Iterator[str]:
+    """Yield steps as text; the first begins with the observation before it."""
+    for step in steps:
+        yield observation + step
+        observation = ""

@@ -1,12 +1,12 @@
 """A public process reward model as the scorer of a search: the policy's tokens become text, and the text becomes the model's tokens."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from stepladder.interfaces import Ranges, ScoreRequest, ScoreResult
 from stepladder.prm.reader import Scores, Solution
-from stepladder.prm.requests import SplitPrefix, next_branches
+from stepladder.prm.requests import SplitPrefix, begun, next_branches
 
 Split = Callable[[tuple[int, ...], Ranges], SplitPrefix | None]
 """Maps the tokens of a prompt and its steps, and the ranges of observations in them, to text; None if they belong to no known problem."""
@@ -81,13 +81,6 @@ class TextStepScorer:
             Solution(question=known.question, steps=(*known.steps, *begun(known.observation, map(self._decode, branch))))
             for branch in request.branches
         ]
-
-
-def begun(observation: str, steps: Iterable[str]) -> Iterator[str]:
-    """Yield steps as text; the first begins with the observation before it."""
-    for step in steps:
-        yield observation + step
-        observation = ""
 
 
 def _tail(scores: Scores, branch: Sequence[Sequence[int]]) -> Scores:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.errors import CheckpointError, DataFormatError, check
-from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.loading import load_causal_lm, load_tokenizer, quiet
 from stepladder.lm.settings import TrainSettings
-from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, quiet, run_training
+from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, run_training
 from stepladder.lm.training_rows import fit_context, vocabulary_size
 from stepladder.prm.checkpoints import has_head, load_reward_model, vocabulary_ids
 from stepladder.prm.layout import SolutionLayout

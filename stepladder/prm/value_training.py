@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stepladder.errors import ConfigError
-from stepladder.lm.loading import load_tokenizer
+from stepladder.lm.loading import load_tokenizer, quiet
 from stepladder.lm.settings import TrainSettings
-from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, quiet, run_training
+from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, run_training
 from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
 from stepladder.prm.new_models import initialise_prm, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss

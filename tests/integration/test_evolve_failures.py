@@ -34,11 +34,25 @@ def test_failed_samples_are_counted_in_figures_and_events_and_shown(config: Path
     [searched] = [event for event in events if event.get("stage") == "search" and "seconds" in event]
     assert searched["failed_samples"] == failed and searched["first_failure"] == row["first_failure"]
     assert f"round 1: search: {failed} samples failed, the first with: prefix must" in done.stderr
+    assert "problems whose prompts do not fit, 4 or more, get no solution" in done.stderr
+
+
+def test_questions_of_which_none_fits_are_refused(config: Path, tmp_path: Path) -> None:
+    """Before anything is written: the longest prompt, the context, and what helps."""
+    _lengthen(tmp_path / "train.jsonl", every=1)
+    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "error: train: a prompt must leave room for a solution in the" in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_round_of_which_every_request_failed_is_a_failed_run(config: Path, tmp_path: Path) -> None:
-    """One sentence and exit code 1; no shard is left, so the same command asks again."""
-    _lengthen(tmp_path / "train.jsonl", every=1)
+    """One sentence and exit code 1; no shard is left, so the same command asks again.
+
+    The questions fit the context, which is checked before any work; the round's only action adds a prompt that does not.
+    """
+    with config.open("a") as file:
+        file.write(f'\n[[rounds]]\nround = 1\n[rounds.search.actions.long]\nshare = 1.0\nprompt = "{{prompt}}{"too long " * 400}"\n')
     done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 1
     assert "error: round 1: search: samples must be given: all" in done.stderr and "prefix must" in done.stderr

@@ -119,10 +119,26 @@ def test_light_modules_load_no_model_library() -> None:
         "stepladder.loops.runs.directory",
         "stepladder.testing",
         "stepladder.embedded",
+        # Refusals, and the checks that come before them, wait for no model library.
+        "stepladder.commands.doctor",
+        "stepladder.commands.evolve",
+        "stepladder.commands.solve",
+        "stepladder.commands.compare",
+        "stepladder.serve.server",
+        "stepladder.solver",
     ]
     searching = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "mcts").rglob("*.py") if path.stem != "__init__"]
     modules += [".".join(path.parts) for path in searching]
     code = f"import {', '.join(modules)}, sys; print([m for m in ('torch', 'transformers', 'vllm', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_search_loads_no_training_library() -> None:
+    """What ``solve`` imports to search with a policy and a PRM leaves out the libraries that only training needs."""
+    modules = ("stepladder.commands.solve", "stepladder.policy.backends.transformers", "stepladder.loops.assembly.prms")
+    heavy = ("datasets", "pandas", "peft", "sklearn", "matplotlib", "transformers.trainer", "vllm")
+    code = f"import {', '.join(modules)}, stepladder.prm.checkpoints, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -119,6 +119,17 @@ def check_sandbox() -> None:
         raise ConfigError(f"sandbox: {_UNSAFE}")
 
 
+def landlock_version() -> int:
+    """Return the version of Landlock that the kernel has, less than 1 without one."""
+    if sys.platform != "linux":
+        return 0
+    import ctypes
+
+    from stepladder.data.step_checks import sandbox_worker
+
+    return sandbox_worker.landlock_version(ctypes.CDLL(None))
+
+
 def run_code(code: str, *, deadline_s: int, allow_unsandboxed: bool = False) -> CodeRun:
     """Run one piece of code in a process of its own.
 

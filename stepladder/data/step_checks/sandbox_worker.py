@@ -140,9 +140,14 @@ def drop_capabilities(libc: Any) -> bool:
     return libc.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) == 0
 
 
+def landlock_version(libc: Any) -> int:
+    """Return the version of Landlock that the kernel has, less than 1 without one."""
+    return libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+
+
 def lock_files(libc: Any, readable: list[str], scratch: str) -> bool:
     """Let the process open only files below some paths; say whether the kernel enforces that."""
-    version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    version = landlock_version(libc)
     if version < 1:
         return False
     handled = (1 << _of_version(_FILE_RIGHTS, version)) - 1

@@ -57,9 +57,9 @@ def check_balance(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Check that a policy to start from exists if it is a path; errors as for ``check_prm``."""
-    if config.start_model is not None:
-        _is_directory("start_model", config.start_model)
+    """Check that a policy to start from exists if it is a path, and can be served; errors as for ``check_prm``."""
+    if config.start_model is not None and _is_directory("start_model", config.start_model) and config.policy.backend == "transformers":
+        _check_family("start_model", Path(config.start_model), trust_remote_code=config.policy.trust_remote_code)
 
 
 def check_searches(config: Config) -> None:

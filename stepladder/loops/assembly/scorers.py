@@ -13,10 +13,9 @@ from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBound, ScoresConfig, VarianceEnsemble
 from stepladder.prm.families import FAMILIES
-from stepladder.prm.requests import SplitPrefix
+from stepladder.prm.requests import SplitPrefix, begun
 from stepladder.prm.sources import PRMSource, prm_members
 from stepladder.prm.specs import SPEC_FILE, resolve_spec
-from stepladder.prm.text_scorer import begun
 from stepladder.types import Problem
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import stepladder
 from stepladder.cli.app import app
-from stepladder.cli.versions import EXTRAS, PARTS, versions
+from stepladder.commands.versions import EXTRAS, PARTS, versions
 from stepladder.errors import ConfigError
 from stepladder.loops.config.load import load_config, shipped
 
@@ -18,7 +18,7 @@ def test_the_version_names_the_parts(monkeypatch):
     assert lines == versions().splitlines()
     assert lines[0] == f"stepladder {stepladder.__version__}"
     assert [line.split()[0] for line in lines[3:]] == [*PARTS, *(name for names in EXTRAS.values() for name in names)]
-    monkeypatch.setattr("stepladder.cli.versions.EXTRAS", {"serve": ("no-such-package",)})
+    monkeypatch.setattr("stepladder.commands.versions.EXTRAS", {"serve": ("no-such-package",)})
     assert versions().splitlines()[-1] == "no-such-package not installed -- pip install stepladder[serve]"
 
 

@@ -25,6 +25,7 @@ from stepladder.report.comparison import render_csv, render_markdown, render_pag
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
 from stepladder.types import Budget, LabelledProblem, Problem, Provenance, StopReason, derive_seed
 from tests import report_run
+from tests.models import save_tiny_policy
 
 STEP_TOKENS, NUM_STEPS = 3, 2
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="", renderer_hash="")
@@ -293,7 +294,7 @@ def test_a_run_gives_models_and_problems(tmp_path):
         tmp_path / "run", report_run.full_rows(), settings=report_run.config(problems={**files, "rule": "exact"}, format={"chat": False})
     )
     for number in range(4):
-        run.policy(number).mkdir(parents=True)
+        save_tiny_policy(run.policy(number))
     asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": ()}
     asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
     best = resolve_comparison(**asked)

@@ -44,17 +44,15 @@ def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_question_that_does_not_fit_the_context_is_no_question_without_an_answer(model: Path) -> None:
-    """Nothing was asked: one sentence with the count and the reason, and exit code 1; as JSON the row comes first."""
-    done = _solve(model, LONG)
-    assert done.exit_code == 1
-    assert done.stdout == ""
-    assert "error: QUESTION: must be asked: all" in done.stderr and "samples failed, the first with: prefix must" in done.stderr
-    assert "--tokens" not in done.stderr
-    done = _solve(model, LONG, "--json")
-    row = json.loads(done.stdout)
-    assert done.exit_code == 1
-    assert row["answer"] is None and row["failed_samples"] == row["samples"] > 0 and row["error"].startswith("prefix must")
+def test_a_question_that_does_not_fit_the_context_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence with the lengths and exit code 2, before the weights are loaded; as JSON, too."""
+    monkeypatch.setattr("stepladder.lm.loading.load_causal_lm", None)
+    for words in ([], ["--json"]):
+        done = _solve(model, LONG, *words)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "error: QUESTION: a prompt must leave room for a solution in the 256 tokens that" in done.stderr
+        # Four characters, 200 times, and a line break.
+        assert "the longest has 801 --" in done.stderr
 
 
 def test_a_question_that_failed_is_counted_and_asked_again_alone(model: Path, tmp_path: Path) -> None:

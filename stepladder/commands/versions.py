@@ -20,13 +20,14 @@ def versions() -> str:
         f"python {platform.python_version()} ({platform.system()} {platform.machine()})",
         f"installed in {place}",
     ]
-    lines += [f"{name} {_version_of(name) or 'missing'}" for name in PARTS]
+    lines += [f"{name} {version_of(name) or 'missing'}" for name in PARTS]
     for extra, names in EXTRAS.items():
-        lines += [f"{name} {_version_of(name) or f'not installed -- pip install stepladder[{extra}]'}" for name in names]
+        lines += [f"{name} {version_of(name) or f'not installed -- pip install stepladder[{extra}]'}" for name in names]
     return "\n".join(lines)
 
 
-def _version_of(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
