@@ -45,10 +45,7 @@ def test_a_round_with_code_in_its_steps(tmp_path: Path) -> None:
     save_tiny_policy(tmp_path / "model", vocab="bytes")
     rng = random.Random(0)
     # Questions as the problems have them: the model has seen no others.
-    rows = [
-        {"id": f"w{i}", "question": f"train {i} {rng.choice(ANSWERS)}", "solution": code(rng) + f"{rng.choice(ANSWERS)}\n"}
-        for i in range(256)
-    ]
+    rows = [solved(number, rng) for number in range(256)]
     (tmp_path / "warmup.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text = config.read_text(encoding="utf-8")
     steps = "steps = \"pattern\"\nstep_pattern = '(?s)<code>.*?</code>\\n|^[^<]*\\n'\nanswer_pattern = '(?:^|\\n)([a-d])\\n'"
