@@ -243,7 +243,7 @@ def solve_stream(settings: SolveSettings, problems: list[Problem], *, tree_path:
         if tree_path is not None:
             trees[row["id"]] = result.tree.to_dict()
         while waiting and waiting[0] in rows:
-            print(json.dumps(rows[waiting.popleft()]), flush=True)
+            echo(json.dumps(rows[waiting.popleft()]))
 
     spent = _search_all(settings, problems, keep=keep, display=display)
     if tree_path is not None:

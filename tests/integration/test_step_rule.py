@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 def test_the_documented_rule_ends_the_steps_of_a_run(tmp_path: Path) -> None:
     """Lines that end with an equals sign go on; every worker imports the file; a changed file ends the run; a missing one stops before."""
-    (code,) = re.findall(r"```python\n(def ends.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (code,) = re.findall(r"```python[^\n]*\n(def ends.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     config = write_tiny_config(tmp_path, rounds=1, workers=2, num_train=12)
     (tmp_path / "rules.py").write_text(code, encoding="utf-8")
     written = write_solutions(tmp_path / "warmup.jsonl", count=256)

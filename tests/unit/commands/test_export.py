@@ -365,6 +365,7 @@ def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Pat
     monkeypatch.setattr(run_module, "check_model", lambda policy: None)
     monkeypatch.setattr(run_module, "with_chat", lambda config, model, earlier: (config, None))
     monkeypatch.setattr(run_module, "build_renderer", lambda config, model: Renderer())
+    monkeypatch.setattr(run_module, "preflight", lambda config, sets, root: [])
     with pytest.raises(DataFormatError, match=f"every row must come from renderer '{'s' * 16}': got '{'r' * 16}'"):
         run_module.evolve(run.config(), tmp_path / "new", display=display(), on_round=lambda row: None)
     Renderer.hash = "r" * 16

@@ -196,7 +196,7 @@ def test_settings_that_do_not_go_together_are_refused(override: str, words: str)
 def test_the_verifier_of_the_documentation_grades(package: Path) -> None:
     """The examples on the page are modules as they stand."""
     page = (Path(__file__).parents[4] / "docs" / "tasks.md").read_text(encoding="utf-8")
-    function, code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    function, _, code = re.findall(r"```python[^\n]*\n(.*?)```", page, flags=re.DOTALL)
     (package / "their_task" / "documented.py").write_text(code)
     (package / "their_task" / "numbers.py").write_text(function)
     with build_verifier(problems_config(verifier="their_task.numbers:grade"), PROBLEMS) as verifier:
