@@ -19,6 +19,7 @@ from stepladder.loops.runs.results import FailedTraining, TrainingSummary
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import (
+    ROLLOUT_STEP_PAIRS,
     ROLLOUT_VALUES,
     STEP_PAIRS,
     VALUES,
@@ -34,6 +35,8 @@ from stepladder.loops.stages.trainings import TrainingProgress, finished_trainin
 from stepladder.types import PreferencePair, ValueRow, derive_seed
 
 PRMOutcome = TrainingSummary | FailedTraining
+_OF_TREES = {ROLLOUT_VALUES.name: VALUES.name, ROLLOUT_STEP_PAIRS.name: STEP_PAIRS.name}
+"""The rows of trees that are of the same sort as rows of samples."""
 _RowT = TypeVar("_RowT", ValueRow, PreferencePair)
 
 
@@ -58,13 +61,12 @@ def train_prm(context: RoundContext, number: int, best: BestModels, policy_versi
 def prm_shards(context: RoundContext, number: int) -> list[Path]:
     """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
     run, kind = context.run, prm_kind(context.config)
-    accumulates = context.config.prm.data == "accumulate"
-    rounds = list(range(1, number + 1)) if accumulates else [number]
-    # A round that samples first has no trees yet; those of the rounds before are as good as their samples.
-    searched = (
-        run.shards(VALUES.name, rounds=rounds[:-1]) if accumulates and kind is ROLLOUT_VALUES and samples_first(context.config) else []
-    )
-    return run.shards(kind.name, rounds=rounds) + searched + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
+    rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
+    shards = run.shards(kind.name, rounds=rounds)
+    if samples_first(context.config) and kind.name in _OF_TREES:
+        # The round has no trees yet; those of the rounds before are as good as their samples.
+        shards += run.shards(_OF_TREES[kind.name], rounds=rounds[:-1])
+    return shards + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
 
 
 def _model_paths(config: Config, out: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from stepladder.loops.stages import rollouts
 from stepladder.loops.stages.train_prm import prm_shards
 from tests.report_run import config
 
+STEP_PAIRS = {"target": "step-pairs", "loss": "pairwise"}
 ACCUMULATE = {"data": "accumulate", "rollouts": 1}
 
 
@@ -21,13 +22,15 @@ ACCUMULATE = {"data": "accumulate", "rollouts": 1}
         ({"data": "accumulate"}, ["1/values", "2/values"]),
         (ACCUMULATE, ["1/rollout-values", "2/rollout-values"]),
         ({**ACCUMULATE, "when": "before-search"}, ["1/rollout-values", "2/rollout-values", "1/values"]),
+        ({"rollouts": 1, "when": "before-search"}, ["2/rollout-values"]),
+        ({**ACCUMULATE, **STEP_PAIRS, "when": "before-search"}, ["1/rollout-step-pairs", "2/rollout-step-pairs", "1/step-pairs"]),
     ],
 )
 def test_a_prm_learns_from_the_trees_that_exist_when_it_is_trained(tmp_path: Path, prm: dict[str, Any], expected: list[str]) -> None:
     """Before its search, a round has samples alone; the rounds before have trees as well. Round 2's own trees belong to round 3."""
     run = RunDir(root=tmp_path)
     for number in (1, 2):
-        for kind in ("values", "rollout-values"):
+        for kind in ("values", "rollout-values", "step-pairs", "rollout-step-pairs"):
             path = run.shard(number, kind, 0)
             path.parent.mkdir(parents=True)
             path.touch()
