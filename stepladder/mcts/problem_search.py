@@ -16,7 +16,7 @@ from stepladder.mcts.families import Families
 from stepladder.mcts.found_answers import FoundAnswers, PathScores
 from stepladder.mcts.rollout_values import RolloutValuer
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.mcts.settings.growth import Solutions
+from stepladder.mcts.settings.growth import Solutions, Steps
 from stepladder.mcts.spending import Spending
 from stepladder.mcts.tree import StepTable, Tree
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult, Step, StopReason, TreeRecord, derive_seed, seed_family
@@ -180,7 +180,6 @@ class ProblemSearch:
 
     def request(self, ticket: int, expansion: Expansion) -> StepRequest:
         """Return the policy request of an expansion."""
-        max_steps = self.expander.max_steps_after(expansion.leaf)
         return StepRequest(
             ticket=ticket,
             prefix_ids=expansion.prefix.ids,
@@ -188,11 +187,11 @@ class ProblemSearch:
             seed=self.expander.sampling_seed(expansion),
             temperature=self._temperature,
             max_step_tokens=self.budget.max_step_tokens,
-            max_steps=max_steps,
+            max_steps=self.expander.max_steps_after(expansion.leaf),
             question=self.problem.question,
             excluded=self.expander.excluded(expansion),
             given=self._given(expansion.prefix),
-            parent_action=self.table.steps[expansion.leaf].action if max_steps == 1 else None,
+            parent_action=self.table.steps[expansion.leaf].action if isinstance(self._terms.method.growth, Steps) else None,
         )
 
     def rollout_request(self, ticket: int, expansion: Expansion, rollout: Rollout) -> StepRequest:

@@ -614,3 +614,23 @@ def test_the_garbage_collector_is_left_as_it_was():
             assert gc.isenabled() == enabled
         finally:
             gc.enable()
+
+
+class _Noting(ScriptedPolicy):
+    def __init__(self, propose):
+        super().__init__(propose)
+        self.kinds = set()
+
+    def submit(self, requests):
+        self.kinds |= {request.parent_action for request in requests}
+        super().submit(requests)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "kinds"), [("restart", {"draw_steps": 1}, {None}), ("majority", {}, {None}), ("mcts", {}, {""})]
+)
+def test_only_children_of_a_node_ask_for_a_kind_of_step(method, options, kinds):
+    """A policy with actions leaves draws without a kind, those of one step included; a child knows the kind of its parent's step."""
+    policy = _Noting(propose)
+    run(method, policy=policy, budget=Budget(num_simulations=6, max_depth=3), **options)
+    assert policy.kinds == kinds
