@@ -6,6 +6,7 @@ measure on an idle machine. The first row shows how idle it is.
     python -m benchmarks.code_steps
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ PROGRAMS = {
     "imports numpy": "import numpy\nprint(numpy.arange(4).sum())",
     "imports sympy": "import sympy\nprint(sympy.sqrt(16))",
 }
-_TICKS_PER_S = 100
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def machine_cpu_s() -> float:
@@ -28,7 +29,7 @@ def machine_cpu_s() -> float:
     return (user + nice + system) / _TICKS_PER_S
 
 
-def cost(work: Callable[[], None]) -> tuple[float, float]:
+def cost(work: Callable[[], object]) -> tuple[float, float]:
     """Return CPU and wall time of some work, in milliseconds per step."""
     cpu, wall = machine_cpu_s(), time.monotonic()
     work()
@@ -45,8 +46,8 @@ def main() -> None:
         with_many.run([f"{code}  # warm {number}" for number in range(8)])
         # A program that has run before is not run again, so every one is another.
         codes = [f"{code}  # {number}" for number in range(STEPS)]
-        alone = cost(lambda codes=codes: [run_code(each, deadline_s=5) for each in codes] and None)
-        together = cost(lambda codes=codes, many=with_many: many.run(codes) and None)
+        alone = cost(lambda codes=codes: [run_code(each, deadline_s=5) for each in codes])
+        together = cost(lambda codes=codes, many=with_many: many.run(codes))
         echo(f"| {name} | {alone[0]:.1f} | {alone[1]:.1f} | {together[0]:.1f} | {together[1]:.1f} |")
 
 

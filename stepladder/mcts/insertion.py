@@ -118,7 +118,7 @@ def _answered(waves: Waves) -> Bool[np.ndarray, "M"]:
 
 
 def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_nodes: int, method: SearchMethod) -> Tree:
-    """Settle waves of whole solutions: every draw is backed up from its last node, and nothing is ever selected below the root."""
+    """Settle waves of solutions: every draw is backed up from its last node, and nothing ever descends below the node it began at."""
     _note_answers(waves)
     # A root with thousands of draws would need as many slots at every node: the tree's slots stay empty.
     tree = grow(tree, num_nodes=num_nodes, num_slots=1)
@@ -141,7 +141,7 @@ def _settle_solutions(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], 
         ),
     )
     land(tree, waves.rows, waves.leaves)
-    paths = _sampled_paths(tree, waves, worths)
+    paths = _sampled_paths(tree, waves)
     backup_paths(tree, paths.rows, paths.nodes, paths.returns, opened=paths.opened, discount=method.valuation.discount)
     return tree
 
@@ -285,12 +285,8 @@ def _add_repeats(tree: Tree, waves: Waves, totals: Float[np.ndarray, "E"], weigh
                 weights[at] += count
 
 
-def _sampled_paths(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"]) -> Paths:
-    """Return one path per draw, from its last node, which may be an older one."""
-    nodes = [expansion.ends for _, expansion in waves.expansions]
-    firsts = np.array([expansion.first for _, expansion in waves.expansions])
-    owners, ends = np.repeat(np.arange(len(nodes)), list(map(len, nodes))), np.array(flat(nodes), np.int64)
-    # ``ends`` are node numbers of a tree; worths are indexed by place in the flat wave.
-    places, is_new = waves.starts[owners] + ends - firsts[owners], ends >= firsts[owners]
-    returns = np.where(is_new, worths[np.where(is_new, places, 0)] if len(worths) else 0.0, tree.raw_value[waves.rows[owners], ends])
-    return Paths(rows=waves.rows[owners], nodes=ends, returns=returns, opened=np.zeros(len(ends), np.int64))
+def _sampled_paths(tree: Tree, waves: Waves) -> Paths:
+    """Return one path per draw, from its last node, which may be an older one. The new nodes are in the tree already."""
+    ends = [expansion.ends for _, expansion in waves.expansions]
+    rows, nodes = waves.rows[np.repeat(np.arange(len(ends)), list(map(len, ends)))], np.array(flat(ends), np.int64)
+    return Paths(rows=rows, nodes=nodes, returns=tree.raw_value[rows, nodes], opened=np.zeros(len(nodes), np.int64))

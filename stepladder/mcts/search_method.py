@@ -18,7 +18,6 @@ from stepladder.mcts.settings.judgement import Stopping, Valuation
 from stepladder.mcts.settings.setting_checks import check, check_choice
 from stepladder.mcts.strategies import SELECTIONS
 from stepladder.mcts.strategies.descent import EDGE_RULES, Descent
-from stepladder.mcts.strategies.samples import Samples
 from stepladder.mcts.strategies.strategy import Selection
 
 _Record = TypeVar("_Record")
@@ -75,13 +74,13 @@ class SearchMethod:
 
     @property
     def samples_solutions(self) -> bool:
-        """Whether an expansion draws whole solutions instead of single steps."""
+        """Whether an expansion draws solutions instead of single steps."""
         return self.selection.DRAWS_SOLUTIONS
 
     @property
     def draws_independently(self) -> bool:
-        """Whether it draws whole solutions from the root, each of which depends on none before."""
-        return isinstance(self.selection, Samples)
+        """Whether it draws whole solutions, none of which depends on another."""
+        return self.selection.DRAWS_INDEPENDENTLY
 
     @property
     def root_samples(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from stepladder.mcts.settings.growth import Sampling, Solutions, Steps
 from stepladder.mcts.settings.setting_checks import check, check_choice, check_count, check_number
@@ -46,7 +46,7 @@ class Restarts(Selection):
 
 
 class RestartStrategy(Strategy):
-    """Ranks all nodes of a tree anew for every request."""
+    """Ranks all nodes of a tree anew for every request; nothing has to be reserved, since a wave is one node."""
 
     def __init__(self, settings: Restarts, run: RunShape) -> None:
         """Select by some settings."""
@@ -80,12 +80,12 @@ class RestartStrategy(Strategy):
 def restart_ranks(
     scores: Float[np.ndarray, "b n"],
     depths: Int[np.ndarray, "b n"],
-    goes_on: Float[np.ndarray, "b n"],
+    goes_on: Bool[np.ndarray, "b n"],
     draws: Int[np.ndarray, "b n"],
     *,
     power: float,
 ) -> Float[np.ndarray, "b n"]:
-    """Return the rank of every node as a place to begin: score / (1 + draws from there)^power.
+    """Return the rank of every node as a place to begin: score / (1 + draws from there)^power, higher is better.
 
     The root has no score; it is worth the mean of its children.
 

@@ -22,6 +22,7 @@ class Samples(Selection):
 
     TYPES: ClassVar[tuple[str, ...]] = ("sample",)
     DRAWS_SOLUTIONS: ClassVar[bool] = True
+    DRAWS_INDEPENDENTLY: ClassVar[bool] = True
 
     type: str = "sample"
     """Name of the rule."""

@@ -110,13 +110,15 @@ class Selection:
     TYPES: ClassVar[tuple[str, ...]] = ()
     """Names of the rule as the setting ``selection`` has them."""
     DRAWS_SOLUTIONS: ClassVar[bool] = False
-    """Whether the root is expanded by whole solutions, not leaves by single steps."""
+    """Whether a node is expanded by solutions from there on, not by single steps."""
+    DRAWS_INDEPENDENTLY: ClassVar[bool] = False
+    """Whether these solutions are whole, and none depends on another. Then a part of them is what a smaller budget would have drawn."""
     WIDENS: ClassVar[tuple[str, ...]] = ()
     """Values of ``widen``, other than ``once``, that the rule takes."""
 
     wave: int = 1
     """Leaves per tree in flight at once (W), >= 1. For ``beam`` the width of the beam, for ``resample`` the number of particles, for
-    ``sample`` the draws per request."""
+    ``sample`` and ``restart`` the draws per request."""
 
     def __post_init__(self) -> None:
         check_count("wave", self.wave)
