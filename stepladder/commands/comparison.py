@@ -5,17 +5,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepladder.commands.solve import choose_models, read_option
+from stepladder.commands.solve import choose_models, read_option, show_warnings
 from stepladder.errors import ConfigError
-from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.preflight import measured_prompts, warnings_of
+from stepladder.loops.assembly.preflight import measured_prompts
 from stepladder.loops.assembly.problem_sets import build_problems, load_split
 from stepladder.loops.assembly.problems import check_verifier
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.newest import newest_run
 from stepladder.mcts.methods import METHODS, resolve_method
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.terminal import echo
 from stepladder.types import LabelledProblem
 
 REFERENCE = "greedy"
@@ -130,13 +128,6 @@ def read_budgets(text: str) -> list[int]:
     return sorted(set(map(int, parts)))
 
 
-def _check_prompts(config: Config, policy: str, problems: Sequence[LabelledProblem], *, source: str) -> None:
-    """Refuse problems of which none fits the policy, and say which may not."""
-    prompts = measured_prompts(config, build_renderer(config, policy), policy, {source: [each.problem for each in problems]})
-    for warning in warnings_of(prompts):
-        echo(warning, err=True)
-
-
 def resolve_comparison(
     *,
     problems: Path | None,
@@ -184,12 +175,13 @@ def resolve_comparison(
         loaded = splits[split][:limit]
     else:
         raise ConfigError("eval: a policy of its own has no problems: got no PROBLEMS -- name a file with questions and answers")
-    _check_prompts(config, chosen_policy, loaded, source=str(problems or f"{run}: {split}"))
+    source = str(problems or f"{run}: {split}")
+    show_warnings(measured_prompts(config, chosen_policy, {source: [each.problem for each in loaded]}))
     return Comparison(
         config=config,
         policy=chosen_policy,
         prm=chosen_prm,
-        source=str(problems or f"{run}: {split}"),
+        source=source,
         problems=loaded,
         contenders=contenders,
         budgets=budgets,

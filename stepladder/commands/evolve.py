@@ -197,7 +197,7 @@ def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengt
     policy = config.policy.model
     finished = len(load_run(root).rows()) if (root / "run.json").exists() else 0
     problems = {name: [each.problem for each in split] for name, split in sets.splits.items()}
-    prompts = measured_prompts(config, build_renderer(config, policy), policy, problems, solution=solution_tokens(config))
+    prompts = measured_prompts(config, policy, problems, solution=solution_tokens(config))
     return [*prompts, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
 
 

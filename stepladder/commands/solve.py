@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from stepladder.files import atomic_write_text, reading
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations, with_chat
-from stepladder.loops.assembly.preflight import measured_prompts, search_need, warnings_of
+from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, search_need, warnings_of
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import choose_search, search_engine
 from stepladder.loops.config.load import read_value, with_overrides
@@ -149,11 +149,16 @@ def choose_models(
     chosen = prm or ((run_prm,) if run_prm is not None else ())
     scorers = [policy if name == "self" else name for name in chosen if name != "none"]
     need = search_need(config, policy, scorers, workers=1, num_problems=1)
-    if need is not None and need.warning is not None:
-        echo(need.warning, err=True)
+    show_warnings([] if need is None else [need])
     if "self" in prm and config.prm.spec is None:
         config = with_overrides(config, ["prm.spec=judge"])
     return config, policy, tuple(scorers)
+
+
+def show_warnings(checked: Iterable[PromptLengths | Need]) -> None:
+    """Print the warnings among checks to standard error."""
+    for warning in warnings_of(checked):
+        echo(warning, err=True)
 
 
 def _check_choices(*, run: Path | None, policy: str | None, prm: Sequence[str], number: int | None) -> None:
@@ -182,7 +187,7 @@ def solve_question(
 ) -> Solved:
     """Search one question."""
     problems = [Problem(id="question", question=question)]
-    _check_prompts(settings, {"QUESTION": problems})
+    show_warnings(measured_prompts(settings.config, settings.policy, {"QUESTION": problems}))
     with LoadedModels() as models, _keys(settings.config.problems) as key_of:
         engine, discriminator = _engine(settings, models, problems, key_of), _discriminator(settings, models, key_of)
         # Importing and loading models takes seconds, which are not part of a search's cost.
@@ -198,14 +203,6 @@ def solve_question(
     if as_json:
         return Solved(json.dumps({**row, "seconds": round(seconds, 3), "token_use": use.figures()}), failure)
     return Solved("" if failure else readable(row, result, settings.budget, seconds=seconds, use=use, detail=detail), failure)
-
-
-def _check_prompts(settings: SolveSettings, problems: Mapping[str, Sequence[Problem]]) -> None:
-    """Refuse questions that do not fit the policy before its weights are loaded, and say which may not."""
-    for warning in warnings_of(
-        measured_prompts(settings.config, build_renderer(settings.config, settings.policy), settings.policy, problems)
-    ):
-        echo(warning, err=True)
 
 
 def read_questions(source: str, *, id_field: str, question_field: str) -> list[Problem]:

@@ -18,6 +18,7 @@ from stepladder.lm.families import max_positions_of
 from stepladder.loops.assembly.devices import num_workers, uses_gpu
 from stepladder.loops.assembly.estimates import ModelShape, cache_memory, checkpoint_disk, training_memory, weight_bytes
 from stepladder.loops.assembly.machine import device_memory, free_disk, gib
+from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.flops import count_parameters
@@ -196,14 +197,11 @@ def solution_tokens(config: Config) -> int:
     return config.search.max_depth * config.search.max_step_tokens
 
 
-def measured_prompts(
-    config: Config, renderer: Renderer, policy: str, splits: Mapping[str, Sequence[Problem]], *, solution: int = 0
-) -> list[PromptLengths]:
+def measured_prompts(config: Config, policy: str, splits: Mapping[str, Sequence[Problem]], *, solution: int = 0) -> list[PromptLengths]:
     """Measure the prompts of every split that has problems.
 
     Args:
         config: The configuration.
-        renderer: Makes prompts.
         policy: The policy.
         splits: Problems by name.
         solution: Tokens of the longest solution; 0 looks at the prompts alone.
@@ -213,6 +211,7 @@ def measured_prompts(
         DataFormatError: If a prompt cannot be written.
     """
     sizes = {"policy": policy, "context": context_of(config, policy), "solution": solution}
+    renderer = build_renderer(config, policy)
     measured = [prompt_lengths(renderer, name, problems, **sizes) for name, problems in splits.items() if problems]
     for each in measured:
         each.check()
