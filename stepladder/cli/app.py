@@ -88,7 +88,7 @@ def evolve(
     """
     with _errors_explained(debug):
         from stepladder import embedded
-        from stepladder.commands.evolve import check_settings
+        from stepladder.commands.evolve import check_settings, load_inputs
         from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
         from stepladder.toml_text import as_toml
@@ -100,7 +100,8 @@ def evolve(
         root = run_dir or Path("runs") / asked.name
         resolved = resolved_settings(asked, root / "start", [*overrides, *_shorthands(seed, rounds)])
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
-        check_settings(resolved, prepared=asked.config is not None)
+        check_settings(resolved)
+        sets = None if asked.config is None else load_inputs(resolved)
         check_run(root, resolved)
         # A recipe keeps the sizes of its task, also those of what it does not train.
         for unused in unused_settings(resolved) if asked.recipe is None else ():
@@ -113,7 +114,7 @@ def evolve(
                 embedded.prepare(root / "start", seed=resolved.run.seed, task=embedded.task_named(asked.task))
             tested = asked.config is None and asked.recipe is None
             last = resolved.run.rounds if stop_after is None else min(stop_after, resolved.run.rounds)
-            _evolve(resolved, root, stop_after, embedded.expected_seconds(asked.task, last) if tested else None)
+            _evolve(resolved, root, stop_after, sets=sets, expected_s=embedded.expected_seconds(asked.task, last) if tested else None)
 
 
 def _shorthands(seed: int | None, rounds: int | None) -> list[str]:
@@ -130,7 +131,7 @@ def _branch(source: str | None, number: int, root: Path | None, overrides: list[
     if source is None or root is None:
         raise ConfigError("--from-round: needs the directory of a run in the place of CONFIG.toml, and --run-dir for the branch")
     planned = plan_branch(Path(source), number, root, overrides)
-    check_settings(planned.config, prepared=False)
+    check_settings(planned.config)
     if dry_run:
         echo(as_toml(planned.config.model_dump(mode="json")).rstrip())
         return
@@ -139,7 +140,7 @@ def _branch(source: str | None, number: int, root: Path | None, overrides: list[
         _evolve(planned.config, root, stop_after)
 
 
-def _evolve(config: Any, root: Path, stop_after: int | None, expected_s: float | None = None) -> None:
+def _evolve(config: Any, root: Path, stop_after: int | None, *, sets: Any = None, expected_s: float | None = None) -> None:
     from stepladder.commands.evolve import run_rounds
     from stepladder.commands.opening import next_commands
     from stepladder.loops.runs.progress import ProgressDisplay
@@ -149,7 +150,7 @@ def _evolve(config: Any, root: Path, stop_after: int | None, expected_s: float |
     display = ProgressDisplay()
     table = RoundTable(display.console)
     try:
-        run = run_rounds(config, root, display=display, on_round=table.add, stop_after=stop_after, expected_s=expected_s)
+        run = run_rounds(config, root, sets=sets, display=display, on_round=table.add, stop_after=stop_after, expected_s=expected_s)
     except KeyboardInterrupt as stop:
         echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
         raise stopped(stop) from None

@@ -225,8 +225,8 @@ def _run(config: Config, root: Path) -> Iterator[Finding]:
     """Make the checks of ``evolve``. The first error ends them, because the later ones build on what it is about."""
     try:
         check_settings(config)
-        yield Finding(name="settings", level=Level.OK, text="hold for every round; models and problems are there")
         sets = load_inputs(config)
+        yield Finding(name="settings", level=Level.OK, text="hold for every round; models and problems are there")
         config, note = with_chat(config, config.policy.model)
         yield Finding(name="chat template", level=Level.OK, text=note or f"format.chat = {str(config.format.chat).lower()}")
         for checked in preflight(config, sets, root):

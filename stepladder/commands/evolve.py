@@ -67,9 +67,11 @@ def evolve(
     resolved = with_overrides(config, list(overrides)) if isinstance(config, Config) else load_config(Path(config), list(overrides))
     place = Path("runs") / Path(str(config)).stem if root is None else Path(root)
     check_settings(resolved)
+    sets = load_inputs(resolved)
     check_run(place, resolved)
+    display, on_round = display or ProgressDisplay(), on_round or _ignore
     with locked(place / LOCK_FILE, place=place):
-        return run_rounds(resolved, place, display=display or ProgressDisplay(), on_round=on_round or _ignore, stop_after=stop_after)
+        return run_rounds(resolved, place, sets=sets, display=display, on_round=on_round, stop_after=stop_after)
 
 
 def _ignore(row: RoundRow) -> None:
@@ -80,6 +82,7 @@ def run_rounds(
     config: Config,
     root: Path,
     *,
+    sets: ProblemSets | None = None,
     display: ProgressDisplay,
     on_round: Callable[[RoundRow], None],
     stop_after: int | None = None,
@@ -88,15 +91,16 @@ def run_rounds(
     """Do the work of ``evolve`` in a directory that the caller has locked.
 
     Args:
-        config: The resolved configuration.
+        config: The resolved configuration, which has passed ``check_settings``.
         root: The directory.
+        sets: The result of ``load_inputs``; None loads them now.
         display: Shows progress.
         on_round: Called with the figures of every finished round.
         stop_after: Last round of this call.
         expected_s: Seconds that a whole run like this one usually takes; None if nobody knows.
     """
-    check_settings(config, prepared=False)
-    sets = load_inputs(config)
+    if sets is None:
+        sets = load_inputs(config)
     earlier = load_run(root).config() if (root / "run.json").exists() else None
     config, note = with_chat(config, config.policy.model, earlier=earlier)
     if note is not None:
@@ -158,25 +162,23 @@ def _is_over(run: RunDir, config: Config, last: int, display: ProgressDisplay) -
     return reason is not None
 
 
-def check_settings(config: Config, *, prepared: bool = True) -> None:
-    """Make every check of the settings that can be made before anything is written.
-
-    Args:
-        config: The resolved configuration.
-        prepared: Whether models and problem files must be there already; otherwise the command makes them.
+def check_settings(config: Config) -> None:
+    """Check resolved settings as far as that is possible without the policy and the problems, which a command may still have to make.
 
     Raises:
-        ConfigError, DataFormatError, CheckpointError: If settings, models or problems cannot be used.
+        ConfigError, CheckpointError: If they cannot be used.
     """
     check_verifier(config.problems, config.format)
     check_rounds(config)
     step_format(config)
-    if prepared:
-        load_inputs(config)
 
 
 def load_inputs(config: Config) -> ProblemSets:
-    """Check the model and the solved examples, and return the problems; errors as for ``check_settings``."""
+    """Check the policy and the solved examples, and return the problems.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: If one of them is missing or cannot be used.
+    """
     check_model(config.policy)
     if config.warmup.solutions is not None:
         load_seed_solutions(config.warmup.solutions)

@@ -8,6 +8,7 @@ from stepladder.commands import evolve as command
 from stepladder.commands.evolve import evolve
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.locks import locked
+from stepladder.loops.assembly.problem_sets import read_sets
 from stepladder.loops.config.load import load_config
 from stepladder.loops.runs.directory import LOCK_FILE, RunDir
 from tests.runs import write_tiny_config
@@ -24,7 +25,7 @@ def rounds(monkeypatch):
     """Replace the rounds by a note of what they would work on, and of whether the run is locked."""
     noted = []
 
-    def note(config, root, *, display, on_round, stop_after):
+    def note(config, root, *, sets, display, on_round, stop_after):
         noted.append((config, root, (root / LOCK_FILE).exists()))
         return RunDir(root=root)
 
@@ -48,6 +49,24 @@ def test_a_configuration_needs_a_place(config, rounds, tmp_path):
         evolve(settings)
     assert evolve(settings, str(tmp_path / "run"), overrides=["run.seed=3"]).root == tmp_path / "run"
     assert rounds[0][0].run.seed == 3
+
+
+def test_problems_are_read_once(config, tmp_path, monkeypatch):
+    """The checks before the lock and the rounds share one reading, which takes seconds for many problems."""
+    reads = []
+
+    def read(section, *, seed):
+        reads.append(section.train)
+        return read_sets(section, seed=seed)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read_sets", read)
+    monkeypatch.setattr(command, "open_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evolve(config, tmp_path / "run")
+    assert len(reads) == 1
 
 
 def test_a_run_that_another_process_works_on_is_refused(config, rounds, tmp_path):
