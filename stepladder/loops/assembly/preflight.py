@@ -15,6 +15,7 @@ from stepladder.errors import ConfigError
 from stepladder.hub import local_directory
 from stepladder.interfaces import Renderer
 from stepladder.lm.families import max_positions_of
+from stepladder.lm.settings import StageSettings
 from stepladder.loops.assembly.devices import num_workers, uses_gpu
 from stepladder.loops.assembly.estimates import ModelShape, cache_memory, checkpoint_disk, training_memory, weight_bytes
 from stepladder.loops.assembly.machine import device_memory, free_disk, gib
@@ -257,28 +258,43 @@ def _prm_shape(config: Config, prm: str | None, policy: ModelShape) -> ModelShap
     return model_facts(prm, trust_remote_code=config.policy.trust_remote_code).shape or policy
 
 
+class _Training(NamedTuple):
+    """A training of a run."""
+
+    name: str
+    """Its section of the configuration."""
+    stage: StageSettings
+    """Its settings."""
+    model: ModelShape
+    """What it trains."""
+
+
+def _trainings(config: Config, policy: ModelShape) -> list[_Training]:
+    """Return the trainings that the run has, for a policy of a shape."""
+    prm = _prm_shape(config, config.prm.model, policy)
+    asked = [
+        (config.warmup.solutions is not None, _Training("warmup.train", config.warmup.train, policy)),
+        (config.sft.enabled, _Training("sft", config.sft, policy)),
+        (config.preference.enabled, _Training("preference", config.preference, policy)),
+        (config.gradient.enabled, _Training("gradient", config.gradient, policy)),
+        (config.prm.enabled and config.prm.start != "fixed", _Training("prm.train", config.prm.train, prm)),
+    ]
+    return [training for runs, training in asked if runs]
+
+
 def training_needs(config: Config, policy: str) -> list[Need]:
     """Return the memory of every training of a run; none if the weights are not here yet."""
     shape = model_facts(policy, trust_remote_code=config.policy.trust_remote_code).shape
     # A model that accelerate spreads over GPUs needs what its plan says.
     if shape is None or config.training.accelerate_config is not None:
         return []
-    prm = _prm_shape(config, config.prm.model, shape)
-    asked = [
-        ("warmup.train", config.warmup.train, shape, config.warmup.solutions is not None),
-        ("sft", config.sft, shape, config.sft.enabled),
-        ("preference", config.preference, shape, config.preference.enabled),
-        ("gradient", config.gradient, shape, config.gradient.enabled),
-        ("prm.train", config.prm.train, prm, config.prm.enabled and config.prm.start != "fixed"),
-    ]
     there = device_memory(config.policy.device)
     needs = []
-    for name, stage, model, runs in asked:
-        if runs:
-            tokens = min(stage.row_tokens if stage.packed else solution_tokens(config), context_of(config, policy))
-            needed = training_memory(model, stage, row_tokens=tokens, has_head=name == "prm.train")
-            remedy = f"set {name}.lora, or spread the model over GPUs (training.accelerate_config), or take a smaller one"
-            needs.append(Need(name, needed, needed, there, remedy))
+    for name, stage, model in _trainings(config, shape):
+        tokens = min(stage.row_tokens if stage.packed else solution_tokens(config), context_of(config, policy))
+        needed = training_memory(model, stage, row_tokens=tokens, has_head=name == "prm.train")
+        remedy = f"set {name}.lora, or spread the model over GPUs (training.accelerate_config), or take a smaller one"
+        needs.append(Need(name, needed, needed, there, remedy))
     return needs
 
 
@@ -297,11 +313,10 @@ def disk_need(config: Config, policy: str, place: Path, *, finished: int = 0) ->
     if shape is None:
         return None
     rounds = max(0, config.run.rounds + 1 - finished)
-    trains_prm = config.prm.enabled and config.prm.start != "fixed"
-    prm = _prm_shape(config, config.prm.model, shape)
-    kept = shape.parameters * shape.stored_bytes + (config.prm.ensemble * prm.parameters * prm.stored_bytes if trains_prm else 0)
-    stages = (config.warmup.train, config.sft, config.preference, config.gradient, config.prm.train)
-    working = max(checkpoint_disk(shape, stage) for stage in stages) if rounds else 0
+    trainings = _trainings(config, shape)
+    prms = [training.model for training in trainings if training.name == "prm.train"] * config.prm.ensemble
+    kept = sum(model.parameters * model.stored_bytes for model in (shape, *prms))
+    working = max((checkpoint_disk(training.model, training.stage) for training in trainings), default=0) if rounds else 0
     return Need("disk", rounds * kept + working, rounds * kept + working, free_disk(place), "free space, or choose another --run-dir")
 
 

@@ -122,6 +122,10 @@ def test_needs_of_a_model_by_hand(tmp_path):
     assert [need.stage for need in training_needs(config, str(model))] == ["sft"]
     disk = disk_need(config, str(model), tmp_path / "run" / "deep")
     assert disk is not None and disk.needed == 3 * shape.parameters * shape.stored_bytes
+    # A stage that is off leaves no checkpoints.
+    off = _config(model, prm={"enabled": False}, preference={"enabled": False, "checkpoint_every": 5}, run={"rounds": 2})
+    without = disk_need(off, str(model), tmp_path)
+    assert without is not None and without.needed == disk.needed
     search = search_need(config, str(model), [], workers=2, num_problems=5)
     assert search is not None and search.needed == 2 * 4 * shape.parameters
     with_prm = search_need(config, str(model), [None], workers=2, num_problems=5)
