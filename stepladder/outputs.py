@@ -1,4 +1,4 @@
-"""What a command may replace: one rule for every ``--output``, checked before work starts.
+"""What a command may replace: one rule for every ``--output``, checked before work starts; and what ``-`` stands for.
 
 - A place that does not exist is free, and so is an empty file or an empty directory, where the output is one.
 - An earlier result of the same command is replaced only with ``--overwrite``.
@@ -16,12 +16,25 @@ _HEAD_CHARACTERS = 65_536
 PAGE_MARK = '<meta name="generator" content="stepladder">'
 """Mark in the head of every HTML page that stepladder writes."""
 
+STANDARD = "-"
+"""Name of standard input and output on the command line."""
+
 Recognise = Callable[[Path], bool]
 """Says whether the command wrote an existing file or directory."""
 
 
+def named_file(name: str | None) -> Path | None:
+    """Return the file that a word of the command line names; None for standard input or output, and without a word."""
+    return None if name in (None, STANDARD) else Path(name)
+
+
+def input_name(source: str) -> str:
+    """Return the name of an input in messages: its file, or ``stdin``."""
+    return "stdin" if source == STANDARD else source
+
+
 def check_output(
-    path: Path, *, option: str, ours: Recognise, overwrite: bool, inputs: Iterable[Path] = (), is_directory: bool = False
+    path: Path, *, option: str, ours: Recognise, overwrite: bool, inputs: Iterable[Path | None] = (), is_directory: bool = False
 ) -> None:
     """Check that a command may write a file or a directory.
 
@@ -30,14 +43,14 @@ def check_output(
         option: The option that gave the path, for messages.
         ours: Says whether the existing output is a result of the same command. It is called only if the output exists and is not empty.
         overwrite: Whether the command may replace such a result.
-        inputs: The files and directories that the command reads.
+        inputs: The files and directories that the command reads; None is none.
         is_directory: Whether the command writes a directory there, and not a file.
 
     Raises:
         CheckpointError: If the command may not write it.
     """
     target = path.resolve()
-    for source in inputs:
+    for source in filter(None, inputs):
         if source.exists() and (target == source.resolve() or target in source.resolve().parents):
             raise CheckpointError(
                 f"{option} {path}: must not be an input of the same command, or hold one: got {source} -- choose another place"

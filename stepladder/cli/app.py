@@ -22,7 +22,7 @@ from stepladder.cli.usage import Commands
 from stepladder.cli.watch import watch
 from stepladder.errors import ConfigError
 from stepladder.locks import locked
-from stepladder.outputs import check_output, rows_with
+from stepladder.outputs import check_output, named_file, rows_with
 from stepladder.terminal import echo
 
 app = typer.Typer(
@@ -309,11 +309,10 @@ def grade(
     - `echo '{"reference": "1/2", "text": "It is 0.5: \\boxed{0.5}"}' | stepladder grade -`
     """
     with _errors_explained(debug):
-        from stepladder.commands.grade import OUTPUT_KEYS, STANDARD, GradeSettings, grade_file
+        from stepladder.commands.grade import OUTPUT_KEYS, GradeSettings, grade_file
 
-        if output != STANDARD:
-            inputs = [] if file == STANDARD else [Path(file)]
-            check_output(Path(output), option="--output", ours=rows_with(*OUTPUT_KEYS), overwrite=overwrite, inputs=inputs)
+        if (path := named_file(output)) is not None:
+            check_output(path, option="--output", ours=rows_with(*OUTPUT_KEYS), overwrite=overwrite, inputs=[named_file(file)])
         settings = GradeSettings.parse(
             rule=rule,
             options=options,
@@ -323,7 +322,7 @@ def grade(
             verifier=verifier,
             passing=passing,
         )
-        echo(grade_file(file, output, settings), err=output == STANDARD)
+        echo(grade_file(file, output, settings), err=path is None)
 
 
 @app.command()

@@ -9,14 +9,13 @@ import typer
 
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption, errors_explained
 from stepladder.errors import BackendError, ConfigError
-from stepladder.outputs import check_output, rows_with, text_with
+from stepladder.outputs import STANDARD, check_output, named_file, rows_with, text_with
 from stepladder.terminal import echo
 
 if TYPE_CHECKING:
     from stepladder.commands.solve import Solved, SolveSettings
     from stepladder.commands.solve_report import Detail
 
-_STANDARD = "-"
 _TOKENS_HELP = (
     "Cap on generated tokens per question. It is checked before each wave of samples: the first wave is always sampled, and the last one "
     "may go beyond the cap, by less than its own steps; `solve` prints by how much."
@@ -124,17 +123,16 @@ def solve(
             _show(solved, detail, err=False)
         else:
             assert input is not None
-            _solve_many(settings, input, output or _STANDARD, tree, detail, id_field=id_field, question_field=question_field)
+            _solve_many(settings, input, output or STANDARD, tree, detail, id_field=id_field, question_field=question_field)
 
 
 def _check_outputs(source: str | None, output: str | None, tree: Path | None, *, overwrite: bool) -> None:
     """Check that the places of answers and trees may be written."""
     from stepladder.commands.solve import part_of
 
-    path = None if output in (None, _STANDARD) else Path(output)
+    path, inputs = named_file(output), [named_file(source)]
     # Answers beside the output belong to a call that was stopped, or of which questions failed: this one continues it.
     replace = overwrite or (path is not None and part_of(path).exists())
-    inputs = [] if source in (None, _STANDARD) else [Path(source)]
     if path is not None:
         check_output(path, option="--output", ours=rows_with("id", "question", "answer"), overwrite=replace, inputs=inputs)
     if tree is not None:
@@ -150,15 +148,15 @@ def _solve_many(
     from stepladder.loops.runs.progress import ProgressDisplay
 
     # Bars would be drawn over the answers on the same terminal.
-    hides = detail is Detail.QUIET or (output == _STANDARD and sys.stdout.isatty())
+    hides = detail is Detail.QUIET or (output == STANDARD and sys.stdout.isatty())
     display = None if hides else ProgressDisplay()
-    if output == _STANDARD:
+    if output == STANDARD:
         problems = read_questions(source, id_field=id_field, question_field=question_field)
         solved = solve_stream(settings, problems, tree_path=tree, display=display)
     else:
         fields = {"id_field": id_field, "question_field": question_field}
         solved = solve_file(settings, source, Path(output), tree_path=tree, display=display, **fields)
-    _show(solved._replace(text="" if detail is Detail.QUIET else solved.text), detail, err=output == _STANDARD)
+    _show(solved._replace(text="" if detail is Detail.QUIET else solved.text), detail, err=output == STANDARD)
 
 
 def _show(solved: "Solved", detail: "Detail", *, err: bool) -> None:

@@ -19,10 +19,9 @@ from stepladder.data.metrics.answers import mean_credit
 from stepladder.errors import ConfigError, DataFormatError, StepladderError
 from stepladder.files import atomic_write_text
 from stepladder.loops.config.load import read_value
+from stepladder.outputs import STANDARD, input_name
 from stepladder.types import LabelledProblem, Problem, Verdict
 
-STANDARD = "-"
-"""Name of standard input and output."""
 OUTPUT_KEYS = ("answer", "correct", "reason", "answer_key")
 """Keys of every row that the command writes."""
 _OWN_KEYS = (*OUTPUT_KEYS, "reference", "reference_key", "credit")
@@ -107,7 +106,7 @@ def grade_file(source: str, output: str, settings: GradeSettings) -> str:
     """
     rows = list(_rows(source))
     if not rows:
-        raise DataFormatError(f"{source}: must hold at least one row: got none -- check that this is the right file")
+        raise DataFormatError(f"{input_name(source)}: must hold at least one row: got none -- check that this is the right file")
     graded = _by_rule(rows, settings) if settings.verifier is None else _by_verifier(rows, settings.verifier, settings)
     text = "".join(json.dumps(row) + "\n" for row in graded)
     if output == STANDARD:

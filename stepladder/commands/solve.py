@@ -36,11 +36,9 @@ from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.warm_up import compile_loops
+from stepladder.outputs import STANDARD, input_name
 from stepladder.terminal import echo
 from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
-
-STANDARD = "-"
-"""Name of standard input and output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +216,7 @@ def read_questions(source: str, *, id_field: str, question_field: str) -> list[P
         rows = source_rows(source)
     problems = questions_of(rows, id_field=name, question_field=question_field)
     if not problems:
-        raise DataFormatError(f"{source}: must hold at least one question: got none -- check that this is the right file")
+        raise DataFormatError(f"{input_name(source)}: must hold at least one question: got none -- check that this is the right file")
     return problems
 
 
@@ -341,7 +339,7 @@ def _ignore(progress: StageProgress) -> None:
 def _summed(name: str, rows: Sequence[Row], spent: _Spent, source: str) -> Solved:
     summary = file_summary(rows, spent.failures, name, seconds=spent.seconds)
     details = spent.use.sentence()
-    return Solved(summary, _failure("stdin" if source == STANDARD else source, spent.failures), details)
+    return Solved(summary, _failure(input_name(source), spent.failures), details)
 
 
 def _failure(place: str, failures: Failures) -> str | None:

@@ -79,7 +79,7 @@ def test_quiet_says_nothing_but_answers(model: Path) -> None:
     [
         ('{"id": "a", "question": "1"}\nplain\n', "stdin:2: must be one JSON object"),
         ('{"question": "1"}\n', "stdin:1: field 'id' must be a non-empty string"),
-        ("\n \n", "-: must hold at least one question"),
+        ("\n \n", "stdin: must hold at least one question"),
     ],
 )
 def test_wrong_lines_of_standard_input_are_named(model: Path, text: str, says: str) -> None:
