@@ -239,6 +239,20 @@ def collect_all(backend: Any, requests: Sequence[Any]) -> list[Any]:
     return [found[request.ticket] for request in requests]
 
 
+def cancel_requests(backend: Any, tickets: Sequence[int]) -> Sequence[int]:
+    """Have a backend with a method ``cancel`` stop working on open requests.
+
+    Returns:
+        The requests whose results still come, and are to be ignored: all of them with another backend, else none.
+    """
+    cancel = getattr(backend, "cancel", None)
+    if cancel is None:
+        return tickets
+    if tickets:
+        cancel(tickets)
+    return ()
+
+
 def check_ticket(ticket: int, open_tickets: Container[int]) -> None:
     """Check that the ticket of a new request is not already open.
 

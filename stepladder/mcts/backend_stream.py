@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepladder.errors import BackendError
+from stepladder.interfaces import cancel_requests
 
 
 class BackendStream:
@@ -72,8 +73,4 @@ class BackendStream:
         tickets = [ticket for ticket, job in self._open.items() if is_dropped(job)]
         for ticket in tickets:
             del self._open[ticket]
-        cancel = getattr(self._backend, "cancel", None)
-        if cancel is None:
-            self._dropped.update(tickets)
-        elif tickets:
-            cancel(tickets)
+        self._dropped.update(cancel_requests(self._backend, tickets))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
-from stepladder.interfaces import Policy, Ranges, StepRequest, StepResult
+from stepladder.interfaces import Policy, Ranges, StepRequest, StepResult, cancel_requests
 from stepladder.types import ROOT_ACTION, Problem, Step, StopReason, derive_seed
 
 _KEPT_PROMPTS = 4096
@@ -131,11 +131,7 @@ class ActionPolicy:
         inner = [ticket for ticket, (job, *_) in self._inner.items() if job.ticket in dropped]
         for ticket in inner:
             del self._inner[ticket]
-        cancel = getattr(self._policy, "cancel", None)
-        if cancel is None:
-            self._dropped.update(inner)
-        elif inner:
-            cancel(inner)
+        self._dropped.update(cancel_requests(self._policy, inner))
 
     def _parts(self, request: StepRequest) -> list[tuple[Action | None, StepRequest]]:
         """Return the requests that one is divided into."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stepladder.errors import DataFormatError
-from stepladder.interfaces import Observation, Policy, Ranges, StepRequest, StepResult, Tool, ToolCall, sampled_runs
+from stepladder.interfaces import Observation, Policy, Ranges, StepRequest, StepResult, Tool, ToolCall, cancel_requests, sampled_runs
 from stepladder.policy.observations import ObservationStore, path_key
 from stepladder.types import Step, StopReason, derive_seed
 
@@ -144,11 +144,7 @@ class ToolPolicy:
         waiting = [turn.job for turns in self._awaited.values() for turn in turns if turn.job.request.ticket in dropped]
         for job in (*waiting, *(self._inner.pop(ticket)[0] for ticket in inner)):
             job.is_dropped = True
-        cancel = getattr(self._policy, "cancel", None)
-        if cancel is None:
-            self._dropped.update(inner)
-        elif inner:
-            cancel(inner)
+        self._dropped.update(cancel_requests(self._policy, inner))
 
     def keep_observations(self, path: Path) -> None:
         """Keep observations in a file, and take those that it holds already; errors as for ``ObservationStore``."""
