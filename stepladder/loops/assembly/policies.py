@@ -53,7 +53,8 @@ def _prompt_tokenizer(config: Config, policy_dir: str) -> "PreTrainedTokenizerBa
     return _tokenizer_at(policy_dir, config.policy.trust_remote_code, file_stats(path) if path.is_dir() else ())
 
 
-@lru_cache(maxsize=1)
+# Two: a policy, and one beside it that a round starts from or that reviews answers.
+@lru_cache(maxsize=2)
 def _tokenizer_at(policy_dir: str, trust_remote_code: bool, stats: tuple[tuple[str, int, int], ...]) -> "PreTrainedTokenizerBase":
     from stepladder.lm.loading import load_tokenizer
 
