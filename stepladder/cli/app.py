@@ -91,13 +91,14 @@ def evolve(
         from stepladder.commands.evolve import check_settings, load_inputs
         from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import LOCK_FILE, check_run
+        from stepladder.loops.runs.newest import RUNS
         from stepladder.toml_text import as_toml
 
         if from_round is not None:
             _branch(config, from_round, run_dir, [*overrides, *_shorthands(seed, rounds)], stop_after, dry_run=dry_run)
             return
         asked = asked_run(config, on=on, task=task)
-        root = run_dir or Path("runs") / asked.name
+        root = run_dir or RUNS / asked.name
         resolved = resolved_settings(asked, root / "start", [*overrides, *_shorthands(seed, rounds)])
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
         check_settings(resolved)

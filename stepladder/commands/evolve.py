@@ -29,6 +29,7 @@ from stepladder.loops.runs.directory import LOCK_FILE, RunDir, check_run, load_r
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.live import remove_live
 from stepladder.loops.runs.machine import machine
+from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.workers import worker_pool
@@ -65,7 +66,7 @@ def evolve(
     if root is None and isinstance(config, Config):
         raise ConfigError("evolve: a configuration without a file needs a run directory: got none -- give root")
     resolved = with_overrides(config, list(overrides)) if isinstance(config, Config) else load_config(Path(config), list(overrides))
-    place = Path("runs") / Path(str(config)).stem if root is None else Path(root)
+    place = RUNS / Path(str(config)).stem if root is None else Path(root)
     check_settings(resolved)
     sets = load_inputs(resolved)
     check_run(place, resolved)
