@@ -54,7 +54,7 @@ def load_plug(name: str, *, setting: str) -> Any:
         raise
     # The code is somebody's: importing it may raise anything.
     except Exception as error:
-        raise ConfigError(f"{rule}: got {name!r}: {_first_line(error)} -- {_remedy(place, error)}") from None
+        raise ConfigError(f"{rule}: got {name!r}: {raised(error)} -- {_remedy(place, error)}") from None
     if not callable(plug):
         raise ConfigError(f"{rule}: got {name!r}, which is a {type(plug).__name__} and cannot be called -- name a function")
     return plug
@@ -127,7 +127,8 @@ def _from_entry_point(name: str, *, setting: str) -> Any:
     return loaded
 
 
-def _first_line(error: Exception) -> str:
+def raised(error: Exception) -> str:
+    """Return an exception of somebody's code as a phrase: its type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
 
 

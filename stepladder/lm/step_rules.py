@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.lm.text import StepBoundary, TokenText
-from stepladder.plugs import load_plug
+from stepladder.plugs import load_plug, raised
 from stepladder.settings import RuleName
 
 _TAIL = 64
@@ -157,10 +157,8 @@ class _Called(_Never):
             closes = self._function(text)
         # Somebody's code, which may raise anything.
         except Exception as error:
-            first = (str(error).splitlines() or ["no reason given"])[0]
             raise DataFormatError(
-                f"format.steps: {self._name!r} must say whether a step ends: it raised {type(error).__name__}: {first} for {text[-80:]!r} "
-                "-- correct it"
+                f"format.steps: {self._name!r} must say whether a step ends: it raised {raised(error)} for {text[-80:]!r} -- correct it"
             ) from error
         if not isinstance(closes, bool):
             raise DataFormatError(

@@ -24,7 +24,7 @@ from stepladder.lm.encoding import Span, TextEncoder
 from stepladder.lm.loading import FORMAT_FILE
 from stepladder.lm.step_rules import Boundary, StepRule, boundary_of, cut_steps
 from stepladder.lm.text import TokenText
-from stepladder.plugs import load_plug, names_function, plug_file, without_folder
+from stepladder.plugs import load_plug, names_function, plug_file, raised, without_folder
 from stepladder.settings import RuleName
 from stepladder.types import Problem
 
@@ -406,10 +406,8 @@ def _called(prompt: Callable[[str], Any], question: str, *, name: str) -> str:
         text = prompt(question)
     # Somebody's code, which may raise anything.
     except Exception as error:
-        first = (str(error).splitlines() or ["no reason given"])[0]
         raise DataFormatError(
-            f"format.prompt: {name!r} must make a prompt of a question: it raised {type(error).__name__}: {first} for {question[:80]!r} "
-            "-- correct it"
+            f"format.prompt: {name!r} must make a prompt of a question: it raised {raised(error)} for {question[:80]!r} -- correct it"
         ) from error
     if not isinstance(text, str):
         raise DataFormatError(f"format.prompt: {name!r} must return a text: got a {type(text).__name__} -- correct it")

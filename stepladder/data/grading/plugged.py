@@ -13,7 +13,7 @@ from stepladder.data.grading.answers import answer_key
 from stepladder.data.grading.rules import AnswerRule
 from stepladder.data.grading.workers import CRASHED, TIMEOUT, Message, WorkerCommand, WorkerPool
 from stepladder.errors import BackendError, ConfigError, DataFormatError, StepladderError
-from stepladder.plugs import load_plug
+from stepladder.plugs import load_plug, raised
 from stepladder.types import LabelledProblem, Verdict
 
 ARGUMENTS = ("question", "answer", "solution", "reference")
@@ -253,10 +253,7 @@ class PluggedVerifier:
             raise
         # Somebody's code, which may raise anything.
         except Exception as error:
-            first = (str(error).splitlines() or ["no reason given"])[0]
-            raise BackendError(
-                f"{_SETTING}: {self._name!r} must {task}: it raised {type(error).__name__}: {first} -- correct it"
-            ) from error
+            raise BackendError(f"{_SETTING}: {self._name!r} must {task}: it raised {raised(error)} -- correct it") from error
 
 
 def open_verifier(
