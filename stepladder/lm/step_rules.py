@@ -121,19 +121,32 @@ class _Never:
         return False
 
 
-class _Decoded(_Never):
-    """Rules that look at the decoded end of a step after each token."""
+class _Read(_Never):
+    """Rules that read an open step as text after each token, any of which may close it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self._text = TokenText(tokenizer)
+        self.may_close[[i for i in tokenizer.get_vocab().values() if i < vocab_size]] = True
+
+    def _read(self, token_ids: Int[np.ndarray, "T"]) -> str | None:
+        """Return tokens as text; None in the middle of a character, where no step ends, so that the texts of steps are whole."""
+        text = self._text.decode_batch([token_ids.tolist()], skip_special=False)[0]
+        return None if text.endswith(_REPLACEMENT) else text
+
+
+class _Decoded(_Read):
+    """Rules that look at the end of the text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rule: StepRule, *, vocab_size: int) -> None:
-        super().__init__(vocab_size)
-        self._text, self._rule = TokenText(tokenizer), rule
+        super().__init__(tokenizer, vocab_size=vocab_size)
+        self._rule = rule
         self._pattern = _SENTENCE if rule.pattern is None or rule.name != "pattern" else re.compile(rule.pattern)
-        self.may_close[[i for i in tokenizer.get_vocab().values() if i < vocab_size]] = True
 
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
         if self._rule.name == "tokens" and len(token_ids) < self._rule.num_tokens:
             return False
-        tail = _end_of(self._text, token_ids[-_TAIL:])
+        tail = self._read(token_ids[-_TAIL:])
         if tail is None:
             return False
         if self._rule.name == "tokens":
@@ -141,16 +154,15 @@ class _Decoded(_Never):
         return self._pattern.search(tail) is not None and (self._rule.name == "pattern" or _WORD.search(tail) is not None)
 
 
-class _Called(_Never):
-    """A function, which is called with the text of the step after each token."""
+class _Called(_Read):
+    """A function, which is called with the text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, *, vocab_size: int) -> None:
-        super().__init__(vocab_size)
-        self._text, self._name, self._function = TokenText(tokenizer), name, load_step_rule(name)
-        self.may_close[[i for i in tokenizer.get_vocab().values() if i < vocab_size]] = True
+        super().__init__(tokenizer, vocab_size=vocab_size)
+        self._name, self._function = name, load_step_rule(name)
 
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
-        text = _end_of(self._text, token_ids)
+        text = self._read(token_ids)
         if text is None:
             return False
         try:
@@ -165,12 +177,6 @@ class _Called(_Never):
                 f"format.steps: {self._name!r} must return True or False: got {closes!r} of type {type(closes).__name__} -- correct it"
             )
         return closes
-
-
-def _end_of(text: TokenText, token_ids: Int[np.ndarray, "T"]) -> str | None:
-    """Return tokens as text; None in the middle of a character, where no step ends, so that the texts of steps are whole."""
-    tail = text.decode_batch([token_ids.tolist()], skip_special=False)[0]
-    return None if tail.endswith(_REPLACEMENT) else tail
 
 
 class _Either:
