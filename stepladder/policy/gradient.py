@@ -250,11 +250,11 @@ def collate_packed_gradient(trees: Sequence[PackedRow[GradientRow]], *, width: i
 def _with_tokens(batch: Batch, rows: Sequence[GradientRow]) -> Batch:
     learned = batch["targets"] != IGNORE
 
-    def laid_out(values: Sequence[tuple[float, ...]]) -> Tensor:
-        table = torch.zeros(learned.shape)
-        table[learned] = torch.tensor([value for each in values for value in each], dtype=torch.float32)
+    def laid_out(name: str) -> Tensor:
+        table, values = torch.zeros(learned.shape), [value for row in rows for value in getattr(row, name)]
+        # Only a loss without a reference has none.
+        if values:
+            table[learned] = torch.tensor(values)
         return table
 
-    named = {name: [getattr(row, name) for row in rows] for name in ("advantages", "sampler_logps", "old_logps", "ref_logps")}
-    none = torch.zeros(learned.shape)
-    return {**batch, **{name: laid_out(values) if all(values) else none for name, values in named.items()}}
+    return {**batch, **{name: laid_out(name) for name in ("advantages", "sampler_logps", "old_logps", "ref_logps")}}
