@@ -148,9 +148,9 @@ class LiveTraining:
 
 
 def _factor(settings: TrainSettings, at: float) -> float:
-    """Return the share of the peak learning rate, given the share of the training that is done: it rises, then falls to 0."""
+    """Return the share of the peak learning rate, given the share of the training that is done, below 1: it rises, then falls to 0."""
     warm = settings.warmup_ratio
     if at < warm:
         return at / warm
-    left = (1.0 - at) / (1.0 - warm) if warm < 1 else 1.0
+    left = (1.0 - at) / (1.0 - warm)
     return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}[settings.schedule]
