@@ -130,20 +130,13 @@ def _stages(context: RoundContext, number: int) -> list[_Stage]:
     base = context.run.policy_source(0, context.run_config)
     traces, soft_targets = _shards(context, number, trace_kind(config)), _shards(context, number, soft_kind(config))
     preferences, advantages = _shards(context, number, preference_kind(config)), _shards(context, number, gradient_kind(config))
-    of_task = partial(partial, Task.of)
-    found: list[tuple[bool, _Stage]] = [
-        (
-            has_rows(traces) or has_rows(soft_targets),
-            _Stage("sft", "SFT", of_task(train_on_solutions, config=config, traces=traces, soft_targets=soft_targets, seed=seed)),
-        ),
-        (
-            has_rows(preferences),
-            _Stage("preference", "preferences", of_task(train_on_preferences, config=config, base=base, rows=preferences, seed=seed)),
-        ),
-        (
-            has_rows(advantages),
-            _Stage("gradient", "gradient", of_task(train_on_advantages, config=config, base=base, rows=advantages, seed=seed)),
-        ),
+    imitate = partial(Task.of, train_on_solutions, config=config, traces=traces, soft_targets=soft_targets, seed=seed)
+    prefer = partial(Task.of, train_on_preferences, config=config, base=base, rows=preferences, seed=seed)
+    climb = partial(Task.of, train_on_advantages, config=config, base=base, rows=advantages, seed=seed)
+    found = [
+        (has_rows(traces) or has_rows(soft_targets), _Stage("sft", "SFT", imitate)),
+        (has_rows(preferences), _Stage("preference", "preferences", prefer)),
+        (has_rows(advantages), _Stage("gradient", "gradient", climb)),
     ]
     return [stage for learns, stage in found if learns]
 
