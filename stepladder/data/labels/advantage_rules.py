@@ -170,7 +170,7 @@ def _row(forest: Forest, node: int, advantages: list[float], *, of_step: bool) -
         completion_ids=tokens.ids,
         advantages=per_token,
         logps=tokens.logps,
-        prompt=join_prompt(record.question, [text_along(record, before)] if before else []),
+        prompt=join_prompt(record.question, [text_along(record, before)]),
         completion=tokens.text,
         provenance=record.provenance,
         completion_given=tokens.given,
