@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import DataFormatError
 from stepladder.lm.completions import IGNORE, CompletionRow, collate_completions, collate_packed_completions, read_at
-from stepladder.lm.loading import load_causal_lm, load_tokenizer
+from stepladder.lm.loading import load_causal_lm, load_tokenizer, quiet
 from stepladder.lm.packing import PackedRow, lay_out
 from stepladder.lm.processes import this_process
 from stepladder.lm.references import ReferencedRow, add_reference
@@ -40,7 +40,6 @@ from stepladder.lm.training import (
     TrainReport,
     identity_of,
     load_options,
-    quiet,
     run_training,
     save_model,
 )
