@@ -145,7 +145,8 @@ def search_and_train(
     worker_models().release()
     stage_of = _OnlineStage(config, models, base=base, folder=folder, seed=seed, stage=stage)
     stage_of.resume()
-    chunks = list(_chunks(shards, config.run.update_every or 1))
+    assert config.run.update_every is not None, "this stage is for runs that have it"
+    chunks = _chunks(shards, config.run.update_every)
     for index in range(stage_of.course.chunks, len(chunks)):
         stage_of.do(chunks[index], index, len(chunks))
     stage_of.finish(shards, chunks, out)
@@ -275,13 +276,13 @@ class _OnlineStage:
 
     def _train(self, rows: list[AdvantageRow], index: int, count: int) -> dict[int, int]:
         """Train on the rows of a chunk; return the staleness of every row that was used, by its place."""
-        from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
+        from stepladder.lm.training_rows import check_provenance, vocabulary_size
         from stepladder.policy.gradient import gradient_rows, with_models
 
         training, course, loss = self._training, self.course, self._config.gradient.loss
         check_provenance((row.provenance for row in rows), renderer_hash=self._renderer_hash, what="rows with advantages")
+        # No row is longer than the context: this model has just sampled it. So entry i below belongs to row i.
         made = gradient_rows(rows, vocabulary=vocabulary_size(training.model))
-        made = fit_context(made, training.model, {}, what="rows with advantages")
         reference = None if self._reference is None else lambda: self._reference
         made = with_models(training.model, made, training.settings, loss=loss, reference=reference)  # pyright: ignore[reportArgumentType]
         found = training.train(made, at=(index + 0.5) / count, number=index, max_updates=self._config.gradient.max_staleness + 1)
