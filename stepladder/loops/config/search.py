@@ -12,6 +12,7 @@ from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
 from stepladder.data.labels.soft_targets import NoSoftTargets, SoftTargetRule
 from stepladder.data.labels.traces import TraceOrder
 from stepladder.data.labels.values import ValueTarget
+from stepladder.loops.config.merge import DEFAULT_METHOD
 from stepladder.loops.config.section import Section, Variant
 from stepladder.mcts.allocation import Allocation, Uniform
 from stepladder.settings import Count, NonNegative, Share
@@ -120,7 +121,7 @@ class ActionConfig(Section):
 class SearchConfig(Section):
     """How to search."""
 
-    method: str = "mcts"
+    method: str = DEFAULT_METHOD
     """Name of a search method."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the method that differ from its defaults."""
@@ -277,7 +278,7 @@ class LabelsConfig(Section):
 class EvaluateConfig(Section):
     """Measurements after each round."""
 
-    method: str = "mcts"
+    method: str = DEFAULT_METHOD
     """Search method of the search accuracy."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the method that differ from its defaults."""
