@@ -132,7 +132,7 @@ def treerl_advantages(rewards: Sequence[float | None], parents: Sequence[int], *
         V(node) = mean over the leaves below of (R - mean R of the other leaves)
         A(node) = (V(node) + (V(node) - V(parent))) / sqrt(leaves below)
 
-    A leaf counts once on each of its tokens' paths, so the root of the number of leaves keeps a shared step from weighing too much.
+    A shared step is learned once with every leaf below it, so the root of their number keeps it from weighing too much.
 
     Args:
         rewards: Outcome of every node at which a solution ends; None elsewhere.
@@ -224,6 +224,9 @@ def min_form_rewards(scores: Sequence[float], *, temperature: float = 0.1) -> li
         scores: Scores of the steps of a solution, in [0, 1].
         temperature: > 0; the sum goes to the least r as it goes to 0.
 
+    Returns:
+        One reward per step, in [-1, 1].
+
     Source: Cheng et al. 2025, "Stop summation: min-form credit assignment is all process reward model needs for reasoning" (PURE),
         equation 6; their PRM scores in [-1, 1], to which ours are mapped.
     """
@@ -240,10 +243,13 @@ def min_form_advantages(
         A_ik = sum_{j >= k} (r_ij - b_i n_ij) + w (R_i - mean R of the others),   b_i = rewards of the others / tokens of the others
 
     Args:
-        rewards: Reward of every step of every solution.
-        lengths: n, its tokens.
+        rewards: r: reward of every step of every solution.
+        lengths: n: tokens of every step.
         outcomes: R, one per solution.
         outcome_weight: w, >= 0.
+
+    Returns:
+        One advantage per step; a lone solution has b = 0 and no share of its outcome.
 
     Source: Cheng et al. 2025, "Stop summation" (PURE), section 4, and its released code (``reward_baseline = "token"``).
     """
@@ -329,7 +335,7 @@ def prover_gains(values: Sequence[float | None], parents: Sequence[int], *, atte
 
 
 def returns(rewards: Sequence[float]) -> list[float]:
-    """Return the sum of the rewards from every step on."""
+    """Return the sum of the rewards from every step on, undiscounted: one per reward."""
     found, total = [], 0.0
     for reward in reversed(rewards):
         total += reward
@@ -342,7 +348,11 @@ def over_others(returns_of_steps: Sequence[Sequence[float]]) -> list[list[float]
 
         A_ik = G_ik - mean over the others j of mean_l G_jl
 
-    A lone solution compares with itself.
+    Args:
+        returns_of_steps: G: for every solution of a problem, one return per step, of which it has at least one.
+
+    Returns:
+        One advantage per step; a lone solution compares with itself.
     """
     means = [math.fsum(each) / len(each) for each in returns_of_steps]
     found = []
