@@ -16,10 +16,15 @@ def children_of(record: TreeRecord) -> list[list[int]]:
 
 def path_to(record: TreeRecord, node: int) -> list[int]:
     """Return the nodes from the root's child down to ``node``; an empty list for the root."""
+    return path_below_root(record.parents, node)
+
+
+def path_below_root(parents: Sequence[int], node: int) -> list[int]:
+    """Return the same, given the parent of every node; the root is node 0."""
     path = []
     while node:
         path.append(node)
-        node = record.parents[node]
+        node = parents[node]
     return path[::-1]
 
 

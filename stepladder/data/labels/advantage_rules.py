@@ -16,7 +16,7 @@ from stepladder.data.labels import advantages as formulas
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.values import ValueTarget, gather_evidence, node_values
 from stepladder.settings import Count, NonNegative, Positive, Share, check_bounds
-from stepladder.tree_paths import ids_along, join_prompt, observation_ids, path_to, path_tokens, text_along
+from stepladder.tree_paths import ids_along, join_prompt, observation_ids, path_below_root, path_to, path_tokens, text_along
 from stepladder.types import AdvantageRow, StopReason, TreeRecord
 
 _CUT = (StopReason.LENGTH, StopReason.DEPTH)
@@ -72,11 +72,7 @@ class Forest:
 
     def path(self, node: int) -> list[int]:
         """Return the nodes from below the root down to a node."""
-        path = []
-        while node:
-            path.append(node)
-            node = self.parents[node]
-        return path[::-1]
+        return path_below_root(self.parents, node)
 
     def outcome(self, leaf: int) -> float:
         """Return the reward of a leaf."""
