@@ -50,9 +50,9 @@ def _print_lines(run: RunDir, seen: SeenRun, console: Console, interval_s: float
     """Print a line for every new stage and every ten seconds, and the whole picture at the end."""
     place, printed = None, 0.0
     while seen.is_running:
-        assert seen.live is not None
-        now = seen.live.round, seen.live.stage
-        if now != place or time.monotonic() - printed >= _LINE_INTERVAL_S:
+        # A process that begins or ends holds the lock and says nothing of what it does.
+        now = None if seen.live is None else (seen.live.round, seen.live.stage)
+        if seen.live is not None and (now != place or time.monotonic() - printed >= _LINE_INTERVAL_S):
             console.print(line(seen.live), highlight=False, markup=False, soft_wrap=True)
             place, printed = now, time.monotonic()
         time.sleep(interval_s)

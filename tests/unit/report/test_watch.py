@@ -1,6 +1,7 @@
 """``stepladder watch`` on runs that are finished, running, dead, or none at all."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError
-from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.directory import LOCK_FILE, RunDir
 from stepladder.loops.runs.live import live_tree, remove_live
 from stepladder.loops.runs.seen_run import look
 from stepladder.report.live_view import line, view
@@ -113,6 +114,25 @@ def test_lines_are_printed_without_a_terminal_until_the_run_ends(run: RunDir) ->
     assert lines[0].startswith("round 2 of 3, stage 1 of 6, search: search 40/144, 3,000 tokens/s, solved 7 (whole run 1:00")
     assert lines[1].startswith("round 2 of 3, stage 6 of 6, evaluate (whole run")
     assert "stopped" in out.getvalue() and "\x1b" not in out.getvalue()
+
+
+def test_a_process_that_begins_or_ends_is_waited_for(run: RunDir) -> None:
+    """It holds the lock before it says what it does, and after it has said it for the last time."""
+    _half(run)
+    lock, out = run.root / LOCK_FILE, io.StringIO()
+    lock.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid()}))
+
+    def work() -> None:
+        for change in (a_live().save, remove_live, lambda root: lock.unlink()):
+            time.sleep(0.15)
+            change(run.root)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    watch_run(run.root, Console(file=out, width=80), interval_s=0.02)
+    thread.join()
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("round 2 of 3, stage 1 of 6, search: search 40/144") and "stopped" in out.getvalue()
 
 
 def test_one_line_says_what_is_done() -> None:
