@@ -21,6 +21,17 @@ class Holder(NamedTuple):
     """Its id there."""
 
 
+def process_lives(pid: int) -> bool:
+    """Say whether a process of this machine lives, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def holder(path: Path) -> Holder | None:
     """Return the process that a lock file names, which may have died; None without one."""
     try:

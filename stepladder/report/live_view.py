@@ -39,7 +39,7 @@ def view(seen: SeenRun, *, width: int, height: int | None = None) -> RenderableT
         height: Its lines; the tree is cut to fit. None has no limit.
     """
     parts: list[RenderableType] = [_title(seen)]
-    if seen.live is not None and not (seen.rows and len(seen.rows) > seen.live.rounds):
+    if seen.live is not None and len(seen.rows) <= seen.live.rounds:
         parts += _doing(seen.live)
     elif seen.is_running and seen.times.open_stage is not None:
         number, stage, _ = seen.times.open_stage
@@ -55,7 +55,7 @@ def view(seen: SeenRun, *, width: int, height: int | None = None) -> RenderableT
 
 
 def _title(seen: SeenRun) -> Text:
-    style = "green" if seen.is_running else "bold" if len(seen.rows) > seen.rounds else "yellow"
+    style = "green" if seen.is_running else "bold" if seen.is_finished else "yellow"
     return Text.assemble((plain(seen.name), "bold"), ": ", (seen.state(), style))
 
 

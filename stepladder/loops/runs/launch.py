@@ -21,6 +21,7 @@ from traceback import format_exc
 from typing import Any
 
 from stepladder.errors import BackendError
+from stepladder.locks import process_lives
 from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs import workers
 from stepladder.loops.runs.workers import Progress, ResultT, Task
@@ -147,17 +148,9 @@ def main(folder: Path) -> None:
 
 def _exit_with(parent: int, launcher: int) -> None:
     """End this process when accelerate's, its parent, is gone, or the one that called accelerate."""
-    while os.getppid() == parent and _lives(launcher):
+    while os.getppid() == parent and process_lives(launcher):
         time.sleep(_POLL_S)
     os._exit(1)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

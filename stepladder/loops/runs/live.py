@@ -5,7 +5,6 @@ nothing that a later start needs, and no result depends on it.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from stepladder.files import atomic_write_text
+from stepladder.locks import process_lives
 from stepladder.types import TreeRecord
 
 LIVE_FILE = "live.json"
@@ -127,13 +127,7 @@ class Live:
         """Say whether the process still works: on this machine by its id, elsewhere by the age of the file."""
         if self.host != socket.gethostname():
             return time.time() - self.time < _SILENCE_S
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return process_lives(self.pid)
 
     def save(self, root: Path) -> None:
         """Write the file; a full disk or the like must not end a run for it."""

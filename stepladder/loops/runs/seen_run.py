@@ -1,10 +1,9 @@
 """A run at one moment, as its directory shows it."""
 
-import os
 import socket
 from dataclasses import dataclass
 
-from stepladder.locks import holder
+from stepladder.locks import holder, process_lives
 from stepladder.loops.runs.directory import LOCK_FILE, RunDir
 from stepladder.loops.runs.live import Live, read_live
 from stepladder.loops.runs.results import RoundRow
@@ -66,12 +65,4 @@ def look(run: RunDir, rounds: int) -> SeenRun:
 def _is_worked_on(run: RunDir) -> bool:
     """Say whether a process of this machine holds the lock; one that has just begun has not said yet what it does."""
     found = holder(run.root / LOCK_FILE)
-    if found is None or found.host != socket.gethostname():
-        return False
-    try:
-        os.kill(found.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return found is not None and found.host == socket.gethostname() and process_lives(found.pid)
