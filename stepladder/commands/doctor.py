@@ -19,11 +19,11 @@ from stepladder.commands.evolve import check_settings, load_inputs, preflight
 from stepladder.commands.versions import EXTRAS, PARTS, version_of
 from stepladder.data.step_checks.sandbox import check_sandbox, landlock_version
 from stepladder.errors import BackendError, ConfigError, StepladderError
-from stepladder.loops.assembly.machine import GIB, free_disk, gib, host_memory, num_cores
 from stepladder.loops.assembly.policies import with_chat
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
+from stepladder.loops.runs.machine import GIB, free_disk, gib, host_memory, num_cores
 from stepladder.loops.runs.newest import RUNS
 
 _PROBE = (

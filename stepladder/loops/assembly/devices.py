@@ -1,9 +1,9 @@
 """Workers and GPUs of this machine."""
 
-import os
 from pathlib import Path
 
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.machine import host_memory, num_cores
 
 
 def num_workers(config: Config) -> int:
@@ -12,7 +12,7 @@ def num_workers(config: Config) -> int:
         return config.run.workers
     if uses_gpu(config.policy.device):
         return config.policy.vllm.data_parallel if config.policy.backend == "vllm" else 1
-    return max(1, len(os.sched_getaffinity(0)) // config.run.threads)
+    return max(1, num_cores() // config.run.threads)
 
 
 def gpus_per_worker(config: Config) -> int | None:
@@ -32,3 +32,13 @@ def uses_gpu(device: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def device_memory(device: str) -> int | None:
+    """Return the bytes of memory of a ``policy.device``: of the first GPU that it means, or of this machine; None if it is unknown."""
+    if not uses_gpu(device):
+        return host_memory()
+    import torch
+
+    number = int(device.partition(":")[2] or 0)
+    return torch.cuda.get_device_properties(number).total_memory if number < torch.cuda.device_count() else None

@@ -16,13 +16,13 @@ from stepladder.hub import local_directory
 from stepladder.interfaces import Renderer
 from stepladder.lm.families import max_positions_of
 from stepladder.lm.settings import StageSettings
-from stepladder.loops.assembly.devices import num_workers, uses_gpu
+from stepladder.loops.assembly.devices import device_memory, num_workers, uses_gpu
 from stepladder.loops.assembly.estimates import ModelShape, cache_memory, checkpoint_disk, training_memory, weight_bytes
-from stepladder.loops.assembly.machine import device_memory, free_disk, gib
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.flops import count_parameters
+from stepladder.loops.runs.machine import free_disk, gib
 from stepladder.types import Problem
 
 if TYPE_CHECKING:

@@ -1,21 +1,49 @@
-"""The machine that a run uses, in words."""
+"""What this machine has: processor, cores, memory, disk, GPUs. Nothing is imported that takes long."""
 
 import os
 import re
+import shutil
 from pathlib import Path
 
+GIB = 1 << 30
 _CPU_INFO, _MEM_INFO, _GPUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/driver/nvidia/gpus")
+_GROUP_FILE = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine() -> str:
     """Return GPUs, processor, usable cores and memory of this machine, as far as the system tells, such as ``2 cores of Xeon, 8 GB``."""
     gpus = [model for folder in _folders() if (model := _found(folder / "information", r"^Model:\s*(.+)$"))]
     counted = [f"{gpus.count(model)} x {model}" if gpus.count(model) > 1 else model for model in dict.fromkeys(gpus)]
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     processor = re.sub(r"\((R|TM)\)|\bCPU\b|\s+", " ", _found(_CPU_INFO, r"^model name\s*:\s*(.+)$") or "processor")
+    memory = host_memory()
+    size = [] if memory is None else [f"{memory / GIB:.0f} GB"]
+    return ", ".join([*counted, f"{cores} core{'' if cores == 1 else 's'} of {' '.join(processor.split())}", *size])
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory() -> int | None:
+    """Return the bytes of memory that this process may use: the machine's, or those of its container; None where Linux does not tell."""
     kilobytes = _found(_MEM_INFO, r"^MemTotal:\s*(\d+)")
-    memory = [] if kilobytes is None else [f"{int(kilobytes) / 1024**2:.0f} GB"]
-    return ", ".join([*counted, f"{cores} core{'' if cores == 1 else 's'} of {' '.join(processor.split())}", *memory])
+    if kilobytes is None:
+        return None
+    total, group = int(kilobytes) << 10, _found(_GROUP_FILE, r"^(\d+)$")
+    return total if group is None else min(total, int(group))
+
+
+def free_disk(place: Path) -> int:
+    """Return the free bytes where a directory is, or would be made."""
+    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def gib(size: float) -> str:
+    """Return a size in bytes as text, such as ``1.5 GiB`` or ``12 MiB``."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.0f} MiB"
 
 
 def _folders() -> list[Path]:
