@@ -1,6 +1,6 @@
 """Walks through a stored tree: children, the path from the root to a node, and the tokens and text of a path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stepladder.types import TreeRecord
@@ -26,6 +26,26 @@ def path_below_root(parents: Sequence[int], node: int) -> list[int]:
         path.append(node)
         node = parents[node]
     return path[::-1]
+
+
+def most_visited(record: TreeRecord, path: Iterable[int], most: int) -> list[int]:
+    """Return the nodes to which a tree is cut to be shown: the root, a path, and the most visited others, each with all its ancestors.
+
+    Args:
+        record: The tree.
+        path: Nodes that are kept whatever ``most`` is, each with all its ancestors.
+        most: Nodes to keep.
+
+    Returns:
+        The nodes, ascending, so parents come first.
+    """
+    kept = {0, *path}
+    for node in sorted(range(len(record.parents)), key=lambda node: (-record.visits[node], record.depths[node], node)):
+        if len(kept) >= most:
+            break
+        if record.parents[node] in kept:
+            kept.add(node)
+    return sorted(kept)
 
 
 class PathTokens(NamedTuple):

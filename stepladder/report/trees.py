@@ -13,7 +13,7 @@ from typing import Any
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved
-from stepladder.tree_paths import action_of, observation_text
+from stepladder.tree_paths import action_of, most_visited, observation_text
 from stepladder.types import TreeRecord
 
 NUM_TEST_TREES = 6
@@ -138,7 +138,7 @@ def tree_to_json(
         The facts and ``nodes``, parents first; a node's ``hidden`` counts the descendants that were left out directly below it.
     """
     path = _path(tree, _answer_node(tree, answer))
-    kept = _most_visited(tree, path, max_nodes)
+    kept = most_visited(tree, path, max_nodes)
     place = {node: index for index, node in enumerate(kept)}
     hidden = _hidden_below(tree, place)
     return {
@@ -194,17 +194,6 @@ def _path(tree: TreeRecord, node: int | None) -> set[int]:
         path.add(node)
         node = tree.parents[node]
     return path
-
-
-def _most_visited(tree: TreeRecord, path: set[int], max_nodes: int) -> list[int]:
-    """Return the marked path and the most visited other nodes, ascending, each with all its ancestors."""
-    kept = set(path) | {0}
-    for node in sorted(range(len(tree.parents)), key=lambda node: (-tree.visits[node], tree.depths[node], node)):
-        if len(kept) >= max_nodes:
-            break
-        if tree.parents[node] in kept:
-            kept.add(node)
-    return sorted(kept)
 
 
 def _hidden_below(tree: TreeRecord, place: Mapping[int, int]) -> list[int]:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stepladder.files import atomic_write_text
 from stepladder.locks import process_lives
+from stepladder.tree_paths import children_of, most_visited
 from stepladder.types import TreeRecord
 
 LIVE_FILE = "live.json"
@@ -155,13 +156,7 @@ def remove_live(root: Path) -> None:
 def live_tree(tree: TreeRecord) -> LiveTree:
     """Return a tree for the file: the most promising path and the most visited other nodes."""
     best = _promising_path(tree)
-    kept = set(best)
-    for node in sorted(range(len(tree.parents)), key=lambda node: (-tree.visits[node], tree.depths[node], node)):
-        if len(kept) >= _MOST_NODES:
-            break
-        if tree.parents[node] in kept:
-            kept.add(node)
-    place = {node: index for index, node in enumerate(sorted(kept))}
+    place = {node: index for index, node in enumerate(most_visited(tree, best, _MOST_NODES))}
     nodes = tuple(
         LiveNode(
             parent=place.get(tree.parents[node], -1),
@@ -184,11 +179,8 @@ def live_tree(tree: TreeRecord) -> LiveTree:
 
 
 def _promising_path(tree: TreeRecord) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(tree.parents):
-        children.setdefault(parent, []).append(node)
-    path = [0]
-    while below := children.get(path[-1]):
+    children, path = children_of(tree), [0]
+    while below := children[path[-1]]:
         path.append(max(below, key=lambda node: (_worth(tree, node), tree.visits[node], -node)))
     return path
 
