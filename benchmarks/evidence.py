@@ -43,7 +43,7 @@ from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
-from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_pools, read_solved
+from stepladder.loops.runs.evaluation_rows import all_pools, all_solved
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow
 from stepladder.prm.new_models import initialise_prm
@@ -200,15 +200,14 @@ def random_prm(start: RunDir, place: Path, seed: int) -> Path:
 
 def greedy(cell: Cell, number: int) -> dict[str, float]:
     """Return whether the greedy solution of each test problem is right after a round."""
-    folder = cell.run.round(number) / "evaluation" / "test" / "greedy"
-    return {row.problem_id: float(row.correct) for path in evaluation_shards(folder) for row in read_solved(path)}
+    folder = cell.run.evaluation(number, "test") / "greedy"
+    return {row.problem_id: float(row.correct) for row in all_solved(folder)}
 
 
 def sampled(cell: Cell, number: int) -> dict[str, float]:
     """Return the share of right samples of each test problem after a round."""
-    folder = cell.run.round(number) / "evaluation" / "test" / "samples"
-    rows = [row for path in evaluation_shards(folder) for row in read_pools(path)]
-    return {row.problem_id: sum(sample.correct for sample in row.samples) / len(row.samples) for row in rows}
+    folder = cell.run.evaluation(number, "test") / "samples"
+    return {row.problem_id: sum(sample.correct for sample in row.samples) / len(row.samples) for row in all_pools(folder)}
 
 
 def spent(row: RoundRow) -> int:

@@ -30,7 +30,7 @@ from stepladder.loops.assembly.devices import num_workers
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
-from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_solved
+from stepladder.loops.runs.evaluation_rows import all_solved
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.split_figures import AnswerMethod
@@ -102,7 +102,7 @@ def accuracy(context: RoundContext, models: Models, kind: EvaluationKind, out: P
             task = Task.of(evaluate_shard, config=context.config, models=models, problems=problems, kind=kind, out=shard, stage=stage)
             tasks.append(task)
     context.work(tasks, {stage: len(context.problems["test"])})
-    rows = [row for shard in evaluation_shards(folder) for row in read_solved(shard)]
+    rows = all_solved(folder)
     return sum(row.correct for row in rows) / len(rows)
 
 

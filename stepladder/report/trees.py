@@ -12,7 +12,7 @@ from typing import Any
 
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.directory import RunDir
-from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved
+from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved, solved_problems
 from stepladder.tree_paths import action_of, most_visited, observation_text
 from stepladder.types import TreeRecord
 
@@ -37,8 +37,8 @@ def trees_for_page(run: RunDir, last_round: int, *, most: int = NUM_TEST_TREES) 
 
 def _test_trees(run: RunDir, number: int, most: int) -> list[dict[str, Any]]:
     """Show problems of every kind in turn: search and policy right, one of them right, none right."""
-    folder = run.round(number) / "evaluation" / "test"
-    greedy = {row.problem_id: row.correct for path in evaluation_shards(folder / "greedy") for row in read_solved(path)}
+    folder = run.evaluation(number, "test")
+    greedy = solved_problems(folder / "greedy")
     kinds: dict[tuple[bool, bool | None], list[tuple[Path, SolvedRow]]] = defaultdict(list)
     for path in evaluation_shards(folder / "search"):
         for row in read_solved(path):

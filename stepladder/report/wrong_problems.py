@@ -7,7 +7,15 @@ from pathlib import Path
 
 from stepladder.data.store import read_trees
 from stepladder.loops.runs.directory import RunDir
-from stepladder.loops.runs.evaluation_rows import SolvedRow, evaluation_shards, read_pools, read_solved
+from stepladder.loops.runs.evaluation_rows import (
+    SolvedRow,
+    all_pools,
+    all_solved,
+    evaluation_shards,
+    read_solved,
+    searched_questions,
+    solved_problems,
+)
 from stepladder.loops.runs.results import RoundRow
 from stepladder.types import TreeRecord
 
@@ -67,12 +75,10 @@ def wrong_problems(run: RunDir, number: int) -> list[WrongProblem]:
     Raises:
         CheckpointError: If an evaluation file is damaged.
     """
-    folder = run.round(number) / "evaluation" / "test"
-    greedy = {row.problem_id: row.correct for path in evaluation_shards(folder / "greedy") for row in read_solved(path)}
+    folder = run.evaluation(number, "test")
+    greedy = solved_problems(folder / "greedy")
     sampled = {
-        row.problem_id: sum(sample.correct for sample in row.samples) / max(len(row.samples), 1)
-        for path in evaluation_shards(folder / "samples")
-        for row in read_pools(path)
+        row.problem_id: sum(sample.correct for sample in row.samples) / max(len(row.samples), 1) for row in all_pools(folder / "samples")
     }
     found = []
     for path in evaluation_shards(folder / "search"):
@@ -125,29 +131,14 @@ def before_and_after(run: RunDir, rows: list[RoundRow]) -> list[BeforeAfter]:
     best = rows[-1].best_policy
     if best == 0:
         return []
-    before, after = ({row.problem_id: row for row in _greedy(run, number)} for number in (0, best))
+    before, after = ({row.problem_id: row for row in all_solved(run.evaluation(number, "test") / "greedy")} for number in (0, best))
     shared = [name for name in before if name in after and before[name].text and after[name].text]
     # What was learned, then what both get wrong in different ways: a page with nothing but successes shows half of the truth.
     learned = [name for name in shared if after[name].correct and not before[name].correct]
     open_still = [name for name in shared if not after[name].correct and before[name].text != after[name].text]
     chosen = (learned[:_EXAMPLES] + open_still[: _EXAMPLES - len(learned[:_EXAMPLES])]) or shared[:_EXAMPLES]
-    questions = _questions(run, best, set(chosen))
+    questions = searched_questions(run.evaluation(best, "test") / "search")
     return [BeforeAfter(problem_id=name, question=questions.get(name, name), before=before[name], after=after[name]) for name in chosen]
-
-
-def _greedy(run: RunDir, number: int) -> list[SolvedRow]:
-    folder = run.round(number) / "evaluation" / "test" / "greedy"
-    return [row for path in evaluation_shards(folder) for row in read_solved(path)]
-
-
-def _questions(run: RunDir, number: int, wanted: set[str]) -> dict[str, str]:
-    """Return the questions of problems; only searched trees have them."""
-    questions: dict[str, str] = {}
-    for path in evaluation_shards(run.round(number) / "evaluation" / "test" / "search"):
-        file = path.with_suffix(".parquet")
-        if wanted - set(questions) and file.exists():
-            questions |= {tree.problem_id: tree.question for tree in read_trees(file) if tree.problem_id in wanted}
-    return questions
 
 
 def cut(text: str) -> str:

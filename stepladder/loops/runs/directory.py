@@ -74,6 +74,10 @@ class RunDir:
         """Return the directory of a round."""
         return self.root / "rounds" / f"{number:03d}"
 
+    def evaluation(self, number: int, split: str) -> Path:
+        """Return the directory of a round's evaluations of ``held_out`` or ``test``, which has a folder for each way to answer."""
+        return self.round(number) / "evaluation" / split
+
     def policy(self, number: int) -> Path:
         """Return the policy that a round trained."""
         return self.round(number) / "models" / "policy"

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import with_config
 
 from stepladder.data.metrics.answers import PoolSample
+from stepladder.data.store import read_columns
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.runs.json_records import CLOSED, record_of
 
@@ -122,3 +123,32 @@ def read_pools(path: Path) -> list[PoolRow]:
     """
     plain = read_json(path, what=_WHAT, remedy=_REMEDY)
     return record_of(_PoolShard, plain, place=path, what=_WHAT, remedy=_REMEDY).rows
+
+
+def all_solved(folder: Path) -> list[SolvedRow]:
+    """Return the rows of a folder of greedy solutions or searches, in order; none without the folder. Errors as for ``read_solved``."""
+    return [row for path in evaluation_shards(folder) for row in read_solved(path)]
+
+
+def solved_problems(folder: Path) -> dict[str, bool]:
+    """Return by problem whether the answers in a folder of greedy solutions or searches are right; errors as for ``read_solved``."""
+    return {row.problem_id: row.correct for row in all_solved(folder)}
+
+
+def all_pools(folder: Path) -> list[PoolRow]:
+    """Return the rows of a folder of samples, in order; none without the folder. Errors as for ``read_pools``."""
+    return [row for path in evaluation_shards(folder) for row in read_pools(path)]
+
+
+def searched_questions(folder: Path) -> dict[str, str]:
+    """Return the questions of a folder of searches by problem id; only trees have them, and a shard may have lost its own.
+
+    Raises:
+        DataFormatError: If a file of trees is damaged.
+    """
+    questions: dict[str, str] = {}
+    for path in evaluation_shards(folder):
+        if (file := path.with_suffix(".parquet")).exists():
+            columns = read_columns(file, ["problem_id", "question"]).to_pydict()
+            questions |= dict(zip(columns["problem_id"], columns["question"], strict=True))
+    return questions

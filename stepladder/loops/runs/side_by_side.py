@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from stepladder.data.metrics.answers import PairedComparison, paired_comparison
-from stepladder.data.store import read_columns
 from stepladder.errors import ConfigError
 from stepladder.loops.config.run import flatten_keys
 from stepladder.loops.runs.directory import RunDir
-from stepladder.loops.runs.evaluation_rows import evaluation_shards, read_solved
+from stepladder.loops.runs.evaluation_rows import all_solved, searched_questions
 from stepladder.loops.runs.results import RoundRow
 
 _SPEED_ONLY = ("run.workers", "policy.max_batch")
@@ -89,14 +88,9 @@ _Solved = dict[tuple[str, str], bool]
 
 def _solved(run: RunDir, rows: Sequence[RoundRow]) -> _Solved:
     """Return by test problem whether the best policy's greedy answer is right."""
-    folder = run.round(rows[-1].best_policy) / "evaluation" / "test"
-    questions: dict[str, str] = {}
-    for path in evaluation_shards(folder / "search"):
-        if (file := path.with_suffix(".parquet")).exists():
-            columns = read_columns(file, ["problem_id", "question"]).to_pydict()
-            questions |= dict(zip(columns["problem_id"], columns["question"], strict=True))
-    solved = [row for path in evaluation_shards(folder / "greedy") for row in read_solved(path)]
-    return {(row.problem_id, questions.get(row.problem_id, "")): row.correct for row in solved}
+    folder = run.evaluation(rows[-1].best_policy, "test")
+    questions = searched_questions(folder / "search")
+    return {(row.problem_id, questions.get(row.problem_id, "")): row.correct for row in all_solved(folder / "greedy")}
 
 
 def _paired(first: _Solved, second: _Solved) -> PairedComparison | None:

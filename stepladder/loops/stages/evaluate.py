@@ -71,7 +71,7 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
     for split, kind, folder, scorer in wanted:
         stage = f"round {number}: {split} {folder}"
         for index, problems in enumerate(context.shards(split)):
-            out = evaluation_folder(context, number, split) / folder / f"shard-{index:04d}.json"
+            out = context.run.evaluation(number, split) / folder / f"shard-{index:04d}.json"
             outs.append(out)
             if out.exists():
                 continue
@@ -82,11 +82,6 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
             )
     context.work(tasks, totals)
     return context.check_samples(outs, f"round {number}: evaluate")
-
-
-def evaluation_folder(context: RoundContext, number: int, split: str) -> Path:
-    """Return the folder of the evaluations of a split."""
-    return context.run.round(number) / "evaluation" / split
 
 
 def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: EvaluationKind, out: Path, stage: str) -> None:

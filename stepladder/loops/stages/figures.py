@@ -15,7 +15,7 @@ from stepladder.data.metrics import answers as metrics
 from stepladder.data.metrics import monitors
 from stepladder.data.metrics.answers import PoolSample
 from stepladder.data.store import read_trees
-from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, evaluation_shards, read_pools, read_solved
+from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, all_pools, all_solved
 from stepladder.loops.runs.results import LevelCount, SearchFigures
 from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
@@ -108,7 +108,7 @@ def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> Spli
     Raises:
         CheckpointError: If a file is not one that an evaluation wrote.
     """
-    greedy, search, samples = _solved(folder / "greedy"), _solved(folder / "search"), _pools(folder / "samples")
+    greedy, search, samples = all_solved(folder / "greedy"), all_solved(folder / "search"), all_pools(folder / "samples")
     return SplitFigures(
         problems=len(greedy),
         tokens=EvaluationTokens(greedy=_tokens(greedy), samples=sum(row.tokens for row in samples), search=_tokens(search)),
@@ -155,26 +155,13 @@ def _mean(values: Sequence[float] | None) -> float | None:
 
 def folder_auc(folder: Path) -> float | None:
     """Return the quality with which the scores in a folder of samples rank the solutions of a problem; None if nothing can be ranked."""
-    return _within_problem_auc(_pools(folder))
-
-
-def solved_problems(folder: Path) -> dict[str, bool]:
-    """Return by problem whether the answers in a folder are right."""
-    return {row.problem_id: row.correct for row in _solved(folder)}
+    return _within_problem_auc(all_pools(folder))
 
 
 def problem_aucs(folder: Path) -> dict[str, float]:
     """Return by problem how well the scores in a folder of samples rank its solutions, in [0, 1]; only problems that can be ranked."""
-    found = {row.problem_id: metrics.pooled_auc(*_scores(row.samples)) for row in _pools(folder)}
+    found = {row.problem_id: metrics.pooled_auc(*_scores(row.samples)) for row in all_pools(folder)}
     return {problem: auc for problem, auc in found.items() if auc is not None}
-
-
-def _solved(folder: Path) -> list[SolvedRow]:
-    return [row for path in evaluation_shards(folder) for row in read_solved(path)]
-
-
-def _pools(folder: Path) -> list[PoolRow]:
-    return [row for path in evaluation_shards(folder) for row in read_pools(path)]
 
 
 def _tokens(rows: Sequence[SolvedRow]) -> int:

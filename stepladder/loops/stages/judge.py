@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from stepladder.loops.runs.evaluation_rows import solved_problems
 from stepladder.loops.runs.flops import FORWARD, TRAINING, FlopFigures, count_parameters
 from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
 from stepladder.loops.runs.round_settings import NO_SETTINGS, RoundSettings
 from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.evaluate import Evaluation, evaluate, evaluation_folder, run_evaluations
+from stepladder.loops.stages.evaluate import Evaluation, evaluate, run_evaluations
 from stepladder.loops.stages.failures import failure_figures
-from stepladder.loops.stages.figures import folder_auc, levels_of, problem_aucs, solved_problems, split_figures
+from stepladder.loops.stages.figures import folder_auc, levels_of, problem_aucs, split_figures
 from stepladder.loops.stages.gate import GateDecision, GateEvidence, KeptPRM, fails, fall_back, gate_policy, gate_prm
 from stepladder.loops.stages.warnings import warnings_of
 
@@ -44,7 +45,7 @@ def judge(
     prm = number if run.prm(number).exists() else best.prm
     evaluate(context, number, policy=policy, prm=prm, best_prm=best.prm)
     held_out, test = (
-        split_figures(evaluation_folder(context, number, split), levels_of(context.problems[split])) for split in ("held_out", "test")
+        split_figures(context.run.evaluation(number, split), levels_of(context.problems[split])) for split in ("held_out", "test")
     )
     policy_gate = _policy_decision(context, number, policy, best.policy, held_out, training)
     prm_gate = _prm_decision(context, number, prm, best.prm, held_out, training)
@@ -98,7 +99,7 @@ def _policy_decision(
     before = context.run.row(best)
     assert before is not None, "the best policy's round is finished"
     pass_at_1, best_pass_at_1 = (None if figures.pass_at_1 is None else figures.pass_at_1.value for figures in (held_out, before.held_out))
-    new, old = (solved_problems(evaluation_folder(context, version, "held_out") / "greedy") for version in (number, best))
+    new, old = (solved_problems(context.run.evaluation(version, "held_out") / "greedy") for version in (number, best))
     evidence = _evidence(new, old, rows=sum(summary.rows for summary in training.policy.stages.values()))
     return gate_policy(pass_at_1, best_pass_at_1, context.config.gate, evidence)
 
@@ -124,7 +125,7 @@ def _prm_decision(
     if candidate is None or candidate == best:
         return GateDecision(accepted=False, reason="no PRM was trained")
     auc, best_auc = held_out.pool.prm_within_problem_auc, held_out.best_prm_within_problem_auc
-    folder = evaluation_folder(context, number, "held_out")
+    folder = context.run.evaluation(number, "held_out")
     rows = 0 if training.prm is None else training.prm.rows
     evidence = _evidence(problem_aucs(folder / "samples"), problem_aucs(folder / "samples-best-prm"), rows=rows)
     return gate_prm(auc, best_auc, context.config.gate, evidence)
@@ -145,7 +146,7 @@ def kept_prm(context: RoundContext, number: int, policy: int, best: int | None, 
     wanted = [Evaluation("held_out", "samples", f"samples-prm-{earlier}", earlier) for earlier in accepted]
     with context.stage(number, "evaluate earlier PRMs") as event:
         event.failures = run_evaluations(context, number, policy, wanted)
-    folder = evaluation_folder(context, number, "held_out")
+    folder = context.run.evaluation(number, "held_out")
     chosen = fall_back({earlier: folder_auc(folder / f"samples-prm-{earlier}") for earlier in accepted})
     instead = ", the search goes on without one" if chosen is None else f" for that of round {chosen}"
     return KeptPRM(chosen, f"; the PRM of round {best} has {auc:.3f} on the new policy's solutions and is given up{instead}")
