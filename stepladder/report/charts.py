@@ -14,9 +14,9 @@ from stepladder.report.figures import count, duration
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 540, 54, 128, 16, 44
 _LABEL_GAP = 16.0
-MAX_TICKS = 14
-"""Most ticks of an axis of rounds or levels."""
-AGES = 6
+_MAX_TICKS = 14
+"""Most ticks of an axis of rounds, levels or depths."""
+_AGES = 6
 """Shades of rounds in ``chart.css``, from the first to the newest."""
 
 
@@ -82,8 +82,24 @@ def percent_axis(label: str, values: Sequence[float]) -> Axis:
 
 def round_axis(rounds: Sequence[int]) -> Axis:
     """Return the axis of round numbers, with half a round of air at both ends."""
-    step = -(-len(rounds) // MAX_TICKS)
-    return Axis(label="round", low=min(rounds) - 0.4, high=max(rounds) + 0.4, ticks=[(number, str(number)) for number in rounds[::step]])
+    return whole_axis("round", rounds)
+
+
+def whole_axis(label: str, numbers: Sequence[int]) -> Axis:
+    """Return an axis of some ascending whole numbers, with a little air at both ends."""
+    ticks = thinned([(number, str(number)) for number in numbers])
+    return Axis(label=label, low=min(numbers) - 0.4, high=max(numbers) + 0.4, ticks=ticks)
+
+
+def thinned(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Return every tick, or every second, third ... one if there are too many for an axis."""
+    return list(ticks[:: -(-len(ticks) // _MAX_TICKS)])
+
+
+def age_styles(number: int) -> list[str]:
+    """Return the style of each of some lines in the order of their rounds: the later, the stronger. A lone one is the newest."""
+    last = max(number - 1, 1)
+    return [f"age-{_AGES - 1 - round((number - 1 - index) * (_AGES - 1) / last)}" for index in range(number)]
 
 
 def token_axis(values: Sequence[float]) -> Axis:
@@ -411,7 +427,7 @@ def staircase(treads: Sequence[Tread], *, label: str) -> str:
     height, bottom = 250, 250 - 30
     width = min((_WIDTH - 12) / max(len(treads), 1), 150.0)
     top = max((value for tread in treads for value in (tread.value, tread.level) if value is not None), default=1.0) or 1.0
-    parts, step = [], -(-len(treads) // MAX_TICKS)
+    parts, step = [], -(-len(treads) // _MAX_TICKS)
     for index, tread in enumerate(treads):
         x = 6 + width * index
         if tread.level is not None:

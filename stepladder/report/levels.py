@@ -94,11 +94,10 @@ class LevelPicture:
 
     def _drawn(self, lines: Sequence[charts.Series], label: str, axis: str) -> str:
         values = [point.y for line in lines for point in line.points]
-        ticks = [(float(level), level) for level in self._levels]
-        step = -(-len(ticks) // charts.MAX_TICKS)
+        ticks = charts.thinned([(float(level), level) for level in self._levels])
         low, high = float(self._levels[0]), float(self._levels[-1])
         margin = (high - low) / 40
-        x = charts.Axis(label=self.name, low=low - margin, high=high + margin, ticks=ticks[::step])
+        x = charts.Axis(label=self.name, low=low - margin, high=high + margin, ticks=ticks)
         return charts.line_chart(
             lines, x=x, y=charts.percent_axis(axis, values), label=label, x_name=self.name, x_text=charts.plain_number, height=300
         )
@@ -109,8 +108,7 @@ class LevelPicture:
         if len(rows) > _MOST_LINES:
             places = sorted({round(index * (len(rows) - 1) / (_MOST_LINES - 1)) for index in range(_MOST_LINES)})
             rows = [rows[place] for place in places]
-        last = max(len(rows) - 1, 1)
-        return [(row, f"age-{round(index * (charts.AGES - 1) / last)}") for index, row in enumerate(rows)]
+        return list(zip(rows, charts.age_styles(len(rows)), strict=True))
 
     def _table(self) -> Markup:
         levels = list(dict.fromkeys(level for row in self._rows for level in row.test.levels))

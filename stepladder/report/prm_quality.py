@@ -14,6 +14,8 @@ _FALL = 0.03
 """Loss of AUC that is worth a sentence."""
 _FEWEST_IN_BIN = 5
 """Fewest solutions of a bin whose share means anything."""
+_RELIABILITY_ROUNDS = 3
+"""Newest rounds of which the reliability is drawn."""
 
 
 def prm(rows: Sequence[RoundRow], by_depth: Mapping[int, DepthAuc]) -> Markup:
@@ -83,16 +85,12 @@ def _score_figures(rows: Sequence[RoundRow]) -> list[Markup]:
     if not found:
         return []
     number, scores = found[-1]
-    lines = [_reliability_line(*each, style) for each, style in zip(found[-3:], _styles(len(found[-3:])), strict=True)]
+    drawn = found[-_RELIABILITY_ROUNDS:]
+    lines = [_reliability_line(*each, style) for each, style in zip(drawn, charts.age_styles(len(drawn)), strict=True)]
     return [
         figure(_reliability_chart(lines), "Reliability: share of right solutions among those with a score"),
         figure(_histogram(scores, number), f"Scores of right and of wrong solutions, round {number}"),
     ]
-
-
-def _styles(number: int) -> list[str]:
-    last = max(number - 1, 1)
-    return [f"age-{charts.AGES - 1 - round((number - 1 - index) * (charts.AGES - 1) / last)}" for index in range(number)]
 
 
 def _reliability_line(number: int, scores: ScoreHistogram, style: str) -> charts.Series:
@@ -133,12 +131,10 @@ def _depth_chart(by_depth: Mapping[int, DepthAuc]) -> str:
             style=style,
             points=[charts.Point(x=depth, y=auc, text=decimals(auc)) for depth, auc in sorted(by_depth[number].items())],
         )
-        for number, style in zip(numbers, _styles(len(numbers)), strict=True)
+        for number, style in zip(numbers, charts.age_styles(len(numbers)), strict=True)
     ]
     depths = sorted({depth for figures in by_depth.values() for depth in figures})
-    step = -(-len(depths) // charts.MAX_TICKS)
-    ticks = [(depth, str(depth)) for depth in depths[::step]]
-    x = charts.Axis(label="depth of the step", low=depths[0] - 0.4, high=depths[-1] + 0.4, ticks=ticks)
+    x = charts.whole_axis("depth of the step", depths)
     label = "AUC of single steps by depth, one line per round"
     return charts.line_chart(lines, x=x, y=_auc_axis(lines), label=label, x_name="depth", height=300, guide=(0.5, "chance"))
 

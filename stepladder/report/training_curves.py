@@ -23,15 +23,14 @@ def training_curves(trainings: Curves) -> Markup:
 
 
 def _chart(name: str, rounds: Sequence[tuple[int, TrainingSummary]]) -> str:
-    last = max(len(rounds) - 1, 1)
     lines = [
         charts.Series(
             name=f"round {number}",
-            style=f"age-{round(index * (charts.AGES - 1) / last) if len(rounds) > 1 else charts.AGES - 1}",
+            style=style,
             points=[charts.Point(x=update, y=loss, text=f"loss {decimals(loss)}{_norm(norm)}") for update, loss, norm in summary.curve],
             bare=True,
         )
-        for index, (number, summary) in enumerate(rounds)
+        for (number, summary), style in zip(rounds, charts.age_styles(len(rounds)), strict=True)
     ]
     values = [point.y for line in lines for point in line.points]
     updates = [point.x for line in lines for point in line.points]

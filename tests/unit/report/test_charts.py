@@ -96,6 +96,13 @@ def test_round_axis_has_few_ticks() -> None:
     assert charts.round_axis([0]).ticks == [(0, "0")]
 
 
+def test_the_newest_line_is_the_strongest_on_every_chart() -> None:
+    """A lone one, too; there are six shades, and others share them out."""
+    assert charts.age_styles(1) == ["age-5"]
+    assert charts.age_styles(3) == ["age-0", "age-3", "age-5"]
+    assert charts.age_styles(6) == [f"age-{number}" for number in range(6)]
+
+
 def test_time_bars_are_proportional() -> None:
     """The longest round fills the width; lengths are in proportion to seconds, stages in the order of the fullest round."""
     drawing = charts.time_bars({0: {"train": 10.0}, 1: {"search": 30.0, "train": 10.0}}, label="l")
