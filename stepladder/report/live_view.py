@@ -8,7 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from stepladder.loops.runs.live import Live, LiveNode, LiveTree
-from stepladder.loops.runs.progress import clock, rough, stage_table
+from stepladder.loops.runs.progress import clock, rough, stage_figures, stage_table
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.seen_run import SeenRun
 from stepladder.report.figures import POLICY, SEARCH, accuracy, decimals, duration, percent
@@ -23,10 +23,7 @@ _FEW_ROUNDS = 8
 def line(live: Live) -> str:
     """Return what a run is doing in one line."""
     part = next((each for each in reversed(live.parts) if each.seconds > 0), None)
-    doing = ""
-    if part is not None:
-        solved = f", solved {part.solved}" if part.solved else ""
-        doing = f": {plain(part.name)} {part.items}/{'?' if part.total is None else part.total}, {part.rate:,.0f} tokens/s{solved}"
+    doing = "" if part is None else f": {plain(part.name)} {stage_figures(part)}"
     return f"{_place(live)}{doing}{_left(live)}"
 
 

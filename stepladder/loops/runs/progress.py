@@ -76,7 +76,7 @@ class RunFrame:
             stage=self._stage,
             stage_number=stages.index(self._stage) + 1 if self._stage in stages else len(stages),
             num_stages=len(stages),
-            purpose=self._purpose(self._round, self._stage),
+            purpose=self.purpose(),
             seconds_left=self.seconds_left(parts),
             parts=tuple(parts),
             tree=self._tree,
@@ -94,22 +94,26 @@ class RunFrame:
             return max(self._expected_s - (time.monotonic() - self._began), 0.0) or None
         return found
 
+    def place(self) -> str:
+        """Return the place of the stage in the run in one line."""
+        where, stages = "warm-up" if self._round == 0 else f"round {self._round} of {self._rounds}", self._plan.get(self._round, ())
+        counted = f", stage {stages.index(self._stage) + 1} of {len(stages)}" if self._stage in stages else ""
+        return f"{where}{counted}: {self._stage}"
+
+    def purpose(self) -> str:
+        """Return what the stage is for; empty if nothing is known."""
+        return self._purpose(self._round, self._stage)
+
     def heading(self) -> str:
-        """Return the place of the stage in the run."""
-        return place_of(self._round, self._rounds, self._stage, self._plan.get(self._round, ()), self._purpose(self._round, self._stage))
+        """Return the place of the stage in the run, and what it is for, in one line."""
+        said = self.purpose()
+        return self.place() + (f" -- {said}" if said else "")
 
     def footer(self, parts: Sequence[LiveStage]) -> str:
         """Return the time of the whole run."""
         left = self.seconds_left(parts)
         rest = "time left is known after the first round" if left is None else f"about {rough(left)} left"
         return f"whole run: {clock(time.monotonic() - self._began)}, {rest}"
-
-
-def place_of(number: int, rounds: int, stage: str, stages: Sequence[str], said: str) -> str:
-    """Return the place of a stage in a run in one line."""
-    where = "warm-up" if number == 0 else f"round {number} of {rounds}"
-    counted = f", stage {stages.index(stage) + 1} of {len(stages)}" if stage in stages else ""
-    return f"{where}{counted}: {stage}" + (f" -- {said}" if said else "")
 
 
 def clock(seconds: float) -> str:
@@ -170,6 +174,15 @@ class ProgressDisplay:
             yield tracker.update
 
 
+def stage_figures(part: LiveStage) -> str:
+    """Write the figures of a stage as ``40/144, 3,000 tokens/s, solved 7``."""
+    return f"{_done(part)}, {part.rate:,.0f} tokens/s" + (f", solved {part.solved}" if part.solved else "")
+
+
+def _done(part: LiveStage) -> str:
+    return f"{part.items}/{'?' if part.total is None else part.total}"
+
+
 def stage_table(parts: Sequence[LiveStage]) -> Table:
     """Return the bars of stages with their figures, under headings; it fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
@@ -179,12 +192,11 @@ def stage_table(parts: Sequence[LiveStage]) -> Table:
         table.add_column(name, justify="right", min_width=width, no_wrap=True)
     for part in parts:
         begun = part.seconds > 0
-        done = f"{part.items}/{'?' if part.total is None else part.total}"
         left = part.seconds_left
         table.add_row(
             Text(plain(part.name), style="" if begun else "dim"),
             ProgressBar(total=part.total or None, completed=part.items, width=_BAR_WIDTH, pulse=begun and part.total is None),
-            Text(done, style="" if begun else "dim"),
+            Text(_done(part), style="" if begun else "dim"),
             f"{part.rate:,.0f}" if begun else "",
             f"{part.solved:,}" if part.solved else "",
             clock(part.seconds) if begun else "",
@@ -210,32 +222,31 @@ class _Tracker:
         self._last_report = time.monotonic()
         self._spans[progress.stage] = begin, self._last_report
         before = self._sums.get(progress.stage, Progress(stage=progress.stage))
-        now = Progress(
+        self._sums[progress.stage] = Progress(
             stage=progress.stage,
             items=before.items + progress.items,
             tokens=before.tokens + progress.tokens,
             solved=before.solved + progress.solved,
         )
-        self._sums[progress.stage] = now
         self._totals[progress.stage] = progress.total or self._totals.get(progress.stage)
         if self._frame is not None:
             self._frame.show(self._parts(), progress.tree)
         if not self._is_animated and self._last_report - self._last_line >= _PLAIN_INTERVAL_S:
             self._last_line = self._last_report
-            self._line(now)
+            self._line(progress.stage)
 
     def finish(self) -> None:
         """Print the final count of each stage."""
-        for now in self._sums.values():
-            self._line(now)
+        for stage in self._sums:
+            self._line(stage)
 
     def board(self) -> RenderableType:
         """Return what a terminal shows: the place in the run, the stages, and the time of the whole."""
         parts = self._parts()
         if self._frame is None:
             return stage_table(parts)
-        place, _, said = self._frame.heading().partition(" -- ")
-        heading = [Text(plain(place), style="bold"), *([Text(plain(said), style="dim")] if said else [])]
+        said = self._frame.purpose()
+        heading = [Text(plain(self._frame.place()), style="bold"), *([Text(plain(said), style="dim")] if said else [])]
         return Group(*heading, stage_table(parts), Text(self._frame.footer(parts), style="dim"))
 
     def _parts(self) -> list[LiveStage]:
@@ -250,11 +261,7 @@ class _Tracker:
             name=short, items=now.items, total=self._totals.get(name), tokens=now.tokens, solved=now.solved, seconds=end - begin
         )
 
-    def _line(self, now: Progress) -> None:
-        begin, end = self._spans[now.stage]
-        seconds, total = end - begin, self._totals[now.stage] or now.items
-        solved = f", solved {now.solved}" if now.solved else ""
-        rate = f"{now.tokens / max(seconds, 1e-9):,.0f} tokens/s{solved}"
-        # Before the first item is done nothing is known of the time that one takes.
-        left = f", {seconds / now.items * max(total - now.items, 0):.0f} s left" if now.items else ""
-        self._console.print(f"{now.stage}: {now.items}/{total}, {rate}, {seconds:.0f} s{left}", highlight=False, markup=False)
+    def _line(self, stage: str) -> None:
+        part = self._part(stage)
+        left = "" if part.seconds_left is None else f", {part.seconds_left:.0f} s left"
+        self._console.print(f"{stage}: {stage_figures(part)}, {part.seconds:.0f} s{left}", highlight=False, markup=False)
