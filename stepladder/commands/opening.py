@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from stepladder.loops.assembly.devices import num_workers
@@ -69,9 +70,13 @@ class Opening:
         """Return the frame of the run's stages."""
         plan = {number: planned_stages(self._config, number) for number in range(self._last + 1)}
 
+        # The screen asks several times a second, and no other stage ends while one runs.
+        @lru_cache(maxsize=1)
+        def spent(number: int, stage: str) -> dict[int, dict[str, float]]:
+            return stage_times(run.root / "events.jsonl").seconds
+
         def left(number: int, stage: str, elapsed: float, stage_left: float | None) -> float | None:
-            spent = stage_times(run.root / "events.jsonl").seconds
-            return seconds_left(plan, spent, number=number, stage=stage, elapsed=elapsed, stage_left=stage_left)
+            return seconds_left(plan, spent(number, stage), number=number, stage=stage, elapsed=elapsed, stage_left=stage_left)
 
         return RunFrame(self._root, rounds=self._last, plan=plan, purpose=purpose, left=left, expected_s=self._expected_s)
 

@@ -11,6 +11,8 @@ from stepladder import embedded
 from stepladder.commands.opening import Opening, next_commands
 from stepladder.loops.config.load import load_config
 from stepladder.loops.runs.machine import machine
+from stepladder.loops.runs.stage_times import stage_times
+from stepladder.loops.stages.plan import planned_stages
 from tests.report_run import config, full_rows, write_run
 
 SIZES = {"train": 800, "held_out": 200, "test": 1000}
@@ -39,6 +41,22 @@ def test_a_run_that_goes_on_says_what_is_done() -> None:
     assert "about 3 min" in lines[-1]
     assert "known after the first round" in _lines("puzzle")[-1]
     assert _lines("puzzle", num_done=2, last=1) == ["evolve: runs/x has its 1 round already"]
+
+
+def test_the_times_of_earlier_stages_are_read_once_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every drawing, four times a second. Every stage took 10 s in round 1, and takes as long again."""
+    settings, reads = config(), list[Path]()
+    run, stages = write_run(tmp_path / "run", full_rows()[:2], settings=settings), planned_stages(settings, 1)
+    (run.root / "events.jsonl").unlink()
+    for stage in stages:
+        run.log_event("stage_end", round=1, stage=stage, seconds=10.0)
+    monkeypatch.setattr("stepladder.commands.opening.stage_times", lambda path: reads.append(path) or stage_times(path))
+    frame = Opening(settings, run.root, num_done=2, last=2, expected_s=None).frame(run)
+    for place in (0, 1):
+        frame.enter(2, stages[place])
+        for _ in range(5):
+            assert frame.seconds_left(()) == pytest.approx(10.0 * (len(stages) - place), abs=2.0)
+    assert len(reads) == 2
 
 
 def test_the_task_describes_itself(tmp_path: Path) -> None:
