@@ -415,11 +415,11 @@ class SearchService:
         self.metrics.add("stepladder_generated_tokens_total", tree.generated_tokens)
         self.metrics.add("stepladder_simulations_total", tree.num_simulations)
         self.metrics.observe("stepladder_search_seconds", seconds)
-        self._sick = (
-            None if not result.failures.all_failed else (time.monotonic(), f"the policy gives no sample: {result.failures.sentence()}")
-        )
         if result.failures.all_failed:
-            return ApiError(502, f"the policy gave no sample: {result.failures.sentence()}", code="policy_failed")
+            said = result.failures.sentence()
+            self._sick = time.monotonic(), f"the policy gives no sample: {said}"
+            return ApiError(502, f"the policy gave no sample: {said}", code="policy_failed")
+        self._sick = None
         path = tuple(path_to(tree, _end_of_solution(result)))
         pieces: tuple[str, ...] = ()
         if pending.ask.wants_pieces:
