@@ -10,6 +10,7 @@ import pytest
 
 from stepladder.errors import BackendError
 from stepladder.serve.exchange import ClientGone, Exchange
+from stepladder.serve.search_service import Answer, Pending
 from stepladder.testing import ScriptedPolicy
 from tests.searches import propose
 from tests.served import GatedPolicy, ScriptedSession, serving
@@ -147,6 +148,34 @@ def test_a_client_that_goes_away_leaves_no_task_behind():
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(leave()) == set()
+
+
+def test_a_client_that_reads_late_gets_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that came in time are no sign of an engine that hangs, however long after the deadline the client takes them."""
+    monkeypatch.setattr("stepladder.serve.exchange.PATIENCE_S", 0.05)
+
+    class Here:
+        async def receive(self):
+            await asyncio.sleep(60)
+
+    class Quick:
+        def ask(self, asks, deliver):
+            self.deliver = deliver
+            return [Pending(ask=ask, deliver=lambda event: None, is_over=True) for ask in asks]
+
+    async def read_late():
+        service, asks = Quick(), [None, None]
+        exchange = Exchange(service, asks, seconds=0.05)
+        service.deliver(0, Answer(None, (), (), 0.1))
+        numbers = []
+        async for number, _ in exchange.events(Here()):
+            numbers.append(number)
+            service.deliver(1, Answer(None, (), (), 0.1))
+            await asyncio.sleep(0.3)
+        exchange.close()
+        return numbers
+
+    assert asyncio.run(read_late()) == [0, 1]
 
 
 def test_a_full_queue_says_when_to_come_back():
