@@ -1,11 +1,12 @@
 """The test problems of a round: which are wrong and why, and what a policy wrote before and writes now."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from stepladder.data.store import read_trees
+from stepladder.data.store import read_columns
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.evaluation_rows import (
     SolvedRow,
@@ -17,7 +18,6 @@ from stepladder.loops.runs.evaluation_rows import (
     solved_problems,
 )
 from stepladder.loops.runs.results import RoundRow
-from stepladder.types import TreeRecord
 
 MOST_TEXT = 600
 """Characters of a question or solution in a list."""
@@ -99,7 +99,27 @@ def wrong_problems(run: RunDir, number: int) -> list[WrongProblem]:
     return found
 
 
-def failure_of(row: SolvedRow, tree: TreeRecord | None) -> Failure:
+class ScoredAnswers(Protocol):
+    """What is looked at in a tree; a ``TreeRecord`` has it."""
+
+    @property
+    def answers(self) -> Sequence[str | None]:
+        """Answer of every node; None without one."""
+        ...
+
+    @property
+    def scores(self) -> Sequence[float | None]:
+        """Score of every node by the PRM, in [0, 1]; None without one."""
+        ...
+
+
+class _Searched(NamedTuple):
+    question: str
+    answers: Sequence[str | None]
+    scores: Sequence[float | None]
+
+
+def failure_of(row: SolvedRow, tree: ScoredAnswers | None) -> Failure:
     """Return why a search gave no right answer, as far as its row and its tree tell."""
     right = set(row.right_answers or ())
     if row.answer is None and not right:
@@ -112,14 +132,18 @@ def failure_of(row: SolvedRow, tree: TreeRecord | None) -> Failure:
     return Failure.PREFERRED if chosen is not None and best is not None and chosen > best else Failure.OUTVOTED
 
 
-def _best_score(tree: TreeRecord, answers: Container[str | None]) -> float | None:
+def _best_score(tree: ScoredAnswers, answers: Container[str | None]) -> float | None:
     scores = [tree.scores[node] for node, answer in enumerate(tree.answers) if answer is not None and answer in answers]
     return max((score for score in scores if score is not None), default=None)
 
 
-def _trees(path: Path, wanted: Mapping[str, SolvedRow]) -> dict[str, TreeRecord]:
+def _trees(path: Path, wanted: Mapping[str, SolvedRow]) -> dict[str, _Searched]:
+    """Return what is looked at in the trees beside a shard of rows; the texts and tokens of their steps are not read."""
     file = path.with_suffix(".parquet")
-    return {tree.problem_id: tree for tree in read_trees(file) if tree.problem_id in wanted} if wanted and file.exists() else {}
+    if not wanted or not file.exists():
+        return {}
+    rows = read_columns(file, ["problem_id", *_Searched._fields]).to_pylist()
+    return {name: _Searched(**row) for row in rows if (name := row.pop("problem_id")) in wanted}
 
 
 def before_and_after(run: RunDir, rows: list[RoundRow]) -> list[BeforeAfter]:
