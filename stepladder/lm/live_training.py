@@ -36,6 +36,8 @@ class LiveUpdates(NamedTuple):
     """Tokens forwarded, not counting padding."""
     used: dict[int, int]
     """Number of the first update of this call, from 0, that used a row, by the row's place. Rows that no update used are left out."""
+    late: int
+    """Rows that only updates after ``max_updates`` would have used."""
     layout: str
     """As in ``TrainReport``."""
 
@@ -115,8 +117,9 @@ class LiveTraining:
         for place, indices in enumerate(order[: len(updates) * size]):
             for index in indices:
                 used.setdefault(index, place // size)
+        late = {index for indices in order[len(updates) * size :] for index in indices} - set(used)
         tokens = sum(row.num_tokens for each in updates for batch in each for row in batch)
-        return LiveUpdates([loss for loss, _ in made], [norm for _, norm in made], tokens, used, layout)
+        return LiveUpdates([loss for loss, _ in made], [norm for _, norm in made], tokens, used, len(late), layout)
 
     def _update(self, passes: list[list[Any]], collate: Collate, number: int) -> tuple[float, float]:
         batches = [collate(rows) for rows in passes]

@@ -231,5 +231,8 @@ def test_the_learning_rate_follows_the_share_that_is_done(tmp_path: Path) -> Non
     for at in (0.05, 0.1, 0.55, 0.95):
         made = live.train(rows, at=at, number=1, max_updates=3)
         rates.append(live.optimizer.param_groups[0]["lr"])
-        assert len(made.losses) == 3 and len(made.used) == 6 and sorted(made.used.values()) == [0, 0, 1, 1, 2, 2]
+        assert len(made.losses) == 3 and len(made.used) == 6 and sorted(made.used.values()) == [0, 0, 1, 1, 2, 2] and made.late == 2
+    half = replace(live, settings=replace(settings, epochs=0.5)).train(rows, at=0.5, number=1, max_updates=3)
+    # Half an epoch has two updates, so that none of the rows it leaves out is too late.
+    assert len(half.used) == 4 and half.late == 0
     assert rates == pytest.approx([5e-4, 1e-3, 5e-4, 1e-3 * 0.05 / 0.9])

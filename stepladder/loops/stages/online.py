@@ -213,10 +213,12 @@ class _OnlineStage:
         self._search(chunk, index)
         selection = self._config.labels.advantages.select(TREES.read([self._path("trees", index)]))
         rows, course = selection.rows, self.course
-        used = self._train(rows, index, count) if rows else {}
+        used, late = self._train(rows, index, count) if rows else ({}, 0)
         kept = [replace(row, staleness=used[place]) for place, row in enumerate(rows) if place in used]
         ADVANTAGES.write(self._path("rows", index), kept)
-        course.dropped = dict(Counter(course.dropped) + Counter({"too stale": len(rows) - len(kept)}))
+        # What is left are rows that a part of an epoch, or a number of updates, does not reach.
+        unused = Counter({"too stale": late, "not reached": len(rows) - len(kept) - late})
+        course.dropped = dict(Counter(course.dropped) + unused)
         course.rows += len(kept)
         course.chunks = index + 1
         course.log.append(
@@ -274,8 +276,8 @@ class _OnlineStage:
             for part in path.parent.glob(f"{path.stem}.*"):
                 part.unlink()
 
-    def _train(self, rows: list[AdvantageRow], index: int, count: int) -> dict[int, int]:
-        """Train on the rows of a chunk; return the staleness of every row that was used, by its place."""
+    def _train(self, rows: list[AdvantageRow], index: int, count: int) -> tuple[dict[int, int], int]:
+        """Train on the rows of a chunk; return the staleness of every row that was used, by its place, and how many were too stale."""
         from stepladder.lm.training_rows import check_provenance, vocabulary_size
         from stepladder.policy.gradient import gradient_rows, with_models
 
@@ -291,7 +293,7 @@ class _OnlineStage:
         course.tokens += found.tokens
         course.layout = found.layout
         report_progress(Progress(stage=self._stage, tokens=found.tokens))
-        return found.used
+        return found.used, found.late
 
     def _checkpoint(self) -> None:
         import torch
