@@ -177,7 +177,13 @@ def _installed() -> tuple[list[str], list[str]]:
     packages = [path for path in site.getsitepackages() if os.path.isdir(path)]
     added = [path for path in sys.path if path not in packages and path.startswith(tuple(packages))]
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
-    return packages + added, [*_LIBRARIES, *packages, *library]
+    return packages + added, _outermost([*_LIBRARIES, *packages, *library])
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Return existing paths without links, and without those below another one, which may be read with it."""
+    real = {os.path.realpath(path) for path in paths if os.path.exists(path)}
+    return sorted(path for path in real if not any(path.startswith(other.rstrip(os.sep) + os.sep) for other in real - {path}))
 
 
 class _Supervisor:

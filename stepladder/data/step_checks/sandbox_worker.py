@@ -31,6 +31,7 @@ or garbage collector shows to Python. Code that reads its own memory natively (c
 
 from __future__ import annotations
 
+import _signal  # pyright: ignore[reportMissingImports]
 import _socket
 import atexit
 import ctypes
@@ -56,6 +57,7 @@ _STATUS = 200
 """Descriptor of the pipe of a supervisor's status, out of the way of the others."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION_3 = 24, 47, 4, 0x20080522
+_NO_CAPABILITIES = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT, _LANDLOCK_PATH_BENEATH = 444, 445, 446, 1
 _LANDLOCK_VERSION = 1
 _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 8, 1 << 14
@@ -99,7 +101,8 @@ _AUDIT_ARCH_X86_64 = 0xC000003E
 _LOAD, _AND, _ANY_OF, _EQUALS, _RETURN = 0x20, 0x54, 0x45, 0x15, 0x06
 _ALLOW, _REFUSE, _ASK, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x7FC00000, 0x80000000
 """Return values of a filter: a refused call fails with EPERM, and a notified call waits for the supervisor's answer."""
-_SECCOMP, _SET_FILTER, _NEW_LISTENER = 317, 1, 8
+_SECCOMP, _SET_FILTER, _NEW_LISTENER, _INSTRUCTION_BYTES = 317, 1, 8, 8
+_ALLOWED, _REFUSED = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 """Requests of a seccomp listener, for its structures of 80 and 24 bytes, and the answer that lets a call continue."""
 _UNSEEN = frozenset({"sys.settrace", "sys.monitoring.register_callback", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
@@ -132,12 +135,16 @@ def leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (value, value))
 
 
-def drop_capabilities(libc: Any) -> bool:
-    """Drop root's special rights permanently; say whether that worked. Only root can clear the bounding set, and only root needs to."""
+def bound_capabilities(libc: Any) -> None:
+    """Make sure that dropped rights do not come back, here and in all forks. Only root can clear the bounding set, or needs to."""
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for capability in range(64):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    return libc.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) == 0
+
+
+def drop_capabilities(libc: Any) -> bool:
+    """Drop root's special rights permanently; say whether that worked."""
+    return libc.capset(_NO_CAPABILITIES, bytes(24)) == 0
 
 
 def landlock_version(libc: Any) -> int:
@@ -158,11 +165,12 @@ def lock_files(libc: Any, readable: list[str], scratch: str) -> bool:
         return False
     rights = {path: _READ for path in readable} | {"/dev/null": _DEVICE, scratch: _SCRATCH}
     for path, allowed in rights.items():
-        if not os.path.exists(path):
+        try:
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
             continue
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        allowed &= handled if os.path.isdir(path) else handled & _DEVICE
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, handle))
+        allowed &= handled if stat.S_ISDIR(os.fstat(handle).st_mode) else handled & _DEVICE
+        rule = struct.pack("=Qi", allowed, handle)
         failed = libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
         os.close(handle)
         if failed:
@@ -177,57 +185,76 @@ def _of_version(since: dict[int, int], version: int) -> int:
     return next((since[known] for known in sorted(since, reverse=True) if known <= version), 0)
 
 
-def filter_program() -> list[tuple[int, int, int, int]]:
-    """Return the seccomp filter as instructions (code, jump if true, jump if false, operand)."""
-    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)
+def _guarded(number: int, argument: int, bits: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """Return the instructions that allow a call by one of its arguments, an int.
+
+    It may have no other bits than the given ones (0: any), and must be one of the values. Flags of ``open`` that change nothing are no part
+    of the value.
+    """
+    body = [(_LOAD, 0, 0, 16 + 8 * argument)]
+    if bits:
+        body += [(_ANY_OF, 0, 1, ~bits & 0xFFFFFFFF), _REFUSED, (_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC)]
+    for value in values:
+        body += [(_EQUALS, 0, 1, value), _ALLOWED]
+    body.append(_REFUSED)
+    return [(_EQUALS, 0, len(body), number), *body]
+
+
+def _pack(program: list[tuple[int, int, int, int]]) -> bytes:
+    """Pack instructions (code, jump if true, jump if false, operand)."""
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+def _common_filter() -> bytes:
+    """Return the part of the seccomp filter that is the same in every process. What it does not decide falls through its end."""
     program = [(_LOAD, 0, 0, 4), (_EQUALS, 1, 0, _AUDIT_ARCH_X86_64), (_RETURN, 0, 0, _KILL_PROCESS), (_LOAD, 0, 0, 0)]
     for number in _CALLS.values():
-        program += [(_EQUALS, 0, 1, number), allow]
-    own = os.getpid()
-    # (call, argument, bits, values): the call is allowed where the argument, an int, has no other bits than the given ones (0: any), and
-    # is one of the values, for ``open`` but for the flags that change nothing.
-    guarded = [
-        (_IOCTL, 1, 0, (_TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC)),
-        (_FCNTL, 1, 0, (_DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC)),
-        (_MADVISE, 2, 0, _ADVICE),
-        (_KILL, 0, 0, (own,)),
-        (_TGKILL, 0, 0, (own,)),
-        (_RENAMEAT2, 4, 0, _RENAMINGS),
-        (_OPEN, 1, _OPEN_FLAGS, _OPEN_MODES),
-        (_OPENAT, 2, _OPEN_FLAGS, _OPEN_MODES),
-    ]
-    for number, argument, bits, values in guarded:
-        body = [(_LOAD, 0, 0, 16 + 8 * argument)]
-        if bits:
-            body += [(_ANY_OF, 0, 1, ~bits & 0xFFFFFFFF), refuse, (_AND, 0, 0, os.O_ACCMODE | os.O_TRUNC)]
-        for value in values:
-            body += [(_EQUALS, 0, 1, value), allow]
-        body.append(refuse)
-        program += [(_EQUALS, 0, len(body), number), *body]
-    return [*program, refuse]
+        program += [(_EQUALS, 0, 1, number), _ALLOWED]
+    program += _guarded(_IOCTL, 1, 0, (_TERMINAL_ATTRIBUTES, _CLOSE_ON_EXEC, _KEEP_ON_EXEC))
+    program += _guarded(_FCNTL, 1, 0, (_DUP, _GET_FLAGS, _SET_FLAGS, _GET_STATUS, _DUP_CLOSE_ON_EXEC))
+    program += _guarded(_MADVISE, 2, 0, _ADVICE)
+    program += _guarded(_RENAMEAT2, 4, 0, _RENAMINGS)
+    program += _guarded(_OPEN, 1, _OPEN_FLAGS, _OPEN_MODES)
+    program += _guarded(_OPENAT, 2, _OPEN_FLAGS, _OPEN_MODES)
+    return _pack(program)
+
+
+_COMMON_FILTER = _common_filter()
+"""Made before the forks, in each of which making it would take longer than running a line of code."""
 
 
 def lock_calls(libc: Any) -> bool:
     """Refuse every system call that is not listed; say whether the kernel enforces that, and the list is for this machine."""
     if os.uname().machine != "x86_64":
         return False
-    return _filter(libc, filter_program(), 0) == 0
+    # A process may send signals to itself alone.
+    own = (os.getpid(),)
+    return _filter(libc, _COMMON_FILTER + _pack([*_guarded(_KILL, 0, 0, own), *_guarded(_TGKILL, 0, 0, own), _REFUSED]), 0) == 0
+
+
+def _listening_filter() -> bytes:
+    """Return the filter that asks about every call that may create a file."""
+    program = [(_LOAD, 0, 0, 0)]
+    for number, argument in ((_OPEN, 1), (_OPENAT, 2)):
+        program += [(_EQUALS, 0, 4, number), (_LOAD, 0, 0, 16 + 8 * argument), (_ANY_OF, 0, 1, os.O_CREAT), (_RETURN, 0, 0, _ASK)]
+        program += [_ALLOWED]
+    return _pack([*program, _ALLOWED])
+
+
+_LISTENING_FILTER = _listening_filter()
 
 
 def listen_to_new_files(libc: Any) -> int:
     """Make every call that may create a file wait for an answer; return the descriptor of its notifications, or -1 without one."""
     if sys.platform != "linux" or os.uname().machine != "x86_64" or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return -1
-    program = [(_LOAD, 0, 0, 0)]
-    for number, argument in ((_OPEN, 1), (_OPENAT, 2)):
-        program += [(_EQUALS, 0, 4, number), (_LOAD, 0, 0, 16 + 8 * argument), (_ANY_OF, 0, 1, os.O_CREAT), (_RETURN, 0, 0, _ASK)]
-        program += [(_RETURN, 0, 0, _ALLOW)]
-    return _filter(libc, [*program, (_RETURN, 0, 0, _ALLOW)], _NEW_LISTENER)
+    return _filter(libc, _LISTENING_FILTER, _NEW_LISTENER)
 
 
-def _filter(libc: Any, program: list[tuple[int, int, int, int]], flags: int) -> int:
-    packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
-    described = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(packed))
+def _filter(libc: Any, packed: bytes, flags: int) -> int:
+    # The address of bytes, as long as they live.
+    address = ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p).value
+    described = struct.pack("HxxxxxxQ", len(packed) // _INSTRUCTION_BYTES, address)
     return libc.syscall(_SECCOMP, _SET_FILTER, flags, described)
 
 
@@ -309,7 +336,7 @@ def start(libc: Any, request: dict[str, Any]) -> NoReturn:
             os.setsid()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+                _signal.signal(number, _signal.SIG_DFL)
             os.closerange(3, 256)
             sys.path += request["packages"]
             safe = restrict(libc, request["limits"], request["readable"])
@@ -431,7 +458,8 @@ def _catch_signals() -> int:
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, nothing)
+        # That of ``signal`` looks up the name of what it replaces.
+        _signal.signal(number, nothing)
     return ours
 
 
@@ -502,6 +530,10 @@ def main() -> None:
     folders, *modules = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
     leave_no_core()
+    if sys.platform == "linux":
+        bound_capabilities(libc)
+    # The first call makes the types of syntax trees, which takes longer than all the rest of a fork.
+    compile("", "<code>", "exec")
     before = list(sys.path)
     sys.path += folders.split(os.pathsep)
     for name in modules:

@@ -278,7 +278,7 @@ def test_the_process_has_no_rights_left(tmp_path, monkeypatch):
 def test_files_are_counted_where_no_call_can_be_listened_to(tmp_path, monkeypatch):
     """In a container that listens to its processes' calls itself, too many files still end a piece."""
     worker, source = tmp_path / "sandbox_worker.py", Path(sandbox._WORKER).read_text()
-    listens = "return _filter(libc, [*program, (_RETURN, 0, 0, _ALLOW)], _NEW_LISTENER)"
+    listens = "return _filter(libc, _LISTENING_FILTER, _NEW_LISTENER)"
     assert source.count(listens) == 1
     worker.write_text(source.replace(listens, "return -1"))
     monkeypatch.setattr(sandbox, "_WORKER", worker)
