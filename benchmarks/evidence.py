@@ -13,46 +13,39 @@ All arms of a seed begin with the same warmed-up policy. All have the same pool 
 same number of updates of the policy and as many traces a problem. The PRM's own updates come on top. Seeds from 100 on were used for
 development.
 
-    python -m benchmarks.evidence --seeds 0,1 --arms star-unsolved,search --rounds 2
+    python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search --rounds 2
 
-Every arm and seed is a run directory below ``--root``; a stopped call continues. Tables are of the runs that are finished.
+Every arm and seed is a run directory below ``--root`` with a log beside it; a stopped call continues. A run that fails is named at the end,
+and the others go on. ``--tables`` prints the tables of the rounds that are finished.
 """
 
 import argparse
-import json
-import math
-import platform
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
-import numpy as np
 import torch
+from rich.console import Console
 
+from benchmarks.evidence_tables import Cell, render
 from stepladder.commands.evolve import evolve
-from stepladder.data.metrics.answers import Interval
-from stepladder.data.store import read_traces
-from stepladder.embedded import prepare, recipes, settings, task_named
+from stepladder.embedded import PuzzleTask, prepare, recipes, settings
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import RunDir, open_run
-from stepladder.loops.runs.evaluation_rows import all_pools, all_solved
+from stepladder.loops.runs.directory import RunDir, load_run, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.workers import Task, worker_pool
 from stepladder.prm.new_models import initialise_prm
 from stepladder.terminal import echo
 
 TASK = "puzzle"
-REFERENCE = "search"
-"""The arm with which the others are compared."""
-MILESTONES = (0.5, 0.9)
 TEMPERATURE = recipes.PUZZLE["search"]["options"]["temperature"]
 """Every arm samples its training data at the temperature of the embedded run's search."""
 
@@ -69,31 +62,33 @@ class Size:
     """Updates of the policy in a round."""
     samples: int
     """Independent samples of a test problem after each round."""
+    tests: int = 16
+    """Test problems of each distance."""
 
     @property
     def name(self) -> str:
         """Part of the directory of its runs."""
-        return f"{self.rounds}x{self.tokens}-{self.updates}"
+        return f"{self.rounds}x{self.tokens}-{self.updates}-{self.measured}"
 
+    @property
+    def measured(self) -> str:
+        """Part of the directories of all runs that are measured alike."""
+        return f"{self.tests}x{self.samples}"
 
-class Cell(NamedTuple):
-    """A finished run of an arm."""
-
-    arm: str
-    """Name of the arm."""
-    seed: int
-    """Seed of the run."""
-    run: RunDir
-    """Its directory."""
-    rows: list[RoundRow]
-    """Its rounds."""
+    def sentence(self) -> str:
+        """Say it to readers."""
+        return (
+            f"{self.rounds} rounds, {self.tokens:,} generated tokens a problem and round, {self.updates} updates of the policy a round, "
+            f"{self.tests} test problems of each distance, k = {self.samples}"
+        )
 
 
 def arms(size: Size) -> dict[str, list[str]]:
     """Return the settings of every arm that differ from the embedded run's, as ``--set`` takes them."""
     samples = ["search.method=majority", f"search.options={{temperature={TEMPERATURE}}}", "search.simulations=100000"]
     pool = f"pool_tokens={size.tokens}"
-    no_prm = ["prm.enabled=false", "prm.when=after-policy"]
+    anew = ["search.start=question"]
+    no_prm = ["prm.enabled=false", "prm.when=after-policy", *anew]
     unsolved = [*samples, f"search.max_tokens={size.tokens // 4}"]
     allocation = 'search.allocation={type="unsolved-first",trees_per_problem=1000,' + pool + "}"
     random_traces = ["labels.trace_by=random", "labels.value=monte-carlo"]
@@ -109,7 +104,7 @@ def arms(size: Size) -> dict[str, list[str]]:
         "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *random_traces, 'search.allocation={type="uniform"}'],
         "star-unsolved": [*star, *random_traces],
         "star-ranked": [*star, "labels.trace_by=value", "labels.value=monte-carlo"],
-        "best-of-n": [*unsolved, allocation, "labels.trace_by=score", "labels.value=monte-carlo"],
+        "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", "labels.value=monte-carlo"],
         "search-plain": [
             *no_prm,
             *searched,
@@ -117,7 +112,7 @@ def arms(size: Size) -> dict[str, list[str]]:
             "search.method=mcts",
             f"search.options={{num_children=4,temperature={TEMPERATURE}}}",
         ],
-        "search-random": [*searched, *whole_round, "prm.start=fixed", "prm.when=before-search"],
+        "search-random": [*searched, *whole_round, *anew, "prm.start=fixed", "prm.when=before-search"],
         "search": [*searched, *whole_round],
         "star-pairs": [*star, *random_traces, *pairs],
         "search-pairs": [*searched, *whole_round, *pairs],
@@ -146,31 +141,40 @@ def arm_config(start: Path, overrides: Sequence[str]) -> Config:
     return load_config(None, list(overrides), base=settings(start, TASK))
 
 
-def warm_up(root: Path, size: Size, seed: int) -> RunDir:
-    """Return the run of a seed that ends after its warm-up."""
-    base = root / f"seed-{seed}" / "warm-up"
-    prepare(base / "start", seed=seed, task=task_named(TASK))
-    config = arm_config(base / "start", [*common(size, seed), "run.rounds=0"])
-    return run_rounds(config, base)
+def warm_up_root(root: Path, size: Size, seed: int) -> Path:
+    """Return the directory of the run of a seed that ends after its warm-up."""
+    return root / f"seed-{seed}" / f"warm-up-{size.measured}"
 
 
-def run_rounds(config: Config, root: Path) -> RunDir:
-    """Run what is missing of a run."""
-    return evolve(config, root, display=ProgressDisplay(), on_round=lambda row: None)
+def arm_root(root: Path, size: Size, seed: int, arm: str) -> Path:
+    """Return the directory of the run of an arm."""
+    return root / f"seed-{seed}" / size.name / arm
 
 
-def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] = ()) -> Cell:
+def warm_up(root: Path, size: Size, seed: int, *, more: Sequence[str] = ()) -> None:
+    """Warm up the policy with which all arms of a seed begin; what is finished is kept."""
+    base = warm_up_root(root, size, seed)
+    prepare(base / "start", seed=seed, task=PuzzleTask(test_per_distance=size.tests))
+    run_rounds(arm_config(base / "start", [*common(size, seed), *more, "run.rounds=0"]), base)
+
+
+def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] = ()) -> None:
     """Run an arm from the warmed-up policy of its seed; what is finished is kept."""
-    start = warm_up(root, size, seed)
-    place = root / f"seed-{seed}" / size.name / arm
+    start, place = load_run(warm_up_root(root, size, seed)), arm_root(root, size, seed, arm)
     overrides = [*common(size, seed), *arms(size)[arm], *more]
     if arm == "search-random":
         overrides.append(f"prm.model={random_prm(start, place.parent / 'random-prm', seed)}")
     config = arm_config(start.root / "start", overrides)
     if not (place / "rounds" / "000").exists():
         adopt(open_run(place, config), start)
-    run = run_rounds(config, place)
-    return Cell(arm, seed, run, run.rows())
+    run_rounds(config, place)
+
+
+def run_rounds(config: Config, root: Path) -> None:
+    """Run what is missing of a run, with its messages in a log beside its directory."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_name(f"{root.name}.log").open("a", encoding="utf-8") as log:
+        evolve(config, root, display=ProgressDisplay(Console(file=log)))
 
 
 def adopt(run: RunDir, start: RunDir) -> None:
@@ -195,214 +199,6 @@ def random_prm(start: RunDir, place: Path, seed: int) -> Path:
     return place
 
 
-# Figures
-
-
-def greedy(cell: Cell, number: int) -> dict[str, float]:
-    """Return whether the greedy solution of each test problem is right after a round."""
-    folder = cell.run.evaluation(number, "test") / "greedy"
-    return {row.problem_id: float(row.correct) for row in all_solved(folder)}
-
-
-def sampled(cell: Cell, number: int) -> dict[str, float]:
-    """Return the share of right samples of each test problem after a round."""
-    folder = cell.run.evaluation(number, "test") / "samples"
-    return {row.problem_id: sum(sample.correct for sample in row.samples) / len(row.samples) for row in all_pools(folder)}
-
-
-def spent(row: RoundRow) -> int:
-    """Return the generated tokens that a round learned from."""
-    return 0 if row.search is None else row.search.generated_tokens + row.search.rollout_tokens
-
-
-def tokens_to_reach(curve: Sequence[tuple[float, float]], share: float) -> float | None:
-    """Return the tokens at which an accuracy is reached, between two rounds by a straight line; None if it never is.
-
-    Args:
-        curve: (tokens so far, accuracy) after each round, from the warm-up on.
-        share: The accuracy.
-    """
-    if curve and curve[0][1] >= share:
-        return curve[0][0]
-    for (before, low), (after, high) in pairwise(curve):
-        if low < share <= high:
-            return before + (after - before) * (share - low) / (high - low)
-    return None
-
-
-T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5% points of Student's t by degrees of freedom."""
-
-
-def interval_over_seeds(differences: Sequence[float]) -> Interval | None:
-    """Return the 95% t-interval of a mean difference, one value per seed; None for fewer than two, or more than ten."""
-    quantile = T_QUANTILES.get(len(differences) - 1)
-    if quantile is None:
-        return None
-    mean = sum(differences) / len(differences)
-    spread = math.sqrt(sum((each - mean) ** 2 for each in differences) / (len(differences) - 1) / len(differences))
-    return Interval(mean - quantile * spread, mean + quantile * spread)
-
-
-def interval_over_problems(differences: Sequence[Sequence[float]], *, num_resamples: int = 10_000) -> Interval:
-    """Return the 95% bootstrap interval of a mean difference over the test problems, which are drawn anew within every seed.
-
-    Args:
-        differences: Per seed, the difference at every problem.
-        num_resamples: Bootstrap samples, >= 1.
-    """
-    rng = np.random.default_rng(0)
-    means = np.mean([rng.choice(each, (num_resamples, len(each))).mean(axis=1) for each in differences], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(low), float(high))
-
-
-def paired(cells: Sequence[Cell], arm: str, measure: Callable[[Cell], dict[str, float]]) -> list[list[float]]:
-    """Return, per seed that both arms have, what the reference arm is better by at every problem."""
-    ours = {cell.seed: cell for cell in cells if cell.arm == REFERENCE}
-    theirs = {cell.seed: cell for cell in cells if cell.arm == arm}
-    found = []
-    for seed in sorted(set(ours) & set(theirs)):
-        first, second = measure(ours[seed]), measure(theirs[seed])
-        found.append([first[problem] - second[problem] for problem in sorted(first)])
-    return found
-
-
-def overlap(cell: Cell) -> dict[int, tuple[int, int]]:
-    """Return, by distance, how many test problems there are, and how many occur as rows in the traces that the arm learned from."""
-    seen = {
-        step.split(" ")[-1] for path in cell.run.shards("traces") for trace in read_traces(path) for step in trace.completion.splitlines()
-    }
-    counts: dict[int, tuple[int, int]] = {}
-    for line in Path(cell.run.config().problems.test).read_text(encoding="utf-8").splitlines():
-        problem = json.loads(line)
-        total, met = counts.get(problem["distance"], (0, 0))
-        counts[problem["distance"]] = (total + 1, met + (problem["question"] in seen))
-    return dict(sorted(counts.items()))
-
-
-# Tables
-
-
-def render(cells: Sequence[Cell], size: Size) -> str:
-    """Return the tables of some finished runs."""
-    parts = [
-        f"{size.rounds} rounds, {size.tokens} generated tokens a problem and round, {size.updates} updates of the policy a round; "
-        f"{processor()}.",
-        rounds_table(cells, size),
-        differences_table(cells, size),
-        levels_table(cells),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def rounds_table(cells: Sequence[Cell], size: Size) -> str:
-    """Return one row per arm and seed, with its figures after every round."""
-    heads = ["arm", "seed", "round", "solved", "pass@1 greedy", "pass@1 sampled", f"pass@{size.samples}", "tokens", "unique / generated"]
-    heads += ["traces", "updates", *(f"tokens to {100 * share:.0f}%" for share in MILESTONES)]
-    body = []
-    for cell in cells:
-        total, curve = 0, []
-        for row in cell.rows:
-            total += spent(row)
-            curve.append((float(total), 0.0 if row.test.pass_at_1 is None else row.test.pass_at_1.value))
-            last = row is cell.rows[-1]
-            reached = [tokens_to_reach(curve, share) if last else None for share in MILESTONES]
-            sft = row.training.policy.stages
-            body.append(
-                [
-                    cell.arm,
-                    str(cell.seed),
-                    str(row.round),
-                    "–" if row.search is None else str(row.search.solved),
-                    _percent(curve[-1][1]),
-                    _percent(row.test.pool.sampled_pass_at_1),
-                    _percent(row.test.pool.pass_at_k),
-                    f"{total:,}",
-                    _unique_share(row),
-                    "–" if row.labels is None else str(row.labels.traces.kept),
-                    str(sum(summary.updates for name, summary in sft.items() if name != "warmup")) if row.round else "–",
-                    *("–" if tokens is None else f"{tokens:,.0f}" for tokens in reached),
-                ]
-            )
-    return _table(heads, body)
-
-
-def differences_table(cells: Sequence[Cell], size: Size) -> str:
-    """Return what the reference arm is better by after each round, with both intervals."""
-    heads = ["search against", "round", "seeds", "greedy: difference", "over seeds", "over problems"]
-    heads += ["sampled: difference", "over seeds", "over problems"]
-    body = []
-    for arm in (arm for arm in ARMS if arm != REFERENCE and any(cell.arm == arm for cell in cells)):
-        for number in range(1, size.rounds + 1):
-            usable = [cell for cell in cells if len(cell.rows) > number]
-            found = [paired(usable, arm, partial(measure, number=number)) for measure in (greedy, sampled)]
-            if found[0]:
-                body.append([arm, str(number), str(len(found[0])), *(text for each in found for text in _difference(each))])
-    return _table(heads, body) if body else ""
-
-
-def levels_table(cells: Sequence[Cell]) -> str:
-    """Return solved training problems, greedy accuracy and overlap by distance, as sums and means over the seeds of an arm."""
-    levels = list(cells[0].rows[0].test.levels) if cells else []
-    body = []
-    for arm in (arm for arm in ARMS if any(cell.arm == arm for cell in cells)):
-        own = [cell for cell in cells if cell.arm == arm]
-        for number in range(max(len(cell.rows) for cell in own)):
-            rows = [cell.rows[number] for cell in own if len(cell.rows) > number]
-            accuracy = [np.mean([row.test.levels[level].pass_at_1 or 0.0 for row in rows]) for level in levels]
-            body.append([arm, str(number), "greedy %", *(f"{100 * each:.0f}" for each in accuracy)])
-            searched = [row.search for row in rows if row.search is not None and row.search.levels]
-            if searched:
-                shares = [100 * np.mean([each.levels[level].solved / each.levels[level].problems for each in searched]) for level in levels]
-                body.append([arm, str(number), "solved %", *(f"{share:.0f}" for share in shares)])
-        met = [overlap(cell) for cell in own]
-        body.append(
-            [arm, "all", "met in traces %", *(f"{100 * np.mean([_share(each[int(level)]) for each in met]):.0f}" for level in levels)]
-        )
-    return _table(["arm", "round", "figure", *(f"distance {level}" for level in levels)], body) if body else ""
-
-
-def _share(counts: tuple[int, int]) -> float:
-    return counts[1] / counts[0]
-
-
-def _difference(per_seed: Sequence[Sequence[float]]) -> list[str]:
-    means = [sum(each) / len(each) for each in per_seed]
-    over_seeds, over_problems = interval_over_seeds(means), interval_over_problems(per_seed)
-    return [f"{100 * sum(means) / len(means):+.1f}", *("–" if each is None else _between(each) for each in (over_seeds, over_problems))]
-
-
-def _between(interval: Interval) -> str:
-    low, high = interval
-    return f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _unique_share(row: RoundRow) -> str:
-    use = None if row.search is None else row.search.token_use
-    return "–" if use is None or row.search is None else f"{use.unique_tokens / max(row.search.generated_tokens, 1):.2f}"
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(row) + " |" for row in body)])
-
-
-def processor() -> str:
-    """Return the name of the processor; results of training repeat exactly on one kind of processor only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    parts = [found.get("model name", platform.processor() or platform.machine())]
-    parts += [f"{key} {found[key]}" for key in ("cpu family", "model") if key in found]
-    return "processor " + ", ".join(parts)
-
-
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -415,28 +211,76 @@ def _names(text: str) -> list[str]:
     return chosen
 
 
+def attempt(*, root: Path, size: Size, seed: int, arm: str | None, more: list[str]) -> str | None:
+    """Run the warm-up of a seed, or one of its arms, and say how long it took; return what went wrong, or None."""
+    name, begin = f"seed {seed}, {arm or 'warm-up'}", time.monotonic()
+    try:
+        if arm is None:
+            warm_up(root, size, seed, more=more)
+        else:
+            run_arm(root, size, seed, arm, more=more)
+    except Exception as error:
+        # Whatever it is, the other runs go on.
+        return f"{name}: {type(error).__name__}: {error}"
+    echo(f"{name}: {time.monotonic() - begin:.0f} s", err=True)
+    return None
+
+
+def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int) -> list[str]:
+    """Run the arms of all seeds, ``jobs`` at once, an arm of all seeds before the next; return a sentence about each run that failed."""
+    workers = ["run.workers=1"] if jobs > 1 else []
+    shared = {"root": root, "size": size, "more": [*more, *workers]}
+    with worker_pool(jobs, threads=1) as pool:
+        begun = pool.run([Task.of(attempt, seed=seed, arm=None, **shared) for seed in seeds], on_progress=lambda _: None)
+        ready = [seed for seed, failure in zip(seeds, begun, strict=True) if failure is None]
+        tasks = [Task.of(attempt, seed=seed, arm=arm, **shared) for arm in chosen for seed in ready]
+        return [failure for failure in [*begun, *pool.run(tasks, on_progress=lambda _: None)] if failure is not None]
+
+
+def finished(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[Cell]:
+    """Return the runs that have finished a round after the warm-up."""
+    cells = []
+    for seed in seeds:
+        for arm in chosen:
+            place = arm_root(root, size, seed, arm)
+            if place.exists() and len(rows := (run := load_run(place)).rows()) > 1:
+                cells.append(Cell(arm, seed, run, rows))
+    return cells
+
+
 def main() -> None:
     """Run the arms and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2, 3, 4], help="seeds, with commas")
-    parser.add_argument("--arms", type=_names, default=list(ARMS), help="arms, with commas")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", type=_names, default=list(ARMS), help="arms, with commas, the most important first")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
     parser.add_argument("--updates", type=int, default=100, help="updates of the policy a round")
-    parser.add_argument("--samples", type=int, default=16, help="samples of a test problem for sampled pass@1 and pass@k")
+    parser.add_argument("--samples", type=int, default=4, help="samples of a test problem for sampled pass@1 and pass@k")
+    parser.add_argument("--tests", type=int, default=64, help="test problems of each distance, 176 at most")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each in one process; 1 gives all cores to one run")
+    parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--set", dest="more", action="append", default=[], metavar="KEY=VALUE", help="change a setting in all arms")
     arguments = parser.parse_args()
-    size = Size(rounds=arguments.rounds, tokens=arguments.tokens, updates=arguments.updates, samples=arguments.samples)
-    cells: list[Cell] = []
-    text = ""
-    for seed in arguments.seeds:
-        for arm in arguments.arms:
-            cells.append(run_arm(arguments.root, size, seed, arm, more=arguments.more))
-            # Written after every run, so that a stopped call leaves the table of what is finished.
-            text = render(cells, size)
-            atomic_write_text(arguments.root / f"evidence-{size.name}.md", text)
-    echo(text)
+    size = Size(
+        rounds=arguments.rounds,
+        tokens=arguments.tokens,
+        updates=arguments.updates,
+        samples=arguments.samples,
+        tests=arguments.tests,
+    )
+    root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()
+    if not arguments.tables:
+        failed = run_all(root, size, seeds=seeds, chosen=chosen, more=arguments.more, jobs=arguments.jobs)
+    if cells := finished(root, size, seeds=seeds, chosen=chosen):
+        text = render(cells, size.sentence())
+        atomic_write_text(root / f"evidence-{size.name}.md", text)
+        echo(text)
+    for failure in failed:
+        echo(failure, err=True)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def engine(
     )
 
 
-def run(*args, problems=PROBLEMS[:6], **kwargs):
+def run(*args, problems=PROBLEMS[:6], first_samples=None, **kwargs):
     """Search problems and return the results by id."""
-    return {result.problem_id: result for result in engine(*args, **kwargs).search(problems)}
+    return {result.problem_id: result for result in engine(*args, **kwargs).search(problems, first_samples=first_samples)}
 
 
 def one(*args, **kwargs):

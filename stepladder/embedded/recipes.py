@@ -41,6 +41,7 @@ PUZZLE: dict[str, Any] = {
     "search": {
         "method": "restart",
         "options": {"draw_steps": 8, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
+        "start": "first-samples",
         "simulations": 1000,
         "max_tokens": 750,
         "max_depth": 22,

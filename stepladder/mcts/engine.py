@@ -5,14 +5,15 @@ settled as a whole, in the order in which it was selected.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 
+from stepladder.errors import check
 from stepladder.interfaces import Policy, Renderer, StepScorer, Verifier
 from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.backend_stream import BackendStream
-from stepladder.mcts.problem_search import SearchTerms
+from stepladder.mcts.problem_search import Samples, SearchTerms
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.mcts.search_run import EngineStats, SearchEvent, SearchRun, collector_paused
 from stepladder.mcts.spending import check_budget, check_cap
@@ -72,7 +73,13 @@ class SearchEngine:
         self.stats = EngineStats()
         """Where the time went."""
 
-    def search(self, problems: Iterable[Problem], *, on_progress: Callable[[SearchEvent], None] | None = None) -> Iterator[SearchResult]:
+    def search(
+        self,
+        problems: Iterable[Problem],
+        *,
+        first_samples: Mapping[str, Samples] | None = None,
+        on_progress: Callable[[SearchEvent], None] | None = None,
+    ) -> Iterator[SearchResult]:
         """Search problems and yield each result as its tree finishes.
 
         Problems are pulled as rows become free. With a backend that delivers in a fixed order, the order of results is fixed, too; the
@@ -81,13 +88,19 @@ class SearchEngine:
 
         Args:
             problems: The problems, with unique ids.
+            first_samples: Solutions that were sampled before, by problem id, for methods that draw solutions. They are the first draws from
+                the root, and cost the search no tokens and no calls. None of their steps may have failed.
             on_progress: Called after waves are settled, and so after each finished problem.
 
         Raises:
             BackendError: If a backend fails as a whole; a request that fails alone is a node with reason ERROR.
-            ConfigError: If a problem's budget has an impossible cap.
+            ConfigError: If a problem's budget has an impossible cap, or the method does not draw solutions and there are first samples.
         """
-        run = self._run(iter(problems))
+        check(
+            not first_samples or self.method.samples_solutions,
+            f"search: first samples need a method that draws solutions, such as restart: got {self.method.name!r}",
+        )
+        run = self._run(iter(problems), first_samples or {})
         while run.is_active:
             with self._one_turn():
                 run.exchange()
@@ -96,7 +109,7 @@ class SearchEngine:
                     on_progress(run.event())
             yield from [result for _, result in finished]
 
-    def _run(self, problems: Iterator[Problem]) -> SearchRun:
+    def _run(self, problems: Iterator[Problem], first_samples: Mapping[str, Samples]) -> SearchRun:
         terms = SearchTerms(
             renderer=self.renderer,
             method=self.method,
@@ -105,6 +118,7 @@ class SearchEngine:
             scored=self.scorer is not None,
             key_of=self.key_of,
             tree_number=self.tree_number,
+            first_samples=first_samples,
         )
         first = list(islice(problems, self.max_trees))
         return SearchRun(

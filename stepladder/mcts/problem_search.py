@@ -6,8 +6,8 @@ rollouts. Once all of it is in, ``enter_nodes`` in wave order and ``settle_waves
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from stepladder.interfaces import Ranges, Renderer, StepRequest, StepResult
 from stepladder.mcts.expanders import Expander, SolutionExpander, StepExpander, prefix_of
@@ -25,6 +25,9 @@ _NAMES = {reason: reason.value for reason in StopReason}
 """Plain strings: an enum's ``value`` is Python code."""
 _ERROR = StopReason.ERROR
 _NO_REASON = "no reason given"
+
+Samples = tuple[tuple[Step, ...], ...]
+"""Solutions of one problem as their steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,8 @@ class SearchTerms:
     """Canonical form of an answer for votes."""
     tree_number: int = 0
     """How many trees of the same problems were searched before in the same round; they have other seeds."""
+    first_samples: Mapping[str, Samples] = field(default_factory=dict)
+    """Solutions that were sampled before the search, by problem: they are the first draws from the root."""
 
 
 class ProblemSearch:
@@ -84,6 +89,8 @@ class ProblemSearch:
         self.expander = self._expander(method)
         self.rollouts = self._valuer(terms)
         """Values new nodes in addition to their scores; None without rollouts."""
+        self.first_samples = terms.first_samples.get(problem.id, ())
+        """Solutions from before the search, until its first wave has taken them."""
         self._terms = terms
         self._draws_once = method.samples_solutions and method.sampling.temperature == 0
         self._temperature = float(method.sampling.temperature)
@@ -142,6 +149,10 @@ class ProblemSearch:
         # A simulation that was begun goes on to its end.
         return None if self.goes_on and reason is StopReason.SIMULATIONS else reason
 
+    def wave_size(self) -> int:
+        """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""
+        return len(self.first_samples) or self.spending.wave_size()
+
     # The stages of a wave.
 
     def ask(self, leaves: list[int], samples: list[int]) -> list[Expansion]:
@@ -155,8 +166,16 @@ class ProblemSearch:
                 asked.append(expansion)
         self.pending = len(asked)
         self.spending.num_simulations += 0 if self.goes_on else self.expander.simulations_of(samples)
-        self.spending.policy_calls += len(asked)
+        self.spending.policy_calls += 0 if self.first_samples else len(asked)
         return asked
+
+    def receive_first_samples(self, expansion: Expansion) -> list[ScoreJob]:
+        """Receive the solutions from before the search in place of new samples; they were paid for before, and cost the search nothing."""
+        samples, self.first_samples = self.first_samples, ()
+        spent = self.spending.generated_tokens
+        self.expander.graft(expansion, samples)
+        self.spending.generated_tokens = spent
+        return self._ask_scores(expansion)
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
         """Receive the samples of an expansion and return its scoring jobs: every new step once, or nothing without a scorer.
@@ -167,6 +186,9 @@ class ProblemSearch:
         check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps_after(expansion.leaf))
         self.spending.num_samples += len(result.samples)
         self.expander.graft(expansion, result.samples)
+        return self._ask_scores(expansion)
+
+    def _ask_scores(self, expansion: Expansion) -> list[ScoreJob]:
         expansion.scores = [None] * len(expansion.steps)
         return self._await(self.expander.score_jobs(expansion) if self._terms.scored else [])
 

@@ -227,7 +227,7 @@ class SearchRun:
         return Finished(search, search.result(self._tree, reason))
 
     def _start_waves(self, searches: list[ProblemSearch]) -> list[Finished]:
-        sizes = np.array([search.spending.wave_size() for search in searches])
+        sizes = np.array([search.wave_size() for search in searches])
         waves = self._strategy.select(self._tree, searches, sizes)
         jobs: list[_PolicyJob] = []
         finished: list[Finished] = []
@@ -244,10 +244,13 @@ class SearchRun:
         return finished
 
     def _ask(self, search: ProblemSearch, leaves: list[int], size: int) -> list["_PolicyJob"]:
-        """Begin a wave; one that only visits terminals again is complete at once."""
+        """Begin a wave. One that only visits terminals again is complete at once; samples from before the search wait for scores alone."""
         samples = self._strategy.samples_after(search, leaves, search.expander.samples_after(leaves, size))
         asked = search.ask(leaves, samples)
-        if not asked:
+        if asked and search.first_samples:
+            self._unscored += [(search, job) for job in search.receive_first_samples(asked[0])]
+            asked = []
+        if search.pending == 0:
             self._complete.append(search)
         return [(search, expansion, None) for expansion in asked]
 

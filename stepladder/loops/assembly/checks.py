@@ -67,9 +67,11 @@ def check_searches(config: Config) -> None:
 
     Raises:
         ConfigError: If a method or option is unknown, a wave is larger than the simulations it is part of, or ``search.allocation`` does
-            not match the caps of the search.
+            not match the caps of the search, or ``search.start`` not the method and the PRM.
     """
     config.search.allocation.check_with(search_budget(config.search))
+    if config.search.start == "first-samples":
+        _check_first_samples(config)
     for name, section in (("search", config.search), ("evaluate", config.evaluate)):
         wave = build_method(section).selection.wave
         if wave > section.simulations:
@@ -78,6 +80,21 @@ def check_searches(config: Config) -> None:
             )
         if config.search.actions:
             check_actions(build_method(section), place=f"{name}.options")
+
+
+def _check_first_samples(config: Config) -> None:
+    where, prm = "search.start: 'first-samples'", config.prm
+    if not prm.enabled or prm.start == "fixed" or prm.when != "before-search":
+        raise ConfigError(
+            f"{where} needs a PRM that each round trains before its search: got prm.enabled {prm.enabled}, prm.start {prm.start!r} and "
+            f"prm.when {prm.when!r} -- set prm.when = 'before-search', or start with the 'question'"
+        )
+    if not build_method(config.search).samples_solutions:
+        raise ConfigError(
+            f"{where} needs a method that draws solutions, such as restart: got {config.search.method!r} -- start with the 'question'"
+        )
+    if config.run.update_every is not None:
+        raise ConfigError(f"{where} does not go with run.update_every, which searches in parts: got {config.run.update_every}")
 
 
 def check_actions(method: SearchMethod, *, place: str) -> None:

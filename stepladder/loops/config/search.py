@@ -138,6 +138,9 @@ class SearchConfig(Section):
     allocation: Annotated[Allocation, Variant("uniform")] = Uniform()
     """How a round's search is shared among the problems: ``uniform``, ``unsolved-first``, ``knapsack``, ``prompt-curriculum`` or
     ``by-pass-rate``; see docs/runs.md."""
+    start: Literal["question", "first-samples"] = "question"
+    """How trees begin: with new draws after the ``question``, or with the ``first-samples`` of the round, on which its PRM was trained
+    (``prm.when`` = ``before-search``). They are the first draws of a problem's first tree, for methods that draw solutions."""
     scores: ScoresConfig = ScoresConfig()
     """Changes to the PRM's scores before the search uses them."""
     tool: str | None = Field(default=None, pattern=r"^[^:]+(:\w+)?$")
@@ -192,8 +195,9 @@ class SearchConfig(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without a tool or actions, settings are written, and so hashed, as before there were any.
+        # Without a tool, actions or first samples, settings are written, and so hashed, as before there were any.
         unused = (*(() if self.tool is not None else TOOL_SETTINGS), *(() if self.actions else ("actions",)))
+        unused = (*unused, *(("start",) if self.start == "question" else ()))
         return {name: value for name, value in write(self).items() if name not in unused}
 
 

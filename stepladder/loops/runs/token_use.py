@@ -108,12 +108,16 @@ def unique_tokens(tree: TreeRecord) -> int:
     return len(tree.prompt_ids) + sum(map(len, tree.token_ids)) + sum(map(len, tree.given_ids))
 
 
-def unique_share(trees: Sequence[TreeRecord]) -> float | None:
+def unique_share(trees: Sequence[TreeRecord], *, sampled_before: int = 0) -> float | None:
     """Return the tokens of the trees' steps, each step once, per token sampled, in [0, 1]; None if nothing was sampled.
 
     The rest of the sampled tokens went into samples that repeat a step, and into rollouts.
+
+    Args:
+        trees: The trees.
+        sampled_before: Tokens of the samples with which trees began; no tree counts them as its own.
     """
-    sampled = sum(tree.generated_tokens for tree in trees)
+    sampled = sum(tree.generated_tokens for tree in trees) + sampled_before
     return round(sum(sum(map(len, tree.token_ids)) for tree in trees) / sampled, 4) if sampled else None
 
 

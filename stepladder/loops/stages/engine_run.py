@@ -1,7 +1,7 @@
 """How a job runs a search engine: engine and grader of a shard, results in the order of the problems, and progress for people."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from stepladder.loops.runs.live import INTERVAL_S, LiveTree, live_tree
 from stepladder.loops.runs.workers import Progress, report_progress, worker_models
 from stepladder.loops.stages.context import Models
 from stepladder.mcts.engine import BudgetRule, SearchEngine, SearchEvent
+from stepladder.mcts.problem_search import Samples
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, LabelledProblem, Problem, SearchResult
 
@@ -89,9 +90,11 @@ def questions_of(problems: Sequence[LabelledProblem]) -> list[Problem]:
     return [labelled.problem for labelled in problems]
 
 
-def run_engine(engine: SearchEngine, problems: Sequence[LabelledProblem], *, stage: str) -> list[SearchResult]:
+def run_engine(
+    engine: SearchEngine, problems: Sequence[LabelledProblem], *, stage: str, first_samples: Mapping[str, Samples] | None = None
+) -> list[SearchResult]:
     """Search problems and return the results in the order of the problems. Report progress under the name of the stage."""
-    found = engine.search(questions_of(problems), on_progress=_SearchProgress(stage))
+    found = engine.search(questions_of(problems), first_samples=first_samples, on_progress=_SearchProgress(stage))
     by_id = {result.problem_id: result for result in found}
     return [by_id[labelled.problem.id] for labelled in problems]
 

@@ -51,17 +51,20 @@ def levels_of(problems: Sequence[LabelledProblem]) -> dict[str, str]:
 
 
 def search_figures(
-    shards: Sequence[Path], levels: Mapping[str, str] | None = None, *, sampled_before: Sequence[Path] = ()
+    shards: Sequence[Path], levels: Mapping[str, str] | None = None, *, sampled_before: Sequence[Path] = (), continued: bool = False
 ) -> SearchFigures:
     """Return the counts of a training search: problems, solved, tokens, nodes, failed steps, and the savings of the caches.
 
     Args:
         shards: Files of trees.
         levels: Level of every problem by its id; None has no levels.
-        sampled_before: Graded samples from which the search went on; they count for the problems and the solved ones alone.
+        sampled_before: Graded samples from before the search; they count for the problems and the solved ones alone.
+        continued: Whether the trees began with these samples. Then ``unique_share`` counts their tokens among the sampled ones.
     """
     trees = [tree for path in shards for tree in read_trees(path)]
-    tried = [*trees, *(tree for path in sampled_before for tree in read_trees(path))]
+    before = [tree for path in sampled_before for tree in read_trees(path)]
+    tried, searched = [*trees, *before], {tree.problem_id for tree in trees}
+    in_trees = sum(tree.generated_tokens for tree in before if tree.problem_id in searched) if continued else 0
     solved = {tree.problem_id for tree in tried if 1.0 in tree.outcomes}
     uses = [use_path(shard) for shard in shards]
     return SearchFigures(
@@ -74,7 +77,7 @@ def search_figures(
         scored_tokens=sum(tree.scored_tokens for tree in trees),
         failed_steps=sum(tree.stop_reasons.count("error") for tree in trees),
         token_use=TokenUse.sum([TokenUse.load(path) for path in uses]) if all(path.exists() for path in uses) else None,
-        unique_share=unique_share(trees),
+        unique_share=unique_share(trees, sampled_before=in_trees),
         levels={
             level: LevelCount(problems=len(each), solved=sum(each))
             for level, each in _by_level({tree.problem_id: tree.problem_id in solved for tree in tried}, levels or {}).items()

@@ -53,7 +53,12 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         prm, estimated_tokens = _learn_prm(context, number, best, context.newest_policy(number, best.policy))
     write_problems(context, number)
     rollouts, levels = context.run.shards(ROLLOUTS.name, rounds=[number]), levels_of(context.problems["train"])
-    found = search_figures(context.paths(number, TREES), levels, sampled_before=rollouts if samples_first(config) else ())
+    found = search_figures(
+        context.paths(number, TREES),
+        levels,
+        sampled_before=rollouts if samples_first(config) else (),
+        continued=config.search.start == "first-samples",
+    )
     rolled_out = search_figures(rollouts)
     return judge(
         context,

@@ -6,7 +6,7 @@ tree. So a decision depends on finished files alone, and a stopped stage continu
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import read_failures, write_failures
-from stepladder.loops.stages.kinds import TREES, samples_first
+from stepladder.loops.stages.first_samples import first_samples
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
 from stepladder.loops.stages.problem_states import problem_states
 from stepladder.mcts.allocation import Budgets, Uniform
 from stepladder.mcts.engine import BudgetRule
+from stepladder.mcts.problem_search import Samples
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.types import Budget, Failures, LabelledProblem, derive_seed
 
@@ -54,6 +56,7 @@ def _search_once(context: RoundContext, number: int, models: Models, stage: str)
             out=shard.out,
             stage=stage,
             tree_number=first_tree(context.config),
+            sampled=_sampled(context, number, shard.number),
         )
         for shard in missing
     ]
@@ -83,7 +86,7 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
     shards = [[labelled for labelled in problems if labelled.problem.id in budgets] for problems in context.shards("train")]
     paths = [context.run.shard(number, f"{_PASSES}/{tree_number:02d}", index) for index, _ in enumerate(shards)]
     tasks, waiting = [], 0
-    for problems, path in zip(shards, paths, strict=True):
+    for index, (problems, path) in enumerate(zip(shards, paths, strict=True)):
         if path.exists():
             continue
         own = {labelled.problem.id: budgets[labelled.problem.id] for labelled in problems}
@@ -98,6 +101,7 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
                 stage=stage,
                 budgets=own,
                 tree_number=tree_number + first_tree(context.config),
+                sampled=None if tree_number else _sampled(context, number, index),
             )
         )
     context.work(tasks, {stage: waiting})
@@ -108,6 +112,11 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
 def first_tree(config: Config) -> int:
     """Return the number of a round's first tree: samples from before the search count as the first, and have its seeds."""
     return int(samples_first(config))
+
+
+def _sampled(context: RoundContext, number: int, shard: int) -> Path | None:
+    """Return the file of the samples with which the first trees of a shard begin; None if they begin with the question."""
+    return context.run.shard(number, ROLLOUTS.name, shard) if context.config.search.start == "first-samples" else None
 
 
 def _next_budgets(context: RoundContext, number: int, passes: Sequence[Sequence[Path]]) -> Budgets:
@@ -129,6 +138,7 @@ def search_shard(
     stage: str,
     budgets: Budgets | None = None,
     tree_number: int = 0,
+    sampled: Path | None = None,
 ) -> None:
     """Search a shard of training problems and write its trees.
 
@@ -140,13 +150,24 @@ def search_shard(
         stage: Name under which progress is shown.
         budgets: Caps by problem; None is the configured ones for all.
         tree_number: Trees of the same problems that the round has searched before.
+        sampled: File of the graded samples that are the first draws of the trees; None draws anew.
     """
     if not problems:
         TREES.write(out, [])
         return
     budget = search_budget(config.search) if budgets is None else lambda problem: budgets[problem.id]
     method = build_method(config.search)
-    write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage, tree_number=tree_number)
+    write_labelled_trees(
+        config,
+        models,
+        problems,
+        method=method,
+        budget=budget,
+        out=out,
+        stage=stage,
+        tree_number=tree_number,
+        samples=None if sampled is None else first_samples(ROLLOUTS.read([sampled])),
+    )
 
 
 def merge_passes(*, order: list[str], passes: list[Path], out: Path) -> None:
@@ -176,6 +197,7 @@ def write_labelled_trees(
     out: Path,
     stage: str,
     tree_number: int = 0,
+    samples: Mapping[str, Samples] | None = None,
     live: LiveWeights | None = None,
 ) -> None:
     """Search problems with known answers, and write the graded trees and their token counts.
@@ -189,6 +211,7 @@ def write_labelled_trees(
         out: Parquet file of the trees; the token counts are next to it.
         stage: Name under which progress is shown.
         tree_number: Trees of the same problems that the round has searched before.
+        samples: Solutions that were sampled before, by problem: the first draws of the trees.
         live: As for ``open_shard``.
     """
     scores = config.search.scores
@@ -205,7 +228,7 @@ def write_labelled_trees(
         live=live,
     )
     with opened as (engine, *_):
-        results = run_engine(engine, problems, stage=stage)
+        results = run_engine(engine, problems, stage=stage, first_samples=samples)
         trees = [result.tree for result in results]
         _write_use(out, TokenUse.of(engine.policy, engine.scorer, unique_tokens=sum(map(unique_tokens, trees))))
         write_failures(out, Failures.sum(result.failures for result in results))

@@ -4,19 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import (
-    ARMS,
-    T_QUANTILES,
-    Size,
-    arm_config,
-    arms,
-    common,
-    interval_over_problems,
-    interval_over_seeds,
-    tokens_to_reach,
-)
+from benchmarks import evidence
+from benchmarks.evidence import ARMS, Size, arm_config, arms, common
+from benchmarks.evidence_tables import T_QUANTILES, interval_over_problems, interval_over_seeds, tokens_to_reach
 from stepladder.loops.assembly.checks import check_labels, check_searches
 from stepladder.loops.config.run import Config
+from tests.inline import inline_pool
 
 SIZE = Size(rounds=2, tokens=400, updates=40, samples=4)
 
@@ -72,7 +65,34 @@ def test_the_interval_over_problems_resamples_within_seeds() -> None:
 
 
 def test_the_size_names_the_runs() -> None:
-    """Runs of another size have another place, so that no run continues with other settings."""
-    names = {Size(rounds=r, tokens=t, updates=u, samples=4).name for r in (1, 2) for t in (100, 200) for u in (10, 20)}
-    assert len(names) == 8
+    """Runs of another size have another place, so that no run continues with other settings; those of the same tests share a warm-up."""
+    sizes = [
+        Size(rounds=r, tokens=t, updates=u, samples=4, tests=n) for r in (1, 2) for t in (100, 200) for u in (10, 20) for n in (16, 64)
+    ]
+    assert len({size.name for size in sizes}) == 16
+    assert len({evidence.warm_up_root(Path("runs"), size, 3) for size in sizes}) == 2
     assert tuple(arms(SIZE)) == ARMS
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up of seed 1 fails, so its arms are left out; an arm of seed 2 fails, and the next one runs. Arms go before seeds."""
+    begun: list[tuple[int, str]] = []
+
+    def warm_up(root: Path, size: Size, seed: int, *, more: list[str]) -> None:
+        begun.append((seed, "warm-up"))
+        if seed == 1:
+            raise OSError("disk is full")
+
+    def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: list[str]) -> None:
+        assert more == ["sft.batch_size=8", "run.workers=1"]
+        begun.append((seed, arm))
+        if (seed, arm) == (2, "star"):
+            raise ValueError("no traces")
+
+    for name, fake in (("warm_up", warm_up), ("run_arm", run_arm), ("worker_pool", inline_pool)):
+        monkeypatch.setattr(evidence, name, fake)
+    chosen = ["star", "search"]
+    failed = evidence.run_all(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen, more=["sft.batch_size=8"], jobs=2)
+    assert begun == [*((seed, "warm-up") for seed in (1, 2, 3)), (2, "star"), (3, "star"), (2, "search"), (3, "search")]
+    assert failed == ["seed 1, warm-up: OSError: disk is full", "seed 2, star: ValueError: no traces"]
+    assert evidence.finished(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen) == []

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from stepladder.errors import ConfigError
 from stepladder.mcts.strategies.restarts import restart_ranks
 from stepladder.testing import ScriptedPolicy, make_step
 from stepladder.types import Budget, StopReason
@@ -501,6 +502,46 @@ def test_restarts_by_hand():
     assert tree.stop_reasons[6:] == ["depth", "end"] and result.answer == "1"
     # Draws are backed up from their last nodes: 0.8 at ab itself, then 0.3 below aba, 0 at the limit, and 0.9 at the end.
     assert tree.values[2] == pytest.approx((0.8 + 0.3 + 0.0 + 0.9) / 4) and tree.visits[:4] == [4, 4, 4, 2]
+
+
+def test_restarts_go_on_from_first_samples():
+    """The tree of ``test_restarts_by_hand``, whose first draw was sampled before the search: it costs neither tokens nor a call.
+
+    The steps of the other three draws have five tokens and the two of "=1". The first sample counts as the draw from the root.
+    """
+    drawn = iter(["a", "b", "c", "b", "=1"])
+    table = {"a": 0.2, "ab": 0.8, "aba": 0.5, "abab": 0.3, "abac": 0.1, "abacb": 0.45, "ab=1": 0.9}
+
+    def policy(prefix, index, seed):
+        step = next(drawn)
+        return make_step(step, stop_reason=StopReason.END if step == "=1" else StopReason.STEP)
+
+    options = {"policy": policy, "scorer": scores(**table), "wave": 1, "draw_steps": 2}
+    samples = {"p0": ((make_step("a"), make_step("b")),)}
+    result = one("restart", budget=Budget(num_simulations=4, max_depth=5), first_samples=samples, **options)
+    tree = result.tree
+    assert tree.texts == ["", "a", "b", "a", "b", "c", "b", "=1"]
+    assert tree.parents == [-1, 0, 1, 2, 3, 3, 5, 2]
+    assert tree.scores[1:3] == [0.2, 0.8] and result.answer == "1"
+    assert tree.values[2] == pytest.approx((0.8 + 0.3 + 0.0 + 0.9) / 4) and tree.visits[:4] == [4, 4, 4, 2]
+    assert tree.generated_tokens == sum(map(len, tree.token_ids[3:])) == 6
+    assert tree.policy_calls == 3 and tree.num_simulations == 4 and result.failures.num_samples == 3
+
+
+def test_first_samples_may_be_longer_than_draws_and_may_solve_the_problem():
+    """A whole sample of four steps enters where draws have two; a right one ends a search that stops at a right answer, without a call."""
+
+    def nothing(prefix, index, seed):
+        raise AssertionError("nothing is drawn")
+
+    right = (make_step("a"), make_step("b"), make_step("c"), make_step("=1", stop_reason=StopReason.END))
+    wrong = (make_step("a"), make_step("=2", stop_reason=StopReason.END))
+    options = {"policy": nothing, "scorer": scores(), "wave": 1, "draw_steps": 2, "stop_value": 0.5}
+    tree = one("restart", answers={"p0": "1"}, first_samples={"p0": (wrong, right), "p1": (wrong,)}, **options).tree
+    assert tree.parents == [-1, 0, 1, 1, 3, 4] and tree.outcomes == [None, None, 0.0, None, None, 1.0]
+    assert (tree.generated_tokens, tree.policy_calls, tree.num_simulations) == (0, 0, 2)
+    with pytest.raises(ConfigError, match="first samples need a method that draws solutions, such as restart: got 'mcts'"):
+        one("mcts", first_samples={"p0": (right,)})
 
 
 def test_ranks_of_restarts_by_hand():

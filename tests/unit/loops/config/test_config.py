@@ -98,6 +98,8 @@ def test_hash_names_what_is_computed_and_nothing_else() -> None:
     same = ["problems.train=c.jsonl", "run.workers=3", "run.rounds=9", "policy.max_batch=7"]
     assert load_config(None, [*REQUIRED, *same]).hash() == base
     assert load_config(None, [*REQUIRED, "search.simulations=33"]).hash() != base
+    assert load_config(None, [*REQUIRED, "search.start=question"]).hash() == base
+    assert load_config(None, [*REQUIRED, "search.start=first-samples"]).hash() != base
     assert len(base) == 16
 
 
@@ -113,12 +115,17 @@ def test_impossible_searches_are_refused_before_work() -> None:
         ("search.method=mtcs", "did you mean 'mcts'"),
         ("search.options.childs=3", "unknown setting 'childs'"),
         ("search.options.num_children=0", "num_children must be a whole number >= 1"),
+        ("search.start=first-samples", "needs a PRM that each round trains before its search: got prm.enabled True"),
         ("evaluate.options.wave=17", "evaluate.options.wave: must be at most evaluate.simulations: got 17 > 16"),
     ):
         with pytest.raises(ConfigError) as caught:
             check_searches(load_config(None, [*REQUIRED, override]))
         assert words in str(caught.value)
     check_searches(load_config(None, REQUIRED))
+    first = [*REQUIRED, "search.start=first-samples", "prm.when=before-search", "prm.rollouts=2"]
+    with pytest.raises(ConfigError, match="needs a method that draws solutions, such as restart: got 'mcts'"):
+        check_searches(load_config(None, first))
+    check_searches(load_config(None, [*first, "search.method=restart"]))
 
 
 def test_model_directory_is_checked_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ def test_the_unique_share_by_hand():
 
     tree = one(policy=policy, num_children=4, budget=Budget(num_simulations=1)).tree
     assert tree.generated_tokens == 4 and unique_share([tree]) == 0.75 and unique_share([]) is None
+    # Four more tokens that were sampled before the search.
+    assert unique_share([tree], sampled_before=4) == 0.375
     assert unique_share([one(policy=policy, num_children=3, budget=Budget(num_simulations=1)).tree, tree]) == round(6 / 7, 4)
 
 

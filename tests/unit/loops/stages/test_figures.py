@@ -1,6 +1,7 @@
 """Figures of an evaluation, worked out by hand from rows of three problems."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from stepladder.loops.runs.split_figures import (
     LevelFigures,
     SplitFigures,
 )
-from stepladder.loops.stages.figures import split_figures
+from stepladder.loops.stages.figures import search_figures, split_figures
+from stepladder.loops.stages.kinds import TREES
+from tests.trees import tree
 
 
 def sample(tokens: int, key: str | None, score: float | None, correct: bool) -> dict:
@@ -144,3 +147,19 @@ def test_figures_by_level(folder: Path) -> None:
     }
     assert list(figures.levels) == ["9", "10"]
     assert list(split_figures(folder, {"a": "hard", "b": "easy", "c": "easy"}).levels) == ["easy", "hard"]
+
+
+def test_first_samples_are_counted_once(tmp_path: Path) -> None:
+    """A sample of two steps solves q and one of three steps begins p's tree, which adds two steps: 2 tokens of search, 5 steps of 5 tokens.
+
+    Without the sample's tokens, five steps of two tokens would be unique. A sample that no tree goes on from has no part in the share.
+    """
+    begun = tree((-1, None, None), (0, None, None), (1, None, None), (2, None, 0.0), problem_id="p")
+    solved = tree((-1, None, None), (0, None, None), (1, None, 1.0), problem_id="q")
+    grown = tree((-1, None, None), (0, None, None), (1, None, None), (2, None, 0.0), (2, None, None), (4, None, 0.0), problem_id="p")
+    before, after = tmp_path / "before.parquet", tmp_path / "after.parquet"
+    TREES.write(before, [begun, solved])
+    TREES.write(after, [replace(grown, generated_tokens=2)])
+    found = search_figures([after], sampled_before=[before], continued=True)
+    assert (found.problems, found.solved, found.generated_tokens, found.unique_share) == (2, 1, 2, 1.0)
+    assert search_figures([before]).generated_tokens == 5

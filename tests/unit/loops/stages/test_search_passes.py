@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from stepladder.loops.runs.token_use import TokenUse, use_path
 from stepladder.loops.stages import search as search_stage
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.failures import read_failures, write_failures
-from stepladder.loops.stages.kinds import TREES
+from stepladder.loops.stages.first_samples import first_samples
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.problem_states import write_problems
-from stepladder.types import Budget, Failures, LabelledProblem, Problem, TreeRecord
+from stepladder.types import Budget, Failures, LabelledProblem, Problem, Step, StopReason, TreeRecord
 from tests.folders import contents
 from tests.report_run import config
 from tests.searches import engine
@@ -138,6 +139,40 @@ def test_figures_of_passes_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     passes = max(Counter(each.problem_id for each in trees if each.problem_id in ("p0", "p1", "p2")).values())
     assert TokenUse.load(use_path(shard)).forwarded_tokens == 2 * passes
     assert read_failures([shard]) == Failures(num_samples=2 * passes, num_failed=passes, first_message="lost")
+
+
+def test_only_the_first_trees_begin_with_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem's first tree goes on from the round's sample of it; its further trees draw anew, as a tree without a sample does."""
+    given: list[tuple[int, set[str]]] = []
+
+    def noted(*positional: Any, tree_number: int, samples: Any, **named: Any) -> None:
+        given.append((tree_number, set(samples or {})))
+        scripted_trees(*positional, tree_number=tree_number, **named)
+
+    run = context(tmp_path, UNSOLVED, InlinePool(), start="first-samples")
+    for index, path in enumerate(run.paths(1, ROLLOUTS)):
+        ROLLOUTS.write(path, [tree((-1, None, None), (0, None, 0.0), problem_id=f"p{3 * index}")])
+    monkeypatch.setattr(search_stage, "write_labelled_trees", noted)
+    search_stage.search(run, 1, Models(policy="p", prm=None, provenance=PROVENANCE))
+    assert given[:3] == [(0, {"p0"}), (0, {"p3"}), (0, {"p6"})]
+    assert given[3:] and not any(samples for _, samples in given[3:])
+
+
+def test_first_samples_are_the_draws_of_a_tree() -> None:
+    """Two draws share their first step. One ends, the depth limit cuts the other after a whole step, and a third one failed."""
+    sampled = tree((-1, None, None), (0, None, None), (1, None, 1.0), (1, None, 0.0), (0, None, 0.0))
+    sampled = replace(sampled, stop_reasons=["step", "step", "end", "depth", "error"])
+    assert first_samples([sampled]) == {
+        "p": (
+            (_step(101, "s1\n", StopReason.STEP), _step(102, "s2\n", StopReason.END)),
+            (_step(101, "s1\n", StopReason.STEP), _step(103, "s3\n", StopReason.STEP)),
+        )
+    }
+    assert first_samples([replace(sampled, stop_reasons=["step", "step", "error", "error", "error"])]) == {}
+
+
+def _step(token: int, text: str, reason: StopReason) -> Step:
+    return Step(token_ids=(token,), logps=(-0.5,), text=text, stop_reason=reason)
 
 
 def test_a_pool_bounds_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
