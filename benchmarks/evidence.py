@@ -123,14 +123,18 @@ ARMS = tuple(arms(Size(rounds=1, tokens=1, updates=4, samples=1)))
 
 
 def common(size: Size, seed: int) -> list[str]:
-    """Return the settings that all arms share: few measurements, and no gate, which would give arms unequal updates."""
+    """Return the settings that all arms share: few measurements, no gate, which would give arms unequal updates, and one process a run."""
     return [
         f"run.seed={seed}",
         f"run.rounds={size.rounds}",
+        "run.workers=1",
+        "run.shard_size=1000",
         f"sft.max_updates={size.updates}",
         "preference.enabled=false",
         f"evaluate.samples={size.samples}",
-        "evaluate.method=greedy",
+        # The tables have no search at test time: one expansion is the cheapest.
+        "evaluate.method=mcts",
+        "evaluate.options={num_children=1}",
         "evaluate.simulations=1",
         "gate.max_drop=1.0",
     ]
@@ -228,8 +232,7 @@ def attempt(*, root: Path, size: Size, seed: int, arm: str | None, more: list[st
 
 def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int) -> list[str]:
     """Run the arms of all seeds, ``jobs`` at once, an arm of all seeds before the next; return a sentence about each run that failed."""
-    workers = ["run.workers=1"] if jobs > 1 else []
-    shared = {"root": root, "size": size, "more": [*more, *workers]}
+    shared = {"root": root, "size": size, "more": [*more]}
     with worker_pool(jobs, threads=1) as pool:
         begun = pool.run([Task.of(attempt, seed=seed, arm=None, **shared) for seed in seeds], on_progress=lambda _: None)
         ready = [seed for seed, failure in zip(seeds, begun, strict=True) if failure is None]
@@ -256,9 +259,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
     parser.add_argument("--updates", type=int, default=100, help="updates of the policy a round")
-    parser.add_argument("--samples", type=int, default=4, help="samples of a test problem for sampled pass@1 and pass@k")
+    parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
     parser.add_argument("--tests", type=int, default=64, help="test problems of each distance, 176 at most")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each in one process; 1 gives all cores to one run")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--set", dest="more", action="append", default=[], metavar="KEY=VALUE", help="change a setting in all arms")
