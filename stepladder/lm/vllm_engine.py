@@ -7,9 +7,10 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch._dynamo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -40,6 +41,21 @@ _BODY_FORMAT = "stepladder_body"
 Task = Literal["generate", "embed"]
 
 
+class NewTokens(NamedTuple):
+    """What a step of the engine sampled for one sequence."""
+
+    key: str
+    """The sequence."""
+    token_ids: Sequence[int]
+    """Its new tokens."""
+    logps: Sequence[float]
+    """Their log-probabilities, as the engine's ``logprobs_mode`` says."""
+    finish_reason: str | None
+    """Why vLLM ended the sequence; None while it goes on."""
+    cached_tokens: int
+    """With the first tokens, how many of the prefix were in the cache; 0 later."""
+
+
 class VLLMEngine:
     """An engine. A process can hold several. A closed engine starts again when it is used."""
 
@@ -59,6 +75,7 @@ class VLLMEngine:
         self._source, self._settings = source, settings
         self._task: Task = task
         self._open: set[str] = set()
+        self._sampled: set[str] = set()
         self._live: Any = None
         self._in_groups = False
         model = self._engine.vllm_config.model_config
@@ -100,10 +117,73 @@ class VLLMEngine:
         self._open.difference_update(output.request_id for output in outputs if output.finished)
         return outputs
 
+    def prepare(self, params: Any) -> Any:
+        """Return a sampling request without a sequence, for ``sample``.
+
+        Args:
+            params: ``SamplingParams`` with ``logprobs=0``. They are checked and completed here, once for all requests that copy them.
+
+        Raises:
+            BackendError: If vLLM refuses them.
+        """
+        engine = self._engine
+        try:
+            return engine.input_processor.process_inputs(
+                "-", {"prompt_token_ids": [0]}, params, supported_tasks=engine.get_supported_tasks()
+            )
+        except ValueError as error:
+            raise BackendError(f"vLLM engine: must sample: {_told(error)}") from error
+
+    def sample(self, key: str, token_ids: Sequence[int], request: Any, *, seed: int, max_tokens: int) -> None:
+        """Queue a sequence to be sampled, under a unique key. ``sample_step`` returns its tokens.
+
+        The request goes to vLLM's core as it is: vLLM's own front end checks and copies every request and builds an output of every token,
+        which costs more than a search's bookkeeping.
+
+        Args:
+            key: Name of the sequence.
+            token_ids: The prefix, shorter than ``context``, ids below ``vocab_size``.
+            request: From ``prepare``; it stays as it is.
+            seed: Seed of the sequence, in [0, 2**63).
+            max_tokens: Maximum tokens to sample, >= 1.
+        """
+        params = copy(request.sampling_params)
+        params.seed, params.max_tokens = seed, max_tokens
+        own = copy(request)
+        own.request_id = own.external_req_id = key
+        own.prompt_token_ids, own.sampling_params = list(token_ids), params
+        self._engine.engine_core.add_request(own)
+        self._sampled.add(key)
+
+    def sample_step(self) -> list[NewTokens]:
+        """Run one step and return what it sampled.
+
+        Raises:
+            BackendError: If the engine failed.
+        """
+        try:
+            outputs = self._engine.engine_core.get_output().outputs
+        except (RuntimeError, self._dead_error()) as error:
+            raise BackendError(f"vLLM engine: must run: {_told(error)} -- see its log") from error
+        found = []
+        for output in outputs:
+            if output.finish_reason is not None:
+                self._sampled.discard(output.request_id)
+            logps = () if output.new_logprobs is None else output.new_logprobs.logprobs[:, 0].tolist()
+            reason = None if output.finish_reason is None else str(output.finish_reason)
+            found.append(NewTokens(output.request_id, output.new_token_ids, logps, reason, _cached(output)))
+        return found
+
     def abort(self, keys: Sequence[str]) -> None:
         """Stop unfinished sequences; they produce no further outputs."""
-        self._engine.abort_request(list(keys))
-        self._open.difference_update(keys)
+        listed = [key for key in keys if key in self._open]
+        if listed:
+            self._engine.abort_request(listed)
+            self._open.difference_update(listed)
+        sampled = [key for key in keys if key in self._sampled]
+        if sampled:
+            self._engine.engine_core.abort_requests(sampled)
+            self._sampled.difference_update(sampled)
 
     def reset(self) -> None:
         """Drop open sequences and cached prefixes, so that later results are those of a fresh process.
@@ -111,8 +191,8 @@ class VLLMEngine:
         Raises:
             BackendError: If vLLM keeps its cache.
         """
-        if self._open:
-            self.abort(list(self._open))
+        if self._open or self._sampled:
+            self.abort([*self._open, *self._sampled])
             self.step()
         if not self._engine.reset_prefix_cache():
             raise BackendError("vLLM engine: the prefix cache must be empty before other work: it was not freed -- build a new engine")
@@ -126,6 +206,7 @@ class VLLMEngine:
             self._live.engine_core.shutdown()
             self._live = None
             self._open.clear()
+            self._sampled.clear()
             gc.collect()
 
     @staticmethod
@@ -259,6 +340,12 @@ def register_body_loader() -> None:
             return ((name, weight) for name, weight in super().get_all_weights(model_config, model) if not name.startswith(HEAD_PREFIXES))
 
     register_model_loader(_BODY_FORMAT)(BodyLoader)
+
+
+def _cached(output: Any) -> int:
+    """Return how many tokens of a prefix were cached; only a sequence's first output says so."""
+    stats = output.prefill_stats
+    return 0 if stats is None else stats.num_cached_tokens
 
 
 def _told(error: BaseException) -> str:

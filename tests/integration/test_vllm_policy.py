@@ -158,20 +158,33 @@ def test_the_prefix_cache_serves_samples_and_continuations(engines):
     policy = VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
     assert policy.cached_share is None
     prefix = tuple(range(5, 55)) * 2
-    samples = samples_of(policy, [step_request(0, prefix, 8, max_step_tokens=30)])[0]
+    samples = samples_of(policy, [step_request(0, prefix, 8, temperature=0.0, max_step_tokens=30)])[0]
+    assert policy.refused_tokens == 0
     assert (policy.prefix_tokens, policy.cached_tokens) == (800, 7 * 96)
     assert policy.cached_share == pytest.approx(0.84)
     assert policy.generated_tokens == sum(len(step.token_ids) for (step,) in samples)
     assert policy.forwarded_tokens == 128 + policy.generated_tokens - 8
     assert policy.token_counts.forwarded_tokens == policy.forwarded_tokens
-    longest = max((step for (step,) in samples), key=lambda step: len(step.token_ids))
+    [step] = samples[0]
     before = policy.cached_tokens
-    samples_of(policy, [step_request(1, prefix + longest.token_ids, 1, max_step_tokens=1)])
-    assert policy.cached_tokens - before == (100 + len(longest.token_ids) - 1) // 32 * 32
+    samples_of(policy, [step_request(1, prefix + step.token_ids, 1, temperature=0.0, max_step_tokens=1)])
+    assert policy.cached_tokens - before == (100 + len(step.token_ids) - 1) // 32 * 32
     engines.get()
     before = policy.cached_tokens
-    samples_of(policy, [step_request(2, prefix, 1, max_step_tokens=1)])
+    samples_of(policy, [step_request(2, prefix, 1, temperature=0.0, max_step_tokens=1)])
     assert policy.cached_tokens == before
+
+
+def test_a_token_that_must_not_be_sampled_is_drawn_again(policy):
+    """Of 64 samples of 20 tokens, many meet a special token: none has one, and the sequence that takes over finds the prefix in the cache."""
+    _, tokenizer = tiny_policy()
+    samples = samples_of(policy, [step_request(0, (5, 6) * 20, 64, max_step_tokens=20)])[0]
+    specials = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
+    assert not any(specials & set(step.token_ids) for (step,) in samples)
+    assert policy.refused_tokens >= 5
+    assert policy.generated_tokens == policy.refused_tokens + sum(len(step.token_ids) for (step,) in samples)
+    assert policy.prefix_tokens >= 40 * (64 + policy.refused_tokens)
+    assert policy.cached_tokens >= 32 * (63 + policy.refused_tokens)
 
 
 def test_more_prefixes_than_one_step_takes(policy):

@@ -102,6 +102,11 @@ class StepRules:
         """Ids that must not be sampled, special tokens first."""
         self.stop_ids = np.flatnonzero(self.ends).tolist()
         """Ids that end a sequence, ascending."""
+        plain = sampled & ~self.ends & ~self.boundary.closes & ~self.boundary.may_close
+        if self.rule.name == "surprise":
+            plain = np.zeros_like(plain)
+        self.is_plain = plain.tobytes()
+        """Per id, 1 if no rule has anything to say about it, else 0: a string of bytes, which Python indexes faster than an array."""
 
     def closes(self, step_ids: list[int]) -> bool:
         """Say whether the last token of an open step completes the text that closes it."""
@@ -173,6 +178,8 @@ class OpenSample:
         """
         if not math.isfinite(logp):
             raise BackendError(f"log-probabilities must be finite: got {logp!r} -- check the weights, or use float32")
+        if self._rules.is_plain[token]:
+            return self._add(token, logp)
         if token in self._rules.forbidden:
             name = self._rules.text.decode_batch([[token]], skip_special=False)[0]
             self.fail(f"special tokens must not be sampled: the engine gave {name!r} ({token}) -- use one that takes a logit_bias")
@@ -182,14 +189,22 @@ class OpenSample:
             if self.finished:
                 # The next request begins with this token, or another one.
                 return True
+        return self._add(token, logp)
+
+    def _add(self, token: int, logp: float) -> bool:
+        """Add a token to the open step, and say whether the sample is finished."""
+        rules = self._rules
         self._ids.append(token)
         # Engines compute logits minus a log-sum-exp, which rounding can lift above 0 by a hair.
         self._logps.append(min(logp, 0.0))
         self._count += 1
-        at_end = bool(self._rules.ends[token])
-        closed = not at_end and self._rules.closes(self._ids)
-        if at_end or closed or self.tokens_left <= 0:
-            self._end_step(at_end=at_end, closed=closed)
+        at_end = closed = False
+        if not rules.is_plain[token]:
+            at_end = bool(rules.ends[token])
+            closed = not at_end and rules.closes(self._ids)
+        if not (at_end or closed or self.tokens_left <= 0):
+            return False
+        self._end_step(at_end=at_end, closed=closed)
         return self.finished
 
     def end_here(self) -> None:

@@ -3,10 +3,15 @@
 Every sample is a separate sequence with its own seed. Samples of one prefix find its keys and values in vLLM's prefix cache, which also
 keeps the finished steps. Tokens are read as they come and judged by the same rules as in the transformers backend, so a step ends at the
 same token. A sequence whose solution continues after the requested steps is aborted.
+
+Tokens that must not be sampled are rare where a model is trained, and a ban of a thousand ids costs vLLM more than the rest of a request.
+So sequences begin without a ban. One that draws such a token goes on as a new sequence, with the ban, from the token before. A token is
+then drawn from what the model gives to the others, as if the ban had been there before: rejection sampling.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +22,14 @@ from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ti
 from stepladder.lm.loading import load_model_settings, load_tokenizer
 from stepladder.lm.sampling import stream_keys
 from stepladder.lm.settings import EngineSettings
-from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.lm.vllm_engine import NewTokens, VLLMEngine
 from stepladder.policy.backends.steps import OpenSample, StepRules, refusal, refused
 from stepladder.policy.prompts import StepFormat
 
 _MAX_BIAS = 1024
 """Ids that vLLM can keep from being sampled; special tokens come first, and padding of the vocabulary behind."""
+_MAX_REDRAWS = 16
+"""Times that a sample is drawn again because of tokens that must not be sampled, before it fails."""
 _MAX_STOPS = 64
 """Closing tokens that the engine itself stops at. It looks through them for every token, so a long list would cost more than it saves."""
 
@@ -42,15 +49,49 @@ class _Sequence:
 
     job: _Job
     sample: OpenSample
+    key: str
+    """Name of the sequence on the engine."""
+    seed: int
+    """Seed of its random numbers."""
+    stops: bool
+    """Whether the engine itself stops at tokens that close a step."""
+    prefix_tokens: int
+    """Tokens before the first that it samples."""
     begun: bool = False
     """Whether a first token has come."""
+    redraws: int = 0
+    """Sequences that this one takes up, because they drew tokens that must not be sampled."""
+
+
+class _Taken(Enum):
+    """What becomes of a sequence after its newest tokens."""
+
+    GOES_ON = auto()
+    OVER = auto()
+    BANNED = auto()
+    """It drew a token that must not be sampled."""
+
+
+def _continued(sequence: _Sequence) -> _Sequence:
+    """Return the sequence that continues a sample whose last token was refused, with random numbers of its own."""
+    redraws = sequence.redraws + 1
+    so_far = len(sequence.sample.token_ids)
+    return _Sequence(
+        job=sequence.job,
+        sample=sequence.sample,
+        key=f"{sequence.key.partition('+')[0]}+{redraws}",
+        seed=int(stream_keys(sequence.seed, redraws)[-1] >> np.uint64(1)),
+        stops=sequence.stops,
+        prefix_tokens=len(sequence.job.request.prefix_ids) + so_far,
+        redraws=redraws,
+    )
 
 
 class VLLMPolicy:
     """A ``Policy`` on vLLM.
 
     Log-probabilities are the model's at temperature 1. Special tokens other than end-of-sequence, and ids that the tokenizer does not
-    know, are never sampled (up to 1024 of them). Samples depend on their seeds; they are not those of the transformers backend, which
+    know, are never sampled. Samples depend on their seeds; they are not those of the transformers backend, which
     draws its numbers otherwise.
     """
 
@@ -65,7 +106,9 @@ class VLLMPolicy:
         """
         self._engine = engine
         self._rules = StepRules(tokenizer, step_format, *settings, vocab_size=engine.vocab_size)
-        self._bias = dict.fromkeys(self._rules.never_sampled[:_MAX_BIAS], float("-inf")) or None
+        self._banned = frozenset(self._rules.never_sampled)
+        self._prepared: dict[tuple[float, bool, bool], Any] = {}
+        """Requests to copy, by temperature, whether they stop where steps close, and whether they ban tokens."""
         closing = self._rules.boundary.closes.nonzero()[0].tolist()
         self._closing = closing if len(closing) <= _MAX_STOPS else []
         self._jobs: dict[int, _Job] = {}
@@ -79,6 +122,8 @@ class VLLMPolicy:
         """Tokens of the prefixes of all sequences that began so far; every sample counts its own."""
         self.cached_tokens = 0
         """Tokens of these that were found in the prefix cache."""
+        self.refused_tokens = 0
+        """Tokens of ``generated_tokens`` that must not be sampled, and were drawn again."""
 
     @classmethod
     def from_pretrained(
@@ -166,71 +211,94 @@ class VLLMPolicy:
             self._engine.abort(keys)
 
     def _begin(self, job: _Job) -> None:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]
-
         request = job.request
         # vLLM takes signed seeds; the lowest bit is given up.
         seeds = (stream_keys(request.seed, request.num_samples) >> np.uint64(1)).tolist()
-        stops = self._rules.stop_ids + (self._closing if request.max_steps == 1 else [])
+        stops = request.max_steps == 1 and bool(self._closing)
         for number, seed in enumerate(seeds):
             sample = OpenSample(self._rules, request, context=self._engine.context)
-            params = SamplingParams(
-                temperature=request.temperature,
-                seed=seed,
-                max_tokens=min(sample.room, request.max_step_tokens * request.max_steps),
-                logprobs=0,
-                logit_bias=self._bias,
-                ignore_eos=True,
-                stop_token_ids=stops,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-                # These settings are this sequence's own; vLLM would copy them, which costs more than the rest of adding it.
-                skip_clone=True,
-            )
             job.samples.append(sample)
             key = f"{request.ticket}.{number}"
-            message = self._engine.add(key, request.prefix_ids, params)
-            if message is None:
-                self._running[key] = _Sequence(job=job, sample=sample)
-                job.open_samples += 1
-            else:
-                sample.fail(message)
-        if not job.open_samples:
-            self._finish(job)
+            self._start(_Sequence(job=job, sample=sample, key=key, seed=seed, stops=stops, prefix_tokens=len(request.prefix_ids)))
+        job.open_samples = len(seeds)
+
+    def _start(self, sequence: _Sequence) -> None:
+        """Queue a sequence that continues its sample."""
+        request, sample = sequence.job.request, sequence.sample
+        so_far = sample.token_ids
+        left = request.max_step_tokens * request.max_steps - len(so_far)
+        self._engine.sample(
+            sequence.key,
+            (*request.prefix_ids, *so_far),
+            self._prepare(request.temperature, stops=sequence.stops, bans=sequence.redraws > 0),
+            seed=sequence.seed,
+            max_tokens=min(sample.room - len(so_far), left),
+        )
+        self._running[sequence.key] = sequence
+
+    def _prepare(self, temperature: float, *, stops: bool, bans: bool) -> Any:
+        known = self._prepared.get((temperature, stops, bans))
+        if known is None:
+            from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]
+
+            params = SamplingParams(
+                temperature=temperature,
+                seed=0,
+                max_tokens=1,
+                logprobs=0,
+                logit_bias=dict.fromkeys(self._rules.never_sampled[:_MAX_BIAS], float("-inf")) if bans else None,
+                ignore_eos=True,
+                stop_token_ids=self._rules.stop_ids + (self._closing if stops else []),
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            known = self._prepared[temperature, stops, bans] = self._engine.prepare(params)
+        return known
 
     def _advance(self) -> None:
         """Run one step of the engine and judge what it sampled."""
-        ended = []
-        for output in self._engine.step():
-            sequence = self._running.get(output.request_id)
+        ended, again = [], []
+        for new in self._engine.sample_step():
+            sequence = self._running.get(new.key)
             # An engine that runs ahead may still report on a sequence that was aborted.
             if sequence is None:
                 continue
-            if self._take(sequence, output):
-                del self._running[output.request_id]
-                if not output.finished:
-                    ended.append(output.request_id)
-                sequence.job.open_samples -= 1
-                if not sequence.job.open_samples:
-                    self._finish(sequence.job)
+            taken = self._take(sequence, new)
+            if taken is _Taken.GOES_ON:
+                continue
+            del self._running[new.key]
+            if new.finish_reason is None:
+                ended.append(new.key)
+            if taken is _Taken.BANNED:
+                again.append(sequence)
+                continue
+            sequence.job.open_samples -= 1
+            if not sequence.job.open_samples:
+                self._finish(sequence.job)
         if ended:
             self._engine.abort(ended)
+        for sequence in again:
+            self._start(_continued(sequence))
 
-    def _take(self, sequence: _Sequence, output: Any) -> bool:
-        """Feed new tokens to a sample and say whether its sequence is over."""
+    def _take(self, sequence: _Sequence, new: NewTokens) -> "_Taken":
+        """Feed new tokens to a sample and say what becomes of its sequence."""
         if not sequence.begun:
             sequence.begun = True
             self._num_begun += 1
-            self.prefix_tokens += len(sequence.job.request.prefix_ids)
-            self.cached_tokens += output.num_cached_tokens or 0
-        sample, (completion,) = sequence.sample, output.outputs
-        for token, logps in zip(completion.token_ids, completion.logprobs, strict=True):
+            self.prefix_tokens += sequence.prefix_tokens
+            self.cached_tokens += new.cached_tokens
+        sample = sequence.sample
+        for token, logp in zip(new.token_ids, new.logps, strict=True):
             self.generated_tokens += 1
-            if sample.feed(token, logps[token].logprob):
-                return True
-        if output.finished:
-            sample.fail(f"vLLM ended the sequence within a step: {completion.finish_reason}")
-        return output.finished
+            if token in self._banned and sequence.redraws < _MAX_REDRAWS:
+                self.refused_tokens += 1
+                return _Taken.BANNED
+            if sample.feed(token, logp):
+                return _Taken.OVER
+        if new.finish_reason is None:
+            return _Taken.GOES_ON
+        sample.fail(f"vLLM ended the sequence within a step: {new.finish_reason}")
+        return _Taken.OVER
 
     def _finish(self, job: _Job) -> None:
         self._done.append(StepResult(ticket=job.request.ticket, samples=tuple(tuple(sample.steps) for sample in job.samples)))

@@ -1,0 +1,207 @@
+"""Tokens per second of searches on vLLM beside vLLM's own, in one run, for a GPU: no model is downloaded.
+
+    python -m benchmarks.gpu_search --shape 0.5b --batch 512
+    python -m benchmarks.gpu_search --shape 7b --batch 256 --methods mcts:4,majority
+
+The model has the shape of a known one and random weights, so every token is about as likely as any other. One token in twenty ends a line,
+and so a step: steps have geometric lengths with a mean of twenty tokens. Prompts have 110 tokens.
+
+The baseline is what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the engine
+takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have as many problems as it takes to keep the batch full,
+at four steps a leaf. Nothing is scored. Every figure is tokens sampled per second of wall time, ends of the run included.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from transformers import Qwen2Config
+
+from stepladder.embedded.model import symbol_tokenizer
+from stepladder.lm.loading import load_model_settings, load_tokenizer
+from stepladder.lm.settings import EngineSettings
+from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.mcts.engine import SearchEngine
+from stepladder.mcts.methods import resolve_method
+from stepladder.policy.backends.vllm import VLLMPolicy
+from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.types import Budget, Problem, Provenance
+
+PROMPT_TOKENS, STEP_TOKENS, MAX_STEP_TOKENS, MAX_DEPTH = 110, 20, 80, 6
+WHOLE_SOLUTION = STEP_TOKENS * MAX_DEPTH
+CHILDREN = 4
+FORMAT = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern="(never)")
+PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="-", renderer_hash="-")
+
+
+class Shape(NamedTuple):
+    """The size of a Qwen2."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int = 151_936
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 2, 2, 192, 2048),
+    "0.5b": Shape(896, 24, 14, 2, 4864),
+    "1.5b": Shape(1536, 28, 12, 2, 8960),
+    "7b": Shape(3584, 28, 28, 4, 18944, 152_064),
+}
+"""Shapes of Qwen2.5 and one to try the script with."""
+
+
+def save_model(shape: Shape, folder: Path) -> None:
+    """Save the configuration and tokenizer of a model, which vLLM gives random weights."""
+    words = [f"w{i}\n" if i % STEP_TOKENS == 0 else f"w{i} " for i in range(shape.vocab_size - 3)]
+    tokenizer = symbol_tokenizer(words, pattern=r"w[0-9]+[ \n]")
+    tokenizer.model_max_length = 2048
+    tokenizer.save_pretrained(folder)
+    Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=shape is SHAPES["0.5b"],
+    ).save_pretrained(folder)
+
+
+class Bench:
+    """An engine with problems."""
+
+    def __init__(self, folder: Path, *, batch: int, options: dict[str, Any]) -> None:
+        """Start the engine."""
+        begin = time.perf_counter()
+        settings = EngineSettings(max_batch=batch, max_context=2048, memory_share=0.8, options={"load_format": "dummy", **options})
+        self.engine, self.batch = VLLMEngine(folder, task="generate", settings=settings), batch
+        self.start_s = time.perf_counter() - begin
+        self.tokenizer, self.named = load_tokenizer(folder), load_model_settings(folder)
+        self.renderer = PromptRenderer(self.tokenizer, FORMAT)
+        rng = np.random.default_rng(0)
+        # Numbers that are multiples of the length of a step end a line.
+        drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (batch, PROMPT_TOKENS)) * STEP_TOKENS + 1
+        self.problems = [Problem(id=str(i), question="".join(f"w{n} " for n in row)) for i, row in enumerate(drawn.tolist())]
+
+    def plain(self, in_flight: int, *, total: int, own: dict[str, Any]) -> tuple[int, float]:
+        """Return tokens and seconds of plain requests, at most so many at once; ``own`` are further sampling parameters."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        llm: Any = self.engine._engine  # noqa: SLF001
+        self.engine.reset()
+        prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
+        begin, count, running, started = time.perf_counter(), 0, 0, 0
+        while started < total or running:
+            while started < total and running < in_flight:
+                params = SamplingParams(
+                    temperature=1.0,
+                    max_tokens=WHOLE_SOLUTION,
+                    ignore_eos=True,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.DELTA,
+                    **({"seed": started} if own.get("seed") else {}),
+                    **{key: value for key, value in own.items() if key != "seed"},
+                )
+                llm.add_request(str(started), {"prompt_token_ids": prompts[started % len(prompts)]}, params)
+                started, running = started + 1, running + 1
+            for output in llm.step():
+                count += len(output.outputs[0].token_ids)
+                running -= output.finished
+        return count, time.perf_counter() - begin
+
+    def search(self, name: str, wave: int, *, simulations: int) -> tuple[int, float, dict[str, float]]:
+        """Return tokens and seconds of a search with a full batch, and what else is worth knowing."""
+        self.engine.reset()
+        policy = VLLMPolicy(self.engine, self.tokenizer, FORMAT, *self.named)
+        leaves = wave if name in ("majority", "best-of-n") else wave * CHILDREN
+        problems = self.problems[: max(self.batch // leaves, 1)]
+        search = SearchEngine(
+            policy=policy,
+            renderer=self.renderer,
+            method=resolve_method(name, wave=wave),
+            budget=Budget(num_simulations=simulations, max_depth=MAX_DEPTH, max_step_tokens=MAX_STEP_TOKENS),
+            provenance=PROVENANCE,
+            max_trees=len(problems),
+        )
+        begin = time.perf_counter()
+        nodes = sum(len(result.tree.parents) for result in search.search(problems))
+        seconds = time.perf_counter() - begin
+        more = {
+            "problems": len(problems),
+            "nodes": nodes,
+            "bookkeeping": search.stats.engine_s / search.stats.total_s,
+            "forwarded": policy.token_counts.forwarded_tokens or 0,
+        }
+        return policy.generated_tokens, seconds, more
+
+
+def main() -> None:
+    """Run the benchmark and print its table; every line is also printed as JSON as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--batch", type=int, default=512, help="sequences at once")
+    parser.add_argument("--methods", default="majority:16,mcts:1,mcts:4,mcts:8,beam:4", help="NAME:WAVE, by commas")
+    parser.add_argument("--simulations", type=int, default=32)
+    parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later")
+    parser.add_argument("--profile", action="store_true", help="where the time of this process goes, with the last method")
+    arguments = parser.parse_args()
+    begin, console = time.perf_counter(), Console(width=120)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(SHAPES[arguments.shape], folder)
+        bench = Bench(folder, batch=arguments.batch, options=json.loads(arguments.options))
+        console.log(f"engine started in {bench.start_s:.0f} s")
+        table = Table("what", "tokens", "seconds", "tokens/s", "of vLLM's", "more", title=f"{arguments.shape}, {arguments.batch} at once")
+        bench.plain(arguments.batch, total=arguments.batch, own={})
+        plain = None
+
+        def report(what: str, tokens: int, seconds: float, more: dict[str, float]) -> None:
+            rate = tokens / seconds
+            said = ", ".join(f"{key} {value:,.3g}" for key, value in more.items())
+            table.add_row(what, f"{tokens:,}", f"{seconds:.1f}", f"{rate:,.0f}", "" if plain is None else f"{rate / plain:.2f}", said)
+            line = {"what": what, "shape": arguments.shape, "batch": arguments.batch, "tokens": tokens, "seconds": round(seconds, 2)}
+            print(json.dumps({**line, "rate": round(rate), "of_plain": plain and round(rate / plain, 3), **more}), flush=True)
+
+        total = 4 * arguments.batch
+        tokens, seconds = bench.plain(arguments.batch, total=total, own={})
+        plain = tokens / seconds
+        report("vLLM itself", tokens, seconds, {})
+        report("vLLM itself, seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own={"seed": True, "logprobs": 0}), {})
+        for each in arguments.methods.split(","):
+            method, _, wave = each.partition(":")
+            if time.perf_counter() - begin > arguments.seconds:
+                console.log(f"{each} and what follows it is left out: the time is up")
+                break
+            report(f"{method}, {wave} in flight", *bench.search(method, int(wave), simulations=arguments.simulations))
+        if arguments.profile:
+            import cProfile
+            import pstats
+
+            profiler = cProfile.Profile()
+            method, _, wave = arguments.methods.split(",")[-1].partition(":")
+            profiler.runcall(bench.search, method, int(wave), simulations=arguments.simulations)
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
+        bench.engine.close()
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
