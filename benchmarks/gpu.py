@@ -1,10 +1,10 @@
 """Everything there is to measure on one GPU, in one call: searches beside vLLM itself, trainings, and a round of GSM8K on a real model.
 
-    python -m benchmarks.gpu --out figures                                    without any model: the first two parts
-    python -m benchmarks.gpu --out figures --model DIR --gsm8k DIRECTORY      all parts; train.jsonl and test.jsonl of GSM8K lie in DIRECTORY
+    python -m benchmarks.gpu --out figures                           without a model: all parts but the last
+    python -m benchmarks.gpu --out figures --model DIR --gsm8k DIR   all parts; train.jsonl and test.jsonl of GSM8K lie in the second
 
-Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running. What it printed is in
-``OUT/PART.txt``.
+Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running. ``OUT/PART.txt``
+has what it printed.
 """
 
 import argparse

@@ -7,8 +7,9 @@ The model has the shape of a known one and random weights, so every token is abo
 and so a step: steps have geometric lengths with a mean of twenty tokens. Prompts have 110 tokens.
 
 The baseline is what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the engine
-takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have as many problems as it takes to keep the batch full,
-at four steps a leaf. Nothing is scored. Every figure is tokens sampled per second of wall time, ends of the run included.
+takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have as many trees at once as fill the batch, at four
+steps a leaf, and enough problems to sample about as many tokens as the plain requests do. Nothing is scored. Every figure is tokens
+sampled per second of wall time, ends of the run included.
 """
 
 import argparse
@@ -96,7 +97,7 @@ class Bench:
         self.renderer = PromptRenderer(self.tokenizer, FORMAT)
         rng = np.random.default_rng(0)
         # Numbers that are multiples of the length of a step end a line.
-        drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (batch, PROMPT_TOKENS)) * STEP_TOKENS + 1
+        drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (4 * batch, PROMPT_TOKENS)) * STEP_TOKENS + 1
         self.problems = [Problem(id=str(i), question="".join(f"w{n} " for n in row)) for i, row in enumerate(drawn.tolist())]
 
     def plain(self, in_flight: int, *, total: int, own: dict[str, Any]) -> tuple[int, float]:
@@ -104,7 +105,7 @@ class Bench:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        llm: Any = self.engine._engine  # noqa: SLF001
+        llm: Any = self.engine._engine
         self.engine.reset()
         prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
         begin, count, running, started = time.perf_counter(), 0, 0, 0
@@ -126,25 +127,28 @@ class Bench:
                 running -= output.finished
         return count, time.perf_counter() - begin
 
-    def search(self, name: str, wave: int, *, simulations: int) -> tuple[int, float, dict[str, float]]:
-        """Return tokens and seconds of a search with a full batch, and what else is worth knowing."""
+    def search(self, name: str, wave: int, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
+        """Return tokens and seconds of a search that samples about so many tokens, and what else is worth knowing."""
         self.engine.reset()
         policy = VLLMPolicy(self.engine, self.tokenizer, FORMAT, *self.named)
-        leaves = wave if name in ("majority", "best-of-n") else wave * CHILDREN
-        problems = self.problems[: max(self.batch // leaves, 1)]
+        draws_solutions = name in ("majority", "best-of-n")
+        in_flight, per_simulation = (wave, WHOLE_SOLUTION) if draws_solutions else (wave * CHILDREN, CHILDREN * STEP_TOKENS)
+        trees = max(self.batch // in_flight, 1)
+        problems = self.problems[: max(tokens // (simulations * per_simulation), trees)]
         search = SearchEngine(
             policy=policy,
             renderer=self.renderer,
             method=resolve_method(name, wave=wave),
             budget=Budget(num_simulations=simulations, max_depth=MAX_DEPTH, max_step_tokens=MAX_STEP_TOKENS),
             provenance=PROVENANCE,
-            max_trees=len(problems),
+            max_trees=trees,
         )
         begin = time.perf_counter()
         nodes = sum(len(result.tree.parents) for result in search.search(problems))
         seconds = time.perf_counter() - begin
         more = {
             "problems": len(problems),
+            "trees at once": trees,
             "nodes": nodes,
             "bookkeeping": search.stats.engine_s / search.stats.total_s,
             "forwarded": policy.token_counts.forwarded_tokens or 0,
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--batch", type=int, default=512, help="sequences at once")
     parser.add_argument("--methods", default="majority:16,mcts:1,mcts:4,mcts:8,beam:4", help="NAME:WAVE, by commas")
-    parser.add_argument("--simulations", type=int, default=32)
+    parser.add_argument("--simulations", type=int, default=16)
     parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
     parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later")
     parser.add_argument("--profile", action="store_true", help="where the time of this process goes, with the last method")
@@ -184,20 +188,24 @@ def main() -> None:
         tokens, seconds = bench.plain(arguments.batch, total=total, own={})
         plain = tokens / seconds
         report("vLLM itself", tokens, seconds, {})
-        report("vLLM itself, seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own={"seed": True, "logprobs": 0}), {})
+        report(
+            "vLLM itself, seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own={"seed": True, "logprobs": 0}), {}
+        )
         for each in arguments.methods.split(","):
             method, _, wave = each.partition(":")
             if time.perf_counter() - begin > arguments.seconds:
                 console.log(f"{each} and what follows it is left out: the time is up")
                 break
-            report(f"{method}, {wave} in flight", *bench.search(method, int(wave), simulations=arguments.simulations))
+            bench.search(method, int(wave), simulations=2, tokens=1)  # compiles what the method needs
+            found = bench.search(method, int(wave), simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
+            report(f"{method}, {wave} in flight", *found)
         if arguments.profile:
             import cProfile
             import pstats
 
             profiler = cProfile.Profile()
             method, _, wave = arguments.methods.split(",")[-1].partition(":")
-            profiler.runcall(bench.search, method, int(wave), simulations=arguments.simulations)
+            profiler.runcall(bench.search, method, int(wave), simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
             pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
         bench.engine.close()
         console.print(table)

@@ -176,7 +176,7 @@ def test_the_prefix_cache_serves_samples_and_continuations(engines):
 
 
 def test_a_token_that_must_not_be_sampled_is_drawn_again(policy):
-    """Of 64 samples of 20 tokens, many meet a special token: none has one, and the sequence that takes over finds the prefix in the cache."""
+    """Of 64 samples of 20 tokens, many meet a special token: none has one, and what takes over finds the prefix in the cache."""
     _, tokenizer = tiny_policy()
     samples = samples_of(policy, [step_request(0, (5, 6) * 20, 64, max_step_tokens=20)])[0]
     specials = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
