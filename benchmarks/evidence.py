@@ -62,24 +62,26 @@ class Size:
     """Updates of the policy in a round."""
     samples: int
     """Independent samples of a test problem after each round."""
+    problems: int = 16
+    """Training problems of each distance."""
     tests: int = 16
     """Test problems of each distance."""
 
     @property
     def name(self) -> str:
         """Part of the directory of its runs."""
-        return f"{self.rounds}x{self.tokens}-{self.updates}-{self.measured}"
+        return f"{self.rounds}x{self.tokens}-{self.updates}-{self.task}"
 
     @property
-    def measured(self) -> str:
-        """Part of the directories of all runs that are measured alike."""
-        return f"{self.tests}x{self.samples}"
+    def task(self) -> str:
+        """Part of the directories of all runs on the same problems, with the same measurements."""
+        return f"{self.problems}-{self.tests}x{self.samples}"
 
     def sentence(self) -> str:
         """Say it to readers."""
         return (
             f"{self.rounds} rounds, {self.tokens:,} generated tokens a problem and round, {self.updates} updates of the policy a round, "
-            f"{self.tests} test problems of each distance, k = {self.samples}"
+            f"{self.problems} training and {self.tests} test problems of each distance, k = {self.samples}"
         )
 
 
@@ -147,7 +149,7 @@ def arm_config(start: Path, overrides: Sequence[str]) -> Config:
 
 def warm_up_root(root: Path, size: Size, seed: int) -> Path:
     """Return the directory of the run of a seed that ends after its warm-up."""
-    return root / f"seed-{seed}" / f"warm-up-{size.measured}"
+    return root / f"seed-{seed}" / f"warm-up-{size.task}"
 
 
 def arm_root(root: Path, size: Size, seed: int, arm: str) -> Path:
@@ -158,7 +160,7 @@ def arm_root(root: Path, size: Size, seed: int, arm: str) -> Path:
 def warm_up(root: Path, size: Size, seed: int, *, more: Sequence[str] = ()) -> None:
     """Warm up the policy with which all arms of a seed begin; what is finished is kept."""
     base = warm_up_root(root, size, seed)
-    prepare(base / "start", seed=seed, task=PuzzleTask(test_per_distance=size.tests))
+    prepare(base / "start", seed=seed, task=PuzzleTask(train_per_distance=size.problems, test_per_distance=size.tests))
     run_rounds(arm_config(base / "start", [*common(size, seed), *more, "run.rounds=0"]), base)
 
 
@@ -260,7 +262,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
     parser.add_argument("--updates", type=int, default=100, help="updates of the policy a round")
     parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
-    parser.add_argument("--tests", type=int, default=64, help="test problems of each distance, 176 at most")
+    parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
+    parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
@@ -271,6 +274,7 @@ def main() -> None:
         tokens=arguments.tokens,
         updates=arguments.updates,
         samples=arguments.samples,
+        problems=arguments.problems,
         tests=arguments.tests,
     )
     root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()

@@ -35,6 +35,14 @@ class _Block(NamedTuple):
     num_keys: int
     queries: slice
     """Range of its padded queries, ``(end - begin) * num_lanes`` of them."""
+    oldest: int
+    """Least position of its queries."""
+
+    def keys(self, window: int | None) -> slice:
+        """Return the slots in which its queries may see something. No slot holds a later position than its own number."""
+        # A multiple of eight, as for the number of keys.
+        first = 0 if window is None else max(0, self.oldest + 1 - window) // 8 * 8
+        return slice(first, self.num_keys)
 
 
 class DecodeRows:
@@ -135,7 +143,7 @@ class DecodeRows:
         np.maximum.at(self._fill, rows, slots + 1)
         self._reserve(self.num_rows, int(slots.max()) + 1)
         self._show(rows, lanes, shared, slots)
-        blocks, query_row = self._blocks(rows, lanes)
+        blocks, query_row = self._blocks(rows, lanes, positions)
         target, query_index = self._index(rows * self.num_slots + slots), self._index(query_row)
         token_positions = self._index(positions)
         self._positions.view(-1).index_copy_(0, target, token_positions.int())
@@ -153,7 +161,7 @@ class DecodeRows:
             if window not in masks:
                 masks[window] = [self._block_mask(block, query_positions, window) for block in blocks]
             parts = zip(blocks, masks[window], strict=True)
-            outputs = [self._attend_block(block, padded, keys, values, mask, kind) for block, mask in parts]
+            outputs = [self._attend_block(block, padded, (keys, values), mask, kind, block.keys(window)) for block, mask in parts]
             return torch.cat(outputs).index_select(0, query_index)
 
         return self._model.forward(self._index(token_ids), token_positions, attend), slots
@@ -199,11 +207,12 @@ class DecodeRows:
         self._reserve(row + _BLOCK, self.num_slots)
         return row
 
-    def _blocks(self, rows: np.ndarray, lanes: np.ndarray) -> tuple[list[_Block], np.ndarray]:
+    def _blocks(self, rows: np.ndarray, lanes: np.ndarray, positions: np.ndarray) -> tuple[list[_Block], np.ndarray]:
         """Return the blocks of a pass, and the row of each lane among the padded queries."""
         # Rows are ascending, so each block's lanes are one run of them, and it begins where the block number changes.
         begins = np.flatnonzero(np.diff(rows // _BLOCK, prepend=-1))
         num_lanes, num_keys = np.maximum.reduceat(lanes, begins) + 1, np.maximum.reduceat(self._fill[rows], begins)
+        oldest = np.minimum.reduceat(positions, begins)
         blocks, query_row, offset = [], np.empty(len(rows), dtype=np.int64), 0
         for i, begin in enumerate(begins):
             part = slice(begin, begins[i + 1] if i + 1 < len(begins) else len(rows))
@@ -212,31 +221,33 @@ class DecodeRows:
             query_row[part] = offset + (rows[part] - first) * num_lanes[i] + lanes[part]
             # A multiple of eight keeps the masked attention kernels of a GPU on their fast path.
             keys = min(self.num_slots, -(-int(num_keys[i]) // 8) * 8)
-            blocks.append(_Block(first, last + 1, int(num_lanes[i]), keys, slice(offset, offset + size)))
+            blocks.append(_Block(first, last + 1, int(num_lanes[i]), keys, slice(offset, offset + size), int(oldest[i])))
             offset += size
         return blocks, query_row
 
     def _block_mask(self, block: _Block, query_positions: torch.Tensor, window: int | None) -> torch.Tensor:
-        """Return what each query of a block sees, [rows, 1, lanes, keys]."""
-        rows = slice(block.begin, block.end)
-        mask = self._mask[rows, None, : block.num_lanes, : block.num_keys]
+        """Return what each query of a block sees of its keys, [rows, 1, lanes, keys]."""
+        rows, used = slice(block.begin, block.end), block.keys(window)
+        mask = self._mask[rows, None, : block.num_lanes, used]
         if window is None:
             return mask
         newest = query_positions[block.queries].view(block.end - block.begin, 1, block.num_lanes, 1)
-        return mask.masked_fill(self._positions[rows, None, None, : block.num_keys] <= newest - window, torch.finfo(mask.dtype).min)
+        return mask.masked_fill(self._positions[rows, None, None, used] <= newest - window, torch.finfo(mask.dtype).min)
 
     def _attend_block(
-        self, block: _Block, padded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, kind: LayerAttention
+        self,
+        block: _Block,
+        padded: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        kind: LayerAttention,
+        used: slice,
     ) -> torch.Tensor:
+        """Return the outputs of a block's queries; ``cache`` holds the layer's keys and values, ``used`` the slots that they may see."""
         query = padded[block.queries].view(block.end - block.begin, block.num_lanes, *padded.shape[1:])
         rows = slice(block.begin, block.end)
-        output = attend_padded(
-            query.transpose(1, 2),
-            keys[rows, : block.num_keys].transpose(1, 2),
-            values[rows, : block.num_keys].transpose(1, 2),
-            mask,
-            kind,
-        )
+        keys, values = (each[rows, used].transpose(1, 2) for each in cache)
+        output = attend_padded(query.transpose(1, 2), keys, values, mask, kind)
         return output.transpose(1, 2).flatten(0, 1)
 
     def _reserve(self, num_rows: int, num_slots: int) -> None:

@@ -67,10 +67,15 @@ def test_the_interval_over_problems_resamples_within_seeds() -> None:
 def test_the_size_names_the_runs() -> None:
     """Runs of another size have another place, so that no run continues with other settings; those of the same tests share a warm-up."""
     sizes = [
-        Size(rounds=r, tokens=t, updates=u, samples=4, tests=n) for r in (1, 2) for t in (100, 200) for u in (10, 20) for n in (16, 64)
+        Size(rounds=r, tokens=t, updates=u, samples=4, problems=p, tests=n)
+        for r in (1, 2)
+        for t in (100, 200)
+        for u in (10, 20)
+        for p in (16, 32)
+        for n in (16, 64)
     ]
-    assert len({size.name for size in sizes}) == 16
-    assert len({evidence.warm_up_root(Path("runs"), size, 3) for size in sizes}) == 2
+    assert len({size.name for size in sizes}) == 32
+    assert len({evidence.warm_up_root(Path("runs"), size, 3) for size in sizes}) == 4
     assert tuple(arms(SIZE)) == ARMS
 
 
