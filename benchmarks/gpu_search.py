@@ -7,9 +7,9 @@ The model has the shape of a known one and random weights, so every token is abo
 and so a step: steps have geometric lengths with a mean of twenty tokens. Prompts have 110 tokens.
 
 The baseline is what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the engine
-takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have as many trees at once as fill the batch, at four
-steps a leaf, and enough problems to sample about as many tokens as the plain requests do. Nothing is scored. Every figure is tokens
-sampled per second of wall time, ends of the run included.
+takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have so many trees at once that the engine always has
+requests waiting, as a run over many problems has, and enough problems to sample about as many tokens as the plain requests do. Nothing is
+scored. Every figure is tokens sampled per second of wall time, ends of the run included.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from stepladder.types import Budget, Problem, Provenance
 
 PROMPT_TOKENS, STEP_TOKENS, MAX_STEP_TOKENS, MAX_DEPTH = 110, 20, 80, 6
 WHOLE_SOLUTION = STEP_TOKENS * MAX_DEPTH
-CHILDREN = 4
+CHILDREN, TREES = 4, 256
 FORMAT = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern="(never)")
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="-", renderer_hash="-")
 
@@ -97,7 +97,7 @@ class Bench:
         self.renderer = PromptRenderer(self.tokenizer, FORMAT)
         rng = np.random.default_rng(0)
         # Numbers that are multiples of the length of a step end a line.
-        drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (4 * batch, PROMPT_TOKENS)) * STEP_TOKENS + 1
+        drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (max(2048, batch), PROMPT_TOKENS)) * STEP_TOKENS + 1
         self.problems = [Problem(id=str(i), question="".join(f"w{n} " for n in row)) for i, row in enumerate(drawn.tolist())]
 
     def plain(self, in_flight: int, *, total: int, own: dict[str, Any]) -> tuple[int, float]:
@@ -127,28 +127,46 @@ class Bench:
                 running -= output.finished
         return count, time.perf_counter() - begin
 
+    def handed_over(self, in_flight: int, *, total: int) -> tuple[int, float]:
+        """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with seeds and log-probabilities."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self.engine.reset()
+        form = SamplingParams(
+            max_tokens=1, logprobs=0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA, temperature=1.0
+        )
+        request = self.engine.prepare(form)
+        prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
+        begin, count, running, started = time.perf_counter(), 0, 0, 0
+        while started < total or running:
+            while started < total and running < in_flight:
+                self.engine.sample(prompts[started % len(prompts)], request, seed=started, max_tokens=WHOLE_SOLUTION)
+                started, running = started + 1, running + 1
+            for new in self.engine.sample_step():
+                count += len(new.token_ids)
+                running -= new.finish_reason is not None
+        return count, time.perf_counter() - begin
+
     def search(self, name: str, wave: int, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
         """Return tokens and seconds of a search that samples about so many tokens, and what else is worth knowing."""
         self.engine.reset()
         policy = VLLMPolicy(self.engine, self.tokenizer, FORMAT, *self.named)
-        draws_solutions = name in ("majority", "best-of-n")
-        in_flight, per_simulation = (wave, WHOLE_SOLUTION) if draws_solutions else (wave * CHILDREN, CHILDREN * STEP_TOKENS)
-        trees = max(self.batch // in_flight, 1)
-        problems = self.problems[: max(tokens // (simulations * per_simulation), trees)]
+        per_simulation = WHOLE_SOLUTION if name in ("majority", "best-of-n") else CHILDREN * STEP_TOKENS
+        problems = self.problems[: max(tokens // (simulations * per_simulation), 1)]
         search = SearchEngine(
             policy=policy,
             renderer=self.renderer,
             method=resolve_method(name, wave=wave),
             budget=Budget(num_simulations=simulations, max_depth=MAX_DEPTH, max_step_tokens=MAX_STEP_TOKENS),
             provenance=PROVENANCE,
-            max_trees=trees,
+            max_trees=TREES,
         )
         begin = time.perf_counter()
         nodes = sum(len(result.tree.parents) for result in search.search(problems))
         seconds = time.perf_counter() - begin
         more = {
             "problems": len(problems),
-            "trees at once": trees,
             "nodes": nodes,
             "bookkeeping": search.stats.engine_s / search.stats.total_s,
             "forwarded": policy.token_counts.forwarded_tokens or 0,
@@ -161,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--batch", type=int, default=512, help="sequences at once")
+    parser.add_argument("--sequences", type=int, default=2048, help="plain requests; searches sample about as many tokens")
     parser.add_argument("--methods", default="majority:16,mcts:1,mcts:4,mcts:8,beam:4", help="NAME:WAVE, by commas")
     parser.add_argument("--simulations", type=int, default=16)
     parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
@@ -184,13 +203,13 @@ def main() -> None:
             line = {"what": what, "shape": arguments.shape, "batch": arguments.batch, "tokens": tokens, "seconds": round(seconds, 2)}
             print(json.dumps({**line, "rate": round(rate), "of_plain": plain and round(rate / plain, 3), **more}), flush=True)
 
-        total = 4 * arguments.batch
+        total = arguments.sequences
         tokens, seconds = bench.plain(arguments.batch, total=total, own={})
         plain = tokens / seconds
         report("vLLM itself", tokens, seconds, {})
-        report(
-            "vLLM itself, seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own={"seed": True, "logprobs": 0}), {}
-        )
+        asked = {"seed": True, "logprobs": 0}
+        report("the same with seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own=asked), {})
+        report("these, given to its core by stepladder", *bench.handed_over(arguments.batch, total=total), {})
         for each in arguments.methods.split(","):
             method, _, wave = each.partition(":")
             if time.perf_counter() - begin > arguments.seconds:

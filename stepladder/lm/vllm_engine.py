@@ -76,6 +76,7 @@ class VLLMEngine:
         self._task: Task = task
         self._open: set[str] = set()
         self._sampled: set[str] = set()
+        self._num_sampled = 0
         self._live: Any = None
         self._in_groups = False
         model = self._engine.vllm_config.model_config
@@ -134,19 +135,21 @@ class VLLMEngine:
         except ValueError as error:
             raise BackendError(f"vLLM engine: must sample: {_told(error)}") from error
 
-    def sample(self, key: str, token_ids: Sequence[int], request: Any, *, seed: int, max_tokens: int) -> None:
-        """Queue a sequence to be sampled, under a unique key. ``sample_step`` returns its tokens.
+    def sample(self, token_ids: Sequence[int], request: Any, *, seed: int, max_tokens: int) -> str:
+        """Queue a sequence to be sampled and return its key; ``sample_step`` returns its tokens.
 
         The request goes to vLLM's core as it is: vLLM's own front end checks and copies every request and builds an output of every token,
         which costs more than a search's bookkeeping.
 
         Args:
-            key: Name of the sequence.
             token_ids: The prefix, shorter than ``context``, ids below ``vocab_size``.
             request: From ``prepare``; it stays as it is.
             seed: Seed of the sequence, in [0, 2**63).
             max_tokens: Maximum tokens to sample, >= 1.
         """
+        # An engine that schedules ahead may still compute an aborted sequence, so no key serves twice.
+        self._num_sampled += 1
+        key = str(self._num_sampled)
         params = copy(request.sampling_params)
         params.seed, params.max_tokens = seed, max_tokens
         own = copy(request)
@@ -154,6 +157,7 @@ class VLLMEngine:
         own.prompt_token_ids, own.sampling_params = list(token_ids), params
         self._engine.engine_core.add_request(own)
         self._sampled.add(key)
+        return key
 
     def sample_step(self) -> list[NewTokens]:
         """Run one step and return what it sampled.

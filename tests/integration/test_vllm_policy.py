@@ -205,6 +205,17 @@ def test_a_reset_drops_what_is_in_flight(engines):
     assert len(samples_of(fresh, [step_request(0, (5, 6), 2)])[0]) == 2
 
 
+def test_no_name_of_a_sequence_serves_twice(engines, monkeypatch):
+    """Requests of the same tickets, on one engine before and after a reset: an engine that schedules ahead may still compute the first."""
+    core, names = engines.get()._engine.engine_core, []
+    ask = core.add_request
+    monkeypatch.setattr(core, "add_request", lambda request: (names.append(request.request_id), ask(request)))
+    for _ in range(2):
+        samples_of(VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT), [step_request(0, (5, 6), 3), step_request(1, (7,), 2)])
+    assert len(names) >= 10
+    assert len(names) == len(set(names))
+
+
 def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):
     """A context beyond the model's, unknown options, options that are not free, and an absent model."""
     with pytest.raises(CheckpointError, match=r"vLLM could not start on this model.*max_model_len"):

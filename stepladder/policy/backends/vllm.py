@@ -49,8 +49,6 @@ class _Sequence:
 
     job: _Job
     sample: OpenSample
-    key: str
-    """Name of the sequence on the engine."""
     seed: int
     """Seed of its random numbers."""
     stops: bool
@@ -79,7 +77,6 @@ def _continued(sequence: _Sequence) -> _Sequence:
     return _Sequence(
         job=sequence.job,
         sample=sequence.sample,
-        key=f"{sequence.key.partition('+')[0]}+{redraws}",
         seed=int(stream_keys(sequence.seed, redraws)[-1] >> np.uint64(1)),
         stops=sequence.stops,
         prefix_tokens=len(sequence.job.request.prefix_ids) + so_far,
@@ -215,11 +212,10 @@ class VLLMPolicy:
         # vLLM takes signed seeds; the lowest bit is given up.
         seeds = (stream_keys(request.seed, request.num_samples) >> np.uint64(1)).tolist()
         stops = request.max_steps == 1 and bool(self._closing)
-        for number, seed in enumerate(seeds):
+        for seed in seeds:
             sample = OpenSample(self._rules, request, context=self._engine.context)
             job.samples.append(sample)
-            key = f"{request.ticket}.{number}"
-            self._start(_Sequence(job=job, sample=sample, key=key, seed=seed, stops=stops, prefix_tokens=len(request.prefix_ids)))
+            self._start(_Sequence(job=job, sample=sample, seed=seed, stops=stops, prefix_tokens=len(request.prefix_ids)))
         job.open_samples = len(seeds)
 
     def _start(self, sequence: _Sequence) -> None:
@@ -227,14 +223,13 @@ class VLLMPolicy:
         request, sample = sequence.job.request, sequence.sample
         so_far = sample.token_ids
         left = request.max_step_tokens * request.max_steps - len(so_far)
-        self._engine.sample(
-            sequence.key,
+        key = self._engine.sample(
             (*request.prefix_ids, *so_far),
             self._prepare(request.temperature, stops=sequence.stops, bans=sequence.redraws > 0),
             seed=sequence.seed,
             max_tokens=min(sample.room - len(so_far), left),
         )
-        self._running[sequence.key] = sequence
+        self._running[key] = sequence
 
     def _prepare(self, temperature: float, *, stops: bool, bans: bool) -> Any:
         known = self._prepared.get((temperature, stops, bans))
