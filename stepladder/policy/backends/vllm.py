@@ -62,7 +62,7 @@ class _Sequence:
 
 
 class _Taken(Enum):
-    """What becomes of a sequence after its newest tokens."""
+    """Whether a sequence goes on after its newest tokens."""
 
     GOES_ON = auto()
     OVER = auto()
@@ -276,7 +276,7 @@ class VLLMPolicy:
             self._start(_continued(sequence))
 
     def _take(self, sequence: _Sequence, new: NewTokens) -> "_Taken":
-        """Feed new tokens to a sample and say what becomes of its sequence."""
+        """Feed new tokens to a sample and say whether its sequence goes on."""
         if not sequence.begun:
             sequence.begun = True
             self._num_begun += 1
