@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-packing prm-study evidence evidence-glyphs eval-methods docs site clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence evidence-glyphs eval-methods docs site clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -70,6 +70,13 @@ bench-serve: $(VENV)/.installed-dev  ## a soak of 10,000 requests, and tokens/s 
 
 bench-vllm: $(VLLM_VENV)/.installed  ## the same for vLLM
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm_search
+
+# These two use the Python of a GPU machine, with its own PyTorch and vLLM; stepladder need not be installed there.
+bench-gpu:  ## searches on vLLM beside vLLM itself, on one GPU, with the shapes of known models; no model is needed
+	$(PYTHON) -m benchmarks.gpu --out build/gpu --parts search,large,training
+
+gpu:  ## the same, and a round of GSM8K: make gpu MODEL=DIR GSM8K=DIR, a small base model and the directory of train.jsonl and test.jsonl
+	$(PYTHON) -m benchmarks.gpu --out build/gpu --model $(MODEL) --gsm8k $(GSM8K)
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
 	$(BIN)/python -m benchmarks.packing
