@@ -2,7 +2,8 @@
 
     python benchmarks/bookkeeping.py
 
-Figures are processor time of this process, the least of a few repetitions, so that other work on the machine matters little.
+Figures are processor time of this process, the least of a few repetitions, so that other work on the machine matters little. That time
+counts all threads, so XLA, which runs mctx, is kept to one, as NumPy and numba are here.
 ``engine`` is everything that a search does but its models: requests, tokens, texts, scores, selection, insertion, backup and the finished
 record. ``arrays`` is selection, insertion and backup alone, which is what mctx does; mctx is jitted, on the CPU, compilation left out. An
 expansion adds K nodes here and one in mctx.
@@ -10,6 +11,7 @@ expansion adds K nodes here and one in mctx.
 
 import functools
 import importlib.util
+import os
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -27,6 +29,9 @@ from stepladder.mcts.strategies.descent_kernels import descent_rule
 from stepladder.mcts.tree import NewNodes, add_nodes, allocate, land
 from stepladder.testing import CharRenderer
 from stepladder.types import Budget, Problem, Provenance, Step, StopReason
+
+# XLA reads them when jax is imported, which happens in ``mctx_search``.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
 
 NUM_CHILDREN = 4
 NUM_SIMULATIONS = 64
