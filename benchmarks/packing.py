@@ -3,7 +3,7 @@
     python -m benchmarks.packing                        embedded model, depth 8, branching 4
     python -m benchmarks.packing --plot packing.svg     and a sweep over depth and branching, as a plot (.svg or .png)
     python -m benchmarks.packing --row-sizes            and the time of an epoch by the largest tree allowed (row_tokens)
-    python -m benchmarks.packing --gpu                  the same on a GPU: a model of Qwen2.5-0.5B's shape with random weights, bfloat16
+    python -m benchmarks.packing --gpu                  on a GPU, in three minutes: see gpu_training.py
 
 A tree is a line of steps expanded at every depth: at each, one chosen step and branching - 1 rejected siblings, so depth x (branching - 1)
 pairs. Preferences: all make one epoch over the same pairs in updates of the same number of pairs, reference log-probabilities included;
@@ -372,8 +372,13 @@ def main() -> None:
     parser.add_argument("--row-sizes", action="store_true", help="time an epoch by row_tokens")
     parser.add_argument("--gpu", action="store_true", help="on a GPU, with a model of half a billion parameters")
     arguments = parser.parse_args()
+    if arguments.gpu:
+        from benchmarks import gpu_training
+
+        gpu_training.main()
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
-    console, setup = Console(), GPU if arguments.gpu else Setup()
+    console, setup = Console(), Setup()
     case = Case(num_trees=arguments.trees, depth=arguments.depth, branching=arguments.branching)
     with tempfile.TemporaryDirectory() as folder:
         preferences = [Contestant(trainer, setup, Path(folder)) for trainer in PREFERENCES]

@@ -117,7 +117,7 @@ def train(
     micro_batch_size: Annotated[int | None, typer.Option(min=1, help="The same per forward pass. Default: all of an update.")] = None,
     max_updates: Annotated[int | None, typer.Option(min=1, help="Cap on updates.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Updates between checkpoints; the same command continues. 0: none.")] = 0,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    bf16: Annotated[bool | None, typer.Option(help="Compute in bfloat16. Default: on a GPU that has it.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of split, row order and new weights.")] = 0,
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
     trust_remote_code: TrustOption = False,

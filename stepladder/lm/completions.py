@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from stepladder.lm.chunked_head import CHUNK_BYTES, Head, choice_logps, head_left_out, head_of
 from stepladder.lm.packing import Layout, PackedRow, lay_out
 from stepladder.lm.trainer import Batch
 from stepladder.lm.training_rows import pad
-from stepladder.lm.tree_attention import logits_at, tree_inputs
+from stepladder.lm.tree_attention import logits_at, run_rows, tree_inputs
 
 IGNORE = -100
 """Target of a position whose prediction is not learned: prompt, given tokens and padding."""
@@ -85,7 +86,8 @@ def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int =
         ``inputs``: arguments of ``run_rows``. ``targets``, int64 ``[S, L]``: the tokens of each of the S completions, ``IGNORE`` in place
         of given ones and after the last.
         ``columns``, ``[C]``: the columns whose logits predict one of these tokens. ``sources``, ``[S, L]``: the index of each token's
-        prediction in the B x C logits of these columns.
+        prediction in the B x C logits of these columns. ``positions``, ``choices``, ``[P]``: every distinct pair of such a
+        position, counted in the B x T tokens, and a token that it predicts. ``places``, ``[S, L]``: the pair of each token.
     """
     layout = lay_out([tree.tree for tree in trees], width=width)
     paths = [path + offset for tree, offset in zip(trees, layout.offsets, strict=True) for path in tree.tree.paths]
@@ -97,21 +99,47 @@ def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionR
     sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
     rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
     columns, indices = places.unique(return_inverse=True)
-    flat = (rows * len(columns) + indices).split([len(source) for source in sources])
+    lengths = [len(source) for source in sources]
+    flat = (rows * len(columns) + indices).split(lengths)
+    tokens = np.concatenate([np.maximum(side.targets, 0) for side in sides])
+    pairs, entries = np.unique(np.stack([torch.cat(sources).numpy(), tokens], axis=1), axis=0, return_inverse=True)
     return {
         "inputs": tree_inputs(layout),
         "targets": pad([side.targets for side in sides], value=IGNORE),
         "columns": columns,
         "sources": pad_sequence(list(flat), batch_first=True),
+        "positions": torch.from_numpy(pairs[:, 0].copy()),
+        "choices": torch.from_numpy(pairs[:, 1].copy()),
+        "places": pad_sequence(list(torch.from_numpy(entries.ravel()).split(lengths)), batch_first=True),
     }
 
 
 def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:
-    """Return the log-probability of every completion token of a batch, packed or not; 0 on given tokens and padding."""
-    targets = batch["targets"]
+    """Return the log-probability of every completion token of a batch, packed or not; 0 on given tokens and padding.
+
+    If the logits of all positions would be large, they are made a chunk of positions at a time.
+    """
+    targets, rows = batch["targets"], len(batch["inputs"]["input_ids"])
+    columns = len(batch["columns"]) if "sources" in batch else targets.shape[1]
+    head = head_of(model)
+    if head is not None and 4 * rows * columns * head.linear.out_features > CHUNK_BYTES:
+        return _chunked_logps(model, batch, head)
     if "sources" not in batch:
         return token_logps(logits_at(model, batch["inputs"], targets.shape[1]), targets)
     return gathered_logps(logits_at(model, batch["inputs"], batch["columns"]).flatten(0, 1), batch["sources"], targets)
+
+
+def _chunked_logps(model: nn.Module, batch: Batch, head: Head) -> Float[Tensor, "S L"]:
+    targets = batch["targets"]
+    with head_left_out(head) as kept:
+        run_rows(model, batch["inputs"])
+    hidden, computed = kept[0]
+    if "sources" in batch:
+        logps = choice_logps(hidden.flatten(0, 1)[batch["positions"]], batch["choices"], head, computed=computed)[batch["places"]]
+    else:
+        read = hidden[:, -targets.shape[1] :].flatten(0, 1)
+        logps = choice_logps(read, targets.clamp(min=0).flatten(), head, computed=computed).view(targets.shape)
+    return torch.where(targets == IGNORE, 0.0, logps)
 
 
 def contrast_sums(logps: Float[Tensor, "S L"], batch: Batch) -> Float[Tensor, " S"]:

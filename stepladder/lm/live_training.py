@@ -76,7 +76,7 @@ class LiveTraining:
             {"params": [value for value in model.parameters() if (value.ndim > 1) is decays], "weight_decay": decay}
             for decays, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=model.device.type == "cuda" or None)
         return cls(
             model=model,
             objective=objective,
@@ -101,7 +101,7 @@ class LiveTraining:
         settings = replace(self.settings, seed=derive_seed(self.settings.seed, "live", number))
         layout = packed_layout(self.model, rows, settings)
         packed = layout == "trees"
-        collate = packed_collate(self.model, settings, self.collate_packed) if packed else self.collate
+        collate = packed_collate(self.model, self.collate_packed) if packed else self.collate
         plan, order = plan_of(rows, settings, collate, packed=packed)
         passes = [[plan.rows[use.number] for use in uses] for uses in plan.passes()]
         size = plan.schedule.passes_per_update

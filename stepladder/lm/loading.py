@@ -107,6 +107,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return _DTYPES[dtype]
 
 
+def computes_in_bf16(bf16: bool | None, device: torch.device) -> bool:
+    """Return whether a training on a device computes in bfloat16: as its setting says, or if that is None on GPUs that have it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16
+
+
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model directory or hub id.
 

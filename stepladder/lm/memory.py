@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from stepladder.errors import BackendError
+from stepladder.lm.loading import computes_in_bf16, resolve_device
 
 _CPU_ALLOCATOR = "can't allocate memory"
 
@@ -42,7 +43,7 @@ def memory_remedy(settings: Any, *, num_processes: int) -> str:
         return f"set micro_batch_size to {rows // 2}: now {rows} rows go into a forward pass; gradients stay the same"
     if not settings.gradient_checkpointing:
         return "set gradient_checkpointing = true: gradients stay the same, and training is about a third slower"
-    if not settings.bf16:
+    if not computes_in_bf16(settings.bf16, resolve_device(settings.device)):
         return "set bf16 = true"
     if settings.lora is None:
         return "train adapters only (lora), or spread the model over several GPUs (training.accelerate_config)"

@@ -75,7 +75,7 @@ def add_reference(
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     if packed_layout(model, rows, settings) != "trees":
         return _with_references(model, rows, settings, order=order, collate=collate, read=read)
-    packed = packed_collate(model, settings, collate_packed)
+    packed = packed_collate(model, collate_packed)
 
     def collate_trees(part: list[RowT]) -> Batch:
         return packed([PackedPass(trees=pack_rows(part, row_tokens=settings.row_tokens))])

@@ -42,6 +42,7 @@ def batch_schedule(
     num_updates: int | None = None,
     group_by_length: bool = True,
     groups: Sequence[Sequence[int]] | None = None,
+    together: int | None = None,
     num_processes: int = 1,
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
@@ -65,6 +66,8 @@ def batch_schedule(
         group_by_length: Whether rows of similar length share an update.
         groups: A partition of the rows. The rows of a group follow one another and share an update if they fit. Replaces grouping by
             length.
+        together: Rows of a group that follow one another at most, >= 1; a larger group comes in several runs at different places, cut at
+            other rows in every pass. None keeps groups whole.
         num_processes: Processes that share every update, >= 1; each gets about the same number of rows.
 
     Returns:
@@ -76,7 +79,7 @@ def batch_schedule(
     updates = max(1, math.ceil(epochs * num_rows / size - 1e-9))
     updates = num_updates or min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
-    stream = _row_stream(num_rows, updates * size, groups=groups, rng=rng)
+    stream = _row_stream(num_rows, updates * size, groups=groups, together=together, rng=rng)
     if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
     # From here on only positions in the stream are cut: the stream alone decides which rows come when, for any number of processes.
@@ -102,10 +105,12 @@ def batch_schedule(
     )
 
 
-def _row_stream(num_rows: int, length: int, *, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
+def _row_stream(
+    num_rows: int, length: int, *, groups: Sequence[Sequence[int]] | None, together: int | None, rng: np.random.Generator
+) -> np.ndarray:
     """Return ``length`` row indices: permutations of all rows, one after another."""
     passes = math.ceil(length / num_rows)
-    return np.concatenate([_permutation(num_rows, groups, rng) for _ in range(passes)])[:length]
+    return np.concatenate([_permutation(num_rows, groups, together, rng) for _ in range(passes)])[:length]
 
 
 def _empty_shares(shares: list[list[int]]) -> frozenset[int]:
@@ -144,13 +149,17 @@ def _owners(groups: Sequence[Sequence[int]], stream: np.ndarray) -> np.ndarray:
     return owner[stream]
 
 
-def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, rng: np.random.Generator) -> np.ndarray:
+def _permutation(num_rows: int, groups: Sequence[Sequence[int]] | None, together: int | None, rng: np.random.Generator) -> np.ndarray:
     """Return all rows in random order, or the groups in random order, each rotated by a random number of rows.
 
-    The rotation cuts a group that does not fit an update at other rows in every pass.
+    The rotation cuts a group that does not fit an update, or is larger than ``together``, at other rows in every pass.
     """
     if groups is None:
         return rng.permutation(num_rows)
+    if together is not None:
+        rolled = [np.roll(group, rng.integers(len(group))) for group in groups]
+        runs = [group[begin : begin + together] for group in rolled for begin in range(0, len(group), together)]
+        return np.concatenate([runs[run] for run in rng.permutation(len(runs))])
     return np.concatenate([np.roll(groups[group], rng.integers(len(groups[group]))) for group in rng.permutation(len(groups))])
 
 

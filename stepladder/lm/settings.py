@@ -60,6 +60,9 @@ class StageSettings:
     """Merge the rows of a problem into trees, so that every shared token is forwarded once. Losses and gradients are those of separate
     rows. The rows of a problem then come together, in the same update if they fit. If this is off, or the model does not support it, every
     sequence is forwarded separately."""
+    problems_per_update: Count = 1
+    """About how many problems an update mixes with ``packed``, >= 1. Above 1, a problem's rows come in parts of at most ``batch_size``
+    divided by this number, at different places of the order. Updates then differ less, but a prefix is forwarded once for every part."""
     row_tokens: Count = 1024
     """Maximum tokens of a tree with ``packed``, >= 1; larger trees are cut. On a CPU, attention costs the square of this number."""
     warmup_ratio: Share = 0.03
@@ -70,10 +73,13 @@ class StageSettings:
     """Weight decay of AdamW, >= 0."""
     max_grad_norm: Positive = 1.0
     """Maximum norm of the gradients, > 0; larger gradients are scaled down to it."""
-    bf16: bool = False
-    """Compute in bfloat16 autocast; the trained weights stay float32."""
+    bf16: bool | None = None
+    """Compute in bfloat16 autocast; the trained weights stay float32. None does so on a GPU that has it, and not on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    compile: bool = True
+    """On a GPU with packed rows, compile the layers in a process of its own while the training already runs, and go on with them once they
+    are ready. Losses differ by rounding from then on. It has no effect on a CPU, with several processes, or with weights in 4 bits."""
     checkpoint_every: Natural = 0
     """Updates between checkpoints, >= 0. A killed training continues from the last one; with 0 there are none, and it starts over."""
     keep_checkpoints: Count = 2

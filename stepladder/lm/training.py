@@ -39,7 +39,8 @@ from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFo
 from stepladder.files import atomic_directory, read_json_object
 from stepladder.hold_out import hold_out, share_of
 from stepladder.lm.adapters import quantization, with_adapters, without_adapters
-from stepladder.lm.loading import FORMAT_FILE, quiet, resolve_device
+from stepladder.lm.compilation import compiling
+from stepladder.lm.loading import FORMAT_FILE, computes_in_bf16, quiet, resolve_device
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.processes import fill, this_process, whole_model
@@ -48,7 +49,7 @@ from stepladder.lm.settings import TrainSettings
 from stepladder.lm.trackers import check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
 from stepladder.lm.training_rows import Row
-from stepladder.lm.tree_attention import can_flex, check_tree_attention, core_model, tree_attention
+from stepladder.lm.tree_attention import ONE_ROW, check_tree_attention, core_model, takes_one_row, tree_attention
 from stepladder.types import derive_seed
 
 
@@ -164,7 +165,7 @@ def run_training(
         checkpoint = newest_checkpoint(work, identity)
     layout = packed_layout(model, rows, settings) if collate_packed else "paths"
     if collate_packed and layout == "trees":
-        collate = packed_collate(model, settings, collate_packed)
+        collate = packed_collate(model, collate_packed)
     kept, aside = split_held_out(rows, share=settings.held_out, seed=settings.seed)
     packed, num_processes = layout == "trees", here.num_processes
     plan = plan_of(kept, settings, collate, packed=packed, num_processes=num_processes).plan
@@ -174,7 +175,7 @@ def run_training(
     tokens = plan.tokens_after_updates()
     kind, config = type(model), model.config
     use_cache = config.use_cache if hasattr(config, "use_cache") else None
-    with quiet(), tree_attention(model) if packed else nullcontext():
+    with quiet(), tree_attention(model) if packed else nullcontext(), compiling(model, settings) if packed else nullcontext():
         trained = with_adapters(model, settings.lora, seed=settings.seed)
         arguments = _training_arguments(settings, plan.schedule, work)
         trainer = ObjectiveTrainer(trained, arguments, plan=plan, objective=objective, held_out=measured)
@@ -287,6 +288,7 @@ def plan_of(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, p
         num_updates=settings.updates,
         group_by_length=settings.group_by_length,
         groups=group_rows(rows) if packed else None,
+        together=max(1, settings.batch_size // settings.problems_per_update) if settings.problems_per_update > 1 else None,
         num_processes=num_processes,
         seed=settings.seed,
     )
@@ -341,10 +343,9 @@ def packed_layout(model: PreTrainedModel, rows: Sequence[Any], settings: TrainSe
     return "trees"
 
 
-def packed_collate(model: PreTrainedModel, settings: TrainSettings, collate: PackedCollate) -> Collate:
-    """Return a collator of one ``PackedPass``. Block-sparse attention gets wide rows, dense attention narrow ones."""
-    width = settings.row_tokens if can_flex(model) else 0
-    return lambda passes: collate(passes[0].trees, width=width)
+def packed_collate(model: PreTrainedModel, collate: PackedCollate) -> Collate:
+    """Return a collator of one ``PackedPass``. Block-sparse attention gets one long row, dense attention narrow ones."""
+    return lambda passes: collate(passes[0].trees, width=ONE_ROW if takes_one_row(model) else 0)
 
 
 def newest_checkpoint(work: Path, identity: str) -> str | None:
@@ -397,7 +398,7 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         warmup_steps=min(math.ceil(settings.warmup_ratio * schedule.updates), schedule.updates - 1),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.bf16,
+        bf16=computes_in_bf16(settings.bf16, device),
         use_cpu=device.type == "cpu",
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -417,6 +418,8 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         run_name=work.name.removesuffix(".work"),
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        # Batches are pinned (``get_train_dataloader``), so their copies need not be waited for.
+        accelerator_config={"non_blocking": device.type == "cuda"},
         label_names=["targets"],
         remove_unused_columns=False,
     )
@@ -430,10 +433,10 @@ def identity_of(settings: TrainSettings, **parts: Any) -> str:
     """Return the fingerprint of a training: everything that decides its weights, and nothing else."""
     # With held-out rows, the checkpoints are the candidates for the saved weights.
     every = settings.checkpoint_every if settings.held_out else 0
-    plain = asdict(replace(settings, checkpoint_every=every, keep_checkpoints=1, report_to=(), device="auto"))
+    plain = asdict(replace(settings, checkpoint_every=every, keep_checkpoints=1, report_to=(), device="auto", compile=True))
     return fingerprint(sorted(plain.items()), sorted(parts.items(), key=lambda item: item[0]))
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     """Return the autocast context of the Trainer, for forward passes outside it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_in_bf16(settings.bf16, device))

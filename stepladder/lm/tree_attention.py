@@ -1,8 +1,9 @@
 """Running a model on rows of token trees (``packing.py``).
 
-Attention follows the tree. On CUDA, FlexAttention with a block mask skips empty blocks and never writes out a mask, for models that it
-supports. Everything else runs sdpa (eager if scores are bounded) with an additive mask. Layers with a sliding window get a mask of their
-own, in which distance is counted along the path. Models of other kinds (``families.py``), or without position ids, can do neither:
+Attention follows the tree. sdpa (eager if scores are bounded) with an additive mask runs everywhere. FlexAttention with a block mask skips
+empty blocks and never writes out a mask, but takes a minute to compile: on CUDA, models that it supports use it from the moment at which
+``compilation.py`` has their layers compiled. Layers with a sliding window get a mask of their own, in which distance is counted along the
+path. Models of other kinds (``families.py``), or without position ids, can do neither:
 ``check_tree_attention`` says why not, and the trainers train them on separate paths.
 
 Axes: B rows, T columns, C columns with logits, V outputs (vocabulary, or one score).
@@ -12,22 +13,30 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import PreTrainedModel
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from stepladder.errors import BackendError
 from stepladder.lm.families import SLIDING, layer_kinds, max_positions_of, soft_cap_of, unserved_parts, window_of
+from stepladder.lm.flat import LayerAttention, attend_padded
 from stepladder.lm.packing import Layout
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> whether the query sees the key; the signature is FlexAttention's."""
 
+ONE_ROW = 1 << 40
+"""Width of rows that puts all trees of a pass side by side."""
+_BLOCK = 128
+"""Queries, and keys, of a block of FlexAttention."""
+_ON_GPU = "stepladder_tree"
 _MIN_FLEX_HEAD_DIM = 16
 """Smallest head dimension that FlexAttention's kernels support."""
 
@@ -64,17 +73,51 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
         )
 
 
+compiled_layers: WeakKeyDictionary[nn.Module, dict[nn.Module, Callable[..., Any]]] = WeakKeyDictionary()
+"""The compiled calls of the layers of the models that have them; ``compilation.py`` fills it."""
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend along trees on a GPU, by blocks or by a dense mask. The signature is that of transformers' attention registry."""
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings in float32 raise queries and keys to it; kernels want one type.
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap)
+    output = attend_padded(query, key, value, attention_mask.to(query.dtype), LayerAttention(scaling, None, softcap))
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ON_GPU, _attend)
+
+
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[None]:
     """Give the model the tree attention of its device while the block runs."""
     before = cast(str, model.config._attn_implementation)
     # transformers' sdpa leaves the bound of the scores out.
     dense = "sdpa" if soft_cap_of(model.config.get_text_config()) is None else "eager"
-    model.set_attn_implementation("flex_attention" if can_flex(model) else dense)
+    model.set_attn_implementation(_ON_GPU if can_flex(model) else dense)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def takes_one_row(model: nn.Module) -> bool:
+    """Say whether the model's layers are compiled: then all trees of a pass best stand in one row, else in narrow ones."""
+    return core_model(model) in compiled_layers
 
 
 def can_flex(model: PreTrainedModel) -> bool:
@@ -91,10 +134,15 @@ def sees(ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"] | None = None, win
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends[batch, key])
 
-    def windowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(batch, head, query, key) & (depths[batch, query] - depths[batch, key] < window)  # pyright: ignore
+    if window is None or depths is None:
+        return rule
+    # A tensor, not a number: kernels are compiled for any window.
+    horizon = depths - window
 
-    return rule if window is None else windowed
+    def windowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends[batch, key]) & (horizon[batch, query] < depths[batch, key])
+
+    return windowed
 
 
 def dense_mask(
@@ -112,18 +160,43 @@ def dense_mask(
 
 
 def block_mask(ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"] | None = None, window: int | None = None) -> BlockMask:
-    """Return the same rule as blocks for FlexAttention. On CUDA a compiled kernel finds them without writing the whole mask."""
+    """Return the same rule as blocks for FlexAttention, from the ends alone: no pair of tokens is looked at, and nothing is compiled.
+
+    A block of keys before a block of queries holds a visible pair if one of its keys reaches the first query, and only visible pairs if all
+    its keys reach beyond the last one. With a window, a block may be looked into in vain, but no block with a visible pair is left out.
+
+    Args:
+        ends: As in ``Layout``; T is a multiple of 128.
+        depths: Position of each token, if there is a window.
+        window: Tokens that a token sees; None is all.
+    """
     rows, columns = ends.shape
-    return create_block_mask(sees(ends, depths, window), rows, None, columns, columns, device=ends.device, _compile=ends.is_cuda)
+    blocks = ends.view(rows, columns // _BLOCK, _BLOCK)
+    first = torch.arange(0, columns, _BLOCK, device=ends.device)
+    before, own = first[:, None] > first, first[:, None] == first
+    seen = own | (before & (blocks.amax(-1)[:, None] > first[:, None]))
+    whole = before & (blocks.amin(-1)[:, None] >= first[:, None] + _BLOCK)
+    if window is not None and depths is not None:
+        deep = depths.view(blocks.shape)
+        low, high = deep.amin(-1), deep.amax(-1)
+        seen &= own | (low[:, :, None] - high[:, None] < window)
+        whole &= high[:, :, None] - low[:, None] < window
+    partly, wholly = (_listed(each[:, None]) for each in (seen & ~whole, seen & whole))
+    return BlockMask.from_kv_blocks(*partly, *wholly, BLOCK_SIZE=_BLOCK, mask_mod=sees(ends, depths, window))
 
 
-def _masks(core: PreTrainedModel, ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"]) -> Any:
+def _listed(dense: Bool[Tensor, "B 1 Q K"]) -> tuple[Int[Tensor, "B 1 Q"], Int[Tensor, "B 1 Q K"]]:
+    """Return how many blocks of keys each block of queries has, and their numbers first."""
+    order = torch.argsort(dense.to(torch.int32), dim=-1, descending=True, stable=True)
+    return dense.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+
+def _masks(core: PreTrainedModel, ends: Int[Tensor, "B T"], depths: Int[Tensor, "B T"], *, blocks: bool) -> Any:
     """Return the masks of a model's layers: one if all are of one kind, else one for each kind by its name."""
     config: Any = core.config.get_text_config()
-    flex = core.config._attn_implementation == "flex_attention"
     windows = {kind: window_of(config) if kind == SLIDING else None for kind in sorted(layer_kinds(config))}
     masks: dict[str, Any] = {
-        kind: block_mask(ends, depths, window) if flex else dense_mask(ends, depths, window, dtype=core.dtype)
+        kind: block_mask(ends, depths, window) if blocks else dense_mask(ends, depths, window, dtype=core.dtype)
         for kind, window in windows.items()
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -142,12 +215,32 @@ def run_rows(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> 
         inputs: ``input_ids``, and for trees ``position_ids`` and ``ends``.
         options: More arguments of the model.
     """
-    arguments = dict(inputs)
+    arguments, core = dict(inputs), core_model(model)
+    # Rows that were laid out before the layers were compiled are narrow; they take the dense mask once more.
+    fast = "ends" in arguments and len(arguments["ends"]) == 1 and takes_one_row(core)
+    for layer, call in compiled_layers.get(core, {}).items():
+        layer._compiled_call_impl = call if fast else None
     if "ends" in arguments:
-        ends, core = arguments.pop("ends"), core_model(model)
+        if fast:
+            arguments = _whole_blocks(arguments)
         # The masks replace the causal one that the model would build; ``use_cache`` would keep keys that nothing reads.
-        arguments["attention_mask"] = _masks(core, ends, arguments["position_ids"])
+        arguments["attention_mask"] = _masks(core, arguments.pop("ends"), arguments["position_ids"], blocks=fast)
     return model(**arguments, **options, use_cache=False).logits
+
+
+def _whole_blocks(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return one row of tokens, padded to whole blocks, whose number is not a power of two.
+
+    torch takes dimensions of one size for the same one. One block, or as many as a head has dimensions, would get a graph of their own.
+    """
+    width = inputs["ends"].shape[1]
+    blocks = -(-width // _BLOCK)
+    if blocks & (blocks - 1) == 0:
+        blocks += 1 + (blocks == 1)
+    more = blocks * _BLOCK - width
+    padded = {name: nn.functional.pad(value, (0, more)) for name, value in inputs.items()}
+    padded["ends"][:, width:] = torch.arange(width + 1, width + more + 1, device=padded["ends"].device)
+    return padded
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], columns: Int[Tensor, " C"] | int) -> Float[Tensor, "B C V"]:

@@ -1,7 +1,7 @@
 """Trees of tokens as rows: merging, cutting, layout, and who sees whom."""
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -96,22 +96,57 @@ def test_layout_keeps_trees_apart(width: int) -> None:
         assert seen[row, column].nonzero().flatten().tolist() == [column]
 
 
-def test_block_mask_is_the_dense_mask() -> None:
-    """FlexAttention's rule, written out over rows longer than a block, is the dense mask, and blocks without anything are left out."""
+@pytest.mark.parametrize("window", [None, 300])
+def test_block_mask_is_the_dense_mask(window: int | None) -> None:
+    """FlexAttention's rule, written out over rows longer than a block, is the dense mask, and blocks without anything are left out.
+
+    With a window some of them may stay, but none with something is left out. Blocks that are called whole hide nothing.
+    """
     trees = [merge_prefixes(random_sequences(seed, num_sequences=60, longest=12, vocabulary=3)) for seed in range(4)]
+    # A long trunk with two branches has blocks that hide nothing.
+    trees.append(merge_prefixes([[*range(400), *[branch] * 90] for branch in (1, 2)]))
     inputs = tree_inputs(lay_out(trees, width=600))
-    mask = block_mask(inputs["ends"])
-    dense = dense_mask(inputs["ends"], dtype=torch.float32)
+    more = -inputs["ends"].shape[1] % 128
+    own = torch.arange(1, inputs["ends"].shape[1] + more + 1)
+    ends = torch.nn.functional.pad(inputs["ends"], (0, more))
+    ends = torch.where(ends == 0, own, ends)
+    depths = torch.nn.functional.pad(inputs["position_ids"], (0, more))
+    mask = block_mask(ends, depths, window)
+    dense = dense_mask(ends, depths, window, dtype=torch.float32)
     index = torch.arange(dense.shape[-1])
     rows = torch.arange(len(dense))[:, None, None]
     written = mask.mask_mod(rows, torch.tensor(0), index[None, :, None], index[None, None])
     assert torch.equal(written, dense[:, 0] == 0)
     kept = mask.to_dense()[:, 0].bool()
+    assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
+    whole = torch.zeros_like(kept)
+    for place in np.ndindex(*kept.shape[:2]):
+        count = int(mask.full_kv_num_blocks[:, 0][place])
+        whole[place][mask.full_kv_indices[:, 0][place][:count].long()] = True
+    assert bool(whole.any()) and not bool(kept.all())
     for row in range(len(dense)):
         for query in range(kept.shape[1]):
             for key in range(kept.shape[2]):
                 block = dense[row, 0, query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128]
-                assert bool(kept[row, query, key]) == bool((block == 0).any())
+                something = bool((block == 0).any())
+                assert bool(kept[row, query, key]) == something if window is None else kept[row, query, key] or not something
+                assert bool((block == 0).all()) == bool(whole[row, query, key]) if window is None else True
+                assert bool((block == 0).all()) or not whole[row, query, key]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_updates_can_mix_problems(seed: int) -> None:
+    """Of eight groups of ten rows, at most four rows stand together: updates of 16 have rows of more groups, and a pass has all rows."""
+    groups = [list(range(begin, begin + 10)) for begin in range(0, 80, 10)]
+    mixed = batch_schedule([1] * 80, epochs=2.0, batch_size=16, seed=seed, groups=groups, together=4).micro_batches
+    whole = batch_schedule([1] * 80, epochs=2.0, batch_size=16, seed=seed, groups=groups).micro_batches
+    per_update = [[len({row // 10 for row in update}) for update in updates] for updates in (mixed, whole)]
+    assert np.mean(per_update[0]) > 3.5 > np.mean(per_update[1]) + 0.5
+    order = [row for update in mixed for row in update]
+    assert sorted(order[:80]) == sorted(order[80:]) == list(range(80))
+    # Rows that stand together are neighbours of their group, but for its two ends.
+    steps = [(b - a) % 10 for a, b in pairwise(order[:80]) if a // 10 == b // 10]
+    assert steps.count(1) >= 0.9 * len(steps) >= 40
 
 
 @pytest.mark.parametrize("seed", range(5))

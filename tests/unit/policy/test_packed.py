@@ -318,9 +318,10 @@ def test_training_falls_back_to_paths(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def use_flex_attention(patch: pytest.MonkeyPatch, *, compiled: bool) -> None:
-    """Let models run trees with FlexAttention on this machine's CPU, which torch compiles for the forward pass only."""
+def use_flex_attention(patch: pytest.MonkeyPatch, model: Any, *, compiled: bool) -> None:
+    """Let a model run trees with FlexAttention on this machine's CPU, which torch compiles for the forward pass only."""
     patch.setattr(attention, "can_flex", lambda _: True)
+    patch.setitem(attention.compiled_layers, model, {layer: layer._call_impl for layer in model.model.layers})
     if not compiled:
         patch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__call__", lambda _: flex_attention)
         patch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__init__", lambda *_: None)
@@ -330,20 +331,25 @@ def use_flex_attention(patch: pytest.MonkeyPatch, *, compiled: bool) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flex_attention_has_the_gradients_of_sdpa(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With FlexAttention, models get a block mask, and log-probabilities and every gradient are those of the dense mask."""
+    """With FlexAttention, models get a block mask, and log-probabilities and every gradient are those of the dense mask.
+
+    So they are with the dense mask that a GPU uses before its layers are compiled.
+    """
     model, rows = family_model(family), rows_of(tree_pairs("ragged", seed=6, num_problems=3))
-    batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=256)
+    batch, narrow = (collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=width) for width in (attention.ONE_ROW, 0))
+    assert len(batch["inputs"]["ends"]) == 1 < len(narrow["inputs"]["ends"])
     assert not attention.can_flex(model)
     expected = completion_logps(model, batch)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
     dense = gradients(model, (weights * expected).sum())
-    use_flex_attention(monkeypatch, compiled=False)
+    use_flex_attention(monkeypatch, model, compiled=False)
     with attention.tree_attention(model), warnings.catch_warnings():
         # Tracing an operator warns about torch's own code.
         warnings.simplefilter("ignore")
-        assert model.config._attn_implementation == "flex_attention"
+        assert model.config._attn_implementation == "stepladder_tree" and attention.takes_one_row(model)
         found = completion_logps(model, batch)
         flex = gradients(model, (weights * found).sum())
+        torch.testing.assert_close(completion_logps(model, narrow), expected, rtol=1e-5, atol=1e-5)
     assert model.config._attn_implementation == "eager"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(flex, dense)
@@ -355,9 +361,9 @@ def test_flex_attention_has_the_gradients_of_sdpa(family: str, monkeypatch: pyte
 def test_compiled_flex_attention_has_the_logps_of_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     """As transformers compiles it, FlexAttention gives the log-probabilities of the dense mask over rows of several blocks."""
     model, rows = family_model("qwen3"), rows_of(tree_pairs("ragged", seed=6, num_problems=3))
-    batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=256)
+    batch = collate_packed_preferences(pack_rows(rows, row_tokens=1000), width=attention.ONE_ROW)
     expected = completion_logps(model, batch)
-    use_flex_attention(monkeypatch, compiled=True)
+    use_flex_attention(monkeypatch, model, compiled=True)
     with attention.tree_attention(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = completion_logps(model, batch)

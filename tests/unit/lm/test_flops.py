@@ -1,0 +1,23 @@
+"""Floating-point operations of a forward pass: counted by hand, and by torch."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stepladder.lm.flops import ModelFlops, flops_of
+from tests.families import family_model
+
+
+def test_by_hand() -> None:
+    """A body of 10 weights, a head of 6, 2 layers of 3 query values each; 5 tokens that see 15 pairs, 2 of them read."""
+    flops = ModelFlops(body=10, head=6, attention=6)
+    assert flops.forward(5, seen=15, read=2) == 2 * 10 * 5 + 2 * 6 * 2 + 4 * 6 * 15
+    assert flops.forward(5) == 2 * 10 * 5 + 2 * 6 * 5
+    assert flops.training(5, seen=15, read=2) == 3 * 484
+
+
+def test_torch_counts_the_same() -> None:
+    """On a small Qwen 2, whose eager attention multiplies all pairs: 7 x 7 of them."""
+    model = family_model("qwen2")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.arange(3, 10)[None])
+    assert counter.get_total_flops() == flops_of(model).forward(7, seen=49)
