@@ -1,7 +1,8 @@
 """Tokens per second of searches on vLLM beside vLLM's own, in one run, for a GPU: no model is downloaded.
 
     python -m benchmarks.gpu_search --shape 0.5b --batch 512
-    python -m benchmarks.gpu_search --shape 7b --batch 256 --methods mcts:4,majority
+    python -m benchmarks.gpu_search --shape 7b --batch 256 --methods mcts:4,majority:16
+    python -m benchmarks.gpu_search --shape tiny --batch 128 --sequences 256 --clock cpu      on a CPU, where other work does not count
 
 The model has the shape of a known one and random weights, so every token is about as likely as any other. One token in twenty ends a line,
 and so a step: steps have geometric lengths with a mean of twenty tokens. Prompts have 110 tokens.
@@ -9,13 +10,16 @@ and so a step: steps have geometric lengths with a mean of twenty tokens. Prompt
 The baseline is what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the engine
 takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have so many trees at once that the engine always has
 requests waiting, as a run over many problems has, and enough problems to sample about as many tokens as the plain requests do. Nothing is
-scored. Every figure is tokens sampled per second of wall time, ends of the run included.
+scored. Every figure is tokens sampled per second, ends of the run included.
 """
 
 import argparse
+import cProfile
 import json
+import pstats
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +91,8 @@ def save_model(shape: Shape, folder: Path) -> None:
 class Bench:
     """An engine with problems."""
 
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+
     def __init__(self, folder: Path, *, batch: int, options: dict[str, Any]) -> None:
         """Start the engine."""
         begin = time.perf_counter()
@@ -108,7 +114,7 @@ class Bench:
         llm: Any = self.engine._engine
         self.engine.reset()
         prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
-        begin, count, running, started = time.perf_counter(), 0, 0, 0
+        begin, count, running, started = self.clock(), 0, 0, 0
         while started < total or running:
             while started < total and running < in_flight:
                 params = SamplingParams(
@@ -125,7 +131,7 @@ class Bench:
             for output in llm.step():
                 count += len(output.outputs[0].token_ids)
                 running -= output.finished
-        return count, time.perf_counter() - begin
+        return count, self.clock() - begin
 
     def handed_over(self, in_flight: int, *, total: int) -> tuple[int, float]:
         """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with seeds and log-probabilities."""
@@ -138,7 +144,7 @@ class Bench:
         )
         request = self.engine.prepare(form)
         prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
-        begin, count, running, started = time.perf_counter(), 0, 0, 0
+        begin, count, running, started = self.clock(), 0, 0, 0
         while started < total or running:
             while started < total and running < in_flight:
                 self.engine.sample(prompts[started % len(prompts)], request, seed=started, max_tokens=WHOLE_SOLUTION)
@@ -146,7 +152,7 @@ class Bench:
             for new in self.engine.sample_step():
                 count += len(new.token_ids)
                 running -= new.finish_reason is not None
-        return count, time.perf_counter() - begin
+        return count, self.clock() - begin
 
     def search(self, name: str, wave: int, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
         """Return tokens and seconds of a search that samples about so many tokens, and what else is worth knowing."""
@@ -162,9 +168,9 @@ class Bench:
             provenance=PROVENANCE,
             max_trees=TREES,
         )
-        begin = time.perf_counter()
+        begin = self.clock()
         nodes = sum(len(result.tree.parents) for result in search.search(problems))
-        seconds = time.perf_counter() - begin
+        seconds = self.clock() - begin
         more = {
             "problems": len(problems),
             "nodes": nodes,
@@ -172,6 +178,14 @@ class Bench:
             "forwarded": policy.token_counts.forwarded_tokens or 0,
         }
         return policy.generated_tokens, seconds, more
+
+
+def profile(bench: Bench, each: str, *, simulations: int, tokens: int) -> None:
+    """Print where the time of this process goes during a search."""
+    profiler = cProfile.Profile()
+    method, _, wave = each.partition(":")
+    profiler.runcall(bench.search, method, int(wave), simulations=simulations, tokens=tokens)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
 
 
 def main() -> None:
@@ -185,7 +199,10 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
     parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later")
     parser.add_argument("--profile", action="store_true", help="where the time of this process goes, with the last method")
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="wall")
     arguments = parser.parse_args()
+    if arguments.clock == "cpu":
+        Bench.clock = staticmethod(time.process_time)
     begin, console = time.perf_counter(), Console(width=120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -219,13 +236,7 @@ def main() -> None:
             found = bench.search(method, int(wave), simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
             report(f"{method}, {wave} in flight", *found)
         if arguments.profile:
-            import cProfile
-            import pstats
-
-            profiler = cProfile.Profile()
-            method, _, wave = arguments.methods.split(",")[-1].partition(":")
-            profiler.runcall(bench.search, method, int(wave), simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
-            pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
+            profile(bench, arguments.methods.split(",")[-1], simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
         bench.engine.close()
         console.print(table)
 
