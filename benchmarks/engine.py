@@ -2,16 +2,20 @@
 
     python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 64 simulations
     python benchmarks/engine.py --device cuda      the same on a GPU
+    python benchmarks/engine.py --scoring          what scores cost: of a PRM of its own, and of a head on the policy's body
 
 Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
 All methods run in turn, and again, and the faster run of each counts, so that a machine whose speed drifts favours none of them. The ratio
 compares tokens per second inside the policy; the overall figure counts scoring and bookkeeping, too. A second table shows steps whose
 lengths differ tenfold, where an engine that waits for the longest one of a batch stalls, a third the same with twice the problems.
+
+``--scoring`` compares CPU time per generated token, since trees with other scores have other tokens; the first row's scores cost nothing.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import ANSWER_PATTERN, PROMPT_TEMPLATE, STEP_END, GlyphTask
 from stepladder.embedded.model import build_tokenizer
+from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.settings import TrainSettings
 from stepladder.mcts.engine import EngineStats, SearchEngine
@@ -34,7 +39,9 @@ from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.fine_tuning import train_sft
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.new_models import initialise_prm
+from stepladder.prm.probes import new_head
 from stepladder.prm.scorer import TransformersStepScorer
+from stepladder.prm.specs import PRMSpec
 from stepladder.types import Budget, Problem, Provenance, SearchResult
 
 SETUPS = (("majority", 4), ("mcts", 1), ("mcts", 4), ("mcts", 8), ("beam", 4))
@@ -129,6 +136,68 @@ class LongSteps(Bench):
         self.device, self.max_batch = device, max_batch
 
 
+class FreeScorer:
+    """Scores that cost nothing: a number in [0, 1) made of a step's tokens."""
+
+    def __init__(self) -> None:
+        """Begin without requests."""
+        self._open: list[ScoreRequest] = []
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None:
+        """Queue requests."""
+        self._open += requests
+
+    def collect(self) -> list[ScoreResult]:
+        """Return all results."""
+        done, self._open = self._open, []
+        return [
+            ScoreResult(ticket=each.ticket, scores=tuple(tuple(sum(step) % 97 / 97 for step in branch) for branch in each.branches))
+            for each in done
+        ]
+
+
+def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budget) -> tuple[float, int]:
+    """Search all problems with one of ``SCORES``; return CPU seconds and generated tokens."""
+    policy, spec = bench.policy(), PRMSpec(renderer_hash=bench.renderer.hash)
+    if scores == "free":
+        scorer: StepScorer = FreeScorer()
+    elif scores == "own body":
+        scorer = bench.scorer()
+    else:
+        spec = replace(spec, family="probe", body="policy", read=scores)  # pyright: ignore[reportArgumentType] - one of SCORES
+        scorer = TransformersStepScorer(
+            policy.attach(new_head(policy.hidden_size, num_outputs=1, seed=0), 1, at_end=scores == "step-end"), spec
+        )
+    engine = SearchEngine(
+        policy=policy,
+        scorer=scorer,
+        renderer=bench.renderer,
+        method=method,
+        budget=budget,
+        provenance=PROVENANCE,
+        max_trees=len(bench.problems),
+    )
+    begin = time.process_time()
+    results = list(engine.search(bench.problems))
+    return time.process_time() - begin, sum(result.tree.generated_tokens for result in results)
+
+
+SCORES = ("free", "before-end", "step-end", "own body")
+"""Scores that cost nothing, a head on the policy's body read at either token, and a PRM with a body of its own."""
+
+
+def measure_scoring(bench: Bench, console: Console, *, simulations: int, repeats: int, title: str) -> None:
+    """Print what scores cost."""
+    table = Table("method", "scores", "CPU us per token", "more than free", title=title)
+    budget = Budget(num_simulations=simulations, max_depth=8, max_step_tokens=bench.max_step_tokens)
+    for name, wave in (("mcts", 4), ("beam", 4)):
+        rounds = [[scored_search(bench, scores, resolve_method(name, wave=wave), budget) for scores in SCORES] for _ in range(repeats)]
+        costs = [min(seconds / tokens for seconds, tokens in runs) for runs in zip(*rounds, strict=True)]
+        for scores, cost in zip(SCORES, costs, strict=True):
+            table.add_row(f"{name}, W={wave}", scores, f"{1e6 * cost:.1f}", f"{cost / costs[0] - 1:.1%}")
+    console.print(table)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
     """One run of a method."""
@@ -184,6 +253,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scoring", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(width=120)
@@ -194,6 +264,12 @@ def main() -> None:
         for name in ("majority", "mcts", "beam"):
             bench.search(resolve_method(name), Budget(num_simulations=2, max_depth=2, max_step_tokens=12), scored=name != "majority")
         options = {"console": console, "repeats": arguments.repeats}
+        if arguments.scoring:
+            measure_scoring(bench, simulations=arguments.simulations, title=f"cost of scores, embedded task: {extent}", **options)
+            long_steps = LongSteps(Path(folder), num_problems=LONG_PROBLEMS[0], max_batch=LONG_BATCH, device=arguments.device)
+            title = f"cost of scores, long steps: {LONG_PROBLEMS[0]} problems x {LONG_SIMULATIONS} simulations, batch {LONG_BATCH}"
+            measure_scoring(long_steps, simulations=LONG_SIMULATIONS, title=title, **options)
+            return
         measure(bench, simulations=arguments.simulations, title=f"embedded task: {extent}, {arguments.device}", **options)
         for num_problems in LONG_PROBLEMS:
             long_steps = LongSteps(Path(folder), num_problems=num_problems, max_batch=LONG_BATCH, device=arguments.device)

@@ -107,7 +107,9 @@ def train(
         str,
         typer.Option(help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`, `listwise`, `implicit-ce` or `implicit-dpo`."),
     ] = "bce",
-    scope: Annotated[str, typer.Option(help="`full`, `head` or `lora`.")] = "full",
+    scope: Annotated[
+        str, typer.Option(help="`full`, `head` or `lora`. With `--trees`, `head` is a head on the body of the policy `--init`.")
+    ] = "full",
     head_first: Annotated[float, typer.Option(min=0, help="Passes with the head alone before everything is trained.")] = 0.0,
     neutral: Annotated[str, typer.Option(help="What a PRM800K rating of 0 means: `good`, `bad`, `half` or `drop`.")] = "good",
     held_out: Annotated[float, typer.Option(help="Share of the problems set aside to measure the model.")] = 0.1,

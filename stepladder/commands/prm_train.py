@@ -26,7 +26,7 @@ from stepladder.interfaces import collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
-from stepladder.loops.config.training import BinLoss, prm_loss
+from stepladder.loops.config.training import BinLoss, ImplicitLoss, prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
@@ -61,7 +61,7 @@ class TrainingJob:
     loss: str = "bce"
     """Name of the loss."""
     scope: str = "full"
-    """``full``, ``head``, or ``lora``."""
+    """``full``, ``head``, or ``lora``. From trees, ``head`` trains a head that reads the start policy's own body, which stays as it is."""
     head_first: float = 0.0
     """Passes with the head alone before everything is trained."""
     neutral: str = "good"
@@ -218,15 +218,22 @@ def _train_on_trees(
 def _tree_spec(job: TrainingJob) -> PRMSpec:
     from stepladder.prm.target_rows import Supervise
 
-    if job.scope not in ("full", "lora") or job.head_first:
-        raise ConfigError(f"prm train --trees: trains everything, or adapters: got --scope {job.scope} --head-first {job.head_first}")
+    if job.scope not in ("full", "head", "lora") or job.head_first:
+        raise ConfigError(f"prm train --trees: trains all, a head, or adapters: got --scope {job.scope} --head-first {job.head_first}")
     if job.target not in (*ValueTarget, "step-pairs"):
         raise ConfigError(
             f"--target: must be one of {', '.join(ValueTarget)}, step-pairs: got {job.target!r} -- evolve estimates the others"
         )
     if job.supervise not in get_args(Supervise):
         raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
-    default = new_prm_spec(prm_loss(job.loss))
+    # Trees hold what the policy sampled, so a head trained alone reads the policy's own body.
+    loss, is_probe = prm_loss(job.loss), job.scope == "head"
+    if is_probe and (isinstance(loss, ImplicitLoss) or (Path(job.init) / SPEC_FILE).is_file()):
+        raise ConfigError(
+            f"prm train --trees --scope head: trains a value head on a policy: got --loss {job.loss} --init {job.init} -- use a loss on "
+            "values, and a policy to start from"
+        )
+    default = new_prm_spec(loss, body=_reference(job) if is_probe else None)
     if default.family == "implicit":
         default = replace(default, reference=_reference(job))
     spec = default if job.spec is None else resolve_spec(job.init, job.spec)

@@ -21,6 +21,7 @@ from stepladder.loops.assembly.checks import check_backends, check_model
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations, with_chat
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, search_need, warnings_of
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
+from stepladder.loops.assembly.scorers import check_probes
 from stepladder.loops.assembly.search import choose_search, search_engine
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
@@ -146,6 +147,7 @@ def choose_models(
         echo(note, err=True)
     chosen = prm or ((run_prm,) if run_prm is not None else ())
     scorers = [policy if name == "self" else name for name in chosen if name != "none"]
+    check_probes(config, scorers)
     need = search_need(config, policy, scorers, workers=1, num_problems=1)
     show_warnings([] if need is None else [need])
     if "self" in prm and config.prm.spec is None:

@@ -4,7 +4,8 @@ A row holds a prefix once. After it come the tokens of up to M continuations (la
 which token. So the keys of a prefix are read once for all its continuations, and one flat pass forwards only the lanes that are alive.
 Rows are grouped into blocks. Attention runs block by block, up to the block's longest row, so a block takes rows of similar length only.
 
-Axes: R rows, M lanes of a row, S token slots of a row, N lanes forwarded in a pass, V vocabulary.
+Axes: R rows, M lanes of a row, S token slots of a row, N lanes forwarded in a pass, P lanes with logits, V vocabulary, F outputs of a
+token.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ class DecodeRows:
         self._keys, self._values = self._model.zeros(0, 0), self._model.zeros(0, 0)
         self._mask = torch.zeros(0, self.num_lanes, 0, dtype=self._model.dtype, device=self._model.device)
         self._positions = torch.zeros(0, 0, dtype=torch.int32, device=self._model.device)
+        self._outputs = np.zeros((0, 0, self._model.num_outputs), dtype=np.float32)
         self._fill = np.zeros(0, dtype=np.int64)
         self._lanes = np.zeros(0, dtype=np.int64)
 
@@ -128,8 +130,9 @@ class DecodeRows:
         shared: Bool[np.ndarray, "N"],
         token_ids: Int[np.ndarray, "N"],
         positions: Int[np.ndarray, "N"],
-    ) -> tuple[Float[torch.Tensor, "N V"], Int[np.ndarray, "N"]]:
-        """Append one token to each given lane; return the logits of the next token, and the slot that each token took in its row.
+        goes_on: Bool[np.ndarray, "N"],
+    ) -> tuple[Float[torch.Tensor, "P V"], Int[np.ndarray, "N"]]:
+        """Append one token to each given lane; return the logits of the next tokens, and the slot that each token took in its row.
 
         Args:
             rows: Row of each lane, ascending.
@@ -137,6 +140,7 @@ class DecodeRows:
             shared: Whether all lanes of the row see the token.
             token_ids: The tokens.
             positions: Their positions in their sequences.
+            goes_on: Lanes whose logits are wanted.
         """
         # Several lanes of a row may append in one pass: they take consecutive slots, and the row's fill is the last one's.
         slots = self._fill[rows] + _rank(rows)
@@ -164,11 +168,20 @@ class DecodeRows:
             outputs = [self._attend_block(block, padded, (keys, values), mask, kind, block.keys(window)) for block, mask in parts]
             return torch.cat(outputs).index_select(0, query_index)
 
-        return self._model.forward(self._index(token_ids), token_positions, attend), slots
+        options = {} if goes_on.all() else {"logits_to_keep": self._index(np.flatnonzero(goes_on))}
+        logits = self._model.forward(self._index(token_ids), token_positions, attend, **options)
+        if self._model.num_outputs:
+            self._outputs[rows, slots] = self._model.outputs()
+        return logits, slots
 
-    def contents(self) -> tuple[Float[torch.Tensor, "L X h D"], Float[torch.Tensor, "L X h D"]]:
-        """Return the keys and values of all rows without a copy. Slot s of row r is entry ``r * num_slots + s``."""
-        return self._flat(self._keys), self._flat(self._values)
+    def outputs(self, row: int, slot: int) -> Float[np.ndarray, "F"]:
+        """Return the outputs of the attached heads at the token in a slot of a row."""
+        return self._outputs[row, slot]
+
+    def contents(self) -> tuple[Float[torch.Tensor, "L X h D"], Float[torch.Tensor, "L X h D"], Float[np.ndarray, "X F"]]:
+        """Return keys, values and head outputs of all rows without a copy. Slot s of row r is entry ``r * num_slots + s``."""
+        outputs = self._outputs.reshape(self.num_rows * self.num_slots, self._model.num_outputs)
+        return self._flat(self._keys), self._flat(self._values), outputs
 
     @torch.inference_mode()
     def tidy(self) -> Int[np.ndarray, "X"] | None:
@@ -187,6 +200,7 @@ class DecodeRows:
         num_keys = int(self._fill[order].max())
         self._keys[:, :count, :num_keys] = self._keys[:, index, :num_keys]
         self._values[:, :count, :num_keys] = self._values[:, index, :num_keys]
+        self._outputs[:count] = self._outputs[order]
         self._mask[:count], self._positions[:count] = self._mask[index], self._positions[index]
         self._fill[:count], self._lanes[:count], self._lanes[count:] = self._fill[order], self._lanes[order], 0
         return order
@@ -265,7 +279,11 @@ class DecodeRows:
         mask[:old_rows, :, :old_slots] = self._mask
         positions = self._positions.new_zeros(rows, slots)
         positions[:old_rows, :old_slots] = self._positions
-        self._keys, self._values, self._mask, self._positions = keys, values, mask, positions
+        outputs = np.zeros((rows, slots, self._model.num_outputs), dtype=np.float32)
+        # Heads are attached while there are no rows.
+        if old_rows:
+            outputs[:old_rows, :old_slots] = self._outputs
+        self._keys, self._values, self._mask, self._positions, self._outputs = keys, values, mask, positions, outputs
         self._fill, self._lanes = (np.pad(array, (0, rows - old_rows)) for array in (self._fill, self._lanes))
 
     def _show(self, rows: np.ndarray, lanes: np.ndarray, shared: np.ndarray, slots: np.ndarray) -> None:

@@ -90,6 +90,7 @@ class FlatModel:
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.hidden_size: int = config.hidden_size
         self.max_positions: int = max_positions_of(config)
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size: int = embeddings.num_embeddings
@@ -97,6 +98,26 @@ class FlatModel:
         self.dtype: torch.dtype = model.dtype
         self.forwarded_tokens = 0
         """Tokens that went through the model so far."""
+        self._heads: list[torch.nn.Module] = []
+        self._outputs: list[torch.Tensor] = []
+        self.num_outputs = 0
+        """Outputs per token of the attached heads."""
+
+    def attach(self, head: torch.nn.Module, num_outputs: int) -> slice:
+        """Read one more head off the last hidden states of every pass, and return its columns of ``outputs``.
+
+        Args:
+            head: Maps a hidden state to ``num_outputs`` numbers. It is moved to the model's device and computed in float32.
+            num_outputs: Outputs per token, >= 1.
+        """
+        self._heads.append(head.to(device=self.device, dtype=torch.float32).eval())
+        columns = slice(self.num_outputs, self.num_outputs + num_outputs)
+        self.num_outputs = columns.stop
+        return columns
+
+    def outputs(self) -> Float[np.ndarray, "N F"]:
+        """Return the outputs of the attached heads at the tokens of the last pass."""
+        return torch.cat(self._outputs, dim=-1).cpu().numpy()
 
     @property
     def bytes_per_token(self) -> int:
@@ -130,7 +151,7 @@ class FlatModel:
             layers.append(layer)
             return attend(layer, q, k, v, kind)
 
-        with self._hooked():
+        with self._hooked(), self._heads_read():
             output = self._model(
                 input_ids=token_ids[None], position_ids=positions[None], use_cache=False, stepladder_attend=counted, **options
             )
@@ -153,6 +174,37 @@ class FlatModel:
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation = name
+
+    @contextmanager
+    def _heads_read(self) -> Iterator[None]:
+        """Read the attached heads in one pass; the model itself stays as it is."""
+        if not self._heads:
+            yield
+            return
+
+        def read(_module: torch.nn.Module, _arguments: Any, output: Any) -> None:
+            hidden = output[0][0].float()
+            self._outputs = [head(hidden) for head in self._heads]
+
+        handle = body_of(self._model).register_forward_hook(read)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def body_of(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the part of a causal language model whose output is the last hidden states, after the last norm.
+
+    Raises:
+        BackendError: If the model has no such part.
+    """
+    body = model.get_decoder()
+    if not isinstance(body, torch.nn.Module) or body is model:
+        raise BackendError(
+            f"{type(model).__name__}: hidden states are read off the model's body: it has none of its own -- use another model"
+        )
+    return body
 
 
 def _check_served(model: PreTrainedModel, config: Any) -> None:

@@ -12,6 +12,7 @@ Axes: T tokens of a path, F outputs of a token, B paths of a bucket, Q new token
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -130,6 +131,47 @@ class _Bucket:
         return output.transpose(1, 2).reshape(-1, heads, dim).index_select(0, self.padded)
 
 
+class StepOutputs:
+    """Outputs of the steps that were sampled last. The oldest are dropped when there are too many."""
+
+    def __init__(self, max_tokens: int = 1 << 22) -> None:
+        """Keep paths of at most ``max_tokens`` tokens in all."""
+        self._max_tokens, self._num_tokens = max_tokens, 0
+        self._by_path: dict[tuple[int, ...], np.ndarray] = {}
+
+    def put(self, path: tuple[int, ...], outputs: Float[np.ndarray, "F"]) -> None:
+        """Keep the outputs of the step with which a path ends."""
+        self._num_tokens += 0 if path in self._by_path else len(path)
+        self._by_path[path] = outputs
+        if self._num_tokens > self._max_tokens:
+            # Dropping half at once keeps this rare.
+            paths = [*self._by_path]
+            self._by_path = {kept: self._by_path[kept] for kept in paths[len(paths) // 2 :]}
+            self._num_tokens = sum(map(len, self._by_path))
+
+    def get(self, path: tuple[int, ...]) -> Float[np.ndarray, "F"] | None:
+        """Return the outputs of a step; None if they are not here."""
+        return self._by_path.get(path)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._by_path.clear()
+        self._num_tokens = 0
+
+
+class AttachedHead(NamedTuple):
+    """Outputs at every token of a cache: those of a head on its model."""
+
+    model: FlatModel
+    """The model."""
+    cache: "PrefixCache"
+    """The cache, which others may share."""
+    columns: slice
+    """The head's columns of ``PrefixCache.outputs``."""
+    sampled: StepOutputs
+    """Outputs of steps that a policy on the same cache has sampled, at the tokens where the head reads."""
+
+
 class PrefixCache:
     """Keys, values and, on request, some model outputs per token of all recently used sequences."""
 
@@ -141,14 +183,27 @@ class PrefixCache:
             max_tokens: Maximum number of slots; None takes 512 MB on a CPU and 15% of a GPU's memory. A call that needs more slots
                 gets them, so the sequences of one call always fit.
             pass_tokens: New tokens forwarded in one pass, and the longest piece of one sequence.
-            num_outputs: How many outputs of the model's head to keep for every token, readable with ``outputs``.
+            num_outputs: How many logits of the model to keep for every token, readable with ``outputs``; or attach heads.
         """
         self._model = model
         self._tree = SlotTree()
         self._max_tokens = _default_max_tokens(model) if max_tokens is None else max_tokens
         self._pass_tokens = pass_tokens
-        self._num_outputs = num_outputs
+        self._num_outputs, self._logits_read = num_outputs, num_outputs > 0
         self.clear()
+
+    def attach(self, head: torch.nn.Module, num_outputs: int) -> "AttachedHead":
+        """Keep the outputs of one more head of the model for every token. Forgets everything.
+
+        Args:
+            head: As for ``FlatModel.attach``.
+            num_outputs: Outputs per token, >= 1.
+        """
+        assert not self._logits_read, "a model whose logits are scores has no other head"
+        columns = self._model.attach(head, num_outputs)
+        self._num_outputs = self._model.num_outputs
+        self.clear()
+        return AttachedHead(self._model, self, columns, StepOutputs())
 
     def clear(self) -> None:
         """Forget everything and free the memory."""
@@ -185,17 +240,24 @@ class PrefixCache:
         return self._keys.index_select(1, index), self._values.index_select(1, index)
 
     def outputs(self, slots: Int[np.ndarray, "T"]) -> Float[np.ndarray, "T F"]:
-        """Return the first ``num_outputs`` outputs of the model at the tokens in some slots."""
+        """Return the first ``num_outputs`` logits of the model, or the outputs of the attached heads, at the tokens in some slots."""
         return self._outputs[slots]
 
     @torch.inference_mode()
-    def store(self, sequences: Sequence[CachedSequence], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store keys and values that were computed elsewhere. A sequence is left out if its beginning was dropped in the meantime.
+    def store(
+        self,
+        sequences: Sequence[CachedSequence],
+        keys: Float[torch.Tensor, "L X h D"],
+        values: Float[torch.Tensor, "L X h D"],
+        outputs: Float[np.ndarray, "X F"],
+    ) -> None:
+        """Store what was computed elsewhere. A sequence is left out if its beginning was dropped in the meantime.
 
         Args:
             sequences: The sequences to store.
-            keys: Keys, [L, X, h, D].
-            values: Values, [L, X, h, D].
+            keys: Keys.
+            values: Values.
+            outputs: Outputs of the attached heads; F is 0 without any.
         """
         self._tree.begin_use()
         sources, targets = [], []
@@ -208,8 +270,9 @@ class PrefixCache:
             targets.append(placement.slots[placement.num_known :])
         if not sources:
             return
-        source = torch.from_numpy(np.concatenate(sources)).to(self._model.device)
-        target = torch.from_numpy(np.concatenate(targets)).to(self._model.device)
+        found, places = np.concatenate(sources), np.concatenate(targets)
+        self._outputs[places] = outputs[found]
+        source, target = torch.from_numpy(found).to(self._model.device), torch.from_numpy(places).to(self._model.device)
         self._keys.index_copy_(1, target, keys.index_select(1, source))
         self._values.index_copy_(1, target, values.index_select(1, source))
 
@@ -299,10 +362,12 @@ class PrefixCache:
             return output
 
         token_ids = torch.from_numpy(np.concatenate([work.token_ids for work in batch])).to(device)
-        options = {} if self._num_outputs else {"logits_to_keep": 1}
+        options = {} if self._logits_read else {"logits_to_keep": 1}
         logits = model.forward(token_ids, torch.from_numpy(positions).to(device), attend, **options)
-        if self._num_outputs:
+        if self._logits_read:
             self._outputs[slots] = logits[:, : self._num_outputs].float().cpu().numpy()
+        elif self._num_outputs:
+            self._outputs[slots] = model.outputs()
 
 
 def _default_max_tokens(model: FlatModel) -> int:

@@ -160,6 +160,20 @@ def out_features(head: nn.Module) -> int:
     return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
 
 
+def check_fit(head: nn.Module, source: str | Path, *, width: int) -> None:
+    """Check that a head reads hidden states of a body's width.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    found = next(layer for layer in head.modules() if isinstance(layer, nn.Linear)).in_features
+    if found != width:
+        raise CheckpointError(
+            f"{source}: a value head must have been trained on the policy that it reads: it takes {found} numbers per token, and the "
+            f"policy's hidden states have {width} -- use the policy that its spec names"
+        )
+
+
 def _local_directory(source: str | Path) -> Path:
     """Return the directory of a model's files. A hub model is downloaded, or taken from the cache."""
     if Path(source).is_dir():

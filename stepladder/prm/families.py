@@ -89,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         learns_from_labels=True,
     ),
     "two-class": Family(opener=f"{_OPENERS}:open_head", backends=_BOTH, reads_policy_tokens=True, learns_from_labels=True),
+    "probe": Family(opener=f"{_OPENERS}:open_probe", num_outputs=_value_head_outputs, reads_policy_tokens=True, learns_from_labels=True),
     "vocabulary": Family(opener=f"{_OPENERS}:open_vocabulary", backends=_BOTH, learns_from_labels=True, lacks=_lacks_words),
     "implicit": Family(opener=f"{_OPENERS}:open_implicit", backends=_BOTH, reads_policy_tokens=True, lacks=_lacks_for_ratio),
     "judge": Family(opener=f"{_OPENERS}:open_judge", lacks=_lacks_for_verdict),

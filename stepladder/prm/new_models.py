@@ -54,6 +54,11 @@ def initialise_prm(
     if not (Path(start) / SPEC_FILE).is_file():
         return new_head_model(start, num_outputs=wanted.num_outputs, seed=seed, **options), wanted
     found = PRMSpec.load(start)
+    if found.family == "probe":
+        raise ConfigError(
+            f"{start}: a PRM to go on from must have a body of its own: it is a value head on the body of {found.body} -- start from a "
+            "policy, or train a head with body 'policy'"
+        )
     if found.renderer_hash != renderer_hash:
         raise DataFormatError(
             f"{start}: rows must come from the renderer that the PRM was trained with: got {renderer_hash!r}, expected "
@@ -62,7 +67,7 @@ def initialise_prm(
     if spec is not None and found != wanted:
         raise ConfigError(f"{start}: the model to go on from must be what is trained: it is {found!r}, expected {wanted!r} -- start anew")
     model = load_token_classifier(start, **options)
-    _head(model, start, found.num_outputs)
+    head_of(model, start, found.num_outputs)
     return model, found
 
 
@@ -82,7 +87,7 @@ def new_head_model(start: str | Path, *, num_outputs: int, seed: int, **options:
     # The library warns that the head is not in the directory, which is as it should be.
     with quiet():
         model = load_token_classifier(start, **options, num_labels=num_outputs)
-    _draw_head(_head(model, start, num_outputs), derive_seed(seed, "value head"))
+    draw_head(head_of(model, start, num_outputs), derive_seed(seed, "value head"))
     _remove_head_dropout(model)
     return model
 
@@ -102,7 +107,12 @@ def transform_logits(logits: Tensor, transform: Transform) -> Tensor:
     return logits
 
 
-def _head(model: PreTrainedModel, start: str | Path, num_outputs: int) -> torch.nn.Linear:
+def head_of(model: PreTrainedModel, start: str | Path, num_outputs: int) -> torch.nn.Linear:
+    """Return the head of a token classifier.
+
+    Raises:
+        CheckpointError: If it is not one linear layer with ``num_outputs`` outputs.
+    """
     head = getattr(model, "score", getattr(model, "classifier", None))
     if not isinstance(head, torch.nn.Linear) or head.out_features != num_outputs:
         raise CheckpointError(
@@ -120,7 +130,8 @@ def _remove_head_dropout(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _draw_head(head: torch.nn.Linear, seed: int) -> None:
+def draw_head(head: torch.nn.Linear, seed: int) -> None:
+    """Give a head its first weights."""
     drawn = torch.empty(head.weight.shape).normal_(0.0, HEAD_STD, generator=torch.Generator().manual_seed(seed))
     head.weight.copy_(drawn)
     if head.bias is not None:

@@ -28,7 +28,7 @@ def check_loss(loss: str, spec: PRMSpec) -> None:
     Raises:
         ConfigError: If they do not go together, or the loss is unknown.
     """
-    remedy, trained = "-- change one of them", ("value-head", "two-class", "vocabulary")
+    remedy, trained = "-- change one of them", ("value-head", "two-class", "vocabulary", "probe")
     check(loss in LOSSES, f"PRM training: loss must be one of {', '.join(LOSSES)}: got {loss!r} {remedy}")
     check(spec.family in trained, f"PRM training: the family must be trained on labelled steps: got {spec.family!r} {remedy}")
     goes_with_bins = (spec.bins > 1) == (loss in CATEGORICAL)
@@ -67,7 +67,10 @@ class StepObjective:
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean."""
-        outputs = step_outputs(model, batch, self.columns)
+        return self.loss_of(step_outputs(model, batch, self.columns), batch, counts)
+
+    def loss_of(self, outputs: Float[Tensor, "*shape F"], batch: Batch, counts: Tensor) -> Tensor:
+        """Return the share of a batch whose outputs are known."""
         targets, num_targets = batch["targets"], counts[0].float()
         if self.loss_name in CATEGORICAL:
             make = hl_gauss_targets if self.loss_name == "hl-gauss" else two_hot_targets

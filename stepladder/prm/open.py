@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from torch import nn
+
 from stepladder.errors import DataFormatError
 from stepladder.interfaces import Policy, Ranges, ScoreRequest, StepScorer, collect_all
+from stepladder.lm.prefix_cache import AttachedHead
 from stepladder.lm.vllm_engine import Task, VLLMEngine
 from stepladder.prm.compose import ensemble_score
 from stepladder.prm.families import FAMILIES
@@ -87,6 +90,16 @@ class ModelAccess(Protocol):
             task: As for ``VLLMEngine``.
             num_engines: Engines that the PRM needs at once; they share its memory.
             is_reference: Whether the engine serves the reference of an implicit model.
+        """
+        ...
+
+    def attach(self, source: PRMSource, spec: PRMSpec, head: nn.Module) -> AttachedHead:
+        """Read a head off the hidden states of the policy that a probe's spec names.
+
+        If that policy samples in this process, its body and its cache are shared, and steps are read in the passes that sample them.
+
+        Raises:
+            CheckpointError: If the policy cannot be loaded, or the head was trained on another one.
         """
         ...
 

@@ -49,6 +49,16 @@ def open_head(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPR
     return TokenPRM(spec=spec, model=source.model, load=load_scorer, renderer=lambda: access.renderer(source))
 
 
+def open_probe(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a value head on a policy's own hidden states."""
+
+    def load_scorer(prompt_length: PromptLength) -> StepScorer:
+        attached = access.attach(source, spec, load_head(source.model, spec))
+        return TransformersStepScorer(attached, spec, entropy_penalty=source.entropy_penalty)
+
+    return TokenPRM(spec=spec, model=source.model, load=load_scorer, renderer=lambda: access.renderer(source))
+
+
 def open_vocabulary(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
     """Open a language model that is read at the logits of two tokens."""
 

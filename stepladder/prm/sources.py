@@ -5,8 +5,10 @@ from pathlib import Path
 
 from stepladder.errors import ConfigError
 from stepladder.prm.families import FAMILIES
-from stepladder.prm.specs import PRMSpec, resolve_spec
+from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
 
+VALUE_HEAD_FOLDER = "value_head"
+"""Folder of a two-head model with the head that reads its hidden states."""
 BACKENDS = ("transformers", "vllm")
 """What can forward a model."""
 
@@ -40,8 +42,25 @@ class PRMSource:
 
 
 def prm_members(directory: str) -> list[str]:
-    """Return the directories of an ensemble's models, in order; for a single model, its own directory."""
-    return sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]")) or [directory]
+    """Return the directories of an ensemble's models, in order; for a single model, its own directory, or that of its value head."""
+    members = sorted(str(path) for path in Path(directory).glob("member-[0-9][0-9]"))
+    if not members and has_value_head(directory) and not Path(directory, SPEC_FILE).is_file():
+        return [str(Path(directory, VALUE_HEAD_FOLDER))]
+    return members or [directory]
+
+
+def has_value_head(directory: str) -> bool:
+    """Say whether a directory holds a two-head model: a policy with a value head on its own hidden states."""
+    return Path(directory, VALUE_HEAD_FOLDER, SPEC_FILE).is_file()
+
+
+def reads_policy_body(model: str) -> bool:
+    """Say whether a member of a PRM is a value head on the hidden states of a policy.
+
+    Raises:
+        CheckpointError: If its spec is malformed.
+    """
+    return Path(model, SPEC_FILE).is_file() and PRMSpec.load(model).family == "probe"
 
 
 def check_backend(source: PRMSource) -> None:

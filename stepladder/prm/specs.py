@@ -17,13 +17,14 @@ from stepladder.prm.families import FAMILIES
 SPEC_FILE = "stepladder_prm.json"
 """File of a model directory with its ``PRMSpec``."""
 
-SPEC_VERSION = 3
+SPEC_VERSION = 4
 _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
 """Fields of the first version; the others had the values of today's defaults."""
 _NEW_IN_VERSION_3 = {"accumulate", "reference"}
+_NEW_IN_VERSION_4 = {"body"}
 
 Prompt = Literal["tokens", "plain", "chat", "turns"]
-Read = Literal["step-end", "piece-end", "marker", "before-marker"]
+Read = Literal["step-end", "before-end", "piece-end", "marker", "before-marker"]
 Transform = Literal["sigmoid", "tanh01", "identity"]
 
 
@@ -37,13 +38,15 @@ class PRMSpec:
     family: str = "value-head"
     """A name of ``families.FAMILIES``. ``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs
     on every token, the second for a good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``.
-    ``implicit``: log-ratio of two language models. ``judge``: a language model writes verdicts."""
+    ``implicit``: log-ratio of two language models. ``judge``: a language model writes verdicts. ``probe``: a value head on the hidden
+    states of the policy that ``body`` names."""
     prompt: Prompt = "tokens"
     """``tokens``: the policy's own prompt and step tokens, as sampled. ``plain``: text. ``chat``: user asks, assistant gives all steps.
     ``turns``: the user gives the steps one by one, the assistant answers each with the marker."""
     read: Read = "step-end"
-    """``step-end``: at the last token of the step. ``piece-end``: the same, question, steps and markers being encoded each by itself.
-    ``marker``: at the marker's token. ``before-marker``: at the token before it, which predicts it."""
+    """``step-end``: at the last token of the step. ``before-end``: at the token before it, whose pass samples it. ``piece-end``: as
+    ``step-end``, question, steps and markers being encoded each by itself. ``marker``: at the marker's token. ``before-marker``: at the
+    token before it, which predicts it."""
     transform: Transform = "sigmoid"
     """From output x to score: ``sigmoid`` 1 / (1 + exp(-x)); ``tanh01`` (tanh(x) + 1) / 2; ``identity`` x, clipped to [0, 1]. Of two
     outputs, x is good minus bad, so that ``sigmoid`` is the softmax over both."""
@@ -80,6 +83,8 @@ class PRMSpec:
     reference: str | None = None
     """Reference of an ``implicit`` model: a hub id or a directory. A path that begins with a dot is relative to the model's directory. With
     None, the user must name the reference."""
+    body: str | None = None
+    """Policy whose hidden states a ``probe`` reads: a hub id or a directory, as for ``reference``."""
     bins: int = 1
     """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
     split: str = "\n\n"
@@ -110,15 +115,19 @@ class PRMSpec:
         """Name the first thing that the spec lacks; None if it is complete."""
         if self.read in ("marker", "before-marker") and not self.marker:
             return "a marker to read at"
-        if self.prompt == "tokens" and self.read != "step-end":
-            return "the read 'step-end' for the prompt 'tokens'"
+        if self.prompt == "tokens" and self.read not in ("step-end", "before-end"):
+            return "the read 'step-end' or 'before-end' for the prompt 'tokens'"
+        if self.read == "before-end" and self.family != "probe":
+            return "the family 'probe' for the read 'before-end'"
+        if (self.family == "probe") != (self.body is not None):
+            return "a body for the family 'probe', and for no other"
         if self.read == "piece-end" and self.prompt != "plain":
             return "the prompt 'plain' for the read 'piece-end'"
         if self.prompt == "tokens" and not FAMILIES[self.family].reads_policy_tokens:
             return "a value head, two classes or an implicit model for the prompt 'tokens'"
         if self.beta <= 0 or self.bins < 1 or self.num_verdicts < 1:
             return "a positive beta, bins and num_verdicts"
-        if self.bins > 1 and (self.family, self.transform) != ("value-head", "identity"):
+        if self.bins > 1 and (self.family not in ("value-head", "probe") or self.transform != "identity"):
             return "bins on a value head with the transform 'identity' only"
         return FAMILIES[self.family].lacks(self)
 
@@ -142,7 +151,9 @@ class PRMSpec:
         row = read_json_object(path, what="a spec of a PRM", remedy="use a directory that PRM training wrote, or save the spec again")
         version = row.pop("schema_version", None)
         names = {each.name for each in fields(cls)}
-        if set(row) != {1: _VERSION_1, 2: names - _NEW_IN_VERSION_3, SPEC_VERSION: names}.get(version if isinstance(version, int) else -1):
+        third = names - _NEW_IN_VERSION_4
+        fields_of = {1: _VERSION_1, 2: third - _NEW_IN_VERSION_3, 3: third, SPEC_VERSION: names}
+        if set(row) != fields_of.get(version if isinstance(version, int) else -1):
             raise CheckpointError(
                 f"{path}: must be of version 1 to {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
                 "-- use the stepladder that wrote it"
@@ -284,6 +295,17 @@ def resolve_reference(source: str | Path, spec: PRMSpec, given: str | Path | Non
         raise ConfigError(
             f"{source}: an implicit model is read against a reference model: its spec names none -- give --reference, or set prm.reference"
         )
+    return _seen_from(source, named)
+
+
+def resolve_body(source: str | Path, spec: PRMSpec) -> str:
+    """Return the policy whose hidden states a probe reads."""
+    assert spec.body is not None, "a probe has one"
+    return _seen_from(source, spec.body)
+
+
+def _seen_from(source: str | Path, named: str) -> str:
+    """Return a model that a spec names: a path that begins with a dot is relative to the directory of the spec."""
     return str(Path(source, named).resolve()) if named.startswith(".") else named
 
 

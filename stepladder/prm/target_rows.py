@@ -103,9 +103,16 @@ Groups = dict[Hashable, dict[Hashable, Member]]
 
 
 def target_rows(
-    rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], supervise: Supervise = "step-end"
+    rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], supervise: Supervise = "step-end", lag: int = 0
 ) -> list[TargetRow]:
     """Return one row per path that has a target; the others are counted in ``dropped``.
+
+    Args:
+        rows: The paths.
+        vocabulary: Ids that the model knows.
+        dropped: Counts by reason, added to.
+        supervise: Tokens of a step that learn its target.
+        lag: Tokens before these at which the model is read instead, 0 or 1.
 
     Raises:
         DataFormatError: If a prompt is empty, steps and targets differ in number, a step with a target has no tokens, a target is outside
@@ -118,7 +125,7 @@ def target_rows(
             (position, target)
             for (begin, end), target in zip(ranges, row.targets, strict=True)
             if target is not None
-            for position in range(begin if supervise == "every-token" else end - 1, end)
+            for position in range((begin if supervise == "every-token" else end - 1) - lag, end - lag)
         ]
         if not scored:
             count_dropped(dropped, "no target", 1)
@@ -128,8 +135,17 @@ def target_rows(
     return kept
 
 
-def group_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], compare: Compare = "siblings") -> list[GroupRow]:
+def group_rows(
+    rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, int], compare: Compare = "siblings", lag: int = 0
+) -> list[GroupRow]:
     """Return one row per beginning (or per problem) with targets that differ; what is left out is counted in ``dropped``.
+
+    Args:
+        rows: The paths.
+        vocabulary: Ids that the model knows.
+        dropped: Counts by reason, added to.
+        compare: Members of a group.
+        lag: Tokens before the end of a step at which the model is read, 0 or 1.
 
     Raises:
         DataFormatError: As for ``target_rows``, or if nothing can be compared.
@@ -140,12 +156,12 @@ def group_rows(rows: Sequence[ValueRow], *, vocabulary: int, dropped: dict[str, 
         for (begin, end), target in zip(ranges, row.targets, strict=True):
             if target is not None:
                 key = (row.problem_id, tuple(ids[:begin])) if compare == "siblings" else (row.problem_id, ())
-                add_member(groups, key, tuple(ids[:end]), Member(label=target, path=lambda ids=ids, end=end: ids[:end]), dropped)
+                add_member(groups, key, tuple(ids[:end]), Member(label=target, path=lambda ids=ids, end=end: ids[: end - lag]), dropped)
     return finish_groups(groups, dropped, what="value rows", problem_of=lambda key: key[0])
 
 
-def pair_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int]) -> list[GroupRow]:
-    """Return one row per node with the steps of its pairs. Only those pairs are compared.
+def pair_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict[str, int], lag: int = 0) -> list[GroupRow]:
+    """Return one row per node with the steps of its pairs. Only those pairs are compared. ``lag`` is that of ``group_rows``.
 
     Raises:
         DataFormatError: If a prompt or a step is empty, a value is outside [0, 1], or an id is outside the vocabulary.
@@ -164,7 +180,12 @@ def pair_rows(pairs: Sequence[PreferencePair], *, vocabulary: int, dropped: dict
         count_dropped(dropped, "repeated pair", found in compared)
         compared.add(found)
     return [
-        GroupRow(paths=[[*prefix, *ids] for ids in members], targets=list(members.values()), pairs=sorted(compared), group=problem)
+        GroupRow(
+            paths=[[*prefix, *ids][: len(prefix) + len(ids) - lag] for ids in members],
+            targets=list(members.values()),
+            pairs=sorted(compared),
+            group=problem,
+        )
         for (problem, prefix), (members, compared) in nodes.items()
     ]
 

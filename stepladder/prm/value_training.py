@@ -16,6 +16,7 @@ from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, l
 from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
 from stepladder.prm.new_models import initialise_prm, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
+from stepladder.prm.probes import freeze_body, save_probe
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.prm.target_rows import (
     Supervise,
@@ -40,10 +41,13 @@ def train_value(
     spec: PRMSpec | None = None,
     loss: Loss = "bce",
     supervise: Supervise = "step-end",
+    head_from: str | Path | None = None,
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
     """Train a process reward model and save it, with its ``PRMSpec`` and tokenizer, as a Hugging Face directory.
+
+    Of a ``probe`` only the head is trained and saved: the policy's body is not changed.
 
     Args:
         init_dir: Policy (which gets a new head) or earlier process reward model.
@@ -58,6 +62,7 @@ def train_value(
             means over the targets of an update. ``pairwise`` between steps after the same beginning, with ``pairwise+mse`` also ``mse``,
             ``listwise`` between all targets of a problem: means over the groups.
         supervise: Which tokens of a step learn its target; a comparing loss reads the last one only.
+        head_from: Directory of an earlier probe whose head is trained on; None begins with a new one.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -85,11 +90,15 @@ def train_value(
             **load_options(settings),
             trust_remote_code=trust_remote_code,
         )
+    is_probe = spec.family == "probe"
+    if is_probe:
+        freeze_body(model, init_dir, num_outputs=spec.num_outputs, start=head_from)
     objective = StepObjective(loss_name=loss, spec=spec)
     dropped: dict[str, int] = {}
-    made = _made_rows(rows, loss, supervise, vocabulary=vocabulary_size(model), dropped=dropped)
+    made = _made_rows(rows, loss, supervise, spec, vocabulary=vocabulary_size(model), dropped=dropped)
     made = fit_context(made, model, dropped, what="value rows")
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
+    parts: dict[str, Any] = {"spec": spec, "source": init_dir, "tokenizer": tokenizer}
     return run_training(
         model,
         made,
@@ -98,8 +107,8 @@ def train_value(
         objective=objective,
         settings=settings,
         out_dir=Path(out_dir),
-        identity=identity_of(settings, task="value", start=str(init_dir), rows=made, objective=objective),
-        save=partial(save_prm, spec=spec, source=init_dir, tokenizer=tokenizer, trust_remote_code=trust_remote_code),
+        identity=identity_of(settings, task="value", start=str(head_from or init_dir), rows=made, objective=objective),
+        save=partial(save_probe, **parts) if is_probe else partial(save_prm, **parts, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
     )
@@ -114,10 +123,13 @@ def _check_choices(rows: Sequence[Any], loss: Loss, supervise: Supervise) -> Non
         raise ConfigError(f"PRM training: pairs need the loss 'pairwise' or 'pairwise+mse': got {loss!r} -- change loss or target")
 
 
-def _made_rows(rows: Sequence[Any], loss: Loss, supervise: Supervise, *, vocabulary: int, dropped: dict[str, int]) -> list[Any]:
+def _made_rows(
+    rows: Sequence[Any], loss: Loss, supervise: Supervise, spec: PRMSpec, *, vocabulary: int, dropped: dict[str, int]
+) -> list[Any]:
+    lag = int(spec.read == "before-end")
     if isinstance(rows[0], PreferencePair):
-        return pair_rows(rows, vocabulary=vocabulary, dropped=dropped)
+        return pair_rows(rows, vocabulary=vocabulary, dropped=dropped, lag=lag)
     if loss in COMPARING:
         compare = "problem" if loss == "listwise" else "siblings"
-        return group_rows(rows, vocabulary=vocabulary, dropped=dropped, compare=compare)
-    return target_rows(rows, vocabulary=vocabulary, dropped=dropped, supervise=supervise)
+        return group_rows(rows, vocabulary=vocabulary, dropped=dropped, compare=compare, lag=lag)
+    return target_rows(rows, vocabulary=vocabulary, dropped=dropped, supervise=supervise, lag=lag)

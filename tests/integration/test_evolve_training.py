@@ -18,6 +18,7 @@ from tests.runs import stepladder, write_tiny_config
             "ensemble of preference models",
             ["prm.ensemble=2", "prm.target=step-pairs", "prm.target.min_margin=0.0", "prm.loss=pairwise", "search.scores.ensemble=min"],
         ),
+        ("probe", ["prm.body=policy", "prm.start=best"]),
         ("implicit", ["prm.target=outcome", "prm.loss=implicit-ce"]),
         ("first errors", ["prm.target=first-error", "prm.loss=hl-gauss", "evaluate.scores.entropy_penalty=0.1", "prm.rollouts=0"]),
     ],

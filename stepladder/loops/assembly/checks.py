@@ -20,6 +20,7 @@ from stepladder.loops.config.training import PRMConfig, TreeTarget
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.settings.growth import Steps
+from stepladder.prm.specs import SPEC_FILE, PRMSpec
 from stepladder.settings import RuleName
 
 
@@ -37,6 +38,7 @@ def _check(config: Config) -> None:
     check_searches(config)
     check_labels(config)
     check_prm(config.prm, trust_remote_code=config.policy.trust_remote_code)
+    check_joint(config)
     check_start(config)
     check_backends(config, trains=True)
     check_training(config)
@@ -54,6 +56,30 @@ def check_balance(config: Config) -> None:
         resolve_method(config.search.method, **{**config.search.options, "temperature": config.rules.balance.temperatures.low})  # pyright: ignore[reportOptionalMemberAccess]
     except ConfigError as error:
         raise ConfigError(f"rules.balance: sets search.options.temperature, which the method must take: {error}") from None
+
+
+def check_joint(config: Config) -> None:
+    """Check that the SFT stage, which trains a two-head model, is the only training of the policy.
+
+    Raises:
+        ConfigError: If it is not, or cannot train both heads.
+    """
+    if not config.prm.enabled or config.prm.body != "joint":
+        return
+    needs = {
+        "sft.enabled": (config.sft.enabled, True),
+        "sft.lora": (config.sft.lora, None),
+        "preference.enabled": (config.preference.enabled, False),
+        "gradient.enabled": (config.gradient.enabled, False),
+        "labels.soft_targets": (config.labels.soft_targets.type, "none"),
+        "training.accelerate_config": (config.training.accelerate_config, None),
+    }
+    for name, (found, expected) in needs.items():
+        if found != expected:
+            raise ConfigError(
+                f"prm.body: 'joint' trains policy and head together in the SFT stage, after which nothing may move the policy: needs "
+                f"{name} {expected!r}, got {found!r} -- set it, or use prm.body = 'policy'"
+            )
 
 
 def check_start(config: Config) -> None:
@@ -214,6 +240,12 @@ def check_model(config: PolicyConfig) -> None:
     if not _is_directory("policy.model", config.model):
         return
     path = Path(config.model)
+    if (path / SPEC_FILE).is_file() and not (path / "config.json").is_file():
+        spec = PRMSpec.load(path)
+        raise ConfigError(
+            f"policy.model: must be a language model: {config.model} is a value head on the body of {spec.body} -- name that policy, and "
+            "the head as the PRM"
+        )
     for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         if not any((path / name).is_file() for name in names):
             raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
@@ -274,6 +306,11 @@ def check_backends(config: Config, *, trains: bool) -> None:
             cannot be sandboxed.
     """
     check_tool(config)
+    if trains and config.prm.enabled and config.prm.body != "own" and config.policy.backend != "transformers":
+        raise ConfigError(
+            f"prm.body: {config.prm.body!r} reads the hidden states of the policy, which only the backend 'transformers' gives: got "
+            f"policy.backend {config.policy.backend!r} -- set policy.backend = 'transformers', or prm.body = 'own'"
+        )
     if config.format.steps not in get_args(RuleName):
         from stepladder.lm.step_rules import load_step_rule
 

@@ -23,6 +23,7 @@ from stepladder.loops.assembly.search import build_method
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.flops import count_parameters
 from stepladder.loops.runs.machine import free_disk, gib
+from stepladder.prm.sources import prm_members, reads_policy_body
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
@@ -238,7 +239,8 @@ def search_need(config: Config, policy: str, prms: Sequence[str | None], *, work
     if config.policy.backend != "transformers" or facts.shape is None:
         return None
     section, on_gpu = config.policy, uses_gpu(config.policy.device)
-    shapes = [facts.shape, *(_prm_shape(config, prm, facts.shape) for prm in prms if config.prm.backend == "transformers")]
+    own = [prm for prm in prms if config.prm.backend == "transformers" and not _shares_body(prm)]
+    shapes = [facts.shape, *(_prm_shape(config, prm, facts.shape) for prm in own)]
     weights = sum(shape.parameters * weight_bytes(shape, section.dtype, on_gpu=on_gpu) for shape in shapes)
     method = build_method(config.search)
     samples = max(method.root_samples, method.selection.wave * getattr(method.growth, "num_children", 1))
@@ -249,6 +251,11 @@ def search_need(config: Config, policy: str, prms: Sequence[str | None], *, work
     )
     remedy = "lower run.workers, set policy.dtype = 'bfloat16', or take smaller models"
     return Need("search", workers * weights, workers * (weights + caches), device_memory(section.device), remedy)
+
+
+def _shares_body(prm: str | None) -> bool:
+    """Say whether a PRM is a head on the policy's body, which has no weights to speak of."""
+    return prm is not None and all(map(reads_policy_body, prm_members(prm)))
 
 
 def _prm_shape(config: Config, prm: str | None, policy: ModelShape) -> ModelShape:
@@ -277,7 +284,11 @@ def _trainings(config: Config, policy: ModelShape) -> list[_Training]:
         (config.sft.enabled, _Training("sft", config.sft, policy)),
         (config.preference.enabled, _Training("preference", config.preference, policy)),
         (config.gradient.enabled, _Training("gradient", config.gradient, policy)),
-        (config.prm.enabled and config.prm.start != "fixed", _Training("prm.train", config.prm.train, prm)),
+        # A head on the policy's body takes less than any training of the policy, and next to no disk.
+        (
+            config.prm.enabled and config.prm.start != "fixed" and config.prm.body == "own",
+            _Training("prm.train", config.prm.train, prm),
+        ),
     ]
     return [training for runs, training in asked if runs]
 
@@ -330,7 +341,7 @@ def run_needs(config: Config, policy: str, place: Path, *, num_problems: int, fi
         num_problems: Problems of the largest split.
         finished: Rounds that are there, the warm-up included.
     """
-    prms = [config.prm.model] * config.prm.ensemble if config.prm.enabled else []
+    prms = [config.prm.model] * config.prm.ensemble if config.prm.enabled and config.prm.body == "own" else []
     at_once = min(num_problems, config.run.shard_size)
     # A process of a GPU has the GPU for itself or shares it by vLLM's settings.
     workers = 1 if uses_gpu(config.policy.device) else num_workers(config)

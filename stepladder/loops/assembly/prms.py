@@ -2,20 +2,26 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from torch import nn
 
 from stepladder.interfaces import Policy, Ranges, StepScorer
 from stepladder.lm.chat import FIXED_DATE
+from stepladder.lm.flat import FlatModel
 from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.loading import LanguageModelSource, load_tokenizer
+from stepladder.lm.prefix_cache import AttachedHead, PrefixCache
 from stepladder.lm.settings import EngineSettings
 from stepladder.lm.vllm_engine import Task, VLLMEngine
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
+from stepladder.prm.checkpoints import check_fit
 from stepladder.prm.open import EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm
 from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource, check_backend, prm_members
-from stepladder.prm.specs import PRMSpec
+from stepladder.prm.specs import PRMSpec, resolve_body
 from stepladder.types import Problem
 
 T = TypeVar("T")
@@ -24,7 +30,15 @@ T = TypeVar("T")
 class MemberAccess:
     """``ModelAccess`` of one model of an ensemble, or of a single PRM."""
 
-    def __init__(self, models: LoadedModels, settings: EngineSettings, *, number: int = 0, num_members: int = 1) -> None:
+    def __init__(
+        self,
+        models: LoadedModels,
+        settings: EngineSettings,
+        *,
+        number: int = 0,
+        num_members: int = 1,
+        sampler: "Sampler | None" = None,
+    ) -> None:
         """Provide the services that a PRM needs.
 
         Args:
@@ -32,8 +46,9 @@ class MemberAccess:
             settings: Settings of vLLM; the engines of all members together take its memory share.
             number: Place of the model in its ensemble, from 0.
             num_members: Models of the ensemble, >= 1.
+            sampler: The policy that samples what is scored; None if nothing is sampled in this process.
         """
-        self._models, self._settings = models, settings
+        self._models, self._settings, self._sampler = models, settings, sampler
         self._number, self._num_members = number, num_members
 
     def weights(self, made_from: object, load: Callable[[], T], *, is_reference: bool = False) -> T:
@@ -52,6 +67,24 @@ class MemberAccess:
         return self._models.engine(
             self._role(is_reference), (model, task, settings), lambda: VLLMEngine(model, task=task, settings=settings)
         )
+
+    def attach(self, source: PRMSource, spec: PRMSpec, head: nn.Module) -> AttachedHead:
+        """Read a head off the hidden states of the policy that a probe's spec names, in the passes that sample if it is the sampler.
+
+        Raises:
+            CheckpointError: If the policy cannot be loaded, or the head was trained on another one.
+            BackendError: If its hidden states cannot be read.
+        """
+        named, sampler = resolve_body(source.model, spec), self._sampler
+        if sampler is not None and Path(sampler.source).resolve() == Path(named).resolve():
+            check_fit(head, source.model, width=sampler.policy.hidden_size)
+            return sampler.policy.attach(head, spec.num_outputs, at_end=spec.read == "step-end")
+        options = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+        language_model = LanguageModelSource(model=named, **options)
+        model, _ = self.weights(language_model, language_model.load)
+        flat = FlatModel(model)
+        check_fit(head, source.model, width=flat.hidden_size)
+        return PrefixCache(flat).attach(head, spec.num_outputs)
 
     def renderer(self, source: PRMSource) -> TokenRenderer:
         """Return the renderer that a model of a policy's tokens was saved with.
@@ -79,11 +112,30 @@ class MemberAccess:
         return Role(kind="prm", number=self._number, is_reference=is_reference)
 
 
-def open_members(sources: Sequence[PRMSource], models: LoadedModels, settings: EngineSettings) -> list[OpenedPRM]:
-    """Open PRMs that score together, and release those of an earlier, larger ensemble. Errors are those of ``open_prm``."""
+class Sampler(NamedTuple):
+    """A policy of this process whose hidden states value heads can read."""
+
+    source: str
+    """Directory or hub id of the policy."""
+    policy: TransformersPolicy
+    """The policy, or what gives it tools or actions."""
+
+
+def open_members(
+    sources: Sequence[PRMSource], models: LoadedModels, settings: EngineSettings, *, sampler: Sampler | None = None
+) -> list[OpenedPRM]:
+    """Open PRMs that score together, and release those of an earlier, larger ensemble. Errors are those of ``open_prm``.
+
+    Args:
+        sources: The PRMs.
+        models: The process's models.
+        settings: Settings of vLLM.
+        sampler: As for ``MemberAccess``.
+    """
     models.keep_first("prm", len(sources))
     return [
-        open_prm(source, MemberAccess(models, settings, number=number, num_members=len(sources))) for number, source in enumerate(sources)
+        open_prm(source, MemberAccess(models, settings, number=number, num_members=len(sources), sampler=sampler))
+        for number, source in enumerate(sources)
     ]
 
 

@@ -4,21 +4,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from stepladder.data.step_checks.sandbox import CodeSandbox
-from stepladder.interfaces import Ranges, StepScorer, sampled_runs
+from stepladder.errors import ConfigError
+from stepladder.interfaces import Policy, Ranges, StepScorer, sampled_runs
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.engines import engine_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBound, ScoresConfig, VarianceEnsemble
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.requests import SplitPrefix, begun
-from stepladder.prm.sources import PRMSource, prm_members
+from stepladder.prm.sources import PRMSource, prm_members, reads_policy_body
 from stepladder.prm.specs import SPEC_FILE, resolve_spec
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
+    from stepladder.policy.backends.transformers import TransformersPolicy
     from stepladder.policy.prompts import PromptRenderer
 
 
@@ -30,6 +32,8 @@ def build_scorer(
     renderer: "PromptRenderer",
     problems: "Iterable[Problem] | SearchedPrompts" = (),
     scores: ScoresConfig | None = None,
+    policy: Policy | None = None,
+    policy_source: str | None = None,
 ) -> StepScorer:
     """Return a step scorer on the configured backend; raises as ``build_policy`` does.
 
@@ -40,16 +44,40 @@ def build_scorer(
         renderer: The policy's renderer.
         problems: The problems to search, or their prompts. A PRM that reads text, or is implicit, needs the questions.
         scores: Settings that change the scores; None takes those of ``evaluate``.
+        policy: The policy that samples the steps, before its first request; a PRM on its body shares it. None if there is none here.
+        policy_source: Its directory or hub id; None for weights that no directory holds.
     """
-    from stepladder.loops.assembly.prms import open_members
+    from stepladder.loops.assembly.prms import Sampler, open_members
 
     scores = config.evaluate.scores if scores is None else scores
     members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]
+    check_probes(config, members)
     sources = [prm_source(config, member, entropy_penalty=scores.entropy_penalty) for member in members]
     prompts = problems if isinstance(problems, SearchedPrompts) else SearchedPrompts(renderer, problems)
-    opened = open_members(sources, models, engine_settings(config, config.policy.vllm.prm_memory_share))
+    shares_body = policy_source is not None and hasattr(policy, "attach")
+    sampler = Sampler(policy_source, cast("TransformersPolicy", policy)) if policy_source is not None and shares_body else None
+    opened = open_members(sources, models, engine_settings(config, config.policy.vllm.prm_memory_share), sampler=sampler)
     scorers = [each.step_scorer(prompts) for each in opened]
     return composed_scorer(scorers, scores, decode=renderer.decode, prompt_length=prompts.length)
+
+
+def check_probes(config: Config, prms: Sequence[str]) -> None:
+    """Refuse a value head on a policy's hidden states where another engine than the embedded one samples.
+
+    Args:
+        config: The configuration.
+        prms: Directories or hub ids of PRMs.
+
+    Raises:
+        ConfigError: If so.
+        CheckpointError: If a spec is malformed.
+    """
+    for member in (member for prm in prms for member in prm_members(prm)):
+        if config.policy.backend != "transformers" and reads_policy_body(member):
+            raise ConfigError(
+                f"{member}: a value head reads the hidden states of the policy, which only the backend 'transformers' gives: got "
+                f"policy.backend {config.policy.backend!r} -- use 'transformers', or a PRM with a body of its own (prm.body = 'own')"
+            )
 
 
 def prm_source(config: Config, model: str, *, entropy_penalty: float = 0.0) -> PRMSource:

@@ -121,9 +121,15 @@ def search_engine(
         BackendError: If a server does not answer.
     """
     renderer = build_renderer(config, policy.source if isinstance(policy, LiveWeights) else policy)
+    sampler = build_policy(config, models, policy)
+    scorer = None
+    if prm:
+        # Weights that change are those of no directory.
+        shared = {"policy": sampler, "policy_source": None if isinstance(policy, LiveWeights) else policy}
+        scorer = build_scorer(config, models, prm=prm, renderer=renderer, problems=problems, scores=scores, **shared)
     return SearchEngine(
-        policy=build_policy(config, models, policy),
-        scorer=build_scorer(config, models, prm=prm, renderer=renderer, problems=problems, scores=scores) if prm else None,
+        policy=sampler,
+        scorer=scorer,
         renderer=renderer,
         method=method,
         budget=budget,

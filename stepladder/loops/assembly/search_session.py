@@ -53,10 +53,11 @@ class SearchSession:
         self._asked: dict[int, tuple[int, ...]] = {}
         # It holds no answers; only its canonical forms are used.
         self._verifier = build_verifier(config.problems, [])
-        self._policy = build_policy(config, models, policy)
+        sampler = self._policy = build_policy(config, models, policy)
+        shared = {"policy": sampler, "policy_source": policy}
         self._live = LiveSearches(
             policy=self._policy,
-            scorer=build_scorer(config, models, prm=prm, renderer=self.renderer, problems=self._prompts) if prm else None,
+            scorer=build_scorer(config, models, prm=prm, renderer=self.renderer, problems=self._prompts, **shared) if prm else None,
             renderer=self.renderer,
             provenance=Provenance(
                 round=0, policy_version=0, scorer_version=None, seed=0, config_hash=config.hash(), renderer_hash=self.renderer.hash

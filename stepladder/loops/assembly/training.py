@@ -5,7 +5,7 @@ from typing import Any
 
 from stepladder.lm.settings import StageSettings, TrainSettings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.training import BinLoss, GradientConfig, ImplicitLoss, PreferenceConfig, PRMLoss
+from stepladder.loops.config.training import BinLoss, GradientConfig, HeadLoss, HeadRead, ImplicitLoss, PreferenceConfig, PRMLoss
 
 
 def train_settings(stage: StageSettings, *, seed: int, config: Config) -> TrainSettings:
@@ -28,12 +28,21 @@ def build_gradient_objective(section: GradientConfig) -> Any:
     return GradientObjective(settings=section.loss)
 
 
-def new_prm_spec(loss: PRMLoss) -> Any:
-    """Return the spec of a PRM to train. The training adds the facts about its data."""
+def new_prm_spec(loss: PRMLoss, *, body: str | None = None, read: HeadRead = "before-end") -> Any:
+    """Return the spec of a PRM to train. The training adds the facts about its data.
+
+    Args:
+        loss: Its loss.
+        body: The policy whose body a probe reads, as its spec names it; None for a PRM with a body of its own.
+        read: Token of a step at which a probe is read.
+    """
     from stepladder.prm.specs import PRMSpec
 
     if isinstance(loss, ImplicitLoss):
         return PRMSpec(family="implicit", beta=loss.beta, accumulate=True)
-    if isinstance(loss, BinLoss):
-        return PRMSpec(bins=loss.bins, transform="identity")
-    return PRMSpec(family="value-head" if loss.head == "value" else "two-class")
+    bins, transform = (loss.bins, "identity") if isinstance(loss, BinLoss) else (1, "sigmoid")
+    if body is not None:
+        return PRMSpec(family="probe", body=body, read=read, bins=bins, transform=transform)
+    return PRMSpec(
+        family="two-class" if isinstance(loss, HeadLoss) and loss.head == "two-class" else "value-head", bins=bins, transform=transform
+    )

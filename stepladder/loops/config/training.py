@@ -164,6 +164,8 @@ class ImplicitLoss:
         check_bounds(self, where="prm.loss")
 
 
+HeadRead = Literal["step-end", "before-end"]
+"""Token of a step at which a head on the policy's body is read: its last one, or the one before."""
 PRMLoss = HeadLoss | BinLoss | ImplicitLoss
 """How a PRM learns it."""
 
@@ -192,6 +194,16 @@ class PRMConfig(Section):
     """Model that each round's PRM is trained from: the round's new policy or the warmed-up one, with a new head; or the best PRM so far, or
     the one trained last, accepted or not. Where there is no PRM yet, and for ``policy`` and ``base``, ``model`` goes first if it is given.
     ``fixed`` trains none: ``model``, of any family, guides the search."""
+    body: Literal["own", "policy", "joint"] = "own"
+    """Model whose hidden states the trained PRM reads: a body of its own, which is trained whole, or the policy's. With ``policy`` nothing
+    of the policy is changed and only a head is trained (a probe). With ``joint`` the SFT stage trains policy and head together, by one loss
+    (AlphaMath's two heads). A search then scores steps in the passes that sample them, without a second model. Both need
+    ``policy.backend = "transformers"``."""
+    joint_weight: Positive = 0.1
+    """With the body ``joint``: weight of the loss on values beside the likelihood of the solutions, > 0."""
+    read: HeadRead | None = None
+    """Token at which a head on the policy's body is read: the last one of a step, which costs a pass for the last token of every sample, or
+    the one before it, whose pass samples the end anyway. None is ``before-end``. A body of its own reads at ``step-end``."""
     spec: str | None = None
     """How to read PRMs whose directories do not contain their spec: a name of ``prm specs``, or a ``.json`` file."""
     reference: str | None = None
@@ -254,8 +266,42 @@ class PRMConfig(Section):
             not self.right_share or (target == "outcome" and not compares and loss != "implicit-dpo"),
             f"right_share balances single solutions with the target 'outcome': got target {target!r} and loss {loss!r} -- leave it out",
         )
+        self._check_body()
         check(
             self.supervise == "step-end" or not (implicit or compares),
             f"loss {loss!r} reads steps where they end: got supervise {self.supervise!r}, expected 'step-end'",
         )
         return self
+
+    def _check_body(self) -> None:
+        """Refuse settings that a head on the policy's body does not have, and those that nothing else has."""
+        if self.body == "own":
+            check(
+                self.read in (None, "step-end"), f"body 'own' reads at the end of steps: got read {self.read!r} -- set prm.body = 'policy'"
+            )
+            return
+        if self.body == "joint":
+            self._check_joint()
+        check(self.start != "fixed", f"body {self.body!r} trains a head: got start 'fixed', which trains nothing -- choose another start")
+        check(self.model is None, f"body {self.body!r} trains a head on the policy: got model {self.model!r} -- leave it out")
+        check(
+            not isinstance(self.loss, ImplicitLoss) and getattr(self.loss, "head", "value") == "value",
+            f"body {self.body!r} has a value head: got loss {self.loss.type!r} for something else -- choose a loss on values",
+        )
+        check(self.train.lora is None, f"body {self.body!r} trains a head alone: got train.lora -- leave it out")
+        check(self.backend == "transformers", f"body {self.body!r} needs the policy's hidden states: got backend {self.backend!r}")
+
+    def _check_joint(self) -> None:
+        """Refuse settings of a training of its own, which the head does not have."""
+        needs = {
+            "rollouts": (self.rollouts, 0),
+            "when": (self.when, "after-policy"),
+            "ensemble": (self.ensemble, 1),
+            "replay": (self.replay, 0),
+            "right_share": (self.right_share, 0),
+            "start": (self.start, "policy"),
+        }
+        for name, (found, expected) in needs.items():
+            check(found == expected, f"body 'joint' learns from the trees with the policy: needs {name} {expected!r}, got {found!r}")
+        check(isinstance(self.target, TreeTarget), f"body 'joint' learns values of trees: got target {self.target.type!r}")
+        check(self.loss.type not in ("pairwise", "pairwise+mse", "listwise"), f"body 'joint' learns values: got loss {self.loss.type!r}")

@@ -42,7 +42,17 @@ class _Rule:
     """The reason, a clause."""
 
 
-_PRM_TRAINING = ("prm.bootstrap", "prm.rollouts", "prm.data", "prm.loss.", "prm.supervise", "prm.train.")
+_PRM_TRAINING = (
+    "prm.body",
+    "prm.joint_weight",
+    "prm.read",
+    "prm.bootstrap",
+    "prm.rollouts",
+    "prm.data",
+    "prm.loss.",
+    "prm.supervise",
+    "prm.train.",
+)
 _VALUE_ROWS = ("prm.target.", "prm.mixed_only")
 _RULES = (
     _Rule(
@@ -65,6 +75,16 @@ _RULES = (
         holds=lambda config: _trains_prm(config) and config.prm.model is None,
         keys=("prm.spec", "prm.reference"),
         because="without prm.model every PRM is one that the run trains, with a spec of its own",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.body == "joint",
+        keys=("prm.train.", "prm.supervise"),
+        because="prm.body is 'joint', so the SFT stage trains the head",
+    ),
+    _Rule(
+        holds=lambda config: _trains_prm(config) and config.prm.body != "joint",
+        keys=("prm.joint_weight",),
+        because="prm.body is not 'joint'",
     ),
     _Rule(
         holds=lambda config: _trains_prm(config) and config.prm.ensemble == 1,

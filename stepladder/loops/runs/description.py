@@ -63,6 +63,10 @@ def prm_words(config: Config) -> str:
         return f"{_short(str(prm.model))}{parameter_words(Path(str(prm.model)))}, given and not trained"
     when = "before its search" if prm.when == "before-search" else "after its search"
     ensemble = f", {prm.ensemble} of them" if prm.ensemble > 1 else ""
+    if prm.body == "joint":
+        return f"trained with the policy, on its body ({prm.loss.type})"
+    if prm.body == "policy":
+        ensemble += ", on the body of the policy"
     return f"trained in every round {when} ({prm.loss if isinstance(prm.loss, str) else prm.loss.type}){ensemble}"
 
 

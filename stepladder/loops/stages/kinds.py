@@ -74,6 +74,11 @@ def trains_prm(config: Config) -> bool:
     return config.prm.enabled and config.prm.start != "fixed"
 
 
+def trains_two_heads(config: Config) -> bool:
+    """Say whether the SFT stage trains the policy and a value head on its body together."""
+    return trains_prm(config) and config.prm.body == "joint"
+
+
 def samples_first(config: Config) -> bool:
     """Say whether rounds begin with graded samples, from which the PRM learns before the search."""
     return trains_prm(config) and config.prm.when == "before-search"

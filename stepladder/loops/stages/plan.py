@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import round_config
-from stepladder.loops.stages.kinds import estimates_values, samples_first, trains_prm
+from stepladder.loops.stages.kinds import estimates_values, samples_first, trains_prm, trains_two_heads
 
 PURPOSES = {
     "probe": "samples at several temperatures choose that of this round",
@@ -33,7 +33,7 @@ def planned_stages(config: Config, number: int) -> list[str]:
     values = [
         *(["rollouts"] if trains_prm(settings) and settings.prm.rollouts else []),
         *(["estimates"] if estimates_values(settings) else []),
-        *(["train prm"] if trains_prm(settings) else []),
+        *(["train prm"] if trains_prm(settings) and not trains_two_heads(settings) else []),
     ]
     before, after = (values, []) if samples_first(settings) else ([], values)
     probe = [] if settings.rules.balance is None else ["probe"]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,7 +10,7 @@ from typing import Literal, NamedTuple
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.loops.assembly.policies import build_renderer, step_format
-from stepladder.loops.assembly.training import build_gradient_objective, build_preference_objective, train_settings
+from stepladder.loops.assembly.training import build_gradient_objective, build_preference_objective, new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import AllRounds, RecentRounds, RecentVersions
 from stepladder.loops.runs.results import PolicyTraining, TrainingSummary
@@ -22,15 +23,19 @@ from stepladder.loops.stages.kinds import (
     PAIRS,
     SOFT_TARGETS,
     TRACES,
+    VALUES,
     RowKind,
     gradient_kind,
     has_rows,
     preference_kind,
     soft_kind,
     trace_kind,
+    trains_two_heads,
 )
+from stepladder.loops.stages.prm_rows import prm_shards
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.policy.prompts import PromptRenderer
+from stepladder.prm.sources import VALUE_HEAD_FOLDER
 from stepladder.types import Provenance, Trace, derive_seed
 
 
@@ -131,6 +136,8 @@ def _stages(context: RoundContext, number: int) -> list[_Stage]:
     traces, soft_targets = _shards(context, number, trace_kind(config)), _shards(context, number, soft_kind(config))
     preferences, advantages = _shards(context, number, preference_kind(config)), _shards(context, number, gradient_kind(config))
     imitate = partial(Task.of, train_on_solutions, config=config, traces=traces, soft_targets=soft_targets, seed=seed)
+    if trains_two_heads(config):
+        imitate = partial(Task.of, train_both_heads, config=config, traces=traces, values=prm_shards(context, number), seed=seed)
     prefer = partial(Task.of, train_on_preferences, config=config, base=base, rows=preferences, seed=seed)
     climb = partial(Task.of, train_on_advantages, config=config, base=base, rows=advantages, seed=seed)
     found = [
@@ -189,14 +196,10 @@ def train_on_solutions(
     from stepladder.policy.fine_tuning import train_sft
 
     worker_models().release()
-    renderer, rows = build_renderer(config, start), TRACES.read(traces)
-    if config.labels.replay:
-        assert config.warmup.solutions is not None, "checked before the run"
-        examples = _solved_examples(config, renderer, Path(config.warmup.solutions))
-        rows += replayed(examples, num_rows=len(rows), share=config.labels.replay, seed=seed)
+    renderer = build_renderer(config, start)
     report = train_sft(
         start,
-        rows,
+        _traces(config, renderer, traces, seed=seed),
         out,
         train_settings(config.sft, seed=seed, config=config),
         renderer_hash=renderer.hash,
@@ -206,6 +209,56 @@ def train_on_solutions(
     )
     step_format(config).save(out)
     return summary_of(report)
+
+
+def train_both_heads(
+    *, config: Config, start: str, traces: list[Path], values: list[Path], out: Path, seed: int, stage: str
+) -> TrainingSummary:
+    """Fine-tune a policy on right solutions and its value head on the values of the trees, by one loss.
+
+    Args:
+        config: The configuration.
+        start: The policy to train; a head that it has is trained on.
+        traces: Shards of traces.
+        values: Shards of value rows.
+        out: Directory of the two-head model.
+        seed: Seed of the training.
+        stage: Name under which progress is shown.
+    """
+    from stepladder.loops.assembly.two_heads import JointObjective, train_two_heads
+    from stepladder.prm.objective import StepObjective
+
+    worker_models().release()
+    section, renderer = config.prm, build_renderer(config, start)
+    spec = replace(new_prm_spec(section.loss, body="..", read=section.read or "before-end"), renderer_hash=renderer.hash)
+    report = train_two_heads(
+        start,
+        _traces(config, renderer, traces, seed=seed),
+        VALUES.read(values),
+        out,
+        train_settings(config.sft, seed=seed, config=config),
+        renderer_hash=renderer.hash,
+        spec=spec,
+        objective=JointObjective(
+            values=StepObjective(loss_name=section.loss.type, spec=spec),  # pyright: ignore[reportArgumentType] - checked with the settings
+            weight=section.joint_weight,
+        ),
+        trust_remote_code=config.policy.trust_remote_code,
+        on_progress=TrainingProgress(stage),
+    )
+    for place in (out, out / VALUE_HEAD_FOLDER):
+        step_format(config).save(place)
+    return summary_of(report)
+
+
+def _traces(config: Config, renderer: PromptRenderer, shards: list[Path], *, seed: int) -> list[Trace]:
+    """Read traces, and add replayed solved examples."""
+    rows = TRACES.read(shards)
+    if not config.labels.replay:
+        return rows
+    assert config.warmup.solutions is not None, "checked before the run"
+    examples = _solved_examples(config, renderer, Path(config.warmup.solutions))
+    return rows + replayed(examples, num_rows=len(rows), share=config.labels.replay, seed=seed)
 
 
 def train_on_preferences(*, config: Config, start: str, base: str, rows: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:

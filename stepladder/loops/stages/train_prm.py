@@ -6,37 +6,38 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from stepladder.errors import BackendError, DataFormatError
+from stepladder.files import read_json
 from stepladder.loops.assembly.policies import build_renderer, step_format
 from stepladder.loops.assembly.training import new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.training import ImplicitLoss
-from stepladder.loops.runs.results import FailedTraining, TrainingSummary
+from stepladder.loops.config.training import ImplicitLoss, PRMConfig
+from stepladder.loops.runs.results import FailedTraining, PolicyTraining, TrainingSummary
+from stepladder.loops.runs.trained_models import check_trained
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import (
-    ROLLOUT_STEP_PAIRS,
-    ROLLOUT_VALUES,
     STEP_PAIRS,
     VALUES,
     RowKind,
     compares_steps,
     has_rows,
-    prm_kind,
-    samples_first,
     trains_prm,
+    trains_two_heads,
 )
+from stepladder.loops.stages.prm_rows import prm_shards
 from stepladder.loops.stages.solved_examples import example_values
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.types import PreferencePair, ValueRow, derive_seed
 
+if TYPE_CHECKING:
+    from stepladder.prm.specs import PRMSpec
+
 PRMOutcome = TrainingSummary | FailedTraining
-_OF_TREES = {ROLLOUT_VALUES.name: VALUES.name, ROLLOUT_STEP_PAIRS.name: STEP_PAIRS.name}
-"""The rows of trees that are of the same sort as rows of samples."""
 _RowT = TypeVar("_RowT", ValueRow, PreferencePair)
 
 
@@ -46,6 +47,8 @@ def train_prm(context: RoundContext, number: int, best: BestModels, policy_versi
     if not trains_prm(context.config) or not has_rows(rows):
         return None
     out, stage = context.run.prm(number), f"round {number}: PRM"
+    if trains_two_heads(context.config):
+        return _jointly_trained(context, number, out)
     tasks = {model: _task(context, number, best, policy_version, rows, model) for model in _model_paths(context.config, out)}
 
     def train() -> PRMOutcome:
@@ -58,15 +61,23 @@ def train_prm(context: RoundContext, number: int, best: BestModels, policy_versi
     return trained
 
 
-def prm_shards(context: RoundContext, number: int) -> list[Path]:
-    """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
-    run, kind = context.run, prm_kind(context.config)
-    rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
-    shards = run.shards(kind.name, rounds=rounds)
-    if samples_first(context.config) and kind.name in _OF_TREES:
-        # The round has no trees yet; those of the rounds before are as good as their samples.
-        shards += run.shards(_OF_TREES[kind.name], rounds=rounds[:-1])
-    return shards + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])
+def _jointly_trained(context: RoundContext, number: int, out: Path) -> TrainingSummary | None:
+    """Take the head of the round's two-head model as the round's PRM; None if the round trained no policy."""
+    from stepladder.prm.probes import copy_head
+
+    policy = context.run.policy(number)
+    if not policy.exists():
+        return None
+
+    def take() -> TrainingSummary:
+        check_trained(policy)
+        copy_head(policy, out, body=os.path.relpath(policy, out))
+        summary = policy.with_suffix(".json")
+        training = PolicyTraining.from_dict(read_json(summary, what="the summary of a training", remedy="remove the file"), summary)
+        assert training.sft is not None, "the SFT stage trains both heads"
+        return training.sft
+
+    return finished_training(out.with_suffix(".json"), [out], train=take, read=TrainingSummary.from_dict)
 
 
 def _model_paths(config: Config, out: Path) -> list[Path]:
@@ -85,6 +96,7 @@ def _task(context: RoundContext, number: int, best: BestModels, policy_version: 
         start=start,
         rows=rows,
         out=out,
+        head_from=_earlier(context, number, best, out) if config.prm.body == "policy" else None,
         # The first of an ensemble learns as a PRM alone would.
         seed=seed if out.name in ("prm", "member-00") else derive_seed(seed, out.name),
         stage=f"round {number}: PRM",
@@ -96,14 +108,24 @@ def _task(context: RoundContext, number: int, best: BestModels, policy_version: 
 def _start(context: RoundContext, number: int, best: BestModels, policy_version: int, out: Path) -> str:
     """Return the model that one PRM is trained from: an earlier PRM, the given one, or a policy, which gets a new head."""
     section, run = context.config.prm, context.run
-    earlier = {"best": best.prm, "last": run.newest(run.prm, number)}.get(section.start)
-    if earlier is not None:
-        return str(Path(run.prm_source(earlier, context.run_config)) / out.relative_to(run.prm(number)))
+    if section.body == "own" and (earlier := _earlier(context, number, best, out)) is not None:
+        return earlier
     policy = 0 if section.start == "base" else policy_version
     return section.model or run.policy_source(policy, context.run_config)
 
 
-def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, seed: int, stage: str, reference: str) -> PRMOutcome:
+def _earlier(context: RoundContext, number: int, best: BestModels, out: Path) -> str | None:
+    """Return the earlier PRM that one PRM continues; None if it begins anew."""
+    run = context.run
+    version = {"best": best.prm, "last": run.newest(run.prm, number)}.get(context.config.prm.start)
+    if version is None:
+        return None
+    return str(Path(run.prm_source(version, context.run_config)) / out.relative_to(run.prm(number)))
+
+
+def train_prm_model(
+    *, config: Config, start: str, rows: list[Path], out: Path, seed: int, stage: str, reference: str, head_from: str | None = None
+) -> PRMOutcome:
     """Train a PRM on value rows or step pairs.
 
     A training that cannot succeed (nothing to compare, a loss that is not finite) does not fail the run: earlier PRMs stay.
@@ -115,7 +137,8 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
         out: Directory of the PRM.
         seed: Seed of the training, and of the problems that a member of an ensemble draws.
         stage: Name under which progress is shown.
-        reference: Reference model of an implicit PRM, as its spec will name it.
+        reference: Reference model of an implicit PRM, or the body of a probe, as its spec will name it.
+        head_from: Directory of the probe whose head is trained on; None begins with a new one.
     """
     from stepladder.prm.implicit import train_implicit_on_tokens
     from stepladder.prm.value_training import train_value
@@ -155,14 +178,22 @@ def train_prm_model(*, config: Config, start: str, rows: list[Path], out: Path, 
                 loss=section.loss.type,
                 on_progress=TrainingProgress(stage),
                 # A start model has its own spec; the configuration sets that of a new head.
-                spec=None if section.model is not None else new_prm_spec(section.loss),
+                spec=None if section.model is not None else _new_spec(section, reference),
                 supervise=section.supervise,
+                head_from=head_from,
             )
     except (BackendError, DataFormatError) as error:
         return FailedTraining(failed=str(error))
     # With its format a model can be scored with and evaluated outside the run.
     step_format(config).save(out)
     return summary_of(report)
+
+
+def _new_spec(section: PRMConfig, body: str) -> "PRMSpec":
+    """Return the spec of a new head: on a body of its own, or on that of the policy with this name."""
+    if section.body == "own":
+        return new_prm_spec(section.loss)
+    return new_prm_spec(section.loss, body=body, read=section.read or "before-end")
 
 
 def _read(config: Config, kind: RowKind[_RowT], shards: list[Path], *, seed: int) -> list[_RowT]:

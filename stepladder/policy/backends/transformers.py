@@ -4,6 +4,11 @@ Continuous batching: a row holds one prefix and several of its samples (lanes). 
 are alive go through the model. The prefix of a request is read from the prefix cache. So a step that continues a sampled step costs one
 forwarded token before its own first token, and that token is decoded together with everything else.
 
+Value heads may be attached to the policy's body. Then every token's outputs are kept beside its keys and values, so a scorer that shares
+the cache finds those of every step. A head that reads at the token before a step's end, in the pass that samples the end, costs no pass.
+For one that reads at the end itself, the last token of a sample, whose hidden state no further token needs, goes through the model once,
+together with the next token of the other lanes.
+
 Axes: R rows, M lanes, V vocabulary, T tokens of a sample.
 """
 
@@ -23,7 +28,7 @@ from stepladder.interfaces import StepRequest, StepResult, TokenCounts, check_ti
 from stepladder.lm.decoding import DecodeRows
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
-from stepladder.lm.prefix_cache import CachedSequence, PathGroup, PrefixCache
+from stepladder.lm.prefix_cache import AttachedHead, CachedSequence, PathGroup, PrefixCache, StepOutputs
 from stepladder.lm.sampling import TakenMass, sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
 from stepladder.lm.step_rules import forks
@@ -83,6 +88,8 @@ class _Lanes:
     def __init__(self, num_lanes: int) -> None:
         shape = (0, num_lanes)
         self.live = np.zeros(shape, dtype=bool)
+        # A closing lane has its step, and forwards the step's last token for the attached heads.
+        self.closing = np.zeros(shape, dtype=bool)
         self.token = np.zeros(shape, dtype=np.int64)
         self.count = np.zeros(shape, dtype=np.int64)
         self.step_begin = np.zeros(shape, dtype=np.int64)
@@ -113,7 +120,7 @@ class _Lanes:
         """Move rows to the front: new row i is what row ``order[i]`` was; the rows behind hold nothing alive."""
         for array in vars(self).values():
             array[: len(order)] = array[order]
-        self.live[len(order) :] = False
+        self.live[len(order) :] = self.closing[len(order) :] = False
 
 
 class TransformersPolicy:
@@ -158,6 +165,7 @@ class TransformersPolicy:
         self._cache = PrefixCache(self._model, max_tokens=cache_tokens)
         self._rows = DecodeRows(self._model, num_lanes=_STEP_LANES)
         self._lanes = _Lanes(_STEP_LANES)
+        self._sampled, self._at_end = StepOutputs(), np.zeros(0, dtype=bool)
         self._rules = StepRules(tokenizer, step_format, model.config, model.generation_config, vocab_size=self._model.vocab_size)
         self._bias = _sampling_bias(self._rules, self._model.device)
         self._max_batch, self._refill = max_batch, refill_share * max_batch
@@ -171,7 +179,7 @@ class TransformersPolicy:
         self._is_interrupted = False
         self.generated_tokens = 0
         """Tokens sampled so far."""
-        self._prefix_tokens, self._num_begun = 0, 0
+        self._prefix_tokens, self._num_begun, self._num_closed = 0, 0, 0
 
     @classmethod
     def from_pretrained(
@@ -204,8 +212,8 @@ class TransformersPolicy:
     @property
     def token_counts(self) -> TokenCounts:
         """What went through the model so far."""
-        # A sample's last token is never forwarded; what else was is prefixes.
-        forwarded_prefixes = self.forwarded_tokens - (self.generated_tokens - self._num_begun)
+        # A sample's last token is forwarded for attached heads alone; what else was is prefixes.
+        forwarded_prefixes = self.forwarded_tokens - (self.generated_tokens - self._num_begun + self._num_closed)
         return TokenCounts(
             prefix_tokens=self._prefix_tokens,
             cached_tokens=self._prefix_tokens - forwarded_prefixes,
@@ -213,17 +221,43 @@ class TransformersPolicy:
             forwarded_tokens=self.forwarded_tokens,
         )
 
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a hidden state, which value heads read."""
+        return self._model.hidden_size
+
+    def attach(self, head: torch.nn.Module, num_outputs: int, *, at_end: bool = True) -> AttachedHead:
+        """Read a value head off the policy's hidden states from now on, and return its outputs, for a scorer that shares the cache.
+
+        Args:
+            head: As for ``FlatModel.attach``.
+            num_outputs: Outputs per token, >= 1.
+            at_end: Whether it is read at the last token of a step, or at the token before it.
+
+        Raises:
+            BackendError: If requests are in flight.
+        """
+        self._check_idle("attach")
+        attached = self._cache.attach(head, num_outputs)._replace(sampled=self._sampled)
+        self._at_end = np.concatenate([self._at_end, np.full(num_outputs, at_end)])
+        self.reset()
+        return attached
+
     def reset(self) -> None:
         """Drop the prefix cache and free its memory, so that later results are those of a fresh process.
 
         Raises:
             BackendError: If requests are in flight.
         """
-        if self._running or self._waiting:
-            raise BackendError(f"reset: nothing may be in flight: got {len(self._open_tickets)} open requests -- collect them first")
+        self._check_idle("reset")
         self._cache.clear()
+        self._sampled.clear()
         self._rows.clear()
         self._lanes = _Lanes(_STEP_LANES)
+
+    def _check_idle(self, what: str) -> None:
+        if self._running or self._waiting:
+            raise BackendError(f"{what}: nothing may be in flight: got {len(self._open_tickets)} open requests -- collect them first")
 
     def submit(self, requests: Sequence[StepRequest]) -> None:
         """Queue requests; one that cannot be served becomes a result with ERROR steps.
@@ -267,7 +301,7 @@ class TransformersPolicy:
         self._waiting = deque(row for row in self._waiting if row.job.request.ticket not in dropped)
         for number, row in [(number, row) for number, row in self._running.items() if row.job.request.ticket in dropped]:
             self._num_live -= row.open_lanes
-            self._lanes.live[number] = False
+            self._lanes.live[number] = self._lanes.closing[number] = False
             del self._running[number]
             self._rows.release(number)
 
@@ -326,6 +360,8 @@ class TransformersPolicy:
             self._running = {new: self._running[old] for new, old in enumerate(order.tolist())}
         logits, rows, lanes = self._forward()
         state = self._lanes
+        if not len(rows):
+            return
         counts = state.count[rows, lanes]
         tokens, logps, sampling_logps = sample_tokens(
             logits,
@@ -367,24 +403,35 @@ class TransformersPolicy:
                 row.others = [other for other in row.others if other.token_ids[count] == token and len(other.token_ids) > count + 1]
 
     def _forward(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Forward the last token of every live lane, or of a fresh row's prefix; return one row of logits per live lane, and the lanes."""
+        """Forward the last token of every live lane, or of a fresh row's prefix, and end the closing lanes.
+
+        Returns:
+            One row of logits per lane that goes on, and these lanes.
+        """
         state = self._lanes
         live, fresh = state.live, state.fresh
         forwarded = live & (~fresh[:, None] | (np.arange(_STEP_LANES) == 0))
         rows, lanes = np.nonzero(forwarded)
-        shared, counts = fresh[rows], state.count[rows, lanes]
+        shared, counts, goes_on = fresh[rows], state.count[rows, lanes], ~state.closing[rows, lanes]
         logits, slots = self._rows.forward(
             rows=rows,
             lanes=lanes,
             shared=shared,
             token_ids=state.token[rows, lanes],
             positions=state.prefix_length[rows] - 1 + counts,
+            goes_on=goes_on,
         )
         own = ~shared
         state.slots[rows[own], lanes[own], counts[own] - 1] = slots[own]
+        if not goes_on.all():
+            closed = list(zip(rows[~goes_on].tolist(), lanes[~goes_on].tolist(), strict=True))
+            self._num_closed += len(closed)
+            self._end_lanes(closed)
+            forwarded &= live
+            rows, lanes = rows[goes_on], lanes[goes_on]
         if not shared.any():
             return logits, rows, lanes
-        # Entry i of the logits belongs to the lane that was forwarded i-th; the lanes of a fresh row all take their first lane's.
+        # Entry i of the logits belongs to the i-th lane that goes on; the lanes of a fresh row all take their first lane's.
         source = np.cumsum(forwarded).reshape(forwarded.shape) - 1
         rows, lanes = np.nonzero(live)
         index = source[rows, np.where(fresh[rows], 0, lanes)]
@@ -411,9 +458,12 @@ class TransformersPolicy:
             for at, i, step_ids, text in zip(places, ended, ids, texts, strict=True)
             if self._end_step(at, step_ids, text, at_end=bool(at_end[i]), closed=bool(closed[i]))
         ]
-        self._keep_prefixes(finished)
-        for number, lane in finished:
-            self._end_lane(number, lane)
+        if self._at_end.any():
+            # Their last token is forwarded in the next pass.
+            for at in finished:
+                state.closing[at] = True
+        else:
+            self._end_lanes(finished)
 
     def _end_at_forks(self, rows: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """End steps before the tokens that were just sampled where the rule says so, and say which lanes are finished with that.
@@ -433,9 +483,8 @@ class TransformersPolicy:
                 over[i] = True
             else:
                 state.count[at] = last + 1
-        self._keep_prefixes(finished)
-        for number, lane in finished:
-            self._end_lane(number, lane)
+        # The last token of these steps has been forwarded: it predicted the token that was taken back.
+        self._end_lanes(finished)
         return over
 
     def _end_step(self, at: tuple[int, int], ids: list[int], text: str, *, at_end: bool, closed: bool) -> bool:
@@ -454,10 +503,32 @@ class TransformersPolicy:
         state.step_begin[at] = state.count[at]
         return reason != StopReason.STEP or not goes_on
 
-    def _keep_prefixes(self, finished: Sequence[tuple[int, int]]) -> None:
+    def _end_lanes(self, places: Sequence[tuple[int, int]]) -> None:
+        """End lanes. Keep what the attached heads say of their steps, and in the prefix cache what may be continued."""
+        if len(self._at_end):
+            for number, lane in places:
+                self._keep_outputs(number, lane)
+        self._keep_prefixes(places)
+        for number, lane in places:
+            self._end_lane(number, lane)
+
+    def _keep_outputs(self, number: int, lane: int) -> None:
+        """Keep the outputs of all steps of a lane, each at the token where its head reads."""
+        row = self._running[number]
+        path, end = row.job.request.prefix_ids, 0
+        # Before the lane's own tokens comes the prefix's last one.
+        slots = [len(path) - 1, *self._lanes.slots[number, lane, : self._lanes.count[number, lane]].tolist()]
+        for step in row.job.steps[row.first_sample + lane]:
+            path, end = path + step.token_ids, end + len(step.token_ids)
+            outputs = self._rows.outputs(number, slots[end - 1]).copy()
+            if self._at_end.any():
+                outputs[self._at_end] = self._rows.outputs(number, slots[end])[self._at_end]
+            self._sampled.put(path, outputs)
+
+    def _keep_prefixes(self, places: Sequence[tuple[int, int]]) -> None:
         """Put what was computed for single steps that may be continued into the prefix cache: all but each step's last token."""
         sequences = []
-        for number, lane in finished:
+        for number, lane in places:
             row, count = self._running[number], int(self._lanes.count[number, lane])
             request, step = row.job.request, row.job.steps[row.first_sample + lane][-1]
             # A search may go on behind a step that was cut.
@@ -472,7 +543,7 @@ class TransformersPolicy:
 
     def _end_lane(self, number: int, lane: int) -> None:
         row = self._running[number]
-        self._lanes.live[number, lane] = False
+        self._lanes.live[number, lane] = self._lanes.closing[number, lane] = False
         self._num_live -= 1
         row.open_lanes -= 1
         row.job.open_lanes -= 1

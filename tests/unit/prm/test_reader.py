@@ -1,7 +1,7 @@
 """Every family is read from a saved tiny model with the real marker ids and compared with an obvious reading of plain logits."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -307,6 +307,10 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
         '{"schema_version": 1, "family": "value-head", "read": "step-end", "transform": "tanh01", "renderer_hash": "ab"}'
     )
     assert PRMSpec.load(tmp_path) == PRMSpec(transform="tanh01", renderer_hash="ab")
+    third = asdict(spec("implicit")) | {"schema_version": 3}
+    del third["body"]
+    (tmp_path / SPEC_FILE).write_text(json.dumps(third))
+    assert PRMSpec.load(tmp_path) == spec("implicit")
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,12 @@ def test_specs_and_models_load_together_and_mistakes_are_named(tmp_path):
     loaded = load_step_scorer(tmp_path)
     assert _scores(loaded, [request]) == _scores(TransformersStepScorer(tiny_scorer()[0], spec), [request])
     (tmp_path / SPEC_FILE).write_text('{"schema_version": 4}')
-    with pytest.raises(CheckpointError, match="version 1 to 3"):
+    with pytest.raises(CheckpointError, match="version 1 to 4"):
         PRMSpec.load(tmp_path)
     (tmp_path / SPEC_FILE).write_text("[]")
     with pytest.raises(CheckpointError, match="JSON object"):
         PRMSpec.load(tmp_path)
     with pytest.raises(ConfigError, match="transform"):
         PRMSpec(renderer_hash="", transform="exp")  # type: ignore[arg-type]
-    with pytest.raises(BackendError, match="num_labels=2"):
+    with pytest.raises(BackendError, match="outputs per token: got 2"):
         TransformersStepScorer(tiny_policy()[0], SPEC)

@@ -28,6 +28,11 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
     ("prm.spec=judge", "prm.reference=m"): {"prm.spec": "without prm.model", "prm.reference": "without prm.model"},
     ("prm.bootstrap=false", "search.scores.ensemble=min"): {"prm.bootstrap": "prm.ensemble is 1", "search.scores.ensemble.type": "is 1"},
     ("prm.model=m", "prm.loss=hl-gauss", "prm.loss.bins=8"): {"prm.loss.bins": "a head already"},
+    ("prm.body=joint", "prm.joint_weight=0.5", "prm.train.epochs=1", "prm.supervise=every-token"): {
+        "prm.train.epochs": "the SFT stage trains the head",
+        "prm.supervise": "the SFT stage trains the head",
+    },
+    ("prm.body=policy", "prm.joint_weight=0.5"): {"prm.joint_weight": "prm.body is not 'joint'"},
     ("search.scores.entropy_penalty=0.5",): {"search.scores.entropy_penalty": "no head of bins"},
     ("labels.rollouts=false",): {"labels.rollouts": "no prm.rollouts"},
     ("preference.enabled=false", "preference.batch_size=2", "labels.pairs=agent-q"): {

@@ -8,7 +8,7 @@ import pytest
 
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.stages import rollouts
-from stepladder.loops.stages.train_prm import prm_shards
+from stepladder.loops.stages.prm_rows import prm_shards
 from tests.report_run import config
 
 STEP_PAIRS = {"target": "step-pairs", "loss": "pairwise"}
