@@ -246,7 +246,7 @@ class Solver:
             raise ConfigError("Solver: must be open: it was closed -- make another one")
         session = self._session = self._session or self._open()
         seed, choice = self._with_changes(changes)
-        method, budget = choose_search(self._config, **choice)
+        method, budget = choose_search(self._config, **choice, num_problems=max(len(questions), 1))
         waiting, asked = list(enumerate(questions))[::-1], dict[int, int]()
         found: list[Solution | None] = [None] * len(questions)
         shown = ProgressDisplay().stages({"questions": len(questions)}) if progress else nullcontext(lambda update: None)

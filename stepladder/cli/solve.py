@@ -111,6 +111,8 @@ def solve(
             overrides=[*overrides, *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)],
             seconds=seconds,
             discriminator=discriminator,
+            # A file is read later, and has as many questions as are searched at once.
+            num_problems=sys.maxsize if input is not None else 1,
         )
         if interactive:
             from stepladder.commands.converse import converse

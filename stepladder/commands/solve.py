@@ -76,10 +76,11 @@ class SolveSettings:
         overrides: Sequence[str] = (),
         seconds: float | None = None,
         discriminator: str | None = None,
+        num_problems: int = 1,
     ) -> "SolveSettings":
         """Find the models and check the settings.
 
-        ``choose_models`` describes the choice of models and ``overrides``, ``choose_search`` that of method and caps.
+        ``choose_models`` describes the choice of models and ``overrides``, ``choose_search`` that of method and caps, and ``num_problems``.
 
         Raises:
             ConfigError: If settings contradict each other, or the method or an option is unknown.
@@ -93,6 +94,7 @@ class SolveSettings:
             simulations=simulations,
             seconds=seconds,
             options=dict(read_option(text) for text in options),
+            num_problems=num_problems,
         )
         return cls(
             config=config,

@@ -3,6 +3,8 @@
 The rows are in ``presets``, which explains how to add one.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from stepladder.errors import ConfigError, right_name
@@ -11,9 +13,10 @@ from stepladder.mcts.presets.preset import Preset
 from stepladder.mcts.presets.sampled_solutions import SAMPLING_ROWS
 from stepladder.mcts.presets.tree_search import DESCENT_ROWS
 from stepladder.mcts.search_method import SearchMethod, all_options, build_method
+from stepladder.mcts.settings.growth import Steps
 from stepladder.mcts.strategies import SELECTIONS
 
-__all__ = ["METHODS", "OUTSIDE", "PRESETS", "RULES", "Preset", "SearchMethod", "resolve_method"]
+__all__ = ["METHODS", "OUTSIDE", "PRESETS", "RULES", "Preset", "SearchMethod", "resolve_method", "with_filling_wave"]
 
 PRESETS = {preset.method.name: preset for preset in (*DESCENT_ROWS, *LEVEL_ROWS, *SAMPLING_ROWS)}
 """The presets by name, with their sources."""
@@ -29,6 +32,8 @@ OUTSIDE = {
 }
 """Published searches that the settings do not express, and why."""
 _MOST_NAMED = 6
+_MOST_IN_FLIGHT = 8
+"""Leaves in flight that ``wave = "auto"`` never exceeds where each depends on the others."""
 
 
 def resolve_method(name: str, /, **options: Any) -> SearchMethod:
@@ -50,6 +55,35 @@ def resolve_method(name: str, /, **options: Any) -> SearchMethod:
     if refused:
         raise ConfigError(f"method {name!r}: {_refusal(method, refused[0])}")
     return method
+
+
+def with_filling_wave(name: str, options: Mapping[str, Any], *, num_trees: int, max_batch: int, simulations: int) -> dict[str, Any]:
+    """Return a method's options with a number in place of ``wave = "auto"``: the fewest leaves in flight that fill a batch.
+
+    It is max_batch / (trees x samples of a leaf), rounded up; at most 8 where the choice of a leaf depends on the others in flight, and at
+    most all simulations.
+
+    Args:
+        name: Name of a preset.
+        options: Its settings by name; others are returned unchanged.
+        num_trees: Problems searched at once, >= 1.
+        max_batch: Samples that the policy decodes at once, >= 1.
+        simulations: Simulations of a tree, >= 1.
+
+    Raises:
+        ConfigError: If the method or a setting is impossible, or its wave is a width, as that of a beam.
+    """
+    if options.get("wave") != "auto":
+        return dict(options)
+    method = resolve_method(name, **{**options, "wave": 1})
+    if method.selection.WAVE_IS_WIDTH:
+        raise ConfigError(
+            f"wave must be a number with method {name!r}, where it decides what is searched: got 'auto' -- give the width, such as 4"
+        )
+    samples = method.growth.num_children if isinstance(method.growth, Steps) else 1
+    filling = math.ceil(max_batch / (num_trees * samples))
+    most = simulations if method.draws_independently else min(simulations, _MOST_IN_FLIGHT)
+    return {**options, "wave": min(filling, most)}
 
 
 def _refusal(method: SearchMethod, option: str) -> str:

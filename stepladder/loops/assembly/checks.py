@@ -99,13 +99,13 @@ def check_searches(config: Config) -> None:
     if config.search.start == "first-samples":
         _check_first_samples(config)
     for name, section in (("search", config.search), ("evaluate", config.evaluate)):
-        wave = build_method(section).selection.wave
+        wave = build_method(config, section).selection.wave
         if wave > section.simulations:
             raise ConfigError(
                 f"{name}.options.wave: must be at most {name}.simulations: got {wave} > {section.simulations} -- lower the wave"
             )
         if config.search.actions:
-            check_actions(build_method(section), place=f"{name}.options")
+            check_actions(build_method(config, section), place=f"{name}.options")
 
 
 def _check_first_samples(config: Config) -> None:
@@ -115,7 +115,7 @@ def _check_first_samples(config: Config) -> None:
             f"{where} needs a PRM that each round trains before its search: got prm.enabled {prm.enabled}, prm.start {prm.start!r} and "
             f"prm.when {prm.when!r} -- set prm.when = 'before-search', or start with the 'question'"
         )
-    if not build_method(config.search).samples_solutions:
+    if not build_method(config, config.search).samples_solutions:
         raise ConfigError(
             f"{where} needs a method that draws solutions, such as restart: got {config.search.method!r} -- start with the 'question'"
         )

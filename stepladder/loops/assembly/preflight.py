@@ -242,7 +242,7 @@ def search_need(config: Config, policy: str, prms: Sequence[str | None], *, work
     own = [prm for prm in prms if config.prm.backend == "transformers" and not _shares_body(prm)]
     shapes = [facts.shape, *(_prm_shape(config, prm, facts.shape) for prm in own)]
     weights = sum(shape.parameters * weight_bytes(shape, section.dtype, on_gpu=on_gpu) for shape in shapes)
-    method = build_method(config.search)
+    method = build_method(config, config.search)
     samples = max(method.root_samples, method.selection.wave * getattr(method.growth, "num_children", 1))
     rows = min(section.max_batch, min(config.search.max_trees, num_problems) * samples)
     tokens = min(context_of(config, policy), solution_tokens(config))

@@ -12,19 +12,26 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchConfig
 from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.engine import BudgetRule, SearchEngine
-from stepladder.mcts.methods import SearchMethod, resolve_method
+from stepladder.mcts.methods import SearchMethod, resolve_method, with_filling_wave
 from stepladder.types import Budget, Problem, Provenance
 
 _UNBOUNDED_SIMULATIONS = 1_000_000
 
 
-def build_method(section: SearchConfig | EvaluateConfig) -> SearchMethod:
-    """Return the search method of a section with its options applied.
+def build_method(config: Config, section: SearchConfig | EvaluateConfig) -> SearchMethod:
+    """Return the search method of a section of a configuration, with its options applied.
 
     Raises:
         ConfigError: If the method or an option is unknown or impossible.
     """
-    return resolve_method(section.method, **section.options)
+    options = with_filling_wave(
+        section.method,
+        section.options,
+        num_trees=min(config.search.max_trees, config.run.shard_size),
+        max_batch=config.policy.max_batch,
+        simulations=section.simulations,
+    )
+    return resolve_method(section.method, **options)
 
 
 def search_budget(section: SearchConfig) -> Budget:
@@ -45,6 +52,7 @@ def choose_search(
     simulations: int | None = None,
     seconds: float | None = None,
     options: Mapping[str, Any] | None = None,
+    num_problems: int = 1,
 ) -> tuple[SearchMethod, Budget]:
     """Return the method and the caps of a search for answers.
 
@@ -57,6 +65,7 @@ def choose_search(
         simulations: Cap on simulations.
         seconds: Cap on seconds.
         options: Settings of the method by name.
+        num_problems: Problems that are searched together, >= 1.
 
     Raises:
         ConfigError: If the method or an option is unknown or impossible.
@@ -71,7 +80,15 @@ def choose_search(
         max_depth=config.search.max_depth,
         max_step_tokens=config.search.max_step_tokens,
     )
-    return resolve_method(method or defaults.method, **(base | dict(options or {}))), budget
+    name = method or defaults.method
+    chosen = with_filling_wave(
+        name,
+        base | dict(options or {}),
+        num_trees=min(config.search.max_trees, num_problems),
+        max_batch=config.policy.max_batch,
+        simulations=budget.num_simulations,
+    )
+    return resolve_method(name, **chosen), budget
 
 
 def token_simulations(max_tokens: int) -> int:

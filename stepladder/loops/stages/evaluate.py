@@ -106,7 +106,7 @@ def _method_and_budget(config: Config, kind: EvaluationKind) -> tuple[SearchMeth
         return resolve_method("best-of-n", temperature=section.temperature), Budget(
             num_simulations=section.samples, max_depth=limits.max_depth, max_step_tokens=limits.max_step_tokens
         )
-    return resolve_method("greedy") if kind == "greedy" else build_method(section), Budget(
+    return resolve_method("greedy") if kind == "greedy" else build_method(config, section), Budget(
         num_simulations=section.simulations,
         max_tokens=section.max_tokens,
         max_depth=limits.max_depth,

@@ -263,7 +263,7 @@ class _OnlineStage:
                 config,
                 self._models,
                 chunk.problems,
-                method=build_method(config.search),
+                method=build_method(config, config.search),
                 budget=search_budget(config.search),
                 out=path,
                 # Progress counts problems: only the last tree of each counts.

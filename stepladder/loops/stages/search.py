@@ -156,7 +156,7 @@ def search_shard(
         TREES.write(out, [])
         return
     budget = search_budget(config.search) if budgets is None else lambda problem: budgets[problem.id]
-    method = build_method(config.search)
+    method = build_method(config, config.search)
     write_labelled_trees(
         config,
         models,

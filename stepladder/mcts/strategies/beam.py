@@ -20,6 +20,7 @@ class Beam(Selection):
     """The best ``wave`` nodes of the deepest level go on; one that ends leaves the beam."""
 
     TYPES: ClassVar[tuple[str, ...]] = ("beam",)
+    WAVE_IS_WIDTH: ClassVar[bool] = True
 
     type: str = "beam"
     """Name of the rule."""

@@ -30,6 +30,7 @@ class Particles(Selection):
     """Nodes of the newest level, drawn by weight and with replacement, continue."""
 
     TYPES: ClassVar[tuple[str, ...]] = ("resample",)
+    WAVE_IS_WIDTH: ClassVar[bool] = True
 
     type: str = "resample"
     """Name of the rule."""

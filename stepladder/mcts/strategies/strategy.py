@@ -113,12 +113,14 @@ class Selection:
     """Whether a node is expanded by solutions from there on, not by single steps."""
     DRAWS_INDEPENDENTLY: ClassVar[bool] = False
     """Whether these solutions are whole, and none depends on another. Then a part of them is what a smaller budget would have drawn."""
+    WAVE_IS_WIDTH: ClassVar[bool] = False
+    """Whether ``wave`` decides what is searched, and not only how much of it is in flight."""
     WIDENS: ClassVar[tuple[str, ...]] = ()
     """Values of ``widen``, other than ``once``, that the rule takes."""
 
     wave: int = 1
     """Leaves per tree in flight at once (W), >= 1. For ``beam`` the width of the beam, for ``resample`` the number of particles, for
-    ``sample`` and ``restart`` the draws per request."""
+    ``sample`` and ``restart`` the draws per request. In a configuration ``auto`` is the fewest with which the trees fill a batch."""
 
     def __post_init__(self) -> None:
         check_count("wave", self.wave)
