@@ -41,6 +41,9 @@ class StepRequest:
     """The question, where it is known: a box that it holds already is no final answer when a step repeats it."""
     max_steps: int = 1
     """Maximum steps per sample: 1 stops at the first step boundary; a larger number continues, at most to the end of the solution."""
+    max_tokens: int | None = None
+    """Cap on the tokens of one sample, all its steps together, >= 1; None is no other cap than those on steps. A sample that has spent it
+    before its end is cut, as by the model's context."""
     excluded: tuple[Step, ...] | None = None
     """Single steps that are known after the prefix: a backend that can (``samples_distinct``) draws without replacement, never one of these
     and never a step twice, as long as there are others. None asks for independent samples."""

@@ -121,6 +121,9 @@ class Budget:
     max_tokens: int | None = None
     """Generated tokens over the whole tree; None is no cap. Once the cap is reached, nothing more is requested. A wave that would exceed
     it is shortened, so the overshoot is below one wave of steps."""
+    exact_tokens: bool = False
+    """Whether ``max_tokens`` is never exceeded. The last waves are smaller then, their samples may be cut, and a search ends when less is
+    left than a mean sample takes. Not for trees to train on: a cut solution looks wrong."""
     max_calls: int | None = None
     """Requests to the policy; None is no cap. Once the cap is reached, nothing more is requested. Rollouts follow the requests of their own
     wave, so they may exceed the cap."""

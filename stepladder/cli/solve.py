@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from stepladder.commands.solve import Solved, SolveSettings
     from stepladder.commands.solve_report import Detail
 
-_TOKENS_HELP = (
-    "Cap on generated tokens per question. It is checked before each wave of samples: the first wave is always sampled, and the last one "
-    "may go beyond the cap, by less than its own steps; `solve` prints by how much."
-)
+_TOKENS_HELP = "Cap on generated tokens per question, never exceeded: the last samples are fewer, and cut if they do not fit."
 _SECONDS_HELP = (
     "Cap on seconds per question, checked before each wave but the first; loading and compiling do not count. "
     "Such a search cannot be replayed."

@@ -157,12 +157,9 @@ def file_summary(rows: Sequence[Row], failures: Failures, name: str, *, seconds:
 
 
 def ended_by(result: SearchResult, budget: Budget) -> str:
-    """Return a clause with the reason for the end of a search, and the overshoot of its last wave over a token cap."""
-    spent, cap = result.tree.generated_tokens, budget.max_tokens
-    over = f", which the last wave overshot by {spent - cap}" if cap is not None and spent > cap else ""
-    if over or result.stop_reason == StopReason.TOKENS:
-        return f"ended by the cap of {cap} tokens{over}"
+    """Return a clause with the reason for the end of a search."""
     clauses = {
+        StopReason.TOKENS: f"ended by the cap of {budget.max_tokens} tokens",
         StopReason.SIMULATIONS: f"ended by the cap of {budget.num_simulations} simulations",
         StopReason.SECONDS: f"ended by the cap of {budget.max_seconds} seconds",
         StopReason.CALLS: f"ended by the cap of {budget.max_calls} calls",
@@ -184,7 +181,8 @@ def why_no_answer(result: SearchResult) -> str:
     if result.failures.all_failed:
         return "no sample was given"
     caps = {StopReason.TOKENS: "--tokens", StopReason.SECONDS: "--seconds", StopReason.SIMULATIONS: "--simulations"}
-    if leaves[StopReason.STEP] and result.stop_reason in caps:
+    # A cap on tokens cuts the samples that do not fit.
+    if (leaves[StopReason.STEP] or result.stop_reason == StopReason.TOKENS) and result.stop_reason in caps:
         return f"no branch came to its end: raise {caps[result.stop_reason]}, or try another --method"
     kind = max((StopReason.LENGTH, StopReason.DEPTH, StopReason.TOOL, StopReason.ERROR), key=leaves.__getitem__)
     causes = {

@@ -38,6 +38,8 @@ class Rollout:
     """The new node, as its place in its expansion."""
     prefix: Prefix
     max_steps: int
+    max_tokens: int | None = None
+    """Of each sample; None is no cap."""
     steps: list[Step] = field(default_factory=list)
     """All steps of all samples."""
     scores: list[float | None] = field(default_factory=list)
@@ -56,6 +58,8 @@ class Expansion:
     num_samples: int
     """0 for a revisited terminal, which needs no request."""
     prefix: Prefix = NO_PREFIX
+    tokens_left: int | None = None
+    """Tokens that its samples, and then its rollouts, may still have together; None is no cap."""
     first: int = 0
     """Index of its first new node, once the nodes are numbered."""
     steps: Sequence[Step] = ()

@@ -144,7 +144,8 @@ class ProblemSearch:
     def stop_reason(self) -> StopReason | None:
         """Return the reason for which the search ends before its next wave, or None."""
         if self.num_expandable == 0 or (self._draws_once and self.num_simulations > 0):
-            return StopReason.EXHAUSTED
+            # Where the cap cut the last samples, nothing is left to expand because of it.
+            return StopReason.TOKENS if self.spending.has_cut_samples() else StopReason.EXHAUSTED
         reason = self.answers.stop_reason() or self.spending.stop_reason()
         # A simulation that was begun goes on to its end.
         return None if self.goes_on and reason is StopReason.SIMULATIONS else reason
@@ -158,8 +159,9 @@ class ProblemSearch:
     def ask(self, leaves: list[int], samples: list[int]) -> list[Expansion]:
         """Begin a wave of leaves with their numbers of samples; return the expansions that need the policy. Revisits need none."""
         asked = []
+        share, samples = (None, samples) if self.first_samples else self.spending.share(samples)
         for leaf, num_samples in zip(leaves, samples, strict=True):
-            expansion = Expansion(leaf, num_samples)
+            expansion = Expansion(leaf, num_samples, tokens_left=share)
             self.wave.append(expansion)
             if num_samples:
                 expansion.prefix = prefix_of(self.table, self.prompt_ids, leaf)
@@ -185,7 +187,10 @@ class ProblemSearch:
         """
         check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps_after(expansion.leaf))
         self.spending.num_samples += len(result.samples)
+        before = self.spending.generated_tokens
         self.expander.graft(expansion, result.samples)
+        if expansion.tokens_left is not None:
+            expansion.tokens_left -= self.spending.generated_tokens - before
         return self._ask_scores(expansion)
 
     def _ask_scores(self, expansion: Expansion) -> list[ScoreJob]:
@@ -210,6 +215,7 @@ class ProblemSearch:
             temperature=self._temperature,
             max_step_tokens=self.budget.max_step_tokens,
             max_steps=self.expander.max_steps_after(expansion.leaf),
+            max_tokens=None if expansion.tokens_left is None else expansion.tokens_left // expansion.num_samples,
             question=self.problem.question,
             excluded=self.expander.excluded(expansion),
             given=self._given(expansion.prefix),
@@ -227,6 +233,7 @@ class ProblemSearch:
             temperature=float(self.rollouts.settings.rollout_temperature),
             max_step_tokens=self.budget.max_step_tokens,
             max_steps=rollout.max_steps,
+            max_tokens=rollout.max_tokens,
             question=self.problem.question,
             given=self._given(rollout.prefix),
         )

@@ -48,13 +48,17 @@ class RolloutValuer:
             scores = [-1.0 if score is None else score for score in expansion.scores]
             best = scores.index(max(scores)) if scores else -1
             places = [place for place in places if place == best]
-        expansion.rollouts = [self._rollout(expansion, place) for place in places]
+        num_samples, left = len(places) * self.settings.rollouts, expansion.tokens_left
+        cap = None if left is None or not places else left // num_samples
+        if cap is not None and cap < 1:
+            places = []
+        expansion.rollouts = [self._rollout(expansion, place, cap) for place in places]
         self._spending.policy_calls += len(places)
         return expansion.rollouts
 
-    def _rollout(self, expansion: Expansion, place: int) -> Rollout:
+    def _rollout(self, expansion: Expansion, place: int, max_tokens: int | None) -> Rollout:
         max_steps = min(self._longest, self._max_depth - expansion.depths[place])
-        return Rollout(place, expansion.prefix.after(expansion.steps[place]), max_steps)
+        return Rollout(place, expansion.prefix.after(expansion.steps[place]), max_steps, max_tokens)
 
     def _can_go_on(self, expansion: Expansion, place: int) -> bool:
         return self._continues(expansion.steps[place].stop_reason) and expansion.depths[place] < self._max_depth

@@ -215,12 +215,16 @@ class ToolPolicy:
         """Add a step with its observation to its sample, and ask for the next one, unless the sample is finished."""
         job, sample = turn.job, turn.sample
         step = turn.step if observation is None else self._with_observation(turn, observation)
+        cap, taken = job.request.max_tokens, sum(len(each.token_ids) for each in (*job.samples[sample], step))
+        wants_more = step.stop_reason == StopReason.STEP and len(job.samples[sample]) + 1 < job.request.max_steps
+        if wants_more and cap is not None and taken >= cap:
+            step, wants_more = replace(step, stop_reason=StopReason.LENGTH), False
         job.samples[sample].append(step)
         begin = len(job.prefixes[sample]) + len(step.token_ids)
         job.prefixes[sample] = (*job.prefixes[sample], *step.token_ids, *step.given_ids)
         if step.given_ids:
             job.given[sample] = (*job.given[sample], (begin, len(job.prefixes[sample])))
-        if step.stop_reason == StopReason.STEP and len(job.samples[sample]) < job.request.max_steps:
+        if wants_more:
             further.append(
                 replace(
                     job.request,
@@ -229,6 +233,7 @@ class ToolPolicy:
                     given=job.given[sample],
                     num_samples=1,
                     max_steps=1,
+                    max_tokens=None if cap is None else cap - taken,
                     seed=derive_seed(job.request.seed, "after observation", sample, len(job.samples[sample])),
                     excluded=None,
                 )

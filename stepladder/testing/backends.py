@@ -39,6 +39,7 @@ def check_policy(
     _check_company(make_policy, prefixes, logp_tolerance)
     _check_greedy(make_policy(), prefixes)
     _check_step_tokens(make_policy(), prefixes)
+    _check_sample_tokens(make_policy(), prefixes)
     _check_many_policy_requests(make_policy(), prefixes)
     policy = make_policy()
     if getattr(policy, "samples_distinct", False):
@@ -192,6 +193,20 @@ def _check_step_tokens(policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> N
     results = _drain_policy(policy, requests)
     for request in requests:
         _check_samples(request, results[request.ticket], None)
+
+
+def _check_sample_tokens(policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> None:
+    """Check the cap on the tokens of a whole sample, over several steps and within one."""
+    requests = [
+        StepRequest(ticket=i, prefix_ids=prefix, num_samples=4, seed=i, max_step_tokens=24, max_steps=1 + i % 2 * 5, max_tokens=3)
+        for i, prefix in enumerate([*prefixes, *prefixes])
+    ]
+    results = _drain_policy(policy, requests)
+    for request in requests:
+        _check_samples(request, results[request.ticket], None)
+        for steps in results[request.ticket].samples:
+            taken = sum(len(step.token_ids) for step in steps)
+            _require(taken <= 3, f"ticket {request.ticket}: a sample must have at most max_tokens=3 tokens: got {taken}")
 
 
 def _check_many_policy_requests(policy: Policy, prefixes: Sequence[tuple[int, ...]], num_requests: int = 100) -> None:

@@ -1,9 +1,11 @@
 """Fakes with scripted answers and failures: a whole search runs on them in microseconds, without a model."""
 
+import math
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from stepladder.errors import BackendError
@@ -127,11 +129,14 @@ class ScriptedPolicy:
 
     def _sample(self, request: StepRequest, index: int) -> tuple[Step, ...]:
         greedy = request.temperature == 0
-        prefix, steps = request.prefix_ids, []
+        prefix, steps, left = request.prefix_ids, [], math.inf if request.max_tokens is None else request.max_tokens
         while len(steps) < request.max_steps and (not steps or steps[-1].stop_reason == StopReason.STEP):
-            step = self._propose(prefix, 0 if greedy else index, 0 if greedy else request.seed)
-            steps.append(_cut(step, request.max_step_tokens))
-            prefix += steps[-1].token_ids + steps[-1].given_ids
+            step = _cut(self._propose(prefix, 0 if greedy else index, 0 if greedy else request.seed), min(request.max_step_tokens, left))
+            left -= len(step.token_ids)
+            if step.stop_reason == StopReason.STEP and len(steps) + 1 < request.max_steps and left <= 0:
+                step = replace(step, stop_reason=StopReason.LENGTH)
+            steps.append(step)
+            prefix += step.token_ids + step.given_ids
         return tuple(steps)
 
 
@@ -143,11 +148,11 @@ def _from_table(table: Mapping[tuple[int, ...], Sequence[Step]]) -> Propose:
     return propose
 
 
-def _cut(step: Step, max_step_tokens: int) -> Step:
+def _cut(step: Step, max_tokens: float) -> Step:
     """Return the step, cut to the token limit as an engine would cut it. Its text keeps one character per kept token."""
-    if len(step.token_ids) <= max_step_tokens:
+    if len(step.token_ids) <= max_tokens:
         return step
-    kept = slice(max_step_tokens)
+    kept = slice(int(max_tokens))
     return Step(token_ids=step.token_ids[kept], logps=step.logps[kept], text=step.text[kept], stop_reason=StopReason.LENGTH)
 
 

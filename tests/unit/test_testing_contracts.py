@@ -104,6 +104,17 @@ def test_check_policy_catches_wrong_randomness(propose_badly, message):
         check_policy(lambda: ScriptedPolicy(propose_badly), prefix_ids=PREFIXES)
 
 
+def test_check_policy_catches_samples_that_are_longer_than_their_cap():
+    """A policy that knows nothing of a sample's cap on tokens is found."""
+
+    class Deaf(ScriptedPolicy):
+        def submit(self, requests):
+            super().submit([dataclasses.replace(request, max_tokens=None) for request in requests])
+
+    with pytest.raises(AssertionError, match="must have at most max_tokens=3 tokens: got"):
+        check_policy(lambda: Deaf(propose), prefix_ids=PREFIXES)
+
+
 def test_check_policy_catches_repeated_and_excluded_steps():
     """A policy that says it samples without replacement and ignores what is excluded, or repeats itself, is found."""
 

@@ -76,6 +76,7 @@ def choose_search(
     budget = Budget(
         num_simulations=simulations or unbounded or defaults.simulations,
         max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+        exact_tokens=True,
         max_seconds=seconds,
         max_depth=config.search.max_depth,
         max_step_tokens=config.search.max_step_tokens,

@@ -59,11 +59,18 @@ def refusal(request: StepRequest, *, vocab_size: int, context: int) -> str | Non
         return f"prefix must be one or more ids in [0, {vocab_size}): got {len(prefix)} ids"
     if len(prefix) >= context:
         return f"prefix must leave room in the model's context of {context} tokens: got {len(prefix)}"
-    if min(request.num_samples, request.max_step_tokens, request.max_steps) < 1:
-        return "num_samples, max_step_tokens and max_steps must be at least 1"
+    cap = 1 if request.max_tokens is None else request.max_tokens
+    if min(request.num_samples, request.max_step_tokens, request.max_steps, cap) < 1:
+        return "num_samples, max_step_tokens, max_steps and max_tokens must be at least 1"
     if not 0 <= request.temperature < float("inf"):
         return f"temperature must be at least 0 and finite: got {request.temperature!r}"
     return None
+
+
+def room_of(request: StepRequest, *, context: int) -> int:
+    """Return how many tokens a sample of a request may have: those that fit behind the prefix, or its own cap."""
+    left = context - len(request.prefix_ids)
+    return left if request.max_tokens is None else min(left, request.max_tokens)
 
 
 def failed_step(message: str) -> Step:
@@ -123,7 +130,7 @@ class StepRules:
             question: The question, or nothing if it is not known.
             at_end: Whether its last token ends the sequence.
             closed: Whether its last token completes the text that closes it.
-            starved: Whether more steps are wanted and the context has no room for them.
+            starved: Whether more steps are wanted and the sample has no room for them.
         """
         if at_end or (closed and self.format.is_final(text, question)):
             return StopReason.END
@@ -138,8 +145,8 @@ class OpenSample:
         self._rules = rules
         self._question = request.question
         self._step_cap, self._max_steps = request.max_step_tokens, request.max_steps
-        self.room = context - len(request.prefix_ids)
-        """Tokens that fit behind the prefix, >= 1."""
+        self.room = room_of(request, context=context)
+        """Tokens that the sample may have, >= 1."""
         self._ids: list[int] = []
         self._logps: list[float] = []
         self._count = 0

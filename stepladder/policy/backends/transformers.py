@@ -32,7 +32,7 @@ from stepladder.lm.prefix_cache import AttachedHead, CachedSequence, PathGroup, 
 from stepladder.lm.sampling import TakenMass, sample_tokens, stream_keys, uniforms
 from stepladder.lm.slots import SlotNode
 from stepladder.lm.step_rules import forks
-from stepladder.policy.backends.steps import StepRules, refusal, refused
+from stepladder.policy.backends.steps import StepRules, refusal, refused, room_of
 from stepladder.policy.prompts import StepFormat
 from stepladder.types import Step, StopReason
 
@@ -350,7 +350,7 @@ class TransformersPolicy:
         state.prefix_length[number] = len(request.prefix_ids)
         state.temperature[number] = request.temperature
         state.step_cap[number] = request.max_step_tokens
-        state.room[number] = self._model.max_positions - len(request.prefix_ids)
+        state.room[number] = room_of(request, context=self._model.max_positions)
 
     def _advance(self) -> None:
         """Sample one token in every live lane, and finish the steps, lanes and requests that end with it."""

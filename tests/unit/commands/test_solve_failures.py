@@ -146,8 +146,8 @@ def test_a_server_that_fails_for_a_while_costs_only_the_questions_it_failed(mode
 
 
 def test_what_ends_a_search_is_named(model: Path) -> None:
-    """A cap on tokens, and by how much the last wave went beyond it."""
+    """A cap on tokens, which is not exceeded, and is the remedy where it cut every sample."""
     done = _solve(model, "1+2", "--tokens", "3")
-    tokens = int(done.stdout.split("mcts: ")[1].split()[0])
     assert done.exit_code == 0
-    assert f"ended by the cap of 3 tokens, which the last wave overshot by {tokens - 3}" in done.stdout
+    assert int(done.stdout.split("mcts: ")[1].split()[0]) <= 3
+    assert "ended by the cap of 3 tokens" in done.stdout and "raise --tokens" in done.stdout

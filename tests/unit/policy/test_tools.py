@@ -74,6 +74,15 @@ def scripted(*texts: str) -> ScriptedPolicy:
     return ScriptedPolicy(write)
 
 
+def test_a_cap_on_tokens_counts_sampled_ones_alone_over_all_steps() -> None:
+    """Five tokens are "a", "b" with their line ends and one more; observations do not count. Four end with the second step."""
+    (steps,) = ask(wrap(scripted("a", "b", "ab", "=1"), Counted()), max_steps=9, max_tokens=5)
+    assert [step.text for step in steps] == ["a\n", "b\n", "a"] and steps[1].given_text == "[2]\n"
+    assert [step.stop_reason for step in steps] == [StopReason.STEP, StopReason.STEP, StopReason.LENGTH]
+    (steps,) = ask(wrap(scripted("a", "b", "ab", "=1"), Counted()), max_steps=9, max_tokens=4)
+    assert [(step.text, step.stop_reason) for step in steps] == [("a\n", StopReason.STEP), ("b\n", StopReason.LENGTH)]
+
+
 def test_an_observation_follows_its_step_and_comes_before_the_next() -> None:
     """The tool sees question, solution and step; the policy goes on after what it returned, with its range among the given ones."""
     inner, tool = scripted("a", "b", "ab", "=1"), Counted()

@@ -116,7 +116,7 @@ def test_a_models_name_may_name_tokens(client):
     """``-Nt`` is a budget of tokens."""
     facts = ask(client, model="demo@mcts-60t").choices[0].stepladder
     assert facts["stop_reason"] == "tokens"
-    assert facts["generated_tokens"] >= 60
+    assert 30 < facts["generated_tokens"] <= 60
 
 
 def test_extra_fields_name_the_search(client):
