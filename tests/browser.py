@@ -29,18 +29,30 @@ class Page:
         """Call a method of the protocol and return its result."""
         return self._browser.call(method, parameters, self._session)
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen") -> None:
-        """Load a file, and wait until its scripts have run."""
-        phone = width < 600
+    def open(self, place: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+        """Load a file or an address, and wait until its scripts have run."""
+        phone, address = width < 600, place.as_uri() if isinstance(place, Path) else place
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._browser.problems.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=address)
         end = time.monotonic() + _PATIENCE_S
-        while self.run("document.readyState") != "complete" or self.run("location.href") != path.as_uri():
+        while self.run("document.readyState") != "complete" or self.run("location.href") != address:
             assert time.monotonic() < end, "the page did not load"
             time.sleep(0.02)
+
+    def wait_for(self, script: str) -> Any:
+        """Return the value of a piece of JavaScript as soon as it is true in Python's sense."""
+        end = time.monotonic() + _PATIENCE_S
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"it did not come true: {script}"
+            time.sleep(0.05)
+        return value
+
+    def type(self, text: str) -> None:
+        """Type text into what has the focus."""
+        self.call("Input.insertText", text=text)
 
     def run(self, script: str) -> Any:
         """Return the value of a piece of JavaScript."""

@@ -3,14 +3,18 @@
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import stepladder
+from tests.browser import browser, needs_browser
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +92,39 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert [address for address in read(page).loaded if re.match(r"(\w+:)?//", address)] == [], page.name
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing about it."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@needs_browser
+def test_the_search_box_finds_what_is_on_a_page(site: Path, tmp_path: Path) -> None:
+    """Served on loopback, a search for "beam" lists the page of the methods, which its link opens; a word of no page finds nothing."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=site)) as server, browser(tmp_path / "profile") as chromium:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            page = chromium.page()
+            page.open(f"http://127.0.0.1:{server.server_port}/index.html")
+            found = "[...document.querySelectorAll('a.md-search-result__link')].map((link) => link.href)"
+            page.run("document.querySelector('[data-md-component=search-query]').focus()")
+            page.type("beam")
+            page.wait_for(f"{found}.length")
+            link = page.wait_for(f"{found}.find((address) => /\\/methods\\.html/.test(address))")
+            assert "beam" in page.run("document.querySelector('.md-search-result__list').innerText").lower()
+            page.run(f"document.querySelector('a.md-search-result__link[href=\"{link}\"]').click()")
+            page.wait_for("location.pathname == '/methods.html' && document.readyState == 'complete'")
+            assert "beam" in page.run("document.body.innerText").lower()
+            page.run("document.querySelector('[data-md-component=search-query]').focus()")
+            page.run("document.querySelector('[data-md-component=search-query]').value = ''")
+            page.type("zyxwvu")
+            page.wait_for(f"{found}.length == 0 && /no matching/i.test(document.querySelector('.md-search-result__meta').innerText)")
+            assert page.problems == []
+        finally:
+            server.shutdown()
 
 
 def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
