@@ -1,6 +1,7 @@
 """The vLLM policy on a real engine, on models saved to disk; the transformers model is the oracle."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.settings import EngineSettings
 from stepladder.lm.text import TokenText
 from stepladder.lm.vllm_engine import VLLMEngine, engine_arguments
+from stepladder.policy.actions import Action, ActionPolicy
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.backends.vllm import VLLMPolicy
 from stepladder.policy.prompts import StepFormat
@@ -99,6 +101,29 @@ def test_greedy_steps_are_those_of_the_transformers_backend(policy, saved):
     ]
     for got, expected in zip(samples_of(policy, requests), samples_of(other, requests), strict=True):
         assert [(s.token_ids, s.text, s.stop_reason) for s in got[0]] == [(s.token_ids, s.text, s.stop_reason) for s in expected[0]]
+
+
+def test_kinds_of_steps_are_those_of_the_transformers_backend(policy, saved):
+    """Greedy steps after the prompt of each kind, a finished solution as one step among them, have the same tokens, ends and kinds."""
+    prompts = {"step": (5, 6), "ask": (9, 8, 6), "finish": (10, 6)}
+    kinds = [
+        Action(name=name, share=Fraction(1, 3), prompt=lambda _, ids=ids: ids, max_steps=9 if name == "finish" else 1)
+        for name, ids in prompts.items()
+    ]
+    requests = [
+        step_request(i, (5, 6, 7 + i), 3, temperature=0.0, max_step_tokens=20, question="q", given=((0, 2),), parent_action="")
+        for i in range(3)
+    ]
+    other = TransformersPolicy.from_pretrained(saved, device="cpu")
+    got, expected = (samples_of(ActionPolicy(inner, lambda _: prompts["step"], kinds), requests) for inner in (policy, other))
+    for samples, others in zip(got, expected, strict=True):
+        steps = [step for (step,) in samples]
+        assert [step.action for step in steps] == ["step", "ask", "finish"]
+        assert [(s.token_ids, s.text, s.stop_reason) for s in steps] == [(s.token_ids, s.text, s.stop_reason) for (s,) in others]
+        for step, (same,) in zip(steps, others, strict=True):
+            np.testing.assert_allclose(step.logps, same.logps, atol=1e-4)
+    # The kinds follow different prompts, so that their steps differ.
+    assert len({step.token_ids for samples in got for (step,) in samples}) > 3
 
 
 def test_steps_follow_the_text_of_their_tokens(policy):

@@ -7,11 +7,13 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from fractions import Fraction
 
 import pytest
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.text import TokenText
+from stepladder.policy.actions import Action, ActionPolicy
 from stepladder.policy.backends.completion_server import CompletionServer, _retry_after
 from stepladder.policy.backends.openai import OpenAIPolicy
 from stepladder.policy.backends.server_settings import ServerSettings
@@ -82,6 +84,45 @@ def test_solutions_continue_behind_their_own_tokens():
         assert request["prompt"] == prompt
         prompt += step.token_ids
     assert len({request["seed"] for request in fake.requests}) == len(steps)
+
+
+def test_a_solution_within_a_cap_asks_for_no_more_than_is_left():
+    """Of 12 tokens, every step's request asks for what the steps before it left; the last one is cut, or the solution is."""
+    fake = FakeServer()
+    with _Connected(fake) as policy:
+        [samples] = samples_of(policy, [step_request(0, (5, 6), 20, max_step_tokens=9, max_steps=50, max_tokens=12)])
+    for steps in samples:
+        assert sum(len(step.token_ids) for step in steps) <= 12
+        assert steps[-1].stop_reason in (StopReason.END, StopReason.LENGTH)
+    assert max(len(steps) for steps in samples) > 1
+    assert all(request["max_tokens"] <= min(9, 12 - (len(request["prompt"]) - 2)) for request in fake.requests)
+
+
+def test_kinds_of_steps_are_sampled_after_their_own_prompts():
+    """The server sees each kind's prompt and the tokens of the path; what it samples is that kind's, however many requests that takes."""
+    prompts = {"step": (5, 6), "ask": (9, 8, 6), "finish": (10, 6)}
+    shares = {"step": Fraction(1, 2), "ask": Fraction(1, 4), "finish": Fraction(1, 4)}
+    kinds = [
+        Action(name=name, share=shares[name], prompt=lambda _, ids=ids: ids, max_steps=50 if name == "finish" else 1)
+        for name, ids in prompts.items()
+    ]
+    request = step_request(0, (5, 6, 7), 8, max_step_tokens=20, question="q", given=((0, 2),), parent_action="")
+    found = []
+    for _ in range(2):
+        fake = FakeServer()
+        with _Connected(fake) as policy:
+            [samples] = samples_of(ActionPolicy(policy, lambda _: prompts["step"], kinds), [request])
+        found.append([step for (step,) in samples])
+    steps = found[0]
+    assert found[1] == steps and [step.action for step in steps] == ["step"] * 4 + ["ask"] * 2 + ["finish"] * 2
+    for step in steps:
+        assert step.logps == pytest.approx([fake.model.logps[pair] for pair in zip((7, *step.token_ids), step.token_ids, strict=False)])
+        whole = step.action == "finish"
+        assert (step.stop_reason != StopReason.STEP) if whole else step.token_ids.count(NEWLINE) <= 1
+    asked = [tuple(each["prompt"]) for each in fake.requests]
+    assert [asked.count((*prompts[name], 7)) for name in prompts] == [4, 2, 2]
+    rest = sorted(ids for ids in asked if ids[-1] == NEWLINE)
+    assert len(rest) == sum(step.token_ids[:-1].count(NEWLINE) for step in steps[-2:]) and all(ids[:3] == (10, 6, 7) for ids in rest)
 
 
 def test_special_tokens_are_never_sampled_and_the_cache_is_counted():
