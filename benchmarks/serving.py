@@ -18,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -28,6 +29,7 @@ import httpx
 from stepladder import Solver, embedded
 
 METHODS = ("mcts-4", "beam-3", "best-of-n-4", "uct-4")
+TURNS = 3
 SPEED: dict[str, Any] = {"simulations": 16}
 
 
@@ -139,15 +141,25 @@ def compare_speed(url: str, options: Sequence[str], requests: int) -> None:
     questions = [question(number) for number in range(requests)]
     solver(questions[:4])
     asyncio.run(ask_all(url, 4))
-    ratios = []
-    for turn in range(3):
-        begin = time.monotonic()
-        alone = sum(each.generated_tokens for each in solver(questions)) / (time.monotonic() - begin)
-        begin = time.monotonic()
-        through = asyncio.run(ask_all(url, requests)) / (time.monotonic() - begin)
-        ratios.append(through / alone)
-        print(f"turn {turn}: Solver {alone:,.0f} tokens/s, server {through:,.0f} tokens/s, ratio {through / alone:.2f}", flush=True)
-    print(f"median ratio {sorted(ratios)[1]:.2f}")
+    ratios: list[tuple[float, float]] = []
+    for turn in range(TURNS):
+        alone = rates(lambda: sum(each.generated_tokens for each in solver(questions)), time.process_time)
+        through = rates(lambda: asyncio.run(ask_all(url, requests)), lambda: metrics(url)["process_cpu_seconds_total"])
+        ratios.append((through[0] / alone[0], through[1] / alone[1]))
+        print(
+            f"turn {turn}: Solver {alone[0]:,.0f} tokens/s, server {through[0]:,.0f}, ratio {ratios[-1][0]:.2f}; "
+            f"per CPU second {alone[1]:,.0f} and {through[1]:,.0f}, ratio {ratios[-1][1]:.2f}",
+            flush=True,
+        )
+    by_time, by_cpu = (median(column) for column in zip(*ratios, strict=True))
+    print(f"median ratio {by_time:.2f}, per CPU second {by_cpu:.2f}")
+
+
+def rates(work: Callable[[], int], cpu_s: Callable[[], float]) -> tuple[float, float]:
+    """Return the tokens of some work per second, and per second of a process's CPU time. The latter holds on a machine with other work."""
+    cpu, begin = cpu_s(), time.monotonic()
+    tokens = work()
+    return tokens / (time.monotonic() - begin), tokens / (cpu_s() - cpu)
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ class Metrics:
         self._lock = threading.Lock()
         self._counters: dict[str, dict[Labels, float]] = defaultdict(lambda: defaultdict(float))
         self._histograms: dict[str, list[float]] = {}
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._read_late: dict[str, tuple[str, str, Callable[[], float]]] = {}
+        """Figures that are read when the metrics are, by name: kind, help, and how."""
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
@@ -43,7 +44,11 @@ class Metrics:
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a figure that is read when the metrics are."""
-        self._gauges[name] = (help_text, read)
+        self._read_late[name] = ("gauge", help_text, read)
+
+    def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """Add a figure that is read when the metrics are, and never falls."""
+        self._read_late[name] = ("counter", help_text, read)
 
     def render(self) -> str:
         """Return all figures as text."""
@@ -59,8 +64,8 @@ class Metrics:
                     total += count
                     lines.append(f'{name}_bucket{{le="{bound}"}} {_number(total)}')
                 lines += [f"{name}_sum {_number(counts[-1])}", f"{name}_count {_number(total)}"]
-        for name, (help_text, read) in sorted(self._gauges.items()):
-            lines += [*_head(name, "gauge", help_text), f"{name} {_number(read())}"]
+        for name, (kind, help_text, read) in sorted(self._read_late.items()):
+            lines += [*_head(name, kind, help_text), f"{name} {_number(read())}"]
         return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -124,6 +125,7 @@ def serve(settings: ServeSettings, *, on_ready: Callable[[str], None], on_stop: 
         service.start()
         service.metrics.gauge("stepladder_open_searches", "Searches that run or wait.", lambda: service.num_open)
         service.metrics.gauge("process_resident_memory_bytes", "Resident memory of the server.", _resident_bytes)
+        service.metrics.counter("process_cpu_seconds_total", "CPU seconds of the server.", time.process_time)
         defaults = settings.defaults
         method, _ = choose_search(config, method=defaults.method, options=defaults.options)
         compile_loops(method, scored=bool(settings.prm))
