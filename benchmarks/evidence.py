@@ -16,7 +16,7 @@ development.
     python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search --rounds 2
 
 Every arm and seed is a run directory below ``--root`` with a log beside it; a stopped call continues. A run that fails is named at the end,
-and the others go on. ``--tables`` prints the tables of the rounds that are finished.
+and the others go on. ``--tables`` prints the tables of the rounds that are finished. Tables and a picture are also written to ``--root``.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from typing import cast
 import torch
 from rich.console import Console
 
+from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import Cell, render
 from stepladder.commands.evolve import evolve
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
@@ -283,6 +284,7 @@ def main() -> None:
     if cells := finished(root, size, seeds=seeds, chosen=chosen):
         text = render(cells, size.sentence())
         atomic_write_text(root / f"evidence-{size.name}.md", text)
+        atomic_write_text(root / f"evidence-{size.name}.svg", draw(cells))
         echo(text)
     for failure in failed:
         echo(failure, err=True)

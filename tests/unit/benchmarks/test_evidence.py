@@ -1,12 +1,14 @@
 """The comparison of arms: settings that load, equal budgets, and figures by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import evidence
 from benchmarks.evidence import ARMS, Size, arm_config, arms, common
-from benchmarks.evidence_tables import T_QUANTILES, interval_over_problems, interval_over_seeds, tokens_to_reach
+from benchmarks.evidence_picture import draw
+from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, tokens_to_reach
 from stepladder.loops.assembly.checks import check_labels, check_searches
 from stepladder.loops.config.run import Config
 from tests.inline import inline_pool
@@ -101,3 +103,27 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypa
     assert begun == [*((seed, "warm-up") for seed in (1, 2, 3)), (2, "star"), (3, "star"), (2, "search"), (3, "search")]
     assert failed == ["seed 1, warm-up: OSError: disk is full", "seed 2, star: ValueError: no traces"]
     assert evidence.finished(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen) == []
+
+
+def _finished(arm: str, seed: int, *, solved: int, accuracies: list[float]) -> Cell:
+    levels = {"5": SimpleNamespace(solved=solved, problems=16), "10": SimpleNamespace(solved=0, problems=16)}
+    searched = SimpleNamespace(levels=levels)
+    rows = [
+        SimpleNamespace(search=searched if number else None, test=SimpleNamespace(pass_at_1=SimpleNamespace(value=value)))
+        for number, value in enumerate(accuracies)
+    ]
+    return Cell(arm, seed, None, rows)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_picture_has_means_over_the_seeds_and_their_ends() -> None:
+    """Solved 12 and 8 of 16 problems five moves deep is 62.5% with ends 50 and 75; arms without a line of their own are left out."""
+    cells = [
+        _finished("search", 0, solved=12, accuracies=[0.2, 0.4]),
+        _finished("search", 1, solved=8, accuracies=[0.1, 0.2]),
+        _finished("star-unsolved", 0, solved=4, accuracies=[0.2, 0.3]),
+        _finished("best-of-n", 0, solved=4, accuracies=[0.2, 0.3]),
+    ]
+    picture = draw(cells)
+    for text in ("62.5 % (50.0 to 75.0)", "0.0 % (0.0 to 0.0)", "30.0 % (20.0 to 40.0)", "25.0 % (25.0 to 25.0)"):
+        assert text in picture
+    assert ">samples<" in picture and "best-of-n" not in picture
