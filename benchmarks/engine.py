@@ -9,15 +9,17 @@ All methods run in turn, and again, and the faster run of each counts, so that a
 compares tokens per second inside the policy; the overall figure counts scoring and bookkeeping, too. A second table shows steps whose
 lengths differ tenfold, where an engine that waits for the longest one of a batch stalls, a third the same with twice the problems.
 
-``--scoring`` compares CPU time per generated token, since trees with other scores have other tokens; the first row's scores cost nothing.
+``--scoring`` gives the CPU time per generated token, since trees with other scores have other tokens, and within each run the share of the
+work that scoring adds beside the tokens that it forwards. The scores of the first row cost nothing.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -29,7 +31,7 @@ from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
 from stepladder.embedded.glyphs import ANSWER_PATTERN, PROMPT_TEMPLATE, STEP_END, GlyphTask
 from stepladder.embedded.model import build_tokenizer
-from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
+from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.settings import TrainSettings
 from stepladder.mcts.engine import EngineStats, SearchEngine
@@ -156,18 +158,51 @@ class FreeScorer:
         ]
 
 
-def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budget) -> tuple[float, int]:
-    """Search all problems with one of ``SCORES``; return CPU seconds and generated tokens."""
-    policy, spec = bench.policy(), PRMSpec(renderer_hash=bench.renderer.hash)
+class Work:
+    """CPU seconds in chosen methods of some objects, none of which calls another."""
+
+    def __init__(self, *methods: tuple[Any, str]) -> None:
+        """Watch methods, given as pairs of object and name."""
+        self.seconds = 0.0
+        for owner, name in methods:
+            setattr(owner, name, self._watched(getattr(owner, name)))
+
+    def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            begin = time.thread_time()
+            result = method(*arguments)
+            self.seconds += time.thread_time() - begin
+            return result
+
+        return watched
+
+
+class Scored(NamedTuple):
+    """A search with scores."""
+
+    seconds: float
+    """CPU time."""
+    tokens: int
+    """Tokens generated."""
+    work: float
+    """CPU time in the scorer, the head, and the bookkeeping of its outputs."""
+    forwarded: int
+    """Tokens that went through the bodies of policy and PRM."""
+
+
+def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budget) -> Scored:
+    """Search all problems with one of ``SCORES``."""
+    policy, parts = bench.policy(), []
     if scores == "free":
-        scorer: StepScorer = FreeScorer()
+        scorer: Any = FreeScorer()
     elif scores == "own body":
         scorer = bench.scorer()
     else:
-        spec = replace(spec, family="probe", body="policy", read=scores)  # pyright: ignore[reportArgumentType] - one of SCORES
-        scorer = TransformersStepScorer(
-            policy.attach(new_head(policy.hidden_size, num_outputs=1, seed=0), 1, at_end=scores == "step-end"), spec
-        )
+        head = new_head(policy.hidden_size, num_outputs=1, seed=0)
+        spec = PRMSpec(family="probe", body="policy", read="step-end" if scores == "step-end" else "before-end", renderer_hash="benchmark")
+        scorer = TransformersStepScorer(policy.attach(head, 1, at_end=scores == "step-end"), spec)
+        parts = [(head, "forward"), (policy, "_keep_outputs"), (policy._model, "outputs")]
+    work = Work((scorer, "submit"), (scorer, "collect"), *parts)
     engine = SearchEngine(
         policy=policy,
         scorer=scorer,
@@ -177,9 +212,11 @@ def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budge
         provenance=PROVENANCE,
         max_trees=len(bench.problems),
     )
-    begin = time.process_time()
+    begin = time.thread_time()
     results = list(engine.search(bench.problems))
-    return time.process_time() - begin, sum(result.tree.generated_tokens for result in results)
+    seconds = time.thread_time() - begin
+    forwarded = policy.forwarded_tokens + getattr(scorer, "forwarded_tokens", 0)
+    return Scored(seconds, sum(result.tree.generated_tokens for result in results), work.seconds, forwarded)
 
 
 SCORES = ("free", "before-end", "step-end", "own body")
@@ -188,13 +225,14 @@ SCORES = ("free", "before-end", "step-end", "own body")
 
 def measure_scoring(bench: Bench, console: Console, *, simulations: int, repeats: int, title: str) -> None:
     """Print what scores cost."""
-    table = Table("method", "scores", "CPU us per token", "more than free", title=title)
+    table = Table("method", "scores", "CPU us per token", "work of scoring", "forwarded per token", title=title)
     budget = Budget(num_simulations=simulations, max_depth=8, max_step_tokens=bench.max_step_tokens)
     for name, wave in (("mcts", 4), ("beam", 4)):
         rounds = [[scored_search(bench, scores, resolve_method(name, wave=wave), budget) for scores in SCORES] for _ in range(repeats)]
-        costs = [min(seconds / tokens for seconds, tokens in runs) for runs in zip(*rounds, strict=True)]
-        for scores, cost in zip(SCORES, costs, strict=True):
-            table.add_row(f"{name}, W={wave}", scores, f"{1e6 * cost:.1f}", f"{cost / costs[0] - 1:.1%}")
+        fastest = [min(runs, key=lambda run: run.seconds / run.tokens) for runs in zip(*rounds, strict=True)]
+        for scores, run in zip(SCORES, fastest, strict=True):
+            cost, share, forwarded = 1e6 * run.seconds / run.tokens, run.work / run.seconds, run.forwarded / run.tokens
+            table.add_row(f"{name}, W={wave}", scores, f"{cost:.1f}", f"{share:.1%}", f"{forwarded:.2f}")
     console.print(table)
 
 

@@ -21,6 +21,10 @@ _BLOCK = 32
 """Rows of a block."""
 _SLOT_STEP = 64
 """The number of slots of a row is a multiple of this."""
+_MAX_BYTES, _KEPT_BYTES = 8 << 30, 256 << 20
+"""Keys and values that the rows may hold before no more rows are added, and that are never given back between two uses."""
+_SHRINK_RATIO = 4
+"""Memory is given back when a fraction of one by this is in use; it grows by halves, so it is not given back and taken again."""
 _LENGTH_RATIO, _LENGTH_SLACK = 1.3, 16
 """Two lengths are similar when neither exceeds the other by more than this ratio plus this many tokens."""
 
@@ -49,14 +53,16 @@ class _Block(NamedTuple):
 class DecodeRows:
     """The rows. Row numbers stay valid until ``tidy``."""
 
-    def __init__(self, model: FlatModel, *, num_lanes: int) -> None:
+    def __init__(self, model: FlatModel, *, num_lanes: int, max_bytes: int = _MAX_BYTES) -> None:
         """Start without rows; rows are added when they are needed.
 
         Args:
             model: The model.
             num_lanes: Maximum number of lanes of a row.
+            max_bytes: Keys and values, in bytes, up to which ``fits`` allows more rows. Rows that are there may grow beyond it.
         """
         self._model = model
+        self._max_tokens = max_bytes // model.bytes_per_token
         self.num_lanes = num_lanes
         self.clear()
 
@@ -78,6 +84,17 @@ class DecodeRows:
     def num_slots(self) -> int:
         """Token slots of every row."""
         return self._keys.shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the keys and values of all rows."""
+        return self.num_rows * self.num_slots * self._model.bytes_per_token
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Say whether there is memory for more rows, in which prefix and samples will have these lengths. A first row always fits."""
+        used = np.flatnonzero(self._lanes)
+        num_rows, num_slots = len(used) + len(lengths), max([*lengths, *self._fill[used].tolist()])
+        return num_rows == 1 or _rounded(num_rows, _BLOCK) * _rounded(num_slots, _SLOT_STEP) <= self._max_tokens
 
     @torch.inference_mode()
     def allocate(self, lengths: Sequence[int], lanes: Sequence[int]) -> list[int]:
@@ -185,15 +202,19 @@ class DecodeRows:
 
     @torch.inference_mode()
     def tidy(self) -> Int[np.ndarray, "X"] | None:
-        """If too many blocks are half empty, move the rows in use together, sorted by lanes and length.
+        """Move rows together if too many blocks are half empty, and give back memory if little of it is in use.
 
         Returns:
             For each new row number the old one; None if nothing was moved.
         """
         used = np.flatnonzero(self._lanes)
         num_blocks = len(np.unique(used // _BLOCK))
-        if num_blocks <= 4 + 2 * (len(used) // _BLOCK):
-            return None
+        order = self._move_together(used) if num_blocks > 4 + 2 * (len(used) // _BLOCK) else None
+        self._shrink()
+        return order
+
+    def _move_together(self, used: Int[np.ndarray, "X"]) -> Int[np.ndarray, "X"]:
+        """Move rows to the front, sorted by lanes and length, and return their old numbers."""
         # The last key sorts first: by lanes, then by length.
         order = used[np.lexsort((self._fill[used], self._lanes[used]))]
         index, count = self._index(order), len(order)
@@ -204,6 +225,13 @@ class DecodeRows:
         self._mask[:count], self._positions[:count] = self._mask[index], self._positions[index]
         self._fill[:count], self._lanes[:count], self._lanes[count:] = self._fill[order], self._lanes[order], 0
         return order
+
+    def _shrink(self) -> None:
+        used = np.flatnonzero(self._lanes)
+        rows, slots = (int(used[-1]) + 1, int(self._fill[used].max()) + self.num_lanes) if len(used) else (0, 0)
+        rows, slots = _rounded(rows, _BLOCK), _rounded(slots, _SLOT_STEP)
+        if self.num_bytes > _KEPT_BYTES and _SHRINK_RATIO * rows * slots <= self.num_rows * self.num_slots:
+            self._resize(rows, min(slots, self.num_slots))
 
     def _find_row(self, length: int, lanes: int) -> int:
         blocks = self._lanes.reshape(-1, _BLOCK)
@@ -268,23 +296,29 @@ class DecodeRows:
         """Make at least so many rows with at least so many token slots. Both grow by half or more, so that copying stays rare."""
         rows = self.num_rows if num_rows <= self.num_rows else max(num_rows, self.num_rows * 3 // 2)
         slots = self.num_slots if num_slots <= self.num_slots else max(num_slots, self.num_slots * 3 // 2)
-        rows, slots = -(-rows // _BLOCK) * _BLOCK, -(-slots // _SLOT_STEP) * _SLOT_STEP
-        if (rows, slots) == (self.num_rows, self.num_slots):
-            return
-        old_rows, old_slots = self.num_rows, self.num_slots
+        if rows * slots > self._max_tokens:
+            # Little memory is left: nothing beyond what is needed.
+            rows, slots = max(num_rows, self.num_rows), max(num_slots, self.num_slots)
+        rows, slots = _rounded(rows, _BLOCK), _rounded(slots, _SLOT_STEP)
+        if (rows, slots) != (self.num_rows, self.num_slots):
+            self._resize(rows, slots)
+
+    def _resize(self, rows: int, slots: int) -> None:
+        """Take another amount of memory; what is in both stays."""
+        both = slice(min(rows, self.num_rows)), slice(min(slots, self.num_slots))
         keys, values = self._model.zeros(rows, slots), self._model.zeros(rows, slots)
-        keys[:, :old_rows, :old_slots], values[:, :old_rows, :old_slots] = self._keys, self._values
+        keys[:, *both], values[:, *both] = self._keys[:, *both], self._values[:, *both]
         # New slots are hidden from every lane until ``_show`` opens them.
         mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
-        mask[:old_rows, :, :old_slots] = self._mask
+        mask[both[0], :, both[1]] = self._mask[both[0], :, both[1]]
         positions = self._positions.new_zeros(rows, slots)
-        positions[:old_rows, :old_slots] = self._positions
+        positions[both] = self._positions[both]
         outputs = np.zeros((rows, slots, self._model.num_outputs), dtype=np.float32)
         # Heads are attached while there are no rows.
-        if old_rows:
-            outputs[:old_rows, :old_slots] = self._outputs
+        if self.num_rows:
+            outputs[both] = self._outputs[both]
+        self._fill, self._lanes = (np.pad(each[both[0]], (0, rows - len(each[both[0]]))) for each in (self._fill, self._lanes))
         self._keys, self._values, self._mask, self._positions, self._outputs = keys, values, mask, positions, outputs
-        self._fill, self._lanes = (np.pad(array, (0, rows - old_rows)) for array in (self._fill, self._lanes))
 
     def _show(self, rows: np.ndarray, lanes: np.ndarray, shared: np.ndarray, slots: np.ndarray) -> None:
         """Let each lane see its new token, and every lane of the row a shared one."""
@@ -302,3 +336,8 @@ class DecodeRows:
 def _rank(rows: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     """Return how many earlier entries of an ascending array are equal to each entry."""
     return np.arange(len(rows)) - np.searchsorted(rows, rows)
+
+
+def _rounded(count: int, step: int) -> int:
+    """Return the next multiple of a step."""
+    return -(-count // step) * step

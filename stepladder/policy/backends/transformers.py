@@ -284,6 +284,8 @@ class TransformersPolicy:
         while not self._done and (self._running or self._waiting) and not self._is_interrupted:
             self._admit()
             self._advance()
+        if not self._running:
+            self._rows.tidy()
         self._is_interrupted = False
         done, self._done = self._done, []
         self._open_tickets.difference_update(result.ticket for result in done)
@@ -321,7 +323,11 @@ class TransformersPolicy:
         if not self._waiting or (self._running and self._max_batch - self._num_live < self._refill):
             return
         admitted: list[_Row] = []
+        lengths: list[int] = []
         while self._waiting and self._num_live + self._waiting[0].num_lanes <= self._max_batch:
+            lengths.append(self._length_of(self._waiting[0]))
+            if not self._rows.fits(lengths):
+                break
             admitted.append(self._waiting.popleft())
             self._num_live += admitted[-1].num_lanes
         if not admitted:
@@ -334,6 +340,11 @@ class TransformersPolicy:
         for number, row, placement in zip(numbers, admitted, placed, strict=True):
             row.prefix_end = placement.node
             self._start_lanes(number, row)
+
+    def _length_of(self, row: _Row) -> int:
+        """Return the tokens that a row may come to hold: its prefix, and a step of each lane."""
+        request = row.job.request
+        return len(request.prefix_ids) + row.num_lanes * min(request.max_step_tokens, self._model.max_positions - len(request.prefix_ids))
 
     def _start_lanes(self, number: int, row: _Row) -> None:
         state, request = self._lanes, row.job.request
