@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stepladder.cli.app import app
 from stepladder.data import store
 from tests.folders import contents
 from tests.runs import killed, started, stepladder, write_tiny_config
@@ -57,26 +59,30 @@ def test_rows_have_the_plain_prompt_and_the_tokens_of_the_steps(run: Path) -> No
 
 
 def test_killed_and_with_other_workers_the_data_are_the_same(run: Path, tmp_path: Path) -> None:
-    """A run of two workers that is killed after its first shard of trees and continued has the bytes of the one that ran through."""
-    folder = tmp_path / "copy"
-    shutil.copytree(run.parent, folder, ignore=shutil.ignore_patterns("run"))
-    with started("evolve", folder / "tiny.toml", "--run-dir", folder / "run", "--set", "run.workers=2") as process:
-        while process.poll() is None and not list((folder / "run").glob("rounds/001/trees/*.parquet")):
+    """Two workers that are killed after their first shard of trees, and one that continues, make the bytes of the run that went through.
+
+    They begin with the warm-up of that run, which samples no kinds of steps.
+    """
+    config, copy = run.parent / "tiny.toml", tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("001", "metrics.jsonl", "report.html"))
+    with started("evolve", config, "--run-dir", copy, "--set", "run.workers=2") as process:
+        while process.poll() is None and not list(copy.glob("rounds/001/trees/*.parquet")):
             pass
         assert killed(process)
-    done = stepladder("evolve", folder / "tiny.toml", "--run-dir", folder / "run", "--set", "run.workers=2")
+    done = stepladder("evolve", config, "--run-dir", copy)
     assert done.returncode == 0, done.stderr
+    assert '"round": 0' not in (copy / "events.jsonl").read_text(encoding="utf-8").split('"workers": 2', 1)[1]
     for kind in ("trees", "traces", "pairs", "values"):
-        assert contents(folder / "run/rounds/001" / kind) == contents(run / "rounds/001" / kind)
+        assert contents(copy / "rounds/001" / kind) == contents(run / "rounds/001" / kind)
 
 
 def test_an_export_of_trees_has_the_kinds(run: Path, tmp_path: Path) -> None:
     """Every row has one kind per node, none for the question; ``solve`` names the kind of each step."""
-    done = stepladder("export", run, "--format", "tree", "--to", tmp_path / "tree")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["export", str(run), "--format", "tree", "--to", str(tmp_path / "tree")])
+    assert done.exit_code == 0, done.output
     rows = [row for path in (tmp_path / "tree").rglob("*.parquet") for row in store.read_parquet(path, remedy="").to_pylist()]
     assert rows and all(len(row["actions"]) == len(row["parents"]) and row["actions"][0] == "" for row in rows)
-    done = stepladder("solve", "train 3 b", "--run", run, "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["solve", "train 3 b", "--run", str(run), "--json"])
+    assert done.exit_code == 0, done.output
     steps = json.loads(done.stdout)["steps"]
     assert steps and all(step["action"] in ("step", "finish", "again") for step in steps)
