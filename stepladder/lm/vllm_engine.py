@@ -4,41 +4,14 @@ The first engine imports vLLM; nothing imports it earlier. Weights are never rel
 """
 
 import gc
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch._dynamo
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from stepladder.errors import BackendError, CheckpointError, ConfigError
-from stepladder.lm.loading import HEAD_PREFIXES, load_model_settings, silence_bars
+from stepladder.errors import BackendError
 from stepladder.lm.settings import EngineSettings
-
-CPU_BLOCK_SIZE = 32
-"""Tokens of a cache block on a CPU: the smallest size that vLLM accepts there. Only whole blocks are shared, and with vLLM's default of
-128 hardly any step would be."""
-
-_CPU_CACHE_GIB = "1"
-_CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""On a CPU a prefix must be forwarded in one step: between parts, vLLM rewinds a request's random numbers, which only GPUs can do."""
-_MESSAGE_CHARACTERS = 300
-_OWN_ARGUMENTS = (
-    "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
-    "disable_log_stats", "use_tqdm_on_load", "logprobs_mode", "max_logprobs", "data_parallel_size",
-)  # fmt: skip
-"""Engine arguments that the options may not change, because the backends rely on them."""
-_BODY_ARGUMENTS = ("hf_overrides", "load_format")
-"""The same for engines that serve only the body of a model."""
-_BODY_FORMAT = "stepladder_body"
-"""Name under which vLLM knows our loader."""
-
-
-Task = Literal["generate", "embed"]
+from stepladder.lm.vllm_start import Task, start_engine, told
 
 
 class NewTokens(NamedTuple):
@@ -91,7 +64,7 @@ class VLLMEngine:
         if self._live is not None and self._in_groups and not _groups_exist():
             self.close()
         if self._live is None:
-            self._live = _start(self._source, self._task, self._settings)
+            self._live = start_engine(self._source, self._task, self._settings)
             # With tensor parallelism, or in a process of its own, an engine keeps its groups elsewhere.
             self._in_groups = _groups_exist()
         return self._live
@@ -101,7 +74,7 @@ class VLLMEngine:
         try:
             self._engine.add_request(key, {"prompt_token_ids": list(token_ids)}, params)
         except ValueError as error:
-            return _told(error)
+            return told(error)
         self._open.add(key)
         return None
 
@@ -114,7 +87,7 @@ class VLLMEngine:
         try:
             outputs = self._engine.step()
         except (RuntimeError, self._dead_error()) as error:
-            raise BackendError(f"vLLM engine: must run: {_told(error)} -- see its log") from error
+            raise BackendError(f"vLLM engine: must run: {told(error)} -- see its log") from error
         self._open.difference_update(output.request_id for output in outputs if output.finished)
         return outputs
 
@@ -133,7 +106,7 @@ class VLLMEngine:
                 "-", {"prompt_token_ids": [0]}, params, supported_tasks=engine.get_supported_tasks()
             )
         except ValueError as error:
-            raise BackendError(f"vLLM engine: must sample: {_told(error)}") from error
+            raise BackendError(f"vLLM engine: must sample: {told(error)}") from error
 
     def sample(self, token_ids: Sequence[int], request: Any, *, seed: int, max_tokens: int) -> str:
         """Queue a sequence to be sampled and return its key; ``sample_step`` returns its tokens.
@@ -168,7 +141,7 @@ class VLLMEngine:
         try:
             outputs = self._engine.engine_core.get_output().outputs
         except (RuntimeError, self._dead_error()) as error:
-            raise BackendError(f"vLLM engine: must run: {_told(error)} -- see its log") from error
+            raise BackendError(f"vLLM engine: must run: {told(error)} -- see its log") from error
         found = []
         for output in outputs:
             if output.finish_reason is not None:
@@ -220,35 +193,6 @@ class VLLMEngine:
         return EngineDeadError
 
 
-def _start(source: str | Path, task: Task, settings: EngineSettings) -> Any:
-    vllm = import_vllm()
-    silence_bars()
-    arguments = engine_arguments(source, task, settings, on_cpu=_on_cpu())
-    if _on_cpu():
-        hide_llvmlite()
-    if task == "embed":
-        arguments |= _body_arguments(source, settings)
-        register_body_loader()
-    try:
-        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
-    except TypeError as error:
-        raise ConfigError(f"vllm options: must be arguments of vllm.EngineArgs: {_told(error)}") from error
-    except (ValueError, OSError, RuntimeError, NotImplementedError, AssertionError, KeyError) as error:
-        raise CheckpointError(f"{source}: vLLM could not start on this model: {_told(error)} -- see docs/backends.md") from error
-
-
-def hide_llvmlite() -> None:
-    """Give llvmlite's library an empty ``__dict__`` where numba has loaded it.
-
-    On a CPU, vLLM asks every object in every loaded module for its ``__dict__``. llvmlite's library makes a function for any name, also
-    for this one, and vLLM fails on it. Names in the library's table are not looked up again. Remove this when llvmlite
-    answers ``AttributeError`` for names of the form ``__x__``; ``test_vllm_engine.py`` then fails and says so.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    if ffi is not None:
-        ffi.lib._fntab.setdefault("__dict__", {})
-
-
 def _groups_exist() -> bool:
     """Say whether this process has the process groups that vLLM keeps for all its engines."""
     from vllm.distributed.parallel_state import model_parallel_is_initialized  # pyright: ignore[reportMissingImports]
@@ -256,102 +200,7 @@ def _groups_exist() -> bool:
     return model_parallel_is_initialized()
 
 
-def import_vllm() -> Any:
-    """Return the package, set up for engines inside this process.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    # vLLM reads these during its import or when an engine starts. Values that the user has set stay.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    try:
-        import vllm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            f"backend 'vllm': needs the package vllm: {error} -- pip install 'stepladder[vllm]' where there is a GPU, or see "
-            "docs/backends.md for the CPU"
-        ) from error
-    if _on_cpu():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
-        # vLLM compiles small functions even with enforce_eager, which needs a C++ compiler and delays the first requests by half a minute.
-        torch._dynamo.config.disable = True
-    return vllm
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    return current_platform.is_cpu()
-
-
-def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the arguments of ``vllm.EngineArgs``. Options override the machine's defaults, but not what the backends rely on.
-
-    Raises:
-        ConfigError: If an option is reserved.
-    """
-    owned = sorted(set(settings.options) & {*_OWN_ARGUMENTS, *(_BODY_ARGUMENTS if task == "embed" else ())})
-    if owned:
-        raise ConfigError(f"vllm options: must leave {owned[0]!r} to stepladder: got {settings.options[owned[0]]!r} -- remove it")
-    dtype = "float32" if on_cpu and settings.dtype == "auto" else settings.dtype
-    block_size = CPU_BLOCK_SIZE if on_cpu and settings.block_size is None else settings.block_size
-    arguments: dict[str, Any] = {
-        "tensor_parallel_size": settings.tensor_parallel,
-        "max_num_seqs": settings.max_batch,
-        **(_CPU_ARGUMENTS if on_cpu else {"gpu_memory_utilization": settings.memory_share}),
-        **({} if block_size is None else {"block_size": block_size}),
-        **({} if settings.max_context is None else {"max_model_len": settings.max_context}),
-        **settings.options,
-        "model": str(source),
-        "dtype": dtype,
-        "trust_remote_code": settings.trust_remote_code,
-        "skip_tokenizer_init": True,
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
-    if task == "embed":
-        return arguments | {"runner": "pooling", "convert": "embed"}
-    return arguments | {"max_logprobs": 1, "logprobs_mode": "raw_logprobs"}
-
-
-def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, Any]:
-    """Return the arguments that serve a checkpoint as the body of its family's language model, whatever head it has."""
-    config, _ = load_model_settings(source, trust_remote_code=settings.trust_remote_code)
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if name is None:
-        raise CheckpointError(
-            f"{source}: must be of a family of language models: got {config.model_type!r} -- use prm.backend=transformers"
-        )
-    return {"hf_overrides": {"architectures": [name]}, "load_format": _BODY_FORMAT}
-
-
-def register_body_loader() -> None:
-    """Register a loader with vLLM that loads a body without the checkpoint's head.
-
-    vLLM calls this in each of its worker processes, through the entry point in pyproject.toml.
-    """
-    from vllm.model_executor.model_loader import register_model_loader  # pyright: ignore[reportMissingImports]
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # pyright: ignore[reportMissingImports]
-
-    class BodyLoader(DefaultModelLoader):
-        def __init__(self, load_config: Any) -> None:
-            super().__init__(replace(load_config, load_format="auto"))
-
-        def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
-            return ((name, weight) for name, weight in super().get_all_weights(model_config, model) if not name.startswith(HEAD_PREFIXES))
-
-    register_model_loader(_BODY_FORMAT)(BodyLoader)
-
-
 def _cached(output: Any) -> int:
     """Return how many tokens of a prefix were cached; only a sequence's first output says so."""
     stats = output.prefill_stats
     return 0 if stats is None else stats.num_cached_tokens
-
-
-def _told(error: BaseException) -> str:
-    """Return an error's message in one line; a validation error names the setting only in its second line."""
-    return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__

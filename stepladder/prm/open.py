@@ -13,7 +13,8 @@ from torch import nn
 from stepladder.errors import DataFormatError
 from stepladder.interfaces import Policy, Ranges, ScoreRequest, StepScorer, collect_all
 from stepladder.lm.prefix_cache import AttachedHead
-from stepladder.lm.vllm_engine import Task, VLLMEngine
+from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.lm.vllm_start import Task
 from stepladder.prm.compose import ensemble_score
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.reader import Scores, Solution

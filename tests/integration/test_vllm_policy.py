@@ -11,7 +11,8 @@ import torch
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.settings import EngineSettings
 from stepladder.lm.text import TokenText
-from stepladder.lm.vllm_engine import VLLMEngine, engine_arguments
+from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.lm.vllm_start import engine_arguments
 from stepladder.policy.actions import Action, ActionPolicy
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.backends.vllm import VLLMPolicy

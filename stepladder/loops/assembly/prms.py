@@ -14,7 +14,8 @@ from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.loading import LanguageModelSource, load_tokenizer
 from stepladder.lm.prefix_cache import AttachedHead, PrefixCache
 from stepladder.lm.settings import EngineSettings
-from stepladder.lm.vllm_engine import Task, VLLMEngine
+from stepladder.lm.vllm_engine import VLLMEngine
+from stepladder.lm.vllm_start import Task
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.checkpoints import check_fit

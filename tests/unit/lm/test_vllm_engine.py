@@ -3,7 +3,7 @@
 import numba
 from llvmlite.binding import ffi
 
-from stepladder.lm.vllm_engine import hide_llvmlite
+from stepladder.lm.vllm_start import hide_llvmlite
 
 
 def test_llvmlites_library_has_an_empty_dict_and_still_compiles() -> None:

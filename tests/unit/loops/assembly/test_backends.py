@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.lm.loaded_models import LoadedModels, Role
-from stepladder.lm.vllm_engine import engine_arguments
+from stepladder.lm.vllm_start import engine_arguments
 from stepladder.loops.assembly import checks
 from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
