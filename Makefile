@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence evidence-glyphs eval-methods docs site clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence evidence-glyphs systems eval-methods docs site clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -86,6 +86,9 @@ prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs a
 
 evidence: $(VENV)/.installed-dev  ## search against sampling on the puzzle: arms at equal tokens and updates, five seeds; --arms, --seeds choose
 	$(BIN)/python -m benchmarks.evidence
+
+systems: $(VENV)/.installed-dev  ## every recipe on glyph programs at equal tokens and updates, three seeds; --systems, --variants, --seeds choose
+	$(BIN)/python -m benchmarks.systems
 
 evidence-glyphs: $(VENV)/.installed-dev  ## three seeds of glyph programs with controls, and their table
 	$(BIN)/python benchmarks/glyph_evidence.py

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from stepladder.data.labels import advantage_rules, graded, soft_targets, traces
+from stepladder.data.labels import abstentions, advantage_rules, graded, pass_rates, soft_targets, traces, verdicts
 from stepladder.data.labels.pair_rules import PAIR_RULES
 from stepladder.policy import gradient_losses
 from stepladder.policy import preference_losses as losses
@@ -29,6 +29,10 @@ TRACES = {
     "`traces_per_problem`, `min_trace_value`, `trace_by`": traces.select_traces,
     "`revisions`, `revision_of`, `revision_text`": traces.revision_traces,
     '`data = { type = "on-policy", window }`': traces.within_window,
+    "`abstention.refusals`": abstentions.refusal_traces,
+    "`abstention.kept`, `abstention.after`, `abstention.slope`": abstentions.abstaining_traces,
+    "`verdicts`": verdicts.verdict_traces,
+    "`min_pass_rate`, `max_pass_rate`": pass_rates.within_pass_rates,
 }
 
 INTRODUCTION = """\

@@ -63,11 +63,15 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return _byte_level(extra, merges, specials, bos="<|endoftext|>", eos="<|im_end|>", template=_CHATML)
 
 
-def llama3_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a Llama-3-like tokenizer: + is 10, - is 12."""
+def llama3_tokenizer(*, with_breaks: bool = False) -> PreTrainedTokenizerFast:
+    """Return a Llama-3-like tokenizer: + is 10, - is 12; with breaks, a space and four line breaks are 23535."""
     names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     specials = {name: 300 + i for i, name in enumerate(names)}
-    return _byte_level({"ĊĊ": 271}, [("Ċ", "Ċ")], specials, bos=names[0], eos=names[3], template=_LLAMA3)
+    extra, merges = {"ĊĊ": 271}, [("Ċ", "Ċ")]
+    if with_breaks:
+        extra |= {"ĊĊĊĊ": 1432, "ĠĊĊĊĊ": 23535}
+        merges += [("ĊĊ", "ĊĊ"), ("Ġ", "ĊĊĊĊ")]
+    return _byte_level(extra, merges, specials, bos=names[0], eos=names[3], template=_LLAMA3)
 
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:

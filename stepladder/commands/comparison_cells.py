@@ -8,7 +8,7 @@ import numpy as np
 
 from stepladder.commands.compare_shard import compare_shard
 from stepladder.commands.comparison import Cell, Comparison, Contender
-from stepladder.loops.assembly.search import token_simulations
+from stepladder.loops.assembly.search import step_limit, token_simulations
 from stepladder.loops.runs.comparison_results import (
     CellFacts,
     CellShard,
@@ -99,7 +99,7 @@ def _budget(comparison: Comparison, cell: Cell) -> Budget:
         num_simulations=num_simulations,
         max_tokens=cell.tokens,
         max_depth=section.max_depth,
-        max_step_tokens=section.max_step_tokens,
+        max_step_tokens=step_limit(section, cell.contender.method),
     )
 
 

@@ -185,19 +185,18 @@ def _train_on_trees(
 ) -> "TrainReport":
     """Train on rows made from trees: solutions with an outcome, or steps with a value."""
     if spec.family == "implicit":
-        from stepladder.prm.implicit import train_implicit_on_tokens
+        from stepladder.prm.implicit import train_implicit_on_pairs, train_implicit_on_tokens
 
-        return train_implicit_on_tokens(
-            job.init,
-            rows,
-            job.output,
-            settings,
-            spec=spec,
-            renderer_hash=renderer_hash,
-            loss=job.loss,  # pyright: ignore[reportArgumentType] - the trainer names the losses in its message
-            trust_remote_code=job.trust_remote_code,
-            on_progress=on_progress,
-        )
+        common: dict[str, Any] = {
+            "spec": spec,
+            "renderer_hash": renderer_hash,
+            "trust_remote_code": job.trust_remote_code,
+            "on_progress": on_progress,
+        }
+        if job.target == "step-pairs":
+            return train_implicit_on_pairs(job.init, rows, job.output, settings, **common)
+        # The trainer names the losses in its message.
+        return train_implicit_on_tokens(job.init, rows, job.output, settings, loss=job.loss, **common)  # pyright: ignore[reportArgumentType]
     from stepladder.prm.value_training import train_value
 
     return train_value(
@@ -233,7 +232,7 @@ def _tree_spec(job: TrainingJob) -> PRMSpec:
             f"prm train --trees --scope head: trains a value head on a policy: got --loss {job.loss} --init {job.init} -- use a loss on "
             "values, and a policy to start from"
         )
-    default = new_prm_spec(loss, body=_reference(job) if is_probe else None)
+    default = new_prm_spec(loss, target=job.target, body=_reference(job) if is_probe else None)
     if default.family == "implicit":
         default = replace(default, reference=_reference(job))
     spec = default if job.spec is None else resolve_spec(job.init, job.spec)

@@ -4,7 +4,7 @@ This runs no code of a checkpoint: heads that transformers does not know (two la
 language model's head, only the needed rows are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,17 @@ def load_vocabulary_model(
         CheckpointError: If there is no such model, or the tokenizer is another model's.
         ConfigError: If device or dtype is not available.
     """
-    rows = list(vocabulary_ids(tokenizer, spec))
+    rows = vocabulary_ids(tokenizer, spec)
+    return load_vocabulary_rows(source, rows, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def load_vocabulary_rows(
+    source: str | Path, rows: Sequence[int], *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return a language model with the logits of some tokens only, in their order; errors as for ``load_vocabulary_model``."""
     with quiet():
         model = load_causal_lm(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), rows))
+    model.set_output_embeddings(_kept_rows(model.get_output_embeddings(), list(rows)))
     return model
 
 
@@ -84,7 +91,8 @@ def load_head(source: str | Path, spec: PRMSpec) -> nn.Module:
     Raises:
         CheckpointError: If there is no such model, or its head has another number of outputs.
     """
-    head = _read_head(_local_directory(source), source)
+    directory = _local_directory(source)
+    head = _read_head(directory, source) if spec.head_file is None else _read_head_file(directory / spec.head_file)
     outputs = out_features(head)
     if outputs != spec.num_outputs:
         raise CheckpointError(
@@ -157,6 +165,8 @@ def _kept_rows(head: Any, rows: list[int]) -> nn.Linear:
 
 def out_features(head: nn.Module) -> int:
     """Return how many outputs a head has."""
+    if isinstance(head, _Heads):
+        return sum(map(out_features, head))
     return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1].out_features
 
 
@@ -182,7 +192,9 @@ def _local_directory(source: str | Path) -> Path:
         raise CheckpointError(f"{source}: must be a model directory or a hub id: it is a file -- check the path")
     try:
         with cached_where_unreachable():
-            return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]))
+            return Path(
+                snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*.jinja"])
+            )
     except (OSError, ValueError) as error:
         if why_unreachable() is not None:
             raise CheckpointError(absent(source, "model")) from error
@@ -204,11 +216,51 @@ def _read_head(directory: Path, source: str | Path) -> nn.Module:
     own = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
     if "weight" in own:
         return _linear(own, "")
+    if heads := _ensemble(own):
+        return heads
     if set(own) <= {"0.weight", "0.bias", "2.weight", "2.bias"} and {"0.weight", "2.weight"} <= set(own):
         return nn.Sequential(_linear(own, "0."), nn.ReLU(), _linear(own, "2."))
     raise CheckpointError(
         f"{source}: the head must be one linear layer, or two with a ReLU between: got {sorted(own)} -- use another model"
     )
+
+
+def _read_head_file(path: Path) -> nn.Module:
+    """Return a head that a file holds alone, whatever its tensors are called before ``weight`` and ``bias``."""
+    with reading(path, what="the weights of a head", remedy="use the model's own files, or another --spec"):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    own = {key.rpartition(".")[2]: value for key, value in state.items()} if isinstance(state, dict) else {}
+    if "weight" not in own or not set(own) <= {"weight", "bias"} or len(own) != len(state):
+        raise CheckpointError(
+            f"{path}: must hold one linear layer: got {sorted(state) if own else type(state).__name__} -- use another model"
+        )
+    return _linear(own, "")
+
+
+class _Heads(nn.ModuleList):
+    """Heads side by side: the outputs of all, one after the other."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([head(hidden) for head in self], dim=-1)
+
+
+def _ensemble(tensors: dict[str, Tensor]) -> nn.Module | None:
+    """Return heads that are numbered from 0, each linear or of two layers; None if the tensors are those of one head."""
+    numbered: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, rest = key.removeprefix("heads.").partition(".")
+        if not number.isdigit() or (rest in ("weight", "bias") and "heads." not in key):
+            return None
+        numbered.setdefault(int(number), {})[rest] = value
+    if not numbered or sorted(numbered) != list(range(len(numbered))):
+        return None
+    return _Heads([_one_head(numbered[number]) for number in sorted(numbered)])
+
+
+def _one_head(tensors: dict[str, Tensor]) -> nn.Module:
+    if "weight" in tensors:
+        return _linear(tensors, "")
+    return nn.Sequential(_linear(tensors, "0."), nn.ReLU(), _linear(tensors, "2."))
 
 
 def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:

@@ -52,7 +52,7 @@ class Family:
 
 
 def _value_head_outputs(spec: "PRMSpec") -> int:
-    return spec.bins
+    return spec.bins * spec.heads
 
 
 def _lacks_words(spec: "PRMSpec") -> str | None:
@@ -63,10 +63,16 @@ def _lacks_for_ratio(spec: "PRMSpec") -> str | None:
     return None if spec.read == "step-end" else "the read 'step-end' for an implicit model"
 
 
+def _lacks_for_surprisal(spec: "PRMSpec") -> str | None:
+    if spec.read != "step-end":
+        return "the read 'step-end' for a surprisal"
+    return None if spec.center >= 0 and spec.width > 0 else "a center of at least 0 and a positive width"
+
+
 def _lacks_for_verdict(spec: "PRMSpec") -> str | None:
-    if _is_verdict(spec.verdict):
+    if spec.verdict_after or _is_verdict(spec.verdict):
         return _lacks_words(spec)
-    return _lacks_words(spec) or "a verdict pattern, with one group at most, for a judge"
+    return _lacks_words(spec) or "a verdict pattern, with one group at most, or verdict_after, for a judge"
 
 
 def _is_verdict(pattern: str) -> bool:
@@ -92,6 +98,7 @@ FAMILIES: dict[str, Family] = {
     "probe": Family(opener=f"{_OPENERS}:open_probe", num_outputs=_value_head_outputs, reads_policy_tokens=True, learns_from_labels=True),
     "vocabulary": Family(opener=f"{_OPENERS}:open_vocabulary", backends=_BOTH, learns_from_labels=True, lacks=_lacks_words),
     "implicit": Family(opener=f"{_OPENERS}:open_implicit", backends=_BOTH, reads_policy_tokens=True, lacks=_lacks_for_ratio),
+    "surprisal": Family(opener=f"{_OPENERS}:open_surprisal", backends=_BOTH, reads_policy_tokens=True, lacks=_lacks_for_surprisal),
     "judge": Family(opener=f"{_OPENERS}:open_judge", lacks=_lacks_for_verdict),
 }
 """The families by name."""

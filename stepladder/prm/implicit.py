@@ -36,7 +36,7 @@ from stepladder.prm.reader import Solution
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
 from stepladder.prm.target_rows import NO_TARGET, count_dropped, solution_of_path
 from stepladder.prm.value_losses import implicit_ce_loss, implicit_dpo_loss
-from stepladder.types import ValueRow
+from stepladder.types import PreferencePair, ValueRow
 
 Loss = Literal["implicit-ce", "implicit-dpo"]
 LOSSES: tuple[Loss, ...] = ("implicit-ce", "implicit-dpo")
@@ -179,6 +179,60 @@ def train_implicit_on_tokens(
     return _fit(init, rows, Path(out_dir), settings, tokenizer=tokenizer, dropped=dropped, spec=spec, **options)
 
 
+def train_implicit_on_pairs(
+    init: str | Path,
+    pairs: Sequence[PreferencePair],
+    out_dir: str | Path,
+    settings: TrainSettings,
+    *,
+    renderer_hash: str,
+    spec: PRMSpec,
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train an implicit model of step values on pairs of steps after one prefix: DPO against the start model, a mean over pairs.
+
+        Q(s, a) = beta * (log pi_theta(a | s) - log pi_start(a | s))
+
+    Args:
+        init: The policy that made the pairs, which is the reference when the result is read.
+        pairs: Pairs of steps, such as ``StepPairs`` makes.
+        out_dir: As for ``train_implicit``.
+        settings: As for ``train_implicit``; ``batch_size`` counts pairs.
+        renderer_hash: Hash that every pair must carry; saved with the spec.
+        spec: An implicit spec with the prompt ``tokens`` that does not accumulate: a score is that of one step.
+        trust_remote_code: Run code that ships with a hub model.
+        on_progress: Called after every update.
+
+    Raises:
+        ConfigError: If the spec is another.
+        DataFormatError: If there are no pairs, or one comes from another renderer.
+        BackendError: If the loss stops being finite.
+        CheckpointError: If a model cannot be read or written.
+
+    Source: Zhai et al. 2024, "Enhancing decision-making for LLM agents via step-level Q-value models" (arXiv 2409.09345).
+    """
+    _check_choices(spec, "implicit-dpo")
+    check_reads_tokens(spec)
+    if spec.accumulate:
+        raise ConfigError("PRM training: pairs of steps value single steps: got a spec that accumulates -- set accumulate to false")
+    check_provenance((pair.provenance for pair in pairs), renderer_hash=renderer_hash, what="step pairs")
+    rows = [ProblemRow(solutions=_sides(pair)) for pair in pairs]
+    tokenizer = load_tokenizer(init, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"loss": "implicit-dpo", "trust_remote_code": trust_remote_code, "on_progress": on_progress}
+    spec = replace(spec, renderer_hash=renderer_hash)
+    return _fit(init, rows, Path(out_dir), settings, tokenizer=tokenizer, dropped={}, spec=spec, **options)
+
+
+def _sides(pair: PreferencePair) -> list[OutcomeRow]:
+    """Return the better step with outcome 1 and the other one with outcome 0."""
+    sides = ((pair.chosen_ids, pair.chosen_given, 1.0), (pair.rejected_ids, pair.rejected_given, 0.0))
+    return [
+        OutcomeRow(prompt_ids=pair.prompt_ids, completion_ids=ids, group=pair.problem_id, outcome=outcome, completion_given=given)
+        for ids, given, outcome in sides
+    ]
+
+
 def _check_choices(spec: PRMSpec, loss: str) -> None:
     if spec.family != "implicit" or loss not in LOSSES:
         raise ConfigError(
@@ -189,7 +243,7 @@ def _check_choices(spec: PRMSpec, loss: str) -> None:
 
 def _fit(
     init: str | Path,
-    rows: list[OutcomeRow],
+    rows: Sequence[OutcomeRow] | Sequence[ProblemRow],
     out_dir: Path,
     settings: TrainSettings,
     *,
@@ -204,9 +258,13 @@ def _fit(
         model = load_causal_lm(init, **load_options(settings), trust_remote_code=trust_remote_code)
     vocabulary, compare = vocabulary_size(model), loss == "implicit-dpo"
     for number, row in enumerate(rows):
-        check_ids([*row.prompt_ids, *row.completion_ids], vocabulary=vocabulary, place=f"graded solution {number} (problem {row.group!r})")
-    rows = rows_to_learn(fit_context(rows, model, dropped, what="graded solutions"), compare=compare, dropped=dropped)
-    made: list[Any] = problem_rows(rows) if compare else rows
+        for part in row.solutions if isinstance(row, ProblemRow) else [row]:
+            ids = [*part.prompt_ids, *part.completion_ids]
+            check_ids(ids, vocabulary=vocabulary, place=f"graded solution {number} (problem {row.group!r})")
+    made: list[Any] = fit_context(rows, model, dropped, what="graded solutions")  # pyright: ignore[reportArgumentType]
+    if not isinstance(made[0], ProblemRow):
+        made = rows_to_learn(made, compare=compare, dropped=dropped)
+        made = problem_rows(made) if compare else made
     objective = ImplicitObjective(loss_name=loss, beta=spec.beta)
     layouts: dict[str, Any] = {
         "collate": collate_problems if compare else collate_outcomes,

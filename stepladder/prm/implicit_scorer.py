@@ -1,4 +1,4 @@
-"""An implicit process reward model on the policy's own tokens as the scorer of a search."""
+"""An implicit process reward model, or a surprisal, on the policy's own tokens as the scorer of a search."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from stepladder.prm.specs import PRMSpec
 
 
 class ImplicitStepScorer:
-    """A ``StepScorer`` that reads the log-ratio of two language models.
+    """A ``StepScorer`` that reads log-probabilities of steps: the log-ratio of two language models, or the surprisal under one.
 
-    Both forward the new tokens of a request only. A step without tokens scores as None; so does a step that ends beyond the context of
+    New tokens of a request alone are forwarded. A step without tokens scores as None; so does a step that ends beyond the context of
     either model, holds an id that they do not have, or comes after such a step.
     """
 
@@ -23,14 +23,14 @@ class ImplicitStepScorer:
         """Serve a reader.
 
         Args:
-            reader: Reads an implicit spec with the prompt ``tokens``.
-            prompt_length: Returns the number of prompt tokens of a prefix; the log-ratio is summed after them. None means unknown, and
-                nothing after such a prefix has a score.
+            reader: Reads an implicit or a surprisal spec with the prompt ``tokens``.
+            prompt_length: Returns the number of prompt tokens of a prefix; sums begin after them. None means unknown,
+                and nothing after such a prefix has a score.
 
         Raises:
             ConfigError: If the reader's spec is another.
         """
-        if (reader.spec.family, reader.spec.prompt) != ("implicit", "tokens"):
+        if reader.spec.family not in ("implicit", "surprisal") or reader.spec.prompt != "tokens":
             raise ConfigError(f"PRM spec: must be implicit on the policy's tokens: got {reader.spec.family!r} on {reader.spec.prompt!r}")
         self._reader, self._prompt_length = reader, prompt_length
         self._waiting: deque[ScoreRequest] = deque()

@@ -10,7 +10,7 @@ from stepladder.interfaces import Policy, StepRequest
 from stepladder.prm.layout import filled
 from stepladder.prm.reader import Scores, Solution
 from stepladder.prm.specs import PRMSpec
-from stepladder.types import derive_seed
+from stepladder.types import Step, derive_seed
 
 Vote = Literal["mean", "majority"]
 
@@ -24,6 +24,12 @@ class Thought(NamedTuple):
     """Index after its last step."""
     good: bool | None
     """The verdict; None if it could not be read."""
+
+
+def judge_prompt(spec: PRMSpec, question: str, steps: Sequence[str]) -> str:
+    """Return the prompt of a judge on the last of some steps, given those before it."""
+    *previous, step = steps
+    return filled(spec.question, question=question, previous="\n\n".join(previous), step=step)
 
 
 def read_verdict(text: str, spec: PRMSpec) -> bool | None:
@@ -62,6 +68,11 @@ def merge_runs(scores: Sequence[float | None], *, threshold: float = 0.5) -> lis
     return thoughts
 
 
+class _Asked(NamedTuple):
+    prompt: str
+    opening: str
+
+
 class Judge:
     """Scores the steps of written solutions by verdicts; ``score`` has the form of ``StepReader.score``."""
 
@@ -75,6 +86,8 @@ class Judge:
         rule: Vote = "mean",
         max_tokens: int = 1024,
         temperature: float = 1.0,
+        encode: Callable[[str], tuple[int, ...]] = lambda text: (),
+        word: Callable[[Sequence[tuple[int, ...]]], list[float | None]] | None = None,
     ) -> None:
         """Serve a judge.
 
@@ -86,6 +99,8 @@ class Judge:
             rule: How verdicts vote.
             max_tokens: Cap on the tokens of one line of a verdict, >= 1.
             temperature: Of the samples, >= 0.
+            encode: Returns the tokens of the opening of a verdict.
+            word: Returns the scores of written verdicts, given their tokens with the prompt; None reads their words and has them vote.
 
         Raises:
             ConfigError: If the spec is no judge's.
@@ -96,7 +111,8 @@ class Judge:
         self._policy, self._prompt_ids = policy, prompt_ids
         self._seed, self._max_tokens, self._temperature = seed, max_tokens, temperature
         self._rule: Vote = rule
-        self._known: dict[str, float | None] = {}
+        self._encode, self._word = encode, word
+        self._known: dict[_Asked, float | None] = {}
         self.forwarded_tokens = 0
         """Tokens of the prompts and the verdicts so far."""
 
@@ -118,21 +134,31 @@ class Judge:
         self._ask(new)
         return [tuple(self._known[prompt] for prompt in steps) for steps in prompts]
 
-    def _ask(self, prompts: Sequence[str]) -> None:
+    def _ask(self, prompts: Sequence["_Asked"]) -> None:
         """Have the policy write its verdicts on some prompts, and remember the scores that they give."""
-        self._policy.submit([self._request(ticket, prompt) for ticket, prompt in enumerate(prompts)])
+        requests = [self._request(ticket, asked) for ticket, asked in enumerate(prompts)]
+        self._policy.submit(requests)
         while results := self._policy.collect():
             for result in results:
-                texts = ["".join(step.text for step in sample) for sample in result.samples]
                 self.forwarded_tokens += sum(len(step.token_ids) for sample in result.samples for step in sample)
-                self._known[prompts[result.ticket]] = vote([read_verdict(text, self.spec) for text in texts], rule=self._rule)
+                self._known[prompts[result.ticket]] = self._verdict(requests[result.ticket].prefix_ids, result.samples)
 
-    def _prompt(self, solution: Solution, step: int) -> str:
-        places = {"question": solution.question, "previous": "\n\n".join(solution.steps[:step]), "step": solution.steps[step]}
-        return filled(self.spec.question, **places)
+    def _verdict(self, prefix_ids: tuple[int, ...], samples: Sequence[Sequence[Step]]) -> float | None:
+        """Return the score of a step from its written verdicts."""
+        if self._word is None:
+            texts = ["".join(step.text for step in sample) for sample in samples]
+            return vote([read_verdict(text, self.spec) for text in texts], rule=self._rule)
+        paths = [(*prefix_ids, *(token for step in sample for token in step.token_ids)) for sample in samples]
+        known = [score for score in self._word(paths) if score is not None]
+        return sum(known) / len(known) if known else None
 
-    def _request(self, ticket: int, prompt: str) -> StepRequest:
-        prefix_ids = self._prompt_ids(prompt)
+    def _prompt(self, solution: Solution, step: int) -> "_Asked":
+        opening = filled(self.spec.opening, number=str(step + 1))
+        return _Asked(judge_prompt(self.spec, solution.question, solution.steps[: step + 1]), opening)
+
+    def _request(self, ticket: int, asked: "_Asked") -> StepRequest:
+        prompt = asked.prompt
+        prefix_ids = (*self._prompt_ids(prompt), *(self._encode(asked.opening) if asked.opening else ()))
         self.forwarded_tokens += len(prefix_ids)
         return StepRequest(
             ticket=ticket,

@@ -80,7 +80,7 @@ class SolutionLayout:
         return self._whole(question, steps, place)
 
     def _pieces(self, question: str, steps: Sequence[str], place: str) -> Layout:
-        text, controls = self._encoder.compose(lambda mask: filled(self.spec.question, question=mask(question)), place=place)
+        text, controls = self._encoder.compose(lambda mask: self._asked(mask(question)), place=place)
         ids = self._encoder.encode(text, controls=controls, place=place)
         bos: Any = self._tokenizer.bos_token_id if self.spec.bos else None
         if bos is not None and bos not in self._encoder.control_ids(text, controls):
@@ -132,7 +132,10 @@ class SolutionLayout:
         last = real[np.searchsorted(offsets[real, 0], ends, side="left") - 1] if len(real) else np.zeros(0, dtype=np.int64)
         at = [int(index) for index in last]
         begin, reads = 0, list[int | None](at)
-        if self.spec.read == "step-end":
+        if self.spec.read == "text-end":
+            # The others end texts of their own.
+            reads = [*[None] * (len(steps) - 1), len(ids) - 1] if steps else []
+        elif self.spec.read == "step-end":
             reads = [read if step else None for read, step in zip(at, steps, strict=True)]
             start = len(parts[0]) - len(filled(self.spec.step, step=steps[0], marker="")) if steps else 0
             begin = int(real[np.searchsorted(offsets[real, 0], start, side="right") - 1]) if len(real) else 0
@@ -156,8 +159,17 @@ class SolutionLayout:
         ask = filled(spec.question, question=question)
         if spec.prompt == "plain":
             return ask + body
-        system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
-        return self._chat([*system, {"role": "user", "content": ask}, {"role": "assistant", "content": body}])
+        return self._chat([*self._system(), {"role": "user", "content": ask}, {"role": "assistant", "content": body}])
+
+    def _asked(self, question: str) -> str:
+        """Return the text before the first piece; in a chat, up to where the assistant begins."""
+        ask = filled(self.spec.question, question=question)
+        if self.spec.prompt == "plain":
+            return ask
+        return render_chat(self._tokenizer, [*self._system(), {"role": "user", "content": ask}], date=FIXED_DATE, open_turn=True)
+
+    def _system(self) -> list[dict[str, str]]:
+        return [] if self.spec.system is None else [{"role": "system", "content": self.spec.system}]
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
         return render_chat(self._tokenizer, messages, date=FIXED_DATE)
@@ -165,12 +177,17 @@ class SolutionLayout:
     def _checked_marker(self) -> int:
         spec = self.spec
         # The marker as it closes a step; that it does so after a given text as well is checked for every solution.
-        ids = self._encoder.encode_own(filled(spec.step, step="", marker=spec.marker))
+        text = filled(spec.step, step="", marker=spec.marker)
+        ids, places = self._encoder.encode_places(text, controls=self._encoder.find_controls(text))
         wanted = spec.marker_id if spec.marker_id is not None else (ids[-1] if ids else None)
         if wanted is None or ids[-1] != wanted:
             raise CheckpointError(
                 f"tokenizer: the marker {spec.marker!r} must be the token {wanted}: got {ids} "
                 "-- use the model's own tokenizer, or another --spec"
+            )
+        if text.endswith(spec.marker) and places[-1][0] > len(text) - len(spec.marker):
+            raise CheckpointError(
+                f"tokenizer: the marker {spec.marker!r} must be one token: got {ids} -- use the model's own tokenizer, or another --spec"
             )
         return wanted
 

@@ -22,9 +22,12 @@ from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import PRMSpec
 from stepladder.prm.text_scorer import SolutionReader, TextStepScorer
+from stepladder.prm.word_judge import VerdictPrompts
 from stepladder.types import Problem
 
 T = TypeVar("T")
+Encode = Callable[[str], tuple[int, ...]]
+"""Returns the tokens of a text."""
 
 
 class TokenRenderer(Protocol):
@@ -108,8 +111,12 @@ class ModelAccess(Protocol):
         """Return the renderer that a model of a policy's tokens was saved with."""
         ...
 
-    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
-        """Return the policy that writes a judge's verdicts, and a function that returns the tokens of a prompt."""
+    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Encode, Encode]:
+        """Return the policy that writes a judge's verdicts, and functions that return the tokens of a prompt, and of a text after it."""
+        ...
+
+    def judge_prompts(self, source: PRMSource, spec: PRMSpec) -> VerdictPrompts:
+        """Return the prompts of a judge that says one word."""
         ...
 
 

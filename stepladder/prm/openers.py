@@ -7,17 +7,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepladder.interfaces import StepScorer
 from stepladder.lm.loading import load_token_classifier, load_tokenizer
-from stepladder.prm.checkpoints import load_bare_lm, load_head, load_reward_model, load_vocabulary_head, load_vocabulary_model
+from stepladder.prm.checkpoints import (
+    load_bare_lm,
+    load_head,
+    load_reward_model,
+    load_vocabulary_head,
+    load_vocabulary_model,
+    load_vocabulary_rows,
+)
 from stepladder.prm.implicit_scorer import ImplicitStepScorer
 from stepladder.prm.judge import Judge
 from stepladder.prm.open import ModelAccess, OpenedPRM, TextPRM, TokenPRM
 from stepladder.prm.outputs import check_entropy_penalty
 from stepladder.prm.reader import StepReader
-from stepladder.prm.readings import HeadReading, RatioReading
+from stepladder.prm.readings import HeadReading, RatioReading, Reading, SurprisalReading
 from stepladder.prm.scorer import TransformersStepScorer
 from stepladder.prm.served import CachedModel, TokenLogps, TokenOutputs
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import PRMSpec, resolve_reference
+from stepladder.prm.word_judge import WordJudge
 
 PromptLength = Callable[[tuple[int, ...]], int | None]
 
@@ -113,22 +121,43 @@ def open_implicit(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> Open
     """Open a language model that is read against a reference; errors as for ``resolve_reference``."""
     reference = resolve_reference(source.model, spec, source.reference)
 
-    def load_lm(model: str, *, is_reference: bool = False) -> TokenLogps:
-        if source.backend == "vllm":
-            from stepladder.prm.vllm_scorers import VLLMLogps
+    def load_reading() -> Reading:
+        own = _load_logps(source, access, source.model, num_engines=2)
+        other = _load_logps(source, access, reference, num_engines=2, is_reference=True)
+        return RatioReading(own, other, spec, entropy_penalty=source.entropy_penalty)
 
-            return VLLMLogps(access.engine(model, task="generate", num_engines=2, is_reference=is_reference))
+    return _open_logps(source, spec, access, load_reading)
 
-        def load_bare() -> tuple[PreTrainedModel, nn.Module]:
-            return load_bare_lm(model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
 
-        bare, head = access.weights(("bare", model, *_place(source)), load_bare, is_reference=is_reference)
-        return CachedModel.of_language_model(bare, head)
+def open_surprisal(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
+    """Open a language model that is read at the log-probabilities of steps."""
+
+    def load_reading() -> Reading:
+        return SurprisalReading(_load_logps(source, access, source.model), spec, entropy_penalty=source.entropy_penalty)
+
+    return _open_logps(source, spec, access, load_reading)
+
+
+def _load_logps(source: PRMSource, access: ModelAccess, model: str, *, num_engines: int = 1, is_reference: bool = False) -> TokenLogps:
+    """Load a language model that gives log-probabilities."""
+    if source.backend == "vllm":
+        from stepladder.prm.vllm_scorers import VLLMLogps
+
+        return VLLMLogps(access.engine(model, task="generate", num_engines=num_engines, is_reference=is_reference))
+
+    def load_bare() -> tuple[PreTrainedModel, nn.Module]:
+        return load_bare_lm(model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code)
+
+    bare, head = access.weights(("bare", model, *_place(source)), load_bare, is_reference=is_reference)
+    return CachedModel.of_language_model(bare, head)
+
+
+def _open_logps(source: PRMSource, spec: PRMSpec, access: ModelAccess, load_reading: Callable[[], Reading]) -> OpenedPRM:
+    """Open what reads log-probabilities of the policy's tokens, or of text."""
 
     def load() -> StepReader:
         tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
-        reading = RatioReading(load_lm(source.model), load_lm(reference, is_reference=True), spec, entropy_penalty=source.entropy_penalty)
-        return StepReader(reading, tokenizer, spec)
+        return StepReader(load_reading(), tokenizer, spec)
 
     if spec.prompt == "tokens":
         return TokenPRM(
@@ -141,12 +170,27 @@ def open_implicit(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> Open
 
 
 def open_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
-    """Open a language model that writes verdicts, on the embedded engine."""
+    """Open a language model that writes verdicts, or says a word at once, on the embedded engine."""
 
-    def load() -> Judge:
+    def load_word_judge(*, is_reference: bool = False) -> WordJudge:
+        prompts = access.judge_prompts(source, spec)
+        rows = [prompts.words[side][0] for side in (False, True)]
+
+        def load_model() -> PreTrainedModel:
+            options = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+            return load_vocabulary_rows(source.model, rows, **options)
+
+        model = access.weights(("words", source.model, tuple(rows), *_place(source)), load_model, is_reference=is_reference)
+        return WordJudge(CachedModel(model, num_outputs=2), prompts)
+
+    def load() -> Judge | WordJudge:
         check_entropy_penalty(source.entropy_penalty, spec)
-        policy, prompt_ids = access.judge_policy(source, spec)
-        return Judge(policy, spec, prompt_ids, seed=source.seed)
+        if spec.verdict_after and not spec.opening:
+            return load_word_judge()
+        policy, prompt_ids, encode = access.judge_policy(source, spec)
+        # The policy that writes is in memory, too.
+        word = load_word_judge(is_reference=True).after if spec.verdict_after else None
+        return Judge(policy, spec, prompt_ids, seed=source.seed, encode=encode, word=word)
 
     return TextPRM(spec=spec, load=load)
 

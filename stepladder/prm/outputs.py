@@ -30,7 +30,7 @@ def scores_of(outputs: Float[np.ndarray, "*s F"], spec: PRMSpec, *, entropy_pena
     """Convert the outputs at the read tokens of steps to scores in [0, 1]; NaN if an output is not a number.
 
     Args:
-        outputs: ``spec.num_outputs`` numbers per token; of two, the second means a good step.
+        outputs: ``spec.num_outputs`` numbers per token: those of several heads, or of two classes, of which the second means a good step.
         spec: How they are read.
         entropy_penalty: Penalty of a head of bins at maximum entropy, >= 0; it falls to 0 at zero entropy. Scores stay at least 0.
 
@@ -42,6 +42,11 @@ def scores_of(outputs: Float[np.ndarray, "*s F"], spec: PRMSpec, *, entropy_pena
         probabilities = weights / weights.sum(axis=-1, keepdims=True)
         means = probabilities @ bin_centres(spec.bins)
         return means if not entropy_penalty else np.maximum(0.0, means - entropy_penalty * bin_entropy_penalty(probabilities))
+    if spec.heads > 1:
+        return transform_outputs(outputs, spec.transform).mean(axis=-1)
+    if spec.transform == "difference":
+        good = transform_outputs(outputs[..., 1] - outputs[..., 0], "sigmoid")
+        return (good - (1 - good) + 1) / 2
     return transform_outputs(outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0], spec.transform)
 
 

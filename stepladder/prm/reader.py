@@ -81,7 +81,11 @@ class StepReader:
         Raises:
             DataFormatError: If ``strict`` and a solution does not fit the spec.
         """
-        return self.read([self._laid_out(each, strict) for each in solutions])
+        if self.spec.read != "text-end":
+            return self.read([self._laid_out(each, strict) for each in solutions])
+        texts = [replace(each, steps=each.steps[: number + 1]) for each in solutions for number in range(len(each.steps))]
+        last = iter([scores[-1] for scores in self.read([self._laid_out(each, strict) for each in texts])])
+        return [tuple(next(last) for _ in each.steps) for each in solutions]
 
     @torch.inference_mode()
     def read(self, layouts: Sequence[Layout]) -> list[Scores]:

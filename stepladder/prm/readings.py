@@ -89,6 +89,72 @@ class HeadReading:
         self._model.clear()
 
 
+class SurprisalReading:
+    """Reads how close the mean -log p of every step under a language model is to a wanted one.
+
+        score = exp(-(s - center)^2 / (2 width^2)), s = mean over the step's sampled tokens of -log p, in nats
+
+    The score is 1 at the wanted surprisal and falls to both sides: what is obvious is as little worth as what is noise.
+
+    Source: Materzok 2025, "COS(M+O)S: curiosity and RL-enhanced MCTS for exploring story space via language models" (arXiv 2501.17104): an
+        inverted U over surprisal. The form and its two settings are ours.
+    """
+
+    def __init__(self, model: TokenLogps, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
+        """Read a model that is served.
+
+        Args:
+            model: The model.
+            spec: How scores are read.
+            entropy_penalty: 0, since there are no bins.
+
+        Raises:
+            ConfigError: If there is a penalty.
+        """
+        check_entropy_penalty(entropy_penalty, spec)
+        self._model, self._spec = model, spec
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence can have."""
+        return self._model.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._model.vocab_size
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._model.forwarded_tokens
+
+    def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
+        """Return the scores of every solution's steps that are read; NaN for a step without sampled tokens."""
+        starts = [max(1, layout.begin) for layout in layouts]
+        logps = self._model.logps([layout.token_ids for layout in layouts], starts)
+        return [self._step_scores(layout, each, start) for layout, each, start in zip(layouts, logps, starts, strict=True)]
+
+    def _step_scores(self, layout: Layout, logps: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:
+        counted = np.ones(len(logps))
+        for first, end in layout.observations:
+            counted[max(first - start, 0) : max(end - start, 0)] = 0.0
+        sums, counts = (sums_of_steps(each, layout, start) for each in (-logps * counted, counted))
+        with np.errstate(invalid="ignore"):
+            distance = (sums / counts - self._spec.center) / self._spec.width
+        return np.exp(-0.5 * distance**2)
+
+    def clear(self) -> None:
+        """Drop the cache and free its memory."""
+        self._model.clear()
+
+
+def sums_of_steps(values: Float[np.ndarray, "T"], layout: Layout, start: int) -> Float[np.ndarray, "S"]:
+    """Return the sums over the tokens of every step that is read, given numbers of the tokens from ``start`` on."""
+    ends = np.array(layout.read_indices, dtype=np.int64) + 1 - start
+    return np.diff(np.concatenate([[0.0], np.cumsum(values)])[np.concatenate([[0], ends])])
+
+
 class RatioReading:
     """Reads the log-ratio of two language models over every step: an implicit reward model and its reference."""
 
@@ -136,9 +202,8 @@ class RatioReading:
 
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:
         """Return the scores of steps whose tokens, from ``start`` on, have these log-ratios, in nats."""
-        ends = np.array(layout.read_indices, dtype=np.int64) + 1 - start
-        sums = np.concatenate([[0.0], np.cumsum(ratios)])[np.concatenate([[0], ends])]
-        by_step = sums[1:] if self._spec.accumulate else np.diff(sums)
+        by_step = sums_of_steps(ratios, layout, start)
+        by_step = np.cumsum(by_step) if self._spec.accumulate else by_step
         return transform_outputs(self._spec.beta * by_step, self._spec.transform)
 
     def clear(self) -> None:

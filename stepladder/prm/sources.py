@@ -1,9 +1,9 @@
 """Source and backend of a process reward model. This imports no model library, so that mistakes show at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, check, right_name
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
 
@@ -21,6 +21,8 @@ class PRMSource:
     """Model directory, directory of an ensemble, or hub id."""
     spec: str | None = None
     """Name of a spec; None takes the directory's own, or the hub id's."""
+    spec_options: tuple[tuple[str, bool | int | float | str | None], ...] = ()
+    """Fields of the spec with other values."""
     reference: str | None = None
     """Reference of an implicit model; None takes the one that its spec names."""
     device: str = "auto"
@@ -37,8 +39,16 @@ class PRMSource:
     """Penalty of a head of bins at maximum entropy, >= 0; as for ``outputs.scores_of``."""
 
     def resolve(self) -> PRMSpec:
-        """Return the spec of the model; for an ensemble, that of its first model. Errors are those of ``resolve_spec``."""
-        return resolve_spec(prm_members(self.model)[0], self.spec)
+        """Return the spec of the model; for an ensemble, that of its first model.
+
+        Raises:
+            ConfigError: Also if an option is no field of a spec; otherwise errors are those of ``resolve_spec``.
+        """
+        spec = resolve_spec(prm_members(self.model)[0], self.spec)
+        known = [each.name for each in fields(spec)]
+        for name, _ in self.spec_options:
+            check(name in known, f"prm.spec_options: {name!r} is no field of a spec -- {right_name(name, known)}")
+        return replace(spec, **dict(self.spec_options))
 
 
 def prm_members(directory: str) -> list[str]:

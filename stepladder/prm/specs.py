@@ -17,15 +17,16 @@ from stepladder.prm.families import FAMILIES
 SPEC_FILE = "stepladder_prm.json"
 """File of a model directory with its ``PRMSpec``."""
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
 """Fields of the first version; the others had the values of today's defaults."""
-_NEW_IN_VERSION_3 = {"accumulate", "reference"}
-_NEW_IN_VERSION_4 = {"body"}
+_NEW_IN_VERSION_5 = {"heads", "head_file", "center", "width", "opening", "verdict_after"}
+_NEW_IN_VERSION_4 = {"body"} | _NEW_IN_VERSION_5
+_NEW_IN_VERSION_3 = {"accumulate", "reference"} | _NEW_IN_VERSION_4
 
 Prompt = Literal["tokens", "plain", "chat", "turns"]
-Read = Literal["step-end", "before-end", "piece-end", "marker", "before-marker"]
-Transform = Literal["sigmoid", "tanh01", "identity"]
+Read = Literal["step-end", "before-end", "piece-end", "marker", "before-marker", "text-end"]
+Transform = Literal["sigmoid", "tanh01", "identity", "difference"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,18 +39,20 @@ class PRMSpec:
     family: str = "value-head"
     """A name of ``families.FAMILIES``. ``value-head``: one linear output, or ``bins`` of them, on every token. ``two-class``: two outputs
     on every token, the second for a good step. ``vocabulary``: a language model's logits of two tokens, ``good`` and ``bad``.
-    ``implicit``: log-ratio of two language models. ``judge``: a language model writes verdicts. ``probe``: a value head on the hidden
-    states of the policy that ``body`` names."""
+    ``implicit``: log-ratio of two language models. ``surprisal``: how close a step's -log p under a language model is to a wanted one.
+    ``judge``: a language model writes verdicts. ``probe``: a value head on the hidden states of the policy that ``body`` names."""
     prompt: Prompt = "tokens"
     """``tokens``: the policy's own prompt and step tokens, as sampled. ``plain``: text. ``chat``: user asks, assistant gives all steps.
     ``turns``: the user gives the steps one by one, the assistant answers each with the marker."""
     read: Read = "step-end"
     """``step-end``: at the last token of the step. ``before-end``: at the token before it, whose pass samples it. ``piece-end``: as
     ``step-end``, question, steps and markers being encoded each by itself. ``marker``: at the marker's token. ``before-marker``: at the
-    token before it, which predicts it."""
+    token before it, which predicts it. ``text-end``: at the last token of a text of its own, with all steps so far, as a model reads that
+    was trained on whole solutions."""
     transform: Transform = "sigmoid"
     """From output x to score: ``sigmoid`` 1 / (1 + exp(-x)); ``tanh01`` (tanh(x) + 1) / 2; ``identity`` x, clipped to [0, 1]. Of two
-    outputs, x is good minus bad, so that ``sigmoid`` is the softmax over both."""
+    outputs, x is good minus bad, so that ``sigmoid`` is the softmax over both. ``difference``: of two outputs, p(good) - p(bad), which lies
+    in [-1, 1], as (p(good) - p(bad) + 1) / 2."""
     renderer_hash: str | None = None
     """Hash of the renderer whose prompts a ``tokens`` model was trained on; None for the others, whose prompt the spec says."""
     system: str | None = None
@@ -85,6 +88,14 @@ class PRMSpec:
     None, the user must name the reference."""
     body: str | None = None
     """Policy whose hidden states a ``probe`` reads: a hub id or a directory, as for ``reference``."""
+    center: float = 0.5
+    """The surprisal s that a ``surprisal`` model likes best, mean -log p of a step's tokens in nats, >= 0."""
+    width: float = 0.5
+    """How far from it the score falls: exp(-(s - center)^2 / (2 width^2)), in nats, > 0."""
+    heads: int = 1
+    """Value heads, >= 1; with several, the score is the mean of their scores."""
+    head_file: str | None = None
+    """File of the model's directory that holds the head alone, as PyTorch saves a linear layer; None finds it among the weights."""
     bins: int = 1
     """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
     split: str = "\n\n"
@@ -93,6 +104,12 @@ class PRMSpec:
     """Verdicts that a ``judge`` samples per step, >= 1."""
     verdict: str = ""
     """Regular expression that finds a judge's word. If it has a group, the group is the word. The last match counts."""
+    opening: str = ""
+    """Text with which every verdict of a ``judge`` begins; it continues from there. ``{number}`` is the number of the step, from 1."""
+    verdict_after: str = ""
+    """Text after which a ``judge`` says its word: the score is the probability of ``good`` among ``good`` and ``bad``. It follows the
+    prompt at once, so that nothing is sampled; or, with an ``opening``, what the judge has written up to ``verdict``. Empty lets the judge
+    write its word."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -121,15 +138,25 @@ class PRMSpec:
             return "the family 'probe' for the read 'before-end'"
         if (self.family == "probe") != (self.body is not None):
             return "a body for the family 'probe', and for no other"
-        if self.read == "piece-end" and self.prompt != "plain":
-            return "the prompt 'plain' for the read 'piece-end'"
+        if self.read == "piece-end" and self.prompt not in ("plain", "chat"):
+            return "the prompt 'plain' or 'chat' for the read 'piece-end'"
         if self.prompt == "tokens" and not FAMILIES[self.family].reads_policy_tokens:
-            return "a value head, two classes or an implicit model for the prompt 'tokens'"
-        if self.beta <= 0 or self.bins < 1 or self.num_verdicts < 1:
-            return "a positive beta, bins and num_verdicts"
+            return "a value head, two classes, an implicit model or a surprisal for the prompt 'tokens'"
+        return self._lacks_numbers() or FAMILIES[self.family].lacks(self)
+
+    def _lacks_numbers(self) -> str | None:
+        """Name the first thing about outputs and numbers that the spec lacks."""
+        if self.read == "text-end" and (self.prompt not in ("plain", "chat") or self.family in ("implicit", "surprisal")):
+            return "the prompt 'plain' or 'chat', and a head, for the read 'text-end'"
+        if self.transform == "difference" and self.num_outputs != 2:
+            return "two outputs for the transform 'difference'"
+        if self.beta <= 0 or self.bins < 1 or self.num_verdicts < 1 or self.heads < 1:
+            return "a positive beta, bins, heads and num_verdicts"
+        if self.heads > 1 and (self.family != "value-head" or self.bins > 1):
+            return "several heads on a value head without bins only"
         if self.bins > 1 and (self.family not in ("value-head", "probe") or self.transform != "identity"):
             return "bins on a value head with the transform 'identity' only"
-        return FAMILIES[self.family].lacks(self)
+        return None
 
     @property
     def num_outputs(self) -> int:
@@ -151,8 +178,13 @@ class PRMSpec:
         row = read_json_object(path, what="a spec of a PRM", remedy="use a directory that PRM training wrote, or save the spec again")
         version = row.pop("schema_version", None)
         names = {each.name for each in fields(cls)}
-        third = names - _NEW_IN_VERSION_4
-        fields_of = {1: _VERSION_1, 2: third - _NEW_IN_VERSION_3, 3: third, SPEC_VERSION: names}
+        fields_of = {
+            1: _VERSION_1,
+            2: names - _NEW_IN_VERSION_3,
+            3: names - _NEW_IN_VERSION_4,
+            4: names - _NEW_IN_VERSION_5,
+            SPEC_VERSION: names,
+        }
         if set(row) != fields_of.get(version if isinstance(version, int) else -1):
             raise CheckpointError(
                 f"{path}: must be of version 1 to {SPEC_VERSION} with all its fields: got {version!r} with {sorted(row)} "
@@ -260,6 +292,130 @@ NAMED_SPECS: dict[str, NamedSpec] = {
         summary="beta times the log-ratio of each step to a reference model, through a sigmoid; needs --reference",
         checkpoints=("PRIME-RL/EurusPRM-Stage1", "PRIME-RL/EurusPRM-Stage2"),
         spec=PRMSpec(family="implicit", prompt="chat", read="step-end", joiner="\n\n", beta=0.001),
+    ),
+    "pure-prm": NamedSpec(
+        summary="two classes at the line break after every step of a chat; p(good) - p(bad) as a share",
+        checkpoints=("jinachris/PURE-PRM-7B",),
+        spec=PRMSpec(family="two-class", prompt="chat", read="piece-end", transform="difference", marker="\n"),
+    ),
+    "head-ensemble": NamedSpec(
+        summary="several value heads at <extra_0> after every step of a chat, as ActPRM has them; the mean of their scores",
+        spec=PRMSpec(
+            family="value-head",
+            prompt="chat",
+            read="marker",
+            system="Please reason step by step, and put your final answer within \\boxed{}.",
+            marker="<extra_0>",
+            heads=2,
+        ),
+    ),
+    "versaprm": NamedSpec(
+        summary="logits of + and - at a space and four line breaks after every step",
+        checkpoints=("UW-Madison-Lee-Lab/VersaPRM", "UW-Madison-Lee-Lab/Llama-PRM800K"),
+        spec=PRMSpec(
+            family="vocabulary",
+            prompt="plain",
+            read="marker",
+            question="{question} \n\n",
+            marker=" \n\n\n\n",
+            marker_id=23535,
+            good="+",
+            good_id=10,
+            bad="-",
+            bad_id=12,
+        ),
+    ),
+    "pqm": NamedSpec(
+        summary="value head at the added token [PRM] after every step (process Q-value model)",
+        checkpoints=("Windy0822/PQM",),
+        spec=PRMSpec(
+            family="value-head",
+            prompt="plain",
+            read="marker",
+            question=(
+                "Below is an instruction that describes a task.\nWrite a response that appropriately completes the request.\n\n"
+                "### Instruction:\n{question}\n\n### Response: Let's think step by step\n"
+            ),
+            step="{step} {marker}",
+            joiner="\n",
+            marker="[PRM]",
+        ),
+    ),
+    "reasonflux-prm-7b": NamedSpec(
+        summary="two classes at <extra_0> after every step of a chat without a system message of its own",
+        checkpoints=("Gen-Verse/ReasonFlux-PRM-7B",),
+        spec=PRMSpec(family="two-class", prompt="chat", read="marker", marker="<extra_0>", marker_id=151651),
+    ),
+    "reasonflux-prm-1.5b": NamedSpec(
+        summary="a value head in a file of its own, at the last token of the solution so far",
+        checkpoints=("Gen-Verse/ReasonFlux-PRM-1.5B",),
+        spec=PRMSpec(family="value-head", prompt="plain", read="text-end", joiner="\n\n", head_file="reward_head.pt"),
+    ),
+    "acemath-rm": NamedSpec(
+        summary="one number at the end of a chat with the solution so far, without a transform there; its sigmoid here",
+        checkpoints=("nvidia/AceMath-7B-RM", "nvidia/AceMath-72B-RM"),
+        spec=PRMSpec(
+            family="value-head",
+            prompt="chat",
+            read="text-end",
+            system="Please reason step by step, and check your final answer within \\boxed{}.",
+            joiner="\n\n",
+        ),
+    ),
+    "thinkprm": NamedSpec(
+        summary="a reasoning model reviews the solution so far step by step; the share of correct among its last verdicts",
+        checkpoints=("launch/ThinkPRM-1.5B", "launch/ThinkPRM-7B", "launch/ThinkPRM-14B"),
+        spec=PRMSpec(
+            family="judge",
+            prompt="chat",
+            transform="identity",
+            question=(
+                "You are given a math problem and a proposed step-by-step solution:\n\n[Math Problem]\n\n{question}\n\n[Solution]\n\n"
+                "{previous}\n\n{step}\n\nReview and critique each step in the proposed solution to determine whether each step is correct. "
+                "If the solution is incomplete, only verify the provided steps."
+            ),
+            good="correct",
+            bad="incorrect",
+            verdict=r"\\boxed\{(correct|incorrect)\}",
+            opening="Let's verify step by step:",
+            num_verdicts=4,
+        ),
+    ),
+    "genprm": NamedSpec(
+        summary="a judge analyses a paragraph, then the probability of Yes is read after a forced closing; no code is run",
+        checkpoints=("GenPRM/GenPRM-1.5B", "GenPRM/GenPRM-7B", "GenPRM/GenPRM-32B"),
+        spec=PRMSpec(
+            family="judge",
+            prompt="chat",
+            transform="identity",
+            system="You are a math teacher. Your task is to review and critique the paragraphs in solution step by step.",
+            question="Question: {question}\n\n{previous}\n\n{step}",
+            good="Yes",
+            bad="No",
+            verdict=r"(</analyze>)",
+            opening="<analyze>\nLet's analyze the Paragraph {number} step by step: ",
+            verdict_after="\n<output>\n**Judgement**: $\\boxed{",
+            num_verdicts=4,
+        ),
+    ),
+    "surprisal": NamedSpec(
+        summary="closeness of a step's mean -log p under a language model to a wanted surprisal (curiosity); any language model",
+        spec=PRMSpec(family="surprisal", prompt="plain", question="{question}\n", joiner="\n"),
+    ),
+    "self-evaluation": NamedSpec(
+        summary="a chat model's probability of Yes, said at once of every step",
+        spec=PRMSpec(
+            family="judge",
+            prompt="chat",
+            transform="identity",
+            question=(
+                "Problem:\n{question}\n\nSolution so far:\n{previous}\n\nNext step:\n{step}\n\n"
+                "Is the next step right, given that the steps before it are right? Answer Yes or No."
+            ),
+            good="Yes",
+            bad="No",
+            verdict_after="Answer: ",
+        ),
     ),
     "judge": NamedSpec(
         summary="a chat model says Yes or No to every step; the share of Yes among its verdicts",

@@ -333,6 +333,8 @@ _KINDS = {
     "trees": "trees of recent policies",
     "traces": "traces",
     "revisions": "revision traces",
+    "abstentions": "abstentions",
+    "verdicts": "verdicts",
     "pairs": "preference pairs",
     "graded": "graded rows",
     "advantages": "rows with advantages",

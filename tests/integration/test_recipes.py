@@ -52,11 +52,19 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
             prm["rollouts"] = min(prm["rollouts"], 4)
     for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {}), *gradient_of(settings)):
         stage["max_updates"] = 2
+    if settings["evaluate"].get("method") == "beam":
+        # A beam keeps four steps of every depth.
+        settings["evaluate"]["simulations"] = 4
     # Six problems of two samples show little; what they show must be used, or no PRM would guide round 2.
     settings["gate"] = {"min_problems": 1, "min_rows": 1}
     if "balance" in settings.get("rules", {}):
         grid = {"low": 0.8, "high": 1.2, "step": 0.4}
         settings["rules"]["balance"] |= {"temperatures": grid, "problems": 6, "samples": 4}
+    if "abstention" in settings["labels"]:
+        # One of the four answers of this task stands for not knowing.
+        settings["labels"]["abstention"] |= {"answer": "d", "text": "d\n"}
+        # Solutions have two steps: an abstention comes after one.
+        settings["rules"]["hill_climb"] |= {"start": 0.25, "step": 0.25}
     return settings
 
 
@@ -95,6 +103,11 @@ def check_round(run: RunDir, config: Config, row: RoundRow) -> None:
         assert row.training.prm is None
     if settings.labels.revisions:
         assert row.labels.revisions is not None and row.labels.revisions.kept > 0
+    if config.labels.abstention is not None:
+        assert row.labels.abstentions is not None and row.labels.abstentions.kept > 0 and row.held_out.abstention is not None
+        assert config.rules.hill_climb is not None and own.computed[config.rules.hill_climb.setting] >= 0
+    if config.labels.verdicts:
+        assert row.labels.verdicts is not None and row.labels.verdicts.kept > 0
     if config.rules.balance is not None:
         assert {"search.options.temperature", "labels.min_trace_reward"} <= set(own.computed) and own.probe_tokens > 0
 

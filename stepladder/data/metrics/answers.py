@@ -44,6 +44,8 @@ class PoolSample:
     """Log-probability of its tokens under the policy at temperature 1, in nats; None if unknown."""
     credit: float | None = None
     """The verifier's number for it, in [0, 1]; None if it gave none."""
+    start_logp: float | None = None
+    """``logp`` under the policy that the run began with; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,6 +119,44 @@ def surprisal_per_token(pools: Sequence[Sequence[PoolSample]]) -> float | None:
     return -sum(sample.logp for sample in samples if sample.logp is not None) / tokens
 
 
+def divergence_per_token(pools: Sequence[Sequence[PoolSample]]) -> float | None:
+    """Return the divergence of the policy from the one that the run began with, in nats a token; None if it is unknown.
+
+        KL(policy || start) = mean over samples of the policy of log p - log p_start, here over all tokens
+
+    The samples must be drawn at temperature 1. The estimate is unbiased, and so may be a little below 0.
+    """
+    samples = [sample for pool in pools for sample in pool]
+    tokens = sum(sample.num_tokens for sample in samples)
+    gaps = [sample.logp - sample.start_logp for sample in samples if sample.logp is not None and sample.start_logp is not None]
+    return sum(gaps) / tokens if tokens and len(gaps) == len(samples) else None
+
+
+def exploration(pools: Sequence[Sequence[PoolSample]], few: int) -> float | None:
+    """Return the share of problems that have ``few`` different right solutions, in [0, 1]; None if solutions have no digests.
+
+    Source: Zeng et al. 2024, "B-STaR: monitoring and balancing exploration and exploitation in self-taught reasoners": pass@k-S.
+    """
+    if not pools or any(sample.solution is None for pool in pools for sample in pool):
+        return None
+    return float(np.mean([len({sample.solution for sample in pool if sample.correct}) >= few for pool in pools]))
+
+
+def exploitation(pools: Sequence[Sequence[PoolSample]], few: int) -> float | None:
+    """Return the share of right ones among the ``few`` samples of a problem that the PRM likes best, in [0, 1]; None without scores.
+
+    Problems with fewer scored samples count with those that they have. Of equal scores the first drawn goes first.
+
+    Source: As for ``exploration``: reward@k-S, the quality of what a reward selects.
+    """
+    shares = []
+    for pool in pools:
+        scored = sorted((each for each in pool if each.score is not None), key=lambda each: -(each.score or 0.0))[:few]
+        if scored:
+            shares.append(sum(each.correct for each in scored) / len(scored))
+    return float(np.mean(shares)) if shares else None
+
+
 def calibration_error(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
     """Return the expected calibration error of scores in [0, 1]; None without samples.
 

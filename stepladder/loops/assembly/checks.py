@@ -15,11 +15,12 @@ from stepladder.loops.assembly.tools import check_tool
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
-from stepladder.loops.config.search import CodeCheck
+from stepladder.loops.config.search import AbstentionConfig, CodeCheck
 from stepladder.loops.config.training import PRMConfig, TreeTarget
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.settings.growth import Steps
+from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec
 from stepladder.settings import RuleName
 
@@ -151,6 +152,13 @@ def check_labels(config: Config) -> None:
         raise ConfigError(
             f"labels.replay: needs solved examples: got {config.labels.replay} without warmup.solutions -- name a file or leave it out"
         )
+    if config.labels.verdicts:
+        _check_verdicts(config)
+    if config.labels.abstention is not None:
+        _check_abstention(config.labels.abstention, config)
+    climb = config.rules.hill_climb
+    if climb is not None and climb.figure == "reliability" and config.labels.abstention is None:
+        raise ConfigError("rules.hill_climb.figure: 'reliability' is that of a policy that may abstain: got no labels.abstention -- set it")
     _check_prm_replay(config)
     _check_advantages(config)
     if config.run.update_every is not None:
@@ -158,6 +166,32 @@ def check_labels(config: Config) -> None:
     text, end = config.labels.revision_text, config.format.step_end
     if text and config.format.steps == "text" and not text.endswith(end):
         raise ConfigError(f"labels.revision_text: must end with format.step_end {end!r}, because a step follows: got {text!r} -- add it")
+
+
+def _check_abstention(rule: AbstentionConfig, config: Config) -> None:
+    from stepladder.loops.assembly.policies import step_format
+
+    found = step_format(config).extract_answer(rule.text)
+    if found != rule.answer:
+        raise ConfigError(
+            f"labels.abstention: the answer must be read out of the text, as answers of this task are: got {found!r} out of {rule.text!r}, "
+            f"expected {rule.answer!r} -- write the text as a solution of the task writes its answer"
+        )
+
+
+def _check_verdicts(config: Config) -> None:
+    section = config.prm
+    if not (section.enabled and section.is_policy):
+        raise ConfigError(
+            f"labels.verdicts: the policy learns to judge only where it judges: got prm.start {section.start!r} -- set prm.start = 'self', "
+            "or leave it out"
+        )
+    source = PRMSource(model=config.policy.model, spec=section.spec, spec_options=tuple(section.spec_options.items()))
+    if not source.resolve().verdict_after:
+        raise ConfigError(
+            f"labels.verdicts: verdicts are learned as one word: prm.spec {section.spec!r} has no verdict_after -- use 'self-evaluation', "
+            "or set it in prm.spec_options"
+        )
 
 
 def _check_advantages(config: Config) -> None:

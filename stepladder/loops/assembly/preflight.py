@@ -286,7 +286,7 @@ def _trainings(config: Config, policy: ModelShape) -> list[_Training]:
         (config.gradient.enabled, _Training("gradient", config.gradient, policy)),
         # A head on the policy's body takes less than any training of the policy, and next to no disk.
         (
-            config.prm.enabled and config.prm.start != "fixed" and config.prm.body == "own",
+            config.prm.trains and config.prm.body == "own",
             _Training("prm.train", config.prm.train, prm),
         ),
     ]

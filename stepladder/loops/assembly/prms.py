@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from stepladder.interfaces import Policy, Ranges, StepScorer
 from stepladder.lm.chat import FIXED_DATE
@@ -19,10 +20,11 @@ from stepladder.lm.vllm_start import Task
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.prompts import PromptRenderer, StepFormat
 from stepladder.prm.checkpoints import check_fit
-from stepladder.prm.open import EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm
+from stepladder.prm.open import Encode, EnsembleSolutionScorer, OpenedPRM, SolutionScorer, TokenRenderer, open_prm
 from stepladder.prm.requests import SplitPrefix
 from stepladder.prm.sources import PRMSource, check_backend, prm_members
 from stepladder.prm.specs import PRMSpec, resolve_body
+from stepladder.prm.word_judge import VerdictPrompts
 from stepladder.types import Problem
 
 T = TypeVar("T")
@@ -96,21 +98,49 @@ class MemberAccess:
         tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
         return PromptRenderer(tokenizer, StepFormat.load(source.model))
 
-    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Callable[[str], tuple[int, ...]]]:
-        """Return the policy that writes a judge's verdicts on the embedded engine, and a function that returns the tokens of a prompt."""
+    def judge_policy(self, source: PRMSource, spec: PRMSpec) -> tuple[Policy, Encode, Encode]:
+        """Return what writes a judge's verdicts on the embedded engine, and what makes tokens of a prompt, and of a text after it."""
         language_model = LanguageModelSource(
             model=source.model, device=source.device, dtype=source.dtype, trust_remote_code=source.trust_remote_code
         )
         model, tokenizer = self.weights(language_model, language_model.load)
-        step_format = StepFormat(
-            prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict, chat=spec.prompt == "chat", date=FIXED_DATE
+        renderer = judge_renderer(tokenizer, spec)
+        policy = TransformersPolicy(model, tokenizer, renderer.step_format)
+        return (
+            policy,
+            lambda prompt: renderer.prompt_ids(_asked(prompt)),
+            lambda text: renderer.encode_text(text, place="a judge's verdict"),
         )
-        renderer = PromptRenderer(tokenizer, step_format)
-        policy = TransformersPolicy(model, tokenizer, step_format)
-        return policy, lambda prompt: renderer.prompt_ids(Problem(id="judge", question=prompt))
+
+    def judge_prompts(self, source: PRMSource, spec: PRMSpec) -> VerdictPrompts:
+        """Return the prompts of a judge that says one word."""
+        return verdict_prompts(load_tokenizer(source.model, trust_remote_code=source.trust_remote_code), spec)
 
     def _role(self, is_reference: bool) -> Role:
         return Role(kind="prm", number=self._number, is_reference=is_reference)
+
+
+def judge_renderer(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> PromptRenderer:
+    """Return the renderer of a judge's prompts, which says that a verdict ends its text."""
+    chat = spec.prompt == "chat"
+    return PromptRenderer(
+        tokenizer,
+        StepFormat(
+            prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict or None, chat=chat, system=spec.system, date=FIXED_DATE
+        ),
+    )
+
+
+def verdict_prompts(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> VerdictPrompts:
+    """Return the prompts of a judge that says one word; errors as for ``VerdictPrompts``."""
+    renderer = judge_renderer(tokenizer, spec)
+    return VerdictPrompts(
+        spec, lambda prompt: renderer.prompt_ids(_asked(prompt)), lambda text: renderer.encode_text(text, place="a judge's verdict")
+    )
+
+
+def _asked(prompt: str) -> Problem:
+    return Problem(id="judge", question=prompt)
 
 
 class Sampler(NamedTuple):

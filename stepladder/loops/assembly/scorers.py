@@ -16,7 +16,7 @@ from stepladder.loops.config.search import ArithmeticCheck, CodeCheck, ScoreBoun
 from stepladder.prm.families import FAMILIES
 from stepladder.prm.requests import SplitPrefix, begun
 from stepladder.prm.sources import PRMSource, prm_members, reads_policy_body
-from stepladder.prm.specs import SPEC_FILE, resolve_spec
+from stepladder.prm.specs import SPEC_FILE
 from stepladder.types import Problem
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def build_scorer(
     scores = config.evaluate.scores if scores is None else scores
     members = [member for directory in ([prm] if isinstance(prm, str) else prm) for member in prm_members(directory)]
     check_probes(config, members)
-    sources = [prm_source(config, member, entropy_penalty=scores.entropy_penalty) for member in members]
+    sources = [prm_source(config, member, entropy_penalty=scores.entropy_penalty, renderer_hash=renderer.hash) for member in members]
     prompts = problems if isinstance(problems, SearchedPrompts) else SearchedPrompts(renderer, problems)
     shares_body = policy_source is not None and hasattr(policy, "attach")
     sampler = Sampler(policy_source, cast("TransformersPolicy", policy)) if policy_source is not None and shares_body else None
@@ -80,18 +80,29 @@ def check_probes(config: Config, prms: Sequence[str]) -> None:
             )
 
 
-def prm_source(config: Config, model: str, *, entropy_penalty: float = 0.0) -> PRMSource:
+def prm_source(config: Config, model: str, *, entropy_penalty: float = 0.0, renderer_hash: str | None = None) -> PRMSource:
     """Return the source of a configured PRM. A spec in its directory goes first; if vLLM cannot forward it, the embedded engine does.
+
+    Args:
+        config: The configuration.
+        model: Directory or hub id.
+        entropy_penalty: As for ``PRMSource``.
+        renderer_hash: Hash of the policy's renderer. A policy that scores itself by log-probabilities reads its own tokens.
 
     Raises:
         ConfigError: If the PRM has no spec.
         CheckpointError: If its spec is malformed.
     """
     spec = None if (Path(model) / SPEC_FILE).is_file() else config.prm.spec
-    family = FAMILIES[resolve_spec(model, spec).family]
+    options = {} if spec is None else dict(config.prm.spec_options)
+    name = PRMSource(model=model, spec=spec, spec_options=tuple(options.items())).resolve().family
+    family = FAMILIES[name]
+    if config.prm.is_policy and name in ("implicit", "surprisal"):
+        options |= {"prompt": "tokens", "renderer_hash": renderer_hash}
     return PRMSource(
         model=model,
         spec=spec,
+        spec_options=tuple(options.items()),
         reference=config.prm.reference,
         device=config.policy.device,
         dtype=config.policy.dtype,

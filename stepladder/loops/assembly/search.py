@@ -44,6 +44,22 @@ def search_budget(section: SearchConfig) -> Budget:
     )
 
 
+def step_limit(section: SearchConfig, method: SearchMethod) -> int:
+    """Return the cap on the tokens of one step.
+
+    A search that goes on after a cut step may have segments shorter than steps. A method that ends a solution there gets the room of a
+    whole solution instead: its steps end at their own ends.
+
+    Args:
+        section: The training search.
+        method: The method that samples.
+    """
+    # How wide the search is has no part in this, and may still be open.
+    searching = resolve_method(section.method, **{name: value for name, value in section.options.items() if name != "wave"})
+    in_segments = searching.sampling.cut_steps == "continue" and method.sampling.cut_steps != "continue"
+    return section.max_step_tokens * (section.max_depth if in_segments else 1)
+
+
 def choose_search(
     config: Config,
     *,
@@ -73,23 +89,24 @@ def choose_search(
     defaults = config.evaluate
     base = defaults.options if method in (None, defaults.method) else {}
     unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
-    budget = Budget(
-        num_simulations=simulations or unbounded or defaults.simulations,
-        max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
-        exact_tokens=True,
-        max_seconds=seconds,
-        max_depth=config.search.max_depth,
-        max_step_tokens=config.search.max_step_tokens,
-    )
-    name = method or defaults.method
-    chosen = with_filling_wave(
+    name, num_simulations = method or defaults.method, simulations or unbounded or defaults.simulations
+    filled = with_filling_wave(
         name,
         base | dict(options or {}),
         num_trees=min(config.search.max_trees, num_problems),
         max_batch=config.policy.max_batch,
-        simulations=budget.num_simulations,
+        simulations=num_simulations,
     )
-    return resolve_method(name, **chosen), budget
+    chosen = resolve_method(name, **filled)
+    budget = Budget(
+        num_simulations=num_simulations,
+        max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),
+        exact_tokens=True,
+        max_seconds=seconds,
+        max_depth=config.search.max_depth,
+        max_step_tokens=step_limit(config.search, chosen),
+    )
+    return chosen, budget
 
 
 def token_simulations(max_tokens: int) -> int:

@@ -28,18 +28,20 @@ def build_gradient_objective(section: GradientConfig) -> Any:
     return GradientObjective(settings=section.loss)
 
 
-def new_prm_spec(loss: PRMLoss, *, body: str | None = None, read: HeadRead = "before-end") -> Any:
+def new_prm_spec(loss: PRMLoss, *, target: str, body: str | None = None, read: HeadRead = "before-end") -> Any:
     """Return the spec of a PRM to train. The training adds the facts about its data.
 
     Args:
         loss: Its loss.
+        target: Its target.
         body: The policy whose body a probe reads, as its spec names it; None for a PRM with a body of its own.
         read: Token of a step at which a probe is read.
     """
     from stepladder.prm.specs import PRMSpec
 
     if isinstance(loss, ImplicitLoss):
-        return PRMSpec(family="implicit", beta=loss.beta, accumulate=True)
+        # Pairs of steps teach the value of one step, outcomes that of a path.
+        return PRMSpec(family="implicit", beta=loss.beta, accumulate=target != "step-pairs")
     bins, transform = (loss.bins, "identity") if isinstance(loss, BinLoss) else (1, "sigmoid")
     if body is not None:
         return PRMSpec(family="probe", body=body, read=read, bins=bins, transform=transform)

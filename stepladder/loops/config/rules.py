@@ -9,8 +9,8 @@ from stepladder.errors import check
 from stepladder.loops.config.section import Section
 from stepladder.settings import Count, NonNegative, Positive, check_bounds
 
-HeldOutFigure = Literal["pass_at_1", "sampled_pass_at_1", "pass_at_k", "prm_within_problem_auc"]
-"""A figure of a round on held-out problems."""
+HeldOutFigure = Literal["pass_at_1", "sampled_pass_at_1", "pass_at_k", "prm_within_problem_auc", "reliability"]
+"""A figure of a round on held-out problems; ``reliability`` is that of a policy that may abstain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,6 +111,11 @@ def given_prm(config: Config) -> str | None:
     return next((each.prm.model for each in _all_settings(config) if each.prm.start == "fixed"), config.prm.model)
 
 
+def scores_itself(config: Config) -> bool:
+    """Say whether a policy scores the steps of a run: then the versions of PRMs are those of policies."""
+    return any(each.prm.enabled and each.prm.is_policy for each in _all_settings(config))
+
+
 def _all_settings(config: Config) -> list[Config]:
     return [config, *(round_config(config, number) for number in distinct_rounds(config))]
 
@@ -120,6 +125,12 @@ def _check_given_prms(config: Config, where: str) -> None:
     if len(given) > 1:
         raise ConfigError(
             f"{where}: prm.model must be the same in all rounds with prm.start 'fixed': got {' and '.join(sorted(map(repr, given)))} "
+            "-- keep one, or start another run"
+        )
+    starts = {each.prm.start for each in _all_settings(config) if each.prm.enabled}
+    if scores_itself(config) and len(starts) > 1:
+        raise ConfigError(
+            f"{where}: prm.start must be the same in all rounds if a policy scores steps: got {' and '.join(sorted(map(repr, starts)))} "
             "-- keep one, or start another run"
         )
 

@@ -237,6 +237,23 @@ class RecentVersions:
     """Policy versions kept, >= 1."""
 
 
+class AbstentionConfig(Section):
+    """An answer that says that the policy does not know, and when it is learned."""
+
+    answer: str = Field(min_length=1)
+    """The answer, as ``format.answer_pattern`` reads it out of ``text``, such as ``I don't know``."""
+    text: str = Field(min_length=1)
+    """The step that gives it, closed by ``format.step_end``."""
+    refusals: int = Field(default=0, ge=0)
+    """Wrong solutions per unsolved problem that are taught with this step in the place of their last one (R-tuning)."""
+    kept: int = Field(default=1, ge=0)
+    """The policy's own abstentions per unsolved problem that are taught: those that come after more than ``after`` steps."""
+    after: float = 0.0
+    """Steps after which an abstention is worth as much as it costs; a rule may climb it (``rules.hill_climb``)."""
+    slope: float = Field(default=1.0, gt=0)
+    """How fast the worth of an abstention rises with the steps before it, > 0."""
+
+
 class LabelsConfig(Section):
     """How trees become training data."""
 
@@ -253,6 +270,10 @@ class LabelsConfig(Section):
     """Correct solutions kept per problem for SFT, in the order of ``trace_by``."""
     trace_by: TraceOrder = TraceOrder.VALUE
     """Which of them come first: those of best ``value`` or PRM ``score``, the ``shortest``, or any at ``random``."""
+    min_pass_rate: float = Field(default=0.0, ge=0, le=1)
+    """The policy learns from problems of which at least this share of the round's ends is right, in [0, 1]."""
+    max_pass_rate: float = Field(default=1.0, ge=0, le=1)
+    """The policy learns from problems of which at most this share of the round's ends is right, in [0, 1]."""
     min_trace_value: float = Field(default=0.0, ge=0, le=1)
     """Smallest value that every step of such a solution must have, in [0, 1]."""
     min_trace_reward: float | None = None
@@ -264,6 +285,11 @@ class LabelsConfig(Section):
     """The revised part: the way to a first wrong step (Agent-R), or a whole wrong solution (RISE)."""
     revision_text: str = ""
     """Steps between the mistake and the right continuation, which state that something was wrong; closed by ``format.step_end``."""
+    abstention: AbstentionConfig | None = None
+    """An answer "I don't know", which the policy learns (SFT) for problems that it does not solve; None teaches none."""
+    verdicts: int = Field(default=0, ge=0)
+    """Right steps per problem, and as many wrong ones, whose verdicts the policy learns to say (SFT), as ``prm.spec`` asks for them; for a
+    policy that judges itself."""
     pairs: Annotated[PairRule, Variant("evidence")] = EvidencePairs()
     """Rule that chooses preference pairs, with its settings; see docs/training.md."""
     soft_targets: Annotated[SoftTargetRule, Variant("none")] = NoSoftTargets()
@@ -277,6 +303,18 @@ class LabelsConfig(Section):
     """Learn also from the rows of earlier rounds whose policy the gate refused."""
     data: Annotated[AllRounds | RecentRounds | RecentVersions, Variant("accumulate")] = AllRounds()
     """Which rounds the policy learns from."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without these, settings are written, and so hashed, as before there were any.
+        unused = {"verdicts": 0, "abstention": None, "min_pass_rate": 0.0, "max_pass_rate": 1.0}
+        return {name: value for name, value in write(self).items() if name not in unused or value != unused[name]}
+
+    @model_validator(mode="after")
+    def _check_pass_rates(self) -> Self:
+        if self.min_pass_rate > self.max_pass_rate:
+            raise ValueError(f"min_pass_rate must be at most max_pass_rate: got {self.min_pass_rate} > {self.max_pass_rate}")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -298,6 +336,20 @@ class EvaluateConfig(Section):
     """Aggregation of a sample's step scores."""
     scores: ScoresConfig = ScoresConfig()
     """Changes to the PRM's scores, also in ``solve``."""
+    divergence: bool = False
+    """Measure how far each round's policy has moved from the one that the run began with, which is then loaded, too: the KL divergence a
+    token, on samples at ``temperature`` 1."""
+
+    @model_validator(mode="after")
+    def _check_divergence(self) -> Self:
+        if self.divergence and self.temperature != 1:
+            raise ValueError(f"divergence is measured on samples at temperature 1: got {self.temperature}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without the divergence, settings are written, and so hashed, as before there was one.
+        return {name: value for name, value in write(self).items() if name != "divergence" or value}
 
 
 class GateConfig(Section):

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.errors import check, right_name
@@ -113,15 +113,21 @@ class TreeTarget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutTarget:
-    """Target of a step, estimated by the round's new policy from every prefix."""
+    """Target of a step, estimated by rollouts of the round's new policy, or of another prover, from every prefix."""
 
     type: Literal["rollouts", "rollouts-hard", "first-error"] = "rollouts"
     """Share of right rollouts, whether there is one, or which step is the first from which there is none."""
     prefix_rollouts: Count = 4
     """Rollouts from every prefix, >= 1."""
+    prover: Literal["policy", "base"] = "policy"
+    """Who rolls out: the round's policy, or the warmed-up one, for which a step is worth what a prover makes of it (PAV)."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="prm.target")
+
+    def version(self, policy: int) -> int:
+        """Return the version of the policy that rolls out, given the round's."""
+        return 0 if self.prover == "base" else policy
 
 
 PRMTarget = TreeTarget | RolloutTarget | StepPairs
@@ -156,7 +162,7 @@ class ImplicitLoss:
     """Loss on the log-ratio of a language model to the policy that it starts from; it has no head."""
 
     type: Literal["implicit-ce", "implicit-dpo"] = "implicit-ce"
-    """Cross-entropy of each solution, or DPO on pairs of solutions."""
+    """Cross-entropy of each solution, or DPO: on pairs of solutions, or with the target ``step-pairs`` on pairs of steps."""
     beta: Positive = 0.05
     """Factor on the log-ratio, > 0."""
 
@@ -190,10 +196,11 @@ class PRMConfig(Section):
     """Scorer of steps: the embedded engine, or vLLM in process with the settings under ``policy.vllm``."""
     model: str | None = None
     """Directory or hub id of a PRM to start from, or to keep; None starts from the policy with a new head."""
-    start: Literal["policy", "base", "best", "last", "fixed"] = "policy"
+    start: Literal["policy", "base", "best", "last", "fixed", "self", "self-base"] = "policy"
     """Model that each round's PRM is trained from: the round's new policy or the warmed-up one, with a new head; or the best PRM so far, or
     the one trained last, accepted or not. Where there is no PRM yet, and for ``policy`` and ``base``, ``model`` goes first if it is given.
-    ``fixed`` trains none: ``model``, of any family, guides the search."""
+    ``fixed`` trains none: ``model``, of any family, guides the search. Nor do ``self``, where each policy scores its own steps, and
+    ``self-base``, where the warmed-up one does: as a judge, or by its log-probabilities, as ``spec`` says."""
     body: Literal["own", "policy", "joint"] = "own"
     """Model whose hidden states the trained PRM reads: a body of its own, which is trained whole, or the policy's. With ``policy`` nothing
     of the policy is changed and only a head is trained (a probe). With ``joint`` the SFT stage trains policy and head together, by one loss
@@ -206,6 +213,8 @@ class PRMConfig(Section):
     the one before it, whose pass samples the end anyway. None is ``before-end``. A body of its own reads at ``step-end``."""
     spec: str | None = None
     """How to read PRMs whose directories do not contain their spec: a name of ``prm specs``, or a ``.json`` file."""
+    spec_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Fields of ``spec`` with other values, such as ``center`` and ``width`` of ``surprisal``."""
     reference: str | None = None
     """Reference of an implicit PRM that names none."""
     ensemble: int = Field(default=1, ge=1)
@@ -240,22 +249,52 @@ class PRMConfig(Section):
     train: StageSettings = StageSettings()
     """How to train it."""
 
+    @model_serializer(mode="wrap")
+    def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without options of a spec, settings are written, and so hashed, as before there were any.
+        return {name: value for name, value in write(self).items() if name != "spec_options" or value}
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether a policy scores steps, and no model of its own."""
+        return self.start in ("self", "self-base")
+
+    @property
+    def trains(self) -> bool:
+        """Whether rounds train a PRM of their own."""
+        return self.enabled and self.start != "fixed" and not self.is_policy
+
+    def version(self, policy: int) -> int | None:
+        """Return the version of a PRM that is not trained, given that of the policy that it guides; None if rounds train theirs.
+
+        A policy that scores has the version of that policy; a given model is version 0.
+        """
+        if not self.enabled or self.trains:
+            return None
+        return policy if self.start == "self" else 0
+
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
         loss, target = self.loss.type, self.target.type
         implicit, compares = isinstance(self.loss, ImplicitLoss), loss in ("pairwise", "pairwise+mse", "listwise")
         check(self.start != "fixed" or self.model, f"start 'fixed' needs a model to keep: got model {self.model!r}")
         check(
-            self.when == "after-policy" or self.start == "fixed" or not self.enabled or self.rollouts,
+            not self.is_policy or (self.spec and self.model is None),
+            f"start {self.start!r} reads the policy as spec says, and takes no model: got spec {self.spec!r} and model {self.model!r}",
+        )
+        check(self.spec or not self.spec_options, f"spec_options change a spec: got {self.spec_options!r} and no spec -- name it")
+        check(
+            self.when == "after-policy" or not self.trains or self.rollouts,
             "when 'before-search' trains on graded samples: got rollouts 0 -- set prm.rollouts",
         )
-        check(self.start != "fixed" or self.ensemble == 1, f"start 'fixed' trains nothing: got an ensemble of {self.ensemble}")
+        kept = self.start == "fixed" or self.is_policy
+        check(not kept or self.ensemble == 1, f"start {self.start!r} trains nothing: got an ensemble of {self.ensemble}")
         check(
-            target != "step-pairs" or loss in ("pairwise", "pairwise+mse"),
-            f"target 'step-pairs' needs the loss 'pairwise' or 'pairwise+mse': got {loss!r}",
+            target != "step-pairs" or loss in ("pairwise", "pairwise+mse", "implicit-dpo"),
+            f"target 'step-pairs' needs the loss 'pairwise', 'pairwise+mse' or 'implicit-dpo': got {loss!r}",
         )
         check(
-            not implicit or target == "outcome",
+            not implicit or target == "outcome" or (loss, target) == ("implicit-dpo", "step-pairs"),
             f"loss {loss!r} learns from whole solutions: got target {target!r}, expected 'outcome'",
         )
         check(

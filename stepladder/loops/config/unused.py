@@ -62,9 +62,9 @@ _RULES = (
         because="prm.enabled is false",
     ),
     _Rule(
-        holds=lambda config: config.prm.enabled and config.prm.start == "fixed",
+        holds=lambda config: config.prm.enabled and not config.prm.trains,
         keys=_PRM_TRAINING,
-        because="prm.start is 'fixed', so no PRM is trained",
+        because="prm.start is 'fixed', 'self' or 'self-base', so no PRM is trained",
     ),
     _Rule(
         holds=lambda config: not _trains_prm(config),
@@ -251,7 +251,7 @@ def _is_among(key: str, names: Sequence[str]) -> bool:
 
 
 def _trains_prm(config: Config) -> bool:
-    return config.prm.enabled and config.prm.start != "fixed"
+    return config.prm.trains
 
 
 def _reads_hub(config: ProblemsConfig) -> bool:

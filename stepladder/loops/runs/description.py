@@ -59,6 +59,8 @@ def prm_words(config: Config) -> str:
     prm = config.prm
     if not prm.enabled:
         return "none: the search has no step scores"
+    if prm.is_policy:
+        return f"{'the policy itself' if prm.start == 'self' else 'the warmed-up policy'}, read as {prm.spec}, not trained as a PRM"
     if prm.start == "fixed":
         return f"{_short(str(prm.model))}{parameter_words(Path(str(prm.model)))}, given and not trained"
     when = "before its search" if prm.when == "before-search" else "after its search"

@@ -38,7 +38,7 @@ from stepladder.files import atomic_write_text, read_json, read_json_object, rea
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.paths import map_paths
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.schedule import given_prm
+from stepladder.loops.config.schedule import given_prm, scores_itself
 from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.metrics import RunMetrics
@@ -99,7 +99,12 @@ class RunDir:
         return self.round(number) / "models" / "prm"
 
     def prm_source(self, version: int, config: Config) -> str:
-        """Return the directory of a PRM version: its round's, or the given model for version 0. Errors are those of ``policy_source``."""
+        """Return the directory of a PRM version: its round's, the given model for version 0, or that of the policy where it scores itself.
+
+        Errors are those of ``policy_source``.
+        """
+        if scores_itself(config):
+            return self.policy_source(version, config)
         if not version:
             return str(given_prm(config))
         check_trained(self.prm(version))

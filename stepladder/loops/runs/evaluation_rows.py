@@ -66,8 +66,9 @@ class PoolRow:
         """Return plain containers, for JSON."""
         plain = asdict(self)
         for sample in plain["samples"]:
-            if sample["credit"] is None:
-                del sample["credit"]
+            for name in ("credit", "start_logp"):
+                if sample[name] is None:
+                    del sample[name]
         return plain
 
     @property

@@ -54,11 +54,15 @@ class LabelCounts:
     """Rows that labelling kept and dropped, by kind; None for kinds that the configuration does not need."""
 
     trees: RowCounts | None = None
-    """Trees of recent policies, with ``labels.data = "on-policy"``."""
+    """Trees that the policy learns from, with ``labels.data = "on-policy"`` or a range of pass rates."""
     traces: RowCounts
     """Right solutions."""
     revisions: RowCounts | None = None
     """Revisions of wrong solutions."""
+    abstentions: RowCounts | None = None
+    """Abstentions on unsolved problems, written and the policy's own."""
+    verdicts: RowCounts | None = None
+    """Verdicts on steps."""
     soft_targets: RowCounts | None = None
     """Weighted steps, with ``labels.soft_targets``."""
     pairs: RowCounts

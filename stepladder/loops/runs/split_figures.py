@@ -102,6 +102,12 @@ class MonitorFigures:
     """Mean score of the sample of each problem that the PRM likes best."""
     top_right: float | None
     """Share of right ones among these, in [0, 1]."""
+    exploration: float | None = None
+    """Share of problems with a quarter as many different right solutions as samples, in [0, 1]; None in runs of earlier versions."""
+    exploitation: float | None = None
+    """Share of right ones among the quarter of the samples of a problem that the PRM likes best, in [0, 1]; None without a PRM."""
+    start_divergence: float | None = None
+    """KL divergence from the policy that the run began with, in nats a token; None unless ``evaluate.divergence`` measures it."""
 
     @property
     def reward_gap(self) -> float | None:
@@ -181,6 +187,28 @@ class CreditFigures:
 
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AbstentionFigures:
+    """How reliable greedy solutions are whose answer may be that the policy does not know."""
+
+    share: float
+    """Share of problems on which it abstains, in [0, 1]."""
+    precision: float | None
+    """Share of right ones among its other answers, in [0, 1]; None if it always abstains."""
+
+    @property
+    def reliability(self) -> float:
+        """Precision and willingness to answer in one figure, in [0, 1].
+
+            0.8 * precision + 0.2 * (1 - share)
+
+        Source: Zhao et al. 2024, "Automatic curriculum expert iteration" (Auto-CEI), and its released code. A policy that always abstains
+            has precision 0 here.
+        """
+        return 0.8 * (self.precision or 0.0) + 0.2 * (1 - self.share)
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFigures:
     """Results on one split."""
 
@@ -202,6 +230,8 @@ class SplitFigures:
     """Further figures of the independent samples; None without samples, and in runs of earlier versions."""
     credit: CreditFigures | None = None
     """Partial credit; None if the verifier gives none."""
+    abstention: AbstentionFigures | None = None
+    """Abstentions; None if no answer is one."""
 
     def accuracy(self, method: AnswerMethod) -> Accuracy | None:
         """Return the accuracy of a method, or None if it was not measured."""
@@ -223,6 +253,7 @@ class SplitFigures:
             **({} if self.search is None else self.search.to_dict()),
             **({"levels": {level: asdict(figures) for level, figures in self.levels.items()}} if self.levels else {}),
             **({} if self.credit is None else {"credit": asdict(self.credit)}),
+            **({} if self.abstention is None else {"abstention": asdict(self.abstention)}),
             **({} if self.monitors is None else {"monitors": asdict(self.monitors) | {"reward_gap": self.monitors.reward_gap}}),
         }
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from stepladder.loops.assembly.search import build_method
+from stepladder.loops.assembly.search import build_method, step_limit
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.evaluation_rows import write_rows
-from stepladder.loops.runs.workers import Task
+from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import Models, RoundContext
+from stepladder.loops.stages.divergence import with_start_logps
 from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import pool_row, solved_row
@@ -77,21 +78,42 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
                 continue
             totals[stage] = totals.get(stage, 0) + len(problems)
             models = context.models(number, policy, scorer)
-            tasks.append(
-                Task.of(evaluate_shard, config=context.evaluation_config, models=models, problems=problems, kind=kind, out=out, stage=stage)
-            )
+            measured = folder == "samples" and number > 0 and context.config.evaluate.divergence
+            start = context.run.policy_source(0, context.run_config) if measured else None
+            shared: dict[str, Any] = {"config": context.evaluation_config, "models": models, "problems": problems}
+            tasks.append(Task.of(evaluate_shard, **shared, kind=kind, out=out, stage=stage, start=start))
     context.work(tasks, totals)
     return context.check_samples(outs, f"round {number}: evaluate")
 
 
-def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], kind: EvaluationKind, out: Path, stage: str) -> None:
-    """Run one kind of evaluation, then grade it from outside and write its rows, and the trees of a search."""
+def evaluate_shard(
+    *,
+    config: Config,
+    models: Models,
+    problems: list[LabelledProblem],
+    kind: EvaluationKind,
+    out: Path,
+    stage: str,
+    start: str | None = None,
+) -> None:
+    """Run one kind of evaluation, then grade it from outside and write its rows, and the trees of a search.
+
+    Args:
+        config: The configuration.
+        models: The models.
+        problems: The shard.
+        kind: How problems are solved.
+        out: File of the rows.
+        stage: Name under which progress is shown.
+        start: Policy that gives samples another log-probability; None gives them none.
+    """
     method, budget = _method_and_budget(config, kind)
     opened = open_shard(config, models, problems, method=method, budget=budget, out=out, scores=config.evaluate.scores)
     with opened as (engine, verifier, _):
         results = run_engine(engine, problems, stage=stage)
         if kind == "samples":
             rows = [pool_row(result, verifier, config) for result in results]
+            rows = rows if start is None else with_start_logps(config, worker_models(), start, results, rows)
         else:
             rows = [solved_row(result, verifier, with_course=kind == "search") for result in results]
         if kind == "search":
@@ -103,12 +125,9 @@ def evaluate_shard(*, config: Config, models: Models, problems: list[LabelledPro
 def _method_and_budget(config: Config, kind: EvaluationKind) -> tuple[SearchMethod, Budget]:
     section, limits = config.evaluate, config.search
     if kind == "samples":
-        return resolve_method("best-of-n", temperature=section.temperature), Budget(
-            num_simulations=section.samples, max_depth=limits.max_depth, max_step_tokens=limits.max_step_tokens
-        )
-    return resolve_method("greedy") if kind == "greedy" else build_method(config, section), Budget(
-        num_simulations=section.simulations,
-        max_tokens=section.max_tokens,
-        max_depth=limits.max_depth,
-        max_step_tokens=limits.max_step_tokens,
-    )
+        method = resolve_method("best-of-n", temperature=section.temperature)
+        caps: dict[str, Any] = {"num_simulations": section.samples}
+    else:
+        method = resolve_method("greedy") if kind == "greedy" else build_method(config, section)
+        caps = {"num_simulations": section.simulations, "max_tokens": section.max_tokens}
+    return method, Budget(**caps, max_depth=limits.max_depth, max_step_tokens=step_limit(limits, method))

@@ -19,6 +19,7 @@ from stepladder.loops.runs.evaluation_rows import PoolRow, SolvedRow, all_pools,
 from stepladder.loops.runs.results import LevelCount, SearchFigures
 from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
+    AbstentionFigures,
     Accuracy,
     AnswerMethod,
     CreditFigures,
@@ -101,12 +102,13 @@ def _level_order(level: str) -> tuple[float, str]:
         return math.inf, level
 
 
-def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> SplitFigures:
+def split_figures(folder: Path, levels: Mapping[str, str] | None = None, *, abstention: str | None = None) -> SplitFigures:
     """Return the figures of one split from its evaluation folder. A figure without an evaluation is None.
 
     Args:
         folder: The folder.
         levels: Level of every problem by its id; None has no levels.
+        abstention: The answer that says that the policy does not know; None if no answer does.
 
     Raises:
         CheckpointError: If a file is not one that an evaluation wrote.
@@ -122,7 +124,13 @@ def split_figures(folder: Path, levels: Mapping[str, str] | None = None) -> Spli
         levels=_level_figures(greedy, search, samples, levels or {}),
         monitors=_monitors(samples) if samples else None,
         credit=_credit(greedy, search, samples),
+        abstention=_abstentions(greedy, abstention) if greedy and abstention is not None else None,
     )
+
+
+def _abstentions(rows: Sequence[SolvedRow], answer: str) -> AbstentionFigures:
+    answered = [row.correct for row in rows if row.answer != answer]
+    return AbstentionFigures(share=1 - len(answered) / len(rows), precision=sum(answered) / len(answered) if answered else None)
 
 
 def _credit(greedy: Sequence[SolvedRow], search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> CreditFigures | None:
@@ -198,6 +206,7 @@ def _monitors(rows: Sequence[PoolRow]) -> MonitorFigures:
     pools = [row.samples for row in rows]
     scores, correct = _scores([sample for pool in pools for sample in pool])
     top = [max(scored, key=_score) for pool in pools if (scored := [each for each in pool if each.score is not None])]
+    few = max(1, min(map(len, pools)) // 4)
     return MonitorFigures(
         at_k=tuple(monitors.figures_at_k(pools)),
         distinct_right=monitors.distinct_right(pools),
@@ -206,6 +215,9 @@ def _monitors(rows: Sequence[PoolRow]) -> MonitorFigures:
         prm_scores=monitors.score_histogram(scores, correct) if scores else None,
         top_score=float(np.mean([_score(sample) for sample in top])) if top else None,
         top_right=float(np.mean([sample.correct for sample in top])) if top else None,
+        exploration=monitors.exploration(pools, few),
+        exploitation=monitors.exploitation(pools, few),
+        start_divergence=monitors.divergence_per_token(pools),
     )
 
 

@@ -42,14 +42,22 @@ def judge(
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)
-    prm = number if run.prm(number).exists() else best.prm
+    own_prm = context.config.prm.version(policy)
+    prm = number if run.prm(number).exists() else best.prm if own_prm is None else own_prm
     evaluate(context, number, policy=policy, prm=prm, best_prm=best.prm)
+    abstention = context.config.labels.abstention
+    answer = None if abstention is None else abstention.answer
     held_out, test = (
-        split_figures(context.run.evaluation(number, split), levels_of(context.problems[split])) for split in ("held_out", "test")
+        split_figures(context.run.evaluation(number, split), levels_of(context.problems[split]), abstention=answer)
+        for split in ("held_out", "test")
     )
     policy_gate = _policy_decision(context, number, policy, best.policy, held_out, training)
     prm_gate = _prm_decision(context, number, prm, best.prm, held_out, training)
-    kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)
+    best_policy = policy if policy_gate.accepted else best.policy
+    if own_prm is not None:
+        kept = KeptPRM(context.config.prm.version(best_policy), "")
+    else:
+        kept = KeptPRM(prm, "") if prm_gate.accepted else kept_prm(context, number, policy, best.prm, held_out)
     searched = 0 if search is None else search.generated_tokens + search.rollout_tokens
     row = RoundRow(
         round=number,
@@ -57,7 +65,7 @@ def judge(
         accepted_reason=policy_gate.reason,
         prm_accepted=prm_gate.accepted,
         prm_accepted_reason=prm_gate.reason + kept.clause,
-        best_policy=policy if policy_gate.accepted else best.policy,
+        best_policy=best_policy,
         best_prm=kept.version,
         policy_version=policy,
         scorer_version=prm,
@@ -120,6 +128,8 @@ def _prm_decision(
 ) -> GateDecision:
     if isinstance(training.prm, FailedTraining):
         return GateDecision(accepted=False, reason=f"training failed: {training.prm.failed}")
+    if context.config.prm.is_policy:
+        return GateDecision(accepted=False, reason="the policy scores its own steps")
     if context.config.prm.start == "fixed":
         return GateDecision(accepted=False, reason="the PRM is given")
     if candidate is None or candidate == best:

@@ -71,7 +71,7 @@ ESTIMATED_VALUES: RowKind[ValueRow] = RowKind(name="estimated-values", stored=st
 
 def trains_prm(config: Config) -> bool:
     """Say whether rounds train a PRM of their own."""
-    return config.prm.enabled and config.prm.start != "fixed"
+    return config.prm.trains
 
 
 def trains_two_heads(config: Config) -> bool:

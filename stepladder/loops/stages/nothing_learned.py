@@ -62,7 +62,7 @@ def _dropped(context: RoundContext, labels: LabelCounts) -> str:
 def _policy_kinds(context: RoundContext) -> list[str]:
     """Return the kinds of rows that the policy learns from, by their names among the label counts."""
     preferences = preference_kind(context.config)
-    traces = ["traces", "revisions", "soft_targets"] if context.config.sft.enabled else []
+    traces = ["traces", "revisions", "abstentions", "verdicts", "soft_targets"] if context.config.sft.enabled else []
     gradient = gradient_kind(context.config)
     return [*traces, *(kind.name for kind in (preferences, gradient) if kind is not None)]
 

@@ -10,7 +10,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.loops.assembly.policies import build_policy, build_renderer, end_observations, keep_observations
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
-from stepladder.loops.assembly.search import search_budget
+from stepladder.loops.assembly.search import search_budget, step_limit
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_models
@@ -58,8 +58,9 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
 
 def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Sample full solutions of a shard of training problems, grade them, and write them as trees."""
-    budget = replace(search_budget(config.search), num_simulations=config.prm.rollouts, max_tokens=None)
     method = resolve_method("majority", temperature=config.prm.rollout_temperature)
+    caps = {"num_simulations": config.prm.rollouts, "max_tokens": None, "max_step_tokens": step_limit(config.search, method)}
+    budget = replace(search_budget(config.search), **caps)
     write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage)
 
 
@@ -73,12 +74,13 @@ def label_rollouts(*, config: Config, rollouts: Path, values: Path, compared: Pa
 
 
 def estimate(context: RoundContext, number: int, policy_version: int) -> int:
-    """Roll out every prefix of the round's trees, or of its rollouts, with a policy; return the tokens used."""
+    """Roll out every prefix of the round's trees, or of its rollouts, with a policy or its prover; return the tokens used."""
     run, config = context.run, context.config
-    if not estimates_values(config):
+    target = config.prm.target
+    if not (estimates_values(config) and isinstance(target, RolloutTarget)):
         return 0
     kind = ROLLOUTS if run.shards(ROLLOUTS.name, rounds=[number]) else TREES
-    models = context.models(number, policy_version, None)
+    models = context.models(number, target.version(policy_version), None)
     stage, missing = f"round {number}: estimates", context.missing(number, ESTIMATED_VALUES)
     tasks = [
         Task.of(
@@ -141,7 +143,7 @@ class _Estimator:
             num_rollouts=self._num_rollouts,
             seed=derive_seed(config.run.seed, "estimates", self._round),
             max_steps=config.search.max_depth,
-            max_step_tokens=config.search.max_step_tokens,
+            max_step_tokens=step_limit(config.search, resolve_method("majority")),
         )
         self.tokens += sum(estimate.tokens for estimate in estimates)
         self.failures += [estimate.failures for estimate in estimates]

@@ -29,15 +29,14 @@ from stepladder.loops.stages.train_prm import PRMOutcome, train_prm
 def run_round(context: RoundContext, number: int) -> RoundRow:
     """Run the missing parts of a round with its own settings, and return its figures, without ``seconds``."""
     if number == 0:
-        given = 0 if context.config.prm.enabled and context.config.prm.start == "fixed" else None
-        return judge(context, 0, BestModels(policy=0, prm=given), training=RoundTraining(policy=warm_up(context)))
+        return judge(context, 0, BestModels(policy=0, prm=context.config.prm.version(0)), training=RoundTraining(policy=warm_up(context)))
     before = context.run.row(number - 1)
     assert before is not None, "rounds run in order"
     best = BestModels(policy=before.best_policy, prm=before.best_prm)
     context, own = with_round_settings(context, number, best)
     config, prm, estimated_tokens = context.config, None, 0
-    if config.prm.enabled and config.prm.start == "fixed":
-        best = replace(best, prm=0)
+    if (kept := config.prm.version(best.policy)) is not None:
+        best = replace(best, prm=kept)
     if samples_first(config):
         prm, estimated_tokens = _learn_prm(context, number, best, best.policy)
     models, online = context.models(number, best.policy, _searching_prm(context, number, best)), None

@@ -111,4 +111,8 @@ def _tried(rows: Sequence[RoundRow], settings: Sequence[RoundSettings | None], r
 
 def held_out_figure(row: RoundRow, name: HeldOutFigure) -> float | None:
     """Return a held-out figure of a round; None if it was not measured."""
-    return value_of(row.held_out.pass_at_1) if name == "pass_at_1" else getattr(row.held_out.pool, name)
+    if name == "pass_at_1":
+        return value_of(row.held_out.pass_at_1)
+    if name == "reliability":
+        return None if row.held_out.abstention is None else row.held_out.abstention.reliability
+    return getattr(row.held_out.pool, name)

@@ -230,7 +230,9 @@ def train_both_heads(
 
     worker_models().release()
     section, renderer = config.prm, build_renderer(config, start)
-    spec = replace(new_prm_spec(section.loss, body="..", read=section.read or "before-end"), renderer_hash=renderer.hash)
+    spec = replace(
+        new_prm_spec(section.loss, target=section.target.type, body="..", read=section.read or "before-end"), renderer_hash=renderer.hash
+    )
     report = train_two_heads(
         start,
         _traces(config, renderer, traces, seed=seed),

@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def train_prm_model(
         reference: Reference model of an implicit PRM, or the body of a probe, as its spec will name it.
         head_from: Directory of the probe whose head is trained on; None begins with a new one.
     """
-    from stepladder.prm.implicit import train_implicit_on_tokens
+    from stepladder.prm.implicit import train_implicit_on_pairs, train_implicit_on_tokens
     from stepladder.prm.value_training import train_value
 
     worker_models().release()
@@ -154,34 +154,23 @@ def train_prm_model(
         examples = example_values(config, renderer, Path(config.warmup.solutions))
         values += replayed(examples, num_rows=len(values), share=section.replay, seed=seed)
     pairs = _read(config, STEP_PAIRS, rows, seed=seed) if compares_steps(config) else []
+    spec = new_prm_spec(section.loss, target=section.target.type)
+    common: dict[str, Any] = {
+        "renderer_hash": renderer_hash,
+        "trust_remote_code": trust,
+        "on_progress": TrainingProgress(stage),
+    }
     try:
-        if isinstance(section.loss, ImplicitLoss):
-            report = train_implicit_on_tokens(
-                start,
-                values,
-                out,
-                settings,
-                renderer_hash=renderer_hash,
-                trust_remote_code=trust,
-                loss=section.loss.type,
-                on_progress=TrainingProgress(stage),
-                spec=replace(new_prm_spec(section.loss), reference=reference),
-            )
+        if isinstance(section.loss, ImplicitLoss) and compares_steps(config):
+            report = train_implicit_on_pairs(start, pairs, out, settings, spec=replace(spec, reference=reference), **common)
+        elif isinstance(section.loss, ImplicitLoss):
+            common["loss"] = section.loss.type
+            report = train_implicit_on_tokens(start, values, out, settings, spec=replace(spec, reference=reference), **common)
         else:
-            report = train_value(
-                start,
-                pairs or values,
-                out,
-                settings,
-                renderer_hash=renderer_hash,
-                trust_remote_code=trust,
-                loss=section.loss.type,
-                on_progress=TrainingProgress(stage),
-                # A start model has its own spec; the configuration sets that of a new head.
-                spec=None if section.model is not None else _new_spec(section, reference),
-                supervise=section.supervise,
-                head_from=head_from,
-            )
+            # A start model has its own spec; the configuration sets that of a new head.
+            common |= {"loss": section.loss.type, "supervise": section.supervise, "head_from": head_from}
+            own = None if section.model is not None else _new_spec(section, reference)
+            report = train_value(start, pairs or values, out, settings, spec=own, **common)
     except (BackendError, DataFormatError) as error:
         return FailedTraining(failed=str(error))
     # With its format a model can be scored with and evaluated outside the run.
@@ -192,8 +181,8 @@ def train_prm_model(
 def _new_spec(section: PRMConfig, body: str) -> "PRMSpec":
     """Return the spec of a new head: on a body of its own, or on that of the policy with this name."""
     if section.body == "own":
-        return new_prm_spec(section.loss)
-    return new_prm_spec(section.loss, body=body, read=section.read or "before-end")
+        return new_prm_spec(section.loss, target=section.target.type)
+    return new_prm_spec(section.loss, target=section.target.type, body=body, read=section.read or "before-end")
 
 
 def _read(config: Config, kind: RowKind[_RowT], shards: list[Path], *, seed: int) -> list[_RowT]:

@@ -1,22 +1,26 @@
 """From a shard of searched trees to the rows that policy and PRM learn from, by the rules that the configuration names."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.data.labels.abstentions import abstaining_traces, refusal_traces
 from stepladder.data.labels.pair_rules import AnchoredPairs
 from stepladder.data.labels.pairing import PairSources
+from stepladder.data.labels.pass_rates import within_pass_rates
 from stepladder.data.labels.rstar_math import StepPairs
 from stepladder.data.labels.selection import Selection
 from stepladder.data.labels.traces import revision_traces, select_traces, within_window
 from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import ValueTarget, valued_trees
+from stepladder.data.labels.verdicts import WrittenVerdict, verdict_traces
 from stepladder.interfaces import ScoreRequest, StepScorer, collect_all
 from stepladder.loops.assembly.policies import build_renderer
-from stepladder.loops.assembly.scorers import build_scorer
+from stepladder.loops.assembly.scorers import build_scorer, prm_source
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.search import RecentVersions
+from stepladder.loops.config.search import AbstentionConfig, RecentVersions
 from stepladder.loops.config.training import TreeTarget
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import worker_models
@@ -47,11 +51,15 @@ class TreeRows:
     """The rows from a shard of trees; None for kinds that the configuration does not need."""
 
     trees: Selection[TreeRecord] | None
-    """The trees within the policy window, from which the policy's rows are made."""
+    """The trees within the policy window and the range of pass rates, from which the policy's rows are made."""
     traces: Selection[Trace]
     """Right solutions."""
     revisions: Selection[Trace] | None
     """Revisions of wrong ones."""
+    abstentions: Selection[Trace] | None
+    """Abstentions on unsolved problems."""
+    verdicts: Selection[Trace] | None
+    """Verdicts on steps."""
     soft_targets: Selection[SoftTarget] | None
     """Weighted steps, from the round's own trees."""
     pairs: Selection[PreferencePair]
@@ -68,7 +76,7 @@ class TreeRows:
     @property
     def all_traces(self) -> list[Trace]:
         """The rows of the SFT stage."""
-        return [*self.traces.rows, *([] if self.revisions is None else self.revisions.rows)]
+        return [row for each in (self.traces, self.revisions, self.abstentions, self.verdicts) if each is not None for row in each.rows]
 
     def counts(self) -> LabelCounts:
         """Return the counts of kept and dropped rows."""
@@ -76,6 +84,8 @@ class TreeRows:
             trees=_counted(self.trees),
             traces=_counts(self.traces),
             revisions=_counted(self.revisions),
+            abstentions=_counted(self.abstentions),
+            verdicts=_counted(self.verdicts),
             soft_targets=_counted(self.soft_targets),
             pairs=_counts(self.pairs),
             graded=_counted(self.graded),
@@ -96,11 +106,15 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
     """Return the rows of policy and PRM from a round's own trees; the policy's also from earlier rounds if a rule needs them."""
     labels, own = config.labels, TREES.read([sources.trees])
     recent = _recent(config, sources, own)
-    records = valued_trees(_policy_trees(config, sources, own, last=1) if recent is None else recent.rows, labels.value)
+    usable = _within_pass_rates(config, _policy_trees(config, sources, own, last=1) if recent is None else recent.rows)
+    records, problems = valued_trees(usable.rows, labels.value), {record.problem_id for record in usable.rows}
+    # Advantages are made of searched trees, without the graded samples of another stage.
+    learned = [record for record in (own if recent is None else recent.rows) if record.problem_id in problems]
+    mine = [record for record in own if record.problem_id in problems]
     first = _first_trees(config, sources, own)
     pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=valued_trees(first, labels.value))
     return TreeRows(
-        trees=recent,
+        trees=_together(config, recent, usable),
         traces=select_traces(
             records,
             per_problem=labels.traces_per_problem,
@@ -109,12 +123,14 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
             by=labels.trace_by,
         ),
         revisions=_revisions(config, records, sources.policy) if labels.revisions else None,
+        abstentions=None if labels.abstention is None else _abstentions(config, labels.abstention, records, sources.policy),
+        verdicts=_verdicts(config, records, sources.policy) if labels.verdicts else None,
         # Samples are no search: their shares are those of the policy that drew them.
-        soft_targets=None if labels.soft_targets.type == "none" else labels.soft_targets.select(valued_trees(own, labels.value)),
+        soft_targets=None if labels.soft_targets.type == "none" else labels.soft_targets.select(valued_trees(mine, labels.value)),
         pairs=labels.pairs.select(records, pair_sources),
         graded=labels.graded.select(records) if config.preference.unpaired else None,
         # Advantages have a choice of values of their own.
-        advantages=labels.advantages.select(own if recent is None else recent.rows) if config.gradient.enabled else None,
+        advantages=labels.advantages.select(learned) if config.gradient.enabled else None,
         # The PRM learns from the round's own trees; the window of recent trees is only for the policy.
         values=tree_value_rows(config, own),
         step_pairs=step_pair_rows(config, own),
@@ -146,12 +162,59 @@ def _revisions(config: Config, records: list[TreeRecord], policy: str) -> Select
     )
 
 
+def _abstentions(config: Config, rule: AbstentionConfig, records: list[TreeRecord], policy: str) -> Selection[Trace]:
+    """Return written abstentions, then the policy's own."""
+    parts: list[Selection[Trace]] = []
+    if rule.refusals:
+        steps = build_renderer(config, policy).encode_steps(rule.text, place="labels.abstention.text")
+        abstain_ids = [token for step in steps for token in step]
+        parts.append(refusal_traces(records, abstain_ids, rule.text, per_problem=rule.refusals))
+    if rule.kept:
+        parts.append(abstaining_traces(records, rule.answer, after=rule.after, slope=rule.slope, per_problem=rule.kept))
+    dropped = sum((Counter(part.dropped_by_reason) for part in parts), Counter())
+    rows = [row for part in parts for row in part.rows]
+    return Selection(rows=rows, considered=sum(part.considered for part in parts), dropped_by_reason=dict(dropped))
+
+
+def _verdicts(config: Config, records: list[TreeRecord], policy: str) -> Selection[Trace]:
+    from stepladder.loops.assembly.prms import verdict_prompts
+
+    renderer, end = build_renderer(config, policy), config.format.step_end
+    prompts = verdict_prompts(renderer.tokenizer, prm_source(config, policy).resolve())
+    words = {True: prompts.spec.good or "", False: prompts.spec.bad or ""}
+
+    def write(question: str, steps: Sequence[str], right: bool) -> WrittenVerdict:
+        asked = prompts.prompt(question, [step.removesuffix(end) for step in steps])
+        return WrittenVerdict(asked, prompts.words[right], words[right])
+
+    return verdict_traces(records, write, per_side=config.labels.verdicts)
+
+
 def _recent(config: Config, sources: LabelSources, own: list[TreeRecord]) -> Selection[TreeRecord] | None:
     """Return the trees and rollouts of the recent policy versions; None if every round makes rows of its own trees."""
     data = config.labels.data
     if not isinstance(data, RecentVersions):
         return None
     return within_window(_policy_trees(config, sources, [*TREES.read(sources.earlier), *own]), versions=data.window)
+
+
+def _within_pass_rates(config: Config, trees: list[TreeRecord]) -> Selection[TreeRecord]:
+    """Return the trees of problems that are neither too hard nor too easy; all of them unless the configuration says what that is."""
+    if not _filters(config):
+        return Selection(rows=trees, considered=len(trees), dropped_by_reason={})
+    return within_pass_rates(trees, low=config.labels.min_pass_rate, high=config.labels.max_pass_rate)
+
+
+def _together(config: Config, recent: Selection[TreeRecord] | None, usable: Selection[TreeRecord]) -> Selection[TreeRecord] | None:
+    """Return one selection of two, one after the other; None without a rule that drops trees, so that all shards count alike."""
+    if recent is None:
+        return usable if _filters(config) else None
+    dropped = dict(Counter(recent.dropped_by_reason) + Counter(usable.dropped_by_reason))
+    return Selection(rows=usable.rows, considered=recent.considered, dropped_by_reason=dropped)
+
+
+def _filters(config: Config) -> bool:
+    return (config.labels.min_pass_rate, config.labels.max_pass_rate) != (0.0, 1.0)
 
 
 def _policy_trees(config: Config, sources: LabelSources, trees: list[TreeRecord], *, last: int = 0) -> list[TreeRecord]:

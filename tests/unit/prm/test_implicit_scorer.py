@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,16 @@ from transformers import AutoModelForCausalLM
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.interfaces import ScoreRequest, collect_all
 from stepladder.lm.settings import TrainSettings
-from stepladder.prm.implicit import train_implicit_on_tokens
+from stepladder.prm.implicit import train_implicit_on_pairs, train_implicit_on_tokens
+from stepladder.prm.layout import Layout
 from stepladder.prm.reader import Solution
+from stepladder.prm.readings import SurprisalReading
 from stepladder.prm.specs import PRMSpec, resolve_reference
 from stepladder.testing import check_scorer
+from stepladder.types import PreferencePair
 from tests.models import save_tiny_policy
 from tests.prms import load_step_scorer
-from tests.value_paths import HASH, value_row
+from tests.value_paths import HASH, PROVENANCE, value_row
 
 SPEC = PRMSpec(family="implicit", beta=0.5)
 PROMPTS = [(5, 6, 7), (9, 8)]
@@ -116,6 +121,44 @@ def test_outcomes_of_paths_teach_which_step_is_bad(models, tmp_path):
         train_implicit_on_tokens(models[0], paths(2), tmp_path / "b", settings, renderer_hash="other", spec=spec)
 
 
+def test_pairs_of_steps_teach_the_value_of_single_steps(models, tmp_path):
+    """DPO on sibling steps starts at log 2 and follows the formula after one update; the step with the bad token then has the smaller Q."""
+    rng = np.random.default_rng(1)
+
+    def pairs(count):
+        rows = []
+        for number in range(count):
+            prompt = rng.integers(13, 50, 4).tolist()
+            good, bad = ([token, *rng.integers(13, 50, 2).tolist()] for token in (10, 12))
+            ids = {"prompt_ids": prompt, "chosen_ids": good, "rejected_ids": bad}
+            texts = {"prompt": "", "chosen": "", "rejected": ""}
+            values = {"chosen_value": 1.0, "rejected_value": 0.0, "depth": 1, "provenance": PROVENANCE}
+            rows.append(PreferencePair(problem_id=f"p{number}", **ids, **texts, **values))
+        return rows
+
+    settings = TrainSettings(learning_rate=3e-3, epochs=4.0, batch_size=8, schedule="constant", device="cpu")
+    spec = replace(SPEC, reference=str(models[0]))
+    report = train_implicit_on_pairs(models[0], pairs(48), tmp_path / "q", settings, renderer_hash=HASH, spec=spec)
+    assert report.first_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert report.last_loss < 0.4
+    assert PRMSpec.load(tmp_path / "q") == replace(spec, renderer_hash=HASH)
+    fresh = pairs(12)
+    scorer = load_step_scorer(tmp_path / "q", replace(spec, renderer_hash=HASH), prompt_length=lambda prefix: 4)
+    requests = [
+        ScoreRequest(ticket=ticket, prefix_ids=tuple(pair.prompt_ids), branches=((tuple(pair.chosen_ids),), (tuple(pair.rejected_ids),)))
+        for ticket, pair in enumerate(fresh)
+    ]
+    scores = np.array([[branch[0] for branch in result.scores] for result in collect_all(scorer, requests)], dtype=float)
+    assert np.mean(scores[:, 0] > scores[:, 1]) > 0.9
+    # A score is sigmoid(Q), and Q the log-ratio of the step alone.
+    expected = plain_score([tmp_path / "q", models[0]], fresh[0].prompt_ids, fresh[0].chosen_ids)
+    assert scores[0, 0] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match="single steps: got a spec that accumulates"):
+        train_implicit_on_pairs(models[0], fresh, tmp_path / "b", settings, renderer_hash=HASH, spec=replace(spec, accumulate=True))
+    with pytest.raises(DataFormatError, match="at least one row"):
+        train_implicit_on_pairs(models[0], [], tmp_path / "b", settings, renderer_hash=HASH, spec=spec)
+
+
 def test_references_are_found_and_other_readers_refused(models, tmp_path):
     """A dot stands for the model's own directory; without any name it must be told; text is not read."""
     assert resolve_reference(tmp_path / "a", replace(SPEC, reference="../b")) == str((tmp_path / "b").resolve())
@@ -139,3 +182,37 @@ def test_observations_are_in_no_sum(models, accumulate):
     own, before = plain_score(models, prefix, second), plain_score(models, prompt, first)
     logits = [math.log(each / (1 - each)) for each in (own, before)]
     assert score == pytest.approx(1 / (1 + math.exp(-(sum(logits) if accumulate else logits[0]))), abs=1e-5)
+
+
+@pytest.mark.parametrize("center", [0.0, 3.0])
+def test_a_surprisal_scores_by_its_distance_from_the_wanted_one(models, center):
+    """exp(-(s - center)^2 / (2 width^2)) of the mean -log p of a step's sampled tokens, by a plain forward; observations do not count."""
+    spec = PRMSpec(family="surprisal", center=center, width=2.0)
+    scorer = load_step_scorer(models[0], spec, prompt_length=prompt_length)
+    prompt, first, seen, second = PROMPTS[0], (10, 11, 12), (20, 21), (13, 14)
+
+    def plain(before, step):
+        with torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(models[0])
+            logps = model(torch.tensor([[*before, *step]])).logits[0].double().log_softmax(-1)
+        surprisal = -np.mean([logps[len(before) - 1 + i, token].item() for i, token in enumerate(step)])
+        return math.exp(-((surprisal - center) ** 2) / 8)
+
+    requests = [
+        ScoreRequest(ticket=0, prefix_ids=prompt, branches=((first, second), ((), second))),
+        ScoreRequest(ticket=1, prefix_ids=(*prompt, *first, *seen), branches=((second,),), observations=((6, 8),)),
+    ]
+    got = [result.scores for result in collect_all(scorer, requests)]
+    assert got[0][0] == pytest.approx((plain(prompt, first), plain((*prompt, *first), second)), abs=1e-5)
+    assert got[0][1] == (None, pytest.approx(plain(prompt, second), abs=1e-5))
+    assert got[1][0] == pytest.approx((plain((*prompt, *first, *seen), second),), abs=1e-5)
+
+
+def test_the_surprisal_of_the_obvious_and_of_noise_is_worth_less():
+    """By hand: tokens of -log p 0, 1 and 4 against center 1 and width 1 score exp(-1/2), 1 and exp(-9/2)."""
+    model: Any = SimpleNamespace(logps=lambda paths, starts: [np.array([0.0, -1.0, -4.0])])
+    reading = SurprisalReading(model, PRMSpec(family="surprisal", center=1.0, width=1.0))
+    layout = Layout(token_ids=(1, 2, 3, 4), begin=1, reads=(1, 2, 3))
+    assert reading.scores([layout])[0] == pytest.approx([math.exp(-0.5), 1.0, math.exp(-4.5)])
+    with pytest.raises(ConfigError, match="a center of at least 0 and a positive width"):
+        PRMSpec(family="surprisal", width=0.0)

@@ -1,5 +1,7 @@
 """Question and steps of a reward model's input are text, whatever they spell; the markers and the chat are tokens."""
 
+from functools import partial
+
 import pytest
 
 from stepladder.errors import DataFormatError
@@ -19,6 +21,9 @@ SPECS = {
     "trl": qwen_tokenizer,
     "ppm": qwen_tokenizer,
     "implicit": qwen_tokenizer,
+    "pure-prm": qwen_tokenizer,
+    "reasonflux-prm-7b": qwen_tokenizer,
+    "versaprm": partial(llama3_tokenizer, with_breaks=True),
 }
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Model
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.loading import load_tokenizer
@@ -16,6 +15,7 @@ from stepladder.prm.reader import Solution
 from stepladder.prm.specs import NAMED_SPECS, SPEC_FILE, PRMSpec, resolve_spec
 from tests.prm_models import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer, save_head_model, save_language_model
 from tests.prms import load_reader
+from tests.saved_models import checkpoint, last_hidden, lm_logits
 
 QUESTION = "What is 2 + 3 {really}? Say \\boxed{5}."
 STEPS = ("Step 1: Add 2 + 3 - 0.", "Step 2: That is {5}.", "", "So 5")
@@ -23,25 +23,6 @@ STEPS = ("Step 1: Add 2 + 3 - 0.", "Step 2: That is {5}.", "", "So 5")
 
 def spec(name):
     return NAMED_SPECS[name].spec
-
-
-def last_hidden(directory, ids):
-    """Return the last hidden states of a Qwen2 body."""
-    with torch.no_grad():
-        return Qwen2Model.from_pretrained(directory)(torch.tensor([ids])).last_hidden_state[0]
-
-
-def checkpoint(directory):
-    """Return the tensors of a saved model."""
-    from safetensors.torch import load_file
-
-    return load_file(directory / "model.safetensors")
-
-
-def lm_logits(directory, ids):
-    """Return the logits of a saved language model."""
-    with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([ids])).logits[0]
 
 
 def read(directory, name, steps=STEPS, **options):
@@ -319,7 +300,10 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
         {"family": "vocabulary", "prompt": "plain", "read": "marker", "marker": "x"},
         {"prompt": "plain", "read": "marker"},
         {"prompt": "tokens", "read": "marker", "marker": "x"},
-        {"prompt": "chat", "read": "piece-end"},
+        {"prompt": "turns", "read": "piece-end"},
+        {"prompt": "turns", "read": "text-end"},
+        {"family": "value-head", "prompt": "plain", "transform": "difference"},
+        {"family": "two-class", "prompt": "plain", "heads": 2},
         {"family": "implicit", "prompt": "chat", "read": "marker", "marker": "x"},
         {"bins": 8},
         {"beta": 0.0},

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +15,9 @@ from stepladder.data.metrics.monitors import (
     best_at_k,
     calibration_error,
     distinct_right,
+    divergence_per_token,
+    exploitation,
+    exploration,
     figures_at_k,
     majority_at_k,
     score_histogram,
@@ -122,3 +126,20 @@ def test_score_histogram_by_hand() -> None:
     """The ends belong to the first and last bin, and so does what lies outside."""
     found = score_histogram([0.0, 0.05, 0.1, 0.95, 1.0, 1.7, -2.0], [True, False, True, True, True, True, False])
     assert found == ScoreHistogram(right=(1, 1, 0, 0, 0, 0, 0, 0, 0, 3), wrong=(2, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def test_divergence_by_hand() -> None:
+    """Samples of three tokens with log-probabilities of -6 and -3, and -9 and -3 under the start: 3 nats over six tokens."""
+    pools = [[replace(sample("a", logp=-6.0), start_logp=-9.0)], [replace(sample("b", logp=-3.0), start_logp=-3.0)]]
+    assert divergence_per_token(pools) == 0.5
+    assert divergence_per_token([*pools, [sample("a", logp=-1.0)]]) is None
+    assert divergence_per_token([]) is None
+
+
+def test_exploration_and_exploitation_by_hand() -> None:
+    """Two different right solutions, and one twice: half of the problems have two. The best two by score are half right, then all wrong."""
+    first = [sample("a", solution="x"), sample("a", solution="y")]
+    assert exploration([first, [sample("a", solution="x"), sample("a", solution="x")]], 2) == 0.5
+    assert exploration([POOL], 1) is None
+    assert exploitation([POOL, [sample("b", 0.9), sample("b", 0.8), sample("a", 0.1)]], 2) == 0.25
+    assert exploitation([[sample("a")]], 2) is None

@@ -9,6 +9,7 @@ import pytest
 from stepladder.errors import CheckpointError
 from stepladder.loops.runs.split_figures import (
     SAMPLING_METHODS,
+    AbstentionFigures,
     AnswerMethod,
     CreditFigures,
     EvaluationTokens,
@@ -72,6 +73,19 @@ def test_partial_credit_is_averaged_beside_the_shares(folder: Path) -> None:
     # greedy: (1 + 0.25 + 0) / 3; search: a 0.8, b right, c wrong; samples: a and c have no number at all, b (1 + 0.5 + 0.25 + 0) / 4.
     assert figures.credit == CreditFigures(policy=pytest.approx(1.25 / 3), search=pytest.approx(0.6), samples=pytest.approx(1.75 / 4 / 3))
     assert figures.to_dict()["credit"]["search"] == pytest.approx(0.6)
+
+
+def test_abstentions_are_no_answers(folder: Path) -> None:
+    """One of three greedy solutions abstains, one of the other two is right: 1/3, 1/2, and 0.8 * 1/2 + 0.2 * 2/3."""
+    assert split_figures(folder).abstention is None and "abstention" not in split_figures(folder).to_dict()
+    path = folder / "greedy" / "shard-0002.json"
+    (row,) = json.loads(path.read_text())["rows"]
+    path.write_text(json.dumps({"rows": [row | {"answer": "?"}]}))
+    found = split_figures(folder, abstention="?")
+    assert found.abstention == AbstentionFigures(share=pytest.approx(1 / 3), precision=0.5)
+    assert found.abstention.reliability == pytest.approx(0.8 * 0.5 + 0.2 * 2 / 3)
+    assert found.to_dict()["abstention"]["precision"] == 0.5
+    assert AbstentionFigures(share=1.0, precision=None).reliability == 0.0
 
 
 def test_figures_by_hand(folder: Path) -> None:
