@@ -111,7 +111,7 @@ def check_searches(config: Config) -> None:
 
 def _check_first_samples(config: Config) -> None:
     where, prm = "search.start: 'first-samples'", config.prm
-    if not prm.enabled or prm.start == "fixed" or prm.when != "before-search":
+    if not prm.trains or prm.when != "before-search":
         raise ConfigError(
             f"{where} needs a PRM that each round trains before its search: got prm.enabled {prm.enabled}, prm.start {prm.start!r} and "
             f"prm.when {prm.when!r} -- set prm.when = 'before-search', or start with the 'question'"

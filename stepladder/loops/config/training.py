@@ -321,7 +321,8 @@ class PRMConfig(Section):
             return
         if self.body == "joint":
             self._check_joint()
-        check(self.start != "fixed", f"body {self.body!r} trains a head: got start 'fixed', which trains nothing -- choose another start")
+        kept = self.start == "fixed" or self.is_policy
+        check(not kept, f"body {self.body!r} trains a head: got start {self.start!r}, which trains nothing -- choose another start")
         check(self.model is None, f"body {self.body!r} trains a head on the policy: got model {self.model!r} -- leave it out")
         check(
             not isinstance(self.loss, ImplicitLoss) and getattr(self.loss, "head", "value") == "value",

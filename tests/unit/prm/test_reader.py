@@ -289,7 +289,8 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
     )
     assert PRMSpec.load(tmp_path) == PRMSpec(transform="tanh01", renderer_hash="ab")
     third = asdict(spec("implicit")) | {"schema_version": 3}
-    del third["body"]
+    for name in ("body", "heads", "head_file", "center", "width", "opening", "verdict_after"):
+        del third[name]
     (tmp_path / SPEC_FILE).write_text(json.dumps(third))
     assert PRMSpec.load(tmp_path) == spec("implicit")
 
