@@ -51,8 +51,8 @@ class LiveStage:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to come; None before the first item is done."""
-        if not self.items or self.total is None:
+        """Seconds to come; None before the first item, and the first hundredth of many: the first updates also load and compile."""
+        if self.total is None or self.items < max(1, self.total // 100):
             return None
         return self.seconds / self.items * max(self.total - self.items, 0)
 
