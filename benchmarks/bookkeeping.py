@@ -15,6 +15,7 @@ import os
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -139,12 +140,19 @@ def mctx_search(num_trees: int) -> Callable[[], None] | None:
         ones = jnp.ones(num_trees)
         value = jnp.array(SCORES)[action]
         logits = jnp.zeros((num_trees, NUM_CHILDREN))
-        return mctx.RecurrentFnOutput(reward=0 * ones, discount=ones, prior_logits=logits, value=value), state
+        # pyright does not see the fields of chex's dataclasses.
+        fields: dict[str, Any] = {"reward": 0 * ones, "discount": ones, "prior_logits": logits, "value": value}
+        return mctx.RecurrentFnOutput(**fields), state
 
-    run = jax.jit(functools.partial(mctx.muzero_policy, recurrent_fn=step, num_simulations=NUM_SIMULATIONS, dirichlet_fraction=0.0))
-    root = mctx.RootFnOutput(
-        prior_logits=jnp.zeros((num_trees, NUM_CHILDREN)), value=jnp.zeros(num_trees), embedding=jnp.zeros((num_trees, 1))
+    run = jax.jit(
+        functools.partial(mctx.muzero_policy, recurrent_fn=cast(Any, step), num_simulations=NUM_SIMULATIONS, dirichlet_fraction=0.0)
     )
+    fields: dict[str, Any] = {
+        "prior_logits": jnp.zeros((num_trees, NUM_CHILDREN)),
+        "value": jnp.zeros(num_trees),
+        "embedding": jnp.zeros((num_trees, 1)),
+    }
+    root = mctx.RootFnOutput(**fields)
     key = jax.random.PRNGKey(0)
     return lambda: jax.block_until_ready(run(params=None, rng_key=key, root=root).search_tree.node_values)
 

@@ -4,7 +4,9 @@
     python -m benchmarks.gpu_training --device cpu --small      the same parts on a CPU with a tiny model, to see that they work
 
 The model has Qwen2.5-0.5B's shape and random weights. Pairs are those of trees of depth 8 and branching 4 with 128 tokens of prompt and
-steps of 32 tokens. Every part has a process and a time limit of its own. A part that fails or is late is named, and the next one follows.
+steps of 32 tokens. Every part has a process of its own, and two limits: one until its first mark, one from then on. Figures are written at
+every mark, so they are kept whatever ends the part. A part that fails or is late is named, and the next one follows. Marks are updates for
+trees, and passes for TRL. TRL's speed leaves its optimiser's steps out, which favours it: an update of 384 pairs may take all its time.
 
 Share of the peak = operations of the matrix products per second / the card's dense bfloat16 operations per second, 989e12 on H100 and H200
 (NVIDIA's data sheets of the SXM modules). The operations of an update are ``ModelFlops.training``: 6 x weights of the layers x tokens + 6 x
@@ -20,13 +22,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.packing import GPU, Case, Setup, make_pairs, write_model
 
@@ -43,41 +44,105 @@ SMALL = replace(
     model={**(GPU.model or {}), "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
 )
 UPDATES = 250
-PARTS = {"trees": (75.0, 95.0), "TRL": (35.0, 60.0)}
-"""Seconds after which a part stops by itself, counted from the start of the training, and after which its process is ended."""
+
+
+class Limit(NamedTuple):
+    """Limits of a part."""
+
+    first: float
+    """Seconds until its first pass ends."""
+    more: float
+    """Seconds from then on, after which it stops by itself."""
+
+
+PARTS = {"trees": Limit(40.0, 70.0), "TRL": Limit(60.0, 15.0)}
+_GRACE_S = 5.0
+"""Seconds after its limit in which a part has to end before its process is killed."""
+_CPU_PATIENCE = 5
+"""How many times longer the first mark may take on a CPU, where nobody wants the figures and other work may run."""
+TRL_TREES = 16
+"""Trees whose pairs TRL trains on: its reference pass over all would take longer than the measurement."""
 
 
 class Enough(Exception):
     """The time of a part is over."""
 
 
+class Mark(NamedTuple):
+    """The end of an update or of a pass."""
+
+    seconds: float
+    """Since the start of the clock."""
+    pairs: int
+    """Pairs trained on so far."""
+    tokens: int
+    """Tokens forwarded so far."""
+    compiled: bool = False
+    """Whether the layers were compiled."""
+
+
 class Clock:
-    """Notes when updates end and prints them."""
+    """Notes when updates or passes end, prints some of them, and keeps the figures in a file."""
 
-    def __init__(self, seconds: float) -> None:
-        self.start, self.seconds = time.perf_counter(), seconds
-        self.marks: list[tuple[float, int, bool]] = []
+    def __init__(self, seconds: float, file: Path | None = None) -> None:
+        """Start.
 
-    def note(self, step: int, loss: float | None, tokens: int, *, compiled: bool = False) -> None:
-        """Note the end of an update, and raise ``Enough`` if the time is over."""
-        now = time.perf_counter() - self.start
-        self.marks.append((now, tokens, compiled))
-        if step <= 3 or step % 10 == 0 or compiled != (self.marks[-2][2] if len(self.marks) > 1 else False):
+        Args:
+            seconds: Seconds from the first mark until the time is over.
+            file: Where the figures are kept.
+        """
+        self.start, self.seconds, self.file = time.perf_counter(), seconds, file
+        self.marks: list[Mark] = []
+
+    def say(self, text: str) -> None:
+        """Print a line with the time."""
+        print(f"  {time.perf_counter() - self.start:6.1f} s: {text}", flush=True)
+
+    def note(self, pairs: int, tokens: int, *, loss: float | None = None, compiled: bool = False) -> None:
+        """Note that something ended, and raise ``Enough`` if the time is over."""
+        mark = Mark(time.perf_counter() - self.start, pairs, tokens, compiled)
+        changed = bool(self.marks) and self.marks[-1].compiled != compiled
+        self.marks.append(mark)
+        if len(self.marks) <= 3 or len(self.marks) % 10 == 0 or changed:
             said = "" if loss is None else f", loss {loss:.4f}"
-            print(f"  {now:6.1f} s: update {step}{said}, {'compiled' if compiled else 'not compiled'}", flush=True)
-        if now > self.seconds:
+            self.say(f"{pairs:,} pairs, {tokens:,} tokens{said}, {'compiled' if compiled else 'not compiled'}")
+        if self.file is not None:
+            keep(self.file, self.figures())
+        if mark.seconds - self.marks[0].seconds > self.seconds:
             raise Enough
 
-    def speed(self, *, compiled: bool) -> tuple[float, float] | None:
-        """Return (seconds per update, tokens per second) with or without compiled layers: medians, the first updates of a kind left out."""
-        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(self.marks) if a[2] == b[2] == compiled][2:]
+    def speed(self, *, compiled: bool) -> dict[str, float] | None:
+        """Return pairs and tokens per second with or without compiled layers: medians, the first two of a kind left out."""
+        steps = [(a, b) for a, b in pairwise(self.marks) if a.compiled == b.compiled == compiled][2:]
         if len(steps) < 3:
             return None
-        return median(seconds for seconds, _ in steps), median(tokens / seconds for seconds, tokens in steps)
+        return {
+            "pairs_per_second": median((b.pairs - a.pairs) / (b.seconds - a.seconds) for a, b in steps),
+            "tokens_per_second": median((b.tokens - a.tokens) / (b.seconds - a.seconds) for a, b in steps),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return all figures so far."""
+        found: dict[str, Any] = {"first": self.marks[0].seconds if self.marks else None, "marks": len(self.marks)}
+        found["compiled_after"] = next((mark.seconds for mark in self.marks if mark.compiled), None)
+        for name, compiled in (("plain", False), ("compiled", True)):
+            if speed := self.speed(compiled=compiled):
+                found[name] = speed
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
 
 
-def train_trees(setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
-    """Train with stepladder; return the figures."""
+def keep(file: Path, figures: dict[str, Any]) -> None:
+    """Write figures, so that a reader finds the old ones or the new ones."""
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(figures))
+    temporary.replace(file)
+
+
+def train_trees(setup: Setup, folder: Path, clock: Clock) -> None:
+    """Train with stepladder."""
     from stepladder.lm.settings import TrainSettings
     from stepladder.lm.tree_attention import compiled_layers
     from stepladder.policy.fine_tuning import train_preference
@@ -90,18 +155,16 @@ def train_trees(setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
         row_tokens=setup.row_tokens,
         device=setup.device,
     )
-    pairs, clock = make_pairs(CASE, setup), Clock(seconds)
+    pairs = make_pairs(CASE, setup)
+    clock.say("loading, reference pass and training")
 
     def on_progress(step: int, _: int, loss: float, tokens: int) -> None:
-        clock.note(step, loss, tokens, compiled=bool(len(compiled_layers)))
+        clock.note(step * setup.batch_size, tokens, loss=loss, compiled=bool(len(compiled_layers)))
 
-    def work() -> None:
-        train_preference(folder / "model", pairs, folder / "out", settings, renderer_hash="benchmark", on_progress=on_progress)
-
-    return {**_until_enough(work, setup), **_figures(clock, setup)}
+    train_preference(folder / "model", pairs, folder / "out", settings, renderer_hash="benchmark", on_progress=on_progress)
 
 
-def train_trl(setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
+def train_trl(setup: Setup, folder: Path, clock: Clock) -> None:
     """Train with TRL at its best settings: reference log-probabilities once before, bfloat16; it has no padding-free mode at present."""
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, TrainerCallback
@@ -110,7 +173,7 @@ def train_trl(setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
     from stepladder.lm.loading import load_causal_lm, load_tokenizer
 
     disable_progress_bars()
-    pairs = make_pairs(CASE, setup)
+    pairs = make_pairs(replace(CASE, num_trees=TRL_TREES), setup)
     rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
     settings = DPOConfig(
         output_dir=str(folder / "trl"),
@@ -129,47 +192,31 @@ def train_trl(setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
         logging_strategy="no",
         disable_tqdm=True,
     )
-    clock = Clock(seconds)
-    per_update = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs) / len(pairs)
+    per_pair = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs) / len(pairs)
+    done = count(1)
 
     class Note(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.say("training")
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if setup.device != "cpu":
                 import torch
 
                 torch.cuda.synchronize()
-            clock.note(state.global_step, None, round(state.global_step * per_update * setup.batch_size))
+            number = next(done)
+            clock.note(number * setup.rows_per_pass, round(number * setup.rows_per_pass * per_pair))
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.on_substep_end(args, state, control)
+
+    clock.say("loading the model")
     model, tokenizer = load_causal_lm(folder / "model", device=setup.device, dtype="float32"), load_tokenizer(folder / "model")
+    clock.say(f"tokens and reference log-probabilities of {len(pairs)} pairs")
     trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Note())
-    return {**_until_enough(trainer.train, setup), **_figures(clock, setup)}
-
-
-def _until_enough(work: Callable[[], Any], setup: Setup) -> dict[str, Any]:
-    try:
-        work()
-    except Enough:
-        pass
-    except Exception as error:
-        # What was measured before counts all the same.
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
-    if setup.device == "cpu":
-        return {}
-    import torch
-
-    return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-
-
-def _figures(clock: Clock, setup: Setup) -> dict[str, Any]:
-    found: dict[str, Any] = {"first_update": clock.marks[0][0] if clock.marks else None, "updates": len(clock.marks)}
-    found["compiled_after"] = next((now for now, _, compiled in clock.marks if compiled), None)
-    for name, compiled in (("plain", False), ("compiled", True)):
-        if speed := clock.speed(compiled=compiled):
-            found[name] = {"pairs_per_second": setup.batch_size / speed[0], "tokens_per_second": speed[1]}
-    return found
+    trainer.train()
 
 
 def operations_per_token(setup: Setup) -> float:
@@ -192,10 +239,47 @@ def operations_per_token(setup: Setup) -> float:
 
 
 def run_part(name: str, setup: Setup, folder: Path) -> None:
-    """Run a part in this process and write its figures."""
-    train = {"trees": train_trees, "TRL": train_trl}[name]
-    figures = train(setup, folder, PARTS[name][0])
-    (folder / f"{name}.json").write_text(json.dumps(figures))
+    """Run a part in this process, which ends with it: nothing that a library does at its end is waited for."""
+    clock = Clock(PARTS[name].more, folder / f"{name}.json")
+    clock.say("importing")
+    try:
+        {"trees": train_trees, "TRL": train_trl}[name](setup, folder, clock)
+    except Enough:
+        pass
+    except Exception as error:
+        # What was measured before counts all the same.
+        traceback.print_exc()
+        keep(folder / f"{name}.json", {**clock.figures(), "error": f"{type(error).__name__}: {error}"[:300]})
+    clock.say(f"the end, after {len(clock.marks)} marks")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def watched(command: list[str], limit: Limit, file: Path) -> dict[str, Any]:
+    """Run a part until it ends or its time is over, and return the figures that it kept; what ended it is among them.
+
+    Args:
+        command: What to run.
+        limit: Its limits.
+        file: Where it keeps its figures.
+    """
+    process, begin, first = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}), time.perf_counter(), None
+    late = None
+    while process.poll() is None and late is None:
+        time.sleep(0.1)
+        now = time.perf_counter() - begin
+        if first is None and file.exists():
+            first = now
+        if first is None and now > limit.first:
+            late = f"nothing within {limit.first:.0f} s"
+        elif first is not None and now > first + limit.more + _GRACE_S:
+            late = f"still running {now - first:.0f} s after its first mark"
+    if late is not None:
+        process.kill()
+    process.wait()
+    figures = json.loads(file.read_text()) if file.exists() else {}
+    ended = late or (f"exit code {process.returncode}" if process.returncode else None)
+    return figures if ended is None else {**figures, "ended": ended}
 
 
 def main() -> None:
@@ -224,17 +308,17 @@ def report(setup: Setup, folder: Path, options: list[str]) -> None:
     print(f"{card}, torch {torch.__version__}: writing the model", flush=True)
     write_model(folder / "model", setup)
     found: dict[str, Any] = {}
-    for name, (_, limit) in PARTS.items():
+    for name, limit in PARTS.items():
+        if setup.device == "cpu":
+            limit = limit._replace(first=_CPU_PATIENCE * limit.first)
         if name == "TRL" and find_spec("trl") is None:
             print("TRL is not installed: no comparison", flush=True)
             continue
-        print(f"{name} (at most {limit:.0f} s, now {time.perf_counter() - begin:.0f} s)", flush=True)
+        print(f"{name}: at most {limit.first + limit.more:.0f} s, now {time.perf_counter() - begin:.0f} s", flush=True)
         command = [sys.executable, "-m", "benchmarks.gpu_training", "--part", name, "--folder", str(folder), "--device", setup.device]
-        try:
-            subprocess.run([*command, *options], check=True, timeout=limit, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-            found[name] = json.loads((folder / f"{name}.json").read_text())
-        except (subprocess.SubprocessError, OSError) as error:
-            print(f"  {name} has no figures: {error}", flush=True)
+        found[name] = watched([*command, *options], limit, folder / f"{name}.json")
+        if trouble := found[name].get("ended") or found[name].get("error"):
+            print(f"  {name}: {trouble}", flush=True)
     print(json.dumps({"card": card, "operations_per_token": operations_per_token(setup), **found}))
     _print_ratios(found, card, operations_per_token(setup))
     print(f"{time.perf_counter() - begin:.0f} s in all", flush=True)
@@ -243,8 +327,8 @@ def report(setup: Setup, folder: Path, options: list[str]) -> None:
 def _print_ratios(found: dict[str, Any], card: str, operations: float) -> None:
     peak = next((value for part, value in PEAK.items() if part in card), None)
     trees, trl = found.get("trees", {}), found.get("TRL", {})
-    if trees.get("first_update") is not None:
-        print(f"first update after {trees['first_update']:.1f} s, with loading and the reference pass")
+    if trees.get("first") is not None:
+        print(f"first update after {trees['first']:.1f} s, with loading and the reference pass")
     for kind in ("plain", "compiled"):
         if kind in trees:
             speed = trees[kind]["tokens_per_second"]

@@ -110,7 +110,7 @@ def make_pairs(case: Case, setup: Setup) -> list[PreferencePair]:
     tokenizer, pairs = build_tokenizer(GlyphTask()), []
     for tree, prefix, steps, depth in _expansions(case, setup):
         for rejected in steps[1:]:
-            text = [tokenizer.decode(ids) for ids in (prefix, steps[0], rejected)]
+            text = [str(tokenizer.decode(ids)) for ids in (prefix, steps[0], rejected)]
             pairs.append(_pair(tree, prefix, steps[0], rejected, text, depth))
     return pairs
 

@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from stepladder.lm.settings import CHUNK_BYTES
 from stepladder.lm.tree_attention import core_model
-
-CHUNK_BYTES = 1 << 30
-"""Bytes of the float32 logits that exist at once; more than that is cut into chunks."""
 
 
 class Head(NamedTuple):
@@ -51,8 +49,9 @@ def head_of(model: nn.Module) -> Head | None:
     core = core_model(model)
     linear = core.get_output_embeddings()
     # Quantised weights, and those spread over processes, are tensors of other classes.
-    plain = type(linear) is nn.Linear and type(linear.weight.data) is Tensor
-    if not plain or not isinstance(model, PreTrainedModel | PeftModel | DistributedDataParallel):
+    if type(linear) is not nn.Linear or type(linear.weight.data) is not Tensor:
+        return None
+    if not isinstance(model, PreTrainedModel | PeftModel | DistributedDataParallel):
         return None
     config: Any = core.config.get_text_config()
     # Granite divides its logits, Cohere multiplies them, Gemma bounds them.
@@ -81,7 +80,7 @@ def head_left_out(head: Head) -> Iterator[list[HeadInput]]:
         kept.append(HeadInput(hidden, torch.get_autocast_dtype(device) if autocast else hidden.dtype))
         return hidden[..., :1]
 
-    linear.forward = keep
+    linear.forward = keep  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield kept
     finally:
@@ -198,7 +197,9 @@ class _ChoiceLogps(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, choices, sums = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         head, computed = ctx.head, ctx.computed

@@ -3,22 +3,21 @@
 Compiled layers are faster, and only compiled FlexAttention skips what a tree hides; but compiling takes about a minute. So a
 training starts without. Meanwhile a process of its own compiles layers of every kind, which fills torch's caches on the disk
 (``TORCHINDUCTOR_CACHE_DIR``). Once it has succeeded, the training compiles its own layers from these caches in a few seconds and goes on
-with them. If it fails, or the training ends before, nothing has changed but the speed. Shapes are dynamic: one compilation serves all
-passes. Losses before and after the change differ by rounding.
+with them. If it fails, or the training ends before and ends it, nothing has changed but the speed. Shapes are dynamic: one compilation
+serves all passes. Losses before and after the change differ by rounding.
 
     python -m stepladder.lm.compilation ORDER       what that process runs
 """
 
 import copy
 import logging
-import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,8 @@ from stepladder.lm.adapters import with_adapters
 from stepladder.lm.chunked_head import Head, choice_logps, fuse, head_of
 from stepladder.lm.loading import computes_in_bf16
 from stepladder.lm.settings import TrainSettings
-from stepladder.lm.tree_attention import can_flex, compiled_layers, core_model, run_rows, tree_attention
+from stepladder.lm.side_process import end, end_with_parent, start
+from stepladder.lm.tree_attention import blocks_alone, can_flex, compiled_layers, core_model, run_rows, tree_attention
 
 _LOGGER = logging.getLogger(__name__)
 _TOKENS = (61 * 128, 37 * 128)
@@ -40,6 +40,10 @@ _SMALL_VOCABULARY = 1024
 _LAYERS_OF_A_KIND = 3
 _ROOM = 12 << 30
 """Bytes that the compiling process and the activations of the training may take beside the weights."""
+
+
+_POLL_S, _PATIENCE_S = 0.1, 5.0
+"""Seconds between two looks at the process, and the longest wait for the thread that looks."""
 
 
 class Order(NamedTuple):
@@ -83,23 +87,22 @@ def order_for(model: PreTrainedModel, settings: TrainSettings) -> Order:
 def compiling(model: nn.Module, settings: TrainSettings) -> Iterator[None]:
     """Compile the model's layers beside what the block does, and use them from then on until it ends.
 
-    Nothing happens where it would not help: on a CPU, for models without FlexAttention, with several processes or weights in 4 bits, or
-    where the memory is short.
+    Several processes compile nothing beside, but FlexAttention alone, each for itself at its first use: layers whose weights or gradients
+    are shared stay as they are. Nothing happens where it would not help: on a CPU, for models without FlexAttention, with weights in 4
+    bits, or where the memory is short.
     """
     core = core_model(model)
+    if settings.compile and _several_processes() and can_flex(core):
+        with blocks_alone(core):
+            yield
+        return
     if not (settings.compile and _worth_it(core, settings)):
         yield
         return
     with tempfile.TemporaryDirectory(prefix="stepladder-compile-") as folder:
         path = Path(folder) / "order"
         path.write_bytes(pickle.dumps(order_for(core, settings)))
-        with (Path(folder) / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(path)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
-            )
+        process = start(_command(path), log=Path(folder) / "log")
         ended = threading.Event()
         watch = threading.Thread(target=_use_when_done, args=(core, process, Path(folder) / "log", ended), daemon=True)
         watch.start()
@@ -107,16 +110,17 @@ def compiling(model: nn.Module, settings: TrainSettings) -> Iterator[None]:
             yield
         finally:
             ended.set()
-            with suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-            watch.join()
+            end(process)
+            watch.join(_PATIENCE_S)
             use(core, on=False)
 
 
+def _command(order: Path) -> list[str]:
+    return ["-m", __name__, str(order)]
+
+
 def _worth_it(core: PreTrainedModel, settings: TrainSettings) -> bool:
-    alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-    if not (alone and can_flex(core)) or layers_of(core) is None or getattr(core, "is_loaded_in_4bit", False):
+    if _several_processes() or not can_flex(core) or layers_of(core) is None or getattr(core, "is_loaded_in_4bit", False):
         return False
     weights = sum(value.numel() * value.element_size() for value in core.parameters())
     # A gradient and two moments of AdamW for every trained weight.
@@ -124,9 +128,17 @@ def _worth_it(core: PreTrainedModel, settings: TrainSettings) -> bool:
     return weights + trained + _ROOM <= torch.cuda.get_device_properties(core.device).total_memory
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
 def _use_when_done(core: PreTrainedModel, process: "subprocess.Popen[bytes]", log: Path, ended: threading.Event) -> None:
     """Wait for the compiling process, and let the model use its layers compiled if it succeeded."""
-    code = process.wait()
+    while process.poll() is None:
+        # No endless ``wait``: a killed process that the system does not give back must not hold the training up.
+        if ended.wait(_POLL_S):
+            return
+    code = process.returncode
     if ended.is_set():
         return
     if code == 0:
@@ -197,4 +209,5 @@ def _read_and_differentiate(linear: nn.Linear, computed: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     carry_out(pickle.loads(Path(sys.argv[1]).read_bytes()))

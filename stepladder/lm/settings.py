@@ -14,6 +14,8 @@ MemoryShare = Annotated[float, Gt(0), Le(1)]
 """Share of the memory of a GPU, in (0, 1]."""
 LearningRate = Literal["linear", "cosine", "constant"]
 """Schedules of the learning rate."""
+CHUNK_BYTES = 1 << 30
+"""Bytes of the float32 logits that exist at once in a training; more than that is cut into chunks (``chunked_head.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,8 @@ class StageSettings:
     """Recompute activations in the backward pass: less memory, about a third slower."""
     compile: bool = True
     """On a GPU with packed rows, compile the layers in a process of its own while the training already runs, and go on with them once they
-    are ready. Losses differ by rounding from then on. It has no effect on a CPU, with several processes, or with weights in 4 bits."""
+    are ready. Losses differ by rounding from then on. With several processes, each compiles its attention alone, at its first use. It has
+    no effect on a CPU, or on one GPU with weights in 4 bits."""
     checkpoint_every: Natural = 0
     """Updates between checkpoints, >= 0. A killed training continues from the last one; with 0 there are none, and it starts over."""
     keep_checkpoints: Count = 2

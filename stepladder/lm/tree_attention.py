@@ -2,8 +2,8 @@
 
 Attention follows the tree. sdpa (eager if scores are bounded) with an additive mask runs everywhere. FlexAttention with a block mask skips
 empty blocks and never writes out a mask, but takes a minute to compile: on CUDA, models that it supports use it from the moment at which
-``compilation.py`` has their layers compiled. Layers with a sliding window get a mask of their own, in which distance is counted along the
-path. Models of other kinds (``families.py``), or without position ids, can do neither:
+``compilation.py`` has their layers compiled, and with several processes from the start. Layers with a sliding window get a mask of their
+own, in which distance is counted along the path. Models of other kinds (``families.py``), or without position ids, can do neither:
 ``check_tree_attention`` says why not, and the trainers train them on separate paths.
 
 Axes: B rows, T columns, C columns with logits, V outputs (vocabulary, or one score).
@@ -74,7 +74,7 @@ def check_tree_attention(model: PreTrainedModel, *, longest: int) -> None:
 
 
 compiled_layers: WeakKeyDictionary[nn.Module, dict[nn.Module, Callable[..., Any]]] = WeakKeyDictionary()
-"""The compiled calls of the layers of the models that have them; ``compilation.py`` fills it."""
+"""The compiled calls of the layers of models that use FlexAttention; none of them if it alone is compiled, which transformers does."""
 
 
 def _attend(
@@ -116,8 +116,18 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def takes_one_row(model: nn.Module) -> bool:
-    """Say whether the model's layers are compiled: then all trees of a pass best stand in one row, else in narrow ones."""
+    """Say whether the model uses FlexAttention now: then all trees of a pass best stand in one row, else in narrow ones."""
     return core_model(model) in compiled_layers
+
+
+@contextmanager
+def blocks_alone(core: PreTrainedModel) -> Iterator[None]:
+    """Let the model use FlexAttention from its first pass on while the block runs, with layers that are not compiled."""
+    compiled_layers[core] = {}
+    try:
+        yield
+    finally:
+        del compiled_layers[core]
 
 
 def can_flex(model: PreTrainedModel) -> bool:

@@ -6,7 +6,7 @@ a weight.
 
 from typing import Any, NamedTuple
 
-from stepladder.lm.settings import StageSettings
+from stepladder.lm.settings import CHUNK_BYTES, StageSettings
 
 FLOAT32_BYTES, HALF_BYTES = 4, 2
 _NAMED_BYTES = {"float32": FLOAT32_BYTES, "bfloat16": HALF_BYTES, "float16": HALF_BYTES, "float64": 8}
@@ -76,25 +76,27 @@ def cache_memory(shape: ModelShape, *, rows: int, tokens: int, value_bytes: int)
     return rows * tokens * 2 * shape.layers * shape.keys * value_bytes
 
 
-def training_memory(shape: ModelShape, stage: StageSettings, *, row_tokens: int, has_head: bool) -> int:
+def training_memory(shape: ModelShape, stage: StageSettings, *, row_tokens: int, has_head: bool, on_gpu: bool) -> int:
     """Return the bytes that a training takes at least: with one row in a forward pass.
 
         weights, gradients, AdamW: 16 P, with adapters b P + 16 P_adapters
         activations: row_tokens * L * 17 d * b, with gradient checkpointing row_tokens * (L + 17) * d * b
-        logits and their gradient: row_tokens * V * 8, for a policy
+        logits and their gradient: 2 * min(row_tokens * V * 4, 1 GiB), for a policy; chunks of them are made again for the gradient
 
     Args:
         shape: The model.
         stage: The settings of the training.
         row_tokens: Tokens of the row.
         has_head: Whether a small head replaces the vocabulary, as in a PRM.
+        on_gpu: Whether it runs on a GPU, where trainings compute in bfloat16 unless the settings say otherwise.
 
     Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", equation 1: 34 bytes per token, width
         and layer at two bytes a value. We leave out its term for attention scores, which fused attention does not keep.
     """
-    computed = HALF_BYTES if stage.bf16 else FLOAT32_BYTES
+    in_half = on_gpu if stage.bf16 is None else stage.bf16
+    computed = HALF_BYTES if in_half else FLOAT32_BYTES
     layers = shape.layers + _ACTIVATION_VALUES if stage.gradient_checkpointing else shape.layers * _ACTIVATION_VALUES
-    logits = 0 if has_head else row_tokens * shape.vocabulary * FLOAT32_BYTES * _LOGIT_COPIES
+    logits = 0 if has_head else min(row_tokens * shape.vocabulary * FLOAT32_BYTES, CHUNK_BYTES) * _LOGIT_COPIES
     return _weights_and_optimiser(shape, stage) + row_tokens * layers * shape.width * computed + logits
 
 

@@ -299,11 +299,11 @@ def training_needs(config: Config, policy: str) -> list[Need]:
     # A model that accelerate spreads over GPUs needs what its plan says.
     if shape is None or config.training.accelerate_config is not None:
         return []
-    there = device_memory(config.policy.device)
+    there, on_gpu = device_memory(config.policy.device), uses_gpu(config.policy.device)
     needs = []
     for name, stage, model in _trainings(config, shape):
         tokens = min(stage.row_tokens if stage.packed else solution_tokens(config), context_of(config, policy))
-        needed = training_memory(model, stage, row_tokens=tokens, has_head=name == "prm.train")
+        needed = training_memory(model, stage, row_tokens=tokens, has_head=name == "prm.train", on_gpu=on_gpu)
         remedy = f"set {name}.lora, or spread the model over GPUs (training.accelerate_config), or take a smaller one"
         needs.append(Need(name, needed, needed, there, remedy))
     return needs

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepladder.lm import chunked_head, completions
 from stepladder.lm.chunked_head import Head, choice_logps, head_left_out, head_of
@@ -130,7 +131,7 @@ def test_a_head_that_is_no_plain_layer_stays_in_the_model() -> None:
     model = family_model("qwen2")
     found = head_of(model)
     assert found is not None and found.linear is model.get_output_embeddings()
-    own = found.linear.forward = lambda hidden: hidden
+    own = found.linear.forward = lambda input: input
     with head_left_out(found) as kept:
         assert found.linear(torch.ones(1, 2, 3)).shape == (1, 2, 1)
     assert found.linear.forward is own and kept[0].hidden.shape == (1, 2, 3) and kept[0].computed == torch.float32
@@ -139,7 +140,7 @@ def test_a_head_that_is_no_plain_layer_stays_in_the_model() -> None:
     assert head_of(nn.Sequential(family_model("qwen2"))[0]) is not None
 
 
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+class Largest(TorchDispatchMode):
     """Notes the bytes of the largest tensor that an operation makes."""
 
     bytes_made = 0

@@ -2,9 +2,11 @@
 
 import logging
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from stepladder.lm import chunked_head, compilation
 from stepladder.lm import tree_attention as attention
 from stepladder.lm.compilation import compiling, order_for, use
 from stepladder.lm.settings import TrainSettings
+from stepladder.lm.side_process import start
 from tests.families import family_model
 
 # Tracing warns about torch's own code.
@@ -92,7 +96,44 @@ def test_layers_are_compiled_once_the_process_succeeded(code: int, tmp_path: Pat
     assert caplog.text.count("exit code 3: no compiler here") == (code == 3)
     use(model, on=False)
     ended.set()
-    compilation._use_when_done(model, subprocess.Popen([sys.executable, "-c", ""]), log, ended)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    compilation._use_when_done(model, process, log, ended)
+    assert not attention.takes_one_row(model)
+
+
+def test_several_processes_attend_by_blocks_from_the_start(counter: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compiles FlexAttention alone, for layers as they are, and gives the values and gradients of a dense mask."""
+    monkeypatch.setattr(compilation, "_several_processes", lambda: True)
+    monkeypatch.setattr(compilation, "can_flex", lambda _: True)
+    monkeypatch.setattr(compilation, "start", lambda *_, **__: pytest.fail("no process is to be started"))
+    # The compiled function is kept for good; what this test compiles is nothing to others.
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    model = family_model("gemma 3").train()
+    found = []
+    with attention.tree_attention(model):
+        for settings in (TrainSettings(compile=False), TrainSettings()):
+            with compiling(model, settings):
+                assert attention.takes_one_row(model) == settings.compile
+                logits = attention.run_rows(model, inputs_of(300))[:, :300]
+            logits.square().mean().backward()
+            found.append((logits.detach(), model.model.layers[0].self_attn.q_proj.weight.grad.clone()))  # pyright: ignore
+            model.zero_grad()
+    assert counter.frame_count > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert not attention.takes_one_row(model)
+
+
+def test_the_end_of_a_training_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the training fails, and without waiting for what the process does."""
+    model, started = family_model("qwen2"), []
+    monkeypatch.setattr(compilation, "_worth_it", lambda *_: True)
+    monkeypatch.setattr(compilation, "_command", lambda _: ["-c", "import time; time.sleep(100)"])
+    monkeypatch.setattr(compilation, "start", lambda *args, **named: started.append(start(*args, **named)) or started[-1])
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="out of rows"), compiling(model, TrainSettings()):
+        raise ValueError("out of rows")
+    assert started[0].returncode == -signal.SIGKILL and time.monotonic() - begin < 50
     assert not attention.takes_one_row(model)
 
 

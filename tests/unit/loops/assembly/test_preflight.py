@@ -37,19 +37,38 @@ def test_bytes_of_a_weight(dtype, on_gpu, expected):
 def test_training_memory_by_hand():
     """Ten tokens through two layers, eight wide, ten tokens of vocabulary."""
     # 16 * 1000 + 10 * 2 * 17 * 8 * 4 + 10 * 10 * 8 = 16,000 + 10,880 + 800
-    assert training_memory(SHAPE, StageSettings(), row_tokens=10, has_head=False) == 27_680
+    assert training_memory(SHAPE, StageSettings(), row_tokens=10, has_head=False, on_gpu=False) == 27_680
     # A PRM has no logits of the vocabulary; bfloat16 halves the activations.
-    assert training_memory(SHAPE, StageSettings(bf16=True), row_tokens=10, has_head=True) == 16_000 + 5_440
+    assert training_memory(SHAPE, StageSettings(bf16=True), row_tokens=10, has_head=True, on_gpu=False) == 16_000 + 5_440
     # Checkpointing: 10 * (2 + 17) * 8 * 4 = 6,080
-    assert training_memory(SHAPE, StageSettings(gradient_checkpointing=True), row_tokens=10, has_head=True) == 16_000 + 6_080
+    assert training_memory(SHAPE, StageSettings(gradient_checkpointing=True), row_tokens=10, has_head=True, on_gpu=False) == 16_000 + 6_080
+
+
+def test_trainings_on_a_gpu_compute_in_bfloat16():
+    """Unless the settings say otherwise; activations then take half: 16,000 + 10 * 2 * 17 * 8 * 2."""
+    assert training_memory(SHAPE, StageSettings(), row_tokens=10, has_head=True, on_gpu=True) == 16_000 + 5_440
+    assert training_memory(SHAPE, StageSettings(bf16=False), row_tokens=10, has_head=True, on_gpu=True) == 16_000 + 10_880
+
+
+def test_logits_take_two_gibibytes_at_most():
+    """A row of 2,048 tokens has 2,048 * 262,144 * 4 = 2^31 bytes of logits, of which 2^30 exist at once, and as many of their gradient."""
+    shape = SHAPE._replace(vocabulary=262_144)
+    body = training_memory(shape, StageSettings(), row_tokens=2048, has_head=True, on_gpu=False)
+    assert training_memory(shape, StageSettings(), row_tokens=2048, has_head=False, on_gpu=False) == body + 2**31
+    # 100 tokens: 100 * 262,144 * 8.
+    body = training_memory(shape, StageSettings(), row_tokens=100, has_head=True, on_gpu=False)
+    assert training_memory(shape, StageSettings(), row_tokens=100, has_head=False, on_gpu=False) == body + 209_715_200
 
 
 def test_adapters_need_less():
     """The frozen weights in their own type, and 16 bytes for each weight of rank 3 on the sides of seven linear layers."""
     # q and o: 2 * (8 + 8) = 32; k and v: 2 * (8 + 4) = 24; gate, up, down: 3 * (8 + 16) = 72; together 128 a layer.
     adapters = 16 * 3 * 2 * 128
-    assert training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3)), row_tokens=0, has_head=True) == 2 * 1000 + adapters
-    assert training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3, four_bit=True)), row_tokens=0, has_head=True) == 500 + adapters
+    assert training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3)), row_tokens=0, has_head=True, on_gpu=False) == 2 * 1000 + adapters
+    assert (
+        training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3, four_bit=True)), row_tokens=0, has_head=True, on_gpu=False)
+        == 500 + adapters
+    )
 
 
 def test_checkpoints_take_disk():
