@@ -27,6 +27,8 @@ from stepladder.commands.comparison_cells import check_failures, fill_cells, rea
 from stepladder.data.metrics import answers as metrics
 from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text, read_json
+from stepladder.hub import local_directory
+from stepladder.lm.flops import ModelFlops, flops_of_files
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
 from stepladder.loops.config.run import Config
@@ -43,6 +45,7 @@ from stepladder.loops.runs.comparison_results import (
     ProblemsFacts,
 )
 from stepladder.loops.runs.directory import software
+from stepladder.loops.runs.flops import SearchFlops
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import WorkerPool, worker_pool
 from stepladder.types import LabelledProblem
@@ -70,7 +73,7 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
     else:
         fill_cells(comparison, pool, display)
     check_failures(comparison, display)
-    results = _results(comparison, facts)
+    results = _results(comparison, facts, _flops(comparison))
     atomic_write_text(comparison.out / "results.json", json.dumps(results.to_dict()) + "\n")
     return results
 
@@ -154,7 +157,20 @@ def _model_hash(source: str) -> str:
     return state.hexdigest()
 
 
-def _results(comparison: Comparison, facts: ComparisonFacts) -> ComparisonResults:
+def _flops(comparison: Comparison) -> SearchFlops:
+    """Return the costs of the models; those of a model that is not on this machine are not known."""
+
+    def known(source: str) -> ModelFlops | None:
+        directory = local_directory(source)
+        # A PRM may be a head on the policy's body, without a model of its own.
+        if directory is None or not (directory / "config.json").is_file():
+            return None
+        return flops_of_files(source, trust_remote_code=comparison.config.policy.trust_remote_code)
+
+    return SearchFlops(policy=known(comparison.policy), prm=known(comparison.prm[0]) if len(comparison.prm) == 1 else None)
+
+
+def _results(comparison: Comparison, facts: ComparisonFacts, flops: SearchFlops) -> ComparisonResults:
     """Return the figures of every method and budget, and the outcome of every search."""
     shares: dict[tuple[str, int | None], list[float]] = {}
     figures: list[MethodFigures] = []
@@ -166,7 +182,7 @@ def _results(comparison: Comparison, facts: ComparisonFacts) -> ComparisonResult
             shards = [read_cell(comparison, cell) for cell in cells]
             shares[contender.label, tokens] = _shares(shards)
             rival = None if contender.label == baseline or baseline is None else shares.get((baseline, tokens))
-            figures.append(_figures(contender, tokens, shards, rival))
+            figures.append(_figures(contender, tokens, shards, rival, flops))
             outcomes += [outcome for cell, read in zip(cells, shards, strict=True) for outcome in _outcomes(cell, read)]
     return ComparisonResults(
         facts=facts,
@@ -204,7 +220,13 @@ def _shares(cells: Sequence[Sequence[CellShard]]) -> list[float]:
     return [float(np.mean([row.correct for row in tries])) for tries in tries_by_problem]
 
 
-def _figures(contender: Contender, tokens: int | None, cells: Sequence[Sequence[CellShard]], baseline: list[float] | None) -> MethodFigures:
+def _figures(
+    contender: Contender,
+    tokens: int | None,
+    cells: Sequence[Sequence[CellShard]],
+    baseline: list[float] | None,
+    flops: SearchFlops,
+) -> MethodFigures:
     """Return the figures of one method at one budget over its seeds.
 
     Args:
@@ -212,10 +234,13 @@ def _figures(contender: Contender, tokens: int | None, cells: Sequence[Sequence[
         tokens: The budget.
         cells: The shards of each seed.
         baseline: Share of right answers of each problem with the method that it is set against; None without one.
+        flops: Costs of the models.
     """
     shares, rows = _shares(cells), [row for shards in cells for row in _rows(shards)]
     costs = CellCosts.sum([shard.costs for shards in cells for shard in shards])
-    generated = float(np.mean([row.generated_tokens for row in rows]))
+    sampled = sum(row.generated_tokens for row in rows)
+    operations = flops.of(forwarded=costs.policy_forwarded, sampled=sampled, prm_forwarded=costs.prm_forwarded)
+    generated = sampled / len(rows)
     within = float(np.mean([row.generated_tokens if tokens is None else min(row.generated_tokens, tokens) for row in rows]))
     # The generator resamples problems for an interval only; its seed is fixed so that the same rows give the same figures.
     paired = None if baseline is None else metrics.paired_difference(baseline, shares, rng=np.random.default_rng(0))
@@ -239,4 +264,5 @@ def _figures(contender: Contender, tokens: int | None, cells: Sequence[Sequence[
         difference=None if paired is None else paired.difference,
         difference_interval=None if paired is None else paired.interval,
         credit=metrics.mean_credit([(row.correct, row.credit) for row in rows]),
+        flops=None if operations is None else operations / len(rows),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from stepladder.interfaces import ScoreRequest, ScoreResult, StepScorer
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.comparison_results import CellCosts, CellFacts, CellRow, CellShard
+from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.loops.stages.context import Models
 from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
@@ -41,17 +42,20 @@ def compare_shard(
     """
     calls = None
     with open_shard(config, models, problems, method=method, budget=budget, out=out) as (engine, verifier, key_of):
-        if engine.scorer is not None:
-            engine.scorer = calls = _CountedScorer(engine.scorer)
+        if (scorer := engine.scorer) is not None:
+            engine.scorer = calls = _CountedScorer(scorer)
         results = run_engine(engine, problems, stage=stage)
         answers = [(result.problem_id, answer_within(result, method, budget.max_tokens, key_of)) for result in results]
         verdicts = verifier.grade(answers)
         rows = [_row(result, answer, verdict) for result, (_, answer), verdict in zip(results, answers, verdicts, strict=True)]
+        use = TokenUse.of(engine.policy, scorer, unique_tokens=sum(unique_tokens(result.tree) for result in results))
         costs = CellCosts(
             seconds=engine.stats.total_s,
             policy_seconds=engine.stats.policy_s,
             prm_seconds=engine.stats.scorer_s,
             prm_calls=calls.count if calls else 0,
+            policy_forwarded=use.forwarded_tokens,
+            prm_forwarded=0 if scorer is None else use.prm_forwarded_tokens,
         )
         write_failures(out, Failures.sum(result.failures for result in results))
         CellShard(facts=facts, rows=rows, costs=costs).save(out)

@@ -38,6 +38,30 @@ class ModelFlops:
         return (1 + BACKWARD) * self.forward(tokens, seen=seen, read=read)
 
 
+def flops_of_files(source: str, *, trust_remote_code: bool = False) -> ModelFlops | None:
+    """Return the costs of a language model from its configuration alone; None if transformers cannot build one from it.
+
+    Args:
+        source: Directory or hub id.
+        trust_remote_code: Whether code of the model may run.
+
+    Raises:
+        CheckpointError: If there is no such model, or it is damaged.
+    """
+    # Slow to import.
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stepladder.lm.loading import load_model_settings
+
+    config = load_model_settings(source, trust_remote_code=trust_remote_code)[0]
+    try:
+        with torch.device("meta"):
+            return flops_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+    except (AttributeError, ValueError):
+        return None
+
+
 def flops_of(model: Any) -> ModelFlops:
     """Return the costs of a transformers model. The head is its output layer, the body all other matrices but embeddings."""
     config = model.config.get_text_config()

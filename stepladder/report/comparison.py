@@ -170,6 +170,8 @@ def _notes(results: ComparisonResults) -> list[str]:
         )
     if any(entry.credit is not None for entry in results.figures):
         notes.append("Credit: the verifier's mean number at the largest budget, in per cent; right answers are those that pass.")
+    if any(entry.flops is not None for entry in results.figures):
+        notes.append("GFLOPs: 10^9 operations of the matrix products of policy and PRM, for the tokens that they forwarded.")
     if not results.facts.prm:
         notes.append("No PRM: methods that choose by score have nothing to choose by.")
     return notes
@@ -182,13 +184,23 @@ def _rows(results: ComparisonResults) -> tuple[list[str], list[list[str]]]:
     has_credit = any(entry.credit is not None for entry in results.figures)
     if has_credit:
         header.append("credit")
+    has_flops = any(entry.flops is not None for entry in results.figures)
+    if has_flops:
+        header.insert(header.index("seconds") + 1, "GFLOPs")
     rows = []
     for name, entries in _by_method(results):
         last = entries[-1]
         # A point has one accuracy for all budgets; it is in the first column that its tokens fit.
         at = {_column(entry, budgets): entry for entry in entries}
         accuracies = [_accuracy(at[budget]) if budget in at else "" for budget in budgets]
-        costs = [f"{last.tokens:,.0f}", charts.short_number(last.seconds), f"{last.prm_calls:.1f}", percent(last.answered)]
+        operations = [MISSING if last.flops is None else charts.short_number(last.flops / 1e9)] if has_flops else []
+        costs = [
+            f"{last.tokens:,.0f}",
+            charts.short_number(last.seconds),
+            *operations,
+            f"{last.prm_calls:.1f}",
+            percent(last.answered),
+        ]
         credit = [MISSING if last.credit is None else percent(last.credit)] if has_credit else []
         rows.append([name, *accuracies, *costs, *credit])
     return header, rows

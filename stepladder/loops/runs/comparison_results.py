@@ -12,6 +12,7 @@ from stepladder.data.metrics.answers import Interval
 from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.runs.json_records import CLOSED, record_of
+from stepladder.loops.runs.token_use import sum_known
 
 COMPARISON_SCHEMA_VERSION = 1
 """Version of the stored form of a comparison; another one is refused."""
@@ -148,6 +149,10 @@ class CellCosts:
     """Time of these in the PRM."""
     prm_calls: int
     """Requests to the PRM."""
+    policy_forwarded: int | None = None
+    """Tokens that went through the policy's model; None if its backend does not tell."""
+    prm_forwarded: int | None = None
+    """Tokens that went through the PRM, 0 without one; None if its backend does not tell."""
 
     @classmethod
     def sum(cls, parts: Sequence["CellCosts"]) -> "CellCosts":
@@ -157,6 +162,8 @@ class CellCosts:
             policy_seconds=sum(part.policy_seconds for part in parts),
             prm_seconds=sum(part.prm_seconds for part in parts),
             prm_calls=sum(part.prm_calls for part in parts),
+            policy_forwarded=sum_known(part.policy_forwarded for part in parts),
+            prm_forwarded=sum_known(part.prm_forwarded for part in parts),
         )
 
 
@@ -241,6 +248,8 @@ class MethodFigures:
     """Paired 95% interval of the difference, over problems."""
     credit: float | None = None
     """Mean of the verifier's numbers, in [0, 1]; None if it gives no partial credit."""
+    flops: float | None = None
+    """Floating-point operations of policy and PRM (``SearchFlops``); None if a model or its forwarded tokens are not known."""
 
 
 @with_config(CLOSED)

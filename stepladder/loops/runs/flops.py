@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import with_config
 
 from stepladder.files import reading
+from stepladder.lm.flops import ModelFlops
 from stepladder.loops.runs.json_records import CLOSED
 
 FORWARD, TRAINING = 2, 6
@@ -32,6 +33,35 @@ class FlopFigures:
     """Operations of the search as it was; None if the backend does not tell."""
     training: float
     """Operations of the policy's trainings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchFlops:
+    """Costs of the models of searches."""
+
+    policy: ModelFlops | None
+    """Those of the policy; None if its shape is not known."""
+    prm: ModelFlops | None
+    """Those of the PRM's body; None if its shape is not known, or it is an ensemble."""
+
+    def of(self, *, forwarded: int | None, sampled: int, prm_forwarded: int | None) -> float | None:
+        """Return the operations of searches; None if a model or a count is not known.
+
+            policy: 2 body forwarded + 2 head sampled
+            PRM: 2 body prm_forwarded
+
+        Attention over the context is left out, because backends do not count it, and so are the few outputs of the PRM.
+
+        Args:
+            forwarded: Tokens that went through the policy's model.
+            sampled: Tokens sampled: only these, and not the tokens of prefixes, need the policy's head.
+            prm_forwarded: Tokens that went through the PRM; 0 without one.
+        """
+        if self.policy is None or forwarded is None or prm_forwarded is None:
+            return None
+        if self.prm is None:
+            return None if prm_forwarded else self.policy.forward(forwarded, read=sampled)
+        return self.policy.forward(forwarded, read=sampled) + self.prm.forward(prm_forwarded, read=0)
 
 
 def count_parameters(model: Path) -> int | None:

@@ -65,10 +65,10 @@ class TokenUse:
         """Add the counts of several searches; one that a part does not have is None."""
         return cls(
             unique_tokens=sum(part.unique_tokens for part in parts),
-            forwarded_tokens=_sum(part.forwarded_tokens for part in parts),
-            prefix_tokens=_sum(part.prefix_tokens for part in parts),
-            cached_tokens=_sum(part.cached_tokens for part in parts),
-            prm_forwarded_tokens=_sum(part.prm_forwarded_tokens for part in parts),
+            forwarded_tokens=sum_known(part.forwarded_tokens for part in parts),
+            prefix_tokens=sum_known(part.prefix_tokens for part in parts),
+            cached_tokens=sum_known(part.cached_tokens for part in parts),
+            prm_forwarded_tokens=sum_known(part.prm_forwarded_tokens for part in parts),
         )
 
     @property
@@ -126,7 +126,8 @@ def use_path(shard: Path) -> Path:
     return shard.with_suffix(".tokens.json")
 
 
-def _sum(counts: Iterable[_Count]) -> _Count:
+def sum_known(counts: Iterable[_Count]) -> _Count:
+    """Return the sum of counts; None if one of them is."""
     total = 0
     for count in counts:
         if count is None:

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
+from stepladder.commands import compare as compare_module
 from stepladder.commands.compare import run_comparison
 from stepladder.commands.comparison import Comparison, read_budgets, read_contenders, resolve_comparison
 from stepladder.data.metrics.answers import Interval
 from stepladder.errors import BackendError, CheckpointError, ConfigError
+from stepladder.interfaces import TokenCounts
+from stepladder.lm.flops import ModelFlops
 from stepladder.loops.assembly import search
 from stepladder.loops.assembly.search import token_simulations
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.flops import SearchFlops
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.stages.graded_rows import answer_within
 from stepladder.mcts.engine import SearchEngine
@@ -430,6 +434,26 @@ def test_partial_credit_has_a_column(world, tmp_path):
     assert header.endswith("| answered | credit |") and float(first.split("|")[-2]) == pytest.approx(100 * shown, abs=0.06)
     assert "mean number at the largest budget" in render_page(results)
     assert all(figures.credit is None for figures in compare(tmp_path / "plain", ["majority"], num_seeds=1).figures)
+
+
+def test_operations_have_a_column(world, tmp_path, monkeypatch):
+    """Majority samples 24 tokens a problem. Its one shard of six problems forwards 100 tokens, and 30 through the PRM."""
+    counts = TokenCounts(prefix_tokens=0, cached_tokens=0, generated_tokens=0, forwarded_tokens=100)
+    monkeypatch.setattr(ScriptedPolicy, "token_counts", counts, raising=False)
+    monkeypatch.setattr(TableScorer, "forwarded_tokens", 30, raising=False)
+    policy, prm = ModelFlops(body=10**9, head=10**8, attention=7), ModelFlops(body=10**7, head=10**6, attention=7)
+    monkeypatch.setattr(compare_module, "_flops", lambda _: SearchFlops(policy=policy, prm=prm))
+    results = compare(tmp_path / "out", ["majority"], budgets=[20], num_seeds=1, run={"shard_size": 6})
+    # (2 * 10^9 * 100 + 2 * 10^7 * 30) / 6 + 2 * 10^8 * 24 = 33.43e9 + 4.8e9
+    assert results.figures[0].flops == pytest.approx((2e11 + 6e8) / 6 + 4.8e9)
+    header, _, *rows = render_markdown(results).splitlines()
+    assert "| seconds | GFLOPs |" in header
+    (row,) = (row for row in rows if row.startswith("| majority"))
+    assert row.split("|")[header.split("|").index(" GFLOPs ")].strip() == "38.2"
+    assert "10^9 operations" in render_page(results)
+    monkeypatch.setattr(compare_module, "_flops", lambda _: SearchFlops(policy=policy, prm=None))
+    unknown = compare(tmp_path / "out", ["majority"], budgets=[20], num_seeds=1, run={"shard_size": 6})
+    assert unknown.figures[0].flops is None and "GFLOPs" not in render_markdown(unknown)
 
 
 def test_two_dozen_methods_are_drawn_six_to_a_panel(world, tmp_path):

@@ -1,9 +1,11 @@
 """Floating-point operations of a forward pass: counted by hand, and by torch."""
 
+from pathlib import Path
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepladder.lm.flops import ModelFlops, flops_of
+from stepladder.lm.flops import ModelFlops, flops_of, flops_of_files
 from tests.families import family_model
 
 
@@ -21,3 +23,11 @@ def test_torch_counts_the_same() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.arange(3, 10)[None])
     assert counter.get_total_flops() == flops_of(model).forward(7, seen=49)
+
+
+def test_a_configuration_is_enough(tmp_path: Path) -> None:
+    """No weights are read: the directory has none. Tied embeddings are the head, and no part of the body."""
+    for name in ("qwen2", "gemma 3"):
+        model = family_model(name)
+        model.config.save_pretrained(tmp_path / name)
+        assert flops_of_files(str(tmp_path / name)) == flops_of(model)
