@@ -1,6 +1,6 @@
 """Training on a GPU: seconds to the first update, tokens per second, share of the peak, and TRL's DPOTrainer on the same pairs.
 
-    python -m benchmarks.gpu_training              what ``python -m benchmarks.packing --gpu`` runs; at most three minutes
+    python -m benchmarks.gpu_training              what ``python -m benchmarks.packing --gpu`` runs; about three minutes
     python -m benchmarks.gpu_training --device cpu --small      the same parts on a CPU with a tiny model, to see that they work
 
 The model has Qwen2.5-0.5B's shape and random weights. Pairs are those of trees of depth 8 and branching 4 with 128 tokens of prompt and

@@ -31,9 +31,11 @@ def start(command: Sequence[str], *, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process of ``start`` and all that it started, and wait a few seconds at most."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process of ``start`` that still runs, and all that it started, and wait a few seconds at most."""
+    # The number of a process that has ended may be that of another one by now.
+    if process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE_S)
     if process.stdin is not None:
