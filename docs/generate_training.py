@@ -111,7 +111,8 @@ can become a trace, whatever the search. If a round solves problems and the rule
 and `random` is plain rejection sampling.
 
 The solutions that `prm.rollouts` samples are graded. The policy's rows of the next round are made of them, too, or those of the same round
-with `prm.when = "before-search"`; `labels.rollouts = false` leaves them to the PRM. `labels.replay = 0.3` makes three in ten SFT rows of every round solved examples of `warmup.solutions`.
+with `prm.when = "before-search"`; `labels.rollouts = false` leaves them to the PRM. `labels.replay = 0.3` makes three in ten SFT rows of every round solved examples of `warmup.solutions`, other ones in
+every pass over the round's few solutions, so that the policy does not forget what the warm-up taught.
 """
 
 

@@ -13,6 +13,16 @@ GROUPED_UPDATES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """The last rows of a training. A pass takes some of them: all come in turn, in random order, before any comes twice."""
+
+    first: int
+    """Index of the first of these rows."""
+    per_pass: int
+    """Rows that a pass takes, >= 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
     """The rows of every forward pass."""
 
@@ -44,6 +54,7 @@ def batch_schedule(
     groups: Sequence[Sequence[int]] | None = None,
     together: int | None = None,
     num_processes: int = 1,
+    pool: Pool | None = None,
 ) -> Schedule:
     """Cut a stream of permutations of the rows into updates of equal size.
 
@@ -69,17 +80,22 @@ def batch_schedule(
         together: Rows of a group that follow one another at most, >= 1; a larger group comes in several runs at different places, cut at
             other rows in every pass. None keeps groups whole.
         num_processes: Processes that share every update, >= 1; each gets about the same number of rows.
+        pool: The last rows, if a pass takes only some of them, other ones each time; their groups do not matter. None takes all rows in
+            every pass.
 
     Returns:
         The schedule. Within an update the longest rows come first, so that a lack of memory shows at once. Groups keep their order.
     """
-    num_rows = len(lengths)
+    num_rows = len(lengths) if pool is None else pool.first + pool.per_pass
     size = min(batch_size, num_rows)
     # A product like 0.1 * 30 may come out just above a whole number; that must not cost an update.
     updates = max(1, math.ceil(epochs * num_rows / size - 1e-9))
     updates = num_updates or min(updates, max_updates or updates)
     rng = np.random.default_rng(derive_seed(seed, "rows"))
-    stream = _row_stream(num_rows, updates * size, groups=groups, together=together, rng=rng)
+    if pool is None:
+        stream = _row_stream(num_rows, updates * size, groups=groups, together=together, rng=rng)
+    else:
+        stream = _pooled_stream(pool, len(lengths), updates * size, groups=groups, together=together, rng=rng)
     if group_by_length and groups is None:
         stream = _grouped(stream, np.asarray(lengths), size=size, window=max(1, min(GROUPED_UPDATES, num_rows // size)) * size, rng=rng)
     # From here on only positions in the stream are cut: the stream alone decides which rows come when, for any number of processes.
@@ -111,6 +127,32 @@ def _row_stream(
     """Return ``length`` row indices: permutations of all rows, one after another."""
     passes = math.ceil(length / num_rows)
     return np.concatenate([_permutation(num_rows, groups, together, rng) for _ in range(passes)])[:length]
+
+
+def _pooled_stream(
+    pool: Pool,
+    num_rows: int,
+    length: int,
+    *,
+    groups: Sequence[Sequence[int]] | None,
+    together: int | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return ``length`` row indices: permutations of the rows before the pool and the next ones of the pool, one after another."""
+    passes = math.ceil(length / (pool.first + pool.per_pass))
+    size = num_rows - pool.first
+    rounds = math.ceil(passes * pool.per_pass / size) if size else 0
+    drawn = pool.first + np.concatenate([np.zeros(0, dtype=np.int64), *(rng.permutation(size) for _ in range(rounds))])
+    kept = [[row] for row in range(pool.first)] if groups is None else [each for group in groups if (each := _before(group, pool.first))]
+    stream = []
+    for number in range(passes):
+        fresh = [[int(row)] for row in drawn[number * pool.per_pass : (number + 1) * pool.per_pass]]
+        stream.append(_permutation(pool.first + len(fresh), [*kept, *fresh], together, rng))
+    return np.concatenate(stream)[:length]
+
+
+def _before(group: Sequence[int], first: int) -> list[int]:
+    return [row for row in group if row < first]
 
 
 def _empty_shares(shares: list[list[int]]) -> frozenset[int]:

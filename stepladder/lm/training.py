@@ -44,11 +44,11 @@ from stepladder.lm.loading import FORMAT_FILE, computes_in_bf16, quiet, resolve_
 from stepladder.lm.memory import memory_explained
 from stepladder.lm.packing import PackedPass, PackedRow, group_rows, pack_rows
 from stepladder.lm.processes import fill, this_process, whole_model
-from stepladder.lm.schedule import Schedule, batch_schedule
+from stepladder.lm.schedule import Pool, Schedule, batch_schedule
 from stepladder.lm.settings import TrainSettings
 from stepladder.lm.trackers import check_trackers
 from stepladder.lm.trainer import FINISHED_FILE, Batch, Collate, Objective, ObjectiveTrainer, Plan, ProgressCallback, Watch
-from stepladder.lm.training_rows import Row
+from stepladder.lm.training_rows import Replay, Row
 from stepladder.lm.tree_attention import ONE_ROW, check_tree_attention, core_model, takes_one_row, tree_attention
 from stepladder.types import derive_seed
 
@@ -130,6 +130,7 @@ def run_training(
     save: Callable[[PreTrainedModel, Path], None],
     on_progress: ProgressCallback | None = None,
     dropped: dict[str, int] | None = None,
+    replay: Replay[Any] | None = None,
 ) -> TrainReport:
     """Train a model on rows and save it to ``out_dir``, completely or not at all.
 
@@ -148,6 +149,7 @@ def run_training(
         save: Writes the trained model, with merged adapters, to a given directory.
         on_progress: Called after every update.
         dropped: Counts of rows dropped earlier, by reason, for the report.
+        replay: Rows of the same kind to mix in; none of them is held out.
 
     Under a launcher every process makes this call with the same arguments; the first one writes.
 
@@ -163,12 +165,14 @@ def run_training(
     work = out_dir.with_name(f"{out_dir.name}.work")
     with here.main_process_first():
         checkpoint = newest_checkpoint(work, identity)
-    layout = packed_layout(model, rows, settings) if collate_packed else "paths"
+    mixed_in = [] if replay is None else replay.rows
+    layout = packed_layout(model, [*rows, *mixed_in], settings) if collate_packed else "paths"
     if collate_packed and layout == "trees":
         collate = packed_collate(model, collate_packed)
     kept, aside = split_held_out(rows, share=settings.held_out, seed=settings.seed)
     packed, num_processes = layout == "trees", here.num_processes
-    plan = plan_of(kept, settings, collate, packed=packed, num_processes=num_processes).plan
+    pool = None if replay is None else Pool(first=len(kept), per_pass=replay.per_pass(len(kept)))
+    plan, order = plan_of([*kept, *mixed_in], settings, collate, packed=packed, num_processes=num_processes, pool=pool)
     measured = None
     if aside:
         measured = plan_of(aside, _one_update(settings, len(aside)), collate, packed=packed, num_processes=num_processes).plan
@@ -200,7 +204,7 @@ def run_training(
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return TrainReport(
         updates=state.global_step,
-        rows=len(kept),
+        rows=len({index for indices in order for index in indices}) if replay else len(kept),
         tokens=tokens[-1],
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -277,8 +281,10 @@ class Planned(NamedTuple):
     """Places of the rows of every forward pass."""
 
 
-def plan_of(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int = 1) -> Planned:
-    """Return the plan of some rows, at least one."""
+def plan_of(
+    rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, packed: bool, num_processes: int = 1, pool: Pool | None = None
+) -> Planned:
+    """Return the plan of some rows, at least one; every pass takes other ones of a pool."""
     schedule = batch_schedule(
         [row.length for row in rows],
         epochs=settings.epochs,
@@ -291,6 +297,7 @@ def plan_of(rows: Sequence[Any], settings: TrainSettings, collate: Collate, *, p
         together=max(1, settings.batch_size // settings.problems_per_update) if settings.problems_per_update > 1 else None,
         num_processes=num_processes,
         seed=settings.seed,
+        pool=pool,
     )
     if not packed:
         return Planned(Plan(rows=rows, schedule=schedule, collate=collate), schedule.micro_batches)

@@ -1,7 +1,8 @@
 """The row protocol of both trainers, and the checks and padding of rows."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -27,6 +28,23 @@ class Row(Protocol):
     def num_tokens(self) -> int:
         """Tokens forwarded for the row, not counting padding."""
         ...
+
+
+AnyT = TypeVar("AnyT")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay(Generic[AnyT]):
+    """Rows from elsewhere that are mixed into a training, other ones in every pass."""
+
+    rows: Sequence[AnyT]
+    """The rows, at least one."""
+    share: float
+    """Share of the rows of a pass that they are, in [0, 1)."""
+
+    def per_pass(self, num_rows: int) -> int:
+        """Return how many of them come to ``num_rows`` others, rounded to the nearest."""
+        return round(num_rows * self.share / (1 - self.share))
 
 
 def check_provenance(provenances: Iterable[Provenance], *, renderer_hash: str, what: str) -> None:

@@ -43,7 +43,7 @@ from stepladder.lm.training import (
     run_training,
     save_model,
 )
-from stepladder.lm.training_rows import check_ids, check_provenance, fit_context, vocabulary_size
+from stepladder.lm.training_rows import Replay, check_ids, check_provenance, fit_context, vocabulary_size
 from stepladder.policy.objectives import CompletionObjective, PreferenceObjective, WeightedCompletionObjective
 from stepladder.types import AdvantageRow, GradedRow, PreferencePair, SoftTarget, Trace
 
@@ -121,6 +121,7 @@ def train_sft(
     *,
     renderer_hash: str,
     soft_targets: Sequence[SoftTarget] = (),
+    replay: Replay[Trace] | None = None,
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
@@ -133,6 +134,7 @@ def train_sft(
         settings: Training settings.
         renderer_hash: Hash that every trace must carry.
         soft_targets: Steps to learn in proportion to their weights, beside the traces, whose weight is 1.
+        replay: Other solutions to mix in, so that the policy does not forget them.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -147,11 +149,16 @@ def train_sft(
             or all are longer than the model's context.
     """
     check_provenance((row.provenance for row in (*traces, *soft_targets)), renderer_hash=renderer_hash, what="traces")
+    if replay is not None:
+        check_provenance((row.provenance for row in replay.rows), renderer_hash=renderer_hash, what="replayed solutions")
     model = load_policy(model_dir, settings, trust_remote_code)
     save = saver(model_dir, trust_remote_code)
     dropped: dict[str, int] = {}
     made = completion_rows(traces, vocabulary=vocabulary_size(model)) + soft_rows(soft_targets, vocabulary=vocabulary_size(model))
     rows = fit_context(made, model, dropped, what="traces")
+    if replay is not None:
+        examples = completion_rows(replay.rows, vocabulary=vocabulary_size(model))
+        replay = replace(replay, rows=fit_context(examples, model, {}, what="replayed solutions"))
     return run_training(
         model,
         rows,
@@ -160,10 +167,11 @@ def train_sft(
         objective=WeightedCompletionObjective() if soft_targets else CompletionObjective(),
         settings=settings,
         out_dir=Path(out_dir),
-        identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows),
+        identity=identity_of(settings, task="sft", start=str(model_dir), rows=rows, replay=replay),
         save=save,
         on_progress=on_progress,
         dropped=dropped,
+        replay=replay,
     )
 
 

@@ -5,6 +5,7 @@ default the paths of a problem are merged into trees: one forward pass scores ev
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from stepladder.errors import ConfigError
 from stepladder.lm.loading import load_tokenizer, quiet
 from stepladder.lm.settings import TrainSettings
 from stepladder.lm.training import ProgressCallback, TrainReport, identity_of, load_options, run_training
-from stepladder.lm.training_rows import check_provenance, fit_context, vocabulary_size
+from stepladder.lm.training_rows import Replay, check_provenance, fit_context, vocabulary_size
 from stepladder.prm.new_models import initialise_prm, save_prm
 from stepladder.prm.objective import COMPARING, Loss, StepObjective, check_loss
 from stepladder.prm.probes import freeze_body, save_probe
@@ -42,6 +43,7 @@ def train_value(
     loss: Loss = "bce",
     supervise: Supervise = "step-end",
     head_from: str | Path | None = None,
+    replay: Replay[ValueRow] | None = None,
     trust_remote_code: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> TrainReport:
@@ -63,6 +65,7 @@ def train_value(
             ``listwise`` between all targets of a problem: means over the groups.
         supervise: Which tokens of a step learn its target; a comparing loss reads the last one only.
         head_from: Directory of an earlier probe whose head is trained on; None begins with a new one.
+        replay: Other paths to mix in, such as those of solved examples; not beside pairs.
         trust_remote_code: Run code that ships with a hub model.
         on_progress: Called after every update.
 
@@ -77,6 +80,8 @@ def train_value(
             dropping, or nothing can be compared.
     """
     check_provenance((row.provenance for row in rows), renderer_hash=renderer_hash, what="value rows")
+    if replay is not None:
+        check_provenance((row.provenance for row in replay.rows), renderer_hash=renderer_hash, what="replayed paths")
     _check_choices(rows, loss, supervise)
     if spec is not None:
         check_reads_tokens(spec)
@@ -97,6 +102,10 @@ def train_value(
     dropped: dict[str, int] = {}
     made = _made_rows(rows, loss, supervise, spec, vocabulary=vocabulary_size(model), dropped=dropped)
     made = fit_context(made, model, dropped, what="value rows")
+    if replay is not None:
+        examples = _made_rows(replay.rows, loss, supervise, spec, vocabulary=vocabulary_size(model), dropped={})
+        # A single path gives a comparing loss nothing to compare.
+        replay = replace(replay, rows=fit_context(examples, model, {}, what="replayed paths")) if examples else None
     tokenizer = load_tokenizer(init_dir, trust_remote_code=trust_remote_code)
     parts: dict[str, Any] = {"spec": spec, "source": init_dir, "tokenizer": tokenizer}
     return run_training(
@@ -107,10 +116,11 @@ def train_value(
         objective=objective,
         settings=settings,
         out_dir=Path(out_dir),
-        identity=identity_of(settings, task="value", start=str(head_from or init_dir), rows=made, objective=objective),
+        identity=identity_of(settings, task="value", start=str(head_from or init_dir), rows=made, objective=objective, replay=replay),
         save=partial(save_probe, **parts) if is_probe else partial(save_prm, **parts, trust_remote_code=trust_remote_code),
         on_progress=on_progress,
         dropped=dropped,
+        replay=replay,
     )
 
 

@@ -264,8 +264,9 @@ class LabelsConfig(Section):
     """Make the policy's rows of the graded samples of ``prm.rollouts``, too: those of the round before, or with ``prm.when`` =
     ``before-search`` those of the same round."""
     replay: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the SFT rows of every round that are solved examples of ``warmup.solutions``, in [0, 1). They are drawn at random, each once
-    before any comes twice."""
+    """Share of the SFT rows of every round that are solved examples of ``warmup.solutions``, in [0, 1). Every pass over the rows takes
+    other ones, at random, each once before any comes twice. A PRM with the loss ``implicit-*`` and a training of two heads at once take the
+    same ones in every pass."""
     traces_per_problem: int = Field(default=2, ge=1)
     """Correct solutions kept per problem for SFT, in the order of ``trace_by``."""
     trace_by: TraceOrder = TraceOrder.VALUE

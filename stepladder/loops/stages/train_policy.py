@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.labels.solution_traces import trace_from_solution
@@ -37,6 +37,9 @@ from stepladder.loops.stages.trainings import TrainingProgress, finished_trainin
 from stepladder.policy.prompts import PromptRenderer
 from stepladder.prm.sources import VALUE_HEAD_FOLDER
 from stepladder.types import Provenance, Trace, derive_seed
+
+if TYPE_CHECKING:
+    from stepladder.lm.training_rows import Replay
 
 
 def warm_up(context: RoundContext) -> PolicyTraining:
@@ -199,11 +202,12 @@ def train_on_solutions(
     renderer = build_renderer(config, start)
     report = train_sft(
         start,
-        _traces(config, renderer, traces, seed=seed),
+        TRACES.read(traces),
         out,
         train_settings(config.sft, seed=seed, config=config),
         renderer_hash=renderer.hash,
         soft_targets=SOFT_TARGETS.read(soft_targets),
+        replay=_replay(config, renderer),
         trust_remote_code=config.policy.trust_remote_code,
         on_progress=TrainingProgress(stage),
     )
@@ -233,9 +237,10 @@ def train_both_heads(
     spec = replace(
         new_prm_spec(section.loss, target=section.target.type, body="..", read=section.read or "before-end"), renderer_hash=renderer.hash
     )
+    rows, replay = TRACES.read(traces), _replay(config, renderer)
     report = train_two_heads(
         start,
-        _traces(config, renderer, traces, seed=seed),
+        rows if replay is None else rows + replayed(replay, num_rows=len(rows), seed=seed),
         VALUES.read(values),
         out,
         train_settings(config.sft, seed=seed, config=config),
@@ -253,14 +258,14 @@ def train_both_heads(
     return summary_of(report)
 
 
-def _traces(config: Config, renderer: PromptRenderer, shards: list[Path], *, seed: int) -> list[Trace]:
-    """Read traces, and add replayed solved examples."""
-    rows = TRACES.read(shards)
+def _replay(config: Config, renderer: PromptRenderer) -> "Replay[Trace] | None":
+    """Return the solved examples to mix in; None without any."""
+    from stepladder.lm.training_rows import Replay
+
     if not config.labels.replay:
-        return rows
+        return None
     assert config.warmup.solutions is not None, "checked before the run"
-    examples = _solved_examples(config, renderer, Path(config.warmup.solutions))
-    return rows + replayed(examples, num_rows=len(rows), share=config.labels.replay, seed=seed)
+    return Replay(rows=_solved_examples(config, renderer, Path(config.warmup.solutions)), share=config.labels.replay)
 
 
 def train_on_preferences(*, config: Config, start: str, base: str, rows: list[Path], out: Path, seed: int, stage: str) -> TrainingSummary:

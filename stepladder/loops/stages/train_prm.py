@@ -140,6 +140,7 @@ def train_prm_model(
         reference: Reference model of an implicit PRM, or the body of a probe, as its spec will name it.
         head_from: Directory of the probe whose head is trained on; None begins with a new one.
     """
+    from stepladder.lm.training_rows import Replay
     from stepladder.prm.implicit import train_implicit_on_pairs, train_implicit_on_tokens
     from stepladder.prm.value_training import train_value
 
@@ -149,10 +150,10 @@ def train_prm_model(
     renderer, trust = build_renderer(config, start), config.policy.trust_remote_code
     renderer_hash = renderer.hash
     values = [] if compares_steps(config) else balanced(_read(config, VALUES, rows, seed=seed), right_share=section.right_share)
+    replay = None
     if section.replay:
         assert config.warmup.solutions is not None, "checked before the run"
-        examples = example_values(config, renderer, Path(config.warmup.solutions))
-        values += replayed(examples, num_rows=len(values), share=section.replay, seed=seed)
+        replay = Replay(rows=example_values(config, renderer, Path(config.warmup.solutions)), share=section.replay)
     pairs = _read(config, STEP_PAIRS, rows, seed=seed) if compares_steps(config) else []
     spec = new_prm_spec(section.loss, target=section.target.type)
     common: dict[str, Any] = {
@@ -165,10 +166,16 @@ def train_prm_model(
             report = train_implicit_on_pairs(start, pairs, out, settings, spec=replace(spec, reference=reference), **common)
         elif isinstance(section.loss, ImplicitLoss):
             common["loss"] = section.loss.type
-            report = train_implicit_on_tokens(start, values, out, settings, spec=replace(spec, reference=reference), **common)
+            mixed = values if replay is None else values + replayed(replay, num_rows=len(values), seed=seed)
+            report = train_implicit_on_tokens(start, mixed, out, settings, spec=replace(spec, reference=reference), **common)
         else:
             # A start model has its own spec; the configuration sets that of a new head.
-            common |= {"loss": section.loss.type, "supervise": section.supervise, "head_from": head_from}
+            common |= {
+                "loss": section.loss.type,
+                "supervise": section.supervise,
+                "head_from": head_from,
+                "replay": None if pairs else replay,
+            }
             own = None if section.model is not None else _new_spec(section, reference)
             report = train_value(start, pairs or values, out, settings, spec=own, **common)
     except (BackendError, DataFormatError) as error:

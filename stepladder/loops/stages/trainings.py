@@ -18,6 +18,7 @@ from stepladder.types import derive_seed
 
 if TYPE_CHECKING:
     from stepladder.lm.training import TrainReport
+    from stepladder.lm.training_rows import Replay
 
 
 class _Summary(Protocol):
@@ -70,16 +71,15 @@ def summary_of(report: "TrainReport") -> TrainingSummary:
     return TrainingSummary(**{name: value for name, value in asdict(report).items() if name != "seconds"})
 
 
-def replayed(examples: Sequence[RowT], *, num_rows: int, share: float, seed: int) -> list[RowT]:
-    """Return solved examples that make up a share of all rows together with some others.
+def replayed(replay: "Replay[RowT]", *, num_rows: int, seed: int) -> list[RowT]:
+    """Return replayed rows for one pass, for trainings that take the same ones in every pass.
 
     Args:
-        examples: The rows of the solved examples, at least one.
+        replay: The rows and their share.
         num_rows: The other rows.
-        share: Share of the examples among all rows, in [0, 1); their number is rounded to the nearest.
-        seed: Seed of the draw. Each example is drawn once before any is drawn twice.
+        seed: Seed of the draw. Each row is drawn once before any is drawn twice.
     """
-    wanted = round(num_rows * share / (1 - share))
+    examples, wanted = replay.rows, replay.per_pass(num_rows)
     rng = np.random.default_rng(derive_seed(seed, "replay"))
     passes = [rng.permutation(len(examples)) for _ in range(math.ceil(wanted / len(examples)))]
     return [examples[index] for index in (np.concatenate(passes)[:wanted] if passes else [])]

@@ -20,10 +20,10 @@ from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFo
 from stepladder.lm.adapters import quantization
 from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
-from stepladder.lm.schedule import batch_schedule
+from stepladder.lm.schedule import Pool, batch_schedule
 from stepladder.lm.settings import LoraSettings, TrainSettings
 from stepladder.lm.training import split_held_out
-from stepladder.lm.training_rows import pad
+from stepladder.lm.training_rows import Replay, pad
 from stepladder.lm.tree_attention import logits_at
 from stepladder.policy.fine_tuning import completion_rows, train_sft
 from stepladder.types import Provenance, Trace
@@ -109,6 +109,34 @@ def test_updates_are_equal_whatever_the_rows(num_rows: int) -> None:
     assert len(seen) == 30 * min(4, num_rows)
     counts = [seen.count(row) for row in range(num_rows)]
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_pass_takes_other_rows_of_a_pool(grouped: bool) -> None:
+    """Six rows, two of them in one group, and a pool of four: passes of 6 + 2 rows. Three passes take each of the six three times.
+
+    Of the pool they take 3 * 2: all four rows in the first two passes, and two of them again in the third.
+    """
+    groups = [[0, 1], *([row] for row in range(2, 10))] if grouped else None
+    schedule = batch_schedule(
+        [1] * 10, epochs=3.0, batch_size=8, seed=0, groups=groups, group_by_length=False, pool=Pool(first=6, per_pass=2)
+    )
+    assert schedule.updates == 3
+    passes = np.concatenate(schedule.micro_batches).reshape(3, 8).tolist()
+    for rows in passes:
+        assert sorted(rows)[:6] == list(range(6))
+        if grouped:
+            assert abs(rows.index(0) - rows.index(1)) == 1
+    drawn = [[row for row in rows if row >= 6] for rows in passes]
+    assert sorted(drawn[0] + drawn[1]) == [6, 7, 8, 9]
+    assert len(set(drawn[2])) == 2
+
+
+def test_an_empty_share_of_a_pool_changes_nothing_but_the_draw() -> None:
+    """No row of the pool comes, and the others come once in every pass; a share of a quarter of four rows is one of them."""
+    schedule = batch_schedule([1] * 10, epochs=2.0, batch_size=3, seed=0, pool=Pool(first=6, per_pass=0))
+    assert np.bincount(np.concatenate(schedule.micro_batches)).tolist() == [2] * 6
+    assert [Replay(rows=[0], share=share).per_pass(3) for share in (0.0, 0.25, 0.5)] == [0, 1, 3]
 
 
 def test_grouping_saves_padding_and_keeps_rows() -> None:
@@ -200,6 +228,19 @@ def test_output_is_a_plain_model_directory(start: Path, tmp_path: Path) -> None:
     assert weights_digest(tmp_path / "out") != weights_digest(start)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert report.updates == 6 and report.rows == 12 and report.dropped_by_reason == {}
+
+
+def test_replayed_rows_are_others_in_every_pass(start: Path, tmp_path: Path) -> None:
+    """Four traces and as many of eight others a pass: two passes of 8 rows in updates of 4 learn from all twelve, and from 8 without."""
+    traces = random_traces()
+    replay = Replay(rows=traces[4:], share=0.5)
+    mixed = train_sft(start, traces[:4], tmp_path / "mixed", SETTINGS, renderer_hash=HASH, replay=replay)
+    fixed = train_sft(start, traces[:8], tmp_path / "fixed", SETTINGS, renderer_hash=HASH)
+    assert (mixed.updates, mixed.rows) == (4, 12)
+    assert (fixed.updates, fixed.rows) == (4, 8)
+    foreign = replace(traces[5], provenance=replace(PROVENANCE, renderer_hash="renderer-b"))
+    with pytest.raises(DataFormatError, match="replayed solutions: every row must come from renderer"):
+        train_sft(start, traces[:4], tmp_path / "x", SETTINGS, renderer_hash=HASH, replay=Replay(rows=[foreign], share=0.5))
 
 
 def test_an_existing_output_is_replaced(start: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForTokenClassification
 
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.lm.settings import LoraSettings, TrainSettings
+from stepladder.lm.training_rows import Replay
 from stepladder.prm.new_models import initialise_prm, transform_logits
 from stepladder.prm.objective import StepObjective
 from stepladder.prm.outputs import transform_outputs
@@ -142,6 +143,14 @@ def test_training_from_a_policy_repeats_byte_for_byte(policy: Path, tmp_path: Pa
         train_value(policy, toy_rows(16, seed=0), tmp_path / name, replace(SETTINGS, epochs=1.0), renderer_hash=HASH)
         torch.manual_seed(99)
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+
+
+def test_replayed_paths_are_mixed_in(policy: Path, tmp_path: Path) -> None:
+    """A third of every pass are other paths: two passes of 8 + 4 rows in updates of 8 learn from all sixteen."""
+    settings = replace(SETTINGS, epochs=2.0, batch_size=8)
+    replay = Replay(rows=toy_rows(8, seed=1), share=1 / 3)
+    report = train_value(policy, toy_rows(8, seed=0), tmp_path / "out", settings, renderer_hash=HASH, replay=replay)
+    assert (report.updates, report.rows) == (3, 16)
 
 
 def test_rows_that_cannot_be_used_are_counted(policy: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stepladder.data.store import write_trees
+from stepladder.lm.training_rows import Replay
 from stepladder.loops.config.run import Config
 from stepladder.loops.stages.kinds import ROLLOUTS, SOFT_TARGETS, TREES
 from stepladder.loops.stages.train_prm import balanced
@@ -110,13 +111,13 @@ def test_solved_examples_are_replayed_in_their_share() -> None:
         )
         for index in range(4)
     ]
-    drawn = replayed(examples, num_rows=6, share=1 / 3, seed=5)
+    drawn = replayed(Replay(rows=examples, share=1 / 3), num_rows=6, seed=5)
     assert len({row.problem_id for row in drawn}) == len(drawn) == 3
-    assert replayed(examples, num_rows=6, share=1 / 3, seed=5) == drawn
-    twice = [row.problem_id for row in replayed(examples, num_rows=6, share=0.5, seed=5)]
+    assert replayed(Replay(rows=examples, share=1 / 3), num_rows=6, seed=5) == drawn
+    twice = [row.problem_id for row in replayed(Replay(rows=examples, share=0.5), num_rows=6, seed=5)]
     assert {twice.count(name) for name in "0123"} == {1, 2}
     assert len(twice) == 6
-    assert replayed(examples, num_rows=6, share=0.0, seed=5) == []
+    assert replayed(Replay(rows=examples, share=0.0), num_rows=6, seed=5) == []
 
 
 @pytest.mark.parametrize(
