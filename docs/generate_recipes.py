@@ -33,15 +33,10 @@ the table `[embedded]` of the recipe goes over them. `--set` goes over all.
 
 To add a recipe, add a file. `make test-recipes` runs every file for two rounds on a tiny model, and fails if a stage had no data.
 
-Costs are those of the publications, on other hardware and other problems: they do not compare systems. This does, on glyph programs at
-equal generated tokens and equal updates; finished runs are kept, and a stopped call continues:
-
-<!-- not run: trains for hours -->
-```sh
-make systems                                        # all recipes, three seeds
-python -m benchmarks.systems --systems star,rest-mcts,step-q --seeds 0 --variants default,noisy --jobs 2
-python -m benchmarks.systems --tables               # what is finished so far
-```
+Costs are those of the publications, on other hardware and other problems: they do not compare systems. `make systems` does, on glyph
+programs at equal generated tokens and equal updates; finished runs are kept, and a stopped call continues.
+It runs all recipes with three seeds, `python -m benchmarks.systems --systems star,rest-mcts,step-q --seeds 0 --variants default,noisy --jobs 2` some of them. Both take hours.
+With `--tables` it prints what is finished so far.
 
 | recipe | what it does | cost |
 |---|---|---|

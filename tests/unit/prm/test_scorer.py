@@ -118,7 +118,7 @@ def test_specs_and_models_load_together_and_mistakes_are_named(tmp_path):
     loaded = load_step_scorer(tmp_path)
     assert _scores(loaded, [request]) == _scores(TransformersStepScorer(tiny_scorer()[0], spec), [request])
     (tmp_path / SPEC_FILE).write_text('{"schema_version": 4}')
-    with pytest.raises(CheckpointError, match="version 1 to 4"):
+    with pytest.raises(CheckpointError, match="version 1 to 5"):
         PRMSpec.load(tmp_path)
     (tmp_path / SPEC_FILE).write_text("[]")
     with pytest.raises(CheckpointError, match="JSON object"):
