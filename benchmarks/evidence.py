@@ -20,29 +20,25 @@ and the others go on. ``--tables`` prints the tables of the rounds that are fini
 """
 
 import argparse
-import shutil
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from rich.console import Console
 
+from benchmarks import many_runs
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import Cell, render
-from stepladder.commands.evolve import evolve
+from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.lm.loading import load_tokenizer
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import RunDir, load_run, open_run
-from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import Task, worker_pool
+from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.workers import Task
 from stepladder.prm.new_models import initialise_prm
 from stepladder.terminal import echo
 
@@ -171,23 +167,7 @@ def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] 
     overrides = [*common(size, seed), *arms(size)[arm], *more]
     if arm == "search-random":
         overrides.append(f"prm.model={random_prm(start, place.parent / 'random-prm', seed)}")
-    config = arm_config(start.root / "start", overrides)
-    if not (place / "rounds" / "000").exists():
-        adopt(open_run(place, config), start)
-    run_rounds(config, place)
-
-
-def run_rounds(config: Config, root: Path) -> None:
-    """Run what is missing of a run, with its messages in a log beside its directory."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f"{root.name}.log").open("a", encoding="utf-8") as log:
-        evolve(config, root, display=ProgressDisplay(Console(file=log)))
-
-
-def adopt(run: RunDir, start: RunDir) -> None:
-    """Begin a run with the finished round 0 of another one."""
-    with atomic_directory(run.round(0)) as temporary:
-        shutil.copytree(start.round(0), temporary, dirs_exist_ok=True)
+    run_from(start, arm_config(start.root / "start", overrides), place)
 
 
 def random_prm(start: RunDir, place: Path, seed: int) -> Path:
@@ -206,41 +186,15 @@ def random_prm(start: RunDir, place: Path, seed: int) -> Path:
     return place
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _names(text: str) -> list[str]:
-    chosen = text.split(",")
-    unknown = sorted(set(chosen) - set(ARMS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(ARMS)}: got {', '.join(unknown)}")
-    return chosen
-
-
-def attempt(*, root: Path, size: Size, seed: int, arm: str | None, more: list[str]) -> str | None:
-    """Run the warm-up of a seed, or one of its arms, and say how long it took; return what went wrong, or None."""
-    name, begin = f"seed {seed}, {arm or 'warm-up'}", time.monotonic()
-    try:
-        if arm is None:
-            warm_up(root, size, seed, more=more)
-        else:
-            run_arm(root, size, seed, arm, more=more)
-    except Exception as error:
-        # Whatever it is, the other runs go on.
-        return f"{name}: {type(error).__name__}: {error}"
-    echo(f"{name}: {time.monotonic() - begin:.0f} s", err=True)
-    return None
-
-
 def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int) -> list[str]:
     """Run the arms of all seeds, ``jobs`` at once, an arm of all seeds before the next; return a sentence about each run that failed."""
-    shared = {"root": root, "size": size, "more": [*more]}
-    with worker_pool(jobs, threads=1) as pool:
-        begun = pool.run([Task.of(attempt, seed=seed, arm=None, **shared) for seed in seeds], on_progress=lambda _: None)
-        ready = [seed for seed, failure in zip(seeds, begun, strict=True) if failure is None]
-        tasks = [Task.of(attempt, seed=seed, arm=arm, **shared) for arm in chosen for seed in ready]
-        return [failure for failure in [*begun, *pool.run(tasks, on_progress=lambda _: None)] if failure is not None]
+    starts = {seed: Work(f"seed {seed}, warm-up", Task.of(warm_up, root=root, size=size, seed=seed, more=more)) for seed in seeds}
+    runs = [
+        (seed, Work(f"seed {seed}, {arm}", Task.of(run_arm, root=root, size=size, seed=seed, arm=arm, more=more)))
+        for arm in chosen
+        for seed in seeds
+    ]
+    return many_runs.run_all(starts, runs, jobs=jobs)
 
 
 def finished(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[Cell]:
@@ -257,8 +211,8 @@ def finished(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[s
 def main() -> None:
     """Run the arms and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2, 3, 4], help="seeds, with commas")
-    parser.add_argument("--arms", type=_names, default=list(ARMS), help="arms, with commas, the most important first")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="seeds, with commas")
+    parser.add_argument("--arms", type=names_among(ARMS), default=list(ARMS), help="arms, with commas, the most important first")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
     parser.add_argument("--updates", type=int, default=150, help="updates of the policy a round")
@@ -286,10 +240,7 @@ def main() -> None:
         atomic_write_text(root / f"evidence-{size.name}.md", text)
         atomic_write_text(root / f"evidence-{size.name}.svg", draw(cells))
         echo(text)
-    for failure in failed:
-        echo(failure, err=True)
-    if failed:
-        sys.exit(1)
+    end(failed)
 
 
 if __name__ == "__main__":

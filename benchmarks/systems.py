@@ -16,15 +16,14 @@ end, and the others go on. ``--tables`` prints the tables of the runs that are f
 """
 
 import argparse
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import adopt, run_rounds
+from benchmarks import many_runs
 from benchmarks.evidence_tables import Cell, greedy, interval_over_problems, interval_over_seeds, sampled, spent
+from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
 from stepladder.commands.recipes import settings_on_task
 from stepladder.data.metrics.answers import Interval
 from stepladder.embedded import GlyphTask, prepare, settings
@@ -32,9 +31,10 @@ from stepladder.files import atomic_write_text
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.merge import merge
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import load_run, open_run
+from stepladder.loops.config.schedule import round_table
+from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.results import TrainingSummary
-from stepladder.loops.runs.workers import Task, worker_pool
+from stepladder.loops.runs.workers import Task
 from stepladder.recipes import find_recipe, recipes
 from stepladder.terminal import echo
 
@@ -119,7 +119,7 @@ def system_settings(start: Path, name: str, size: Size, *, seed: int, solution_t
     merge(plain, common(size, seed))
     plain["run"].pop("update_every", None)
     plain.get("rules", {}).pop("early_stop", None)
-    plain["rounds"] = [_until(table, size.rounds) for table in plain.get("rounds", []) if _first(table) <= size.rounds]
+    plain["rounds"] = [cut for table in plain.get("rounds", []) if (cut := _until(table, size.rounds))]
     for table in (plain, *plain["rounds"]):
         _share_updates(table, plain, size.updates)
     _cap_tokens(plain, size, solution_tokens)
@@ -127,15 +127,12 @@ def system_settings(start: Path, name: str, size: Size, *, seed: int, solution_t
     return plain
 
 
-def _first(table: Mapping[str, Any]) -> int:
-    return int(str(table["round"]).split("-")[0])
-
-
-def _until(table: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """Return a table of rounds that ends with the last round of all."""
-    parts = str(table["round"]).split("-")
-    end = int(parts[1]) if len(parts) > 1 and parts[1] else last if len(parts) > 1 else int(parts[0])
-    return {**table, "round": f"{parts[0]}-{min(end, last)}" if len(parts) > 1 else int(parts[0])}
+def _until(table: Mapping[str, Any], last: int) -> dict[str, Any] | None:
+    """Return a table of rounds that ends with the last round of all; None if it begins later."""
+    rounds = round_table(dict(table))
+    if rounds.first > last:
+        return None
+    return {**table, "round": f"{rounds.first}-{min(rounds.last or last, last)}"}
 
 
 def _share_updates(table: dict[str, Any], plain: Mapping[str, Any], updates: int) -> None:
@@ -185,9 +182,7 @@ def run_system(root: Path, size: Size, variant: str, seed: int, name: str, more:
     assert row is not None, "the warm-up is finished"
     solution_tokens = row.test.tokens.greedy / max(row.test.problems, 1)
     config = system_config(start.root / "start", name, size, seed=seed, solution_tokens=solution_tokens, more=more)
-    if not (place / "rounds" / "000").exists():
-        adopt(open_run(place, config), start)
-    run_rounds(config, place)
+    run_from(start, config, place)
 
 
 def system_config(start: Path, name: str, size: Size, *, seed: int, solution_tokens: float, more: Sequence[str] = ()) -> Config:
@@ -196,36 +191,29 @@ def system_config(start: Path, name: str, size: Size, *, seed: int, solution_tok
     return load_config(None, list(more), base=plain, where=name)
 
 
-def attempt(*, root: Path, size: Size, variant: str, seed: int, name: str | None, more: list[str]) -> str | None:
-    """Run the warm-up of a seed, or one of its systems, and say how long it took; return what went wrong, or None."""
-    label, begin = f"{variant}, seed {seed}, {name or 'warm-up'}", time.monotonic()
-    try:
-        if name is None:
-            warm_up(root, size, variant, seed, more)
-        else:
-            run_system(root, size, variant, seed, name, more)
-    except Exception as error:
-        # Whatever it is, the other runs go on.
-        return f"{label}: {type(error).__name__}: {error}"
-    echo(f"{label}: {time.monotonic() - begin:.0f} s", err=True)
-    return None
-
-
 def run_all(
     root: Path, size: Size, *, variants: Sequence[str], seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int
 ) -> list[str]:
     """Run the systems of all variants and seeds, ``jobs`` at once; return a sentence about each run that failed."""
-    shared = {"root": root, "size": size, "more": [*more]}
     begins = [(variant, seed) for variant in variants for seed in seeds]
-    with worker_pool(jobs, threads=1) as pool:
-        begun = pool.run([Task.of(attempt, variant=each, seed=seed, name=None, **shared) for each, seed in begins], on_progress=_ignore)
-        ready = [begin for begin, failure in zip(begins, begun, strict=True) if failure is None]
-        tasks = [Task.of(attempt, variant=each, seed=seed, name=name, **shared) for name in chosen for each, seed in ready]
-        return [failure for failure in [*begun, *pool.run(tasks, on_progress=_ignore)] if failure is not None]
-
-
-def _ignore(progress: object) -> None:
-    """Show nothing of the progress inside a run, which has a log."""
+    starts = {
+        (variant, seed): Work(
+            f"{variant}, seed {seed}, warm-up", Task.of(warm_up, root=root, size=size, variant=variant, seed=seed, more=more)
+        )
+        for variant, seed in begins
+    }
+    runs = [
+        (
+            (variant, seed),
+            Work(
+                f"{variant}, seed {seed}, {name}",
+                Task.of(run_system, root=root, size=size, variant=variant, seed=seed, name=name, more=more),
+            ),
+        )
+        for name in chosen
+        for variant, seed in begins
+    ]
+    return many_runs.run_all(starts, runs, jobs=jobs)
 
 
 def finished(root: Path, size: Size, variant: str, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[Cell]:
@@ -303,28 +291,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(len(values), 1)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        chosen = text.split(",")
-        unknown = sorted(set(chosen) - set(known))
-        if unknown:
-            raise argparse.ArgumentTypeError(f"must be among {', '.join(known)}: got {', '.join(unknown)}")
-        return chosen
-
-    return read
-
-
 def main() -> None:
     """Run the systems and print their tables."""
     names, plain = list(recipes()), Size()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", type=_names(names), default=names, help="recipes, with commas, the most important first")
-    parser.add_argument("--variants", type=_names(VARIANTS), default=["default"], help="default, noisy and deep, with commas")
-    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="seeds, with commas")
+    parser.add_argument("--systems", type=names_among(names), default=names, help="recipes, with commas, the most important first")
+    parser.add_argument("--variants", type=names_among(VARIANTS), default=["default"], help="default, noisy and deep, with commas")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="seeds, with commas")
     parser.add_argument("--rounds", type=int, default=plain.rounds)
     parser.add_argument("--tokens", type=int, default=plain.tokens, help="generated tokens a training problem and round")
     parser.add_argument("--updates", type=int, default=plain.updates, help="updates of the policy a round")
@@ -358,10 +331,7 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     atomic_write_text(root / f"systems-{size.name}.md", text + "\n")
     echo(text)
-    for failure in failed:
-        echo(failure, err=True)
-    if failed:
-        sys.exit(1)
+    end(failed)
 
 
 if __name__ == "__main__":

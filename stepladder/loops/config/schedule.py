@@ -33,13 +33,35 @@ class RoundTable(NamedTuple):
         return self.first <= number and (self.last is None or number <= self.last)
 
 
+def round_table(plain: dict[str, Any], place: str = "rounds") -> RoundTable:
+    """Return a table as a file has it, ``plain``, read; ``place`` names it in messages.
+
+    Raises:
+        ConfigError: If it does not say for which rounds it is, or has a key that no round may change.
+    """
+    if "round" not in plain:
+        raise ConfigError(f'{place}: round must say for which rounds it is: it is missing -- add round = 2, "2-3" or "3-"')
+    unknown = [key for key in plain if key != "round" and key not in SCHEDULED]
+    if unknown:
+        known = ", ".join(SCHEDULED)
+        raise ConfigError(f"{place}: a round may change {known}: got {unknown[0]!r} -- {right_name(unknown[0], SCHEDULED)}")
+    settings = {key: value for key, value in plain.items() if key != "round"}
+    given = plain["round"]
+    match = _WORD.fullmatch(str(given)) if isinstance(given, int | str) and not isinstance(given, bool) else None
+    first = int(match[1]) if match else 0
+    last = first if match and not match[2] else int(match[3]) if match and match[3] else None
+    if match is None or first < 1 or (last is not None and last < first):
+        raise ConfigError(f'{place}: round must be a number from 1, as 2, "2-3" or "3-": got {given!r}')
+    return RoundTable(place, first, last, settings)
+
+
 def round_tables(config: Config) -> list[RoundTable]:
     """Return the tables of a configuration.
 
     Raises:
-        ConfigError: If a table does not say for which rounds it is, or has a key that no round may change.
+        ConfigError: As for ``round_table``.
     """
-    return [_table(table, f"rounds, table {number}") for number, table in enumerate(config.rounds, 1)]
+    return [round_table(table, f"rounds, table {number}") for number, table in enumerate(config.rounds, 1)]
 
 
 def round_config(config: Config, number: int, computed: dict[str, Any] | None = None) -> Config:
@@ -146,23 +168,6 @@ def _check_rules(config: Config, where: str) -> None:
         round_config(config, 1, {climb.setting: climb.start})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-
-
-def _table(plain: dict[str, Any], place: str) -> RoundTable:
-    if "round" not in plain:
-        raise ConfigError(f'{place}: round must say for which rounds it is: it is missing -- add round = 2, "2-3" or "3-"')
-    unknown = [key for key in plain if key != "round" and key not in SCHEDULED]
-    if unknown:
-        known = ", ".join(SCHEDULED)
-        raise ConfigError(f"{place}: a round may change {known}: got {unknown[0]!r} -- {right_name(unknown[0], SCHEDULED)}")
-    settings = {key: value for key, value in plain.items() if key != "round"}
-    given = plain["round"]
-    match = _WORD.fullmatch(str(given)) if isinstance(given, int | str) and not isinstance(given, bool) else None
-    first = int(match[1]) if match else 0
-    last = first if match and not match[2] else int(match[3]) if match and match[3] else None
-    if match is None or first < 1 or (last is not None and last < first):
-        raise ConfigError(f'{place}: round must be a number from 1, as 2, "2-3" or "3-": got {given!r}')
-    return RoundTable(place, first, last, settings)
 
 
 def _put_computed(plain: dict[str, Any], key: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import evidence
+from benchmarks import evidence, many_runs
 from benchmarks.evidence import ARMS, Size, arm_config, arms, common
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, tokens_to_reach
@@ -96,8 +96,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypa
         if (seed, arm) == (2, "star"):
             raise ValueError("no traces")
 
-    for name, fake in (("warm_up", warm_up), ("run_arm", run_arm), ("worker_pool", inline_pool)):
+    for name, fake in (("warm_up", warm_up), ("run_arm", run_arm)):
         monkeypatch.setattr(evidence, name, fake)
+    monkeypatch.setattr(many_runs, "worker_pool", inline_pool)
     chosen = ["star", "search"]
     failed = evidence.run_all(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen, more=["sft.batch_size=8"], jobs=2)
     assert begun == [*((seed, "warm-up") for seed in (1, 2, 3)), (2, "star"), (3, "star"), (2, "search"), (3, "search")]
