@@ -62,8 +62,9 @@ class StepObjective:
 
     def counts(self, batch: Batch) -> Tensor:
         """Return the number of targets and of groups that can be compared."""
-        groups = batch["pairs"].any((1, 2)).sum() if "pairs" in batch else torch.tensor(0)
-        return torch.stack([(~batch["targets"].isnan()).sum(), groups])
+        num_targets = (~batch["targets"].isnan()).sum()
+        groups = batch["pairs"].any((1, 2)).sum() if "pairs" in batch else torch.zeros_like(num_targets)
+        return torch.stack([num_targets, groups])
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the mean."""

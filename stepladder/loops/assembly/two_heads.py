@@ -71,7 +71,8 @@ class JointObjective:
 
     def counts(self, batch: Batch) -> Tensor:
         """Return the number of completion tokens and of targets."""
-        return torch.stack([(batch["targets"] != IGNORE).sum(), torch.tensor(len(batch["values"]))])
+        targets = batch["targets"]
+        return torch.stack([(targets != IGNORE).sum(), targets.new_tensor(len(batch["values"]))])
 
     def loss(self, model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         """Return the batch's share of the loss of the update."""

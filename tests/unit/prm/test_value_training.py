@@ -48,6 +48,7 @@ def test_targets_stand_at_the_last_tokens_of_steps() -> None:
     expected[0, 3], expected[0, 7], expected[1, 3] = 0.25, 0.75, 1.0
     torch.testing.assert_close(batch["targets"], expected, equal_nan=True)
     assert StepObjective().counts(batch).tolist() == [3, 0]
+    assert StepObjective().counts({"targets": batch["targets"].to("meta")}).device.type == "meta", "counted where the batch is"
 
 
 def test_every_token_of_a_step_can_learn_its_target() -> None:

@@ -78,6 +78,12 @@ def test_the_loss_is_likelihood_plus_weighted_values_on_plain_and_packed_rows(po
     torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
 
 
+def test_counts_stay_on_the_device_of_the_batch() -> None:
+    """A batch that was moved to another device is counted there."""
+    moved = {name: each.to("meta") for name, each in collate_joint(ROWS).items() if name != "inputs"}
+    assert OBJECTIVE.counts(moved).device.type == "meta"
+
+
 def test_a_pass_with_one_kind_of_rows_adds_nothing_for_the_other(policy: Path) -> None:
     """The losses of two passes of one update add up to that of one pass."""
     model = _with_head(policy)
