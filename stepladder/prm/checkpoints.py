@@ -214,12 +214,8 @@ def _read_head(directory: Path, source: str | Path) -> nn.Module:
             "-- use a process reward model, or --spec of a model that reads the vocabulary"
         )
     own = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-    if "weight" in own:
-        return _linear(own, "")
-    if heads := _ensemble(own):
-        return heads
-    if set(own) <= {"0.weight", "0.bias", "2.weight", "2.bias"} and {"0.weight", "2.weight"} <= set(own):
-        return nn.Sequential(_linear(own, "0."), nn.ReLU(), _linear(own, "2."))
+    if head := _one_head(own) or _ensemble(own):
+        return head
     raise CheckpointError(
         f"{source}: the head must be one linear layer, or two with a ReLU between: got {sorted(own)} -- use another model"
     )
@@ -245,22 +241,26 @@ class _Heads(nn.ModuleList):
 
 
 def _ensemble(tensors: dict[str, Tensor]) -> nn.Module | None:
-    """Return heads that are numbered from 0, each linear or of two layers; None if the tensors are those of one head."""
-    numbered: dict[int, dict[str, Tensor]] = {}
+    """Return heads that are numbered from 0; None if the tensors are something else."""
+    numbered: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, rest = key.removeprefix("heads.").partition(".")
-        if not number.isdigit() or (rest in ("weight", "bias") and "heads." not in key):
+        # Without a name these are layers of one head.
+        if rest in ("weight", "bias") and not key.startswith("heads."):
             return None
-        numbered.setdefault(int(number), {})[rest] = value
-    if not numbered or sorted(numbered) != list(range(len(numbered))):
-        return None
-    return _Heads([_one_head(numbered[number]) for number in sorted(numbered)])
+        numbered.setdefault(number, {})[rest] = value
+    heads = [_one_head(numbered.get(str(number), {})) for number in range(len(numbered))]
+    known = [head for head in heads if head is not None]
+    return _Heads(known) if heads and len(known) == len(heads) else None
 
 
-def _one_head(tensors: dict[str, Tensor]) -> nn.Module:
+def _one_head(tensors: dict[str, Tensor]) -> nn.Module | None:
+    """Return a head of one linear layer, or of two with a rectifier between them; None if the tensors are something else."""
     if "weight" in tensors:
         return _linear(tensors, "")
-    return nn.Sequential(_linear(tensors, "0."), nn.ReLU(), _linear(tensors, "2."))
+    if set(tensors) <= {"0.weight", "0.bias", "2.weight", "2.bias"} and {"0.weight", "2.weight"} <= set(tensors):
+        return nn.Sequential(_linear(tensors, "0."), nn.ReLU(), _linear(tensors, "2."))
+    return None
 
 
 def _linear(tensors: dict[str, Tensor], prefix: str) -> nn.Linear:

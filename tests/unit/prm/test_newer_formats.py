@@ -87,6 +87,16 @@ def test_scores_of_several_heads_are_averaged(tmp_path, layers):
         load_reader(tmp_path, replace(spec("head-ensemble"), heads=3))
 
 
+@pytest.mark.parametrize("names", [("heads.0.1", "heads.1.1"), ("heads.1", "heads.2"), ("0", "1")])
+def test_other_numbered_tensors_are_no_heads(tmp_path, names):
+    """A layer 1 alone, numbers from 1, and two layers without a rectifier between them are refused with the names of the tensors."""
+    save_head_model(tmp_path, qwen_tokenizer(), head="linear", num_outputs=1)
+    body = {key: value for key, value in checkpoint(tmp_path).items() if not key.startswith("score.")}
+    save_file(body | {f"score.{name}.weight": torch.ones(1, 32) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"must be one linear layer, or two with a ReLU between: got .*{names[0]}.weight"):
+        load_reader(tmp_path, spec("head-ensemble"))
+
+
 def test_good_and_bad_tokens_at_a_separator_of_several_characters(tmp_path):
     """VersaPRM: a space and four line breaks are one token, 23535; + is 10 and - is 12 there."""
     save_language_model(tmp_path, llama3_tokenizer(with_breaks=True), arch="llama")
