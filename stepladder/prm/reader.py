@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.prm.layout import Layout, SolutionLayout
 from stepladder.prm.readings import Reading
-from stepladder.prm.requests import known_ids
+from stepladder.prm.requests import batches, known_ids
 from stepladder.prm.specs import PRMSpec
 
 Scores = tuple[float | None, ...]
@@ -92,7 +92,7 @@ class StepReader:
         """Return the scores of the steps of laid-out solutions, in order. A step that ends outside the context has none."""
         layouts = [self._fitting(layout) for layout in layouts]
         scores: list[Scores] = []
-        for batch in _batches(layouts, self._max_batch_tokens):
+        for batch in batches(layouts, most=self._max_batch_tokens, work=lambda layout: len(layout.token_ids)):
             read = iter(self._reading.scores([layout for layout in batch if layout.token_ids]))
             scores += [_spread(layout, next(read) if layout.token_ids else np.zeros(0)) for layout in batch]
         return scores
@@ -121,15 +121,3 @@ def _spread(layout: Layout, scores: Float[np.ndarray, "S"]) -> Scores:
     """Put the scores of the steps that were read back among those that were not."""
     values = iter(scores.tolist())
     return tuple(None if read is None or (score := next(values)) != score else score for read in layout.reads)
-
-
-def _batches(layouts: Sequence[Layout], max_tokens: int) -> list[list[Layout]]:
-    batches: list[list[Layout]] = []
-    room = 0
-    for layout in layouts:
-        room -= len(layout.token_ids)
-        if not batches or room < 0:
-            batches.append([])
-            room = max_tokens - len(layout.token_ids)
-        batches[-1].append(layout)
-    return batches

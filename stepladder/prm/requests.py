@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from stepladder.interfaces import ScoreRequest
 from stepladder.types import ValueRow
+
+T = TypeVar("T")
 
 _MAX_BRANCHES = 64
 """Number of branches that are scored together; exceeded if one request has more."""
@@ -35,6 +37,19 @@ def next_batch(waiting: deque[ScoreRequest], *, most: int, work: Callable[[Score
 def next_branches(waiting: deque[ScoreRequest]) -> list[ScoreRequest]:
     """Take the oldest requests until they hold enough branches to be scored together."""
     return next_batch(waiting, most=_MAX_BRANCHES, work=lambda request: max(1, len(request.branches)))
+
+
+def batches(items: Iterable[T], *, most: int, work: Callable[[T], int]) -> list[list[T]]:
+    """Return items in their order in batches whose work is at most ``most``; an item with more is a batch of its own."""
+    found: list[list[T]] = []
+    room = 0
+    for item in items:
+        room -= work(item)
+        if not found or room < 0:
+            found.append([])
+            room = most - work(item)
+        found[-1].append(item)
+    return found
 
 
 def known_ids(token_ids: Sequence[int], vocab_size: int) -> bool:

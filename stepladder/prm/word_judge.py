@@ -8,7 +8,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.prm.judge import judge_prompt
 from stepladder.prm.outputs import transform_outputs
 from stepladder.prm.reader import Scores, Solution
-from stepladder.prm.requests import known_ids
+from stepladder.prm.requests import batches, known_ids
 from stepladder.prm.served import TokenOutputs
 from stepladder.prm.specs import PRMSpec
 
@@ -105,21 +105,9 @@ class WordJudge:
         """Return the probability of the good word after every path; None for one that exceeds the context, or holds unknown ids."""
         found: dict[tuple[int, ...], float | None] = dict.fromkeys(paths)
         readable = [ids for ids in found if len(ids) <= self._model.max_positions and known_ids(ids, self._model.vocab_size)]
-        for batch in _batches(readable):
+        for batch in batches(readable, most=_MAX_BATCH_TOKENS, work=len):
             outputs = self._model.outputs(batch, [np.array([len(ids) - 1]) for ids in batch])
             for ids, each in zip(batch, outputs, strict=True):
                 score = float(transform_outputs(each[0, 1] - each[0, 0], "sigmoid"))
                 found[ids] = score if score == score else None
         return [found[path] for path in paths]
-
-
-def _batches(paths: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    batches: list[list[tuple[int, ...]]] = []
-    room = 0
-    for path in paths:
-        room -= len(path)
-        if not batches or room < 0:
-            batches.append([])
-            room = _MAX_BATCH_TOKENS - len(path)
-        batches[-1].append(path)
-    return batches
