@@ -4,15 +4,17 @@ Axes: T tokens, F outputs of a token, S steps that are read.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from stepladder.prm.layout import Layout
 from stepladder.prm.outputs import check_entropy_penalty, scores_of, transform_outputs
-from stepladder.prm.served import TokenLogps, TokenOutputs
+from stepladder.prm.served import ServedModel, TokenLogps, TokenOutputs
 from stepladder.prm.specs import PRMSpec
+
+_ModelT = TypeVar("_ModelT", bound=ServedModel)
 
 
 class Reading(Protocol):
@@ -46,22 +48,11 @@ class Reading(Protocol):
         ...
 
 
-class HeadReading:
-    """Reads a head's output at one token of every step."""
+class _OfOneModel(Generic[_ModelT]):
+    """A reading of one served model."""
 
-    def __init__(self, model: TokenOutputs, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
-        """Read a model that is served.
-
-        Args:
-            model: A model with ``spec.num_outputs`` outputs per token.
-            spec: How scores are read.
-            entropy_penalty: As for ``scores_of``.
-
-        Raises:
-            ConfigError: If there are no bins with an entropy.
-        """
-        check_entropy_penalty(entropy_penalty, spec)
-        self._model, self._spec, self._entropy_penalty = model, spec, entropy_penalty
+    def __init__(self, model: _ModelT) -> None:
+        self._model = model
 
     @property
     def max_positions(self) -> int:
@@ -78,18 +69,37 @@ class HeadReading:
         """Tokens that went through the model so far."""
         return self._model.forwarded_tokens
 
+    def clear(self) -> None:
+        """Drop the cache and free its memory."""
+        self._model.clear()
+
+
+class HeadReading(_OfOneModel[TokenOutputs]):
+    """Reads a head's output at one token of every step."""
+
+    def __init__(self, model: TokenOutputs, spec: PRMSpec, *, entropy_penalty: float = 0.0) -> None:
+        """Read a model that is served.
+
+        Args:
+            model: A model with ``spec.num_outputs`` outputs per token.
+            spec: How scores are read.
+            entropy_penalty: As for ``scores_of``.
+
+        Raises:
+            ConfigError: If there are no bins with an entropy.
+        """
+        check_entropy_penalty(entropy_penalty, spec)
+        super().__init__(model)
+        self._spec, self._entropy_penalty = spec, entropy_penalty
+
     def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
         """Return the scores of every solution's steps that are read."""
         indices = [np.array(layout.read_indices, dtype=np.int64) for layout in layouts]
         outputs = self._model.outputs([layout.token_ids for layout in layouts], indices)
         return [scores_of(each, self._spec, entropy_penalty=self._entropy_penalty) for each in outputs]
 
-    def clear(self) -> None:
-        """Drop the cache and free its memory."""
-        self._model.clear()
 
-
-class SurprisalReading:
+class SurprisalReading(_OfOneModel[TokenLogps]):
     """Reads how close the mean -log p of every step under a language model is to a wanted one.
 
         score = exp(-(s - center)^2 / (2 width^2)), s = mean over the step's sampled tokens of -log p, in nats
@@ -112,47 +122,34 @@ class SurprisalReading:
             ConfigError: If there is a penalty.
         """
         check_entropy_penalty(entropy_penalty, spec)
-        self._model, self._spec = model, spec
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens that a sequence can have."""
-        return self._model.max_positions
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that the model knows."""
-        return self._model.vocab_size
-
-    @property
-    def forwarded_tokens(self) -> int:
-        """Tokens that went through the model so far."""
-        return self._model.forwarded_tokens
+        super().__init__(model)
+        self._spec = spec
 
     def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
         """Return the scores of every solution's steps that are read; NaN for a step without sampled tokens."""
-        starts = [max(1, layout.begin) for layout in layouts]
+        starts = [first_token(layout) for layout in layouts]
         logps = self._model.logps([layout.token_ids for layout in layouts], starts)
         return [self._step_scores(layout, each, start) for layout, each, start in zip(layouts, logps, starts, strict=True)]
 
     def _step_scores(self, layout: Layout, logps: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:
-        counted = np.ones(len(logps))
-        for first, end in layout.observations:
-            counted[max(first - start, 0) : max(end - start, 0)] = 0.0
-        sums, counts = (sums_of_steps(each, layout, start) for each in (-logps * counted, counted))
+        sums, counts = (sums_of_steps(each, layout, start) for each in (-logps, np.ones(len(logps))))
         with np.errstate(invalid="ignore"):
             distance = (sums / counts - self._spec.center) / self._spec.width
         return np.exp(-0.5 * distance**2)
 
-    def clear(self) -> None:
-        """Drop the cache and free its memory."""
-        self._model.clear()
+
+def first_token(layout: Layout) -> int:
+    """Return the first token whose log-probability is read: the first of a sequence has none."""
+    return max(1, layout.begin)
 
 
 def sums_of_steps(values: Float[np.ndarray, "T"], layout: Layout, start: int) -> Float[np.ndarray, "S"]:
-    """Return the sums over the tokens of every step that is read, given numbers of the tokens from ``start`` on."""
+    """Return the sums over the sampled tokens of every step that is read, given numbers of the tokens from ``start`` on."""
+    sampled = values.copy()
+    for first, end in layout.observations:
+        sampled[max(first - start, 0) : max(end - start, 0)] = 0.0
     ends = np.array(layout.read_indices, dtype=np.int64) + 1 - start
-    return np.diff(np.concatenate([[0.0], np.cumsum(values)])[np.concatenate([[0], ends])])
+    return np.diff(np.concatenate([[0.0], np.cumsum(sampled)])[np.concatenate([[0], ends])])
 
 
 class RatioReading:
@@ -191,13 +188,9 @@ class RatioReading:
     def scores(self, layouts: Sequence[Layout]) -> list[Float[np.ndarray, "S"]]:
         """Return the scores of every solution's steps that are read."""
         paths = [layout.token_ids for layout in layouts]
-        # The first token of a sequence has no probability.
-        starts = [max(1, layout.begin) for layout in layouts]
+        starts = [first_token(layout) for layout in layouts]
         own, other = (model.logps(paths, starts) for model in self._models)
         ratios = [mine - theirs for mine, theirs in zip(own, other, strict=True)]
-        for layout, each, start in zip(layouts, ratios, starts, strict=True):
-            for first, end in layout.observations:
-                each[max(first - start, 0) : max(end - start, 0)] = 0.0
         return [self._step_scores(layout, each, start) for layout, each, start in zip(layouts, ratios, starts, strict=True)]
 
     def _step_scores(self, layout: Layout, ratios: Float[np.ndarray, "T"], start: int) -> Float[np.ndarray, "S"]:
