@@ -14,7 +14,7 @@ from stepladder.loops.config.schedule import round_config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow, TrainingSummary
-from stepladder.loops.stages.kinds import prm_kind, trains_prm
+from stepladder.loops.stages.kinds import prm_kind
 from stepladder.loops.stages.round_settings import RoundSettings
 from stepladder.loops.stages.train_policy import warm_up_policy
 from stepladder.recipes import recipes
@@ -96,7 +96,7 @@ def check_round(run: RunDir, config: Config, row: RoundRow) -> None:
     trained = {name: summary.rows for name, summary in row.training.policy.stages.items()}
     assert set(trained) == {name for name in ("sft", "preference", "gradient") if getattr(settings, name).enabled}
     assert all(count > 0 for count in trained.values())
-    if trains_prm(settings):
+    if settings.prm.trains:
         assert isinstance(row.training.prm, TrainingSummary), row.training.prm
         assert row.training.prm.rows > 0 and run.shards(prm_kind(settings).name, rounds=[row.round])
     else:

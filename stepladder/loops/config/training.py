@@ -262,7 +262,12 @@ class PRMConfig(Section):
     @property
     def trains(self) -> bool:
         """Whether rounds train a PRM of their own."""
-        return self.enabled and self.start != "fixed" and not self.is_policy
+        return self.enabled and not self._is_kept
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether what scores steps is given, and nothing trains it."""
+        return self.start == "fixed" or self.is_policy
 
     def version(self, policy: int) -> int | None:
         """Return the version of a PRM that is not trained, given that of the policy that it guides; None if rounds train theirs.
@@ -287,8 +292,7 @@ class PRMConfig(Section):
             self.when == "after-policy" or not self.trains or self.rollouts,
             "when 'before-search' trains on graded samples: got rollouts 0 -- set prm.rollouts",
         )
-        kept = self.start == "fixed" or self.is_policy
-        check(not kept or self.ensemble == 1, f"start {self.start!r} trains nothing: got an ensemble of {self.ensemble}")
+        check(not self._is_kept or self.ensemble == 1, f"start {self.start!r} trains nothing: got an ensemble of {self.ensemble}")
         check(
             target != "step-pairs" or loss in ("pairwise", "pairwise+mse", "implicit-dpo"),
             f"target 'step-pairs' needs the loss 'pairwise', 'pairwise+mse' or 'implicit-dpo': got {loss!r}",
@@ -321,8 +325,10 @@ class PRMConfig(Section):
             return
         if self.body == "joint":
             self._check_joint()
-        kept = self.start == "fixed" or self.is_policy
-        check(not kept, f"body {self.body!r} trains a head: got start {self.start!r}, which trains nothing -- choose another start")
+        check(
+            not self._is_kept,
+            f"body {self.body!r} trains a head: got start {self.start!r}, which trains nothing -- choose another start",
+        )
         check(self.model is None, f"body {self.body!r} trains a head on the policy: got model {self.model!r} -- leave it out")
         check(
             not isinstance(self.loss, ImplicitLoss) and getattr(self.loss, "head", "value") == "value",

@@ -67,42 +67,42 @@ _RULES = (
         because="prm.start is 'fixed', 'self' or 'self-base', so no PRM is trained",
     ),
     _Rule(
-        holds=lambda config: not _trains_prm(config),
+        holds=lambda config: not config.prm.trains,
         keys=_VALUE_ROWS,
         because="no PRM is trained; only rows of values for export change",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.model is None,
+        holds=lambda config: config.prm.trains and config.prm.model is None,
         keys=("prm.spec", "prm.reference"),
         because="without prm.model every PRM is one that the run trains, with a spec of its own",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.body == "joint",
+        holds=lambda config: config.prm.trains and config.prm.body == "joint",
         keys=("prm.train.", "prm.supervise"),
         because="prm.body is 'joint', so the SFT stage trains the head",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.body != "joint",
+        holds=lambda config: config.prm.trains and config.prm.body != "joint",
         keys=("prm.joint_weight",),
         because="prm.body is not 'joint'",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.ensemble == 1,
+        holds=lambda config: config.prm.trains and config.prm.ensemble == 1,
         keys=("prm.bootstrap", "search.scores.ensemble."),
         because="prm.ensemble is 1",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.model is not None and not isinstance(config.prm.loss, ImplicitLoss),
+        holds=lambda config: config.prm.trains and config.prm.model is not None and not isinstance(config.prm.loss, ImplicitLoss),
         keys=("prm.loss.head", "prm.loss.bins"),
         because="prm.model has a head already",
     ),
     _Rule(
-        holds=lambda config: _trains_prm(config) and config.prm.model is None and not isinstance(config.prm.loss, BinLoss),
+        holds=lambda config: config.prm.trains and config.prm.model is None and not isinstance(config.prm.loss, BinLoss),
         keys=("search.scores.entropy_penalty",),
         because="prm.loss gives the PRM no head of bins",
     ),
     _Rule(
-        holds=lambda config: not (_trains_prm(config) and config.prm.rollouts),
+        holds=lambda config: not (config.prm.trains and config.prm.rollouts),
         keys=("labels.rollouts",),
         because="there are no prm.rollouts",
     ),
@@ -248,10 +248,6 @@ def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 def _is_among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
-
-
-def _trains_prm(config: Config) -> bool:
-    return config.prm.trains
 
 
 def _reads_hub(config: ProblemsConfig) -> bool:

@@ -69,24 +69,19 @@ ESTIMATED_VALUES: RowKind[ValueRow] = RowKind(name="estimated-values", stored=st
 """Value targets estimated by rollouts from the prefixes of trees."""
 
 
-def trains_prm(config: Config) -> bool:
-    """Say whether rounds train a PRM of their own."""
-    return config.prm.trains
-
-
 def trains_two_heads(config: Config) -> bool:
     """Say whether the SFT stage trains the policy and a value head on its body together."""
-    return trains_prm(config) and config.prm.body == "joint"
+    return config.prm.trains and config.prm.body == "joint"
 
 
 def samples_first(config: Config) -> bool:
     """Say whether rounds begin with graded samples, from which the PRM learns before the search."""
-    return trains_prm(config) and config.prm.when == "before-search"
+    return config.prm.trains and config.prm.when == "before-search"
 
 
 def estimates_values(config: Config) -> bool:
     """Say whether the PRM learns targets that are estimated by rollouts from every prefix."""
-    return trains_prm(config) and isinstance(config.prm.target, RolloutTarget)
+    return config.prm.trains and isinstance(config.prm.target, RolloutTarget)
 
 
 def compares_steps(config: Config) -> bool:

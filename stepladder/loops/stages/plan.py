@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import round_config
-from stepladder.loops.stages.kinds import estimates_values, samples_first, trains_prm, trains_two_heads
+from stepladder.loops.stages.kinds import estimates_values, samples_first, trains_two_heads
 
 PURPOSES = {
     "probe": "samples at several temperatures choose that of this round",
@@ -31,9 +31,9 @@ def planned_stages(config: Config, number: int) -> list[str]:
         return [*([] if config.warmup.solutions is None else ["train policy"]), "evaluate"]
     settings = round_config(config, number)
     values = [
-        *(["rollouts"] if trains_prm(settings) and settings.prm.rollouts else []),
+        *(["rollouts"] if settings.prm.trains and settings.prm.rollouts else []),
         *(["estimates"] if estimates_values(settings) else []),
-        *(["train prm"] if trains_prm(settings) and not trains_two_heads(settings) else []),
+        *(["train prm"] if settings.prm.trains and not trains_two_heads(settings) else []),
     ]
     before, after = (values, []) if samples_first(settings) else ([], values)
     probe = [] if settings.rules.balance is None else ["probe"]

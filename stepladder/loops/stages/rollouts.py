@@ -23,7 +23,6 @@ from stepladder.loops.stages.kinds import (
     ROLLOUTS,
     TREES,
     estimates_values,
-    trains_prm,
 )
 from stepladder.loops.stages.search import write_labelled_trees
 from stepladder.loops.stages.tree_rows import step_pair_rows, tree_value_rows
@@ -34,7 +33,7 @@ from stepladder.types import Failures, LabelledProblem, derive_seed
 def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
     """Sample solutions of the training problems with a policy, and make rows for the PRM of them; nothing without ``prm.rollouts``."""
     run, config = context.run, context.config
-    if not (trains_prm(config) and config.prm.rollouts):
+    if not (config.prm.trains and config.prm.rollouts):
         return
     models, stage, missing = context.models(number, policy_version, None), f"round {number}: rollouts", context.missing(number, ROLLOUTS)
     tasks = [

@@ -26,7 +26,6 @@ from stepladder.loops.stages.kinds import (
     RowKind,
     compares_steps,
     has_rows,
-    trains_prm,
     trains_two_heads,
 )
 from stepladder.loops.stages.prm_rows import prm_shards
@@ -44,7 +43,7 @@ _RowT = TypeVar("_RowT", ValueRow, PreferencePair)
 def train_prm(context: RoundContext, number: int, best: BestModels, policy_version: int) -> PRMOutcome | None:
     """Train the PRM of a policy on the rows of the configured rounds, the rollouts' if there are any; None without any rows."""
     rows = prm_shards(context, number)
-    if not trains_prm(context.config) or not has_rows(rows):
+    if not context.config.prm.trains or not has_rows(rows):
         return None
     out, stage = context.run.prm(number), f"round {number}: PRM"
     if trains_two_heads(context.config):
