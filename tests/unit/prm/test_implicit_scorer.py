@@ -214,5 +214,9 @@ def test_the_surprisal_of_the_obvious_and_of_noise_is_worth_less():
     reading = SurprisalReading(model, PRMSpec(family="surprisal", center=1.0, width=1.0))
     layout = Layout(token_ids=(1, 2, 3, 4), begin=1, reads=(1, 2, 3))
     assert reading.scores([layout])[0] == pytest.approx([math.exp(-0.5), 1.0, math.exp(-4.5)])
+    # An observation that the model calls impossible, before a token of -log p 1.
+    observed: Any = SimpleNamespace(logps=lambda paths, starts: [np.array([-np.inf, -1.0])])
+    reading = SurprisalReading(observed, PRMSpec(family="surprisal", center=1.0, width=1.0))
+    assert reading.scores([Layout(token_ids=(1, 2, 3), begin=1, reads=(2,), observations=((1, 2),))])[0].tolist() == [1.0]
     with pytest.raises(ConfigError, match="a center of at least 0 and a positive width"):
         PRMSpec(family="surprisal", width=0.0)
