@@ -24,14 +24,15 @@ def build_method(config: Config, section: SearchConfig | EvaluateConfig) -> Sear
     Raises:
         ConfigError: If the method or an option is unknown or impossible.
     """
-    options = with_filling_wave(
-        section.method,
-        section.options,
-        num_trees=min(config.search.max_trees, config.run.shard_size),
-        max_batch=config.policy.max_batch,
-        simulations=section.simulations,
+    return _method(config, section.method, section.options, num_problems=config.run.shard_size, simulations=section.simulations)
+
+
+def _method(config: Config, name: str, options: Mapping[str, Any], *, num_problems: int, simulations: int) -> SearchMethod:
+    """Return a method; its wave, if that is open, fills the policy's batches with so many problems."""
+    trees = min(config.search.max_trees, num_problems)
+    return resolve_method(
+        name, **with_filling_wave(name, options, num_trees=trees, max_batch=config.policy.max_batch, simulations=simulations)
     )
-    return resolve_method(section.method, **options)
 
 
 def search_budget(section: SearchConfig) -> Budget:
@@ -58,6 +59,18 @@ def step_limit(section: SearchConfig, method: SearchMethod) -> int:
     searching = resolve_method(section.method, **{name: value for name, value in section.options.items() if name != "wave"})
     in_segments = searching.sampling.cut_steps == "continue" and method.sampling.cut_steps != "continue"
     return section.max_step_tokens * (section.max_depth if in_segments else 1)
+
+
+def sampling_budget(section: SearchConfig, method: SearchMethod, *, num_samples: int) -> Budget:
+    """Return the caps on whole solutions that are sampled beside the training search.
+
+    Args:
+        section: The training search.
+        method: The method that samples.
+        num_samples: Solutions per problem, >= 1.
+    """
+    caps = search_budget(section)
+    return replace(caps, num_simulations=num_samples, max_tokens=None, max_step_tokens=step_limit(section, method))
 
 
 def choose_search(
@@ -90,14 +103,7 @@ def choose_search(
     base = defaults.options if method in (None, defaults.method) else {}
     unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None
     name, num_simulations = method or defaults.method, simulations or unbounded or defaults.simulations
-    filled = with_filling_wave(
-        name,
-        base | dict(options or {}),
-        num_trees=min(config.search.max_trees, num_problems),
-        max_batch=config.policy.max_batch,
-        simulations=num_simulations,
-    )
-    chosen = resolve_method(name, **filled)
+    chosen = _method(config, name, base | dict(options or {}), num_problems=num_problems, simulations=num_simulations)
     budget = Budget(
         num_simulations=num_simulations,
         max_tokens=tokens or (None if simulations or seconds else defaults.max_tokens),

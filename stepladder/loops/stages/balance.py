@@ -1,7 +1,7 @@
 """The balance rule: probe training problems at several temperatures and choose the settings with the best balance score."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from pydantic import with_config
 from stepladder.data.labels.traces import solution_reward
 from stepladder.data.metrics.balance import ProbeSample, best_balance
 from stepladder.files import atomic_write_text, read_json
-from stepladder.loops.assembly.search import search_budget, step_limit
+from stepladder.loops.assembly.search import sampling_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.json_records import CLOSED, record_of
 from stepladder.loops.runs.workers import Task
@@ -95,8 +95,7 @@ def probe_shard(
 ) -> None:
     """Sample full solutions of a shard of problems at a temperature, grade them, and write their rewards."""
     method = resolve_method("best-of-n", temperature=temperature)
-    caps = {"num_simulations": num_samples, "max_tokens": None, "max_step_tokens": step_limit(config.search, method)}
-    budget = replace(search_budget(config.search), **caps)
+    budget = sampling_budget(config.search, method, num_samples=num_samples)
     opened = open_shard(config, models, problems, method=method, budget=budget, out=out, scores=config.search.scores)
     with opened as (engine, verifier, _):
         results = run_engine(engine, problems, stage=stage)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
@@ -10,7 +9,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.files import atomic_write_text, read_json_object, reading
 from stepladder.loops.assembly.policies import build_policy, build_renderer, end_observations, keep_observations
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
-from stepladder.loops.assembly.search import search_budget, step_limit
+from stepladder.loops.assembly.search import sampling_budget, step_limit
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_models
@@ -58,8 +57,7 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
 def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:
     """Sample full solutions of a shard of training problems, grade them, and write them as trees."""
     method = resolve_method("majority", temperature=config.prm.rollout_temperature)
-    caps = {"num_simulations": config.prm.rollouts, "max_tokens": None, "max_step_tokens": step_limit(config.search, method)}
-    budget = replace(search_budget(config.search), **caps)
+    budget = sampling_budget(config.search, method, num_samples=config.prm.rollouts)
     write_labelled_trees(config, models, problems, method=method, budget=budget, out=out, stage=stage)
 
 
