@@ -41,8 +41,8 @@ class Expander(Protocol):
         """Return the seed of an expansion's samples."""
         ...
 
-    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Turn samples into the new nodes of an expansion."""
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> int:
+        """Turn samples into the new nodes of an expansion, and return the tokens of the samples."""
         ...
 
     def excluded(self, expansion: Expansion) -> tuple[Step, ...] | None:
@@ -67,18 +67,18 @@ class StepExpander:
         growth: Steps,
         *,
         table: StepTable,
-        spending: Spending,
+        max_depth: int,
         seed_of: Callable[..., int],
         families: Families | None,
     ) -> None:
         """Expand by a method's settings, into a table of steps; ``families`` only if nodes can be sampled again."""
-        self._table, self._spending, self._seed_of = table, spending, seed_of
+        self._table, self._seed_of = table, seed_of
         self._temperature = float(method.sampling.temperature)
         self._num_children, self._root_samples = growth.num_children, method.root_samples
         self._branch_entropy, self._by_text = growth.branch_entropy, growth.merge == "text"
         self._is_distinct = growth.siblings == "distinct"
         self._families = families
-        self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
+        self._cuts = _Cuts(method.sampling, max_depth)
 
     def max_steps_after(self, leaf: int) -> int:
         """Return 1."""
@@ -113,8 +113,8 @@ class StepExpander:
         drawn = 0 if self._families is None else self._families.num_drawn(expansion.leaf)
         return self._seed_of(expansion.leaf, "again", drawn) if drawn else self._seed_of(expansion.leaf)
 
-    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Turn samples of one step each into children. Those equal to a child that exists are repeats."""
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> int:
+        """Turn samples of one step each into children, and return their tokens. Those equal to a child that exists are repeats."""
         steps: list[Step] = []
         counts: list[int] = []
         num_tokens, by_text = 0, self._by_text
@@ -131,12 +131,12 @@ class StepExpander:
                 known[key] = len(steps)
                 steps.append(step)
                 counts.append(1)
-        self._spending.generated_tokens += num_tokens
         expansion.steps, expansion.counts = steps, counts
         if self._families is not None:
             self._families.join(expansion, list(known), [step for (step,) in samples])
         expansion.parents = [expansion.leaf] * len(expansion.steps)
         expansion.depths = [self._table.depths[expansion.leaf] + 1] * len(expansion.steps)
+        return num_tokens
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         """Return one job of one branch per child. A failed child has nothing to score."""
@@ -203,8 +203,8 @@ class SolutionExpander:
         """Return the seed of a wave's draws. It depends on the number of earlier draws."""
         return self._seed_of(expansion.leaf, self._spending.num_simulations - expansion.num_samples)
 
-    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> None:
-        """Turn whole solutions into branches.
+    def graft(self, expansion: Expansion, samples: tuple[tuple[Step, ...], ...]) -> int:
+        """Turn whole solutions into branches, and return their tokens.
 
         The last node of a draw stays separate even if an equal node exists, so that the tree has one leaf per draw, in the order of the
         draws; unless the draw stopped short of an end, where others may go on.
@@ -217,11 +217,12 @@ class SolutionExpander:
         depths: list[int] = []
         twins: list[tuple[int, int]] = []
         ends: list[int] = []
+        num_tokens = 0
         for steps in samples:
             at = expansion.leaf
             for i, sampled in enumerate(steps, start=1):
                 step = sampled if sampled.token_ids else as_failed(sampled)
-                self._spending.generated_tokens += len(step.token_ids)
+                num_tokens += len(step.token_ids)
                 key = (at, step.token_ids, step.given_ids, step.stop_reason)
                 found = known.get(key, self._shared.get(key))
                 stops_short = step.stop_reason is _STEP and depth + i < self._max_depth
@@ -240,6 +241,7 @@ class SolutionExpander:
             ends.append(at)
         expansion.steps, expansion.parents, expansion.depths = new, parents, depths
         expansion.counts, expansion.twins, expansion.ends = [1] * len(new), twins, ends
+        return num_tokens
 
     def score_jobs(self, expansion: Expansion) -> list[ScoreJob]:
         """Cut the new nodes, except the twins, into branches that are as long as possible, so that every step is scored once."""

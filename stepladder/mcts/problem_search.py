@@ -100,10 +100,10 @@ class ProblemSearch:
         """Message of each failed sample, in wave order."""
 
     def _expander(self, method: SearchMethod) -> Expander:
-        table, spending, seed_of = self.table, self.spending, self.seed_of
-        if isinstance(method.growth, Solutions):
-            return SolutionExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
-        return StepExpander(method, method.growth, table=table, spending=spending, seed_of=seed_of, families=self.families)
+        table, growth, seed_of = self.table, method.growth, self.seed_of
+        if isinstance(growth, Solutions):
+            return SolutionExpander(method, growth, table=table, spending=self.spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
+        return StepExpander(method, growth, table=table, max_depth=self.budget.max_depth, seed_of=seed_of, families=self.families)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:
         growth = terms.method.growth
@@ -174,9 +174,7 @@ class ProblemSearch:
     def receive_first_samples(self, expansion: Expansion) -> list[ScoreJob]:
         """Receive the solutions from before the search in place of new samples; they were paid for before, and cost the search nothing."""
         samples, self.first_samples = self.first_samples, ()
-        spent = self.spending.generated_tokens
         self.expander.graft(expansion, samples)
-        self.spending.generated_tokens = spent
         return self._ask_scores(expansion)
 
     def receive(self, expansion: Expansion, result: StepResult) -> list[ScoreJob]:
@@ -187,10 +185,10 @@ class ProblemSearch:
         """
         check_samples(result.samples, num_samples=expansion.num_samples, max_steps=self.expander.max_steps_after(expansion.leaf))
         self.spending.num_samples += len(result.samples)
-        before = self.spending.generated_tokens
-        self.expander.graft(expansion, result.samples)
+        num_tokens = self.expander.graft(expansion, result.samples)
+        self.spending.generated_tokens += num_tokens
         if expansion.tokens_left is not None:
-            expansion.tokens_left -= self.spending.generated_tokens - before
+            expansion.tokens_left -= num_tokens
         return self._ask_scores(expansion)
 
     def _ask_scores(self, expansion: Expansion) -> list[ScoreJob]:
