@@ -9,6 +9,7 @@ streams, choices, malformed requests and clients that go away. Its last line say
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import re
@@ -29,7 +30,7 @@ import httpx
 from stepladder import Solver, embedded
 
 METHODS = ("mcts-4", "beam-3", "best-of-n-4", "uct-4")
-TURNS = 3
+TURNS = 9
 SPEED: dict[str, Any] = {"simulations": 16}
 
 
@@ -139,8 +140,10 @@ def compare_speed(url: str, options: Sequence[str], requests: int) -> None:
     source = named.get("--policy", named.get("--run", [None]))[0]
     solver = Solver(source, prm=named.get("--prm", []), overrides=named.get("--set", []), **SPEED)
     questions = [question(number) for number in range(requests)]
-    solver(questions[:4])
-    asyncio.run(ask_all(url, 4))
+    solver(questions)
+    asyncio.run(ask_all(url, requests))
+    # Else the collector would walk PyTorch and all trees in some turns and not in others.
+    gc.freeze()
     ratios: list[tuple[float, float]] = []
     for turn in range(TURNS):
         alone = rates(lambda: sum(each.generated_tokens for each in solver(questions)), time.process_time)

@@ -1,5 +1,6 @@
 """The command line."""
 
+import gc
 import sys
 
 from stepladder.terminal import echo
@@ -7,6 +8,8 @@ from stepladder.terminal import echo
 
 def main() -> None:
     """Run the command line; a broken installation ends in one sentence, too."""
+    # PyTorch and transformers make half a million objects when they are imported; Python's default collector walks them ten times.
+    gc.set_threshold(50_000)
     try:
         from stepladder.cli import app
 

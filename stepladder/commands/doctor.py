@@ -207,10 +207,8 @@ def _sandbox() -> Finding:
 
 def _threads() -> Finding:
     cores, threads = num_cores(), os.environ.get("OMP_NUM_THREADS")
-    if threads is None and cores > 1:
-        text = f"{cores}, and OMP_NUM_THREADS is not set: small models are slower with many threads -- export OMP_NUM_THREADS=1"
-        return Finding(name="cores", level=Level.WARNING, text=text)
-    return Finding(name="cores", level=Level.OK, text=f"{cores}, OMP_NUM_THREADS={threads or 'unset'}")
+    text = f"{cores}; small models use one per process" if threads is None else f"{cores}, OMP_NUM_THREADS={threads}"
+    return Finding(name="cores", level=Level.OK, text=text)
 
 
 def _disk(place: Path) -> Finding:

@@ -31,6 +31,7 @@ from stepladder.errors import CheckpointError, ConfigError
 from stepladder.files import file_fault, read_json, read_json_object, reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.lm.families import soft_cap_of
+from stepladder.lm.threads import fit_threads
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
 """Names of the heads of reward models in public checkpoints; the first one found counts."""
@@ -265,6 +266,8 @@ def _load_model(
     if soft_cap_of(model.config.get_text_config()) is not None:
         # transformers' fused attention leaves the bound of the scores out.
         model.set_attn_implementation("eager")
+    if place.type == "cpu":
+        fit_threads(model.num_parameters())
     return (model if quantization else model.to(place)).eval()
 
 

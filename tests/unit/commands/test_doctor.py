@@ -73,12 +73,12 @@ def test_gpus_are_listed(monkeypatch):
 
 
 def test_threads_and_disk(monkeypatch, tmp_path):
-    """Unset threads on several cores, and a nearly full disk, are warnings."""
+    """The cores are told with the threads that models use; a nearly full disk is a warning."""
     monkeypatch.setattr(doctor, "num_cores", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert doctor._threads().level is Level.OK
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert doctor._threads().text == "8, OMP_NUM_THREADS=4"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert doctor._threads().text.endswith("export OMP_NUM_THREADS=1")
+    assert doctor._threads().text == "8; small models use one per process"
     assert doctor._disk(tmp_path / "not" / "there").level is Level.OK
     monkeypatch.setattr(doctor, "free_disk", lambda place: 5 << 20)
     assert doctor._disk(tmp_path).text.startswith("5 MiB free")
