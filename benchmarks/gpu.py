@@ -9,6 +9,7 @@ has what it printed.
 
 import argparse
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -29,7 +30,9 @@ def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
     solutions = out / "solutions.jsonl"
     with (data / "train.jsonl").open(encoding="utf-8") as source, solutions.open("w", encoding="utf-8") as target:
         for number, line in enumerate(itertools.islice(source, WARM_UP_SOLUTIONS)):
-            target.write(f'{{"id": "warm-up-{number}", ' + line.strip().replace('"answer":', '"solution":', 1)[1:] + "\n")
+            problem = json.loads(line)
+            row = {"id": f"warm-up-{number}", "question": problem["question"], "solution": problem["answer"]}
+            target.write(json.dumps(row) + "\n")
     overrides = [
         f"policy.model={model}",
         "policy.backend=vllm",

@@ -106,52 +106,48 @@ class Bench:
         drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (max(2048, batch), PROMPT_TOKENS)) * STEP_TOKENS + 1
         self.problems = [Problem(id=str(i), question="".join(f"w{n} " for n in row)) for i, row in enumerate(drawn.tolist())]
 
-    def plain(self, in_flight: int, *, total: int, own: dict[str, Any]) -> tuple[int, float]:
-        """Return tokens and seconds of plain requests, at most so many at once; ``own`` are further sampling parameters."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
+    def plain(self, *, total: int, seeds: bool = False, **more: Any) -> tuple[int, float]:
+        """Return tokens and seconds of plain requests through vLLM's front end; ``more`` are further sampling parameters."""
         llm: Any = self.engine._engine
-        self.engine.reset()
-        prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
-        begin, count, running, started = self.clock(), 0, 0, 0
-        while started < total or running:
-            while started < total and running < in_flight:
-                params = SamplingParams(
-                    temperature=1.0,
-                    max_tokens=WHOLE_SOLUTION,
-                    ignore_eos=True,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.DELTA,
-                    **({"seed": started} if own.get("seed") else {}),
-                    **{key: value for key, value in own.items() if key != "seed"},
-                )
-                llm.add_request(str(started), {"prompt_token_ids": prompts[started % len(prompts)]}, params)
-                started, running = started + 1, running + 1
-            for output in llm.step():
-                count += len(output.outputs[0].token_ids)
-                running -= output.finished
-        return count, self.clock() - begin
 
-    def handed_over(self, in_flight: int, *, total: int) -> tuple[int, float]:
+        def start(number: int, prompt: list[int]) -> None:
+            params = _sampling(max_tokens=WHOLE_SOLUTION, seed=number if seeds else None, **more)
+            llm.add_request(str(number), {"prompt_token_ids": prompt}, params)
+
+        def step() -> list[tuple[int, bool]]:
+            return [(len(output.outputs[0].token_ids), output.finished) for output in llm.step()]
+
+        return self._flow(start, step, total=total)
+
+    def handed_over(self, *, total: int) -> tuple[int, float]:
         """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with seeds and log-probabilities."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        request = self.engine.prepare(_sampling(max_tokens=1, logprobs=0))
 
+        def start(number: int, prompt: list[int]) -> None:
+            self.engine.sample(prompt, request, seed=number, max_tokens=WHOLE_SOLUTION)
+
+        def step() -> list[tuple[int, bool]]:
+            return [(len(new.token_ids), new.finish_reason is not None) for new in self.engine.sample_step()]
+
+        return self._flow(start, step, total=total)
+
+    def _flow(
+        self, start: Callable[[int, list[int]], None], step: Callable[[], list[tuple[int, bool]]], *, total: int
+    ) -> tuple[int, float]:
+        """Return tokens and seconds of ``total`` sequences, as many at once as the engine takes.
+
+        ``start`` queues a sequence; ``step`` returns the new tokens of each and whether it ended.
+        """
         self.engine.reset()
-        form = SamplingParams(
-            max_tokens=1, logprobs=0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA, temperature=1.0
-        )
-        request = self.engine.prepare(form)
         prompts = [list(self.renderer.prompt_ids(problem)) for problem in self.problems]
         begin, count, running, started = self.clock(), 0, 0, 0
         while started < total or running:
-            while started < total and running < in_flight:
-                self.engine.sample(prompts[started % len(prompts)], request, seed=started, max_tokens=WHOLE_SOLUTION)
+            while started < total and running < self.batch:
+                start(started, prompts[started % len(prompts)])
                 started, running = started + 1, running + 1
-            for new in self.engine.sample_step():
-                count += len(new.token_ids)
-                running -= new.finish_reason is not None
+            for new_tokens, is_over in step():
+                count += new_tokens
+                running -= is_over
         return count, self.clock() - begin
 
     def search(self, name: str, wave: int, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
@@ -178,6 +174,14 @@ class Bench:
             "forwarded": policy.token_counts.forwarded_tokens or 0,
         }
         return policy.generated_tokens, seconds, more
+
+
+def _sampling(**more: Any) -> Any:
+    """Return the sampling parameters that all sequences share, and ``more``."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA, **more)
 
 
 def profile(bench: Bench, each: str, *, simulations: int, tokens: int) -> None:
@@ -210,7 +214,7 @@ def main() -> None:
         bench = Bench(folder, batch=arguments.batch, options=json.loads(arguments.options))
         console.log(f"engine started in {bench.start_s:.0f} s")
         table = Table("what", "tokens", "seconds", "tokens/s", "of vLLM's", "more", title=f"{arguments.shape}, {arguments.batch} at once")
-        bench.plain(arguments.batch, total=arguments.batch, own={})
+        bench.plain(total=arguments.batch)
         plain = None
 
         def report(what: str, tokens: int, seconds: float, more: dict[str, float]) -> None:
@@ -221,12 +225,11 @@ def main() -> None:
             print(json.dumps({**line, "rate": round(rate), "of_plain": plain and round(rate / plain, 3), **more}), flush=True)
 
         total = arguments.sequences
-        tokens, seconds = bench.plain(arguments.batch, total=total, own={})
+        tokens, seconds = bench.plain(total=total)
         plain = tokens / seconds
         report("vLLM itself", tokens, seconds, {})
-        asked = {"seed": True, "logprobs": 0}
-        report("the same with seeds and log-probabilities", *bench.plain(arguments.batch, total=total, own=asked), {})
-        report("these, given to its core by stepladder", *bench.handed_over(arguments.batch, total=total), {})
+        report("the same with seeds and log-probabilities", *bench.plain(total=total, seeds=True, logprobs=0), {})
+        report("these, given to its core by stepladder", *bench.handed_over(total=total), {})
         for each in arguments.methods.split(","):
             method, _, wave = each.partition(":")
             if time.perf_counter() - begin > arguments.seconds:

@@ -4,7 +4,7 @@ The first engine imports vLLM; nothing imports it earlier. Weights are never rel
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,10 +84,7 @@ class VLLMEngine:
         Raises:
             BackendError: If the engine failed.
         """
-        try:
-            outputs = self._engine.step()
-        except (RuntimeError, self._dead_error()) as error:
-            raise BackendError(f"vLLM engine: must run: {told(error)} -- see its log") from error
+        outputs = _run(self._engine.step)
         self._open.difference_update(output.request_id for output in outputs if output.finished)
         return outputs
 
@@ -138,12 +135,8 @@ class VLLMEngine:
         Raises:
             BackendError: If the engine failed.
         """
-        try:
-            outputs = self._engine.engine_core.get_output().outputs
-        except (RuntimeError, self._dead_error()) as error:
-            raise BackendError(f"vLLM engine: must run: {told(error)} -- see its log") from error
         found = []
-        for output in outputs:
+        for output in _run(self._engine.engine_core.get_output).outputs:
             if output.finish_reason is not None:
                 self._sampled.discard(output.request_id)
             logps = () if output.new_logprobs is None else output.new_logprobs.logprobs[:, 0].tolist()
@@ -186,11 +179,15 @@ class VLLMEngine:
             self._sampled.clear()
             gc.collect()
 
-    @staticmethod
-    def _dead_error() -> type[Exception]:
-        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
 
-        return EngineDeadError
+def _run(step: Callable[[], Any]) -> Any:
+    """Return what a step of an engine returns; an engine that fails is a ``BackendError``."""
+    from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
+
+    try:
+        return step()
+    except (RuntimeError, EngineDeadError) as error:
+        raise BackendError(f"vLLM engine: must run: {told(error)} -- see its log") from error
 
 
 def _groups_exist() -> bool:

@@ -10,7 +10,7 @@ then drawn from what the model gives to the others, as if the ban had been there
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,6 @@ class _Sequence:
     sample: OpenSample
     seed: int
     """Seed of its random numbers."""
-    stops: bool
-    """Whether the engine itself stops at tokens that close a step."""
-    prefix_tokens: int
-    """Tokens before the first that it samples."""
     begun: bool = False
     """Whether a first token has come."""
     redraws: int = 0
@@ -73,15 +69,12 @@ class _Taken(Enum):
 def _continued(sequence: _Sequence) -> _Sequence:
     """Return the sequence that continues a sample whose last token was refused, with random numbers of its own."""
     redraws = sequence.redraws + 1
-    so_far = len(sequence.sample.token_ids)
-    return _Sequence(
-        job=sequence.job,
-        sample=sequence.sample,
-        seed=int(stream_keys(sequence.seed, redraws)[-1] >> np.uint64(1)),
-        stops=sequence.stops,
-        prefix_tokens=len(sequence.job.request.prefix_ids) + so_far,
-        redraws=redraws,
-    )
+    return replace(sequence, seed=_seeds(sequence.seed, redraws)[-1], begun=False, redraws=redraws)
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    """Return seeds of so many sequences. vLLM takes signed ones; the lowest bit is given up."""
+    return (stream_keys(seed, count) >> np.uint64(1)).tolist()
 
 
 class VLLMPolicy:
@@ -105,7 +98,7 @@ class VLLMPolicy:
         self._rules = StepRules(tokenizer, step_format, *settings, vocab_size=engine.vocab_size)
         self._banned = frozenset(self._rules.never_sampled)
         self._prepared: dict[tuple[float, bool, bool], Any] = {}
-        """Requests to copy, by temperature, whether they stop where steps close, and whether they ban tokens."""
+        """Requests to copy, by temperature, whether they stop at tokens that close a step, and whether they ban tokens."""
         closing = self._rules.boundary.closes.nonzero()[0].tolist()
         self._closing = closing if len(closing) <= _MAX_STOPS else []
         self._jobs: dict[int, _Job] = {}
@@ -209,14 +202,11 @@ class VLLMPolicy:
 
     def _begin(self, job: _Job) -> None:
         request = job.request
-        # vLLM takes signed seeds; the lowest bit is given up.
-        seeds = (stream_keys(request.seed, request.num_samples) >> np.uint64(1)).tolist()
-        stops = request.max_steps == 1 and bool(self._closing)
-        for seed in seeds:
+        for seed in _seeds(request.seed, request.num_samples):
             sample = OpenSample(self._rules, request, context=self._engine.context)
             job.samples.append(sample)
-            self._start(_Sequence(job=job, sample=sample, seed=seed, stops=stops, prefix_tokens=len(request.prefix_ids)))
-        job.open_samples = len(seeds)
+            self._start(_Sequence(job=job, sample=sample, seed=seed))
+        job.open_samples = request.num_samples
 
     def _start(self, sequence: _Sequence) -> None:
         """Queue a sequence that continues its sample."""
@@ -225,7 +215,7 @@ class VLLMPolicy:
         left = request.max_step_tokens * request.max_steps - len(so_far)
         key = self._engine.sample(
             (*request.prefix_ids, *so_far),
-            self._prepare(request.temperature, stops=sequence.stops, bans=sequence.redraws > 0),
+            self._prepare(request.temperature, stops=request.max_steps == 1, bans=sequence.redraws > 0),
             seed=sequence.seed,
             max_tokens=min(sample.room - len(so_far), left),
         )
@@ -277,12 +267,12 @@ class VLLMPolicy:
 
     def _take(self, sequence: _Sequence, new: NewTokens) -> "_Taken":
         """Feed new tokens to a sample and say whether its sequence goes on."""
+        sample = sequence.sample
         if not sequence.begun:
             sequence.begun = True
             self._num_begun += 1
-            self.prefix_tokens += sequence.prefix_tokens
+            self.prefix_tokens += len(sequence.job.request.prefix_ids) + len(sample.token_ids)
             self.cached_tokens += new.cached_tokens
-        sample = sequence.sample
         for token, logp in zip(new.token_ids, new.logps, strict=True):
             self.generated_tokens += 1
             if token in self._banned and sequence.redraws < _MAX_REDRAWS:
