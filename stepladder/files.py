@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -129,7 +130,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If the disk is full, or ``path`` is not writable or is a directory.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with _explained(path, temporary):
         yield temporary
         with temporary.open("rb") as file:
@@ -145,7 +146,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If the disk is full, or ``path`` is not writable or is a file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with _explained(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -155,6 +156,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    # Workers of several machines may write to one directory.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -10,6 +10,8 @@ from stepladder.loops.runs.workers import Task
 class InlinePool:
     """Does every task here."""
 
+    num_workers = 1
+
     def run(self, tasks: Sequence[Task], *, on_progress: Any) -> list[Any]:
         """Run tasks in order."""
         return [task.function(**task.arguments) for task in tasks]
@@ -20,5 +22,5 @@ class InlinePool:
 
 @contextmanager
 def inline_pool(*_: Any, **__: Any) -> Iterator[InlinePool]:
-    """Stand in for ``worker_pool``."""
+    """Stand in for ``worker_pool`` and ``open_workers``."""
     yield InlinePool()

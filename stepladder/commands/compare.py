@@ -29,8 +29,8 @@ from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text, read_json
 from stepladder.hub import local_directory
 from stepladder.lm.flops import ModelFlops, flops_of_files
-from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import with_date
+from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.comparison_results import (
     COMPARISON_SCHEMA_VERSION,
@@ -47,11 +47,11 @@ from stepladder.loops.runs.comparison_results import (
 from stepladder.loops.runs.directory import software
 from stepladder.loops.runs.flops import SearchFlops
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import WorkerPool, worker_pool
+from stepladder.loops.runs.workers import Workers
 from stepladder.types import LabelledProblem
 
 
-def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: WorkerPool | None = None) -> ComparisonResults:
+def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Workers | None = None) -> ComparisonResults:
     """Run the missing cells, write ``results.json``, and return its content.
 
     Args:
@@ -67,8 +67,7 @@ def run_comparison(comparison: Comparison, *, display: ProgressDisplay, pool: Wo
     comparison = replace(comparison, config=with_date(comparison.config, comparison.policy, earlier=earlier))
     facts = _claim(comparison)
     if pool is None:
-        section, gpus = comparison.config.run, gpus_per_worker(comparison.config)
-        with worker_pool(num_workers(comparison.config), threads=section.threads, gpus_each=gpus) as started:
+        with open_workers(comparison.config, comparison.out, say=display.say) as started:
             fill_cells(comparison, started, display)
     else:
         fill_cells(comparison, pool, display)

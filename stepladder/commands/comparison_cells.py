@@ -14,13 +14,13 @@ from stepladder.loops.runs.comparison_results import (
     CellShard,
 )
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import Task, WorkerPool
+from stepladder.loops.runs.workers import Task, Workers
 from stepladder.loops.stages.context import Models
 from stepladder.loops.stages.failures import check_stage
 from stepladder.types import Budget, LabelledProblem, Provenance
 
 
-def fill_cells(comparison: Comparison, pool: WorkerPool, display: ProgressDisplay) -> None:
+def fill_cells(comparison: Comparison, pool: Workers, display: ProgressDisplay) -> None:
     """Run the missing parts: pilots first, because schedules need them, then the cells, one seed after the other."""
     scheduled = [contender for contender in comparison.contenders if contender.is_scheduled]
     _work(comparison, [_pilot(contender, tokens) for contender in scheduled for tokens in comparison.budgets], pool, display, "pilots")
@@ -45,7 +45,7 @@ def _pilot(contender: Contender, tokens: int | None) -> Cell:
     return Cell(contender=contender, tokens=tokens, seed=0, is_pilot=True)
 
 
-def _work(comparison: Comparison, cells: Sequence[Cell], pool: WorkerPool, display: ProgressDisplay, stage: str) -> None:
+def _work(comparison: Comparison, cells: Sequence[Cell], pool: Workers, display: ProgressDisplay, stage: str) -> None:
     tasks, total = [], 0
     for cell in cells:
         budget = _budget(comparison, cell)

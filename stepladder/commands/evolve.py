@@ -17,11 +17,11 @@ from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
 from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
-from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
 from stepladder.loops.assembly.problems import check_verifier
+from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
@@ -32,7 +32,6 @@ from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
-from stepladder.loops.runs.workers import worker_pool
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round_settings import stops_early
 
@@ -130,9 +129,8 @@ def run_rounds(
     from stepladder.loops.stages.round import run_round
 
     guard = InputGuard(config, run.inputs(), place=root)
-    run.log_event("start", rounds=config.run.rounds, workers=num_workers(config), machine=machine())
-    workers = worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config))
-    with _framed(display, opening.frame(run)), workers as pool:
+    with _framed(display, opening.frame(run)), open_workers(config, root, say=display.say) as pool:
+        run.log_event("start", rounds=config.run.rounds, workers=pool.num_workers, machine=machine())
         context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard)
         while not _is_over(run, config, last, display):
             begin = time.monotonic()

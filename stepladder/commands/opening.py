@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from stepladder.loops.assembly.devices import num_workers
+from stepladder.loops.assembly.workers import workers_words
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.description import model_words, prm_words, search_words, task_words
 from stepladder.loops.runs.directory import RunDir
@@ -48,7 +48,6 @@ class Opening:
             return [f"evolve: {self._root} has its {count} already"]
         begun = "" if not self._num_done else ", of which the warm-up is done" + self._done_rounds()
         problems = f"{sizes['train']:,} to learn from, {sizes['held_out']:,} for the gate, {sizes['test']:,} for the report"
-        workers = num_workers(config)
         time = "known after the first round" if self._expected_s is None else f"about {rough(self._expected_s)} on two cores"
         return [
             f"evolve: a warm-up and {count}{begun}",
@@ -57,7 +56,7 @@ class Opening:
             f"  policy    {model_words(config)}",
             f"  search    {search_words(config.search)}",
             f"  PRM       {prm_words(config)}",
-            f"  machine   {machine()}; {workers} worker{'' if workers == 1 else 's'}",
+            f"  machine   {machine()}; {workers_words(config)}",
             f"  in        {self._root}",
             f"  time      {time}; Ctrl-C is fine, the same command goes on",
         ]

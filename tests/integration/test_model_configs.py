@@ -94,7 +94,7 @@ def test_a_file_runs_to_a_finished_round(path: Path, tmp_path: Path, monkeypatch
     config = load_config(path, [*SETTINGS.split(), *(f"{key}={value}" for key, value in places.items())])
     config = with_chat(config, config.policy.model).config
     assert config.format.chat == stated.policy.model.endswith(("-Instruct", "-it"))
-    monkeypatch.setattr(evolve_command, "worker_pool", inline_pool)
+    monkeypatch.setattr(evolve_command, "open_workers", inline_pool)
     rows: list[RoundRow] = []
     run = evolve_command.evolve(config, tmp_path / "run", display=ProgressDisplay(), on_round=rows.append, stop_after=1)
     assert [row.round for row in rows] == [0, 1]

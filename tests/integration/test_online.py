@@ -62,7 +62,7 @@ def configured(task: Path, *overrides: str) -> Config:
 
 def run_rounds(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, list[RoundRow]]:
     """Run in this process; return the run and its rounds."""
-    monkeypatch.setattr(evolve_command, "worker_pool", inline_pool)
+    monkeypatch.setattr(evolve_command, "open_workers", inline_pool)
     rows: list[RoundRow] = []
     return evolve_command.evolve(config, root, display=ProgressDisplay(), on_round=rows.append), rows
 

@@ -36,7 +36,7 @@ PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, 
 )
 def test_a_run_trains_heads_and_searches_with_them(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both rounds have a PRM that is a head on the round's policy, and score their steps in the passes that sample them."""
-    monkeypatch.setattr(evolve_command, "worker_pool", inline_pool)
+    monkeypatch.setattr(evolve_command, "open_workers", inline_pool)
     gate = ["gate.min_problems=1", "gate.min_rows=1", "gate.max_drop=1.0"]
     config = load_config(write_tiny_config(tmp_path, rounds=2, workers=1, num_train=12), [*settings, *gate])
     rows: list[RoundRow] = []

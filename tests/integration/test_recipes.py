@@ -78,7 +78,7 @@ def test_every_recipe_runs_with_data_in_every_stage(
     name: str, task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rounds: problems are solved, every configured training has rows, settings of rounds and rules arrive in their files."""
-    monkeypatch.setattr(evolve_command, "worker_pool", inline_pool)
+    monkeypatch.setattr(evolve_command, "open_workers", inline_pool)
     config = load_config(None, [], base=tiny(settings_on_task(recipes()[name], task, embedded=True)), where=name)
     rows: list[RoundRow] = []
     run = evolve_command.evolve(config, tmp_path / "run", display=ProgressDisplay(), on_round=rows.append, stop_after=2)

@@ -17,6 +17,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.search import AbstentionConfig, CodeCheck
 from stepladder.loops.config.training import PRMConfig, TreeTarget
+from stepladder.loops.runs.ray_cluster import check_ray
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.settings.growth import Steps
@@ -27,6 +28,8 @@ from stepladder.settings import RuleName
 
 def check_rounds(config: Config) -> None:
     """Check the settings of a run, and those of every round with settings of its own; errors as for the other checks."""
+    if config.run.cluster == "ray":
+        check_ray(config.run.ray)
     _check(config)
     for number in distinct_rounds(config):
         try:
@@ -370,7 +373,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
                 f"{shares[1]} -- lower one"
             )
         wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
-        if trains and wanted > max(found, 1):
+        if trains and config.run.cluster == "local" and wanted > max(found, 1):
             raise ConfigError(
                 f"policy.vllm: data_parallel * tensor_parallel must be at most the number of GPUs: got {wanted} > {found} -- lower one"
             )

@@ -42,12 +42,29 @@ PLUG_KEYS = (
 _SPEED_ONLY = (
     ("run", "workers"),
     ("run", "rounds"),
+    ("run", "cluster"),
+    ("run", "ray"),
     ("policy", "max_batch"),
     *(("policy", "vllm", name) for name in ("memory_share", "prm_memory_share", "tensor_parallel", "data_parallel", "block_size")),
     ("policy", "openai"),
     ("training",),
 )
 """Settings that may change in a continued run, because they do not change the results of a round."""
+
+
+class RayConfig(Section):
+    """Workers on a Ray cluster. Nothing here changes results."""
+
+    address: str = Field(default="", pattern=r"^(auto|[^\s/]+:\d+)?$")
+    """``HOST:PORT`` of a running cluster, or ``auto`` for the one that this machine belongs to. Empty starts a cluster on the loopback
+    address of this machine, which ends with the run."""
+    cpus: float | None = Field(default=None, gt=0)
+    """CPUs of each worker; None is ``run.threads``."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of each worker; a share below 1 lets several workers use one. None is ``policy.vllm.tensor_parallel`` with vLLM; otherwise 1, or
+    0 on a cluster without GPUs and with ``policy.device = "cpu"``."""
+    retries: int = Field(default=2, ge=0)
+    """How often a shard is done again after its worker or node died. After that the run fails."""
 
 
 class RunConfig(Section):
@@ -60,7 +77,11 @@ class RunConfig(Section):
     shard_size: int = Field(default=64, ge=1)
     """Problems per shard: the unit of work and of loss."""
     workers: int = Field(default=0, ge=0)
-    """Processes that search and train; 0 is one per CPU core, or one with a GPU."""
+    """Processes that search and train; 0 is one per CPU core, or one with a GPU. On a Ray cluster, 0 is as many as have room."""
+    cluster: Literal["local", "ray"] = "local"
+    """Where the workers run: ``local`` is processes on this machine, ``ray`` is actors on a Ray cluster. See docs/scale.md."""
+    ray: RayConfig = RayConfig()
+    """Settings of ``cluster = "ray"``."""
     update_every: int | None = Field(default=None, ge=1)
     """Train the policy by policy gradients after so many problems of a shard, and search the next ones with the new weights, in one
     process; None searches all problems of a round first. See docs/training.md."""

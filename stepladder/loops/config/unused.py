@@ -56,6 +56,11 @@ _PRM_TRAINING = (
 _VALUE_ROWS = ("prm.target.", "prm.mixed_only")
 _RULES = (
     _Rule(
+        holds=lambda config: config.run.cluster == "local",
+        keys=("run.ray.",),
+        because="run.cluster is 'local'",
+    ),
+    _Rule(
         holds=lambda config: not config.prm.enabled,
         keys=("prm.", "search.scores.", "evaluate.aggregation"),
         but=("prm.enabled", *_VALUE_ROWS),

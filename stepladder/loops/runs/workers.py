@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
@@ -90,6 +90,25 @@ class Task(Generic[ResultT]):
         return Task(function=function, arguments=dict(arguments))
 
 
+class Workers(Protocol):
+    """Where the tasks of a run are done: in processes of this machine (``WorkerPool``) or on a cluster (``RayWorkers``)."""
+
+    num_workers: int
+    """Tasks done at once, at most."""
+
+    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
+        """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+
+        Raises:
+            BackendError: If a worker died without a word (out of memory, killed).
+        """
+        ...
+
+    def rest(self) -> None:
+        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
+        ...
+
+
 class WorkerPool:
     """A fixed number of worker processes."""
 
@@ -103,7 +122,7 @@ class WorkerPool:
         """
         self._context = get_context("spawn")
         self._queue = self._context.Queue()
-        self._num_workers, self._threads = num_workers, threads
+        self.num_workers, self._threads = num_workers, threads
         self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
         self._pool = self._new_pool()
 
@@ -113,7 +132,7 @@ class WorkerPool:
             assert shares is not None
             shares.put(share)
         arguments = (os.getpid(), self._threads, self._queue, shares)
-        return ProcessPoolExecutor(self._num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
+        return ProcessPoolExecutor(self.num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
 
     def rest(self) -> None:
         """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
@@ -207,9 +226,18 @@ def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_queue.get()
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
+    prepare_worker(threads)
+
+
+def prepare_worker(threads: int) -> None:
+    """Prepare this process for tasks.
+
+    Args:
+        threads: CPU threads of its computations, >= 1.
+    """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
     import torch
 
     from stepladder.lm.loading import silence_bars

@@ -13,7 +13,7 @@ from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.machine import worker_memory_mb
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import Task, WorkerPool
+from stepladder.loops.runs.workers import Task, Workers
 from stepladder.loops.stages.failures import check_stage
 from stepladder.loops.stages.kinds import RowKind
 from stepladder.types import Failures, LabelledProblem, Provenance
@@ -78,7 +78,7 @@ class RoundContext:
     """The run directory."""
     problems: dict[str, list[LabelledProblem]]
     """The splits ``train``, ``held_out`` and ``test``."""
-    pool: WorkerPool
+    pool: Workers
     """Where jobs run."""
     display: ProgressDisplay
     """Where progress is shown."""

@@ -26,7 +26,7 @@ def _start(config, root, monkeypatch):
     def stop(*_, **__):
         raise _Stopped
 
-    monkeypatch.setattr(command, "worker_pool", stop)
+    monkeypatch.setattr(command, "open_workers", stop)
     with pytest.raises(_Stopped):
         command.evolve(config, root, display=ProgressDisplay(Console(file=io.StringIO())), on_round=lambda row: None)
 

@@ -34,6 +34,7 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
     },
     ("prm.body=policy", "prm.joint_weight=0.5"): {"prm.joint_weight": "prm.body is not 'joint'"},
     ("search.scores.entropy_penalty=0.5",): {"search.scores.entropy_penalty": "no head of bins"},
+    ("run.ray.retries=3",): {"run.ray.retries": "run.cluster is 'local'"},
     ("labels.rollouts=false",): {"labels.rollouts": "no prm.rollouts"},
     ("preference.enabled=false", "preference.batch_size=2", "labels.pairs=agent-q"): {
         "preference.batch_size": "preference.enabled",

@@ -1,0 +1,79 @@
+"""Opens the workers of a configuration: processes of this machine, or actors on a Ray cluster."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
+from stepladder.loops.config.run import Config
+from stepladder.loops.runs.inputs import input_paths
+from stepladder.loops.runs.machine import num_cores
+from stepladder.loops.runs.ray_cluster import check_nodes, connected, measured_room
+from stepladder.loops.runs.ray_workers import ray_workers
+from stepladder.loops.runs.workers import Workers, worker_pool
+
+
+@contextmanager
+def open_workers(config: Config, root: Path, *, say: Callable[[str], None]) -> Iterator[Workers]:
+    """Open the workers of ``run.cluster`` for as long as the block runs.
+
+    Args:
+        config: The configuration.
+        root: The directory that the workers write to.
+        say: Takes sentences about lost and slow workers.
+
+    Raises:
+        ConfigError, CheckpointError: If there are too few GPUs, or the cluster cannot be used, as for ``measured_room`` and
+            ``check_nodes``.
+    """
+    if config.run.cluster == "local":
+        with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
+            yield pool
+    else:
+        with _on_ray(config, root, say=say) as pool:
+            yield pool
+
+
+@contextmanager
+def _on_ray(config: Config, root: Path, *, say: Callable[[str], None]) -> Iterator[Workers]:
+    run = config.run
+    cpus = run.threads if run.ray.cpus is None else run.ray.cpus
+    inputs = {name: path.absolute() for name, path in input_paths(config).items()}
+    with connected(run.ray, num_cpus=max(num_cores(), math.ceil(run.workers * cpus))) as is_own:
+        room = measured_room(cpus, _gpus(config))
+        if not is_own:
+            check_nodes(list(room.workers), root.absolute(), inputs)
+        if run.workers > room.num_workers:
+            say(f"run.workers: {run.workers} are wanted, and the Ray cluster has room for {room.num_workers}; the others wait for nodes")
+        workers = ray_workers(
+            run.workers or room.num_workers,
+            room=room,
+            threads=run.threads,
+            retries=run.ray.retries,
+            say=say,
+            check_node=lambda node: check_nodes([node], root.absolute(), inputs),
+        )
+        with workers as pool:
+            yield pool
+
+
+def _gpus(config: Config) -> float | None:
+    """Return the GPUs of a Ray worker; None leaves the choice to the cluster."""
+    if config.run.ray.gpus is not None:
+        return config.run.ray.gpus
+    if config.policy.device == "cpu":
+        return 0
+    return config.policy.vllm.tensor_parallel if config.policy.backend == "vllm" else None
+
+
+def workers_words(config: Config) -> str:
+    """Return the number and the place of the workers, for people."""
+    if config.run.cluster == "local" or config.run.workers:
+        count = num_workers(config)
+        words = f"{count} worker{'' if count == 1 else 's'}"
+    else:
+        words = "as many workers as have room"
+    if config.run.cluster == "local":
+        return words
+    return f"{words} on Ray ({config.run.ray.address or 'this machine'})"

@@ -1,0 +1,330 @@
+"""Workers on a Ray cluster: the interface of ``WorkerPool``, with actors in the place of processes.
+
+Every actor does one task at a time and keeps its models from one to the next, as a worker process does. An idle actor takes the next task.
+Tasks go to actors that have started, never to one that still waits for room. An actor that dies, alone or with its node, is replaced, and
+its task is done again: results are files that are written whole or not at all, so that nothing of the lost attempt remains.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from statistics import median
+from traceback import format_exc
+from typing import Any, Generic, NamedTuple
+
+from stepladder.errors import BackendError
+from stepladder.loops.runs.ray_cluster import Room
+from stepladder.loops.runs.workers import Progress, ResultT, Task, connect, prepare_worker
+
+_POLL_S = 1.0
+_REPORT_S = 0.5
+"""Seconds for which an actor collects reports before it sends them."""
+_LEAVE_S = 30.0
+"""Seconds for which workers may take leave."""
+_NO_WORKER_S = 600.0
+"""Seconds without any worker after which a run gives up."""
+_FAILED_STARTS = 3
+"""Workers that may fail to start, one after the other."""
+_SLOW, _SLOW_S, _SLOW_SAMPLE = 3.0, 30.0, 3
+"""A task is slow if it takes so many times the median, and at least so many seconds, once so many others are finished."""
+
+
+class _Done(NamedTuple):
+    """A task returned."""
+
+    result: Any
+    """What it returned."""
+
+
+class _Failed(NamedTuple):
+    """A task raised."""
+
+    error: BaseException
+    """What it raised."""
+    traceback: str
+    """Where."""
+
+
+class _Actor:
+    """The part of a worker that lives on a node."""
+
+    def __init__(self, threads: int) -> None:
+        """Prepare this process; reports of tasks go to the outbox."""
+        prepare_worker(threads)
+        self._outbox: SimpleQueue[Progress | _Done | _Failed] = SimpleQueue()
+        connect(self._outbox)
+        # One thread for all tasks: some libraries keep a state per thread.
+        self._thread = ThreadPoolExecutor(1)
+
+    def place(self) -> tuple[str, str]:
+        """Return the id and the address of the node."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+
+    def run(self, task: Task) -> Iterator[list[Progress | _Done | _Failed]]:
+        """Do a task; yield its reports in bundles, and how it ended at the end of the last one."""
+        self._thread.submit(self._do, task)
+        bundle: list[Progress | _Done | _Failed] = []
+        while not bundle or isinstance(bundle[-1], Progress):
+            bundle = self._bundle()
+            yield bundle
+
+    def _do(self, task: Task) -> None:
+        try:
+            self._outbox.put(_Done(task.function(**task.arguments)))
+        except BaseException as error:
+            self._outbox.put(_Failed(error, format_exc()))
+
+    def _bundle(self) -> list[Progress | _Done | _Failed]:
+        bundle = [self._outbox.get()]
+        end = time.monotonic() + _REPORT_S
+        while isinstance(bundle[-1], Progress):
+            try:
+                bundle.append(self._outbox.get(timeout=max(0.0, end - time.monotonic())))
+            except Empty:
+                break
+        return bundle
+
+    def leave(self) -> None:
+        """End this process."""
+        from ray.actor import exit_actor
+
+        exit_actor()
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """An actor as its owner sees it."""
+
+    actor: Any
+    """Its handle."""
+    answer: Any
+    """Where it is, as soon as it has started; None once that is known."""
+    address: str | None = None
+    """The address of its node; None before it has started for the first time."""
+    stream: Any = None
+    """What its task yields; None while it is idle."""
+    task: int = -1
+    """Number of its task."""
+    began: float = 0.0
+    """When it took the task."""
+    reported: list[Progress] = field(default_factory=list)
+    """Reports of the task, which do not count if it is lost."""
+
+
+class _Work(Generic[ResultT]):
+    """The tasks of one call, and how far they are."""
+
+    def __init__(self, tasks: Sequence[Task[ResultT]], on_progress: Callable[[Progress], None]) -> None:
+        self.tasks, self.on_progress = tasks, on_progress
+        self.open = deque(range(len(tasks)))
+        """Tasks that nobody does."""
+        self.results: dict[int, ResultT] = {}
+        self.losses: Counter[int] = Counter()
+        """How often tasks have lost their worker."""
+        self.seconds: list[float] = []
+        """Durations of the finished tasks."""
+        self.slow: set[int] = set()
+        """Tasks that were called slow."""
+
+    @property
+    def num_left(self) -> int:
+        return len(self.tasks) - len(self.results)
+
+    def name(self, number: int) -> str:
+        """Return a task for people: the file that it writes, or its number."""
+        out = self.tasks[number].arguments.get("out")
+        return str(out) if isinstance(out, Path) else f"task {number + 1} of {len(self.tasks)}"
+
+
+class RayWorkers:
+    """Workers on the Ray cluster to which this process is connected."""
+
+    def __init__(
+        self, num_workers: int, *, room: Room, threads: int, retries: int, say: Callable[[str], None], check_node: Callable[[str], None]
+    ) -> None:
+        """Start nothing yet; the first task does.
+
+        Args:
+            num_workers: Actors, >= 1. Those without room wait for it while the others work.
+            room: CPUs and GPUs of each, and the nodes that were checked.
+            threads: CPU threads of each, >= 1.
+            retries: How often a task is done again after its worker died, >= 0.
+            say: Takes sentences about lost and slow workers.
+            check_node: Checks a node that joined later, by its id, before it gets work.
+        """
+        import ray
+
+        self.num_workers = num_workers
+        make: Any = ray.remote(_Actor)
+        self._new_actor = make.options(num_cpus=room.cpus, num_gpus=room.gpus)
+        self._threads, self._retries, self._say, self._check_node = threads, retries, say, check_node
+        self._checked = set(room.workers)
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        self._last_sign = 0.0
+
+    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
+        """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+
+        Raises:
+            BackendError: If a task lost too many workers, workers do not start, or none has room for ten minutes.
+        """
+        work = _Work(tasks, on_progress)
+        self._last_sign = time.monotonic()
+        for worker in self._workers:
+            # One that died since its last task is replaced without a task lost.
+            worker.answer = worker.actor.place.remote()
+        try:
+            while work.num_left:
+                self._start(min(self.num_workers, work.num_left) - len(self._workers))
+                self._hand_out(work)
+                for worker in self._heard():
+                    self._hear(worker, work)
+                self._check_progress(work)
+        except BaseException:
+            for worker in [each for each in self._workers if each.stream is not None]:
+                self._drop(worker)
+            raise
+        return [work.results[number] for number in range(len(tasks))]
+
+    def rest(self) -> None:
+        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
+        import ray
+
+        if leaving := [worker.actor.leave.remote() for worker in self._workers]:
+            ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_S)
+        self.close()
+
+    def close(self) -> None:
+        """End all workers at once, which is safe because results are written completely or not at all."""
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            actor = self._new_actor.remote(self._threads)
+            self._workers.append(_Worker(actor=actor, answer=actor.place.remote()))
+
+    def _drop(self, worker: _Worker) -> None:
+        import ray
+
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+
+    def _hand_out(self, work: _Work) -> None:
+        for worker in self._workers:
+            if work.open and worker.answer is None and worker.stream is None:
+                worker.task, worker.began, worker.reported = work.open.popleft(), time.monotonic(), []
+                worker.stream = worker.actor.run.options(num_returns="streaming").remote(work.tasks[worker.task])
+
+    def _heard(self) -> list[_Worker]:
+        """Wait for a sign of the workers for a moment, and return those that gave one."""
+        import ray
+
+        waiting = {worker.answer or worker.stream: worker for worker in self._workers if worker.answer or worker.stream}
+        heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)
+        if heard:
+            heard, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return [waiting[sign] for sign in heard]
+
+    def _hear(self, worker: _Worker, work: _Work) -> None:
+        from ray.exceptions import RayError, RayTaskError
+
+        self._last_sign = time.monotonic()
+        try:
+            if worker.answer is not None:
+                self._admit(worker)
+            else:
+                self._receive(worker, work)
+        except RayTaskError as error:
+            raise BackendError(
+                f"a worker on {worker.address} could not take or return {work.name(worker.task)}: {_reason(error)}"
+            ) from error
+        except RayError as error:
+            self._lose(worker, work, _reason(error))
+
+    def _admit(self, worker: _Worker) -> None:
+        """Note where a worker has started; it is idle from now on."""
+        import ray
+
+        node, address = ray.get(worker.answer)
+        if node not in self._checked:
+            self._check_node(node)
+            self._checked.add(node)
+        worker.answer, worker.address, self._failed_starts = None, address, 0
+
+    def _receive(self, worker: _Worker, work: _Work) -> None:
+        """Take what a worker has to say of its task."""
+        import ray
+
+        for said in ray.get(next(worker.stream)):
+            if isinstance(said, Progress):
+                worker.reported.append(said)
+                work.on_progress(said)
+            elif isinstance(said, _Failed):
+                worker.stream = None
+                said.error.add_note(said.traceback)
+                raise said.error
+            else:
+                worker.stream = None
+                work.results[worker.task] = said.result
+                work.seconds.append(time.monotonic() - worker.began)
+
+    def _lose(self, worker: _Worker, work: _Work, reason: str) -> None:
+        """Replace a worker that died, and give its task to another one."""
+        self._drop(worker)
+        if worker.address is None:
+            self._failed_starts += 1
+            if self._failed_starts == _FAILED_STARTS:
+                raise BackendError(f"run.cluster: workers do not start on the Ray cluster: {reason} -- look into Ray's logs on that node")
+        if worker.stream is None:
+            return
+        for said in worker.reported:
+            work.on_progress(Progress(stage=said.stage, items=-said.items, solved=-said.solved))
+        work.losses[worker.task] += 1
+        times = work.losses[worker.task]
+        if times > self._retries:
+            raise BackendError(
+                f"{work.name(worker.task)}: {times} workers died of it, the last on {worker.address}: {reason} -- if memory is short, "
+                "lower search.max_trees or run.workers, or raise run.ray.cpus"
+            )
+        self._say(f"{work.name(worker.task)}: the worker on {worker.address} died, and another one begins again: {reason}")
+        work.open.appendleft(worker.task)
+
+    def _check_progress(self, work: _Work) -> None:
+        """Tell of slow tasks once, and give up if there is no worker."""
+        now, busy = time.monotonic(), [worker for worker in self._workers if worker.stream is not None]
+        if not busy and now - self._last_sign > _NO_WORKER_S:
+            raise BackendError(f"run.cluster: no worker had room on the Ray cluster for {_NO_WORKER_S:.0f} s -- look at 'ray status'")
+        if len(work.seconds) < _SLOW_SAMPLE:
+            return
+        usual = median(work.seconds)
+        for worker in busy:
+            seconds = now - worker.began
+            if seconds > max(_SLOW * usual, _SLOW_S) and worker.task not in work.slow:
+                work.slow.add(worker.task)
+                self._say(f"{work.name(worker.task)}: slow: {seconds:.0f} s so far on {worker.address}, where others took {usual:.0f} s")
+
+
+def _reason(error: Exception) -> str:
+    """Return the sentence of Ray's explanation that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    because = next((line for line in reversed(lines) if "because" in line), lines[-1] if lines else type(error).__name__)
+    return because.rstrip(".")
+
+
+@contextmanager
+def ray_workers(num_workers: int, **settings: Any) -> Iterator[RayWorkers]:
+    """Yield workers that end with the block; arguments as for ``RayWorkers``."""
+    pool = RayWorkers(num_workers, **settings)
+    try:
+        yield pool
+    finally:
+        pool.close()

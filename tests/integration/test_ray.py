@@ -1,0 +1,236 @@
+"""Runs on a Ray cluster of this machine: the bytes of a run in one process, whatever dies; and what is refused before any work."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.commands import evolve as evolve_command
+from stepladder.commands.evolve import evolve
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.loops.config.run import RayConfig
+from stepladder.loops.runs import ray_cluster
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.ray_cluster import Room, check_nodes, check_ray, connected, measured_room
+from stepladder.loops.runs.ray_workers import RayWorkers
+from stepladder.loops.runs.workers import Progress, Task, Workers, prepare_worker, report_progress
+from tests.inline import InlinePool
+from tests.integration.test_evolve import data_digests
+from tests.runs import write_tiny_config
+
+# Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
+
+# Grades as the rule 'exact' does, and kills its process once for every file 'armed' that it finds beside itself.
+_LETHAL = """
+import os, signal
+from pathlib import Path
+from stepladder.types import Verdict
+
+class Lethal:
+    def __init__(self, references):
+        self.references = references
+
+    def grade(self, answers):
+        try:
+            Path(__file__).with_name("armed").unlink()
+        except FileNotFoundError:
+            return [Verdict(correct=answer == self.references[name], reason="compared") for name, answer in answers]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def lethal(problems):
+    return Lethal({labelled.problem.id: labelled.answer for labelled in problems})
+"""
+
+
+class Said:
+    """Collects what is said."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __call__(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    """A cluster of this machine."""
+    with connected(RayConfig(), num_cpus=2):
+        yield measured_room(1, 0)
+
+
+@pytest.fixture(scope="module")
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture(scope="module")
+def pool(room: Room, said: Said) -> Iterator[RayWorkers]:
+    """Two workers of that cluster, which all tests share since each imports torch."""
+    workers = RayWorkers(2, room=room, threads=1, retries=1, say=said, check_node=lambda node: None)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one round whose verifier can kill its worker."""
+    folder = tmp_path_factory.mktemp("ray")
+    path = write_tiny_config(folder, rounds=1, num_train=12)
+    (folder / "lethal.py").write_text(_LETHAL)
+    path.write_text(path.read_text().replace('rule = "exact"', 'verifier = "lethal.py:lethal"'))
+    return path
+
+
+def run_on(workers: Workers, config: Path, name: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Path:
+    """Run, or continue, a configuration on given workers; return the run's directory."""
+
+    @contextmanager
+    def given(*_: Any, **__: Any) -> Iterator[Workers]:
+        yield workers
+
+    monkeypatch.setattr(evolve_command, "open_workers", given)
+    evolve(config, config.parent / name, **settings)
+    return config.parent / name
+
+
+@pytest.fixture(scope="module")
+def reference(config: Path) -> dict[str, str]:
+    """Digests of a run that one process made."""
+    prepare_worker(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return data_digests(run_on(InlinePool(), config, "alone", monkeypatch))
+
+
+@pytest.mark.slow
+def test_cluster_listens_on_loopback_only(room: Room) -> None:
+    """No process of the cluster listens on an address that others reach, and no token is left in the home directory."""
+    import psutil
+
+    ports = [port for child in psutil.Process().children(recursive=True) for port in child.net_connections("tcp")]
+    listening = [port.laddr.ip for port in ports if port.status == psutil.CONN_LISTEN]
+    assert len(listening) > 2
+    assert {address for address in listening if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
+
+
+def square(*, number: int) -> int:
+    report_progress(Progress(stage="squares", items=1, tokens=number))
+    return number * number
+
+
+def fail(*, message: str) -> None:
+    raise DataFormatError(message)
+
+
+def die() -> None:
+    report_progress(Progress(stage="deaths", items=1))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_results_come_in_order_with_progress(pool: RayWorkers) -> None:
+    """Results stand in the order of the tasks, and every report arrives."""
+    seen: list[Progress] = []
+    assert pool.run([Task.of(square, number=n) for n in range(5)], on_progress=seen.append) == [0, 1, 4, 9, 16]
+    assert sum(progress.items for progress in seen) == 5
+    assert sum(progress.tokens for progress in seen) == 10
+
+
+@pytest.mark.slow
+def test_failures_keep_their_type(pool: RayWorkers) -> None:
+    """An error of a task is raised as it is, with the place in the worker as a note."""
+    with pytest.raises(DataFormatError, match=r"^file\.jsonl:3: wrong") as caught:
+        pool.run([Task.of(fail, message="file.jsonl:3: wrong")], on_progress=lambda progress: None)
+    assert "in fail" in caught.value.__notes__[0]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_bytes(
+    pool: RayWorkers, config: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Ray workers write what one process writes."""
+    assert data_digests(run_on(pool, config, "two", monkeypatch)) == reference
+
+
+class StoppedDisplay(ProgressDisplay):
+    """Presses Ctrl-C when a stage of a round begins."""
+
+    def enter(self, number: int, stage: str) -> None:
+        if (number, stage) == (1, "train policy"):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_killed_worker_and_changed_cluster_give_the_same_bytes(
+    pool: RayWorkers, said: Said, config: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker dies in the middle of a shard and is replaced; the run is stopped, and continued on this machine: nothing differs."""
+    (config.parent / "armed").touch()
+    with pytest.raises(KeyboardInterrupt):
+        run_on(pool, config, "killed", monkeypatch, display=StoppedDisplay())
+    assert not (config.parent / "armed").exists()
+    assert len(said.sentences) == 1
+    assert "another one begins again" in said.sentences[0]
+    assert data_digests(run_on(InlinePool(), config, "killed", monkeypatch)) == reference
+
+
+@pytest.mark.slow
+def test_deadly_task_ends_the_run_with_a_sentence(pool: RayWorkers) -> None:
+    """A task that kills two workers in a row, with one retry, is reported; what it did before it died does not count."""
+    seen: list[Progress] = []
+    with pytest.raises(BackendError, match=r"task 1 of 1: 2 workers died of it, the last on 127\.0\.0\.1: .* -- if memory is short"):
+        pool.run([Task.of(die)], on_progress=seen.append)
+    assert sum(progress.items for progress in seen) == 0
+
+
+@pytest.mark.slow
+def test_nodes_are_checked(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node must see the run directory and the inputs, and have the same software; the probe leaves nothing behind."""
+    nodes = list(room.workers)
+    check_nodes(nodes, tmp_path, {"policy.model": tmp_path})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match=r"^policy\.model: every node of the cluster must see .*gone: node 127\.0\.0\.1 does not"):
+        check_nodes(nodes, tmp_path, {"policy.model": tmp_path / "gone"})
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="every node of the cluster must see it and write to it"):
+        patch.setattr(ray_cluster, "atomic_write_text", lambda path, text: None)
+        check_nodes(nodes, tmp_path, {})
+    ours = ray_cluster.software()
+    monkeypatch.setattr(ray_cluster, "software", lambda: type(ours)(stepladder="0.0", python=ours.python, packages={}, git_revision=None))
+    with pytest.raises(
+        ConfigError, match=r"^run\.cluster: node 127\.0\.0\.1 must have the software of this process: stepladder .* != 0\.0"
+    ):
+        check_nodes(nodes, tmp_path, {})
+
+
+@pytest.mark.slow
+def test_room_is_measured(room: Room) -> None:
+    """Two CPUs hold two workers of one; a worker that no node can hold is refused."""
+    assert list(room.workers.values()) == [2]
+    with pytest.raises(ConfigError, match="a worker of 1 CPUs and 2 GPUs: the largest has 2 and 0"):
+        measured_room(1, 2)
+
+
+def test_missing_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package there is one sentence that says what to install."""
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'ray' needs the package ray: it is not installed -- pip install 'stepladder\[ray\]'"):
+        check_ray(RayConfig())
+
+
+@pytest.mark.slow
+def test_silent_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens, or somebody listens who is no cluster: each is one sentence within a bounded time."""
+    monkeypatch.setattr(ray_cluster, "_CONNECT_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"'127\.0\.0\.1:{port}' must be a Ray cluster that answers: it did not within 3 s"):
+            check_ray(RayConfig(address=f"127.0.0.1:{port}"))
+    with pytest.raises(ConfigError, match="must be a Ray cluster that answers: Connection refused -- start one"):
+        check_ray(RayConfig(address=f"127.0.0.1:{port}"))
