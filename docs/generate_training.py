@@ -100,7 +100,7 @@ VALUES = """\
 | `q` | the same with the reward of the step itself and the discount, by which `mcts-dpo` compares steps; `tree-value` in searches without |
 | `monte-carlo` | share of right ones among the graded ends at and below it |
 | `score` | the PRM's score of the step |
-| `hard-max`, `distance`, `discounted`, `outcome`, `progress` | as for `prm.target` in [prm.md](prm.md) |
+| `hard-max`, `distance`, `discounted`, `bootstrapped`, `outcome`, `progress` | as for `prm.target` in [prm.md](prm.md) |
 
 Values are in [0, 1]. Some searches back up more: `mcts-dpo` adds up the gains of steps. Such a tree is mapped as a whole, by
 `(v - low) / (high - low)` with `low = min(0, smallest)` and `high = max(1, largest)`: the order of its values stays, its margins shrink. A

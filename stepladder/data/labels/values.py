@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from stepladder.errors import DataFormatError
-from stepladder.types import TreeRecord
+from stepladder.types import StopReason, TreeRecord
 
 
 class ValueTarget(StrEnum):
@@ -39,6 +39,9 @@ class ValueTarget(StrEnum):
     """ReST-MCTS*: rises by equal parts on the shortest way to a right leaf and falls with wrong steps; see ``distance_values``."""
     DISCOUNTED = "discounted"
     """0.85 to the power of the fewest steps to a right leaf, 0 where only wrong leaves are below; see ``discounted_values``."""
+    BOOTSTRAPPED = "bootstrapped"
+    """The same where a right leaf is below; elsewhere 0.85 times the best step that follows, as the PRM sees it; see
+    ``bootstrapped_values``."""
     OUTCOME = "outcome"
     """Whether a graded leaf is right; none for other nodes. This judges whole solutions, like an outcome reward model."""
     PROGRESS = "progress"
@@ -99,6 +102,8 @@ def node_values(record: TreeRecord, target: ValueTarget | str) -> list[float | N
         return distance_values(record)
     if chosen is ValueTarget.DISCOUNTED:
         return discounted_values(record)
+    if chosen is ValueTarget.BOOTSTRAPPED:
+        return bootstrapped_values(record)
     if chosen is ValueTarget.OUTCOME:
         gather_evidence(record)
         return list(record.outcomes)
@@ -213,6 +218,45 @@ def discounted_values(record: TreeRecord, *, discount: float = 0.85) -> list[flo
         discount**steps if steps is not None else 0.0 if wrong else None
         for steps, wrong in zip(_steps_to_right(record), evidence.wrong, strict=True)
     ]
+
+
+def bootstrapped_values(record: TreeRecord, *, discount: float = 0.85) -> list[float | None]:
+    """Return the discounted value of every node, bootstrapped from the PRM's scores where no right leaf is below.
+
+        v = discount^m                                                  with a right leaf m steps below
+        v = discount max_c max(v_c, s_c)                                else; c are its children, s_c their scores
+        v = 0                                                           at a leaf that ended wrong, or was cut within a step
+
+    A search ends long before it has tried everything, so a step above failed attempts alone is not worthless: it is worth at least what
+    its best continuation is. A step from which nothing was tried, or which the depth limit cut, has no value of its own. In a tree without
+    scores nothing is known beyond outcomes; its values are ``discounted_values``.
+
+    Args:
+        record: A searched tree with outcomes, whose scores are in [0, 1].
+        discount: Factor per step, in (0, 1).
+
+    Source: value iteration with fitted values (Bellman 1957), on the part of the tree that was searched.
+    """
+    values = discounted_values(record, discount=discount)
+    if all(score is None for score in record.scores):
+        return values
+    best: list[float | None] = [None] * len(values)
+    for node in range(len(values) - 1, -1, -1):
+        worth, below = values[node], best[node]
+        if worth is None or (worth == 0.0 and record.stop_reasons[node] in _GOES_ON):
+            values[node] = None if below is None else discount * below
+            worth = _larger(values[node], record.scores[node])
+        if node:
+            best[record.parents[node]] = _larger(best[record.parents[node]], worth)
+    return values
+
+
+_GOES_ON = (StopReason.STEP, StopReason.DEPTH)
+"""Why a step ended that could be followed by another."""
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def _steps_to_right(record: TreeRecord) -> list[int | None]:

@@ -105,10 +105,12 @@ class WarmupConfig(Section):
 class TreeTarget:
     """Target of a step, from the trees."""
 
-    type: Literal["monte-carlo", "tree-value", "q", "score", "hard-max", "distance", "discounted", "outcome", "progress"] = "monte-carlo"
+    type: Literal[
+        "monte-carlo", "tree-value", "q", "score", "hard-max", "distance", "discounted", "bootstrapped", "outcome", "progress"
+    ] = "monte-carlo"
     """Mean outcome of the leaves below a step, its backed-up value without and with its own reward, its score by the PRM that searched,
-    whether any leaf below it is right, its progress on the shortest way to a right leaf, the discounted outcome on that way, the outcome of
-    the whole solution, or progress."""
+    whether any leaf below it is right, its progress on the shortest way to a right leaf, the discounted outcome on that way, the same
+    with the PRM's scores where no way is known, the outcome of the whole solution, or progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,11 @@ def prm_shards(context: RoundContext, number: int) -> list[Path]:
     """Return the shards that a round's PRM learns from, including imported value rows if the run learns from values."""
     run, kind = context.run, prm_kind(context.config)
     rounds = list(range(1, number + 1)) if context.config.prm.data == "accumulate" else [number]
-    shards = run.shards(kind.name, rounds=rounds)
+    of_trees: list[Path] = []
     if samples_first(context.config) and kind.name in _OF_TREES:
-        # The round has no trees yet; those of the rounds before are as good as their samples.
-        shards += run.shards(_OF_TREES[kind.name], rounds=rounds[:-1])
+        # The round has no trees yet; those of the rounds before are as good as their samples, and may hold them already.
+        of_trees = run.shards(_OF_TREES[kind.name], rounds=rounds[:-1])
+        if context.config.search.start == "first-samples":
+            rounds = [number]
+    shards = run.shards(kind.name, rounds=rounds) + of_trees
     return shards + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])

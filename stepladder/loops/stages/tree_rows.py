@@ -39,7 +39,7 @@ class LabelSources:
     """Trees of the same problems from earlier rounds, oldest first; read only if a rule needs them."""
     rollouts: tuple[Path, ...] = ()
     """Graded rollouts of the same problems, oldest first; the last are those that the policy has not learned from. Read only with
-    ``labels.rollouts``."""
+    ``labels.rollouts``, or where trees begin with them."""
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None
@@ -69,9 +69,9 @@ class TreeRows:
     advantages: Selection[AdvantageRow] | None
     """Solutions or steps with advantages."""
     values: Selection[ValueRow]
-    """Value rows, from the round's own trees alone."""
+    """Value rows, from the round's own trees alone, and from samples that the search would have gone on from."""
     step_pairs: list[PreferencePair] | None
-    """Pairs of steps for the PRM, from the same trees."""
+    """Pairs of steps for the PRM, from the same."""
 
     @property
     def all_traces(self) -> list[Trace]:
@@ -112,6 +112,7 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
     learned = [record for record in (own if recent is None else recent.rows) if record.problem_id in problems]
     mine = [record for record in own if record.problem_id in problems]
     first = _first_trees(config, sources, own)
+    judged = [*own, *_left_alone(config, sources, own)]
     pair_sources = PairSources(earlier_scores=_earlier_scores(config, records, sources), first_trees=valued_trees(first, labels.value))
     return TreeRows(
         trees=_together(config, recent, usable),
@@ -132,8 +133,8 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
         # Advantages have a choice of values of their own.
         advantages=labels.advantages.select(learned) if config.gradient.enabled else None,
         # The PRM learns from the round's own trees; the window of recent trees is only for the policy.
-        values=tree_value_rows(config, own),
-        step_pairs=step_pair_rows(config, own),
+        values=tree_value_rows(config, judged),
+        step_pairs=step_pair_rows(config, judged),
     )
 
 
@@ -220,6 +221,14 @@ def _filters(config: Config) -> bool:
 def _policy_trees(config: Config, sources: LabelSources, trees: list[TreeRecord], *, last: int = 0) -> list[TreeRecord]:
     """Return what the policy's rows are made of: trees, and the graded rollouts of the ``last`` rounds, or of all."""
     return [*trees, *(ROLLOUTS.read(sources.rollouts[-last:]) if config.labels.rollouts else [])]
+
+
+def _left_alone(config: Config, sources: LabelSources, own: list[TreeRecord]) -> list[TreeRecord]:
+    """Return the round's first samples of problems without a tree, such as those that they solved; other trees contain theirs."""
+    if config.search.start != "first-samples":
+        return []
+    searched = {record.problem_id for record in own}
+    return [record for record in ROLLOUTS.read(sources.rollouts[-1:]) if record.problem_id not in searched]
 
 
 def _first_trees(config: Config, sources: LabelSources, own: list[TreeRecord]) -> list[TreeRecord]:

@@ -14,6 +14,7 @@ from stepladder.data.labels.value_rows import value_rows
 from stepladder.data.labels.values import (
     ValueTarget,
     best_of_values,
+    bootstrapped_values,
     discounted_values,
     distance_values,
     gather_evidence,
@@ -23,7 +24,7 @@ from stepladder.data.labels.values import (
     valued_trees,
 )
 from stepladder.errors import DataFormatError
-from stepladder.types import TreeRecord
+from stepladder.types import StopReason, TreeRecord
 from tests.trees import HAND, PROVENANCE, path_to, random_tree, tree
 
 
@@ -288,6 +289,28 @@ def test_discounted_values_count_the_steps_to_a_right_leaf():
     assert discounted_values(record, discount=0.5) == expected
     assert node_values(record, "discounted") == discounted_values(record, discount=0.85)
     assert discounted_values(tree((-1, None, None), (0, None, 0.0))) == [0.0, 0.0]
+
+
+def test_bootstrapped_values_take_the_best_step_that_follows_where_nothing_right_is_below():
+    """By hand, with a discount of one half: outcomes first, then the larger of score and value of the best child."""
+    parents = (-1, 0, 1, 0, 3, 4, 3, 0, 7, 0)
+    #          root, 1-2 the right way, 3-6 an unfinished part, 7-8 a wrong end, 9 a step that nothing follows
+    scores = (None, 0.1, 0.2, 0.3, 0.4, 0.9, 0.6, 0.7, 0.8, 0.5)
+    outcomes = {2: 1.0, 5: 0.0, 8: 0.0}
+    reasons = {2: StopReason.END, 5: StopReason.DEPTH, 8: StopReason.END}
+    record = replace(
+        tree(*((parent, None, outcomes.get(node)) for node, parent in enumerate(parents))),
+        scores=list(scores),
+        stop_reasons=[reasons.get(node, StopReason.STEP) for node in range(len(parents))],
+    )
+    # 4: half of the score of 5. 3: half of the larger of 4's (0.45 or 0.4) and 6's score. 7: its only end is wrong. Root: 1 step before 1.
+    assert bootstrapped_values(record, discount=0.5) == [0.25, 0.5, 1.0, 0.3, 0.45, None, None, 0.0, 0.0, None]
+    assert node_values(record, "bootstrapped") == bootstrapped_values(record, discount=0.85)
+    unsolved = replace(record, outcomes=[None if outcome == 1.0 else outcome for outcome in record.outcomes])
+    # 2 has a score alone, so 1 is worth 0.1, as its score says; the root takes the best of 0.1, 0.3, 7's 0.7 and 9's 0.5.
+    assert bootstrapped_values(unsolved, discount=0.5)[:3] == [0.35, 0.1, None]
+    unscored = replace(record, scores=[None] * len(parents))
+    assert bootstrapped_values(unscored, discount=0.5) == discounted_values(unscored, discount=0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))
