@@ -1,5 +1,6 @@
 """Where the rows of a round's PRM come from, and how its samples are drawn."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,6 +38,18 @@ def test_a_prm_learns_from_the_trees_that_exist_when_it_is_trained(tmp_path: Pat
     context = cast(Any, SimpleNamespace(run=run, config=config(prm=prm)))
     found = [f"{int(path.parts[-3])}/{path.parts[-2]}" for path in prm_shards(context, 2)]
     assert found == expected
+
+
+def test_earlier_samples_are_in_the_trees_that_began_with_them(tmp_path: Path) -> None:
+    """Of the round before, the values of the trees hold the samples' already."""
+    run = RunDir(root=tmp_path)
+    for number, kind in itertools.product((1, 2), ("values", "rollout-values")):
+        path = run.shard(number, kind, 0)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    settings = config(prm={**ACCUMULATE, "when": "before-search"}, search={"start": "first-samples"})
+    found = prm_shards(cast(Any, SimpleNamespace(run=run, config=settings)), 2)
+    assert found == [run.shard(2, "rollout-values", 0), run.shard(1, "values", 0)]
 
 
 def test_rollouts_have_their_own_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,15 @@ def test_rollouts_of_the_round_before_are_traces_and_pairs(tmp_path: Path) -> No
     assert [pair.chosen_ids for pair in alone.pairs.rows] == [[101]]
 
 
+def test_samples_without_a_tree_teach_the_prm_where_trees_begin_with_samples(tmp_path: Path) -> None:
+    """The samples of the searched problem are in its tree already; those of the other one, 7 right and 8 wrong, stand alone."""
+    given = sources(tmp_path, [SOLVED], [replace(ROLLED_OUT, problem_id="older")], [ROLLED_OUT, replace(ROLLED_OUT, problem_id="other")])
+    rows = rows_of_trees(config(search={"start": "first-samples"}), given).values.rows
+    found = {(row.problem_id, row.step_ids[0][0]): row.targets for row in rows}
+    assert found == {("p", 101): [1.0], ("p", 102): [0.0], ("other", 7): [1.0], ("other", 8): [0.0]}
+    assert len(rows) == 4
+
+
 def test_caps_and_order_hold_over_trees_and_rollouts(tmp_path: Path) -> None:
     """One trace a problem: the rollout's, whose value is 1.0 against 0.8."""
     assert completions(config(labels={"traces_per_problem": 1}), sources(tmp_path, [SOLVED], [ROLLED_OUT])) == [[7]]
