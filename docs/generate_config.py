@@ -3,7 +3,6 @@
 The file is never edited by hand, so it cannot disagree with the program.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ stepladder config --template own > run.toml
 stepladder evolve my.toml --dry-run        # the resolved settings, as TOML that evolve reads
 ```
 
-A default of `-` means that the setting is left out. The options of search methods, under `search.options` and `evaluate.options`, are in
+A default of `-` means that the setting is left out; the texts call that None. The options of search methods, under `search.options` and `evaluate.options`, are in
 [methods.md](methods.md).
 """
 
@@ -39,17 +38,13 @@ def _section(table: Table) -> str:
     kind = "" if table.type is None else f" with type {table.type.replace(chr(39), '`')}"
     rows = [_row(entry) for entry in table.entries]
     head = ["| setting | values | default | meaning |", "|---|---|---|---|"] if rows else []
-    return "\n".join([f"## {title}{kind}", "", _plain(table.meaning), "", *head, *rows, ""])
+    return "\n".join([f"## {title}{kind}", "", table.meaning, "", *head, *rows, ""])
 
 
 def _row(entry: Entry) -> str:
     default = "required" if entry.default is None else "-" if entry.default == "-" else f"`{entry.default}`"
-    cells = (f"`{entry.key}`", entry.kind, default, _plain(entry.meaning))
+    cells = (f"`{entry.key}`", entry.kind, default, entry.meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def config(
             raise ConfigError("config: KEY, --search and --template each ask for something else: got more than one -- give one")
 
         def explained(entry: Entry) -> str:
-            default = "required" if entry.default is None else f"default {entry.default}"
+            default = {None: "required", "-": "left out by default (None)"}.get(entry.default, f"default {entry.default}")
             kind = "" if entry.type is None else f" (with type {entry.type})"
             return f"{entry.key}{kind}\n    {entry.kind}; {default}\n    {entry.meaning}"
 

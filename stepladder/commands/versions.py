@@ -22,7 +22,8 @@ def versions() -> str:
     ]
     lines += [f"{name} {version_of(name) or 'missing'}" for name in PARTS]
     for extra, names in EXTRAS.items():
-        lines += [f"{name} {version_of(name) or f'not installed -- pip install stepladder[{extra}]'}" for name in names]
+        missing = f"not installed -- pip install 'stepladder[{extra}]'"
+        lines += [f"{name} {version_of(name) or missing}" for name in names]
     return "\n".join(lines)
 
 

@@ -108,16 +108,21 @@ def _tables(kind: type, key: str, type_: str | None, given: Any, *, is_on: bool)
                     name=name,
                     kind=_kind(_bounded(kind, name, hint)),
                     default=_shown(_default(kind, name, given)),
-                    meaning=" ".join(notes[name].split()),
+                    meaning=_plain(" ".join(notes[name].split())),
                 )
             )
-    yield Table(key=key, type=type_, is_on=is_on, meaning=_first_paragraph(kind), entries=tuple(entries))
+    yield Table(key=key, type=type_, is_on=is_on, meaning=_plain(_first_paragraph(kind)), entries=tuple(entries))
     for below, hint, default in inner:
         for each in settings_classes(hint):
             types_ = get_args(get_type_hints(each)["type"]) if marker_of(hint) else (None,)
             own = default if isinstance(default, each) else None
             inner_type = " or ".join(map(repr, types_)) if marker_of(hint) else None
             yield from _tables(each, below, inner_type, own, is_on=is_on and inner_type is None and default is not None)
+
+
+def _plain(text: str) -> str:
+    """Return the text of a docstring with names in single backquotes."""
+    return text.replace("``", "`")
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -33,7 +33,10 @@ def template(task: str) -> str:
     """
     if task not in TASKS:
         raise ConfigError(f"--template: must be one of {', '.join(TASKS)}: got {task!r} -- {right_name(task, TASKS)}")
-    parts = [f"# Settings for the task {task!r}. Lines with a comment sign state defaults; remove the sign to change one."]
+    parts = [
+        f"# Settings for the task {task!r}. Lines with a comment sign state defaults; remove the sign to change one.\n"
+        "# ... stands where a setting is left out by default, which the texts call None."
+    ]
     for table in all_tables():
         parts.append("\n".join(_table_lines(table, TASKS[task])))
     return "\n\n".join(parts) + "\n"

@@ -19,7 +19,7 @@ def test_the_version_names_the_parts(monkeypatch):
     assert lines[0] == f"stepladder {stepladder.__version__}"
     assert [line.split()[0] for line in lines[3:]] == [*PARTS, *(name for names in EXTRAS.values() for name in names)]
     monkeypatch.setattr("stepladder.commands.versions.EXTRAS", {"serve": ("no-such-package",)})
-    assert versions().splitlines()[-1] == "no-such-package not installed -- pip install stepladder[serve]"
+    assert versions().splitlines()[-1] == "no-such-package not installed -- pip install 'stepladder[serve]'"
 
 
 @pytest.mark.parametrize("words", [[], ["solve"], ["prm"], ["prm", "score"], ["serve"]])

@@ -39,6 +39,8 @@ def test_settings_are_found_by_name_table_and_word() -> None:
     """A key, a table with what is inside it, a word of a meaning, and the list of tables."""
     assert run("search.simulations").startswith("search.simulations\n    whole number >= 1; default 32\n    ")
     assert "problems.grading.percent" in run("problems")
+    assert run("problems.subset").startswith("problems.subset\n    text; left out by default (None)\n    Configuration name")
+    assert "``" not in run("problems"), "names are in single backquotes"
     assert run("labels.pairs.critic_weight").startswith("labels.pairs.critic_weight (with type 'agent-q')")
     assert "evaluate.temperature" in run("--search", "Temperature")
     assert "problems: Sources of problems, and grading of answers." in run()
