@@ -23,8 +23,8 @@ stepladder config --template own > run.toml
 stepladder evolve my.toml --dry-run        # the resolved settings, as TOML that evolve reads
 ```
 
-A default of `-` means that the setting is left out; the texts call that None. The options of search methods, under `search.options` and `evaluate.options`, are in
-[methods.md](methods.md).
+A default of `-` means that the setting is left out; the texts call that None.
+The options of search methods, under `search.options` and `evaluate.options`, are in [methods.md](methods.md).
 """
 
 

@@ -284,7 +284,8 @@ def grade(
         ),
     ] = [],  # noqa: B006
     answer_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression with one group that reads the answer out of `text`. Default: the last `\\boxed{}`.")
+        str | None,
+        typer.Option(help="Regular expression with one group that reads the answer out of `text`. Default: the last `\\boxed{}`."),
     ] = None,
     verifier: Annotated[
         str | None,

@@ -52,7 +52,9 @@ def solve(
     question_field: Annotated[str, typer.Option(help="Field of the questions in the input.")] = "question",
     method: Annotated[str | None, typer.Option(help="Search method; 'list' explains them. Default: the run's `evaluate.method`.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help=_TOKENS_HELP)] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="Cap on simulations per question. Default, without any cap: the run's `evaluate.simulations`.")] = None,
+    simulations: Annotated[
+        int | None, typer.Option(min=1, help="Cap on simulations per question. Default, without any cap: the run's `evaluate.simulations`.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help=_SECONDS_HELP)] = None,
     options: Annotated[list[str], typer.Option("--option", metavar="KEY=VALUE", help="Setting of the method, e.g. num_children=8.")] = [],  # noqa: B006
     discriminator: Annotated[
