@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepladder.errors import CheckpointError, ConfigError
+from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
 from stepladder.locks import locked
 from stepladder.loops.config.run import RayConfig, flatten_keys
@@ -88,6 +88,9 @@ def connected(section: RayConfig, *, num_cpus: int) -> Iterator[bool]:
 
     Yields:
         Whether the cluster was started here.
+
+    Raises:
+        BackendError: If Ray does not start or connect.
     """
     own = not section.address
     with _environment({**_QUIET, **(_loopback() if own else {})}):
@@ -133,7 +136,14 @@ def _initialised(**options: Any) -> Iterator[None]:
 
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        except Exception as error:
+            # Ray raises bare exceptions here.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise BackendError(
+                f"run.cluster: Ray must start or answer: {reason} -- run the same command again, or free the machine"
+            ) from error
         # Ray replaces the handler with one that ends the process at once.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
