@@ -105,8 +105,18 @@ def train(
     spec: SpecOption = None,
     loss: Annotated[
         str,
-        typer.Option(help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`, `listwise`, `implicit-ce` or `implicit-dpo`."),
+        typer.Option(
+            help="`bce`, `mse`, `hl-gauss`, `two-hot`, `pairwise`, `pairwise+mse`, `listwise`, `implicit-ce`, `implicit-dpo`, or "
+            "`verdicts` for a judge."
+        ),
     ] = "bce",
+    teacher: Annotated[
+        str | None, typer.Option(help="With `verdicts`: model that writes them. Default: the start model.", show_default=False)
+    ] = None,
+    verdicts: Annotated[
+        int, typer.Option(min=1, help="With `verdicts`: verdicts written on a step; the first that agrees is learned.")
+    ] = 4,
+    per_side: Annotated[int, typer.Option(min=1, help="With `verdicts`: right steps of a problem, and as many wrong ones at most.")] = 2,
     scope: Annotated[
         str, typer.Option(help="`full`, `head` or `lora`. With `--trees`, `head` is a head on the body of the policy `--init`.")
     ] = "full",
@@ -133,10 +143,12 @@ def train(
 
     - `stepladder prm train phase2_train.jsonl --init ./policy --spec trl --output ./my-prm`
     - `stepladder prm train math-aps.jsonl --init ./policy --spec ppm --loss pairwise --output ./my-ppm`
+    - `stepladder prm train phase2_train.jsonl --init ./chat --spec thinkprm --loss verdicts --teacher ./strong --output ./my-judge`
     - `stepladder prm train --trees runs/embedded --init runs/embedded/rounds/001/models/policy --loss two-hot --output ./my-prm`
     """
     with errors_explained(debug):
         from stepladder.commands.prm_train import REPORT_FILE, TrainingJob, train_files, train_trees
+        from stepladder.loops.config.training import VerdictLoss
 
         if bool(files) == bool(trees):
             raise ConfigError("prm train: needs files of labelled solutions or --trees: got both or neither -- give one of them")
@@ -165,6 +177,7 @@ def train(
             trust_remote_code=trust_remote_code,
             target=target,
             supervise=supervise,
+            verdicts=VerdictLoss(per_side=per_side, samples=verdicts, teacher=teacher),
         )
         with locked(output.with_name(f".{output.name}.lock"), place=output):
             echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))

@@ -26,7 +26,7 @@ from stepladder.interfaces import collect_all
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import step_format
 from stepladder.loops.assembly.training import new_prm_spec
-from stepladder.loops.config.training import BinLoss, ImplicitLoss, prm_loss
+from stepladder.loops.config.training import BinLoss, ImplicitLoss, VerdictLoss, prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
@@ -74,6 +74,8 @@ class TrainingJob:
     """Target of a step of a tree: a ``ValueTarget``, or ``step-pairs``."""
     supervise: str = "step-end"
     """Tokens of a step of a tree that learn its target: ``step-end`` or ``every-token``."""
+    verdicts: VerdictLoss = VerdictLoss()  # noqa: RUF009 - frozen
+    """Verdicts on labelled steps that a judge learns, with the loss ``verdicts``."""
 
 
 def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
@@ -225,6 +227,8 @@ def _tree_spec(job: TrainingJob) -> PRMSpec:
         )
     if job.supervise not in get_args(Supervise):
         raise ConfigError(f"--supervise: must be {' or '.join(get_args(Supervise))}: got {job.supervise!r}")
+    if job.loss == "verdicts":
+        raise ConfigError("prm train --trees: judges read text: got --loss verdicts -- give files of labelled steps, or use evolve")
     # Trees hold what the policy sampled, so a head trained alone reads the policy's own body.
     loss, is_probe = prm_loss(job.loss), job.scope == "head"
     if is_probe and (isinstance(loss, ImplicitLoss) or (Path(job.init) / SPEC_FILE).is_file()):
@@ -299,6 +303,8 @@ def _train(
     solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: "TrainSettings", *, spec: PRMSpec, on_progress: ProgressCallback
 ) -> "TrainReport":
     """Train on written solutions: with an outcome, or with labelled steps."""
+    if spec.family == "judge":
+        return _train_judge(solutions, job, settings, spec=spec, on_progress=on_progress)
     if spec.family == "implicit":
         if job.scope == "head" or job.head_first:
             raise ConfigError("prm train: an implicit model has no head of its own to train alone -- use --scope full or lora")
@@ -330,6 +336,30 @@ def _train(
     )
 
 
+def _train_judge(
+    solutions: Sequence[StepwiseSolution], job: TrainingJob, settings: "TrainSettings", *, spec: PRMSpec, on_progress: ProgressCallback
+) -> "TrainReport":
+    """Train a judge on verdicts that agree with the labels of steps."""
+    from stepladder.loops.assembly.judges import JudgeStart, graded_steps, train_judge
+    from stepladder.prm.reader import Solution
+
+    steps = [
+        graded
+        for each in solutions
+        for graded in graded_steps(each.problem_id, Solution(question=each.question, steps=each.steps, place=each.place), each.labels)
+    ]
+    with LoadedModels() as models:
+        return train_judge(
+            JudgeStart(job.init, spec, job.trust_remote_code),
+            steps,
+            job.output,
+            settings,
+            rule=job.verdicts,
+            models=models,
+            on_progress=on_progress,
+        )
+
+
 def training_spec(job: TrainingJob) -> PRMSpec:
     """Return the spec of a job. A categorical loss sets the bins of a value head.
 
@@ -339,6 +369,10 @@ def training_spec(job: TrainingJob) -> PRMSpec:
     if job.scope not in ("full", "head", "lora"):
         raise ConfigError(f"--scope: must be full, head or lora: got {job.scope!r}")
     spec = resolve_spec(job.init, job.spec)
+    if (spec.family == "judge") != (job.loss == "verdicts"):
+        raise ConfigError(f"prm train: a judge learns verdicts, and nothing else does: got --loss {job.loss} for a spec of {spec.family!r}")
+    if spec.family == "judge" and (job.scope == "head" or job.head_first):
+        raise ConfigError("prm train: a judge has no head of its own to train alone -- use --scope full or lora")
     if spec.prompt == "tokens":
         raise ConfigError("prm train: the start model reads the policy's own tokens, which files do not hold -- give --spec, or use evolve")
     if spec.family == "implicit" and spec.reference is None:

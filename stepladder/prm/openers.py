@@ -172,27 +172,31 @@ def _open_logps(source: PRMSource, spec: PRMSpec, access: ModelAccess, load_read
 def open_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> OpenedPRM:
     """Open a language model that writes verdicts, or says a word at once, on the embedded engine."""
 
-    def load_word_judge(*, is_reference: bool = False) -> WordJudge:
-        prompts = access.judge_prompts(source, spec)
-        rows = [prompts.words[side][0] for side in (False, True)]
-
-        def load_model() -> PreTrainedModel:
-            options = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
-            return load_vocabulary_rows(source.model, rows, **options)
-
-        model = access.weights(("words", source.model, tuple(rows), *_place(source)), load_model, is_reference=is_reference)
-        return WordJudge(CachedModel(model, num_outputs=2), prompts)
-
     def load() -> Judge | WordJudge:
         check_entropy_penalty(source.entropy_penalty, spec)
-        if spec.verdict_after and not spec.opening:
-            return load_word_judge()
-        policy, prompt_ids, encode = access.judge_policy(source, spec)
-        # The policy that writes is in memory, too.
-        word = load_word_judge(is_reference=True).after if spec.verdict_after else None
-        return Judge(policy, spec, prompt_ids, seed=source.seed, encode=encode, word=word)
+        return _load_word_judge(source, spec, access) if spec.says_word_at_once else load_judge(source, spec, access)
 
     return TextPRM(spec=spec, load=load)
+
+
+def load_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess) -> Judge:
+    """Load a judge that writes its verdicts."""
+    policy, prompt_ids, encode = access.judge_policy(source, spec)
+    # The policy that writes is in memory, too.
+    word = _load_word_judge(source, spec, access, is_reference=True) if spec.verdict_after else None
+    return Judge(policy, spec, prompt_ids, seed=source.seed, encode=encode, word=word)
+
+
+def _load_word_judge(source: PRMSource, spec: PRMSpec, access: ModelAccess, *, is_reference: bool = False) -> WordJudge:
+    prompts = access.judge_prompts(source, spec)
+    rows = [prompts.words[side][0] for side in (False, True)]
+
+    def load_model() -> PreTrainedModel:
+        options = {"device": source.device, "dtype": source.dtype, "trust_remote_code": source.trust_remote_code}
+        return load_vocabulary_rows(source.model, rows, **options)
+
+    model = access.weights(("words", source.model, tuple(rows), *_place(source)), load_model, is_reference=is_reference)
+    return WordJudge(CachedModel(model, num_outputs=2), prompts)
 
 
 def _place(source: PRMSource) -> tuple[str, str, bool]:

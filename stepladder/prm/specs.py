@@ -163,6 +163,11 @@ class PRMSpec:
         """Outputs per token that make up the score."""
         return FAMILIES[self.family].num_outputs(self)
 
+    @property
+    def says_word_at_once(self) -> bool:
+        """Whether a judge says its word right after the question, so that nothing is sampled."""
+        return bool(self.verdict_after) and not self.opening
+
     def save(self, directory: str | Path) -> None:
         """Write the spec into a model directory."""
         atomic_write_text(Path(directory) / SPEC_FILE, json.dumps({"schema_version": SPEC_VERSION, **asdict(self)}, indent=2) + "\n")

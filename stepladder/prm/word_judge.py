@@ -101,6 +101,14 @@ class WordJudge:
         """Return the scores of verdicts that were written up to the word, given their tokens with the prompt."""
         return self._probabilities([(*path, *self._prompts.tail) for path in paths])
 
+    def closing(self, good: bool) -> tuple[int, ...]:
+        """Return the tokens of the forced closing and of the word."""
+        return (*self._prompts.tail, *self._prompts.words[good])
+
+    def critique(self, solution: Solution) -> str:
+        """Return nothing: a word is no critique."""
+        return ""
+
     def _probabilities(self, paths: Sequence[tuple[int, ...]]) -> list[float | None]:
         """Return the probability of the good word after every path; None for one that exceeds the context, or holds unknown ids."""
         found: dict[tuple[int, ...], float | None] = dict.fromkeys(paths)

@@ -52,6 +52,9 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
             prm["rollouts"] = min(prm["rollouts"], 4)
     for stage in (settings.setdefault("sft", {}), settings["preference"], settings["prm"].setdefault("train", {}), *gradient_of(settings)):
         stage["max_updates"] = 2
+    if "refinement" in settings["search"]:
+        # After two updates a judge says the same of everything; to mend something it must accept one solution and reject another.
+        settings["prm"]["train"]["max_updates"] = 20
     if settings["evaluate"].get("method") == "beam":
         # A beam keeps four steps of every depth.
         settings["evaluate"]["simulations"] = 4
@@ -106,6 +109,8 @@ def check_round(run: RunDir, config: Config, row: RoundRow) -> None:
     if config.labels.abstention is not None:
         assert row.labels.abstentions is not None and row.labels.abstentions.kept > 0 and row.held_out.abstention is not None
         assert config.rules.hill_climb is not None and own.computed[config.rules.hill_climb.setting] >= 0
+    if config.search.refinement is not None:
+        assert row.labels.refined is not None and row.labels.refined.kept > 0 and run.shards("refinements", rounds=[row.round])
     if config.labels.verdicts:
         assert row.labels.verdicts is not None and row.labels.verdicts.kept > 0
     if config.rules.balance is not None:

@@ -46,6 +46,8 @@ class PoolSample:
     """The verifier's number for it, in [0, 1]; None if it gave none."""
     start_logp: float | None = None
     """``logp`` under the policy that the run began with; None if unknown."""
+    sound: bool | None = None
+    """Whether all equations of plain numbers in it are true; None if it states none, or unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -157,6 +157,12 @@ def exploitation(pools: Sequence[Sequence[PoolSample]], few: int) -> float | Non
     return float(np.mean(shares)) if shares else None
 
 
+def unsound_right(pools: Sequence[Sequence[PoolSample]]) -> float | None:
+    """Return the share of right solutions with a false equation, in [0, 1], among those that state equations; None without any."""
+    sound = [sample.sound for pool in pools for sample in pool if sample.correct and sample.sound is not None]
+    return sound.count(False) / len(sound) if sound else None
+
+
 def calibration_error(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
     """Return the expected calibration error of scores in [0, 1]; None without samples.
 

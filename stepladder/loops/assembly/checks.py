@@ -16,7 +16,7 @@ from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
 from stepladder.loops.config.search import AbstentionConfig, CodeCheck
-from stepladder.loops.config.training import PRMConfig, TreeTarget
+from stepladder.loops.config.training import PRMConfig, TreeTarget, VerdictLoss
 from stepladder.loops.runs.ray_cluster import check_ray
 from stepladder.loops.runs.workers import gpu_names
 from stepladder.mcts.methods import SearchMethod, resolve_method
@@ -43,6 +43,8 @@ def _check(config: Config) -> None:
     check_labels(config)
     check_prm(config.prm, trust_remote_code=config.policy.trust_remote_code)
     check_joint(config)
+    check_judge(config)
+    check_refinement(config)
     check_start(config)
     check_backends(config, trains=True)
     check_training(config)
@@ -83,6 +85,45 @@ def check_joint(config: Config) -> None:
             raise ConfigError(
                 f"prm.body: 'joint' trains policy and head together in the SFT stage, after which nothing may move the policy: needs "
                 f"{name} {expected!r}, got {found!r} -- set it, or use prm.body = 'policy'"
+            )
+
+
+def check_judge(config: Config) -> None:
+    """Check that verdicts train a judge.
+
+    Raises:
+        ConfigError: If ``prm.spec`` is of another family, or a teacher does not exist.
+    """
+    section = config.prm
+    if not (section.trains and isinstance(section.loss, VerdictLoss)):
+        return
+    source = PRMSource(model=config.policy.model, spec=section.spec, spec_options=tuple(section.spec_options.items()))
+    if (family := source.resolve().family) != "judge":
+        raise ConfigError(f"prm.loss: 'verdicts' trains a judge: got prm.spec {section.spec!r}, of the family {family!r} -- use 'judge'")
+    if section.loss.teacher is not None:
+        _is_directory("prm.loss.teacher", section.loss.teacher)
+
+
+def check_refinement(config: Config) -> None:
+    """Check that a judge refines, from the first round on, and that the policy learns from pairs.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if config.search.refinement is None:
+        return
+    needs = {
+        "prm.loss": (config.prm.trains and config.prm.loss.type, "verdicts"),
+        "prm.when": (config.prm.when, "before-search"),
+        "prm.ensemble": (config.prm.ensemble, 1),
+        "preference.enabled": (config.preference.enabled and not config.preference.unpaired, True),
+        "run.update_every": (config.run.update_every, None),
+    }
+    for name, (found, expected) in needs.items():
+        if found != expected:
+            raise ConfigError(
+                f"search.refinement: a judge that is trained before the search refines, and the policy learns from pairs: needs {name} "
+                f"{expected!r}, got {found!r} -- set it, or leave search.refinement out"
             )
 
 

@@ -126,7 +126,12 @@ def judge_renderer(tokenizer: PreTrainedTokenizerBase, spec: PRMSpec) -> PromptR
     return PromptRenderer(
         tokenizer,
         StepFormat(
-            prompt_template="{question}", step_end="\n", answer_pattern=spec.verdict or None, chat=chat, system=spec.system, date=FIXED_DATE
+            prompt_template="{question}",
+            step_end="\n",
+            answer_pattern=spec.verdict or None,
+            chat=chat,
+            system=spec.system if chat else None,
+            date=FIXED_DATE,
         ),
     )
 

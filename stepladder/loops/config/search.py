@@ -118,6 +118,33 @@ class ActionConfig(Section):
         return value
 
 
+class RefinementConfig(Section):
+    """Trees of refinements below the failed solutions of a search, which the PRM, a judge, writes and judges (SPaR)."""
+
+    prompt: str = "{question}\n\nThis solution fails:\n\n{solution}\n\n{critique}\n\nWrite a solution that mends it."
+    """The question that asks for a refinement; ``{question}``, ``{solution}`` and ``{critique}``, a verdict of the judge, are replaced."""
+    num_children: int = Field(default=3, ge=1)
+    """Refinements of a solution."""
+    keep: int = Field(default=2, ge=1)
+    """Refinements of a level that are refined in turn, those of highest score."""
+    depth: int = Field(default=3, ge=1)
+    """Levels of a tree. It ends before at the first level with an accepted refinement."""
+    accept: float = Field(default=0.5, ge=0, lt=1)
+    """A solution fails with a score of at most this, in [0, 1), as ``evaluate.aggregation`` says; a refinement above it is accepted."""
+    per_problem: int = Field(default=2, ge=1)
+    """Failed solutions of a problem that are refined, those of lowest score."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of refinements."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str) -> str:
+        missing = [place for place in ("{question}", "{solution}") if place not in value]
+        if missing:
+            raise ValueError(f"prompt must contain {missing[0]!r}: got {value!r}")
+        return value
+
+
 class SearchConfig(Section):
     """How to search."""
 
@@ -157,6 +184,8 @@ class SearchConfig(Section):
     tool_unsandboxed: bool = False
     """Run the policy's code with your own rights if the system cannot sandbox it."""
 
+    refinement: RefinementConfig | None = None
+    """Trees of refinements below failed solutions, after the search; their pairs take the place of ``labels.pairs``. None has none."""
     actions: dict[str, ActionConfig] = Field(default_factory=dict)
     """Kinds of step with their own prompts and shares of the samples; without any, all steps are of one kind. See docs/actions.md."""
 
@@ -197,7 +226,7 @@ class SearchConfig(Section):
     def _leave_out_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Without a tool, actions or first samples, settings are written, and so hashed, as before there were any.
         unused = (*(() if self.tool is not None else TOOL_SETTINGS), *(() if self.actions else ("actions",)))
-        unused = (*unused, *(("start",) if self.start == "question" else ()))
+        unused = (*unused, *(("start",) if self.start == "question" else ()), *(("refinement",) if self.refinement is None else ()))
         return {name: value for name, value in write(self).items() if name not in unused}
 
 

@@ -172,9 +172,29 @@ class ImplicitLoss:
         check_bounds(self, where="prm.loss")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictLoss:
+    """Likelihood of a judge's verdicts that agree with the targets of steps, above or below one half; it has no head.
+
+    The judge is read as ``prm.spec`` says. One that says its word at once learns the right word for every step.
+    """
+
+    type: Literal["verdicts"] = "verdicts"
+    """The name."""
+    per_side: Count = 2
+    """Right steps of a problem that are judged, and as many wrong ones, >= 1."""
+    samples: Count = 4
+    """Verdicts written on each of them, >= 1; the first that agrees is learned."""
+    teacher: str | None = None
+    """Directory or hub id of the model that writes them, which has the judge's tokenizer; None is the one that is trained."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, where="prm.loss")
+
+
 HeadRead = Literal["step-end", "before-end"]
 """Token of a step at which a head on the policy's body is read: its last one, or the one before."""
-PRMLoss = HeadLoss | BinLoss | ImplicitLoss
+PRMLoss = HeadLoss | BinLoss | ImplicitLoss | VerdictLoss
 """How a PRM learns it."""
 
 
@@ -312,11 +332,21 @@ class PRMConfig(Section):
             f"right_share balances single solutions with the target 'outcome': got target {target!r} and loss {loss!r} -- leave it out",
         )
         self._check_body()
+        self._check_verdicts()
         check(
             self.supervise == "step-end" or not (implicit or compares),
             f"loss {loss!r} reads steps where they end: got supervise {self.supervise!r}, expected 'step-end'",
         )
         return self
+
+    def _check_verdicts(self) -> None:
+        """Refuse settings that a judge does not learn by."""
+        if not (isinstance(self.loss, VerdictLoss) and self.trains):
+            return
+        needs = {"supervise": (self.supervise, "step-end"), "right_share": (self.right_share, 0), "replay": (self.replay, 0)}
+        for name, (found, expected) in needs.items():
+            check(found == expected, f"loss 'verdicts' balances its own rows: needs {name} {expected!r}, got {found!r}")
+        check(self.spec is not None, "loss 'verdicts' trains a judge: needs its spec, got none -- set prm.spec = 'judge', or see prm specs")
 
     def _check_body(self) -> None:
         """Refuse settings that a head on the policy's body does not have, and those that nothing else has."""
@@ -333,7 +363,7 @@ class PRMConfig(Section):
         )
         check(self.model is None, f"body {self.body!r} trains a head on the policy: got model {self.model!r} -- leave it out")
         check(
-            not isinstance(self.loss, ImplicitLoss) and getattr(self.loss, "head", "value") == "value",
+            not isinstance(self.loss, ImplicitLoss | VerdictLoss) and getattr(self.loss, "head", "value") == "value",
             f"body {self.body!r} has a value head: got loss {self.loss.type!r} for something else -- choose a loss on values",
         )
         check(self.train.lora is None, f"body {self.body!r} trains a head alone: got train.lora -- leave it out")

@@ -8,7 +8,7 @@ from typing import Any
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.loops.config.schedule import distinct_rounds, round_config
-from stepladder.loops.config.training import BinLoss, ImplicitLoss
+from stepladder.loops.config.training import BinLoss, ImplicitLoss, VerdictLoss
 
 _NEEDED = {"problems": {"train": "", "test": ""}, "policy": {"model": ""}}
 """Settings without a default."""
@@ -77,7 +77,7 @@ _RULES = (
         because="no PRM is trained; only rows of values for export change",
     ),
     _Rule(
-        holds=lambda config: config.prm.trains and config.prm.model is None,
+        holds=lambda config: config.prm.trains and config.prm.model is None and not isinstance(config.prm.loss, VerdictLoss),
         keys=("prm.spec", "prm.reference"),
         because="without prm.model every PRM is one that the run trains, with a spec of its own",
     ),
@@ -121,6 +121,11 @@ _RULES = (
         holds=lambda config: not config.preference.enabled or config.preference.unpaired,
         keys=("labels.pairs.",),
         because="the policy is not trained on pairs; only pairs for export change",
+    ),
+    _Rule(
+        holds=lambda config: config.preference.enabled and config.search.refinement is not None,
+        keys=("labels.pairs.",),
+        because="the policy is trained on refined solutions (search.refinement); only pairs for export change",
     ),
     _Rule(
         holds=lambda config: not config.preference.unpaired,

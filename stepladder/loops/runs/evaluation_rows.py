@@ -66,7 +66,7 @@ class PoolRow:
         """Return plain containers, for JSON."""
         plain = asdict(self)
         for sample in plain["samples"]:
-            for name in ("credit", "start_logp"):
+            for name in ("credit", "start_logp", "sound"):
                 if sample[name] is None:
                     del sample[name]
         return plain

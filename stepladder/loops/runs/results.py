@@ -67,6 +67,8 @@ class LabelCounts:
     """Weighted steps, with ``labels.soft_targets``."""
     pairs: RowCounts
     """Preference pairs."""
+    refined: RowCounts | None = None
+    """Failed solutions that a refinement mends."""
     graded: RowCounts | None = None
     """Good and bad continuations."""
     advantages: RowCounts | None = None

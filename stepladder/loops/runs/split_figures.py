@@ -108,6 +108,8 @@ class MonitorFigures:
     """Share of right ones among the quarter of the samples of a problem that the PRM likes best, in [0, 1]; None without a PRM."""
     start_divergence: float | None = None
     """KL divergence from the policy that the run began with, in nats a token; None unless ``evaluate.divergence`` measures it."""
+    unsound_right: float | None = None
+    """Share of right solutions with a false equation of plain numbers, in [0, 1], among those with equations; None without any."""
 
     @property
     def reward_gap(self) -> float | None:

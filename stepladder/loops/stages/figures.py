@@ -218,6 +218,7 @@ def _monitors(rows: Sequence[PoolRow]) -> MonitorFigures:
         exploration=monitors.exploration(pools, few),
         exploitation=monitors.exploitation(pools, few),
         start_divergence=monitors.divergence_per_token(pools),
+        unsound_right=monitors.unsound_right(pools),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from stepladder.data.metrics.answers import PoolSample, known_within
+from stepladder.data.step_checks.arithmetic import arithmetic_holds
 from stepladder.interfaces import Verifier
 from stepladder.loops.assembly.problems import OpenVerifier
 from stepladder.loops.config.run import Config
@@ -94,6 +95,7 @@ def _sample(tree: TreeRecord, path: list[int], verdict: Verdict, verifier: OpenV
         credit=verdict.credit,
         solution=text_digest("".join(tree.texts[step] for step in path)),
         logp=sum(logp for step in path for logp in tree.logps[step]),
+        sound=arithmetic_holds("".join(tree.texts[step] for step in path)),
     )
 
 

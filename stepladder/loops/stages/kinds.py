@@ -53,6 +53,10 @@ SOFT_TARGETS: RowKind[SoftTarget] = RowKind(name="soft-targets", stored=store.SO
 """Steps with their shares of the search's distribution."""
 PAIRS: RowKind[PreferencePair] = RowKind(name="pairs", stored=store.PAIRS, learner=Learner.POLICY)
 """Two continuations of one prefix, one of them preferred."""
+REFINED: RowKind[PreferencePair] = RowKind(name="refined", stored=store.PAIRS, learner=Learner.POLICY)
+"""Failed solutions and refinements that mend them."""
+REFINEMENTS: RowKind[Trace] = RowKind(name="refinements", stored=store.TRACES, learner=Learner.PRM)
+"""The same refinements after the prompts that asked for them, for the judge that wrote them."""
 GRADED: RowKind[GradedRow] = RowKind(name="graded", stored=store.GRADED, learner=Learner.POLICY)
 """Good and bad continuations, for losses that take no pairs."""
 ADVANTAGES: RowKind[AdvantageRow] = RowKind(name="advantages", stored=store.ADVANTAGES, learner=Learner.POLICY)
@@ -103,7 +107,9 @@ def preference_kind(config: Config) -> RowKind[PreferencePair] | RowKind[GradedR
     """Return the kind of rows that the preference loss takes; None if the policy learns from traces alone."""
     if not config.preference.enabled:
         return None
-    return GRADED if config.preference.unpaired else PAIRS
+    if config.preference.unpaired:
+        return GRADED
+    return PAIRS if config.search.refinement is None else REFINED
 
 
 def gradient_kind(config: Config) -> RowKind[AdvantageRow] | None:

@@ -10,6 +10,7 @@ PURPOSES = {
     "probe": "samples at several temperatures choose that of this round",
     "search": "looks for right solutions of the training problems",
     "search and train policy": "searches, and trains the policy in between",
+    "refine": "the judge mends solutions that it rejects",
     "label": "turns the searched trees into training rows",
     "train policy": "the policy learns from the rows",
     "rollouts": "samples solutions for the PRM to learn from",
@@ -39,7 +40,8 @@ def planned_stages(config: Config, number: int) -> list[str]:
     probe = [] if settings.rules.balance is None else ["probe"]
     if settings.run.update_every is not None:
         return [*probe, *before, "search and train policy", "search", "label", *after, "evaluate"]
-    return [*probe, *before, "search", "label", "train policy", *after, "evaluate"]
+    refine = [] if settings.search.refinement is None else ["refine"]
+    return [*probe, *before, "search", *refine, "label", "train policy", *after, "evaluate"]
 
 
 def purpose(number: int, stage: str) -> str:

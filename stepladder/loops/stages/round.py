@@ -19,6 +19,7 @@ from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
 from stepladder.loops.stages.online import train_online
 from stepladder.loops.stages.problem_states import write_problems
+from stepladder.loops.stages.refine import refine, refinement_counts
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.round_settings import with_round_settings
 from stepladder.loops.stages.search import search
@@ -43,7 +44,8 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     if config.run.update_every is not None:
         online = train_online(context, number, models)
     search(context, number, models)
-    labels = label(context, number, best)
+    refined_tokens = refine(context, number, models)
+    labels = refinement_counts(context, number, label(context, number, best))
     label_imported(context, best.policy)
     check_solved_problems_give_rows(context, number, labels)
     nothing_learned = None if learns_policy(context, number) else why_nothing_is_learned(context, number)
@@ -64,7 +66,7 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
         number,
         best,
         training=RoundTraining(policy=policy, prm=prm),
-        search=replace(found, rollout_tokens=rolled_out.generated_tokens + estimated_tokens),
+        search=replace(found, rollout_tokens=rolled_out.generated_tokens + estimated_tokens + refined_tokens),
         labels=labels,
         nothing_learned=nothing_learned,
         own=own,

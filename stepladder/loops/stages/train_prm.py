@@ -6,21 +6,24 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from stepladder.errors import BackendError, DataFormatError
 from stepladder.files import read_json
 from stepladder.loops.assembly.policies import build_renderer, step_format
+from stepladder.loops.assembly.scorers import prm_source
 from stepladder.loops.assembly.training import new_prm_spec, train_settings
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.training import ImplicitLoss, PRMConfig
+from stepladder.loops.config.training import ImplicitLoss, PRMConfig, VerdictLoss
 from stepladder.loops.runs.results import FailedTraining, PolicyTraining, TrainingSummary
 from stepladder.loops.runs.trained_models import check_trained
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import (
+    REFINEMENTS,
+    ROLLOUTS,
     STEP_PAIRS,
     VALUES,
     RowKind,
@@ -29,11 +32,13 @@ from stepladder.loops.stages.kinds import (
     trains_two_heads,
 )
 from stepladder.loops.stages.prm_rows import prm_shards
+from stepladder.loops.stages.refine import refinement_examples
 from stepladder.loops.stages.solved_examples import example_values
 from stepladder.loops.stages.trainings import TrainingProgress, finished_training, replayed, summary_of
 from stepladder.types import PreferencePair, ValueRow, derive_seed
 
 if TYPE_CHECKING:
+    from stepladder.lm.settings import TrainSettings
     from stepladder.prm.specs import PRMSpec
 
 PRMOutcome = TrainingSummary | FailedTraining
@@ -101,7 +106,16 @@ def _task(context: RoundContext, number: int, best: BestModels, policy_version: 
         stage=f"round {number}: PRM",
         # Seen from the model, so that a run can be moved.
         reference=os.path.relpath(start, out) if Path(start).resolve().is_relative_to(run.root.resolve()) else start,
+        refined=_refined(context, number),
     )
+
+
+def _refined(context: RoundContext, number: int) -> "Refined | None":
+    """Return what the judge that refines solutions learns of that; None where nothing is refined."""
+    if context.config.search.refinement is None:
+        return None
+    run = context.run
+    return Refined(run.shards(ROLLOUTS.name, rounds=[number]), run.shards(REFINEMENTS.name, rounds=list(range(1, number))))
 
 
 def _start(context: RoundContext, number: int, best: BestModels, policy_version: int, out: Path) -> str:
@@ -122,8 +136,26 @@ def _earlier(context: RoundContext, number: int, best: BestModels, out: Path) ->
     return str(Path(run.prm_source(version, context.run_config)) / out.relative_to(run.prm(number)))
 
 
+class Refined(NamedTuple):
+    """What a judge learns to refine from."""
+
+    samples: list[Path]
+    """Shards of graded samples."""
+    refinements: list[Path]
+    """Shards of its refinements in earlier rounds that it accepted."""
+
+
 def train_prm_model(
-    *, config: Config, start: str, rows: list[Path], out: Path, seed: int, stage: str, reference: str, head_from: str | None = None
+    *,
+    config: Config,
+    start: str,
+    rows: list[Path],
+    out: Path,
+    seed: int,
+    stage: str,
+    reference: str,
+    head_from: str | None = None,
+    refined: Refined | None = None,
 ) -> PRMOutcome:
     """Train a PRM on value rows or step pairs.
 
@@ -138,6 +170,7 @@ def train_prm_model(
         stage: Name under which progress is shown.
         reference: Reference model of an implicit PRM, or the body of a probe, as its spec will name it.
         head_from: Directory of the probe whose head is trained on; None begins with a new one.
+        refined: What a judge learns to refine from; None where nothing is refined.
     """
     from stepladder.lm.training_rows import Replay
     from stepladder.prm.implicit import train_implicit_on_pairs, train_implicit_on_tokens
@@ -146,6 +179,8 @@ def train_prm_model(
     worker_models().release()
     section = config.prm
     settings = train_settings(section.train, seed=seed, config=config)
+    if isinstance(section.loss, VerdictLoss):
+        return _train_judge(config, section.loss, start=start, rows=rows, out=out, settings=settings, stage=stage, refined=refined)
     renderer, trust = build_renderer(config, start), config.policy.trust_remote_code
     renderer_hash = renderer.hash
     values = [] if compares_steps(config) else balanced(_read(config, VALUES, rows, seed=seed), right_share=section.right_share)
@@ -180,6 +215,42 @@ def train_prm_model(
     except (BackendError, DataFormatError) as error:
         return FailedTraining(failed=str(error))
     # With its format a model can be scored with and evaluated outside the run.
+    step_format(config).save(out)
+    return summary_of(report)
+
+
+def _train_judge(
+    config: Config,
+    rule: VerdictLoss,
+    *,
+    start: str,
+    rows: list[Path],
+    out: Path,
+    settings: "TrainSettings",
+    stage: str,
+    refined: Refined | None,
+) -> PRMOutcome:
+    """Train a judge on verdicts that agree with the targets of steps; otherwise as ``train_prm_model``."""
+    from stepladder.loops.assembly.judges import JudgeStart, graded_row, train_judge
+
+    spec = prm_source(config, start).resolve()
+    values = _read(config, VALUES, rows, seed=settings.seed)
+    more = [] if refined is None else refinement_examples(config, ROLLOUTS.read(refined.samples), start)
+    more += [] if refined is None else REFINEMENTS.read(refined.refinements)
+    try:
+        report = train_judge(
+            JudgeStart(start, spec, config.policy.trust_remote_code),
+            [step for row in values for step in graded_row(row, step_end=config.format.step_end)],
+            out,
+            settings,
+            rule=rule,
+            models=worker_models(),
+            more=more,
+            on_progress=TrainingProgress(stage),
+        )
+    except (BackendError, DataFormatError) as error:
+        return FailedTraining(failed=str(error))
+    # It writes solutions like the policy from which it started.
     step_format(config).save(out)
     return summary_of(report)
 

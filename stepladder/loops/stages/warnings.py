@@ -59,6 +59,20 @@ def _over_optimised(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
     )
 
 
+def _unsound(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
+    """Right answers come from wrong steps, more often than in the warm-up."""
+    if not earlier or earlier[0].held_out.monitors is None or row.held_out.monitors is None:
+        return None
+    share = row.held_out.monitors.unsound_right
+    change = _change(earlier[0].held_out.monitors.unsound_right, share)
+    if share is None or change is None or change <= NOTICEABLE:
+        return None
+    return (
+        f"right answers with wrong steps: {share:.1%} of the right samples with equations state a false one, {100 * change:.1f} points more "
+        "than in the warm-up -- check the arithmetic of steps (search.scores.check), or train on fewer traces per problem"
+    )
+
+
 def _vanishing(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
     """Nearly all samples are right, or nearly none is."""
     right = row.held_out.pool.sampled_pass_at_1
@@ -89,6 +103,7 @@ def _surprisal(figures: SplitFigures) -> float | None:
 _RULES: tuple[Callable[[Sequence[RoundRow], RoundRow], str | None], ...] = (
     _diversity,
     _over_optimised,
+    _unsound,
     _vanishing,
     _refused_twice,
 )

@@ -207,7 +207,7 @@ def test_a_judge_says_its_word_after_what_it_has_written(tmp_path):
     prompts = verdict_prompts(tokenizer, judge)
     rows = load_vocabulary_rows(tmp_path, [prompts.words[side][0] for side in (False, True)], device="cpu")
     word = WordJudge(CachedModel(rows, num_outputs=2), prompts)
-    got = Judge(inner, judge, prompt_ids, encode=encode, word=word.after, max_tokens=8).score([Solution(question="Q", steps=("a",))])
+    got = Judge(inner, judge, prompt_ids, encode=encode, word=word, max_tokens=8).score([Solution(question="Q", steps=("a",))])
     ids = [*prefix, *written, *prompts.tail]
     assert tokenizer.decode(prompts.tail) == "\n<output>\n**Judgement**: $\\boxed{"
     yes, no = (tokenizer.encode(each)[0] for each in ("Yes", "No"))

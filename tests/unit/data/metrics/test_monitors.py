@@ -22,6 +22,7 @@ from stepladder.data.metrics.monitors import (
     majority_at_k,
     score_histogram,
     surprisal_per_token,
+    unsound_right,
 )
 from stepladder.errors import ShapeError
 
@@ -134,6 +135,14 @@ def test_divergence_by_hand() -> None:
     assert divergence_per_token(pools) == 0.5
     assert divergence_per_token([*pools, [sample("a", logp=-1.0)]]) is None
     assert divergence_per_token([]) is None
+
+
+def test_right_solutions_with_false_equations_by_hand() -> None:
+    """Of three right samples with equations one states a false one; wrong samples and those without equations do not count."""
+    right, wrong = sample("a"), sample("b")
+    pool = [replace(right, sound=True), replace(right, sound=False), replace(right, sound=True), right, replace(wrong, sound=False)]
+    assert unsound_right([pool[:2], pool[2:]]) == pytest.approx(1 / 3)
+    assert unsound_right([[right], [replace(wrong, sound=True)]]) is None
 
 
 def test_exploration_and_exploitation_by_hand() -> None:

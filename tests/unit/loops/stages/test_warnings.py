@@ -19,12 +19,13 @@ def round_of(
     best: float | None = 0.8,
     surprisal: float | None = None,
     top: tuple[float, float] | None = None,
+    unsound: float | None = None,
     accepted: bool = True,
     version: int | None = None,
 ) -> RoundRow:
     """A round with held-out figures."""
     score, right = top or (None, None)
-    monitors = replace(MONITORS, surprisal_per_token=surprisal, top_score=score, top_right=right)
+    monitors = replace(MONITORS, surprisal_per_token=surprisal, top_score=score, top_right=right, unsound_right=unsound)
     held_out = replace(unmeasured(), pool=PoolFigures(num_samples=16, sampled_pass_at_1=one, pass_at_k=best), monitors=monitors)
     made = row(number, policy=0.5, search=0.5, majority=0.5, accepted=accepted)
     return replace(made, held_out=held_out, policy_version=number if version is None else version)
@@ -47,6 +48,14 @@ def test_diversity_collapse() -> None:
     (sentence,) = warnings_of([round_of(0, surprisal=0.8)], round_of(1, surprisal=0.1))
     assert "fell from 0.800 to 0.100 nats" in sentence
     assert warnings_of([round_of(0, surprisal=0.8)], round_of(1, surprisal=0.2)) == ()
+
+
+def test_right_answers_with_wrong_steps() -> None:
+    """The share of right samples with a false equation has risen since the warm-up, by more than 0.02."""
+    (sentence,) = warnings_of([round_of(0, unsound=0.1), round_of(1, unsound=0.3)], round_of(2, unsound=0.25))
+    assert "25.0% of the right samples with equations state a false one, 15.0 points more" in sentence
+    assert warnings_of([round_of(0, unsound=0.1)], round_of(1, unsound=0.115)) == ()
+    assert warnings_of([round_of(0)], round_of(1, unsound=0.5)) == ()
 
 
 def test_a_gamed_prm() -> None:
