@@ -284,6 +284,31 @@ class SegmentAdvantages(_AdvantageRule):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FrontierAdvantages(_AdvantageRule):
+    """Every step by the signs of the ends below it, of which one counts after each beginning, less their mean over the problem.
+
+    Dropped by reason: ``failed step``, ``no advantage`` (another end after the same beginning counts), ``no difference``, ``cut``.
+
+    Source: Wu et al. 2025, "DeepSearch: overcome the bottleneck of reinforcement learning with verifiable rewards via Monte Carlo tree
+        search".
+    """
+
+    type: Literal["deepsearch"] = "deepsearch"
+    """Name of the rule."""
+
+    def credit(self, forest: Forest, nodes: list[int]) -> Credit:
+        """Return the advantages of the steps of the solutions that count."""
+        return formulas.deepsearch_advantages(forest.rewards, forest.parents, {leaf: _surprisal(forest, leaf) for leaf in nodes})
+
+
+def _surprisal(forest: Forest, leaf: int) -> float:
+    """Return the mean -log p of the sampled tokens of a solution."""
+    places = [forest.places[node] for node in forest.path(leaf)]
+    logps = [logp for tree, node in places for logp in forest.records[tree].logps[node]]
+    return -sum(logps) / len(logps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParentAdvantages(_AdvantageRule):
     """Every step against the node it starts from, each step once.
 
@@ -452,6 +477,7 @@ AdvantageRule = (
     | TreeRLAdvantages
     | TreeGroupAdvantages
     | SegmentAdvantages
+    | FrontierAdvantages
     | ParentAdvantages
     | MinFormAdvantages
     | ClippedAdvantages

@@ -8,10 +8,11 @@ single steps come from their scores by a process reward model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from stepladder.data.labels.values import ValueTarget, best_of_values, node_values
+from stepladder.tree_paths import path_below_root
 from stepladder.types import TreeRecord
 
 _EPSILON = 1e-6
@@ -213,6 +214,43 @@ def segment_advantages(rewards: Sequence[float | None], parents: Sequence[int], 
         return found
     spreads = [_mean_and_spread(each)[1] + _EPSILON for each in siblings]
     return [None if value is None else value / spreads[parent] for value, parent in zip(found, parents, strict=True)]
+
+
+def deepsearch_advantages(
+    rewards: Sequence[float | None], parents: Sequence[int], surprisals: Mapping[int, float]
+) -> dict[int, list[float]]:
+    """Return the advantages of the steps on the way to every end that counts: one of those that continue the same beginning.
+
+    Of right ends the least surprising one counts, else that of the wrong ones. Ends count in the order of their nodes. With e = 1 for a
+    right end and -1 for another, the node at depth i on the way to an end at depth l changes by g = max(i / l, 0.1):
+
+        q += g e if q e >= 0,   else q = g e if e = 1,   else q stays
+        A = tanh(q) on inner steps and e on the last one, less the mean e of all ends that count
+
+    Args:
+        rewards: Outcome of every node at which a solution ends; None elsewhere.
+        parents: Parent of every node, -1 for the root.
+        surprisals: Mean -log p of the tokens on the way to each end that may count.
+
+    Source: Wu et al. 2025, "DeepSearch: overcome the bottleneck of reinforcement learning with verifiable rewards via Monte Carlo tree
+        search", equation 15, and its released code. Here an end that a limit cut counts like other wrong ones.
+    """
+    siblings: dict[int, list[int]] = {}
+    for end in surprisals:
+        siblings.setdefault(parents[end], []).append(end)
+    counting = sorted(min(ends, key=lambda end: (rewards[end] != 1.0, surprisals[end])) for ends in siblings.values())
+    signs = {end: 1.0 if rewards[end] == 1.0 else -1.0 for end in counting}
+    ways = {end: path_below_root(parents, end) for end in counting}
+    values = [0.0] * len(parents)
+    for end, sign in signs.items():
+        for depth, node in enumerate(ways[end], 1):
+            gain = max(depth / len(ways[end]), 0.1) * sign
+            if values[node] * sign >= 0:
+                values[node] += gain
+            elif sign > 0:
+                values[node] = gain
+    mean = math.fsum(signs.values()) / max(len(signs), 1)
+    return {end: [*(math.tanh(values[node]) - mean for node in ways[end][:-1]), signs[end] - mean] for end in counting}
 
 
 def min_form_rewards(scores: Sequence[float], *, temperature: float = 0.1) -> list[float]:

@@ -68,8 +68,8 @@ def _unsound(earlier: Sequence[RoundRow], row: RoundRow) -> str | None:
     if share is None or change is None or change <= NOTICEABLE:
         return None
     return (
-        f"right answers with wrong steps: {share:.1%} of the right samples with equations state a false one, {100 * change:.1f} points more "
-        "than in the warm-up -- check the arithmetic of steps (search.scores.check), or train on fewer traces per problem"
+        f"right answers with wrong steps: {share:.1%} of the right samples with equations state a false one, {100 * change:.1f} points "
+        "more than in the warm-up -- check the arithmetic of steps (search.scores.check), or train on fewer traces per problem"
     )
 
 

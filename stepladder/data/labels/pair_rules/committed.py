@@ -19,7 +19,7 @@ class CommittedPairs:
     Candidates are the nodes of that path with two or more children that have a value. Visits come with every pair: with
     ``label_smoothing = "visits"`` they set how far to trust it.
 
-    Dropped by reason: ``same tokens``, ``below margin``, ``over problem cap``.
+    Dropped by reason: ``wrong end``, ``same tokens``, ``below margin``, ``over problem cap``.
 
     Source: Xie et al. 2024, "Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning", section 2.2. Their search
         commits one step at a time; the most visited child, ties to the first, stands for the committed one.
@@ -32,6 +32,9 @@ class CommittedPairs:
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1; larger margins go first."""
 
+    right_end: bool = False
+    """Take only problems whose path ends right, as the released code does."""
+
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")
 
@@ -41,13 +44,17 @@ class CommittedPairs:
         offers: Offers = []
         considered = 0
         for tree in judge_trees(records, earlier_scores=sources.earlier_scores):
-            node = 0
+            node, found = 0, list[tuple[int, int]]()
             while tree.children[node]:
                 known = [child for child in tree.children[node] if tree.comparable(child)]
                 known.sort(key=lambda child: -tree.value(child))
                 if len(known) > 1:
-                    considered += 1
-                    margins = comparable_margins(tree, [(known[0], known[-1])], dropped)
-                    offers += [step_offer(tree, *pair) for pair in wide_enough(margins, self.min_margin, dropped)]
+                    found.append((known[0], known[-1]))
                 node = max(tree.children[node], key=lambda child: tree.record.visits[child])
+            considered += len(found)
+            if self.right_end and tree.record.outcomes[node] != 1.0:
+                dropped["wrong end"] += len(found)
+                continue
+            margins = comparable_margins(tree, found, dropped)
+            offers += [step_offer(tree, *pair) for pair in wide_enough(margins, self.min_margin, dropped)]
         return capped(offers, considered, dropped, self.pairs_per_problem)

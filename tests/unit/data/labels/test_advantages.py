@@ -7,6 +7,7 @@ import pytest
 
 from stepladder.data.labels.advantages import (
     AdvantageForm,
+    deepsearch_advantages,
     group_advantages,
     node_advantages,
     parent_advantages,
@@ -115,3 +116,28 @@ def test_edge_cases(form):
     assert node_advantages(tree([-1, 0, 0], {1: 1.0, 2: 1.0}), form) == [None, 0.0, 0.0]
     assert node_advantages(tree([-1, 0, 0], {}), form) == [None, None, None]
     assert node_advantages(tree([-1], {}), form) == [None]
+
+
+def test_one_end_of_every_expansion_counts_in_deepsearch():
+    """Ends 3 and 4 continue node 1: the right one counts. Of the wrong ends 5 and 6 below node 2 the less surprising one, 6. 8 is alone.
+
+    Node 1 is on the way to the ends 3 (e = 1, half way: q = 1/2) and 8 (e = -1, a third of the way): q e < 0 and e < 0, so q stays.
+    Node 7 leads to 8 alone: q = -2/3. Node 2: q = -1/2. The mean of 1, -1 and -1 is -1/3.
+    """
+    parents = [-1, 0, 0, 1, 1, 2, 2, 1, 7]
+    rewards = [None, None, None, 1.0, 0.0, 0.0, 0.0, None, 0.0]
+    found = deepsearch_advantages(rewards, parents, {3: 0.9, 4: 0.1, 5: 0.8, 6: 0.2, 8: 0.5})
+    assert set(found) == {3, 6, 8}
+    assert found[3] == pytest.approx([math.tanh(1 / 2) + 1 / 3, 4 / 3])
+    assert found[6] == pytest.approx([math.tanh(-1 / 2) + 1 / 3, -2 / 3])
+    assert found[8] == pytest.approx([math.tanh(1 / 2) + 1 / 3, math.tanh(-2 / 3) + 1 / 3, -2 / 3])
+
+
+def test_a_right_end_outweighs_wrong_ones_before_it_in_deepsearch():
+    """Two wrong ends, then two right ones below node 1, at depth 1 of 3: q = -1/3, -2/3, then 1/3, begun anew, and 2/3. Mean 0."""
+    parents = [-1, 0, 1, 1, 1, 1, 2, 3, 4, 5]
+    rewards = [None] * 6 + [0.0, 0.0, 1.0, 1.0]
+    found = deepsearch_advantages(rewards, parents, {6: 1.0, 7: 1.0, 8: 1.0, 9: 1.0})
+    assert found[9] == pytest.approx([math.tanh(2 / 3), math.tanh(2 / 3), 1.0])
+    assert found[6] == pytest.approx([math.tanh(2 / 3), math.tanh(-2 / 3), -1.0])
+    assert deepsearch_advantages([None], [-1], {}) == {}

@@ -141,6 +141,15 @@ def test_committed_pairs_follow_the_visits() -> None:
     assert ids(CommittedPairs().select([replace(BUSH, visits=[1] * 10)]).rows) == [(3, 2), (4, 5)]
 
 
+def test_committed_pairs_of_right_ends_alone() -> None:
+    """The path 0-3-8 of the bush ends right; with 8 graded wrong, its two pairs are dropped."""
+    rule = CommittedPairs(right_end=True)
+    assert ids(rule.select([BUSH]).rows) == [(3, 2), (8, 9)]
+    outcomes = [0.0 if node == 8 else outcome for node, outcome in enumerate(BUSH.outcomes)]
+    selection = rule.select([replace(BUSH, outcomes=outcomes)])
+    assert (selection.rows, selection.considered, selection.dropped_by_reason) == ([], 2, {"wrong end": 2})
+
+
 def test_value_margin_pairs_ask_for_no_outcome() -> None:
     """Six pairs of siblings; 3 over 2 and 1 over 2 at the root, then 4 over 5, 7 over 6 and 8 over 9 are 0.2 or more apart."""
     selection = ValueMarginPairs(pairs_per_problem=99).select([replace(BUSH, outcomes=[None] * 10)])
