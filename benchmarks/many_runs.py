@@ -1,6 +1,7 @@
 """The runs of a comparison, several at once: the warm-ups of all seeds, then the runs that begin with them."""
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -53,15 +54,21 @@ def _attempts(pool: WorkerPool, works: Iterable[Work]) -> list[str | None]:
 
 
 def _attempt(work: Work) -> str | None:
-    """Make a run and say how long it took; return what went wrong, or None."""
-    begin = time.monotonic()
+    """Make a run and say what time it took, of the clock and of processors; return what went wrong, or None."""
+    begin, cpu = time.monotonic(), _cpu_seconds()
     try:
         work.task.function(**work.task.arguments)
     except Exception as error:
         # Whatever it is, the other runs go on.
         return f"{work.name}: {type(error).__name__}: {error}"
-    echo(f"{work.name}: {time.monotonic() - begin:.0f} s", err=True)
+    echo(f"{work.name}: {time.monotonic() - begin:.0f} s, {_cpu_seconds() - cpu:.0f} CPU s", err=True)
     return None
+
+
+def _cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def run_rounds(config: Config, root: Path) -> None:

@@ -16,6 +16,8 @@ end, and the others go on. ``--tables`` prints the tables of the runs that are f
 """
 
 import argparse
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,10 +268,10 @@ def _prm_updates(cells: Sequence[Cell]) -> str:
 
 
 def _accuracies(cells: Sequence[Cell], number: int) -> str:
-    parts = []
-    for measure in (greedy, sampled):
-        parts.append(f"{100 * _mean([_share(measure(cell, number)) for cell in cells]):.1f}")
-    return " | ".join(parts)
+    """Return greedy and sampled accuracy in per cent, the latter with its standard error over the test problems of all seeds."""
+    shares = [share for cell in cells for share in sampled(cell, number).values()]
+    error = statistics.stdev(shares) / math.sqrt(len(shares))
+    return f"{100 * _mean([_share(greedy(cell, number)) for cell in cells]):.1f} | {100 * _mean(shares):.1f} ± {100 * error:.1f}"
 
 
 def _passed(cells: Sequence[Cell], number: int) -> str:

@@ -285,7 +285,7 @@ class SegmentAdvantages(_AdvantageRule):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontierAdvantages(_AdvantageRule):
-    """Every step by the signs of the ends below it, of which one counts after each beginning, less their mean over the problem.
+    """Every step by the signs of the ends below it, less their mean over the problem. One end counts after each beginning.
 
     Dropped by reason: ``failed step``, ``no advantage`` (another end after the same beginning counts), ``no difference``, ``cut``.
 

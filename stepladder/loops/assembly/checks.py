@@ -118,6 +118,8 @@ def check_refinement(config: Config) -> None:
         "prm.ensemble": (config.prm.ensemble, 1),
         "preference.enabled": (config.preference.enabled and not config.preference.unpaired, True),
         "run.update_every": (config.run.update_every, None),
+        "search.tool": (config.search.tool, None),
+        "search.actions": (config.search.actions, {}),
     }
     for name, (found, expected) in needs.items():
         if found != expected:

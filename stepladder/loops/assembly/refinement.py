@@ -132,10 +132,10 @@ class Refiner:
         """Tokens of all refinements so far."""
 
     def search(self, failed: Sequence[Attempt]) -> list[Attempt | None]:
-        """Return an accepted refinement of every failed solution, the one of highest score of its level; None where there is none."""
+        """Return an accepted refinement of every failed solution, the one of highest score of its level; None without one."""
         accepted: list[Attempt | None] = [None] * len(failed)
         beams = {tree: [attempt] for tree, attempt in enumerate(failed)}
-        # The judge remembers what it says of these, which their refinements are told.
+        # The judge remembers what it says of these; prompts of refinements contain it.
         self._judge.score([attempt.solution for attempt in failed])
         for level in range(self._rule.depth):
             children = self._children(failed, beams, level)

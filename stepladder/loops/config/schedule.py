@@ -10,7 +10,7 @@ from stepladder.loops.config.explain import explain
 from stepladder.loops.config.merge import merge, put
 from stepladder.loops.config.run import Config
 
-SCHEDULED = ("search", "labels", "sft", "preference", "prm", "gate", "start_from", "start_model")
+SCHEDULED = ("search", "labels", "sft", "preference", "gradient", "prm", "gate", "start_from", "start_model")
 """Sections and settings that a round may have of its own. The others define the run: every round has its problems and its measurements."""
 
 _WORD = re.compile(r"(\d+)(-)?(\d+)?")

@@ -1,9 +1,17 @@
 """Trees of refinements by hand: which solutions fail, what is refined further, and when a tree ends."""
 
+import re
+
+import pytest
+
+from stepladder.errors import ConfigError
+from stepladder.loops.assembly.checks import check_judge, check_refinement
 from stepladder.loops.assembly.refinement import Attempt, Refiner, failed_attempts, refinement_question
+from stepladder.loops.config.load import load_config
 from stepladder.loops.config.search import RefinementConfig
 from stepladder.testing import ScriptedPolicy
 from stepladder.types import Problem, Step, StopReason
+from tests.runs import write_tiny_config
 from tests.trees import tree
 
 RULE = RefinementConfig(prompt="{question}|{solution}|{critique}", num_children=2, keep=1, depth=3)
@@ -104,3 +112,29 @@ def test_what_is_filled_in_is_never_taken_for_a_place():
     """A solution that holds the name of a place stays as it is."""
     question = refinement_question(RULE, Problem(id="p", question="q"), solution="{critique}\n", critique="no ")
     assert (question.id, question.question) == ("p", "q|{critique}|no")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny configuration."""
+    return write_tiny_config(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("prm.loss=bce", "needs prm.loss 'verdicts', got 'bce'"),
+        ("prm.when=after-policy", "needs prm.when 'before-search', got 'after-policy'"),
+        ("preference.enabled=false", "needs preference.enabled True, got False"),
+        ("search.tool=code", "needs search.tool None, got 'code'"),
+        ("search.refinement.prompt=mend {solution}", "prompt must contain '{question}'"),
+        ("prm.spec=trl", "'verdicts' trains a judge: got prm.spec 'trl', of the family 'two-class'"),
+    ],
+)
+def test_settings_that_no_judge_can_refine_by_are_refused(setting, message, tiny):
+    """One sentence before the work."""
+    settings = ["prm.spec=judge", "prm.loss=verdicts", "prm.when=before-search", "search.refinement.depth=2"]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config = load_config(tiny, [*settings, setting])
+        check_judge(config)
+        check_refinement(config)
