@@ -54,7 +54,7 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
         stage["max_updates"] = 2
     if "refinement" in settings["search"]:
         # After two updates a judge says the same of everything; to mend something it must accept one solution and reject another.
-        settings["prm"]["train"]["max_updates"] = 60
+        settings["prm"]["train"] |= {"max_updates": 60, "epochs": 100.0}
     if settings["evaluate"].get("method") == "beam":
         # A beam keeps four steps of every depth.
         settings["evaluate"]["simulations"] = 4
