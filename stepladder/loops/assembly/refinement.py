@@ -156,7 +156,7 @@ class Refiner:
             StepRequest(
                 ticket=ticket,
                 prefix_ids=prompt_ids,
-                num_samples=self._rule.num_children,
+                num_samples=self._rule.children,
                 seed=derive_seed(self._seed, "refinement", parent.problem.id, *failed[tree].token_ids, level, number),
                 temperature=self._rule.temperature,
                 max_step_tokens=self._max_step_tokens,

@@ -123,7 +123,7 @@ class RefinementConfig(Section):
 
     prompt: str = "{question}\n\nThis solution fails:\n\n{solution}\n\n{critique}\n\nWrite a solution that mends it."
     """The question that asks for a refinement; ``{question}``, ``{solution}`` and ``{critique}``, a verdict of the judge, are replaced."""
-    num_children: int = Field(default=3, ge=1)
+    children: int = Field(default=3, ge=1)
     """Refinements of a solution."""
     keep: int = Field(default=2, ge=1)
     """Refinements of a level that are refined in turn, those of highest score."""

@@ -14,7 +14,7 @@ from stepladder.types import Problem, Step, StopReason
 from tests.runs import write_tiny_config
 from tests.trees import tree
 
-RULE = RefinementConfig(prompt="{question}|{solution}|{critique}", num_children=2, keep=1, depth=3)
+RULE = RefinementConfig(prompt="{question}|{solution}|{critique}", children=2, keep=1, depth=3)
 SCORES = {"wa": 0.3, "wb": 0.5, "wba": 0.4, "wbb": 0.9, "va": 0.2, "vb": 0.1, "vaa": 0.3, "vab": 0.3, "vaaa": 0.4, "vaab": 0.5}
 
 

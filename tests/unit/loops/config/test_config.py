@@ -202,7 +202,7 @@ def test_every_prm_loss_and_target_can_be_configured() -> None:
     from stepladder.data.labels.values import ValueTarget
     from stepladder.prm import implicit, objective
 
-    assert set(variants()["prm.loss"]) == {*objective.LOSSES, *implicit.LOSSES}
+    assert set(variants()["prm.loss"]) == {*objective.LOSSES, *implicit.LOSSES, "verdicts"}
     assert set(ValueTarget) < set(variants()["prm.target"])
 
 

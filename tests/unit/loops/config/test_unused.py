@@ -41,6 +41,7 @@ CASES: dict[tuple[str, ...], dict[str, str]] = {
         "labels.pairs.type": "only pairs for export",
     },
     ("preference.loss=kto", "labels.pairs=agent-q"): {"labels.pairs.type": "not trained on pairs"},
+    ("search.refinement.depth=2", "labels.pairs=agent-q"): {"labels.pairs.type": "search.refinement"},
     ("labels.graded=solutions",): {"labels.graded.type": "takes pairs"},
     ("gradient.epochs=2", "labels.advantages=treerl"): {
         "gradient.epochs": "gradient.enabled",
