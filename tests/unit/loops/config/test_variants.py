@@ -86,7 +86,7 @@ def test_every_variant_can_be_chosen(key: str, name: str) -> None:
 
 @pytest.mark.parametrize(("key", "table", "name", "taken"), PAIRS)
 def test_a_setting_goes_with_its_variants_alone(key: str, table: str, name: str, taken: bool) -> None:
-    """A setting that its variant takes is accepted at its default, or as a text where that is None; any other is refused with a variant that takes it."""
+    """A setting that its variant takes is accepted at its default, or as a text; any other is refused with a variant that takes it."""
     owner = next(kind for given, kind in variants()[table].items() if key.rpartition(".")[2] in kind.__dataclass_fields__)
     default = getattr(owner(), key.rpartition(".")[2])
     # There is no text for None.
