@@ -13,7 +13,7 @@ All arms of a seed begin with the same warmed-up policy. All have the same pool 
 same number of updates of the policy and as many traces a problem. The PRM's own updates come on top. Seeds from 100 on were used for
 development.
 
-    python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search --rounds 2
+    python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search
 
 Every arm and seed is a run directory below ``--root`` with a log beside it; a stopped call continues. A run that fails is named at the end,
 and the others go on. ``--tables`` prints the tables of the rounds that are finished. Tables and a picture are also written to ``--root``.
@@ -213,11 +213,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="seeds, with commas")
     parser.add_argument("--arms", type=names_among(ARMS), default=list(ARMS), help="arms, with commas, the most important first")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
-    parser.add_argument("--updates", type=int, default=150, help="updates of the policy a round")
+    parser.add_argument("--updates", type=int, default=100, help="updates of the policy a round")
     parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
-    parser.add_argument("--problems", type=int, default=32, help="training problems of each distance")
+    parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
     parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")

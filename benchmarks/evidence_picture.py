@@ -9,29 +9,31 @@ from stepladder.report.charts import Axis, Point, Series, line_chart, percent_ax
 from stepladder.report.page import chart_style
 
 _STYLES = ("line-0", "line-1", "line-2", "line-3")
-_NAMES = {"search": "search", "star-unsolved": "samples", "search-random": "random scores", "star": "plain STaR"}
-"""The arms that are drawn, and their labels."""
+_NAMES = {"search": "search", "star-unsolved": "samples", "star-ranked": "samples, ranked", "search-random": "random scores"}
+"""The arms that are drawn, and their labels; where none of them was run, others are drawn."""
 
 
 def draw(cells: Sequence[Cell]) -> str:
-    """Return an SVG: on the left the share of training problems that a first round solves, on the right greedy accuracy on test problems.
+    """Return an SVG: the share of training problems solved by the last common round, and greedy accuracy on test problems.
 
     Both are means over the seeds of an arm, with whiskers from the lowest to the highest seed.
     """
-    arms = [arm for arm in _NAMES if any(cell.arm == arm for cell in cells)]
+    found = list(dict.fromkeys(cell.arm for cell in cells))
+    arms = [arm for arm in _NAMES if arm in found] or found[: len(_STYLES)]
+    last = min(len(cell.rows) for cell in cells if cell.arm in arms) - 1
     solved, greedy = [], []
     for arm, style in zip(arms, _STYLES, strict=False):
         own = [cell for cell in cells if cell.arm == arm]
-        solved.append(Series(name=_NAMES[arm], style=style, points=_solved(own)))
-        greedy.append(Series(name=_NAMES[arm], style=style, points=_greedy(own)))
+        solved.append(Series(name=_NAMES.get(arm, arm), style=style, points=_solved(own, last)))
+        greedy.append(Series(name=_NAMES.get(arm, arm), style=style, points=_greedy(own)))
     levels = [int(point.x) for point in solved[0].points]
     rounds = [int(point.x) for point in greedy[0].points]
     panels = [
         line_chart(
             solved,
             x=whole_axis("moves to the goal", levels),
-            y=_percents("training problems solved in round 1 (%)", solved),
-            label="Share of training problems solved in round 1 by moves to the goal",
+            y=_percents(f"training problems solved by round {last} (%)", solved),
+            label=f"Share of training problems solved by round {last}, by moves to the goal",
             x_name="moves:",
         ),
         line_chart(
@@ -49,8 +51,8 @@ def _percents(label: str, lines: Sequence[Series]) -> Axis:
     return percent_axis(label, [point.high or point.y for line in lines for point in line.points])
 
 
-def _solved(cells: Sequence[Cell]) -> list[Point]:
-    rows = [cell.rows[1].search for cell in cells if len(cell.rows) > 1]
+def _solved(cells: Sequence[Cell], number: int) -> list[Point]:
+    rows = [cell.rows[number].search for cell in cells]
     searched = [row for row in rows if row is not None and row.levels]
     levels = sorted(searched[0].levels, key=int) if searched else []
     return [_point(int(level), [row.levels[level].solved / row.levels[level].problems for row in searched]) for level in levels]
