@@ -17,7 +17,7 @@ STEP_PAIRS = {"target": "step-pairs", "loss": "pairwise"}
 
 def test_every_kind_has_a_folder_of_its_own() -> None:
     """Two kinds in one folder would read each other's shards."""
-    assert len({kind.name for kind in ALL}) == len(ALL) == 12
+    assert len({kind.name for kind in ALL}) == len(ALL) == 14
 
 
 @pytest.mark.parametrize(
