@@ -232,20 +232,23 @@ def bootstrapped_values(record: TreeRecord, *, discount: float = 0.85) -> list[f
     scores nothing is known beyond outcomes; its values are ``discounted_values``.
 
     Args:
-        record: A searched tree with outcomes, whose scores are in [0, 1].
+        record: A searched tree with outcomes. Scores beyond [0, 1] are mapped into it by ``unit_values``.
         discount: Factor per step, in (0, 1).
+
+    Raises:
+        DataFormatError: If a score is not finite, or an outcome is impossible.
 
     Source: value iteration with fitted values (Bellman 1957), on the part of the tree that was searched.
     """
-    values = discounted_values(record, discount=discount)
-    if all(score is None for score in record.scores):
+    values, scores = discounted_values(record, discount=discount), node_values(record, ValueTarget.SCORE)
+    if all(score is None for score in scores):
         return values
     best: list[float | None] = [None] * len(values)
     for node in range(len(values) - 1, -1, -1):
         worth, below = values[node], best[node]
         if worth is None or (worth == 0.0 and record.stop_reasons[node] in _GOES_ON):
             values[node] = None if below is None else discount * below
-            worth = _larger(values[node], record.scores[node])
+            worth = _larger(values[node], scores[node])
         if node:
             best[record.parents[node]] = _larger(best[record.parents[node]], worth)
     return values

@@ -309,6 +309,9 @@ def test_bootstrapped_values_take_the_best_step_that_follows_where_nothing_right
     unsolved = replace(record, outcomes=[None if outcome == 1.0 else outcome for outcome in record.outcomes])
     # 2 has a score alone, so 1 is worth 0.1, as its score says; the root takes the best of 0.1, 0.3, 7's 0.7 and 9's 0.5.
     assert bootstrapped_values(unsolved, discount=0.5)[:3] == [0.35, 0.1, None]
+    # Scores of -0.5 to 1.5 are mapped to 0 to 1: 4 is worth half of 1.0, and 3 half of the 0.625 that 6's score becomes.
+    wide = replace(record, scores=[None, *[-0.5] * 4, 1.5, 0.75, -0.5, -0.5, -0.5])
+    assert bootstrapped_values(wide, discount=0.5)[3:5] == [0.3125, 0.5]
     unscored = replace(record, scores=[None] * len(parents))
     assert bootstrapped_values(unscored, discount=0.5) == discounted_values(unscored, discount=0.5)
 
