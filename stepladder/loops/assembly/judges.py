@@ -27,6 +27,7 @@ from stepladder.prm.openers import load_judge
 from stepladder.prm.reader import Solution
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import PRMSpec
+from stepladder.prm.word_judge import VerdictPrompts
 from stepladder.types import Provenance, Trace, ValueRow, derive_seed
 
 
@@ -112,7 +113,17 @@ def train_judge(
     tokenizer = load_tokenizer(start.model, trust_remote_code=start.trust_remote_code)
     renderer_hash = judge_renderer(tokenizer, start.spec).hash
     asked = capped_steps(steps, per_side=rule.per_side, seed=settings.seed)
-    chosen = agreeing_verdicts(asked, _write(start, asked, rule=rule, models=models, seed=settings.seed, device=settings.device))
+    source = PRMSource(
+        model=rule.teacher or start.model, device=settings.device, trust_remote_code=start.trust_remote_code, seed=settings.seed
+    )
+    if rule.teacher is not None:
+        _check_teacher(source, start, renderer_hash)
+    if start.spec.says_word_at_once:
+        written = _right_words(asked, verdict_prompts(tokenizer, start.spec))
+    else:
+        judge = load_judge(source, start.spec, MemberAccess(models, EngineSettings(trust_remote_code=start.trust_remote_code)))
+        written = judge.verdicts([step.solution for step in asked], num_verdicts=rule.samples)
+    chosen = agreeing_verdicts(asked, written)
     models.release()
     provenance = Provenance(round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash="", renderer_hash=renderer_hash)
     rows = [_trace(step, verdict, provenance) for step, verdict in chosen.rows]
@@ -173,28 +184,22 @@ def capped_steps(steps: Sequence[GradedStep], *, per_side: int, seed: int) -> li
     return kept
 
 
-def _write(
-    start: JudgeStart, steps: Sequence[GradedStep], *, rule: VerdictLoss, models: LoadedModels, seed: int, device: str
-) -> list[list[Verdict]]:
-    """Return the verdicts that the judge or its teacher writes on every step."""
-    spec = start.spec
-    tokenizer = load_tokenizer(start.model, trust_remote_code=start.trust_remote_code)
-    if spec.says_word_at_once:
-        prompts, words = verdict_prompts(tokenizer, spec), {True: spec.good or "", False: spec.bad or ""}
-        return [
-            [Verdict(prompts.prompt(step.solution.question, step.solution.steps), prompts.words[step.right], words[step.right], step.right)]
-            for step in steps
-        ]
-    writer = rule.teacher or start.model
-    own = load_tokenizer(writer, trust_remote_code=start.trust_remote_code)
-    if judge_renderer(own, spec).hash != judge_renderer(tokenizer, spec).hash:
+def _check_teacher(source: PRMSource, start: JudgeStart, renderer_hash: str) -> None:
+    tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+    if judge_renderer(tokenizer, start.spec).hash != renderer_hash:
         raise ConfigError(
-            f"teacher: writes the tokens that the judge learns, so it must have the judge's tokenizer and chat template: got {writer} for "
-            f"{start.model} -- choose a teacher of the same family"
+            "teacher: writes the tokens that the judge learns, so it must have the judge's tokenizer and chat template: got "
+            f"{source.model} for {start.model} -- choose a teacher of the same family"
         )
-    source = PRMSource(model=writer, device=device, trust_remote_code=start.trust_remote_code, seed=seed)
-    judge = load_judge(source, spec, MemberAccess(models, EngineSettings(trust_remote_code=start.trust_remote_code)))
-    return judge.verdicts([step.solution for step in steps], num_verdicts=rule.samples)
+
+
+def _right_words(steps: Sequence[GradedStep], prompts: VerdictPrompts) -> list[list[Verdict]]:
+    """Return for every step the verdict of a judge that says its word at once: the right one."""
+    words = {True: prompts.spec.good or "", False: prompts.spec.bad or ""}
+    return [
+        [Verdict(prompts.prompt(step.solution.question, step.solution.steps), prompts.words[step.right], words[step.right], step.right)]
+        for step in steps
+    ]
 
 
 def _trace(step: GradedStep, verdict: Verdict, provenance: Provenance) -> Trace:

@@ -235,8 +235,9 @@ def _train_judge(
 
     spec = prm_source(config, start).resolve()
     values = _read(config, VALUES, rows, seed=settings.seed)
-    more = [] if refined is None else refinement_examples(config, ROLLOUTS.read(refined.samples), start)
-    more += [] if refined is None else REFINEMENTS.read(refined.refinements)
+    more = []
+    if refined is not None:
+        more = [*refinement_examples(config, ROLLOUTS.read(refined.samples), start), *REFINEMENTS.read(refined.refinements)]
     try:
         report = train_judge(
             JudgeStart(start, spec, config.policy.trust_remote_code),
