@@ -97,7 +97,7 @@ def arms(size: Size) -> dict[str, list[str]]:
         f"sft.max_updates={size.updates - size.updates // 4}",
     ]
     star = [*unsolved, allocation, *no_prm]
-    searched = [f'search.allocation={{type="unsolved-first",trees_per_problem=16,{pool}}}']
+    searched = [f"search.allocation.{pool}"]
     whole_round = [f"search.max_tokens={size.tokens // 2}"]
     return {
         "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *random_traces, 'search.allocation={type="uniform"}'],

@@ -284,10 +284,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run of one worker, whose shards give the spread of seconds and the bytes per token")
     parser.add_argument("--round", type=int, default=1, help="its round")
     parser.add_argument("--gpus", default="8,64,1000", help="numbers of GPUs")
-    parser.add_argument("--schedule-s", type=float, default=0.005, help="seconds of the driver for each shard; scale_measure measures them")
+    parser.add_argument(
+        "--schedule-s", type=float, default=0.0022, help="seconds of the driver for each shard; scale_measure measures them"
+    )
     parser.add_argument("--start-s", type=float, default=60.0, help="seconds until a worker has loaded its models")
     parser.add_argument("--slow", type=float, nargs=2, default=(0.01, 4.0), metavar=("SHARE", "FACTOR"), help="slow shards")
-    parser.add_argument("--failure-h", type=float, default=500.0, help="mean hours between failures of one worker")
+    parser.add_argument("--failure-h", type=float, default=50.0, help="mean hours between failures of one worker")
     parser.add_argument("--notice-s", type=float, default=30.0, help="seconds until a failure is noticed")
     parser.add_argument("--token-bytes", type=float, help="bytes of a stored token; default: that of the run")
     parser.add_argument("--picture", type=Path, help="draw the picture there")
