@@ -23,6 +23,7 @@ from stepladder.loops.runs.workers import Progress, Task, Workers, prepare_worke
 from tests.inline import InlinePool
 from tests.integration.test_evolve import data_digests
 from tests.runs import write_tiny_config
+from tests.worker_tasks import fail, square
 
 # Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
@@ -118,15 +119,6 @@ def test_cluster_listens_on_loopback_only(room: Room) -> None:
     listening = [port.laddr.ip for port in ports if port.status == psutil.CONN_LISTEN]
     assert len(listening) > 2
     assert {address for address in listening if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
-
-
-def square(*, number: int) -> int:
-    report_progress(Progress(stage="squares", items=1, tokens=number))
-    return number * number
-
-
-def fail(*, message: str) -> None:
-    raise DataFormatError(message)
 
 
 def die() -> None:

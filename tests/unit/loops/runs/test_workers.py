@@ -10,15 +10,7 @@ import pytest
 
 from stepladder.errors import BackendError, DataFormatError
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
-
-
-def square(*, number: int) -> int:
-    report_progress(Progress(stage="squares", items=1, tokens=number))
-    return number * number
-
-
-def fail(*, message: str) -> None:
-    raise DataFormatError(message)
+from tests.worker_tasks import fail, square
 
 
 def die() -> None:
