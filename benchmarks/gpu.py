@@ -1,7 +1,11 @@
-"""Everything there is to measure on one GPU, in one call: searches beside vLLM itself, trainings, and a round of GSM8K on a real model.
+"""Everything there is to measure on one GPU, in one call: searches beside vLLM itself, trainings, and rounds of a real model.
 
-    python -m benchmarks.gpu --out figures                           without a model: all parts but the last
+    python -m benchmarks.gpu --out figures                           without a model: the first three parts
     python -m benchmarks.gpu --out figures --model DIR --gsm8k DIR   all parts; train.jsonl and test.jsonl of GSM8K lie in the second
+
+    search, large    tokens per second of searches beside vLLM's own, models of 0.5B and 7B; the engines start side by side
+    training         seconds to the first update, tokens per second, and TRL
+    words, gsm8k     search against samples on word problems, and a round of GSM8K; side by side, since nothing is timed
 
 Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running. ``OUT/PART.txt``
 has what it printed.
@@ -15,13 +19,24 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.many_runs import names_among
+
+PARTS = (("search", "large"), ("training",), ("words", "gsm8k"))
+"""Parts in their order; those of a group start together."""
+SHARED_ENGINE = (
+    "policy.vllm.memory_share=0.1",
+    # Other processes use the GPU, too, so vLLM must not measure what is free. Without compiling it starts within seconds.
+    'policy.vllm.options={kv_cache_memory_bytes=6000000000,compilation_config={mode=0,cudagraph_mode="FULL_DECODE_ONLY"}}',
+)
+"""Settings of an engine that shares the GPU with other processes."""
 WARM_UP_SOLUTIONS = 3000
 PROBLEMS = 256
 
 
-def searches(shape: str, batch: int, methods: str) -> list[str]:
+def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: int) -> list[str]:
     """Return the command of a comparison of searches with vLLM itself."""
-    return [sys.executable, "-m", "benchmarks.gpu_search", "--shape", shape, "--batch", str(batch), "--methods", methods]
+    sizes = ["--batch", str(batch), "--sequences", str(sequences), "--cache-gb", str(cache_gb)]
+    return [sys.executable, "-m", "benchmarks.gpu_search", "--shape", shape, *sizes, "--methods", methods, "--seconds", "170"]
 
 
 def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
@@ -39,7 +54,7 @@ def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
         "policy.dtype=bfloat16",
         "policy.max_batch=512",
         "policy.vllm.max_context=1024",
-        "policy.vllm.memory_share=0.5",
+        *SHARED_ENGINE,
         f"problems.train={data / 'train.jsonl'}",
         f"problems.test={data / 'test.jsonl'}",
         "problems.subset=null",
@@ -64,40 +79,61 @@ def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
     return command + [word for each in overrides for word in ("--set", each)]
 
 
-def run(name: str, command: list[str], out: Path, *, limit_s: float) -> None:
-    """Run a part, print it as it goes, and keep what it printed."""
-    print(f"== {name}: {' '.join(command[1:4])}", flush=True)
-    begin = time.perf_counter()
-    with (out / f"{name}.txt").open("w", encoding="utf-8") as log:
+def words(model: Path, out: Path) -> list[str]:
+    """Return the command of the comparison on word problems."""
+    command = [sys.executable, "-m", "benchmarks.word_problems", "--model", str(model), "--root", str(out), "--jobs", "2"]
+    return command + [word for each in SHARED_ENGINE for word in ("--set", each)]
+
+
+def run_group(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> None:
+    """Run parts that start together, keep what they print, and print its end. ``large`` measures when ``search`` has ended."""
+    begin, after = time.perf_counter(), out / "search.ended"
+    after.unlink(missing_ok=True)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    for name, command in commands.items():
+        print(f"== {name}: {' '.join(command[1:4])}", flush=True)
+        more = ["--after", str(after)] if name == "large" and "search" in commands else []
+        with (out / f"{name}.txt").open("wb") as log:
+            running[name] = subprocess.Popen([*command, *more], stdout=log, stderr=subprocess.STDOUT)
+    for name, process in running.items():
+        # A part that waits for another one has its time from then on.
+        left = limit_s - (0.0 if name == "large" else time.perf_counter() - begin)
         try:
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False)
-            ended = f"exit code {done.returncode}"
+            ended = f"exit code {process.wait(timeout=max(left, 1.0))}"
         except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             ended = "stopped at its limit"
-    print(f"== {name}: {ended} after {time.perf_counter() - begin:.0f} s", flush=True)
-    print((out / f"{name}.txt").read_text(encoding="utf-8")[-4000:], flush=True)
+        print(f"== {name}: {ended} after {time.perf_counter() - begin:.0f} s", flush=True)
+        print((out / f"{name}.txt").read_text(encoding="utf-8", errors="replace")[-4000:], flush=True)
+        if name == "search":
+            after.touch()
 
 
 def main() -> None:
     """Run the parts."""
+    known = [name for group in PARTS for name in group]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for what the parts print")
     parser.add_argument("--model", type=Path, help="a small base model, such as Gemma 3 270M")
     parser.add_argument("--gsm8k", type=Path, help="directory with train.jsonl and test.jsonl")
-    parser.add_argument("--parts", default="search,large,training,gsm8k", help="by commas")
-    parser.add_argument("--limit-s", type=float, default=240.0, help="seconds of a part")
+    parser.add_argument("--parts", type=names_among(known), default=known, help="by commas")
+    parser.add_argument("--limit-s", type=float, default=270.0, help="seconds of a part")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     commands = {
-        "search": searches("0.5b", 512, "majority:32,best-of-n:32,mcts:1,mcts:4,mcts:8,beam:4"),
-        "large": searches("7b", 256, "majority:32,mcts:4,beam:4"),
+        "search": searches("0.5b", 512, "mcts:4,majority:32,beam:4,mcts:8,mcts:1", sequences=3072, cache_gb=16),
+        "large": searches("7b", 256, "mcts:4,majority:32,beam:4", sequences=768, cache_gb=20),
         "training": [sys.executable, "-m", "benchmarks.packing", "--gpu"],
     }
-    if arguments.model is not None and arguments.gsm8k is not None:
-        commands["gsm8k"] = gsm8k(arguments.model, arguments.gsm8k, arguments.out / "gsm8k")
-    for name in arguments.parts.split(","):
-        if name in commands:
-            run(name, commands[name], arguments.out, limit_s=arguments.limit_s)
+    if arguments.model is not None:
+        commands["words"] = words(arguments.model, arguments.out / "words")
+        if arguments.gsm8k is not None:
+            commands["gsm8k"] = gsm8k(arguments.model, arguments.gsm8k, arguments.out / "gsm8k")
+    for group in PARTS:
+        chosen = {name: commands[name] for name in group if name in arguments.parts and name in commands}
+        if chosen:
+            run_group(chosen, arguments.out, limit_s=arguments.limit_s)
 
 
 if __name__ == "__main__":

@@ -93,10 +93,17 @@ class Bench:
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
-    def __init__(self, folder: Path, *, batch: int, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, *, batch: int, cache_gb: float | None, options: dict[str, Any]) -> None:
         """Start the engine."""
         begin = time.perf_counter()
-        settings = EngineSettings(max_batch=batch, max_context=2048, memory_share=0.8, options={"load_format": "dummy", **options})
+        # With a cache of a given size, vLLM measures no free memory, and so several engines may start side by side.
+        cache = {} if cache_gb is None else {"kv_cache_memory_bytes": int(cache_gb * 1e9)}
+        settings = EngineSettings(
+            max_batch=batch,
+            max_context=2048,
+            memory_share=0.1 if cache else 0.8,
+            options={"load_format": "dummy", **cache, **options},
+        )
         self.engine, self.batch = VLLMEngine(folder, task="generate", settings=settings), batch
         self.start_s = time.perf_counter() - begin
         self.tokenizer, self.named = load_tokenizer(folder), load_model_settings(folder)
@@ -184,6 +191,12 @@ def _sampling(**more: Any) -> Any:
     return SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA, **more)
 
 
+def _wait_for(file: Path | None) -> None:
+    """Return once the file exists."""
+    while file is not None and not file.exists():
+        time.sleep(0.2)
+
+
 def profile(bench: Bench, each: str, *, simulations: int, tokens: int) -> None:
     """Print where the time of this process goes during a search."""
     profiler = cProfile.Profile()
@@ -200,22 +213,25 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2048, help="plain requests; searches sample about as many tokens")
     parser.add_argument("--methods", default="majority:16,mcts:1,mcts:4,mcts:8,beam:4", help="NAME:WAVE, by commas")
     parser.add_argument("--simulations", type=int, default=16)
+    parser.add_argument("--cache-gb", type=float, help="size of the engine's cache; else what is free")
+    parser.add_argument("--after", type=Path, metavar="FILE", help="start the engine, but measure only once this file exists")
     parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
-    parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later than so many seconds after the first request")
     parser.add_argument("--profile", action="store_true", help="where the time of this process goes, with the last method")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall")
     arguments = parser.parse_args()
     if arguments.clock == "cpu":
         Bench.clock = staticmethod(time.process_time)
-    begin, console = time.perf_counter(), Console(width=120)
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_model(SHAPES[arguments.shape], folder)
-        bench = Bench(folder, batch=arguments.batch, options=json.loads(arguments.options))
+        bench = Bench(folder, batch=arguments.batch, cache_gb=arguments.cache_gb, options=json.loads(arguments.options))
         console.log(f"engine started in {bench.start_s:.0f} s")
+        _wait_for(arguments.after)
         table = Table("what", "tokens", "seconds", "tokens/s", "of vLLM's", "more", title=f"{arguments.shape}, {arguments.batch} at once")
         bench.plain(total=arguments.batch)
-        plain = None
+        begin, plain = time.perf_counter(), None
 
         def report(what: str, tokens: int, seconds: float, more: dict[str, float]) -> None:
             rate = tokens / seconds

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import JsonValue
 
 from stepladder.errors import check
 from stepladder.lm.trackers import TRACKERS
@@ -129,8 +130,8 @@ class EngineOptions:
     """Tokens of a cache block, >= 1; None is 32 on a CPU and vLLM's choice on a GPU."""
     max_context: Annotated[int, Ge(2)] | None = None
     """Tokens of question and solution together, >= 2; None is the model's own limit. Lower it when the cache does not fit."""
-    options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"``."""
+    options: dict[str, JsonValue] = field(default_factory=dict)
+    """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"`` or ``compilation_config = {mode = 0}``."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="policy.vllm")

@@ -70,6 +70,7 @@ def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
     config = _config(
         *("policy.vllm.memory_share=0.5", "policy.vllm.prm_memory_share=0.3", "policy.vllm.tensor_parallel=2", "policy.dtype=bfloat16"),
         *("policy.vllm.block_size=16", "policy.vllm.max_context=2048", "policy.max_batch=64", 'policy.vllm.options.quantization="fp8"'),
+        "policy.vllm.options.compilation_config={mode=0,cudagraph_capture_sizes=[1,8]}",
     )
     section = config.policy.vllm
     policy = engine_arguments("p", "generate", engine_settings(config, section.memory_share), on_cpu=False)
@@ -81,6 +82,7 @@ def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
         "max_model_len": 2048,
         "max_num_seqs": 64,
         "quantization": "fp8",
+        "compilation_config": {"mode": 0, "cudagraph_capture_sizes": [1, 8]},
         "enable_prefix_caching": True,
     }
     for arguments, model, share in ((policy, "p", 0.5), (prm, "q", 0.3)):
