@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from stepladder.loops.runs.workers import Task
+from stepladder.loops.runs.workers import Task, forget_result
 
 
 class InlinePool:
@@ -12,9 +12,13 @@ class InlinePool:
 
     num_workers = 1
 
-    def run(self, tasks: Sequence[Task], *, on_progress: Any) -> list[Any]:
+    def run(self, tasks: Sequence[Task], *, on_progress: Any, on_result: Any = forget_result) -> list[Any]:
         """Run tasks in order."""
-        return [task.function(**task.arguments) for task in tasks]
+        results = []
+        for number, task in enumerate(tasks):
+            results.append(task.function(**task.arguments))
+            on_result(number, results[-1])
+        return results
 
     def rest(self) -> None:
         """Hold nothing back."""

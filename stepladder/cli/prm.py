@@ -23,6 +23,14 @@ DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or
 BackendOption = Annotated[
     str, typer.Option(help="`transformers`, or `vllm`, which uses a GPU if there is one and reads every spec except judges.")
 ]
+WorkersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="run.KEY=VALUE",
+        help="Who scores: `run.workers=4` processes, or actors on Ray with `run.cluster=ray`; see docs/scale.md. Default: this process.",
+    ),
+]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model; no named spec needs it.")]
 
 
@@ -56,20 +64,27 @@ def score(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    overrides: WorkersOption = [],  # noqa: B006 - typer copies it
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Score every step of the solutions in some files.
 
-    Rows have `question` (or `problem`, `prompt`) and `steps` or `solution`; the labelled files of `prm train` will do as well.
+    Rows have `question` (or `problem`, `prompt`) and `steps` or `solution`; the labelled files of `prm train` will do as well. Stopped with
+    Ctrl-C, the same command continues.
 
     - `stepladder prm score solutions.jsonl --model Qwen/Qwen2.5-Math-PRM-7B --output scores.jsonl`
     - `stepladder prm score solutions.jsonl --model ./my-prm --spec trl --output scores.jsonl`
+    - `stepladder prm score solutions.jsonl --model ./my-prm --output scores.jsonl --set run.workers=4`
     """
     with errors_explained(debug):
+        from stepladder.commands.kept_work import part_of
         from stepladder.commands.prm_score import PRMSource, score_files
+        from stepladder.loops.runs.progress import ProgressDisplay
 
-        check_output(output, option="--output", ours=rows_with("place", "steps", "scores"), overwrite=overwrite, inputs=files)
+        # Scores beside the output belong to a call that was stopped: this one continues it.
+        replace = overwrite or part_of(output).exists()
+        check_output(output, option="--output", ours=rows_with("place", "steps", "scores"), overwrite=replace, inputs=files)
         source = PRMSource(
             model=model,
             spec=spec,
@@ -80,7 +95,8 @@ def score(
             seed=seed,
             backend=backend,
         )
-        echo(score_files(files, source, output, aggregation=aggregation, rewards=rewards, bound_at=bound_at))
+        scoring = {"aggregation": aggregation, "rewards": rewards, "bound_at": bound_at, "overrides": overrides}
+        echo(score_files(files, source, output, **scoring, display=ProgressDisplay()))
 
 
 @app.command()
@@ -204,6 +220,7 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    overrides: WorkersOption = [],  # noqa: B006 - typer copies it
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -217,6 +234,7 @@ def evaluate(
     with errors_explained(debug):
         from stepladder.commands.prm_eval import EvaluationJob, evaluate_files
         from stepladder.commands.prm_score import PRMSource
+        from stepladder.loops.runs.progress import ProgressDisplay
 
         if to_json is not None:
             check_output(to_json, option="--json", ours=text_with('"dropped_by_reason"'), overwrite=overwrite, inputs=files)
@@ -230,5 +248,7 @@ def evaluate(
             seed=seed,
             backend=backend,
         )
-        job = EvaluationJob(source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral)
-        echo(evaluate_files(files, job, json_path=to_json, plots=plots))
+        job = EvaluationJob(
+            source=source, aggregation=aggregation, threshold=threshold, tune_on=tune_on, neutral=neutral, overrides=overrides
+        )
+        echo(evaluate_files(files, job, json_path=to_json, plots=plots, display=ProgressDisplay()))

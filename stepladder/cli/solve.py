@@ -76,6 +76,7 @@ def solve(
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
     - `echo "47193 GBAF" | stepladder solve --input - | jq .answer`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
+    - `stepladder solve --input questions.jsonl --output answers.jsonl --set run.workers=4` spreads the work; so does `run.cluster=ray`
     - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
     """
     with errors_explained(debug):
@@ -129,7 +130,7 @@ def solve(
 
 def _check_outputs(source: str | None, output: str | None, tree: Path | None, *, overwrite: bool) -> None:
     """Check that the places of answers and trees may be written."""
-    from stepladder.commands.solve import part_of
+    from stepladder.commands.kept_work import part_of
 
     path, inputs = named_file(output), [named_file(source)]
     # Answers beside the output belong to a call that was stopped, or of which questions failed: this one continues it.

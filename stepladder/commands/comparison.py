@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stepladder.commands.solve import choose_models, read_option, show_warnings
 from stepladder.errors import ConfigError
+from stepladder.loops.assembly.checks import check_cluster
 from stepladder.loops.assembly.preflight import measured_prompts
 from stepladder.loops.assembly.problem_sets import build_problems, load_split
 from stepladder.loops.assembly.problems import check_verifier
@@ -165,6 +166,7 @@ def resolve_comparison(
     contenders, budgets = read_contenders(methods), read_budgets(tokens)
     run = newest_run() if run is None and policy is None else run
     config, chosen_policy, chosen_prm = choose_models(run=run, policy=policy, prm=prm, overrides=overrides, number=number)
+    check_cluster(config)
     check_verifier(config.problems, config.format)
     if problems is not None:
         loaded = load_split(config.problems, str(problems), limit=limit, split="test")

@@ -4,21 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stepladder.commands.prm_score import score_solutions
+from stepladder.commands.prm_scoring import ScoreAll, open_scoring, worker_settings
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.datasets.problems import check_source
 from stepladder.data.metrics import step_scores as prm_metrics
 from stepladder.data.metrics.answers import pooled_auc, within_problem_auc
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import atomic_file, atomic_write_text
-from stepladder.lm.loaded_models import LoadedModels
+from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.sources import PRMSource, check_backend
-
-if TYPE_CHECKING:
-    from stepladder.prm.open import SolutionScorer
 
 Scored = tuple[StepwiseSolution, tuple[float | None, ...]]
 """A solution and the scores of its steps."""
@@ -38,9 +35,13 @@ class EvaluationJob:
     """File whose solutions with known first errors choose the threshold; it must have other problems than the evaluated files."""
     neutral: str = "good"
     """Meaning of a PRM800K rating of 0."""
+    overrides: Sequence[str] = ()
+    """Where the work is done, as for ``worker_settings``."""
 
 
-def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path | None = None, plots: Path | None = None) -> str:
+def evaluate_files(
+    files: Sequence[Path], job: EvaluationJob, *, json_path: Path | None = None, plots: Path | None = None, display: ProgressDisplay
+) -> str:
     """Score the solutions of some files and return the table to print.
 
     Args:
@@ -48,6 +49,7 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
         job: Settings of the evaluation.
         json_path: JSON file for the figures; None writes none.
         plots: Directory for reliability, best-of-n and depth plots; None draws none.
+        display: Shows progress.
 
     Raises:
         ConfigError: If the aggregation is unknown.
@@ -60,14 +62,12 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
         check_source(path)
     split = job.source.resolve().split
     check_backend(job.source)
+    config = worker_settings(job.source, job.overrides)
     loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]
     solutions = [solution for file in loaded for solution in file.solutions]
-    from stepladder.loops.assembly.prms import open_solution_scorer
-
-    with LoadedModels() as models:
-        scorer = open_solution_scorer(job.source, models)
-        threshold = job.threshold if job.tune_on is None else _tuned_threshold(scorer, job, path=job.tune_on, solutions=solutions)
-        scored = list(zip(solutions, score_solutions(scorer, solutions), strict=True))
+    with open_scoring(job.source, config, display=display) as score_all:
+        threshold = job.threshold if job.tune_on is None else _tuned_threshold(score_all, job, path=job.tune_on, solutions=solutions)
+        scored = list(zip(solutions, score_all(solutions), strict=True))
     figures = evaluate_scores(scored, aggregation=job.aggregation, threshold=threshold)
     for reason, count in ((reason, count) for file in loaded for reason, count in file.dropped_by_reason.items()):
         figures["dropped_by_reason"][reason] = figures["dropped_by_reason"].get(reason, 0) + count
@@ -82,12 +82,12 @@ def evaluate_files(files: Sequence[Path], job: EvaluationJob, *, json_path: Path
     return "\n".join([*table(figures), *(f"plot: {path}" for path in drawn)])
 
 
-def _tuned_threshold(scorer: "SolutionScorer", job: EvaluationJob, *, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
+def _tuned_threshold(score_all: ScoreAll, job: EvaluationJob, *, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
     """Return the best threshold on a file of other problems."""
     tuning = load_stepwise(path, neutral=job.neutral, split=job.source.resolve().split).solutions
     _check_disjoint(tuning, solutions, path)
     known = [(each, each.first_error) for each in tuning if each.first_error is not None]
-    scores = score_solutions(scorer, [solution for solution, _ in known])
+    scores = score_all([solution for solution, _ in known])
     return prm_metrics.best_threshold(scores, [first_error for _, first_error in known])
 
 

@@ -2,61 +2,44 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from stepladder.commands.kept_work import part_of
+from stepladder.commands.prm_scoring import open_scoring, worker_settings
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.datasets.problems import check_source
 from stepladder.errors import ConfigError
 from stepladder.files import atomic_write_text
-from stepladder.lm.loaded_models import LoadedModels
+from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.mcts.qvalues import AGGREGATIONS, aggregate_scores
 from stepladder.prm.compose import clip_bound, delta_bound, mix_with_verdict, par_bound
 from stepladder.prm.sources import PRMSource, check_backend
 from stepladder.prm.specs import NAMED_SPECS
 
-if TYPE_CHECKING:
-    from stepladder.prm.open import SolutionScorer
-
 REWARDS = ("clip", "delta", "par", "verdict")
 """Forms of reward that ``prm score`` writes."""
 
 
-_CHUNK = 64
-"""Solutions scored between two lines of output."""
-
-
-def score_solutions(
-    scorer: "SolutionScorer", solutions: Sequence[StepwiseSolution], *, on_progress: Callable[[int, int], None] | None = None
-) -> list[tuple[float | None, ...]]:
-    """Return the scores of the steps of every solution, some solutions at a time.
-
-    Args:
-        scorer: The scorer.
-        solutions: The solutions.
-        on_progress: Called with (solutions scored, solutions in all).
-    """
-    from stepladder.prm.reader import Solution
-
-    scores: list[tuple[float | None, ...]] = []
-    for begin in range(0, len(solutions), _CHUNK):
-        chunk = solutions[begin : begin + _CHUNK]
-        scores += scorer.score([Solution(question=each.question, steps=each.steps, place=each.place) for each in chunk])
-        if on_progress:
-            on_progress(len(scores), len(solutions))
-    return scores
-
-
 def score_files(
-    paths: Sequence[Path], source: PRMSource, output: Path, *, aggregation: str, rewards: str | None = None, bound_at: float = 0.5
+    paths: Sequence[Path],
+    source: PRMSource,
+    output: Path,
+    *,
+    aggregation: str,
+    rewards: str | None = None,
+    bound_at: float = 0.5,
+    overrides: Sequence[str] = (),
+    display: ProgressDisplay,
 ) -> str:
     """Score every solution of some files, write one JSON row each, and return the line to print.
 
     A row has ``place``, ``problem_id``, ``question``, ``steps``, ``scores`` (null if a step could not be scored) and ``score``, the
-    aggregate. A judge adds ``thoughts``, its runs of equal verdicts. With ``rewards`` a row also has rewards for an RL trainer.
+    aggregate. A judge adds ``thoughts``, its runs of equal verdicts. With ``rewards`` a row also has rewards for an RL trainer. During the
+    work, finished scores are kept next to the output, so the same command continues a stopped one.
 
     Args:
         paths: Files of solutions.
@@ -66,9 +49,12 @@ def score_files(
         rewards: ``clip``, ``delta`` or ``par``: bounded rewards of the steps; ``verdict``: one reward of the solution, in which no wrong
             solution outranks a right one; None writes none.
         bound_at: Bound of ``clip``, reference of ``par``.
+        overrides: Where the work is done, as for ``worker_settings``.
+        display: Shows progress.
 
     Raises:
-        ConfigError: If aggregation or rewards are unknown; otherwise as for ``open_solution_scorer`` and ``load_stepwise``.
+        ConfigError: If aggregation or rewards are unknown; otherwise as for ``worker_settings``, ``open_scoring`` and ``load_stepwise``.
+        CheckpointError: If the kept scores belong to other settings or solutions.
     """
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {aggregation!r}")
@@ -79,12 +65,11 @@ def score_files(
         check_source(path)
     spec = source.resolve()
     check_backend(source)
+    config = worker_settings(source, overrides)
     files = [load_stepwise(path, split=spec.split) for path in paths]
     solutions = [solution for file in files for solution in file.solutions]
-    from stepladder.loops.assembly.prms import open_solution_scorer
-
-    with LoadedModels() as models:
-        scores = score_solutions(open_solution_scorer(source, models), solutions)
+    with open_scoring(source, config, display=display, kept=part_of(output)) as score_all:
+        scores = score_all(solutions)
     rows = []
     for solution, steps in zip(solutions, scores, strict=True):
         row = _row(solution, steps, aggregation=aggregation)
@@ -96,6 +81,7 @@ def score_files(
             row["thoughts"] = [thought._asdict() for thought in merge_runs(steps)]
         rows.append(json.dumps(row, ensure_ascii=False))
     atomic_write_text(output, "".join(f"{row}\n" for row in rows))
+    part_of(output).unlink(missing_ok=True)
     dropped = sum((Counter(file.dropped_by_reason) for file in files), Counter())
     counts = Counter(score is not None for steps in scores for score in steps)
     return (

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from stepladder.commands.prm_score import score_solutions
+from stepladder.commands.prm_scoring import score_solutions
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.datasets.problems import check_source
 from stepladder.data.labels.rstar_math import StepPairs

@@ -4,42 +4,46 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepladder.commands.evolve import best_models, round_models
-from stepladder.commands.solve_progress import Progress, answer_settings, part_of
+from stepladder.commands.kept_work import part_of
+from stepladder.commands.solve_progress import Progress, answer_settings
 from stepladder.commands.solve_report import Detail, Row, answer_row, file_summary, has_failed, readable
+from stepladder.commands.solve_search import (
+    Answer,
+    Spent,
+    answer_keys,
+    bare_config,
+    build_discriminator,
+    build_engine,
+    search_questions,
+    search_reviewed,
+)
 from stepladder.data.datasets.problems import question_rows, questions_of, source_rows
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
-from stepladder.files import atomic_write_text, reading
+from stepladder.files import atomic_write_text
 from stepladder.lm.loaded_models import LoadedModels
-from stepladder.loops.assembly.checks import check_backends, check_model
-from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations, with_chat
+from stepladder.loops.assembly.checks import check_backends, check_cluster, check_model
+from stepladder.loops.assembly.policies import end_observations, with_chat
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, search_need, warnings_of
-from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.scorers import check_probes
-from stepladder.loops.assembly.search import choose_search, search_engine
+from stepladder.loops.assembly.search import choose_search
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
-from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.newest import newest_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
-from stepladder.loops.runs.workers import Progress as StageProgress
-from stepladder.mcts.consistency import Discriminator
-from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.methods import OUTSIDE, PRESETS, Preset
 from stepladder.mcts.search_method import SearchMethod
-from stepladder.mcts.warm_up import compile_loops
 from stepladder.outputs import STANDARD, input_name
 from stepladder.terminal import echo
-from stepladder.types import Budget, Failures, Problem, Provenance, SearchResult
+from stepladder.types import Budget, Failures, Problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +143,7 @@ def choose_models(
     _check_choices(run=run, policy=policy, prm=prm, number=number)
     if policy is not None:
         check_model(PolicyConfig(model=policy))
-        config, run_prm = _bare_config(policy), None
+        config, run_prm = bare_config(policy), None
     else:
         config, policy, run_prm = _run_models(run or newest_run(), number)
     config = with_overrides(config, list(overrides))
@@ -190,11 +194,11 @@ def solve_question(
     """Search one question."""
     problems = [Problem(id="question", question=question)]
     show_warnings(measured_prompts(settings.config, settings.policy, {"QUESTION": problems}))
-    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
-        engine, discriminator = _engine(settings, models, problems, key_of), _discriminator(settings, models, key_of)
+    with LoadedModels() as models, answer_keys(settings.config.problems) as key_of:
+        engine, discriminator = build_engine(settings, models, problems, key_of), build_discriminator(settings, models, key_of)
         # Importing and loading models takes seconds, which are not part of a search's cost.
         begin = time.monotonic()
-        ((result, reviewing),) = _search(engine, discriminator, problems)
+        ((result, reviewing),) = search_reviewed(engine, discriminator, problems)
         end_observations(engine.policy)
         seconds = time.monotonic() - begin
     use = TokenUse.of(engine.policy, engine.scorer, unique_tokens=unique_tokens(result.tree))
@@ -233,18 +237,20 @@ def solve_stream(settings: SolveSettings, problems: list[Problem], *, tree_path:
         tree_path: File for the searched trees; None writes none.
         display: Where progress is shown; None shows none.
     """
+    check_cluster(settings.config)
     rows: dict[str, Row] = {}
     trees: dict[str, dict[str, Any]] = {}
     waiting = deque(problem.id for problem in problems)
 
-    def keep(row: Row, result: SearchResult) -> None:
-        rows[row["id"]] = row
-        if tree_path is not None:
-            trees[row["id"]] = result.tree.to_dict()
+    def keep(answers: Sequence[Answer]) -> None:
+        for row, tree in answers:
+            rows[row["id"]] = row
+            if tree is not None:
+                trees[row["id"]] = tree
         while waiting and waiting[0] in rows:
             echo(json.dumps(rows[waiting.popleft()]))
 
-    spent = _search_all(settings, problems, keep=keep, display=display)
+    spent = search_questions(settings, problems, open_ids=set(waiting), wants_trees=tree_path is not None, keep=keep, display=display)
     if tree_path is not None:
         _write_trees(tree_path, [trees[problem.id] for problem in problems])
     return _summed("answers", [rows[problem.id] for problem in problems], spent, STANDARD)
@@ -262,8 +268,8 @@ def solve_file(
 ) -> Solved:
     """Search every question of a file and write one JSON line each, in the order of the file.
 
-    During the work, finished answers are kept next to the output, so the same command continues a stopped one. If questions failed, they
-    stay there, and the same command then asks these questions again.
+    During the work, finished answers are kept next to the output, so the same command continues a stopped one, with other workers if need
+    be. If questions failed, they stay there, and the same command then asks these questions again.
 
     Args:
         settings: Models, method and budget.
@@ -282,16 +288,24 @@ def solve_file(
     part = part_of(output)
     progress = Progress.resume(part, settings.facts, problems, keeps_trees=tree_path is not None)
     rows, trees = progress.rows, progress.trees
-    missing = [problem for problem in problems if problem.id not in rows]
+    check_cluster(settings.config)
 
-    def keep(row: Row, result: SearchResult) -> None:
-        rows[row["id"]] = row
-        if tree_path is not None:
-            trees[row["id"]] = result.tree.to_dict()
-        if not has_failed(row):
-            progress.keep(row, trees.get(row["id"]))
+    def keep(answers: Sequence[Answer]) -> None:
+        for row, tree in answers:
+            rows[row["id"]] = row
+            if tree is not None:
+                trees[row["id"]] = tree
+        progress.keep([answer for answer in answers if not has_failed(answer[0])])
 
-    spent = _search_all(settings, missing, keep=keep, display=display, on_loaded=lambda: progress.begin(settings.facts))
+    spent = search_questions(
+        settings,
+        problems,
+        open_ids={problem.id for problem in problems} - rows.keys(),
+        wants_trees=tree_path is not None,
+        keep=keep,
+        display=display,
+        on_loaded=lambda: progress.kept.begin(settings.facts),
+    )
     atomic_write_text(output, "".join(json.dumps(rows[problem.id]) + "\n" for problem in problems))
     if tree_path is not None:
         _write_trees(tree_path, [trees[problem.id] for problem in problems])
@@ -300,47 +314,7 @@ def solve_file(
     return _summed(str(output), [rows[problem.id] for problem in problems], spent, source)
 
 
-class _Spent(NamedTuple):
-    """The work of one call."""
-
-    failures: Failures
-    seconds: float
-    use: TokenUse
-
-
-def _search_all(
-    settings: SolveSettings,
-    problems: list[Problem],
-    *,
-    keep: Callable[[Row, SearchResult], None],
-    display: ProgressDisplay | None,
-    on_loaded: Callable[[], None] = lambda: None,
-) -> _Spent:
-    """Search questions and hand every answer to ``keep`` when it is there."""
-    questions = {problem.id: problem.question for problem in problems}
-    shown = nullcontext(_ignore) if display is None else display.stages({"questions": len(problems)})
-    failures: list[Failures] = []
-    num_unique = 0
-    with LoadedModels() as models, _keys(settings.config.problems) as key_of:
-        engine, discriminator = _engine(settings, models, problems, key_of), _discriminator(settings, models, key_of)
-        on_loaded()
-        begin = time.monotonic()
-        with shown as report:
-            for result, reviewing in _search(engine, discriminator, problems):
-                num_unique += unique_tokens(result.tree)
-                failures.append(result.failures)
-                keep(answer_row(result, questions[result.problem_id], discriminator_tokens=reviewing), result)
-                report(StageProgress(stage="questions", items=1, tokens=result.tree.generated_tokens))
-        end_observations(engine.policy)
-        seconds = time.monotonic() - begin
-    return _Spent(Failures.sum(failures), seconds, TokenUse.of(engine.policy, engine.scorer, unique_tokens=num_unique))
-
-
-def _ignore(progress: StageProgress) -> None:
-    pass
-
-
-def _summed(name: str, rows: Sequence[Row], spent: _Spent, source: str) -> Solved:
+def _summed(name: str, rows: Sequence[Row], spent: Spent, source: str) -> Solved:
     summary = file_summary(rows, spent.failures, name, seconds=spent.seconds)
     details = spent.use.sentence()
     return Solved(summary, _failure(input_name(source), spent.failures), details)
@@ -381,22 +355,6 @@ def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | 
     return run.config(), policy, prm
 
 
-def _bare_config(policy: str) -> Config:
-    """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.policy.prompts import StepFormat
-
-    saved = asdict(StepFormat.load(policy)) if _has_format(policy) else {}
-    with reading(policy, what="a model with a step format that settings may have", remedy="save the format again"):
-        stated = FormatConfig(**saved)
-    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=stated)
-
-
-def _has_format(directory: str) -> bool:
-    from stepladder.lm.loading import FORMAT_FILE
-
-    return (Path(directory) / FORMAT_FILE).is_file()
-
-
 def read_option(text: str) -> tuple[str, Any]:
     """Return name and value of a method's setting written as ``key=value``.
 
@@ -407,63 +365,6 @@ def read_option(text: str) -> tuple[str, Any]:
     if not separator:
         raise ConfigError(f"setting {text!r} of a method: must have the form key=value, for example num_children=8")
     return key, read_value(value)
-
-
-@contextmanager
-def _keys(config: ProblemsConfig) -> Iterator[Callable[[str], str]]:
-    """Yield the function that gives the canonical form of answers, without any problems."""
-    with build_verifier(config, []) as verifier:
-        yield vote_keys(verifier)
-
-
-def _engine(settings: SolveSettings, models: LoadedModels, problems: list[Problem], key_of: Callable[[str], str]) -> SearchEngine:
-    config = settings.config
-    if settings.budget.max_seconds is not None:
-        compile_loops(settings.method, scored=bool(settings.prm))
-    return search_engine(
-        config,
-        models,
-        problems,
-        policy=settings.policy,
-        prm=settings.prm,
-        method=settings.method,
-        budget=settings.budget,
-        key_of=key_of,
-        provenance=Provenance(
-            round=0, policy_version=0, scorer_version=None, seed=settings.seed, config_hash=config.hash(), renderer_hash=""
-        ),
-    )
-
-
-def _search(
-    engine: SearchEngine, discriminator: Discriminator | None, problems: list[Problem]
-) -> Iterator[tuple[SearchResult, int | None]]:
-    """Yield results, and the tokens that a discriminator generated to review them."""
-    by_id = {problem.id: problem for problem in problems}
-    for result in engine.search(problems):
-        if discriminator is None:
-            yield result, None
-            continue
-        before = discriminator.generated_tokens
-        reviewed = discriminator.review(by_id[result.problem_id], result)
-        yield reviewed, discriminator.generated_tokens - before
-
-
-def _discriminator(settings: SolveSettings, models: LoadedModels, key_of: Callable[[str], str]) -> Discriminator | None:
-    """Return the second model, always on the embedded engine, because the other backends may hold only one model."""
-    directory = settings.discriminator
-    if directory is None:
-        return None
-    base = settings.config
-    own = _bare_config(directory).format if _has_format(directory) else base.format
-    config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})
-    return Discriminator(
-        build_policy(config, models, directory, role=DISCRIMINATOR),
-        build_renderer(config, directory),
-        key_of=key_of,
-        budget=settings.budget,
-        seed=settings.seed,
-    )
 
 
 def _write_trees(path: Path, trees: list[dict[str, Any]]) -> None:

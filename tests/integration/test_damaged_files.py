@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from stepladder import embedded
 from stepladder.cli.app import app
-from stepladder.commands import solve
+from stepladder.commands import solve_search
 from stepladder.policy.prompts import StepFormat
 from stepladder.serve.server import SearchServer
 from tests.models import save_tiny_policy
@@ -197,7 +197,7 @@ def _stop(folder: Path) -> None:
     """Answer two of three questions, as a call does that is killed between two of them."""
     rows = [{"id": str(number), "question": f"test {number} a"} for number in range(3)]
     (folder / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    search = solve._search
+    search = solve_search.search_reviewed
 
     def stopping(*given: Any) -> Iterator[Any]:
         for number, found in enumerate(search(*given)):
@@ -205,7 +205,7 @@ def _stop(folder: Path) -> None:
                 raise KeyboardInterrupt
             yield found
 
-    with patch.object(solve, "_search", stopping):
+    with patch.object(solve_search, "search_reviewed", stopping):
         assert CliRunner().invoke(app, arguments("solve stopped", folder)).exit_code == 130
     assert len((folder / "stopped.jsonl.part").read_text().splitlines()) == 3
 

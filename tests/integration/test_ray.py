@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stepladder.commands import evolve as evolve_command
+from stepladder.commands import prm_scoring, solve_search
 from stepladder.commands.evolve import evolve
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.loops.config.run import RayConfig
@@ -23,7 +24,8 @@ from stepladder.loops.runs.workers import Progress, Task, Workers, prepare_worke
 from tests.inline import InlinePool
 from tests.integration.test_evolve import data_digests
 from tests.runs import write_tiny_config
-from tests.worker_tasks import fail, square
+from tests.spread_work import Place
+from tests.worker_tasks import fail, square, where
 
 # Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
@@ -121,6 +123,14 @@ def test_cluster_listens_on_loopback_only(room: Room) -> None:
     assert {address for address in listening if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
 
 
+@pytest.mark.slow
+def test_relative_paths_count_from_the_driver(pool: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start in the directory of the command, which need not be that in which the cluster was started."""
+    pool.rest()
+    monkeypatch.chdir(tmp_path)
+    assert pool.run([Task.of(where)] * 2, on_progress=lambda progress: None) == [str(tmp_path)] * 2
+
+
 def die() -> None:
     report_progress(Progress(stage="deaths", items=1))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -149,6 +159,28 @@ def test_two_workers_give_the_same_bytes(
 ) -> None:
     """Two Ray workers write what one process writes."""
     assert data_digests(run_on(pool, config, "two", monkeypatch)) == reference
+
+
+@pytest.mark.slow
+def test_answers_and_scores_of_two_workers_are_those_of_one_process(
+    pool: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``solve --input``, ``prm score`` and ``prm eval`` write the same bytes; nothing is kept beside a finished output."""
+    place = Place(tmp_path)
+    for workers, name in ((InlinePool(), "one"), (pool, "ray")):
+
+        @contextmanager
+        def given(*_: Any, workers: Workers = workers, **__: Any) -> Iterator[Workers]:
+            yield workers
+
+        for module in (solve_search, prm_scoring):
+            monkeypatch.setattr(module, "open_workers", given)
+        for call in (place.solve, place.score, place.evaluate):
+            done = call(f"{name}.{call.__name__}", "--set", "run.workers=2")
+            assert done.exit_code == 0, done.output
+    for command in ("solve", "score", "evaluate"):
+        assert place.read(f"ray.{command}") == place.read(f"one.{command}")
+    assert not list(tmp_path.glob("*.part"))
 
 
 class StoppedDisplay(ProgressDisplay):

@@ -28,14 +28,19 @@ from stepladder.settings import RuleName
 
 def check_rounds(config: Config) -> None:
     """Check the settings of a run, and those of every round with settings of its own; errors as for the other checks."""
-    if config.run.cluster == "ray":
-        check_ray(config.run.ray)
+    check_cluster(config)
     _check(config)
     for number in distinct_rounds(config):
         try:
             _check(round_config(config, number))
         except ConfigError as error:
             raise ConfigError(f"round {number}: {error}") from None
+
+
+def check_cluster(config: Config) -> None:
+    """Check that a cluster that the workers are to run on can be used; errors as for ``check_ray``."""
+    if config.run.cluster == "ray":
+        check_ray(config.run.ray)
 
 
 def _check(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Opens the workers of a configuration: processes of this machine, or actors on a Ray cluster."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from stepladder.loops.runs.workers import Workers, worker_pool
 
 
 @contextmanager
-def open_workers(config: Config, root: Path, *, say: Callable[[str], None]) -> Iterator[Workers]:
+def open_workers(
+    config: Config, root: Path | None, *, say: Callable[[str], None], inputs: Mapping[str, Path] | None = None
+) -> Iterator[Workers]:
     """Open the workers of ``run.cluster`` for as long as the block runs.
 
     Args:
         config: The configuration.
-        root: The directory that the workers write to.
+        root: The directory that the workers write to; None if they write nothing.
         say: Takes sentences about lost and slow workers.
+        inputs: Files and directories that the workers read, by their names in messages; None is those of the configuration.
 
     Raises:
         ConfigError, CheckpointError: If there are too few GPUs, or the cluster cannot be used, as for ``measured_room`` and
@@ -31,19 +34,31 @@ def open_workers(config: Config, root: Path, *, say: Callable[[str], None]) -> I
         with worker_pool(num_workers(config), threads=config.run.threads, gpus_each=gpus_per_worker(config)) as pool:
             yield pool
     else:
-        with _on_ray(config, root, say=say) as pool:
+        paths = input_paths(config) if inputs is None else inputs
+        absolute = {name: path.absolute() for name, path in paths.items()}
+        with _on_ray(config, None if root is None else root.absolute(), say=say, inputs=absolute) as pool:
             yield pool
 
 
+def wants_workers(config: Config) -> bool:
+    """Say whether work that this process can do alone is to be done by workers: they are counted, or a cluster is named."""
+    section = config.policy.vllm
+    return config.run.cluster != "local" or config.run.workers > 0 or (config.policy.backend == "vllm" and section.data_parallel > 1)
+
+
+def existing_paths(named: Mapping[str, str | None]) -> dict[str, Path]:
+    """Return those of some models that are directories or files of this machine, by their names; the others are ids of the hub."""
+    return {name: Path(source) for name, source in named.items() if source is not None and Path(source).exists()}
+
+
 @contextmanager
-def _on_ray(config: Config, root: Path, *, say: Callable[[str], None]) -> Iterator[Workers]:
+def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], inputs: Mapping[str, Path]) -> Iterator[Workers]:
     run = config.run
     cpus = run.threads if run.ray.cpus is None else run.ray.cpus
-    inputs = {name: path.absolute() for name, path in input_paths(config).items()}
     with connected(run.ray, num_cpus=max(num_cores(), math.ceil(run.workers * cpus))) as is_own:
         room = measured_room(cpus, _gpus(config))
         if not is_own:
-            check_nodes(list(room.workers), root.absolute(), inputs)
+            check_nodes(list(room.workers), root, inputs)
         if run.workers > room.num_workers:
             say(f"run.workers: {run.workers} are wanted, and the Ray cluster has room for {room.num_workers}; the others wait for nodes")
         workers = ray_workers(
@@ -52,7 +67,7 @@ def _on_ray(config: Config, root: Path, *, say: Callable[[str], None]) -> Iterat
             threads=run.threads,
             retries=run.ray.retries,
             say=say,
-            check_node=lambda node: check_nodes([node], root.absolute(), inputs),
+            check_node=lambda node: check_nodes([node], root, inputs),
         )
         with workers as pool:
             yield pool

@@ -77,7 +77,8 @@ class RunConfig(Section):
     shard_size: int = Field(default=64, ge=1)
     """Problems per shard: the unit of work and of loss."""
     workers: int = Field(default=0, ge=0)
-    """Processes that search and train; 0 is one per CPU core, or one with a GPU. On a Ray cluster, 0 is as many as have room."""
+    """Processes that search and train; 0 is one per CPU core, or one with a GPU. On a Ray cluster, 0 is as many as have room. With 0,
+    ``solve`` and ``prm`` work in their own process."""
     cluster: Literal["local", "ray"] = "local"
     """Where the workers run: ``local`` is processes on this machine, ``ray`` is actors on a Ray cluster. See docs/scale.md."""
     ray: RayConfig = RayConfig()

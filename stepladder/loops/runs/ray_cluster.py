@@ -222,12 +222,12 @@ def measured_room(cpus: float, gpus: float | None) -> Room:
     return room
 
 
-def check_nodes(nodes: Sequence[str], root: Path, inputs: Mapping[str, Path]) -> None:
+def check_nodes(nodes: Sequence[str], root: Path | None, inputs: Mapping[str, Path]) -> None:
     """Check that nodes have the software of this process, and see the run directory and the inputs of the run.
 
     Args:
         nodes: Ids of the nodes.
-        root: Absolute path of the run directory, which exists.
+        root: Absolute path of the run directory, which exists; None if the nodes write nothing.
         inputs: Absolute paths of the inputs by their settings' names.
 
     Raises:
@@ -238,12 +238,10 @@ def check_nodes(nodes: Sequence[str], root: Path, inputs: Mapping[str, Path]) ->
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = root / f".ray-{secrets.token_hex(8)}.tmp"
-    atomic_write_text(probe, probe.name)
-    try:
+    with _probe(root) as probe:
         ask, paths = ray.remote(_question()), {name: str(path) for name, path in inputs.items()}
         answers = {
-            node: ask.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(probe), paths)
+            node: ask.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe, paths)
             for node in nodes
         }
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -257,6 +255,18 @@ def check_nodes(nodes: Sequence[str], root: Path, inputs: Mapping[str, Path]) ->
                     f"{place} must answer within {_NODE_S:.0f} s: {reason} -- restart Ray there, or remove the node"
                 ) from None
             _check_node(place, found, root)
+
+
+@contextmanager
+def _probe(root: Path | None) -> Iterator[str | None]:
+    """Yield the path of a file in a directory for as long as the block runs; None without a directory."""
+    if root is None:
+        yield None
+        return
+    probe = root / f".ray-{secrets.token_hex(8)}.tmp"
+    atomic_write_text(probe, probe.name)
+    try:
+        yield str(probe)
     finally:
         probe.unlink(missing_ok=True)
 
@@ -272,10 +282,10 @@ class _Node(NamedTuple):
     """Names and paths of inputs that are not there."""
 
 
-def _question() -> Callable[[str, dict[str, str]], tuple]:
+def _question() -> Callable[[str | None, dict[str, str]], tuple]:
     """Return the function that a node runs. As a nested function it travels whole, since the node may have another stepladder, or none."""
 
-    def ask(probe: str, inputs: dict[str, str]) -> tuple:
+    def ask(probe: str | None, inputs: dict[str, str]) -> tuple:
         import os
 
         try:
@@ -286,13 +296,13 @@ def _question() -> Callable[[str, dict[str, str]], tuple]:
             found = asdict(software())
         except (ImportError, AttributeError):
             found = None
-        sees = os.path.exists(probe) and os.access(os.path.dirname(probe), os.W_OK)
+        sees = probe is None or (os.path.exists(probe) and os.access(os.path.dirname(probe), os.W_OK))
         return found, sees, [(name, path) for name, path in inputs.items() if not os.path.exists(path)]
 
     return ask
 
 
-def _check_node(place: str, found: tuple, root: Path) -> None:
+def _check_node(place: str, found: tuple, root: Path | None) -> None:
     node, ours = _Node(*found), flatten_keys(asdict(software()))
     if node.software is None:
         raise ConfigError(f"{place} must have stepladder {ours['stepladder']}: it has none, or another one -- install it there")

@@ -5,11 +5,12 @@ Tasks go to actors that have started, never to one that still waits for room. An
 its task is done again: results are files that are written whole or not at all, so that nothing of the lost attempt remains.
 """
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,7 +20,7 @@ from typing import Any, Generic, NamedTuple
 
 from stepladder.errors import BackendError
 from stepladder.loops.runs.ray_cluster import Room
-from stepladder.loops.runs.workers import Progress, ResultT, Task, connect, prepare_worker
+from stepladder.loops.runs.workers import Progress, ResultT, Task, connect, forget_result, prepare_worker
 
 _POLL_S = 1.0
 _REPORT_S = 0.5
@@ -53,9 +54,16 @@ class _Failed(NamedTuple):
 class _Actor:
     """The part of a worker that lives on a node."""
 
-    def __init__(self, threads: int) -> None:
-        """Prepare this process; reports of tasks go to the outbox."""
+    def __init__(self, threads: int, folder: str) -> None:
+        """Prepare this process; reports of tasks go to the outbox.
+
+        Args:
+            threads: CPU threads of its computations.
+            folder: Working directory of the driver, from which relative paths count. A node that lacks it keeps its own.
+        """
         prepare_worker(threads)
+        with suppress(OSError):
+            os.chdir(folder)
         self._outbox: SimpleQueue[Progress | _Done | _Failed] = SimpleQueue()
         connect(self._outbox)
         # One thread for all tasks: some libraries keep a state per thread.
@@ -121,8 +129,10 @@ class _Worker:
 class _Work(Generic[ResultT]):
     """The tasks of one call, and how far they are."""
 
-    def __init__(self, tasks: Sequence[Task[ResultT]], on_progress: Callable[[Progress], None]) -> None:
-        self.tasks, self.on_progress = tasks, on_progress
+    def __init__(
+        self, tasks: Sequence[Task[ResultT]], on_progress: Callable[[Progress], None], on_result: Callable[[int, ResultT], None]
+    ) -> None:
+        self.tasks, self.on_progress, self.on_result = tasks, on_progress, on_result
         self.open = deque(range(len(tasks)))
         """Tasks that nobody does."""
         self.results: dict[int, ResultT] = {}
@@ -170,13 +180,19 @@ class RayWorkers:
         self._failed_starts = 0
         self._last_sign = 0.0
 
-    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
-        """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+    def run(
+        self,
+        tasks: Sequence[Task[ResultT]],
+        *,
+        on_progress: Callable[[Progress], None],
+        on_result: Callable[[int, ResultT], None] = forget_result,
+    ) -> list[ResultT]:
+        """Run tasks, as ``Workers`` says.
 
         Raises:
             BackendError: If a task lost too many workers, workers do not start, or none has room for ten minutes.
         """
-        work = _Work(tasks, on_progress)
+        work = _Work(tasks, on_progress, on_result)
         self._last_sign = time.monotonic()
         for worker in self._workers:
             # One that died since its last task is replaced without a task lost.
@@ -209,7 +225,7 @@ class RayWorkers:
 
     def _start(self, count: int) -> None:
         for _ in range(count):
-            actor = self._new_actor.remote(self._threads)
+            actor = self._new_actor.remote(self._threads, os.getcwd())
             self._workers.append(_Worker(actor=actor, answer=actor.place.remote()))
 
     def _drop(self, worker: _Worker) -> None:
@@ -276,6 +292,7 @@ class RayWorkers:
                 worker.stream = None
                 work.results[worker.task] = said.result
                 work.seconds.append(time.monotonic() - worker.began)
+                work.on_result(worker.task, said.result)
 
     def _lose(self, worker: _Worker, work: _Work, reason: str) -> None:
         """Replace a worker that died, and give its task to another one."""

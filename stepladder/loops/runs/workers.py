@@ -90,14 +90,29 @@ class Task(Generic[ResultT]):
         return Task(function=function, arguments=dict(arguments))
 
 
+def forget_result(number: int, result: Any) -> None:
+    """Do nothing with a result that comes early: ``run`` returns it in the end."""
+
+
 class Workers(Protocol):
     """Where the tasks of a run are done: in processes of this machine (``WorkerPool``) or on a cluster (``RayWorkers``)."""
 
     num_workers: int
     """Tasks done at once, at most."""
 
-    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
+    def run(
+        self,
+        tasks: Sequence[Task[ResultT]],
+        *,
+        on_progress: Callable[[Progress], None],
+        on_result: Callable[[int, ResultT], None] = forget_result,
+    ) -> list[ResultT]:
         """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+
+        Args:
+            tasks: The tasks.
+            on_progress: Takes the reports of the tasks.
+            on_result: Called with a task's number and its result as soon as it is finished, so that nothing finished is lost with the rest.
 
         Raises:
             BackendError: If a worker died without a word (out of memory, killed).
@@ -139,16 +154,23 @@ class WorkerPool:
         self._pool.shutdown()
         self._pool = self._new_pool()
 
-    def run(self, tasks: Sequence[Task[ResultT]], *, on_progress: Callable[[Progress], None]) -> list[ResultT]:
-        """Run tasks and return their results in order; the first failure cancels what has not started and is raised.
+    def run(
+        self,
+        tasks: Sequence[Task[ResultT]],
+        *,
+        on_progress: Callable[[Progress], None],
+        on_result: Callable[[int, ResultT], None] = forget_result,
+    ) -> list[ResultT]:
+        """Run tasks, as ``Workers`` says.
 
         Raises:
             BackendError: If a worker died without a word (out of memory, killed).
         """
         futures = [self._pool.submit(task.function, **task.arguments) for task in tasks]
+        numbers = {future: number for number, future in enumerate(futures)}
         try:
-            for _ in self._finished(futures, on_progress):
-                pass
+            for future in self._finished(futures, on_progress):
+                on_result(numbers[future], future.result())
             return [future.result() for future in futures]
         except BrokenProcessPool:
             raise BackendError("a worker process was killed, most likely for memory -- lower search.max_trees or run.workers") from None
@@ -161,7 +183,8 @@ class WorkerPool:
         while pending:
             done, pending = wait(pending, timeout=_PROGRESS_POLL_S, return_when=FIRST_COMPLETED)
             self._drain(on_progress)
-            for future in done:
+            # What is finished is handed on before a failure beside it ends everything.
+            for future in sorted(done, key=_has_failed):
                 future.result()
                 yield future
         self._drain(on_progress)
@@ -182,6 +205,10 @@ class WorkerPool:
                 process.kill()
         self._queue.close()
         self._queue.cancel_join_thread()
+
+
+def _has_failed(future: Future) -> bool:
+    return future.exception() is not None
 
 
 @contextmanager

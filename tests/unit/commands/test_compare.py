@@ -58,7 +58,7 @@ class InlinePool:
     def __init__(self, stop_after=None):
         self.stop_after, self.done = stop_after, []
 
-    def run(self, tasks, *, on_progress):
+    def run(self, tasks, *, on_progress, **_):
         for task in tasks:
             if len(self.done) == self.stop_after:
                 raise KeyboardInterrupt

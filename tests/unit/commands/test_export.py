@@ -378,7 +378,7 @@ class InlinePool:
     def __init__(self) -> None:
         self.kept: list[Task] = []
 
-    def run(self, tasks: list[Task], *, on_progress: Any) -> list[Any]:
+    def run(self, tasks: list[Task], *, on_progress: Any, **_: Any) -> list[Any]:
         """Run or keep tasks."""
         done = []
         for task in tasks:

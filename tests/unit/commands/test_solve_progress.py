@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
-from stepladder.commands import solve as solve_module
+from stepladder.commands import solve_search
 from stepladder.commands.solve_progress import Progress, model_digest
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.policy.prompts import StepFormat
@@ -47,7 +47,7 @@ class Folder:
 
     def stop_after(self, count: int, *more: str) -> None:
         """Stop a call after some answers, as a kill does between two of them."""
-        search = solve_module._search
+        search = solve_search.search_reviewed
 
         def stopping(*arguments):
             for number, found in enumerate(search(*arguments)):
@@ -56,7 +56,7 @@ class Folder:
                 yield found
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(solve_module, "_search", stopping)
+            patch.setattr(solve_search, "search_reviewed", stopping)
             assert self.solve(*more).exit_code != 0
         assert len(self.part.read_text().splitlines()) == 1 + count
 
@@ -182,8 +182,8 @@ def test_a_changed_answer_is_refused_with_its_line(tmp_path: Path, place: str, v
     row = {"id": "a", "question": "a", "answer": "\u00bd", "confidence": 0.1 + 0.2, "generated_tokens": 3, "steps": ["x\n"]}
     tree = {"values": [1e-300, float("inf"), -0.0], "depths": [0, 1], "provenance": {"seed": 2**63}}
     progress = Progress.resume(part, dict, problems, keeps_trees=True)
-    progress.begin(dict)
-    progress.keep(row, tree)
+    progress.kept.begin(dict)
+    progress.keep([(row, tree)])
     taken = Progress.resume(part, dict, problems, keeps_trees=True)
     assert taken.rows == {"a": row} and taken.trees == {"a": tree}
     header, line = part.read_text().splitlines()
@@ -202,16 +202,16 @@ def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
     part = tmp_path / "a.part"
     problems = [Problem(id=name, question=name) for name in "ab"]
     progress = Progress.resume(part, dict, problems, keeps_trees=False)
-    progress.begin(lambda: {"seed": 0})
-    progress.keep({"id": "a", "question": "a"}, None)
-    progress.keep({"id": "b", "question": "b"}, None)
+    progress.kept.begin(lambda: {"seed": 0})
+    progress.keep([({"id": "a", "question": "a"}, None)])
+    progress.keep([({"id": "b", "question": "b"}, None)])
     text = part.read_text()
     part.write_text(text[:-5])
     assert list(Progress.resume(part, lambda: {"seed": 0}, problems, keeps_trees=False).rows) == ["a"]
     assert part.read_text() == text[: text.rindex('{"answer"')]
     part.write_text(text[:9])
     torn = Progress.resume(part, lambda: {"seed": 1}, problems, keeps_trees=False)
-    torn.begin(lambda: {"seed": 1})
+    torn.kept.begin(lambda: {"seed": 1})
     assert json.loads(part.read_text())["settings"] == {"seed": 1}
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
-from stepladder.commands import solve
+from stepladder.commands import solve_search
 from stepladder.commands.solve_report import Detail, ended_by, readable, votes_sentence, why_no_answer
 from stepladder.loops.runs.token_use import TokenUse
 from stepladder.mcts.engine import SearchEngine
@@ -33,7 +33,7 @@ def test_compiling_is_no_part_of_the_seconds(tmp_path: Path, monkeypatch: pytest
     """A cap on seconds begins when the loops of the search are compiled; without one nothing is compiled in advance."""
     folder, done = save_tiny_policy(tmp_path / "policy"), []
     search = SearchEngine.search
-    monkeypatch.setattr(solve, "compile_loops", lambda *_, **__: done.append("compiled"))
+    monkeypatch.setattr(solve_search, "compile_loops", lambda *_, **__: done.append("compiled"))
     monkeypatch.setattr(SearchEngine, "search", lambda engine, problems: done.append("searched") or search(engine, problems))
     for caps in (["--seconds", "60"], []):
         words = ["solve", "1", "--policy", str(folder), "--simulations", "2", "--set", "search.max_step_tokens=4", *caps]

@@ -42,7 +42,7 @@ class InlinePool:
         """Take the order, and the number of the task at which a kill is acted out."""
         self.reverse, self.stop_at, self.done = reverse, stop_at, 0
 
-    def run(self, tasks: list[Any], *, on_progress: Callable[..., None]) -> list[Any]:
+    def run(self, tasks: list[Any], *, on_progress: Callable[..., None], **_: Any) -> list[Any]:
         """Return the results in the order of the tasks."""
         results: dict[int, Any] = {}
         for index in sorted(range(len(tasks)), reverse=self.reverse):

@@ -27,7 +27,7 @@ class InlinePool:
         """Stop before the job of this name."""
         self.stop_before, self.done = stop_before, list[str]()
 
-    def run(self, tasks: list[Task], *, on_progress: Any) -> list[Any]:
+    def run(self, tasks: list[Task], *, on_progress: Any, **_: Any) -> list[Any]:
         """Run tasks here."""
         results = []
         for task in tasks:
