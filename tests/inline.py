@@ -4,13 +4,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from stepladder.loops.runs.workers import Task, forget_result
+from stepladder.loops.runs.workers import Task, WorkClock, forget_result
 
 
 class InlinePool:
     """Does every task here."""
 
     num_workers = 1
+
+    def __init__(self) -> None:
+        """Begin without tasks of the next round."""
+        self.clock = WorkClock()
+        self._ahead: Sequence[Task] = []
 
     def run(self, tasks: Sequence[Task], *, on_progress: Any, on_result: Any = forget_result) -> list[Any]:
         """Run tasks in order."""
@@ -19,6 +24,19 @@ class InlinePool:
             results.append(task.function(**task.arguments))
             on_result(number, results[-1])
         return results
+
+    def ahead(self, tasks: Sequence[Task]) -> None:
+        """Take tasks of the next round."""
+        self._ahead = tasks
+
+    def finish_ahead(self, *, on_progress: Any) -> None:
+        """Run the tasks of the next round."""
+        self.run(self._ahead, on_progress=on_progress)
+        self._ahead = []
+
+    def drop_ahead(self) -> None:
+        """Forget the tasks of the next round."""
+        self._ahead = []
 
     def rest(self) -> None:
         """Hold nothing back."""

@@ -131,7 +131,7 @@ def run_rounds(
     guard = InputGuard(config, run.inputs(), place=root)
     with _framed(display, opening.frame(run)), open_workers(config, root, say=display.say) as pool:
         run.log_event("start", rounds=config.run.rounds, workers=pool.num_workers, machine=machine())
-        context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard)
+        context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard, last=last)
         while not _is_over(run, config, last, display):
             begin = time.monotonic()
             row = replace(run_round(context, len(run.rows())), seconds=round(time.monotonic() - begin, 1))

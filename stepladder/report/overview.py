@@ -41,7 +41,7 @@ def costs(rows: Sequence[RoundRow], stages: StageTimes) -> list[Markup]:
         seconds = stages.seconds.get(row.round, {})
         searched, solved = row.search, 0 if row.search is None else row.search.solved
         trained = sum(summary.tokens for summary in row.training.policy.stages.values())
-        search_s = seconds.get("search")
+        search_s = None if "search" not in seconds else seconds["search"] + stages.work.early.get(row.round, {}).get("search", 0.0)
         cells.append(
             (
                 row.round,

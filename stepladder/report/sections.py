@@ -22,6 +22,7 @@ from stepladder.report.figures import (
     percent,
     times,
 )
+from stepladder.report.idle_time import idle_time
 from stepladder.report.levels import LevelPicture
 from stepladder.report.markup import Markup, beside, figure, html, lead, prose, section, table
 from stepladder.report.overview import costs
@@ -415,6 +416,7 @@ def time_spent(rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
         Markup(f'<div class="legend">{legend}</div>'),
         figure(chart),
         table(("round", *names, "together"), cells),
+        *idle_time(rows, stages.work),
         *(costs(rows, stages) if rows else []),
     )
 

@@ -25,7 +25,7 @@ from tests.inline import InlinePool
 from tests.integration.test_evolve import data_digests
 from tests.runs import write_tiny_config
 from tests.spread_work import Place
-from tests.worker_tasks import fail, square, where
+from tests.worker_tasks import check_ahead, fail, square, where
 
 # Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
@@ -181,6 +181,22 @@ def test_answers_and_scores_of_two_workers_are_those_of_one_process(
     for command in ("solve", "score", "evaluate"):
         assert place.read(f"ray.{command}") == place.read(f"one.{command}")
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_idle_workers_do_tasks_of_the_next_round(pool: RayWorkers, tmp_path: Path) -> None:
+    """As in processes of this machine."""
+    check_ahead(pool, tmp_path)
+
+
+@pytest.mark.slow
+def test_overlapping_rounds_give_the_same_bytes(pool: RayWorkers, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two Ray workers that search while the warm-up is measured write what one process writes."""
+    overrides = ["run.overlap=true"]
+    alone = run_on(InlinePool(), config, "overlap alone", monkeypatch, overrides=overrides)
+    two = run_on(pool, config, "overlap two", monkeypatch, overrides=overrides)
+    assert data_digests(two) == data_digests(alone)
+    assert '"event": "ahead", "round": 1' in (two / "events.jsonl").read_text()
 
 
 class StoppedDisplay(ProgressDisplay):

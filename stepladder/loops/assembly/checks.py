@@ -29,6 +29,7 @@ from stepladder.settings import RuleName
 def check_rounds(config: Config) -> None:
     """Check the settings of a run, and those of every round with settings of its own; errors as for the other checks."""
     check_cluster(config)
+    check_overlap(config)
     _check(config)
     for number in distinct_rounds(config):
         try:
@@ -55,6 +56,24 @@ def _check(config: Config) -> None:
     check_training(config)
     if config.rules.balance is not None:
         check_balance(config)
+
+
+def check_overlap(config: Config) -> None:
+    """Check that rounds can overlap, if they are to.
+
+    Raises:
+        ConfigError: If a round needs what the round before it has not decided yet.
+    """
+    if not config.run.overlap:
+        return
+    needs = {
+        "run.update_every": (config.run.update_every, "trains the policy during the search, from the one that the gate leaves"),
+        "rules.hill_climb": (config.rules.hill_climb, "chooses the settings of a round by the figures of the one before"),
+        "rules.balance": (config.rules.balance, "samples with the best policy before a round begins"),
+    }
+    for name, (found, why) in needs.items():
+        if found is not None:
+            raise ConfigError(f"run.overlap: the next round begins before the gate decides, and {name} {why}: got both -- leave one out")
 
 
 def check_balance(config: Config) -> None:

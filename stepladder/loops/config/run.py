@@ -86,6 +86,9 @@ class RunConfig(Section):
     update_every: int | None = Field(default=None, ge=1)
     """Train the policy by policy gradients after so many problems of a shard, and search the next ones with the new weights, in one
     process; None searches all problems of a round first. See docs/training.md."""
+    overlap: bool = False
+    """Begin the search of the next round with the newest policy while the PRM of this one is trained and its models are measured. The
+    search scores with the best PRM before this round; if the gate refuses the policy, it begins again. See docs/scale.md."""
     threads: int = Field(default=1, ge=1)
     """CPU threads per worker. Small models are slower with more."""
 

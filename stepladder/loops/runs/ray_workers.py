@@ -7,20 +7,20 @@ its task is done again: results are files that are written whole or not at all, 
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from statistics import median
 from traceback import format_exc
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder.errors import BackendError
 from stepladder.loops.runs.ray_cluster import Room
-from stepladder.loops.runs.workers import Progress, ResultT, Task, connect, forget_result, prepare_worker
+from stepladder.loops.runs.workers import Batch, Progress, ResultT, Task, WorkClock, connect, forget_result, prepare_worker
 
 _POLL_S = 1.0
 _REPORT_S = 0.5
@@ -106,6 +106,52 @@ class _Actor:
         exit_actor()
 
 
+class _Work(Batch[ResultT]):
+    """The tasks of one call, with their losses and durations."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task[ResultT]] = (),
+        on_result: Callable[[int, ResultT], None] = forget_result,
+        *,
+        ahead: bool = False,
+    ) -> None:
+        super().__init__(tasks, on_result)
+        self.is_ahead = ahead
+        """Whether they are of the next round."""
+        self.losses: Counter[int] = Counter()
+        """How often tasks have lost their worker."""
+        self.seconds: list[float] = []
+        """Durations of the finished tasks."""
+        self.slow: set[int] = set()
+        """Tasks that were called slow."""
+
+    def name(self, number: int) -> str:
+        """Return a task for people: the file that it writes, or its number."""
+        out = self.tasks[number].arguments.get("out")
+        return str(out) if isinstance(out, Path) else f"task {number + 1} of {len(self.tasks)}"
+
+
+class _Given(NamedTuple):
+    """A task that a worker does."""
+
+    work: _Work
+    """The call that it belongs to."""
+    number: int
+    """Its number there."""
+    stream: Any
+    """What it yields."""
+    began: float
+    """When the worker took it."""
+    reported: list[Progress]
+    """Its reports, which do not count if it is lost."""
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return self.work.name(self.number)
+
+
 @dataclass(eq=False, slots=True)
 class _Worker:
     """An actor as its owner sees it."""
@@ -116,41 +162,8 @@ class _Worker:
     """Where it is, as soon as it has started; None once that is known."""
     address: str | None = None
     """The address of its node; None before it has started for the first time."""
-    stream: Any = None
-    """What its task yields; None while it is idle."""
-    task: int = -1
-    """Number of its task."""
-    began: float = 0.0
-    """When it took the task."""
-    reported: list[Progress] = field(default_factory=list)
-    """Reports of the task, which do not count if it is lost."""
-
-
-class _Work(Generic[ResultT]):
-    """The tasks of one call, and how far they are."""
-
-    def __init__(
-        self, tasks: Sequence[Task[ResultT]], on_progress: Callable[[Progress], None], on_result: Callable[[int, ResultT], None]
-    ) -> None:
-        self.tasks, self.on_progress, self.on_result = tasks, on_progress, on_result
-        self.open = deque(range(len(tasks)))
-        """Tasks that nobody does."""
-        self.results: dict[int, ResultT] = {}
-        self.losses: Counter[int] = Counter()
-        """How often tasks have lost their worker."""
-        self.seconds: list[float] = []
-        """Durations of the finished tasks."""
-        self.slow: set[int] = set()
-        """Tasks that were called slow."""
-
-    @property
-    def num_left(self) -> int:
-        return len(self.tasks) - len(self.results)
-
-    def name(self, number: int) -> str:
-        """Return a task for people: the file that it writes, or its number."""
-        out = self.tasks[number].arguments.get("out")
-        return str(out) if isinstance(out, Path) else f"task {number + 1} of {len(self.tasks)}"
+    task: _Given | None = None
+    """Its task; None while it is idle."""
 
 
 class RayWorkers:
@@ -176,7 +189,9 @@ class RayWorkers:
         self._new_actor = make.options(num_cpus=room.cpus, num_gpus=room.gpus)
         self._threads, self._retries, self._say, self._check_node = threads, retries, say, check_node
         self._checked = set(room.workers)
+        self.clock = WorkClock()
         self._workers: list[_Worker] = []
+        self._ahead: _Work[Any] = _Work(ahead=True)
         self._failed_starts = 0
         self._last_sign = 0.0
 
@@ -192,28 +207,30 @@ class RayWorkers:
         Raises:
             BackendError: If a task lost too many workers, workers do not start, or none has room for ten minutes.
         """
-        work = _Work(tasks, on_progress, on_result)
-        self._last_sign = time.monotonic()
-        for worker in self._workers:
-            # One that died since its last task is replaced without a task lost.
-            worker.answer = worker.actor.place.remote()
-        try:
-            while work.num_left:
-                self._start(min(self.num_workers, work.num_left) - len(self._workers))
-                self._hand_out(work)
-                for worker in self._heard():
-                    self._hear(worker, work)
-                self._check_progress(work)
-        except BaseException:
-            for worker in [each for each in self._workers if each.stream is not None]:
-                self._drop(worker)
-            raise
-        return [work.results[number] for number in range(len(tasks))]
+        work = _Work(tasks, on_result)
+        self._finish(work, on_progress)
+        return work.in_order()
+
+    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
+        """Take tasks of the next round; a worker does one when ``run`` has none for it."""
+        assert not self._ahead.num_left, "those of an earlier call are finished or dropped"
+        self._ahead = _Work(tasks, ahead=True)
+
+    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
+        """Do the rest of the tasks of the next round; raises as ``run`` does."""
+        self._finish(self._ahead, on_progress)
+
+    def drop_ahead(self) -> None:
+        """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
+        self._ahead.open.clear()
+        self._until(self._is_idle, _ignore)
+        self._ahead = _Work(ahead=True)
 
     def rest(self) -> None:
-        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
+        """End the workers, when they are idle, to free their models, engines and GPU memory. The next task starts them again."""
         import ray
 
+        self._until(self._is_idle, _ignore)
         if leaving := [worker.actor.leave.remote() for worker in self._workers]:
             ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_S)
         self.close()
@@ -222,6 +239,39 @@ class RayWorkers:
         """End all workers at once, which is safe because results are written completely or not at all."""
         for worker in list(self._workers):
             self._drop(worker)
+
+    def _finish(self, work: _Work, on_progress: Callable[[Progress], None]) -> None:
+        """Do work, and that of the next round beside it."""
+
+        def is_finished() -> bool:
+            left = work.num_left
+            if left:
+                self._start(min(self.num_workers, left if work is self._ahead else left + self._ahead.num_left) - len(self._workers))
+                self._hand_out(work)
+            return not left
+
+        for worker in self._workers:
+            if worker.task is None:
+                # One that died since its last task is replaced without a task lost.
+                worker.answer = worker.actor.place.remote()
+        self._until(is_finished, on_progress)
+
+    def _until(self, is_finished: Callable[[], bool], on_progress: Callable[[Progress], None]) -> None:
+        """Listen to the workers until something is finished."""
+        self._last_sign = time.monotonic()
+        try:
+            while not is_finished():
+                for worker in self._heard():
+                    self._hear(worker, on_progress)
+                self._check_progress()
+        except BaseException:
+            for worker in [each for each in self._workers if each.task is not None]:
+                self._drop(worker)
+            self._ahead = _Work(ahead=True)
+            raise
+
+    def _is_idle(self) -> bool:
+        return all(worker.task is None for worker in self._workers)
 
     def _start(self, count: int) -> None:
         for _ in range(count):
@@ -232,25 +282,32 @@ class RayWorkers:
         import ray
 
         self._workers.remove(worker)
+        if worker.task is not None:
+            self.clock.change(-1, ahead=worker.task.work.is_ahead)
         ray.kill(worker.actor)
 
     def _hand_out(self, work: _Work) -> None:
+        """Give every idle worker a task of some work, or else one of the next round."""
         for worker in self._workers:
-            if work.open and worker.answer is None and worker.stream is None:
-                worker.task, worker.began, worker.reported = work.open.popleft(), time.monotonic(), []
-                worker.stream = worker.actor.run.options(num_returns="streaming").remote(work.tasks[worker.task])
+            source = work if work.open else self._ahead
+            if source.open and worker.answer is None and worker.task is None:
+                number = source.open.popleft()
+                stream = worker.actor.run.options(num_returns="streaming").remote(source.tasks[number])
+                worker.task = _Given(source, number, stream, time.monotonic(), [])
+                self.clock.change(1, ahead=source.is_ahead)
 
     def _heard(self) -> list[_Worker]:
         """Wait for a sign of the workers for a moment, and return those that gave one."""
         import ray
 
-        waiting = {worker.answer or worker.stream: worker for worker in self._workers if worker.answer or worker.stream}
+        signs = [(worker.answer or (worker.task and worker.task.stream), worker) for worker in self._workers]
+        waiting = {sign: worker for sign, worker in signs if sign}
         heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)
         if heard:
             heard, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         return [waiting[sign] for sign in heard]
 
-    def _hear(self, worker: _Worker, work: _Work) -> None:
+    def _hear(self, worker: _Worker, on_progress: Callable[[Progress], None]) -> None:
         from ray.exceptions import RayError, RayTaskError
 
         self._last_sign = time.monotonic()
@@ -258,13 +315,12 @@ class RayWorkers:
             if worker.answer is not None:
                 self._admit(worker)
             else:
-                self._receive(worker, work)
+                self._receive(worker, on_progress)
         except RayTaskError as error:
-            raise BackendError(
-                f"a worker on {worker.address} could not take or return {work.name(worker.task)}: {_reason(error)}"
-            ) from error
+            asked = "a task" if worker.task is None else worker.task.name
+            raise BackendError(f"a worker on {worker.address} could not take or return {asked}: {_reason(error)}") from error
         except RayError as error:
-            self._lose(worker, work, _reason(error))
+            self._lose(worker, _reason(error), on_progress)
 
     def _admit(self, worker: _Worker) -> None:
         """Note where a worker has started; it is idle from now on."""
@@ -276,58 +332,61 @@ class RayWorkers:
             self._checked.add(node)
         worker.answer, worker.address, self._failed_starts = None, address, 0
 
-    def _receive(self, worker: _Worker, work: _Work) -> None:
+    def _receive(self, worker: _Worker, on_progress: Callable[[Progress], None]) -> None:
         """Take what a worker has to say of its task."""
         import ray
 
-        for said in ray.get(next(worker.stream)):
+        task = worker.task
+        assert task is not None, "only a worker with a task says anything"
+        for said in ray.get(next(task.stream)):
             if isinstance(said, Progress):
-                worker.reported.append(said)
-                work.on_progress(said)
-            elif isinstance(said, _Failed):
-                worker.stream = None
+                task.reported.append(said)
+                on_progress(said)
+                continue
+            worker.task = None
+            self.clock.change(-1, ahead=task.work.is_ahead)
+            if isinstance(said, _Failed):
                 said.error.add_note(said.traceback)
                 raise said.error
-            else:
-                worker.stream = None
-                work.results[worker.task] = said.result
-                work.seconds.append(time.monotonic() - worker.began)
-                work.on_result(worker.task, said.result)
+            task.work.seconds.append(time.monotonic() - task.began)
+            task.work.finish(task.number, said.result)
 
-    def _lose(self, worker: _Worker, work: _Work, reason: str) -> None:
+    def _lose(self, worker: _Worker, reason: str, on_progress: Callable[[Progress], None]) -> None:
         """Replace a worker that died, and give its task to another one."""
+        task = worker.task
         self._drop(worker)
         if worker.address is None:
             self._failed_starts += 1
             if self._failed_starts == _FAILED_STARTS:
                 raise BackendError(f"run.cluster: workers do not start on the Ray cluster: {reason} -- look into Ray's logs on that node")
-        if worker.stream is None:
+        if task is None:
             return
-        for said in worker.reported:
-            work.on_progress(Progress(stage=said.stage, items=-said.items, solved=-said.solved))
-        work.losses[worker.task] += 1
-        times = work.losses[worker.task]
+        for said in task.reported:
+            on_progress(Progress(stage=said.stage, items=-said.items, solved=-said.solved))
+        task.work.losses[task.number] += 1
+        times = task.work.losses[task.number]
         if times > self._retries:
             raise BackendError(
-                f"{work.name(worker.task)}: {times} workers died of it, the last on {worker.address}: {reason} -- if memory is short, "
+                f"{task.name}: {times} workers died of it, the last on {worker.address}: {reason} -- if memory is short, "
                 "lower search.max_trees or run.workers, or raise run.ray.cpus"
             )
-        self._say(f"{work.name(worker.task)}: the worker on {worker.address} died, and another one begins again: {reason}")
-        work.open.appendleft(worker.task)
+        self._say(f"{task.name}: the worker on {worker.address} died, and another one begins again: {reason}")
+        task.work.open.appendleft(task.number)
 
-    def _check_progress(self, work: _Work) -> None:
+    def _check_progress(self) -> None:
         """Tell of slow tasks once, and give up if there is no worker."""
-        now, busy = time.monotonic(), [worker for worker in self._workers if worker.stream is not None]
+        now, busy = time.monotonic(), [(worker.task, worker.address) for worker in self._workers if worker.task is not None]
         if not busy and now - self._last_sign > _NO_WORKER_S:
             raise BackendError(f"run.cluster: no worker had room on the Ray cluster for {_NO_WORKER_S:.0f} s -- look at 'ray status'")
-        if len(work.seconds) < _SLOW_SAMPLE:
-            return
-        usual = median(work.seconds)
-        for worker in busy:
-            seconds = now - worker.began
-            if seconds > max(_SLOW * usual, _SLOW_S) and worker.task not in work.slow:
-                work.slow.add(worker.task)
-                self._say(f"{work.name(worker.task)}: slow: {seconds:.0f} s so far on {worker.address}, where others took {usual:.0f} s")
+        for task, address in busy:
+            usual, seconds = task.work.seconds, now - task.began
+            if len(usual) >= _SLOW_SAMPLE and seconds > max(_SLOW * median(usual), _SLOW_S) and task.number not in task.work.slow:
+                task.work.slow.add(task.number)
+                self._say(f"{task.name}: slow: {seconds:.0f} s so far on {address}, where others took {median(usual):.0f} s")
+
+
+def _ignore(progress: Progress) -> None:
+    pass
 
 
 def _reason(error: Exception) -> str:

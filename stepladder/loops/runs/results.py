@@ -300,6 +300,21 @@ class FailureFigures:
 
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OverlapFigures:
+    """The models with which a round that may overlap the one before samples first."""
+
+    policy_version: int
+    """Round of the policy."""
+    scorer_version: int | None
+    """Round of the PRM that scores the search; None without any, and where the round samples for its own PRM first."""
+    prm_rounds_old: int
+    """Gates whose decision came too late for the search: 1 if the best PRM is a newer one, else 0."""
+    began_early: bool
+    """Whether the round could begin with these models before their gate decided; False if the gate refused those it could begin with."""
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRow:
     """A finished round."""
 
@@ -343,6 +358,8 @@ class RoundRow:
     """What is known to go wrong, one sentence each."""
     flops: FlopFigures | None = None
     """Floating-point operations; None if the policy's parameters are not known."""
+    overlap: OverlapFigures | None = None
+    """The models that sampled first; None in round 0 and without ``run.overlap``."""
     seconds: float | None = None
     """Wall-clock time of the last call that worked on the round."""
     schema_version: int = ROUND_SCHEMA_VERSION
@@ -378,6 +395,7 @@ class RoundRow:
             **({"settings": self.settings} if self.settings else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({} if self.flops is None else {"flops": asdict(self.flops)}),
+            **({} if self.overlap is None else {"overlap": asdict(self.overlap)}),
             "seconds": self.seconds,
         }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stepladder.files import reading
+from stepladder.loops.runs.stage_work import RunWork, run_work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +29,19 @@ class StageTimes:
     """The machine of the last start; None if it was not recorded."""
     memory_mb: dict[int, int] = field(default_factory=dict)
     """Round -> largest resident memory of the workers in MB, of rounds for which it was recorded."""
+    work: RunWork = field(default_factory=RunWork)
+    """What the workers did meanwhile."""
     open_stage: tuple[int, str, float] | None = None
     """Round, name and Unix time of the beginning of the last stage, if it has not ended."""
 
 
 _STAGE: dict[str, Any] = {"round": int, "stage": str}
-_KEYS: dict[str, dict[str, Any]] = {"stage_begin": _STAGE, "stage_end": _STAGE | {"seconds": int | float}}
+_KEYS: dict[str, dict[str, Any]] = {
+    "stage_begin": _STAGE,
+    "stage_end": _STAGE | {"seconds": int | float},
+    "ahead": _STAGE,
+    "thrown_away": {"round": int},
+}
 """What the events of stages hold."""
 
 
@@ -67,6 +75,7 @@ def stage_times(path: Path) -> StageTimes:
         num_unreadable=len(lines) - len(events),
         machine=machine,
         memory_mb=memory,
+        work=run_work(events),
         open_stage=opened,
     )
 

@@ -3,6 +3,9 @@
 A task is a module-level function of plain arguments that reads files and writes files; it returns a small summary. Workers are spawned once
 per run and keep what they imported. A worker ends itself when its parent is gone, even when the parent was killed, so no orphan goes on
 computing. Progress travels through one queue.
+
+Besides the tasks that a stage waits for, a pool takes tasks of the next round (``ahead``). Workers do them when the stage has none for
+them.
 """
 
 import os
@@ -10,14 +13,16 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
@@ -94,11 +99,80 @@ def forget_result(number: int, result: Any) -> None:
     """Do nothing with a result that comes early: ``run`` returns it in the end."""
 
 
+class Batch(Generic[ResultT]):
+    """The tasks of one call, and how far they are."""
+
+    def __init__(self, tasks: Sequence[Task[ResultT]] = (), on_result: Callable[[int, ResultT], None] = forget_result) -> None:
+        """Begin with all tasks open; ``on_result`` is called with the number and the result of each as soon as it is finished."""
+        self.tasks, self._on_result = tasks, on_result
+        self.open = deque(range(len(tasks)))
+        """Tasks that nobody does."""
+        self.results: dict[int, ResultT] = {}
+        """Results of finished tasks, by number."""
+
+    @property
+    def num_left(self) -> int:
+        """Tasks that are not finished."""
+        return len(self.tasks) - len(self.results)
+
+    def finish(self, number: int, result: ResultT) -> None:
+        """Take the result of a task."""
+        self.results[number] = result
+        self._on_result(number, result)
+
+    def in_order(self) -> list[ResultT]:
+        """Return the results of all tasks in their order."""
+        return [self.results[number] for number in range(len(self.tasks))]
+
+
+class WorkSeconds(NamedTuple):
+    """Seconds of work, summed over the workers."""
+
+    stage: float
+    """Work that a stage waited for."""
+    ahead: float
+    """Work of the next round."""
+
+
+class WorkClock:
+    """Measures how long workers work, from any thread."""
+
+    def __init__(self) -> None:
+        """Begin at 0, with nobody working."""
+        self._lock = threading.Lock()
+        self._working, self._seconds, self._last = [0, 0], [0.0, 0.0], time.monotonic()
+
+    def change(self, count: int, *, ahead: bool = False) -> None:
+        """Note that so many workers begin a task, or end one if ``count`` is negative.
+
+        Args:
+            count: Workers.
+            ahead: Whether the tasks are of the next round.
+        """
+        with self._lock:
+            self._advance()
+            self._working[ahead] += count
+
+    def read(self) -> WorkSeconds:
+        """Return the seconds so far, those of running tasks included."""
+        with self._lock:
+            self._advance()
+            return WorkSeconds(*self._seconds)
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        for kind, count in enumerate(self._working):
+            self._seconds[kind] += count * (now - self._last)
+        self._last = now
+
+
 class Workers(Protocol):
     """Where the tasks of a run are done: in processes of this machine (``WorkerPool``) or on a cluster (``RayWorkers``)."""
 
     num_workers: int
     """Tasks done at once, at most."""
+    clock: WorkClock
+    """Measures their work."""
 
     def run(
         self,
@@ -119,8 +193,24 @@ class Workers(Protocol):
         """
         ...
 
+    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
+        """Take tasks of the next round; a worker does one when ``run`` has none for it. A failure is raised by the call that notices it.
+
+        Args:
+            tasks: Tasks that write files; their results are not kept. Those of an earlier call must be finished or dropped.
+        """
+        ...
+
+    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
+        """Do the rest of the tasks of the next round; raises as ``run`` does."""
+        ...
+
+    def drop_ahead(self) -> None:
+        """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
+        ...
+
     def rest(self) -> None:
-        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
+        """End the workers, when they are idle, to free their models, engines and GPU memory. The next task starts them again."""
         ...
 
 
@@ -138,8 +228,12 @@ class WorkerPool:
         self._context = get_context("spawn")
         self._queue = self._context.Queue()
         self.num_workers, self._threads = num_workers, threads
+        self.clock = WorkClock()
         self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
         self._pool = self._new_pool()
+        self._ahead: Batch[Any] = Batch()
+        self._begun: dict[Future, tuple[Batch, int]] = {}
+        """Tasks that workers do, and those whose end was not noticed yet."""
 
     def _new_pool(self) -> ProcessPoolExecutor:
         shares = None if self._shares is None else self._context.Queue()
@@ -150,7 +244,7 @@ class WorkerPool:
         return ProcessPoolExecutor(self.num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
 
     def rest(self) -> None:
-        """End the idle workers to free their models, engines and GPU memory. The next task starts them again."""
+        """End the workers, when they are idle, to free their models, engines and GPU memory. The next task starts them again."""
         self._pool.shutdown()
         self._pool = self._new_pool()
 
@@ -166,28 +260,60 @@ class WorkerPool:
         Raises:
             BackendError: If a worker died without a word (out of memory, killed).
         """
-        futures = [self._pool.submit(task.function, **task.arguments) for task in tasks]
-        numbers = {future: number for number, future in enumerate(futures)}
+        batch = Batch(tasks, on_result)
+        self._finish(batch, on_progress)
+        return batch.in_order()
+
+    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
+        """Take tasks of the next round; a worker does one when ``run`` has none for it."""
+        assert not self._ahead.num_left, "those of an earlier call are finished or dropped"
+        # Not handed out yet: the next stage goes first.
+        self._ahead = Batch(tasks)
+
+    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
+        """Do the rest of the tasks of the next round; raises as ``run`` does."""
+        self._finish(self._ahead, on_progress)
+
+    def drop_ahead(self) -> None:
+        """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
+        self._ahead.open.clear()
+        begun = [future for future, (batch, _) in self._begun.items() if batch is self._ahead]
+        self._ahead = Batch()
+        for future in begun:
+            del self._begun[future]
+            future.result()
+
+    def _finish(self, batch: Batch[Any], on_progress: Callable[[Progress], None]) -> None:
         try:
-            for future in self._finished(futures, on_progress):
-                on_result(numbers[future], future.result())
-            return [future.result() for future in futures]
+            while batch.num_left:
+                self._hand_out(batch)
+                done, _ = wait(self._begun, timeout=_PROGRESS_POLL_S, return_when=FIRST_COMPLETED)
+                self._drain(on_progress)
+                # What is finished is handed on before a failure beside it ends everything.
+                for future in sorted(done, key=_has_failed):
+                    owner, number = self._begun.pop(future)
+                    owner.finish(number, future.result())
+            self._drain(on_progress)
         except BrokenProcessPool:
             raise BackendError("a worker process was killed, most likely for memory -- lower search.max_trees or run.workers") from None
         finally:
-            for future in futures:
-                future.cancel()
+            # After a failure nobody asks for the tasks that still run.
+            self._begun = {future: place for future, place in self._begun.items() if place[0] is not batch}
 
-    def _finished(self, futures: list[Future], on_progress: Callable[[Progress], None]) -> Iterator[Future]:
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=_PROGRESS_POLL_S, return_when=FIRST_COMPLETED)
-            self._drain(on_progress)
-            # What is finished is handed on before a failure beside it ends everything.
-            for future in sorted(done, key=_has_failed):
-                future.result()
-                yield future
-        self._drain(on_progress)
+    def _hand_out(self, batch: Batch[Any]) -> None:
+        """Give every idle worker a task of a batch, or else one of the next round."""
+        idle = self.num_workers - sum(not future.done() for future in self._begun)
+        for source in (batch, self._ahead):
+            while source.open and idle > 0:
+                number, is_ahead, idle = source.open.popleft(), source is self._ahead, idle - 1
+                self.clock.change(1, ahead=is_ahead)
+                task = source.tasks[number]
+                future = self._pool.submit(task.function, **task.arguments)
+                future.add_done_callback(partial(self._note_end, is_ahead))
+                self._begun[future] = source, number
+
+    def _note_end(self, is_ahead: bool, future: Future) -> None:
+        self.clock.change(-1, ahead=is_ahead)
 
     def _drain(self, on_progress: Callable[[Progress], None]) -> None:
         while True:

@@ -84,6 +84,8 @@ class RoundContext:
     """Where progress is shown."""
     guard: InputGuard | None = None
     """Stops the run before a stage when an input has changed; None where nothing watches them."""
+    last: int = 0
+    """Last round of this call, beyond which nothing begins early."""
     unscheduled: Config | None = None
     """The settings of the run, in a round that has settings of its own; None elsewhere."""
 
@@ -143,12 +145,21 @@ class RoundContext:
         """
         if self.guard is not None:
             self.guard.check()
-        begin, event = time.monotonic(), StageEvent()
+        begin, event, worked = time.monotonic(), StageEvent(), self.pool.clock.read()
         self.run.log_event("stage_begin", round=number, stage=name)
         self.display.enter(number, name)
         yield event
+        seconds, now = time.monotonic() - begin, self.pool.clock.read()
         self.run.log_event(
-            "stage_end", round=number, stage=name, seconds=round(time.monotonic() - begin, 2), memory_mb=worker_memory_mb(), **event.facts()
+            "stage_end",
+            round=number,
+            stage=name,
+            seconds=round(seconds, 2),
+            workers=self.pool.num_workers,
+            work_s=round(now.stage - worked.stage, 2),
+            ahead_s=round(now.ahead - worked.ahead, 2),
+            memory_mb=worker_memory_mb(),
+            **event.facts(),
         )
 
     def check_samples(self, shards: Sequence[Path], place: str) -> Failures:
@@ -165,10 +176,22 @@ class RoundContext:
         with self.display.stages(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
 
+    def finish_ahead(self, totals: Mapping[str, int | None]) -> None:
+        """Do the rest of a stage that began while the round before ended; nothing without ``run.overlap``."""
+        if self.run_config.run.overlap:
+            with self.display.stages(totals) as on_progress:
+                self.pool.finish_ahead(on_progress=on_progress)
+
     def train(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
         """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
-        if not self.config.training.launched:
+        section, threads = self.config.training, self.config.run.threads
+        if not section.launched:
             return self.work(tasks, totals)
         self.pool.rest()
-        with self.display.stages(totals) as on_progress:
-            return [run_launched(task, self.config.training, threads=self.config.run.threads, on_progress=on_progress) for task in tasks]
+        # Nobody is idle: the workers have left the machine to the trainings.
+        self.pool.clock.change(self.pool.num_workers)
+        try:
+            with self.display.stages(totals) as on_progress:
+                return [run_launched(task, section, threads=threads, on_progress=on_progress) for task in tasks]
+        finally:
+            self.pool.clock.change(-self.pool.num_workers)

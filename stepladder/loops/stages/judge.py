@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepladder.loops.runs.evaluation_rows import solved_problems
 from stepladder.loops.runs.flops import FORWARD, TRAINING, FlopFigures, count_parameters
-from stepladder.loops.runs.results import FailedTraining, LabelCounts, RoundRow, RoundTraining, SearchFigures
+from stepladder.loops.runs.results import FailedTraining, LabelCounts, OverlapFigures, RoundRow, RoundTraining, SearchFigures
 from stepladder.loops.runs.round_settings import NO_SETTINGS, RoundSettings
 from stepladder.loops.runs.split_figures import SplitFigures
 from stepladder.loops.stages.context import BestModels, RoundContext
@@ -27,6 +27,7 @@ def judge(
     labels: LabelCounts | None = None,
     nothing_learned: str | None = None,
     own: RoundSettings = NO_SETTINGS,
+    overlap: OverlapFigures | None = None,
 ) -> RoundRow:
     """Evaluate the round's models, pass them through the gates, and return the round's figures.
 
@@ -39,6 +40,7 @@ def judge(
         labels: Its training rows; None in round 0.
         nothing_learned: Reason for a policy without training rows; None if it had rows.
         own: Settings of the round.
+        overlap: The models with which it sampled first; None without ``run.overlap``.
     """
     run = context.run
     policy = context.newest_policy(number, best.policy)
@@ -79,6 +81,7 @@ def judge(
         failures=failure_figures(run.round(number)),
         settings=own.settings,
         flops=_flops(context, policy, training, search),
+        overlap=overlap,
     )
     return replace(row, warnings=warnings_of(run.rows()[:number], row))
 

@@ -22,6 +22,7 @@ from stepladder.loops.stages.kinds import (
     ROLLOUTS,
     TREES,
     estimates_values,
+    samples_first,
 )
 from stepladder.loops.stages.search import write_labelled_trees
 from stepladder.loops.stages.tree_rows import step_pair_rows, tree_value_rows
@@ -34,12 +35,12 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
     run, config = context.run, context.config
     if not (config.prm.trains and config.prm.rollouts):
         return
-    models, stage, missing = context.models(number, policy_version, None), f"round {number}: rollouts", context.missing(number, ROLLOUTS)
-    tasks = [
-        Task.of(roll_out_shard, config=config, models=models, problems=shard.problems, out=shard.out, stage=stage) for shard in missing
-    ]
+    stage = f"round {number}: rollouts"
     with context.stage(number, "rollouts") as event:
-        context.work(tasks, {stage: sum(len(shard.problems) for shard in missing)})
+        if samples_first(config):
+            context.finish_ahead({stage: None})
+        missing = sum(len(shard.problems) for shard in context.missing(number, ROLLOUTS))
+        context.work(rollout_tasks(context, number, policy_version), {stage: missing})
         event.failures = context.check_samples(context.paths(number, ROLLOUTS), stage)
     unlabelled = [
         Task.of(
@@ -52,6 +53,15 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
         for shard in context.missing(number, ROLLOUT_VALUES)
     ]
     context.work(unlabelled, {})
+
+
+def rollout_tasks(context: RoundContext, number: int, policy_version: int) -> list[Task[None]]:
+    """Return the missing tasks that sample with a policy."""
+    models, stage = context.models(number, policy_version, None), f"round {number}: rollouts"
+    return [
+        Task.of(roll_out_shard, config=context.config, models=models, problems=shard.problems, out=shard.out, stage=stage)
+        for shard in context.missing(number, ROLLOUTS)
+    ]
 
 
 def roll_out_shard(*, config: Config, models: Models, problems: list[LabelledProblem], out: Path, stage: str) -> None:

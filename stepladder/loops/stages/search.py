@@ -31,12 +31,13 @@ from stepladder.types import Budget, Failures, LabelledProblem, derive_seed
 
 def search(context: RoundContext, number: int, models: Models) -> None:
     """Search the training problems whose trees are missing."""
-    stage, allocation = f"round {number}: search", context.config.search.allocation
+    stage = _stage(number)
     with context.stage(number, "search") as event:
-        if isinstance(allocation, Uniform) and allocation.trees_per_problem == 1:
-            _search_once(context, number, models, stage)
+        context.finish_ahead({stage: None})
+        if _is_one_pass(context):
+            context.work(*_shown(_shard_tasks(context, number, models), stage))
         elif context.missing(number, TREES):
-            _search_in_passes(context, number, models, stage)
+            _search_in_passes(context, number, models)
         event.failures = context.check_samples(context.paths(number, TREES), stage)
     shutil.rmtree(context.run.round(number) / _PASSES, ignore_errors=True)
 
@@ -45,30 +46,50 @@ _PASSES = "passes"
 """Folder of a round that holds the trees of finished passes until the last one is finished."""
 
 
-def _search_once(context: RoundContext, number: int, models: Models, stage: str) -> None:
-    missing = context.missing(number, TREES)
-    tasks = [
+def first_tasks(context: RoundContext, number: int, models: Models) -> list[Task[None]]:
+    """Return the missing tasks of a search that wait for nothing: all of them, or those of its first pass."""
+    if _is_one_pass(context):
+        return _shard_tasks(context, number, models)
+    if not context.missing(number, TREES):
+        return []
+    return _pass_tasks(context, number, models, _next_budgets(context, number, []), tree_number=0)
+
+
+def _stage(number: int) -> str:
+    return f"round {number}: search"
+
+
+def _is_one_pass(context: RoundContext) -> bool:
+    allocation = context.config.search.allocation
+    return isinstance(allocation, Uniform) and allocation.trees_per_problem == 1
+
+
+def _shown(tasks: list[Task[None]], stage: str) -> tuple[list[Task[None]], dict[str, int | None]]:
+    """Return tasks, and the problems of all of them under the name of the stage."""
+    return tasks, {stage: sum(len(task.arguments["problems"]) for task in tasks)}
+
+
+def _shard_tasks(context: RoundContext, number: int, models: Models) -> list[Task[None]]:
+    return [
         Task.of(
             search_shard,
             config=context.config,
             models=models,
             problems=shard.problems,
             out=shard.out,
-            stage=stage,
+            stage=_stage(number),
             tree_number=first_tree(context.config),
             sampled=_sampled(context, number, shard.number),
         )
-        for shard in missing
+        for shard in context.missing(number, TREES)
     ]
-    context.work(tasks, {stage: sum(len(shard.problems) for shard in missing)})
 
 
-def _search_in_passes(context: RoundContext, number: int, models: Models, stage: str) -> None:
+def _search_in_passes(context: RoundContext, number: int, models: Models) -> None:
     """Search pass after pass until the allocation has nothing left to give, and put the trees of all passes into the round's shards."""
     passes: list[list[Path]] = []
     while budgets := _next_budgets(context, number, passes):
-        finished = _search_pass(context, number, models, budgets, tree_number=len(passes), stage=f"{stage}, pass {len(passes) + 1}")
-        passes.append(finished)
+        passes.append(_search_pass(context, number, models, budgets, tree_number=len(passes)))
     tasks = [
         Task.of(
             merge_passes,
@@ -81,16 +102,35 @@ def _search_in_passes(context: RoundContext, number: int, models: Models, stage:
     context.work(tasks, {})
 
 
-def _search_pass(context: RoundContext, number: int, models: Models, budgets: Budgets, *, tree_number: int, stage: str) -> list[Path]:
+def _search_pass(context: RoundContext, number: int, models: Models, budgets: Budgets, *, tree_number: int) -> list[Path]:
     """Search one tree of every problem with a budget; return the files of all shards, those without such a problem included."""
-    shards = [[labelled for labelled in problems if labelled.problem.id in budgets] for problems in context.shards("train")]
-    paths = [context.run.shard(number, f"{_PASSES}/{tree_number:02d}", index) for index, _ in enumerate(shards)]
-    tasks, waiting = [], 0
-    for index, (problems, path) in enumerate(zip(shards, paths, strict=True)):
+    stage = _pass_stage(number, tree_number)
+    context.work(*_shown(_pass_tasks(context, number, models, budgets, tree_number=tree_number), stage))
+    shards, paths = _budgeted(context, budgets), _pass_paths(context, number, tree_number)
+    context.check_samples([path for path, problems in zip(paths, shards, strict=True) if problems], stage)
+    return paths
+
+
+def _pass_stage(number: int, tree_number: int) -> str:
+    return f"{_stage(number)}, pass {tree_number + 1}"
+
+
+def _budgeted(context: RoundContext, budgets: Budgets) -> list[list[LabelledProblem]]:
+    """Return the problems of all shards that have a budget."""
+    return [[labelled for labelled in problems if labelled.problem.id in budgets] for problems in context.shards("train")]
+
+
+def _pass_paths(context: RoundContext, number: int, tree_number: int) -> list[Path]:
+    return [context.run.shard(number, f"{_PASSES}/{tree_number:02d}", index) for index, _ in enumerate(context.shards("train"))]
+
+
+def _pass_tasks(context: RoundContext, number: int, models: Models, budgets: Budgets, *, tree_number: int) -> list[Task[None]]:
+    """Return the missing tasks of a pass."""
+    tasks = []
+    for index, (problems, path) in enumerate(zip(_budgeted(context, budgets), _pass_paths(context, number, tree_number), strict=True)):
         if path.exists():
             continue
         own = {labelled.problem.id: budgets[labelled.problem.id] for labelled in problems}
-        waiting += len(problems)
         tasks.append(
             Task.of(
                 search_shard,
@@ -98,15 +138,13 @@ def _search_pass(context: RoundContext, number: int, models: Models, budgets: Bu
                 models=models,
                 problems=problems,
                 out=path,
-                stage=stage,
+                stage=_pass_stage(number, tree_number),
                 budgets=own,
                 tree_number=tree_number + first_tree(context.config),
                 sampled=None if tree_number else _sampled(context, number, index),
             )
         )
-    context.work(tasks, {stage: waiting})
-    context.check_samples([path for path, problems in zip(paths, shards, strict=True) if problems], stage)
-    return paths
+    return tasks
 
 
 def first_tree(config: Config) -> int:

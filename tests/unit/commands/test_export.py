@@ -35,6 +35,7 @@ from stepladder.loops.stages.train_policy import train_policy
 from stepladder.loops.stages.train_prm import train_prm
 from stepladder.types import PreferencePair, Problem, Provenance, TreeRecord
 from tests.folders import contents
+from tests.inline import InlinePool
 from tests.report_run import SUMMARY, row, tree
 from tests.runs import write_problems, write_tiny_config
 
@@ -372,10 +373,11 @@ def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Pat
     run_module._check_imported(RunDir(root=tmp_path / "new"), run.config())
 
 
-class InlinePool:
+class LabellingPool(InlinePool):
     """Runs labelling here and keeps every other task, as if it had been done."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.kept: list[Task] = []
 
     def run(self, tasks: list[Task], *, on_progress: Any, **_: Any) -> list[Any]:
@@ -397,7 +399,7 @@ def test_every_round_learns_from_imported_rows(run: RunDir, tmp_path: Path) -> N
         export(run, tmp_path / format, format=format, rounds="1")
         import_rows(str(tmp_path / format), tmp_path / "other")
     config = Config.model_validate({**run.config().model_dump(mode="json"), "labels": {"pairs": {"min_margin": 0.0}}})
-    other, pool = open_run(tmp_path / "other", config), InlinePool()
+    other, pool = open_run(tmp_path / "other", config), LabellingPool()
     context: Any = RoundContext(config=config, run=other, problems={}, pool=pool, display=display())  # type: ignore[arg-type]
     for name in ("pairs", "traces", "values"):
         other.shard(1, name, 0).parent.mkdir(parents=True)

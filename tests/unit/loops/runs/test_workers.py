@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from stepladder.errors import BackendError, DataFormatError
-from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
-from tests.worker_tasks import fail, square
+from stepladder.loops.runs.workers import Progress, Task, WorkClock, WorkSeconds, report_progress, worker_pool
+from tests.worker_tasks import check_ahead, fail, square
 
 
 def die() -> None:
@@ -27,6 +28,28 @@ def test_results_come_in_order_with_progress() -> None:
         time.sleep(0.3)
         pool.run([Task(function=square, arguments={"number": 0})], on_progress=seen.append)
     assert sum(progress.items for progress in seen) >= 5
+
+
+@pytest.mark.slow
+def test_idle_workers_do_tasks_of_the_next_round(tmp_path: Path) -> None:
+    """They are done after those of a stage, and counted apart; dropped ones are not done."""
+    with worker_pool(1, threads=1) as pool:
+        check_ahead(pool, tmp_path)
+
+
+def test_clock_counts_the_seconds_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers work for 3 s, one of them for 2 s more, while another does 1 s for the next round: 8 s and 1 s."""
+    now = 100.0
+    monkeypatch.setattr("stepladder.loops.runs.workers.time.monotonic", lambda: now)
+    clock = WorkClock()
+    clock.change(2)
+    now += 3
+    clock.change(-1)
+    clock.change(1, ahead=True)
+    now += 1
+    clock.change(-1, ahead=True)
+    now += 1
+    assert clock.read() == WorkSeconds(stage=8.0, ahead=1.0)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from stepladder.loops.stages import judge
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.gate import GateEvidence, fails, fall_back, gate_policy, gate_prm
 from stepladder.types import LabelledProblem, Problem
+from tests.inline import InlinePool
 from tests.report_run import row, unmeasured
 
 
@@ -115,7 +116,7 @@ def run_with_history(root, aucs):
         (folder / "shard-0000.json").write_text(json.dumps({"rows": [{"problem_id": "p", "samples": samples}]}))
     config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}})
     problems = {"held_out": [LabelledProblem(problem=Problem(id="p", question="?"), answer="a")]}
-    return RoundContext(config=config, run=run, problems=problems, pool=None, display=ProgressDisplay())  # type: ignore[arg-type]
+    return RoundContext(config=config, run=run, problems=problems, pool=InlinePool(), display=ProgressDisplay())
 
 
 def held_out(candidate: float | None, best: float | None) -> SplitFigures:

@@ -24,6 +24,7 @@ from stepladder.loops.stages.first_samples import first_samples
 from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.problem_states import write_problems
 from stepladder.types import Budget, Failures, LabelledProblem, Problem, Step, StopReason, TreeRecord
+from tests import inline
 from tests.folders import contents
 from tests.report_run import config
 from tests.searches import engine
@@ -35,11 +36,12 @@ ANSWERS = {"p0": "1", "p1": "9", "p2": "2", "p3": "3", "p4": "1", "p5": "2", "p6
 USE = TokenUse(unique_tokens=1, forwarded_tokens=2, prefix_tokens=None, cached_tokens=None, prm_forwarded_tokens=None)
 
 
-class InlinePool:
+class InlinePool(inline.InlinePool):
     """Runs tasks here, in some order, and stops before one of them if it is told to."""
 
     def __init__(self, *, reverse: bool = False, stop_at: int | None = None) -> None:
         """Take the order, and the number of the task at which a kill is acted out."""
+        super().__init__()
         self.reverse, self.stop_at, self.done = reverse, stop_at, 0
 
     def run(self, tasks: list[Any], *, on_progress: Callable[..., None], **_: Any) -> list[Any]:

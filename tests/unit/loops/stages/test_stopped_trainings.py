@@ -17,14 +17,16 @@ from stepladder.loops.stages.label import label
 from stepladder.loops.stages.search import search
 from stepladder.loops.stages.train_policy import train_policy, warm_up
 from stepladder.loops.stages.train_prm import train_prm
+from tests import inline
 from tests.runs import write_tiny_config
 
 
-class InlinePool:
+class InlinePool(inline.InlinePool):
     """A pool without processes that is stopped before some training."""
 
     def __init__(self, stop_before: str | None = None) -> None:
         """Stop before the job of this name."""
+        super().__init__()
         self.stop_before, self.done = stop_before, list[str]()
 
     def run(self, tasks: list[Task], *, on_progress: Any, **_: Any) -> list[Any]:
