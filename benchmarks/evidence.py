@@ -3,6 +3,7 @@
     star                    plain STaR: independent samples, the same number for every problem, any right ones as traces
     star-unsolved           the same; a problem leaves when it is solved, and the others share its tokens
     star-ranked             as star-unsolved, with the traces of best Monte Carlo value
+    star-single             as star-unsolved, but one sample at a time instead of four, so that a problem leaves after its first solution
     best-of-n               as star-unsolved, with the traces that the PRM scores best; the PRM is trained on the first samples
     search-plain            tree search without a PRM
     search-random           the search with a random PRM
@@ -103,6 +104,7 @@ def arms(size: Size) -> dict[str, list[str]]:
         "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *random_traces, 'search.allocation={type="uniform"}'],
         "star-unsolved": [*star, *random_traces],
         "star-ranked": [*star, "labels.trace_by=value", "labels.value=monte-carlo"],
+        "star-single": [*star, *random_traces, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
         "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", "labels.value=monte-carlo"],
         "search-plain": [
             *no_prm,

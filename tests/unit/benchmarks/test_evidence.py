@@ -37,6 +37,13 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
     assert config.run.seed == 7 and config.gate.max_drop == 1.0
 
 
+def test_only_single_samples_leave_nothing_of_a_tree_after_a_solution(tmp_path: Path) -> None:
+    """A tree of ``star-single`` is one draw; those of the other arms of samples go on until their tokens are spent."""
+    draws = {arm: config_of(arm, tmp_path).search.simulations for arm in ("star", "star-unsolved", "star-ranked", "star-single")}
+    assert draws.pop("star-single") == 1
+    assert all(most > SIZE.tokens for most in draws.values())
+
+
 def test_tokens_to_reach_a_share_by_hand() -> None:
     """Between two rounds the way is straight; a share that is never reached has no tokens."""
     curve = [(0.0, 0.1), (100.0, 0.3), (200.0, 0.7)]
