@@ -122,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     commands = {
-        "search": searches("0.5b", 512, "mcts:4,majority:32,beam:4,mcts:8,mcts:1", sequences=3072, cache_gb=16),
+        "search": searches("0.5b", 512, "mcts:4,majority:32,beam:4,mcts:8", sequences=2048, cache_gb=16),
         "large": searches("7b", 256, "mcts:4,majority:32,beam:4", sequences=768, cache_gb=20),
         "training": [sys.executable, "-m", "benchmarks.packing", "--gpu"],
     }
