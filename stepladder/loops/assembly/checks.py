@@ -31,6 +31,12 @@ def check_rounds(config: Config) -> None:
     check_cluster(config)
     check_overlap(config)
     _check(config)
+    climb = config.rules.hill_climb
+    if climb is not None:
+        try:
+            _check(round_config(config, 1, {climb.setting: climb.start}))
+        except ConfigError as error:
+            raise ConfigError(f"rules.hill_climb.start: {climb.setting} would be {climb.start!r} in round 1: {error}") from None
     for number in distinct_rounds(config):
         try:
             _check(round_config(config, number))
@@ -155,7 +161,10 @@ def check_refinement(config: Config) -> None:
 
 def check_start(config: Config) -> None:
     """Check that a policy to start from exists if it is a path, and can be served; errors as for ``check_prm``."""
-    if config.start_model is not None and _is_directory("start_model", config.start_model) and config.policy.backend == "transformers":
+    if config.start_model is None or not _is_directory("start_model", config.start_model):
+        return
+    _refuse_head("start_model", Path(config.start_model))
+    if config.policy.backend == "transformers":
         _check_family("start_model", Path(config.start_model), trust_remote_code=config.policy.trust_remote_code)
 
 
@@ -344,12 +353,7 @@ def check_model(config: PolicyConfig) -> None:
     if not _is_directory("policy.model", config.model):
         return
     path = Path(config.model)
-    if (path / SPEC_FILE).is_file() and not (path / "config.json").is_file():
-        spec = PRMSpec.load(path)
-        raise ConfigError(
-            f"policy.model: must be a language model: {config.model} is a value head on the body of {spec.body} -- name that policy, and "
-            "the head as the PRM"
-        )
+    _refuse_head("policy.model", path)
     for names in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         if not any((path / name).is_file() for name in names):
             raise CheckpointError(f"{path}: a model directory must hold {names[0]}: it is missing -- save model and tokenizer there")
@@ -363,13 +367,27 @@ def check_prm(config: PRMConfig, *, trust_remote_code: bool = False) -> None:
     A run without a PRM looks for none.
 
     Raises:
-        ConfigError: If a path does not exist, or the transformers backend cannot serve the model.
+        ConfigError: If a path does not exist, or the transformers backend cannot serve the model, or how a PRM that stays as it is scores
+            is not known, or a value head is in the place of a whole model.
     """
     if not config.enabled:
         return
     for name, source in (("prm.model", config.model), ("prm.reference", config.reference)):
-        if source is not None and _is_directory(name, source) and config.backend == "transformers":
+        if source is None or not _is_directory(name, source):
+            continue
+        if name == "prm.reference" or (config.trains and config.body == "own"):
+            _refuse_head(name, Path(source), remedy="name that policy, or keep the head with prm.start = 'fixed'")
+        if config.backend == "transformers":
             _check_family(name, Path(source), trust_remote_code=trust_remote_code)
+    if config.start == "fixed" and config.model is not None and Path(config.model).is_dir():
+        PRMSource(model=config.model, spec=config.spec, spec_options=tuple(config.spec_options.items())).resolve()
+
+
+def _refuse_head(setting: str, directory: Path, *, remedy: str = "name that policy, and the head as the PRM") -> None:
+    """Refuse a value head without a body in the place of a model that has one."""
+    if (directory / SPEC_FILE).is_file() and not (directory / "config.json").is_file():
+        spec = PRMSpec.load(directory)
+        raise ConfigError(f"{setting}: must be a language model: {directory} is a value head on the body of {spec.body} -- {remedy}")
 
 
 def _check_family(setting: str, directory: Path, *, trust_remote_code: bool) -> None:

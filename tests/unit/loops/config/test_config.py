@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.loops.assembly.checks import check_labels, check_model, check_prm, check_searches
+from stepladder.loops.assembly.checks import check_labels, check_model, check_prm, check_rounds, check_searches, check_start
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.run import Config
+from stepladder.prm.sources import VALUE_HEAD_FOLDER
+from stepladder.prm.specs import PRMSpec
 from tests.models import save_tiny_policy
 
 REQUIRED = ["problems.train=a.jsonl", "problems.test=b.jsonl", "policy.model=some/model"]
@@ -155,6 +157,53 @@ def test_a_model_of_a_family_that_cannot_be_served_is_refused_before_work(tmp_pa
         check_prm(load_config(None, [*REQUIRED, f"prm.model={model}"]).prm)
     check_prm(load_config(None, [*REQUIRED, f"prm.model={model}", "prm.enabled=false"]).prm)
     check_model(load_config(None, [*REQUIRED, f"policy.model={model}", "policy.backend=vllm"]).policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["policy.model={head}"], r"policy\.model: must be a language model: .* on the body of \.\. -- name that policy, and the head as"),
+        (["start_from=model", "start_model={head}"], r"start_model: must be a language model: .* -- name that policy, and the head as"),
+        (["prm.model={head}"], r"prm\.model: must be a language model: .* -- name that policy, or keep the head with prm.start = 'fixed'"),
+        (["prm.model={model}", "prm.reference={head}"], r"prm\.reference: must be a language model"),
+        (["prm.start=fixed", "prm.model={model}"], "how its scores are read must be known: there is no stepladder_prm.json"),
+    ],
+)
+def test_a_head_or_a_plain_model_in_the_place_of_the_other_is_refused_before_work(
+    tmp_path: Path, settings: list[str], message: str
+) -> None:
+    """One sentence each. A two-head model is taken as the language model that it is, and as the PRM that its head is."""
+    model = tmp_path / "model"
+    save_tiny_policy(model)
+    (tmp_path / "head").mkdir()
+    spec = PRMSpec(family="probe", body="..", read="step-end")
+    spec.save(tmp_path / "head")
+    config = load_config(None, [*REQUIRED, *(each.format(model=model, head=tmp_path / "head") for each in settings)])
+    with pytest.raises(ConfigError, match=message):
+        check_all(config)
+    (model / VALUE_HEAD_FOLDER).mkdir()
+    spec.save(model / VALUE_HEAD_FOLDER)
+    both = load_config(None, [*REQUIRED, *(each.format(model=model, head=model) for each in settings)])
+    check_all(both)
+
+
+def check_all(config: Config) -> None:
+    """Check the models of a configuration; the policy need not be there."""
+    check_prm(config.prm)
+    check_start(config)
+    if Path(config.policy.model).is_dir():
+        check_model(config.policy)
+
+
+def test_the_first_value_of_a_rule_is_checked_before_work() -> None:
+    """A temperature below 0 is no setting that a file may not hold, but none that the method takes."""
+    climb = "rules.hill_climb={setting='search.options.temperature', start=%s, step=0.5}"
+    methods = ["search.method=majority", "evaluate.method=majority"]
+    check_rounds(load_config(None, [*REQUIRED, *methods, climb % 1.0]))
+    with pytest.raises(
+        ConfigError, match=r"rules\.hill_climb\.start: search\.options\.temperature would be -1\.0 .*>= 0: got -1"
+    ):
+        check_rounds(load_config(None, [*REQUIRED, *methods, climb % -1.0]))
 
 
 @pytest.mark.parametrize("name", ["model", "reference"])
