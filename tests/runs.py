@@ -14,6 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from stepladder.cli.app import app
+from stepladder.commands import evolve as evolve_command
+from tests.inline import inline_pool
 from tests.models import save_tiny_policy
 
 ANSWERS = "abcd"
@@ -150,3 +156,13 @@ def stepladder(*arguments: object) -> subprocess.CompletedProcess:
     with started(*arguments) as process:
         out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def called(*arguments: object) -> subprocess.CompletedProcess:
+    """Run the command line in this process, workers included, where a process of its own would only import PyTorch again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evolve_command, "open_workers", inline_pool)
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)

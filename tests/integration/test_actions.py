@@ -2,15 +2,14 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from stepladder.cli.app import app
 from stepladder.data import store
 from tests.folders import contents
-from tests.runs import killed, started, stepladder, write_tiny_config
+from tests.runs import called, killed, started, write_tiny_config
 
 ACTIONS = """
 [search.actions.again]
@@ -35,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("actions")
     config = write_tiny_config(folder, rounds=1, workers=1, num_train=12)
     config.write_text(config.read_text(encoding="utf-8").replace("[evaluate]\n", ACTIONS), encoding="utf-8")
-    done = stepladder("evolve", config, "--run-dir", folder / "run")
+    done = called("evolve", config, "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -59,7 +58,7 @@ def test_rows_have_the_plain_prompt_and_the_tokens_of_the_steps(run: Path) -> No
 
 
 def test_killed_and_with_other_workers_the_data_are_the_same(run: Path, tmp_path: Path) -> None:
-    """Two workers that are killed after their first shard of trees, and one that continues, make the bytes of the run that went through.
+    """Two workers killed after their first shard of trees, and this process that goes on, make the bytes of a run without a kill.
 
     They begin with the warm-up of that run, which samples no kinds of steps.
     """
@@ -67,9 +66,9 @@ def test_killed_and_with_other_workers_the_data_are_the_same(run: Path, tmp_path
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("001", "metrics.jsonl", "report.html"))
     with started("evolve", config, "--run-dir", copy, "--set", "run.workers=2") as process:
         while process.poll() is None and not list(copy.glob("rounds/001/trees/*.parquet")):
-            pass
+            time.sleep(0.005)
         assert killed(process)
-    done = stepladder("evolve", config, "--run-dir", copy)
+    done = called("evolve", config, "--run-dir", copy)
     assert done.returncode == 0, done.stderr
     assert '"round": 0' not in (copy / "events.jsonl").read_text(encoding="utf-8").split('"workers": 2', 1)[1]
     for kind in ("trees", "traces", "pairs", "values"):
@@ -78,11 +77,11 @@ def test_killed_and_with_other_workers_the_data_are_the_same(run: Path, tmp_path
 
 def test_an_export_of_trees_has_the_kinds(run: Path, tmp_path: Path) -> None:
     """Every row has one kind per node, none for the question; ``solve`` names the kind of each step."""
-    done = CliRunner().invoke(app, ["export", str(run), "--format", "tree", "--to", str(tmp_path / "tree")])
-    assert done.exit_code == 0, done.output
+    done = called("export", run, "--format", "tree", "--to", tmp_path / "tree")
+    assert done.returncode == 0, done.stderr
     rows = [row for path in (tmp_path / "tree").rglob("*.parquet") for row in store.read_parquet(path, remedy="").to_pylist()]
     assert rows and all(len(row["actions"]) == len(row["parents"]) and row["actions"][0] == "" for row in rows)
-    done = CliRunner().invoke(app, ["solve", "train 3 b", "--run", str(run), "--json"])
-    assert done.exit_code == 0, done.output
+    done = called("solve", "train 3 b", "--run", run, "--json")
+    assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout)["steps"]
     assert steps and all(step["action"] in ("step", "finish", "again") for step in steps)

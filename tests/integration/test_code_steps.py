@@ -14,7 +14,7 @@ from stepladder.policy.observations import ObservationStore, path_key
 from stepladder.tree_paths import ids_along, path_to
 from stepladder.types import TreeRecord
 from tests.models import save_tiny_policy
-from tests.runs import ANSWERS, killed, started, stepladder, write_tiny_config
+from tests.runs import ANSWERS, called, killed, started, write_tiny_config
 
 RANDOM_TOOL = '''
 import random, time
@@ -55,7 +55,7 @@ def test_a_round_with_code_in_its_steps(tmp_path: Path) -> None:
         "batch_size = 32, epochs = 4", "batch_size = 16, epochs = 10"
     )
     config.write_text(text, encoding="utf-8")
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    done = called("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     printed = 0
     for tree in trees_of(tmp_path / "run"):
@@ -100,7 +100,7 @@ def test_a_killed_run_keeps_what_a_tool_said_that_never_says_the_same(tmp_path: 
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(kept.read_bytes())
     before = ObservationStore(copy)
-    done = stepladder("evolve", config, "--run-dir", run)
+    done = called("evolve", config, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     found = {}
     for tree in trees_of(run):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import files_below, killed, started, stepladder, write_tiny_config
+from tests.runs import called, files_below, killed, started, stepladder, write_tiny_config
 
 METRICS = (
     "round",
@@ -70,21 +71,28 @@ def wait_for_new_files(run: Path, count: int, process: subprocess.Popen) -> None
     wait_for(lambda: len(files_below(run / "rounds")) >= before + count, process)
 
 
-def test_killed_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """Killing the parent (kill -9) at four random moments, and starting again, ends with the data of the run that was never killed."""
+def test_killed_and_interrupted_run_ends_with_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Kill -9 at two random moments, then Ctrl-C in a search, with another number of workers: the data of the run that went through.
+
+    Ctrl-C ends with exit code 130 and one sentence.
+    """
     config, reference = finished
-    run, rng, kills = tmp_path / "run", random.Random(0), 0
-    while kills < 4:
-        with started("evolve", config, "--run-dir", run) as process:
+    run, rng = tmp_path / "run", random.Random(0)
+    command = ("evolve", config, "--run-dir", run, "--set", "run.workers=1")
+    for _ in range(2):
+        with started(*command) as process:
             # Moments are counted in files, not seconds, so that a slow machine is killed in the same stages as a fast one.
             wait_for_new_files(run, rng.randint(1, 12), process)
-            time.sleep(rng.uniform(0.0, 0.3))
-            working = killed(process)
-        kills += working
-        if not working:
-            break
-    assert kills >= 2
-    done = stepladder("evolve", config, "--run-dir", run)
+            time.sleep(rng.uniform(0.0, 0.1))
+            assert killed(process)
+    with started(*command) as process:
+        wait_for(lambda: any(path.suffix == ".parquet" for path in files_below(run / "rounds/001/trees")), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    done = stepladder(*command)
     assert done.returncode == 0, done.stderr
     assert run_facts(run) == run_facts(reference)
 
@@ -117,60 +125,38 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 def test_kills_in_every_stage_lose_no_figures_and_leave_nothing(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """Kill -9 in labelling, in every training and between them: all bytes and figures, and no file more."""
+    """Kill -9 in labelling, in every training and between them: all bytes and figures, and no file more.
+
+    The run begins after the warm-up of the run that went through, which had more workers.
+    """
     config, reference = finished
     run, rng = tmp_path / "run", random.Random(1)
+    shutil.copytree(reference, run, ignore=shutil.ignore_patterns("001", "002", "metrics.jsonl", "report.html", "events.jsonl"))
     models = run / "rounds" / "001" / "models"
     moments: list[Callable[[], bool]] = [
         lambda: has_begun(run, "label"),
-        lambda: has_begun(run, "train policy"),
         (models / "sft.work").exists,
         (models / "sft").exists,
-        (models / "policy").exists,
         lambda: has_begun(run, "train prm"),
         (models / "prm").exists,
     ]
-    kills = 0
+    command, kills = ("evolve", config, "--run-dir", run, "--set", "run.workers=1"), 0
     for happened in moments:
-        with started("evolve", config, "--run-dir", run) as process:
+        with started(*command) as process:
             wait_for(happened, process)
             time.sleep(rng.choice((0.0, 0.02, 0.2)))
             kills += killed(process)
     assert kills >= 4
-    done = stepladder("evolve", config, "--run-dir", run)
+    done = stepladder(*command)
     assert done.returncode == 0, done.stderr
     assert run_facts(run) == run_facts(reference)
-
-
-def test_interrupt_keeps_what_is_finished(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """Ctrl-C ends with exit code 130 and one sentence; the same command finishes the run."""
-    config, reference = finished
-    with started("evolve", config, "--run-dir", tmp_path / "run") as process:
-        wait_for(lambda: any(path.suffix == ".parquet" for path in files_below(tmp_path / "run/rounds/001/trees")), process)
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command continues" in err
-    assert "Traceback" not in err
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert data_digests(tmp_path / "run") == data_digests(reference)
-
-
-def test_worker_count_does_not_change_data(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """One worker or two: the same bytes."""
-    config, reference = finished
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", "--set", "run.workers=1", "--rounds", 1)
-    assert done.returncode == 0, done.stderr
-    ours, theirs = data_digests(tmp_path / "run"), data_digests(reference)
-    assert ours == {name: digest for name, digest in theirs.items() if not name.startswith("rounds/002")}
 
 
 def test_finished_run_is_not_repeated(finished: tuple[Path, Path]) -> None:
     """Running a finished run again computes nothing and prints its table."""
     config, run = finished
     before = data_digests(run)
-    done = stepladder("evolve", config, "--run-dir", run)
+    done = called("evolve", config, "--run-dir", run)
     assert done.returncode == 0
     assert "report:" in done.stdout
     assert data_digests(run) == before
@@ -179,13 +165,13 @@ def test_finished_run_is_not_repeated(finished: tuple[Path, Path]) -> None:
 def test_a_branch_without_changes_makes_the_same_rounds(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """It takes round 1 over and trains round 2 itself: the same bytes. Runs side by side are equal; another setting is a refused branch."""
     _, run = finished
-    done = stepladder("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "branch")
+    done = called("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "branch")
     assert done.returncode == 0, done.stderr
     assert data_digests(tmp_path / "branch") == data_digests(run)
-    shown = stepladder("report", run, tmp_path / "branch")
+    shown = called("report", run, tmp_path / "branch")
     assert shown.returncode == 0, shown.stderr
     assert "+0.0 (+0.0 to +0.0) on 10 problems" in shown.stdout and "Settings that differ" not in shown.stdout
-    refused = stepladder("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "other", "--set", "problems.rule=math")
+    refused = called("evolve", run, "--from-round", 1, "--run-dir", tmp_path / "other", "--set", "problems.rule=math")
     assert refused.returncode == 2 and "a branch keeps" in refused.stderr and not (tmp_path / "other").exists()
 
 
@@ -193,7 +179,7 @@ def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """Solve answers one question and a file, with any method, within the token budget, and writes the tree."""
     config, run = finished
     tree = tmp_path / "tree.json"
-    done = stepladder("solve", "test 1 a", "--run", run, "--method", "beam", "--tokens", 40, "--tree", tree, "--json")
+    done = called("solve", "test 1 a", "--run", run, "--method", "beam", "--tokens", 40, "--tree", tree, "--json")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["method"] == "beam"
@@ -201,9 +187,7 @@ def test_solve_with_a_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     assert nodes["generated_tokens"] == row["generated_tokens"]
     assert len(nodes["parents"]) == len(nodes["texts"])
     questions = config.parent / "test.jsonl"
-    done = stepladder(
-        "solve", "--input", questions, "--output", tmp_path / "out.jsonl", "--run", run, "--method", "majority", "--tokens", 30
-    )
+    done = called("solve", "--input", questions, "--output", tmp_path / "out.jsonl", "--run", run, "--method", "majority", "--tokens", 30)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in questions.read_text().splitlines()]
@@ -224,7 +208,7 @@ def test_shuffled_answers_change_no_prediction(finished: tuple[Path, Path], tmp_
     for name, variant in variants.items():
         source, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-out.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in variant))
-        done = stepladder("solve", "--input", source, "--output", output, "--run", run)
+        done = called("solve", "--input", source, "--output", output, "--run", run)
         assert done.returncode == 0, done.stderr
         outputs.append(output.read_text())
     assert outputs[0] == outputs[1] == outputs[2]
@@ -246,7 +230,7 @@ def test_shuffled_answers_change_no_prediction(finished: tuple[Path, Path], tmp_
 def test_bad_settings_are_one_sentence(finished: tuple[Path, Path], tmp_path: Path, arguments: list[str], words: str) -> None:
     """A wrong setting ends with exit code 2 and one sentence that names it, before anything is written."""
     config, _ = finished
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", *arguments)
+    done = called("evolve", config, "--run-dir", tmp_path / "run", *arguments)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -256,16 +240,16 @@ def test_bad_settings_are_one_sentence(finished: tuple[Path, Path], tmp_path: Pa
 def test_foreign_directories_are_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """A run with other settings, of another version, or a directory of something else is left alone with exit code 2."""
     config, run = finished
-    done = stepladder("evolve", config, "--run-dir", run, "--set", "search.simulations=9")
+    done = called("evolve", config, "--run-dir", run, "--set", "search.simulations=9")
     assert done.returncode == 2
     assert "search.simulations" in done.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "other")
+    done = called("evolve", config, "--run-dir", tmp_path / "other")
     assert done.returncode == 2
     assert "must be empty" in done.stderr
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps({"schema_version": 0, "stepladder": "0.0.1"}))
-    done = stepladder("report", tmp_path / "old")
+    done = called("report", tmp_path / "old")
     assert done.returncode == 2
     assert "schema_version" in done.stderr

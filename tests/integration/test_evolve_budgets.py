@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stepladder.loops.runs.problem_table import read_problem_table
 from tests.integration.test_evolve import data_digests, wait_for_new_files
-from tests.runs import killed, started, stepladder, write_tiny_config
+from tests.runs import called, killed, started, write_tiny_config
 
 SETTINGS = (
     "prm.when=before-search",
@@ -26,7 +26,7 @@ def test_a_round_samples_first_and_shares_out_the_rest(tmp_path: Path) -> None:
     """Round 1 searches with a PRM, on what the samples left unsolved; the policy learns from the samples; a killed run ends the same."""
     config = write_tiny_config(tmp_path, rounds=1, num_train=12, workers=1)
     overrides = [part for setting in SETTINGS for part in ("--set", setting)]
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", *overrides)
+    done = called("evolve", config, "--run-dir", tmp_path / "run", *overrides)
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "run/rounds/001/round.json").read_text())
     # Trees of round 1 were scored, by the PRM of round 1.
@@ -42,7 +42,7 @@ def test_a_round_samples_first_and_shares_out_the_rest(tmp_path: Path) -> None:
     command = ("evolve", config, "--run-dir", tmp_path / "killed", *overrides, "--set", "run.workers=2")
     with started(*command) as process:
         wait_for_new_files(tmp_path / "killed", 25, process)
-        killed(process)
-    done = stepladder(*command)
+        assert killed(process)
+    done = called(*command)
     assert done.returncode == 0, done.stderr
     assert data_digests(tmp_path / "killed") == data_digests(tmp_path / "run")

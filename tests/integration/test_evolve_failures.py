@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import stepladder, write_tiny_config
+from tests.runs import called, stepladder, write_tiny_config
 
 
 def _lengthen(path: Path, *, every: int) -> None:
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Path:
 def test_failed_samples_are_counted_in_figures_and_events_and_shown(config: Path, tmp_path: Path) -> None:
     """Half of the training questions do not fit the context: the run goes on, and says so."""
     _lengthen(tmp_path / "train.jsonl", every=2)
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    done = called("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     failed = row["failed_samples"]["trees"]
@@ -40,7 +40,7 @@ def test_failed_samples_are_counted_in_figures_and_events_and_shown(config: Path
 def test_questions_of_which_none_fits_are_refused(config: Path, tmp_path: Path) -> None:
     """Before anything is written: the longest prompt, the context, and what helps."""
     _lengthen(tmp_path / "train.jsonl", every=1)
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    done = called("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 2
     assert "error: train: a prompt must leave room for a solution in the" in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
@@ -57,7 +57,7 @@ def test_a_round_of_which_every_request_failed_is_a_failed_run(config: Path, tmp
     assert done.returncode == 1
     assert "error: round 1: search: samples must be given: all" in done.stderr and "prefix must" in done.stderr
     assert "Traceback" not in done.stderr
-    again = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    again = called("evolve", config, "--run-dir", tmp_path / "run")
     assert again.returncode == 1 and "all" in again.stderr
     assert not list((tmp_path / "run" / "rounds" / "001").rglob("shard-*.parquet"))
 
@@ -66,7 +66,7 @@ def test_a_round_that_learns_nothing_says_why(config: Path, tmp_path: Path) -> N
     """Answers that the policy never gives: the reason and what to try, on the screen, in the round's row and in the report."""
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({**row, "answer": "z"}) + "\n" for row in rows))
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run")
+    done = called("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["nothing_learned"].startswith("none of 8 problems was solved: ")

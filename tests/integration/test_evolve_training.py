@@ -8,7 +8,7 @@ import pytest
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.prm.new_models import initialise_prm
-from tests.runs import stepladder, write_tiny_config
+from tests.runs import called, stepladder, write_tiny_config
 
 
 @pytest.mark.parametrize(
@@ -26,27 +26,25 @@ from tests.runs import stepladder, write_tiny_config
 def test_other_prms_run_a_whole_round(tmp_path: Path, name: str, settings: list[str]) -> None:
     """Each is trained, measured on held-out problems, and guides `solve` afterwards; scored files need no further word."""
     config, run = write_tiny_config(tmp_path, rounds=1, workers=1, num_train=12), tmp_path / "run"
-    done = stepladder("evolve", config, "--run-dir", run, *(word for setting in settings for word in ("--set", setting)))
+    done = called("evolve", config, "--run-dir", run, *(word for setting in settings for word in ("--set", setting)))
     assert done.returncode == 0, done.stderr
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
     assert row["scorer_version"] == 1, row["prm_accepted_reason"]
     assert row["training"]["prm"]["rows"] > 0
     assert row["prm_within_problem_auc"] is not None
     prm = run / "rounds" / "001" / "models" / "prm"
-    done = stepladder("solve", "test 1 a", "--run", run, "--prm", prm, "--tokens", 30, "--json")
+    done = called("solve", "test 1 a", "--run", run, "--prm", prm, "--tokens", 30, "--json")
     assert done.returncode == 0, done.stderr
     if name == "ensemble of preference models":
         members = [(prm / member / "model.safetensors").read_bytes() for member in ("member-00", "member-01")]
         assert members[0] != members[1]
     else:
         (tmp_path / "plain.jsonl").write_text(json.dumps({"question": "test 1 a", "steps": ["+", "a"]}) + "\n")
-        scored = stepladder("prm", "score", tmp_path / "plain.jsonl", "--model", prm, "--output", tmp_path / "out.jsonl")
+        scored = called("prm", "score", tmp_path / "plain.jsonl", "--model", prm, "--output", tmp_path / "out.jsonl")
         assert scored.returncode == 0, scored.stderr
         moved = tmp_path / "moved"
         run.rename(moved)
-        done = stepladder(
-            "prm", "score", tmp_path / "plain.jsonl", "--model", moved / prm.relative_to(run), "--output", tmp_path / "b.jsonl"
-        )
+        done = called("prm", "score", tmp_path / "plain.jsonl", "--model", moved / prm.relative_to(run), "--output", tmp_path / "b.jsonl")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
@@ -61,7 +59,7 @@ def test_a_given_prm_guides_every_round(tmp_path: Path) -> None:
     renderer.tokenizer.save_pretrained(given)
     spec.save(given)
     settings = ["--set", "prm.start=fixed", "--set", f"prm.model={given}"]
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", *settings)
+    done = called("evolve", config, "--run-dir", tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["best_prm"] for row in rows] == [0, 0]
@@ -73,7 +71,7 @@ def test_a_given_prm_guides_every_round(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_training_in_two_processes_is_part_of_a_run(tmp_path: Path) -> None:
     """The warm-up of a run trains in two launched processes, shows its progress, and the evaluation goes on with what they wrote."""
-    config = write_tiny_config(tmp_path, rounds=0)
+    config = write_tiny_config(tmp_path, rounds=0, workers=1)
     run = tmp_path / "run"
     done = stepladder("evolve", config, "--run-dir", run, "--set", "training.num_processes=2", "--set", "warmup.train.max_updates=4")
     assert done.returncode == 0, done.stderr

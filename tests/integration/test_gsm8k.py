@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import save_tiny_policy
-from tests.runs import stepladder
+from tests.runs import called, stepladder
 
 ROOT = Path(__file__).parents[2]
 ORACLES = Path(os.environ.get("STEPLADDER_ORACLES", ROOT.parent / "shared" / "oracles"))
@@ -68,13 +68,13 @@ def test_solve_and_export(run: Path, tmp_path: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(TEST.read_text(encoding="utf-8").splitlines(keepends=True)[:3]), encoding="utf-8")
     output = tmp_path / "answers.jsonl"
-    done = stepladder("solve", "--input", questions, "--output", output, "--run", run, "--id-field", "", "--tokens", 60)
+    done = called("solve", "--input", questions, "--output", output, "--run", run, "--id-field", "", "--tokens", 60)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in rows] == ["questions-1", "questions-2", "questions-3"]
-    done = stepladder("export", run, "--format", "tree", "--to", tmp_path / "trees")
+    done = called("export", run, "--format", "tree", "--to", tmp_path / "trees")
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "trees").rglob("*.parquet"))
-    done = stepladder("export", run, "--format", "preference", "--to", tmp_path / "pairs")
+    done = called("export", run, "--format", "preference", "--to", tmp_path / "pairs")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1

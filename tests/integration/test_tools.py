@@ -7,7 +7,7 @@ import pytest
 
 from stepladder.data import store
 from stepladder.tree_paths import path_to
-from tests.runs import stepladder, write_tiny_config
+from tests.runs import called, stepladder, write_tiny_config
 
 TOOL = '''
 def lookup(step, solution):
@@ -58,7 +58,7 @@ def test_a_round_learns_around_its_observations(run: Path) -> None:
 def test_an_export_masks_what_was_given(run: Path, tmp_path: Path) -> None:
     """``labels`` are -100 and ``assistant_masks`` 0 on the prompt and on every given token; the mask of verl is 0 there as well."""
     for name in ("sft-ids", "trajectories"):
-        done = stepladder("export", run, "--format", name, "--to", tmp_path / name)
+        done = called("export", run, "--format", name, "--to", tmp_path / name)
         assert done.returncode == 0, done.stderr
     rows = [row for path in (tmp_path / "sft-ids").rglob("*.parquet") for row in store.read_parquet(path, remedy="").to_pylist()]
     assert any(True in row["completion_given"] for row in rows)
@@ -85,5 +85,5 @@ def test_an_export_masks_what_was_given(run: Path, tmp_path: Path) -> None:
 def test_a_tool_that_cannot_be_called_is_refused_before_any_work(run: Path, tmp_path: Path, given: str, said: str) -> None:
     """One sentence, exit code 2, and no run."""
     config = run.parent / "tiny.toml"
-    done = stepladder("evolve", config, "--run-dir", tmp_path / "run", "--set", f"search.tool={given}", "--dry-run")
+    done = called("evolve", config, "--run-dir", tmp_path / "run", "--set", f"search.tool={given}", "--dry-run")
     assert done.returncode == 2 and said in done.stderr.replace("\n", " ") and not (tmp_path / "run" / "rounds").exists()

@@ -200,9 +200,7 @@ def test_the_first_value_of_a_rule_is_checked_before_work() -> None:
     climb = "rules.hill_climb={setting='search.options.temperature', start=%s, step=0.5}"
     methods = ["search.method=majority", "evaluate.method=majority"]
     check_rounds(load_config(None, [*REQUIRED, *methods, climb % 1.0]))
-    with pytest.raises(
-        ConfigError, match=r"rules\.hill_climb\.start: search\.options\.temperature would be -1\.0 .*>= 0: got -1"
-    ):
+    with pytest.raises(ConfigError, match=r"rules\.hill_climb\.start: search\.options\.temperature would be -1\.0 .*>= 0: got -1"):
         check_rounds(load_config(None, [*REQUIRED, *methods, climb % -1.0]))
 
 
