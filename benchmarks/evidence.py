@@ -1,6 +1,6 @@
 """Does search train better than sampling? Arms of the puzzle at equal generated tokens and equal updates, over seeds, as Markdown tables.
 
-    star                    plain STaR: independent samples, the same number for every problem, any right ones as traces
+    star                    plain STaR: independent samples, the same number for every problem
     star-unsolved           the same; a problem leaves when it is solved, and the others share its tokens
     star-ranked             as star-unsolved, with the traces of best Monte Carlo value
     star-single             as star-unsolved, but one sample at a time instead of four, so that a problem leaves after its first solution
@@ -11,7 +11,7 @@
     star-pairs, search-pairs  star-unsolved and search with a quarter of the updates on preference pairs
 
 All arms of a seed begin with the same warmed-up policy. All have the same pool of generated tokens a round, first samples included, and the
-same number of updates of the policy and as many traces a problem. The PRM's own updates come on top. Seeds from 100 on were used for
+same number of updates of the policy, and learn one trace of each problem, the shortest of all rounds. The PRM's own updates come on top. Seeds from 100 on were used for
 development.
 
     python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search
@@ -91,7 +91,7 @@ def arms(size: Size) -> dict[str, list[str]]:
     no_prm = ["prm.enabled=false", "prm.when=after-policy", *anew]
     unsolved = [*samples, f"search.max_tokens={size.tokens // 4}"]
     allocation = 'search.allocation={type="unsolved-first",trees_per_problem=1000,' + pool + "}"
-    random_traces = ["labels.trace_by=random", "labels.value=monte-carlo"]
+    outcomes = ["labels.value=monte-carlo"]
     pairs = [
         "preference.enabled=true",
         f"preference.max_updates={size.updates // 4}",
@@ -101,10 +101,10 @@ def arms(size: Size) -> dict[str, list[str]]:
     searched = [f"search.allocation.{pool}"]
     whole_round = [f"search.max_tokens={size.tokens // 2}"]
     return {
-        "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *random_traces, 'search.allocation={type="uniform"}'],
-        "star-unsolved": [*star, *random_traces],
+        "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *outcomes, 'search.allocation={type="uniform"}'],
+        "star-unsolved": [*star, *outcomes],
         "star-ranked": [*star, "labels.trace_by=value", "labels.value=monte-carlo"],
-        "star-single": [*star, *random_traces, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
+        "star-single": [*star, *outcomes, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
         "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", "labels.value=monte-carlo"],
         "search-plain": [
             *no_prm,
@@ -115,7 +115,7 @@ def arms(size: Size) -> dict[str, list[str]]:
         ],
         "search-random": [*searched, *whole_round, *anew, "prm.start=fixed", "prm.when=before-search"],
         "search": [*searched, *whole_round],
-        "star-pairs": [*star, *random_traces, *pairs],
+        "star-pairs": [*star, *outcomes, *pairs],
         "search-pairs": [*searched, *whole_round, *pairs],
     }
 

@@ -48,7 +48,8 @@ PUZZLE: dict[str, Any] = {
         "max_step_tokens": 12,
         "allocation": {"type": "unsolved-first", "trees_per_problem": 16, "pool_tokens": 1000},
     },
-    "labels": {"traces_per_problem": 2, "trace_by": "shortest", "replay": 0.5},
+    # One trace for each problem, the shortest of all rounds.
+    "labels": {"traces_per_problem": 1, "trace_by": "shortest", "data": {"type": "on-policy", "window": 9}, "replay": 0.5},
     "sft": {"learning_rate": 1.5e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 100, "row_tokens": 256},
     "preference": {"enabled": False},
     "prm": {
