@@ -11,8 +11,8 @@
     star-pairs, search-pairs  star-unsolved and search with a quarter of the updates on preference pairs
 
 All arms of a seed begin with the same warmed-up policy. All have the same pool of generated tokens a round, first samples included, and the
-same number of updates of the policy, and learn one trace of each problem, the shortest of all rounds. The PRM's own updates come on top. Seeds from 100 on were used for
-development.
+same number of updates of the policy, which learns one trace of each problem, the shortest of all rounds. The PRM's own updates come on top.
+Seeds from 100 on were used for development.
 
     python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search
 
