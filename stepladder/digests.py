@@ -24,6 +24,11 @@ def digest_of(path: Path) -> str:
     return state.hexdigest()
 
 
+def short_number(text: str) -> int:
+    """Return a number in [0, 2**64) that stands for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
 def file_stats(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and modification time of a file, or of all files below a directory. Equal stats mean that nothing was written."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())

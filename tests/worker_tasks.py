@@ -1,6 +1,7 @@
 """Tasks that workers of any kind do in tests; workers import them by their module."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def check_ahead(pool: Workers, folder: Path) -> None:
     pool.ahead([Task.of(fail, message="file.jsonl:3: wrong")])
     with pytest.raises(DataFormatError, match=r"^file\.jsonl:3: wrong"):
         pool.finish_ahead(on_progress=seen.append)
+
+
+def visible_gpus(*, meeting: Path, count: int) -> str | None:
+    """Wait until so many workers do this at once, and return the GPUs that this one sees."""
+    (meeting / str(os.getpid())).touch()
+    end = time.monotonic() + 120
+    while len(list(meeting.iterdir())) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def fail(*, message: str) -> None:

@@ -15,7 +15,7 @@ from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
-from stepladder.data.store import VALUES, read_columns
+from stepladder.data.store import VALUES
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError, StepladderError
 from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.policies import imported_row_check
@@ -187,7 +187,6 @@ def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, k
     trees = rollouts or run.shards("trees", rounds=rounds)
     problems = _shown_source(config.problems.train)
     source = ExportSource(
-        questions=_questions(trees),
         answers=_answers(config) if chosen.needs_answers else {},
         prompt_template=config.format.prompt_template,
         step_end=config.format.step_end,
@@ -223,14 +222,6 @@ def _splits(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise ConfigError(f"--split {text!r}: must have the form NAME=SHARE, for example --split test=0.1") from None
     return splits
-
-
-def _questions(trees: Sequence[Path]) -> dict[str, str]:
-    questions: dict[str, str] = {}
-    for path in trees:
-        table = read_columns(path, ["problem_id", "question"])
-        questions.update(zip(table["problem_id"].to_pylist(), table["question"].to_pylist(), strict=True))
-    return questions
 
 
 def _answers(config: Config) -> dict[str, str]:

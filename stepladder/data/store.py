@@ -369,10 +369,8 @@ def read_records(path: Path, kind: ShardKind[RecordT], *, place: Path | None = N
         DataFormatError: As for ``read_table``, and if a value is missing that every record has, or a tree is none.
     """
     table, place = read_table(path, kind), place or path
-    hints = {**get_type_hints(kind.record), **get_type_hints(Provenance)}
-    for name in table.schema.names:
-        if _lacks_values(table[name].combine_chunks(), hints[name]):
-            raise DataFormatError(f"{place}: must hold complete rows of {kind.name}: values of {name!r} are missing -- {_REMAKE}")
+    if (name := incomplete_column(table, kind)) is not None:
+        raise DataFormatError(f"{place}: must hold complete rows of {kind.name}: values of {name!r} are missing -- {_REMAKE}")
     fields = {field.name for field in dataclasses.fields(kind.record)}
     records = []
     for number, row in enumerate(table.to_pylist(), 1):
@@ -382,6 +380,12 @@ def read_records(path: Path, kind: ShardKind[RecordT], *, place: Path | None = N
             raise DataFormatError(f"{place}:{number}: must be a tree: {wrong} -- {_REMAKE}")
         records.append(record)
     return records
+
+
+def incomplete_column(table: pa.Table, kind: ShardKind[Any]) -> str | None:
+    """Return a column that lacks values which every record of a kind has; None if there is none."""
+    hints = {**get_type_hints(kind.record), **get_type_hints(Provenance)}
+    return next((name for name in table.schema.names if _lacks_values(table[name].combine_chunks(), hints[name])), None)
 
 
 def _lacks_values(array: Any, hint: Any) -> bool:

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from stepladder.commands import evolve as evolve_command
 from stepladder.commands import prm_scoring, solve_search
 from stepladder.commands.evolve import evolve
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.loops.config.run import RayConfig
+from stepladder.loops.assembly.checks import check_cluster
+from stepladder.loops.assembly.workers import gpus_of_worker
+from stepladder.loops.config.run import Config, RayConfig
 from stepladder.loops.runs import ray_cluster
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.ray_cluster import Room, check_nodes, check_ray, connected, measured_room
-from stepladder.loops.runs.ray_workers import RayWorkers
+from stepladder.loops.runs.ray_workers import RayWorkers, ray_workers
 from stepladder.loops.runs.workers import Progress, Task, Workers, prepare_worker, report_progress
 from tests.inline import InlinePool
 from tests.integration.test_evolve import data_digests
 from tests.runs import write_tiny_config
 from tests.spread_work import Place
-from tests.worker_tasks import check_ahead, fail, square, where
+from tests.worker_tasks import check_ahead, fail, square, visible_gpus, where
 
 # Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
@@ -64,9 +67,11 @@ class Said:
 
 @pytest.fixture(scope="module")
 def room() -> Iterator[Room]:
-    """A cluster of this machine."""
-    with connected(RayConfig(), num_cpus=2):
-        yield measured_room(1, 0)
+    """A cluster of this machine, which says that it has four GPUs."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ray_cluster, "_initialised", partial(ray_cluster._initialised, num_gpus=4))
+        with connected(RayConfig(), num_cpus=2):
+            yield measured_room(1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,41 @@ def test_cluster_listens_on_loopback_only(room: Room) -> None:
     listening = [port.laddr.ip for port in ports if port.status == psutil.CONN_LISTEN]
     assert len(listening) > 2
     assert {address for address in listening if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")} == set()
+
+
+@pytest.mark.slow
+def test_workers_see_gpus_of_their_own(room: Room, said: Said, tmp_path: Path) -> None:
+    """Two workers of two GPUs each, as vLLM takes them for a model in two parts, see the first pair and the second one."""
+    pairs = measured_room(1, 2)
+    assert list(pairs.workers.values()) == [2]
+    with ray_workers(2, room=pairs, threads=1, retries=0, say=said, check_node=lambda node: None) as workers:
+        tasks = [Task.of(visible_gpus, meeting=tmp_path, count=2)] * 2
+        assert sorted(map(str, workers.run(tasks, on_progress=lambda progress: None))) == ["0,1", "2,3"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"backend": "vllm", "vllm": {"tensor_parallel": 2}}, 2),
+        ({"backend": "vllm"}, 1),
+        ({"device": "cpu"}, 0),
+        ({}, None),
+    ],
+)
+def test_gpus_of_a_worker_are_those_of_its_model(settings: dict[str, Any], gpus: float | None) -> None:
+    """One for each part of a model; None is one if the cluster has any. ``run.ray.gpus`` decides if it is given."""
+    plain = {"problems": {"train": "a", "test": "b"}, "policy": {"model": "m", **settings}}
+    assert gpus_of_worker(Config.model_validate(plain)) == gpus
+    assert gpus_of_worker(Config.model_validate({**plain, "run": {"ray": {"gpus": 0.5}}})) == 0.5
+
+
+def test_too_few_gpus_for_the_parts_of_a_model_are_refused() -> None:
+    """Before any work, and before Ray is asked; shares above one are no number of GPUs."""
+    plain = {"problems": {"train": "a", "test": "b"}, "policy": {"model": "m", "backend": "vllm", "vllm": {"tensor_parallel": 2}}}
+    with pytest.raises(ConfigError, match=r"run\.ray\.gpus: a worker must have as many GPUs .* = 2\): got 1 -- leave it out"):
+        check_cluster(Config.model_validate({**plain, "run": {"cluster": "ray", "ray": {"gpus": 1}}}))
+    with pytest.raises(ValueError, match=r"gpus: above 1 it must be a whole number: got 1\.5"):
+        RayConfig(gpus=1.5)
 
 
 @pytest.mark.slow
@@ -251,10 +291,11 @@ def test_nodes_are_checked(room: Room, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_room_is_measured(room: Room) -> None:
-    """Two CPUs hold two workers of one; a worker that no node can hold is refused."""
+    """Two CPUs hold two workers of one, and four GPUs eight of a half; a worker that no node can hold is refused."""
     assert list(room.workers.values()) == [2]
-    with pytest.raises(ConfigError, match="a worker of 1 CPUs and 2 GPUs: the largest has 2 and 0"):
-        measured_room(1, 2)
+    assert list(measured_room(0.1, 0.5).workers.values()) == [8]
+    with pytest.raises(ConfigError, match="a worker of 1 CPUs and 5 GPUs: the largest has 2 and 4"):
+        measured_room(1, 5)
 
 
 def test_missing_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """Data cards: facts for readers of an exported data set, made from its rows, their search trees and the run's settings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import fmean, median
 from typing import Any
 
-from stepladder.data.exports.formats import ExportFormat, Row
+import numpy as np
+import pyarrow as pa
+
+from stepladder.data.exports.figures import Distinct, Spread
+from stepladder.data.exports.formats import ExportFormat
 from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import gather_evidence
@@ -25,11 +28,11 @@ class ExportSummary:
 
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of every split."""
-    problems: dict[str, set[str]] = field(default_factory=dict)
-    """Problem ids of every split."""
+    problems: dict[str, Distinct] = field(default_factory=dict)
+    """Problems of every split; none is in two."""
     provenance: dict[str, set[Any]] = field(default_factory=lambda: {name: set() for name in PROVENANCE_COLUMNS})
     """Values of every provenance column."""
-    measures: dict[str, list[float]] = field(default_factory=dict)
+    measures: dict[str, Spread] = field(default_factory=dict)
     """Figures of the rows, by name."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Counts of rows that the export left out, by reason."""
@@ -39,17 +42,17 @@ class ExportSummary:
         """Rows in all splits."""
         return sum(self.rows.values())
 
-    def add(self, split: str, rows: Sequence[Row], chosen: ExportFormat) -> int:
+    def add(self, split: str, rows: pa.Table, chosen: ExportFormat) -> int:
         """Count the rows of a split and return their number of tokens."""
-        self.rows[split] = self.rows.get(split, 0) + len(rows)
-        self.problems.setdefault(split, set()).update(row["problem_id"] for row in rows)
+        self.rows[split] = self.rows.get(split, 0) + rows.num_rows
+        self.problems.setdefault(split, Distinct()).add(rows["problem_id"].unique().to_pylist())
         for name, values in self.provenance.items():
-            values.update(row[name] for row in rows)
+            values.update(rows[name].unique().to_pylist())
         num_tokens = 0
         for name, measure in chosen.measures.items():
-            known = [float(value) for row in rows if (value := measure(row)) is not None]
-            self.measures.setdefault(name, []).extend(known)
-            num_tokens += int(sum(known)) if name.endswith("tokens") else 0
+            known = np.array([value for value in measure(rows) if value is not None], dtype=np.float64)
+            self.measures.setdefault(name, Spread()).add(known)
+            num_tokens += int(known.sum()) if name.endswith("tokens") else 0
         return num_tokens
 
 
@@ -88,14 +91,18 @@ class Exploration:
     generated_tokens: int = 0
     """Tokens sampled."""
 
-    def add(self, record: TreeRecord) -> None:
-        """Add one tree."""
-        evidence = gather_evidence(record)
+    def add(self, record: TreeRecord, *, num_tokens: int | None = None) -> None:
+        """Add one tree; the tokens of its nodes are counted here unless they are known."""
+        graded = [outcome for outcome in record.outcomes if outcome is not None]
+        if not all(0.0 <= outcome <= 1.0 for outcome in graded):
+            # This says which one is impossible.
+            gather_evidence(record)
+        right = graded.count(1.0)
         inner = set(record.parents[1:])
         leaves = [node for node in range(1, len(record.parents)) if node not in inner]
         reasons = [record.stop_reasons[leaf] for leaf in leaves]
         self.trees += 1
-        self.solved += evidence.right[0] > 0
+        self.solved += right > 0
         self.nodes += len(record.parents)
         self.expanded += len(inner)
         self.leaves += len(leaves)
@@ -104,10 +111,10 @@ class Exploration:
         self.terminals += reasons.count(StopReason.END)
         self.truncated += sum(reasons.count(reason) for reason in (StopReason.LENGTH, StopReason.DEPTH, StopReason.TOOL))
         self.failed += reasons.count(StopReason.ERROR)
-        self.right += evidence.right[0]
-        self.graded += evidence.right[0] + evidence.wrong[0]
+        self.right += right
+        self.graded += len(graded)
         self.distinct_answers += len({answer for answer in record.answers if answer is not None})
-        self.kept_tokens += sum(map(len, record.token_ids))
+        self.kept_tokens += sum(map(len, record.token_ids)) if num_tokens is None else num_tokens
         self.generated_tokens += record.generated_tokens
 
     def table(self) -> dict[str, str]:
@@ -159,7 +166,7 @@ def data_card(
         "",
         chosen.about,
         "",
-        f"Format `{name}` of `stepladder export`: {summary.num_rows} rows from {len(set().union(*summary.problems.values()))} problems.",
+        f"Format `{name}` of `stepladder export`: {summary.num_rows} rows from {sum(map(len, summary.problems.values()))} problems.",
         "",
         *_splits(summary),
         *_section("Columns", "column", "meaning", _columns(chosen, source)),
@@ -241,8 +248,8 @@ def _counts(chosen: ExportFormat, summary: ExportSummary, facts: CardFacts) -> l
 def _quality(summary: ExportSummary) -> list[str]:
     lines = ["## Quality and size", "", "| per row | mean | smallest | median | largest |", "|---|---|---|---|---|"]
     for name, values in summary.measures.items():
-        if values:
-            figures = (fmean(values), min(values), median(values), max(values))
+        if values.count:
+            figures = (values.mean, values.smallest, values.median, values.largest)
             lines.append(f"| {name} | {' | '.join(f'{value:.4g}' for value in figures)} |")
     return [*lines, ""]
 

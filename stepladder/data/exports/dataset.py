@@ -3,25 +3,27 @@
 ``export_formats.EXPORT_FORMATS`` lists the formats.
 """
 
+import gc
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
-from stepladder.data.datasets.problems import normalise_question
 from stepladder.data.exports.card import CARD_MARK, EXPORT_VERSION, CardFacts, Exploration, ExportSummary, data_card
 from stepladder.data.exports.formats import EXPORT_FORMATS, ExportFormat, record_from
+from stepladder.data.exports.questions import StoredQuestions
 from stepladder.data.exports.rows import ExportSource, Row
+from stepladder.data.exports.shards import OpenShard, python_values
 from stepladder.data.store import (
     PROVENANCE_TYPES,
     ShardKind,
     read_parquet,
     read_records,
-    read_trees,
     write_records,
     write_table,
 )
@@ -42,7 +44,7 @@ class ExportJob:
     source: ExportSource
     """The run's facts that the rows need."""
     trees: Sequence[Path] = ()
-    """Shards of the searched trees of the rows, for the data card."""
+    """Shards of the searched trees of the rows, for the data card, and for questions that ``source`` does not have."""
     facts: CardFacts = field(default_factory=CardFacts)
     """The run's facts for the data card."""
     splits: Mapping[str, float] = field(default_factory=dict)
@@ -75,18 +77,22 @@ def export_dataset(
     if not paths:
         raise DataFormatError(f"{out_dir}: an export needs at least one shard: got none -- run a round first")
     check_free(out_dir, overwrite=job.overwrite)
-    keys = _split_keys(job.source.questions)
+    questions = StoredQuestions(job.trees, job.source.questions)
+    keys = questions.split_keys() if job.splits else {}
     summary, dropped = ExportSummary(rows=dict.fromkeys((REST, *job.splits), 0)), Counter[str]()
     exploration, unread = Exploration(), dict.fromkeys(job.trees)
-    with atomic_directory(out_dir) as temporary:
+    with atomic_directory(out_dir) as temporary, _no_cycles():
         (temporary / "data").mkdir()
         for index, path in enumerate(paths):
             num_tokens = 0
-            records = read_records(path, chosen.kind)
+            shard = OpenShard.read(path, chosen.kind)
             if path in unread:
-                _explore(exploration, records)
+                _explore(exploration, shard)
                 del unread[path]
-            rows = list(_rows(records, chosen, job.source, dropped))
+            source = job.source
+            if chosen.needs_questions:
+                source = replace(source, questions=questions.of(path, set(shard.values("problem_id"))))
+            rows = _rows(shard, chosen, source, dropped)
             for split, part in _by_split(rows, job.splits, keys).items():
                 _write_rows(temporary / "data" / f"{split}-{index:05d}.{chosen.suffix}", part, chosen)
                 num_tokens += summary.add(split, part, chosen)
@@ -94,10 +100,22 @@ def export_dataset(
         summary.dropped = dict(sorted(dropped.items()))
         _check_rows(summary, out_dir, num_shards=len(paths))
         for path in unread:
-            _explore(exploration, read_trees(path))
+            _explore(exploration, OpenShard.read_trees(path, _EXPLORED))
         card = data_card(job.format, chosen, summary, exploration, job.facts, job.source)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return summary
+
+
+@contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Do not look for garbage in cycles: rows have none, and the search would go through all of their lists again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def import_dataset(
@@ -188,19 +206,16 @@ def _check_splits(splits: Mapping[str, float]) -> None:
         raise ConfigError(f"splits: shares must leave something to {REST!r}: got {sum(splits.values()):.4g} in all -- lower them")
 
 
-def _split_keys(questions: Mapping[str, str]) -> dict[str, str]:
-    """Return the split key of every problem: the smallest id of the problems with the same question."""
-    first: dict[str, str] = {}
-    for problem_id in sorted(questions):
-        first.setdefault(normalise_question(questions[problem_id]), problem_id)
-    return {problem_id: first[normalise_question(question)] for problem_id, question in questions.items()}
-
-
-def _by_split(rows: Sequence[Row], splits: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, list[Row]]:
-    parts: dict[str, list[Row]] = {}
-    for row in rows:
-        parts.setdefault(_split_of(keys.get(row["problem_id"], row["problem_id"]), splits), []).append(row)
-    return parts
+def _by_split(rows: pa.Table, splits: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, pa.Table]:
+    """Return the rows of every split that has some."""
+    if not splits:
+        return {REST: rows} if rows.num_rows else {}
+    places: dict[str, list[int]] = {}
+    problems = rows["problem_id"].to_pylist()
+    split_of = {problem: _split_of(keys.get(problem, problem), splits) for problem in set(problems)}
+    for place, problem in enumerate(problems):
+        places.setdefault(split_of[problem], []).append(place)
+    return {split: rows.take(pa.array(chosen)).combine_chunks() for split, chosen in places.items()}
 
 
 def _split_of(key: str, splits: Mapping[str, float]) -> str:
@@ -213,18 +228,32 @@ def _split_of(key: str, splits: Mapping[str, float]) -> str:
     return REST
 
 
-def _rows(records: Sequence[Any], chosen: ExportFormat, source: ExportSource, dropped: Counter[str]) -> Iterator[Row]:
-    columns = chosen.all_columns()
-    for record, made in chosen.rows(records, source, dropped):
-        row = {name: made[name] if column.field is None else getattr(record, column.field) for name, column in columns.items()}
-        yield row | {name: getattr(record.provenance, name) for name in PROVENANCE_TYPES}
+def _rows(shard: OpenShard, chosen: ExportFormat, source: ExportSource, dropped: Counter[str]) -> pa.Table:
+    """Return the rows of a shard. Columns that copy a field are not made of Python objects."""
+    places, made = [], []
+    for record, columns in chosen.rows(shard.records(), source, dropped):
+        places.append(record.row)
+        made.append(columns)
+    taken = None if places == list(range(len(shard))) else pa.array(places, type=pa.int64())
+
+    def copied(name: str) -> pa.Array:
+        return shard.column(name) if taken is None else shard.column(name).take(taken)
+
+    arrays = [
+        pa.array([row[name] for row in made], type=column.type) if column.field is None else copied(column.field)
+        for name, column in chosen.all_columns().items()
+    ]
+    return pa.Table.from_arrays([*arrays, *map(copied, PROVENANCE_TYPES)], schema=chosen.schema)
 
 
-def _write_rows(path: Path, rows: Sequence[Row], chosen: ExportFormat) -> None:
+def _write_rows(path: Path, rows: pa.Table, chosen: ExportFormat) -> None:
     if chosen.suffix == "jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        names, columns = rows.schema.names, [python_values(rows[name].combine_chunks()) for name in rows.schema.names]
+        with path.open("w", encoding="utf-8") as file:
+            for values in zip(*columns, strict=True):
+                file.write(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False, allow_nan=False) + "\n")
         return
-    write_table(path, pa.Table.from_pylist(list(rows), schema=chosen.schema))
+    write_table(path, rows)
 
 
 def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> None:
@@ -237,9 +266,13 @@ def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> No
         raise DataFormatError(f"{out_dir}: every split needs a row: got none in {', '.join(map(repr, empty))} -- change its share")
 
 
-def _explore(exploration: Exploration, records: Iterable[TreeRecord]) -> None:
-    for record in records:
-        exploration.add(record)
+_EXPLORED = ("problem_id", "parents", "depths", "token_ids", "stop_reasons", "answers", "outcomes", "generated_tokens")
+"""Fields of trees that the figures of a data card are made of."""
+
+
+def _explore(exploration: Exploration, shard: OpenShard) -> None:
+    for record, num_tokens in zip(shard.records(), shard.sizes("token_ids"), strict=True):
+        exploration.add(cast("TreeRecord", record), num_tokens=num_tokens)
 
 
 def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:

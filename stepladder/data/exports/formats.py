@@ -9,7 +9,7 @@ before 1.14), verl (``verl/utils/dataset/rl_dataset.py``, ``RLHFDataset``, and `
 (``openrlhf/datasets/prompts_dataset.py`` and ``process_reward_dataset.py``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,12 @@ from stepladder.data.exports.rows import (
     tree_rows,
     value_path_rows,
 )
+from stepladder.data.exports.shards import inner_sizes, python_values
 from stepladder.data.store import GRADED, PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind
 from stepladder.types import Provenance
+
+Measure = Callable[[pa.Table], Sequence[float | None]]
+"""Returns a figure of every row."""
 
 _TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _IDS, _NUMBERS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
@@ -84,8 +88,8 @@ class ExportFormat:
     """``parquet`` or ``jsonl``."""
     whole: bool = True
     """Whether a row represents a whole record, so that all its fields are kept."""
-    measures: dict[str, Callable[[Row], float | None]]
-    """Figures of a row that the data card summarises, by name. Names that end with "tokens" are token counts."""
+    measures: dict[str, Measure]
+    """Figures of the rows that the data card summarises, by name. Names that end with "tokens" are token counts."""
     per_problem: bool = False
     """Whether a row represents a problem, so that only one round is exported."""
 
@@ -93,6 +97,11 @@ class ExportFormat:
     def needs_answers(self) -> bool:
         """Whether the rows contain reference answers."""
         return "reward_model" in self.columns
+
+    @property
+    def needs_questions(self) -> bool:
+        """Whether the rows contain questions that the shards of their kind do not have."""
+        return self.kind not in (TREES, VALUES)
 
     def all_columns(self) -> dict[str, ExportColumn]:
         """Return the format's own columns and those of all formats."""
@@ -121,21 +130,34 @@ def _column(type: pa.DataType, meaning: str, field: str | None = None) -> Export
     return ExportColumn(type=type, meaning=meaning, field=field)
 
 
-def _value(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row[name]
+def _value(name: str) -> Measure:
+    return lambda rows: rows[name].to_pylist()
 
 
-def _size(name: str) -> Callable[[Row], float]:
-    return lambda row: len(row[name])
+def _size(name: str) -> Measure:
+    return lambda rows: rows[name].combine_chunks().value_lengths().to_pylist()
 
 
-def _inner_size(name: str) -> Callable[[Row], float]:
-    return lambda row: sum(map(len, row[name]))
+def _inner_size(name: str) -> Measure:
+    return lambda rows: inner_sizes(rows[name].combine_chunks()).tolist()
 
 
-def _mean_target(row: Row) -> float:
-    known = [target for target in row["labels"] if target is not None]
+def _each(name: str, measure: Callable[[Any], float | None]) -> Measure:
+    return lambda rows: [measure(value) for value in python_values(rows[name].combine_chunks())]
+
+
+def _margin(rows: pa.Table) -> list[float]:
+    pairs = zip(rows["chosen_value"].to_pylist(), rows["rejected_value"].to_pylist(), strict=True)
+    return [chosen - rejected for chosen, rejected in pairs]
+
+
+def _mean_known(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
     return sum(known) / len(known)
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((abs(value) for value in values if value is not None), default=None)
 
 
 _LOGPS_MEANING = "Log-probability of each of its tokens under the policy at temperature 1, in nats."
@@ -231,27 +253,27 @@ _TREES_ABOUT = (
     "their children. The models saw exactly `prompt_ids` and the `token_ids` along a path. Every step has an advantage."
 )
 
-_PAIR_MEASURES: dict[str, Callable[[Row], float | None]] = {
-    "margin": lambda row: row["chosen_value"] - row["rejected_value"],
+_PAIR_MEASURES: dict[str, Measure] = {
+    "margin": _margin,
     "depth": _value("depth"),
     "prompt tokens": _size("prompt_token_ids"),
     "chosen tokens": _size("chosen_token_ids"),
     "rejected tokens": _size("rejected_token_ids"),
 }
-_TRACE_MEASURES: dict[str, Callable[[Row], float | None]] = {
+_TRACE_MEASURES: dict[str, Measure] = {
     "mean value": _value("mean_value"),
     "prompt tokens": _size("prompt_token_ids"),
     "solution tokens": _size("completion_token_ids"),
 }
-_GRADED_MEASURES: dict[str, Callable[[Row], float | None]] = {
-    "share good": lambda row: float(row["label"]),
+_GRADED_MEASURES: dict[str, Measure] = {
+    "share good": _each("label", float),
     "value": _value("value"),
     "completion tokens": _size("completion_token_ids"),
 }
-_TREE_MEASURES: dict[str, Callable[[Row], float | None]] = {
+_TREE_MEASURES: dict[str, Measure] = {
     "nodes": _size("parents"),
     "simulations": _value("num_simulations"),
-    "largest advantage": lambda row: max((abs(value) for value in row["advantages"] if value is not None), default=None),
+    "largest advantage": _each("advantages", _largest),
     "step tokens": _inner_size("token_ids"),
 }
 
@@ -419,7 +441,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         measures={
             "steps": _size("labels"),
             "solution tokens": _inner_size("step_token_ids"),
-            "share of good steps": lambda row: sum(row["labels"]) / len(row["labels"]),
+            "share of good steps": _each("labels", lambda labels: sum(labels) / len(labels)),
         },
         rows=stepwise_rows,
         restore=restore_stepwise,
@@ -438,7 +460,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
             "label": _column(_TEXT, "The same text with `+` or `-` in place of every `ки`."),
             "value": _column(_TEXTS, "The signs alone."),
         },
-        measures={"steps": _size("value"), "share of good steps": lambda row: row["value"].count("+") / len(row["value"])},
+        measures={"steps": _size("value"), "share of good steps": _each("value", lambda signs: signs.count("+") / len(signs))},
         rows=shepherd_rows,
         whole=False,
     ),
@@ -478,7 +500,11 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
                 pa.list_(_IDS), "Its token ids, which the policy did not sample; empty without any.", "given_ids"
             ),
         },
-        measures={"steps": _size("completions"), "mean target": _mean_target, "solution tokens": _inner_size("completion_token_ids")},
+        measures={
+            "steps": _size("completions"),
+            "mean target": _each("labels", _mean_known),
+            "solution tokens": _inner_size("completion_token_ids"),
+        },
         rows=value_path_rows,
         restore=restore_path,
         restored=VALUES,
@@ -531,7 +557,7 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         },
         measures={
             "share right": _value("outcome"),
-            "largest advantage": lambda row: max(map(abs, row["advantages"])),
+            "largest advantage": _each("advantages", _largest),
             "solution tokens": _size("responses"),
         },
         rows=trajectory_rows,

@@ -29,8 +29,8 @@ PromptedT = TypeVar("PromptedT", PreferencePair, GradedRow, Trace)
 class ExportSource:
     """Facts about a run that its rows do not contain."""
 
-    questions: Mapping[str, str]
-    """Question of every problem by id."""
+    questions: Mapping[str, str] = field(default_factory=dict)
+    """Question of every problem by id, where the trees of the export do not have it."""
     answers: Mapping[str, str] = field(default_factory=dict)
     """Reference answer of every problem by id, for formats that pass problems to another trainer."""
     prompt_template: str = "{question}\n"

@@ -45,9 +45,20 @@ def check_rounds(config: Config) -> None:
 
 
 def check_cluster(config: Config) -> None:
-    """Check that a cluster that the workers are to run on can be used; errors as for ``check_ray``."""
-    if config.run.cluster == "ray":
-        check_ray(config.run.ray)
+    """Check that a cluster that the workers are to run on can be used; errors as for ``check_ray``.
+
+    Raises:
+        ConfigError: Also if a worker would have fewer GPUs than its model has parts.
+    """
+    if config.run.cluster != "ray":
+        return
+    gpus, parts = config.run.ray.gpus, config.policy.vllm.tensor_parallel
+    if config.policy.backend == "vllm" and gpus is not None and 1 < parts != gpus:
+        raise ConfigError(
+            f"run.ray.gpus: a worker must have as many GPUs as its model has parts (policy.vllm.tensor_parallel = {parts}): got {gpus:g} "
+            "-- leave it out"
+        )
+    check_ray(config.run.ray)
 
 
 def _check(config: Config) -> None:

@@ -56,7 +56,7 @@ def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], in
     run = config.run
     cpus = run.threads if run.ray.cpus is None else run.ray.cpus
     with connected(run.ray, num_cpus=max(num_cores(), math.ceil(run.workers * cpus))) as is_own:
-        room = measured_room(cpus, _gpus(config))
+        room = measured_room(cpus, gpus_of_worker(config))
         if not is_own:
             check_nodes(list(room.workers), root, inputs)
         if run.workers > room.num_workers:
@@ -73,8 +73,11 @@ def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], in
             yield pool
 
 
-def _gpus(config: Config) -> float | None:
-    """Return the GPUs of a Ray worker; None leaves the choice to the cluster."""
+def gpus_of_worker(config: Config) -> float | None:
+    """Return the GPUs of a Ray worker; None leaves the choice to the cluster.
+
+    A worker lies on one node, and Ray shows it these GPUs alone. vLLM spreads the parts of a model over them in processes of its own.
+    """
     if config.run.ray.gpus is not None:
         return config.run.ray.gpus
     if config.policy.device == "cpu":

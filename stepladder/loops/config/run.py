@@ -66,6 +66,14 @@ class RayConfig(Section):
     retries: int = Field(default=2, ge=0)
     """How often a shard is done again after its worker or node died. After that the run fails."""
 
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        check(
+            self.gpus is None or self.gpus <= 1 or self.gpus == int(self.gpus),
+            f"gpus: above 1 it must be a whole number: got {self.gpus}",
+        )
+        return self
+
 
 class RunConfig(Section):
     """The run as a whole."""
