@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs.workers import Task, WorkClock, forget_result
 
 
@@ -37,6 +38,10 @@ class InlinePool:
     def drop_ahead(self) -> None:
         """Forget the tasks of the next round."""
         self._ahead = []
+
+    def train(self, task: Task, section: TrainingConfig, *, on_progress: Any) -> Any:
+        """Make the call here."""
+        return task.function(**task.arguments)
 
     def rest(self) -> None:
         """Hold nothing back."""

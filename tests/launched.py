@@ -5,6 +5,7 @@ Every training leaves its model and the losses of its updates in a directory of 
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from stepladder.errors import DataFormatError
 from stepladder.lm.processes import leave_group
 from stepladder.lm.settings import LoraSettings, TrainSettings
+from stepladder.lm.training import TrainReport
+from stepladder.loops.runs.workers import Progress, report_progress
 from stepladder.policy.fine_tuning import train_preference, train_sft
 from stepladder.policy.objectives import PreferenceObjective
 from stepladder.policy.preference_settings import DPO
@@ -80,6 +84,24 @@ def train_sharded(start: Path, out: Path) -> None:
         patch.setattr(PartialState, "set_device", lambda self: setattr(self, "device", torch.device("cpu")))
         for name in SHARDED:
             _recorded(f"sft {name}", start, out, train_sft, uneven_rows()["traces"], VARIANTS[name])
+
+
+def train_with_stops(*, start: Path, out: Path, armed: Path) -> TrainReport:
+    """Fine-tune with checkpoints. While the file ``armed`` exists, the first process removes it and dies after the fifth update."""
+
+    def on_progress(step: int, total: int, loss: float, tokens: int) -> None:
+        if step == 5 and armed.exists():
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        report_progress(Progress(stage="training", items=1, total=total))
+
+    settings = replace(SETTINGS, epochs=4.0, checkpoint_every=2)
+    return train_sft(start, uneven_rows()["traces"], out, settings, renderer_hash=HASH, on_progress=on_progress)
+
+
+def fail_with_environment(*, out: Path, names: list[str]) -> None:
+    """Fail with the values of environment variables, and with the directory in which this runs."""
+    raise DataFormatError(" ".join([*(os.environ[name] for name in names), os.getcwd()]))
 
 
 def _recorded(name: str, start: Path, out: Path, train: Any, rows: list[Any], settings: TrainSettings, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """Runs on a Ray cluster of this machine: the bytes of a run in one process, whatever dies; and what is refused before any work."""
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stepladder.commands import evolve as evolve_command
 from stepladder.commands import prm_scoring, solve_search
 from stepladder.commands.evolve import evolve
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.loops.assembly.checks import check_cluster
-from stepladder.loops.assembly.workers import gpus_of_worker
+from stepladder.loops.assembly.workers import check_training_room, gpus_of_worker
+from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config, RayConfig
+from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs import ray_cluster
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.ray_cluster import Room, check_nodes, check_ray, connected, measured_room
@@ -26,6 +31,8 @@ from stepladder.loops.runs.ray_workers import RayWorkers, ray_workers
 from stepladder.loops.runs.workers import Progress, Task, Workers, prepare_worker, report_progress
 from tests.inline import InlinePool
 from tests.integration.test_evolve import data_digests
+from tests.launched import fail_with_environment, train_with_stops
+from tests.models import save_tiny_policy
 from tests.runs import write_tiny_config
 from tests.spread_work import Place
 from tests.worker_tasks import check_ahead, fail, square, visible_gpus, where
@@ -287,6 +294,48 @@ def test_nodes_are_checked(room: Room, tmp_path: Path, monkeypatch: pytest.Monke
         ConfigError, match=r"^run\.cluster: node 127\.0\.0\.1 must have the software of this process: stepladder .* != 0\.0"
     ):
         check_nodes(nodes, tmp_path, {})
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_survives_a_death(pool: RayWorkers, tmp_path: Path) -> None:
+    """Ray Train's two processes learn what one does, to rounding, although one of them dies after the fifth of six updates."""
+    start, armed, seen = tmp_path / "start", tmp_path / "armed", list[Progress]()
+    save_tiny_policy(start)
+    alone = train_with_stops(start=start, out=tmp_path / "alone", armed=armed)
+    armed.touch()
+    pool.rest()
+    task = Task.of(train_with_stops, start=start, out=tmp_path / "two", armed=armed)
+    two = pool.train(task, TrainingConfig(num_processes=2), on_progress=seen.append)
+    assert not armed.exists()
+    assert (two.updates, two.rows) == (alone.updates, alone.rows) == (6, 7)
+    figures = ("first_loss", "last_loss", "mean_loss")
+    assert [getattr(two, name) for name in figures] == pytest.approx([getattr(alone, name) for name in figures], abs=2e-6)
+    # Four updates before the death, and from the checkpoint after the fourth the other two.
+    assert sum(progress.items for progress in seen) == 6
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"start", "alone", "two"}
+
+
+@pytest.mark.slow
+def test_trainings_fail_as_they_are_and_have_accelerates_settings(pool: RayWorkers, tmp_path: Path) -> None:
+    """An error keeps its type and place. A file of accelerate reaches the process as under its own command, and paths stay."""
+    section = TrainingConfig(accelerate_config=str(Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp.yaml"))
+    names = ["ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_STATE_DICT_TYPE", "WORLD_SIZE"]
+    pool.rest()
+    with pytest.raises(DataFormatError, match=f"^true 2 SHARDED_STATE_DICT 1 {re.escape(os.getcwd())}") as caught:
+        pool.train(Task.of(fail_with_environment, out=tmp_path / "out", names=names), section, on_progress=lambda progress: None)
+    assert "in fail_with_environment" in caught.value.__notes__[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_trainings_without_room_are_refused(room: Room) -> None:
+    """Three processes on two CPUs would wait for ever."""
+    settings = ["problems.train=a", "problems.test=b", "policy.model=m", "policy.device=cpu", "run.cluster=ray", "training.num_processes=3"]
+    check_training_room(load_config(None, [*settings[:-1], "training.num_processes=2"]), room)
+    with pytest.raises(ConfigError, match=r"^training\.num_processes: must be at most .* has room: got 3 > 2 -- lower it"):
+        check_training_room(load_config(None, settings), room)
 
 
 @pytest.mark.slow

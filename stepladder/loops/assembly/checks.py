@@ -490,7 +490,8 @@ def check_training(config: Config) -> None:
     check_trackers(section.report_to)
     if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
         raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
-    if section.num_processes > 1 and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
+    is_local = config.run.cluster == "local" and section.num_processes > 1
+    if is_local and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
         raise ConfigError(
             f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
         )

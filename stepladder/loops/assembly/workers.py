@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from stepladder.errors import ConfigError
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.inputs import input_paths
 from stepladder.loops.runs.machine import num_cores
-from stepladder.loops.runs.ray_cluster import check_nodes, connected, measured_room
+from stepladder.loops.runs.ray_cluster import Room, check_nodes, connected, measured_room
+from stepladder.loops.runs.ray_training import gpus_of_training
 from stepladder.loops.runs.ray_workers import ray_workers
 from stepladder.loops.runs.workers import Workers, worker_pool
 
@@ -55,10 +57,12 @@ def existing_paths(named: Mapping[str, str | None]) -> dict[str, Path]:
 def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], inputs: Mapping[str, Path]) -> Iterator[Workers]:
     run = config.run
     cpus = run.threads if run.ray.cpus is None else run.ray.cpus
-    with connected(run.ray, num_cpus=max(num_cores(), math.ceil(run.workers * cpus))) as is_own:
+    num_cpus = max(run.workers, config.training.num_processes) * cpus
+    with connected(run.ray, num_cpus=max(num_cores(), math.ceil(num_cpus))) as is_own:
         room = measured_room(cpus, gpus_of_worker(config))
         if not is_own:
             check_nodes(list(room.workers), root, inputs)
+        check_training_room(config, room)
         if run.workers > room.num_workers:
             say(f"run.workers: {run.workers} are wanted, and the Ray cluster has room for {room.num_workers}; the others wait for nodes")
         workers = ray_workers(
@@ -71,6 +75,21 @@ def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], in
         )
         with workers as pool:
             yield pool
+
+
+def check_training_room(config: Config, room: Room) -> None:
+    """Check that the connected cluster has room for the processes of trainings.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    wanted = config.training.num_processes
+    found = measured_room(room.cpus, gpus_of_training(room.gpus)).num_workers if config.training.launched else wanted
+    if wanted > found:
+        raise ConfigError(
+            f"training.num_processes: must be at most the number of processes for which the Ray cluster has room: got {wanted} > {found} "
+            "-- lower it, or run.ray.cpus, or start other nodes"
+        )
 
 
 def gpus_of_worker(config: Config) -> float | None:

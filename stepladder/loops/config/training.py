@@ -20,7 +20,8 @@ class TrainingConfig(Section):
     """Settings of all trainings."""
 
     num_processes: int = Field(default=1, ge=1)
-    """Processes that train one model together, one per GPU of this machine. They share every update; results differ by rounding."""
+    """Processes that train one model together, one per GPU: of this machine, or of the cluster with ``run.cluster = "ray"``. They share
+    every update; results differ by rounding."""
     accelerate_config: str | None = None
     """Configuration file of accelerate, for a model that one GPU cannot hold with its optimiser (FSDP, DeepSpeed); None is a copy each."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()

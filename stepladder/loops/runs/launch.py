@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from traceback import format_exc
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepladder.errors import BackendError
 from stepladder.locks import process_lives
@@ -26,7 +26,9 @@ from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs import workers
 from stepladder.loops.runs.workers import Progress, ResultT, Task
 
-_JOB, _RESULT, _FAILURE, _PROGRESS, _LOG = "job.pickle", "result.pickle", "failure.pickle", "progress.jsonl", "log.txt"
+FAILURE = "failure.pickle"
+"""File of the exception of a process."""
+_JOB, _RESULT, _PROGRESS, _LOG = "job.pickle", "result.pickle", "progress.jsonl", "log.txt"
 _POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
 _LOG_LINES = 8
@@ -48,7 +50,7 @@ def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, 
     with tempfile.TemporaryDirectory(prefix="stepladder-") as name:
         folder = Path(name)
         (folder / _JOB).write_bytes(pickle.dumps((task.function, task.arguments, os.getpid())))
-        (folder / _PROGRESS).touch()
+        prepare_folder(folder)
         with (folder / _LOG).open("w") as log:
             process = subprocess.Popen(
                 [*launch_command(section), "-m", "stepladder.loops.runs.launch", name],
@@ -60,10 +62,17 @@ def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, 
                 start_new_session=True,
             )
             try:
-                _follow(process, folder / _PROGRESS, on_progress)
+                follow(lambda: process.poll() is None, folder, on_progress)
             finally:
                 _end(process)
-        return _result(folder, process.returncode)
+        found = result_of(folder)
+        if process.returncode or found is None:
+            lines = [line.strip() for line in (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            raise BackendError(
+                f"training: a launched process ended with code {process.returncode}, most likely for memory -- lower micro_batch_size; it "
+                "said: " + " | ".join(lines[-_LOG_LINES:])
+            )
+        return found.value
 
 
 def launch_command(section: TrainingConfig) -> list[str]:
@@ -75,13 +84,35 @@ def launch_command(section: TrainingConfig) -> list[str]:
     return [*command, "--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 
 
-def _follow(process: subprocess.Popen, path: Path, on_progress: Callable[[Progress], None]) -> None:
-    """Pass progress on until the process has ended; a line that is still being written waits for its end."""
+def launch_environment(section: TrainingConfig) -> dict[str, str]:
+    """Return the variables by which ``accelerate launch`` passes the section's settings on to every process."""
+    # Not all of them are public: a test reads the shipped files with them.
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    arguments = launch_command_parser().parse_args([*launch_command(section)[3:], "-m", "stepladder"])
+    arguments, file, _ = _validate_launch_command(arguments)
+    if arguments.use_deepspeed:
+        fields = getattr(file, "deepspeed_config", None) or ()
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(fields)
+        found = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        found = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in found.items() if os.environ.get(name) != value and name != "PYTHONPATH"}
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the files of a job that must be there before it begins."""
+    (folder / _PROGRESS).touch()
+
+
+def follow(is_running: Callable[[], bool], folder: Path, on_progress: Callable[[Progress], None]) -> None:
+    """Pass the progress of a job on until it has ended; a line that is still being written waits for its end."""
     rest = ""
-    with path.open(encoding="utf-8") as lines:
+    with (folder / _PROGRESS).open(encoding="utf-8") as lines:
         running = True
         while running:
-            running = process.poll() is None
+            running = is_running()
             *whole, rest = (rest + lines.read()).split("\n")
             for line in whole:
                 on_progress(Progress(**json.loads(line)))
@@ -96,19 +127,26 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _result(folder: Path, code: int) -> Any:
-    if (folder / _FAILURE).exists():
-        error, traceback = pickle.loads((folder / _FAILURE).read_bytes())
+def failure_of(folder: Path) -> tuple[Exception, str] | None:
+    """Return the exception of a job with its traceback; None without one."""
+    return pickle.loads((folder / FAILURE).read_bytes()) if (folder / FAILURE).exists() else None
+
+
+class Found(NamedTuple):
+    """What a job left."""
+
+    value: Any
+    """What the first process returned."""
+
+
+def result_of(folder: Path) -> Found | None:
+    """Return the result of a job that has ended; None if it left none. An exception of the job is raised."""
+    if (failure := failure_of(folder)) is not None:
+        error, traceback = failure
         # A debugger needs the place of the exception in the other process.
         error.add_note(traceback)
         raise error
-    if code or not (folder / _RESULT).exists():
-        lines = [line.strip() for line in (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise BackendError(
-            f"training: a launched process ended with code {code}, most likely for memory -- lower micro_batch_size; it said: "
-            + " | ".join(lines[-_LOG_LINES:])
-        )
-    return pickle.loads((folder / _RESULT).read_bytes())
+    return Found(pickle.loads((folder / _RESULT).read_bytes())) if (folder / _RESULT).exists() else None
 
 
 class _Lines:
@@ -126,24 +164,33 @@ def main(folder: Path) -> None:
     """Do the job of a directory as one of several processes."""
     function, arguments, launcher = pickle.loads((folder / _JOB).read_bytes())
     threading.Thread(target=_exit_with, args=(os.getppid(), launcher), daemon=True).start()
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
-        workers.connect(_Lines(folder / _PROGRESS))
     try:
-        result = function(**arguments)
-    except Exception as error:
-        # As in the workers, the caller raises the exception again. All processes may fail in the same way at the same time; the message of
-        # any one is enough.
-        temporary = folder / f"{_FAILURE}.{os.getpid()}"
-        temporary.write_bytes(pickle.dumps((error, format_exc())))
-        os.replace(temporary, folder / _FAILURE)
+        do_job(folder, Task(function=function, arguments=arguments))
+    except Exception:
         sys.exit(1)
-    if first:
-        (folder / _RESULT).write_bytes(pickle.dumps(result))
     # Not at the top: a process that only starts others needs no model library.
     from stepladder.lm.processes import leave_group
 
     leave_group()
+
+
+def do_job(folder: Path, task: Task) -> None:
+    """Make the call of a job in one of its processes, and leave what comes of it in its directory."""
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        workers.connect(_Lines(folder / _PROGRESS))
+    try:
+        result = task.function(**task.arguments)
+    except Exception as error:
+        # As in the workers, the caller raises the exception again. All processes may fail in the same way at the same time, or because one
+        # has failed: the first message is enough.
+        if not (folder / FAILURE).exists():
+            temporary = folder / f"{FAILURE}.{os.getpid()}"
+            temporary.write_bytes(pickle.dumps((error, format_exc())))
+            os.replace(temporary, folder / FAILURE)
+        raise
+    if first:
+        (folder / _RESULT).write_bytes(pickle.dumps(result))
 
 
 def _exit_with(parent: int, launcher: int) -> None:

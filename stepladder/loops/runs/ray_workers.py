@@ -19,7 +19,9 @@ from traceback import format_exc
 from typing import Any, NamedTuple
 
 from stepladder.errors import BackendError
+from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs.ray_cluster import Room
+from stepladder.loops.runs.ray_training import Processes, gpus_of_training, train_on_ray
 from stepladder.loops.runs.workers import Batch, Progress, ResultT, Task, WorkClock, connect, forget_result, prepare_worker
 
 _POLL_S = 1.0
@@ -188,6 +190,7 @@ class RayWorkers:
         make: Any = ray.remote(_Actor)
         self._new_actor = make.options(num_cpus=room.cpus, num_gpus=room.gpus)
         self._threads, self._retries, self._say, self._check_node = threads, retries, say, check_node
+        self._training = Processes(room.cpus, gpus_of_training(room.gpus), threads, retries)
         self._checked = set(room.workers)
         self.clock = WorkClock()
         self._workers: list[_Worker] = []
@@ -234,6 +237,10 @@ class RayWorkers:
         if leaving := [worker.actor.leave.remote() for worker in self._workers]:
             ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_S)
         self.close()
+
+    def train(self, task: Task[ResultT], section: TrainingConfig, *, on_progress: Callable[[Progress], None]) -> ResultT:
+        """Make a call in processes of the cluster that train one model together; see ``train_on_ray``."""
+        return train_on_ray(task, section, self._training, on_progress=on_progress)
 
     def close(self) -> None:
         """End all workers at once, which is safe because results are written completely or not at all."""

@@ -26,6 +26,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
+from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs.live import LiveTree
 
 ResultT = TypeVar("ResultT")
@@ -213,6 +214,20 @@ class Workers(Protocol):
         """End the workers, when they are idle, to free their models, engines and GPU memory. The next task starts them again."""
         ...
 
+    def train(self, task: Task[ResultT], section: TrainingConfig, *, on_progress: Callable[[Progress], None]) -> ResultT:
+        """Make a call in several processes that train one model together, while the workers rest; return the first one's result.
+
+        Args:
+            task: The call, whose argument ``out`` is the directory of the model.
+            section: How many processes, and how they divide the model.
+            on_progress: Receives the reports of the first process.
+
+        Raises:
+            Exception: The exception of the call.
+            BackendError: If a process died.
+        """
+        ...
+
 
 class WorkerPool:
     """A fixed number of worker processes."""
@@ -282,6 +297,13 @@ class WorkerPool:
         for future in begun:
             del self._begun[future]
             future.result()
+
+    def train(self, task: Task[ResultT], section: TrainingConfig, *, on_progress: Callable[[Progress], None]) -> ResultT:
+        """Make a call in processes of this machine that train one model together; see ``run_launched``."""
+        # Not at the top: a launched process imports this module.
+        from stepladder.loops.runs.launch import run_launched
+
+        return run_launched(task, section, threads=self._threads, on_progress=on_progress)
 
     def _finish(self, batch: Batch[Any], on_progress: Callable[[Progress], None]) -> None:
         try:

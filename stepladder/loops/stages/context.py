@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.inputs import InputGuard
-from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.machine import worker_memory_mb
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Task, Workers
@@ -184,14 +183,13 @@ class RoundContext:
 
     def train(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
         """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
-        section, threads = self.config.training, self.config.run.threads
-        if not section.launched:
+        if not self.config.training.launched:
             return self.work(tasks, totals)
         self.pool.rest()
         # Nobody is idle: the workers have left the machine to the trainings.
         self.pool.clock.change(self.pool.num_workers)
         try:
             with self.display.stages(totals) as on_progress:
-                return [run_launched(task, section, threads=threads, on_progress=on_progress) for task in tasks]
+                return [self.pool.train(task, self.config.training, on_progress=on_progress) for task in tasks]
         finally:
             self.pool.clock.change(-self.pool.num_workers)

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from stepladder.errors import BackendError, ConfigError, DataFormatError
 from stepladder.loops.assembly.checks import check_training
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.training import TrainingConfig
-from stepladder.loops.runs.launch import launch_command, run_launched
+from stepladder.loops.runs.launch import launch_command, launch_environment, run_launched
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_pool
 
 REPO = Path(__file__).parents[4]
@@ -150,20 +148,23 @@ def test_how_trainings_run_may_change_within_a_run() -> None:
 def test_shipped_accelerate_configurations_are_accelerates(path: Path) -> None:
     """Accelerate reads every file and makes of it what its name says: the kind of sharding reaches the processes' environment."""
     assert load_config_from_file(str(path)).num_machines == 1
-    command = launch_command(TrainingConfig(num_processes=4, accelerate_config=str(path)))
-    arguments = launch_command_parser().parse_args([*command[3:], "-m", "stepladder.loops.runs.launch", "folder"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    assert arguments.num_processes == 4 and arguments.training_script == "stepladder.loops.runs.launch" and arguments.module
+    environment = launch_environment(TrainingConfig(num_processes=4, accelerate_config=str(path)))
+    assert "PYTHONPATH" not in environment
     if path.stem == "fsdp":
-        environment = prepare_multi_gpu_env(arguments)
-        assert arguments.use_fsdp and environment["ACCELERATE_USE_FSDP"] == "true"
+        assert environment["ACCELERATE_USE_FSDP"] == "true"
         assert (environment["FSDP_VERSION"], environment["FSDP_STATE_DICT_TYPE"]) == ("2", "SHARDED_STATE_DICT")
         assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
     else:
         stage = int(path.stem.removeprefix("deepspeed-zero"))
-        arguments.deepspeed_fields_from_accelerate_config = ""
-        _, environment = prepare_deepspeed_cmd_env(arguments)
-        assert arguments.use_deepspeed and environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+        assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
         assert environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == environment["ACCELERATE_GRADIENT_CLIPPING"] == "auto"
         assert environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "None") == ("true" if stage == 3 else "None")
+
+
+def test_without_a_file_processes_hold_copies() -> None:
+    """Neither FSDP nor DeepSpeed is turned on, and the command names the number of processes."""
+    environment = launch_environment(TWO)
+    assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(environment)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert "--num_processes=2" in launch_command(TWO)
