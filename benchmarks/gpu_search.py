@@ -7,8 +7,10 @@
 The model has the shape of a known one and random weights, so every token is about as likely as any other. One token in twenty ends a line,
 and so a step: steps have geometric lengths with a mean of twenty tokens. Prompts have 110 tokens.
 
-The baseline is what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the engine
-takes, without seeds and log-probabilities, whole solutions of 120 tokens. Searches have so many trees at once that the engine always has
+The baselines are what a user of vLLM gets from the same engine: plain requests through vLLM's own front end, as many in flight as the
+engine takes, without seeds and log-probabilities. In the first, all are whole solutions of 120 tokens, so that they begin and end together:
+the easiest case, in which the engine almost only decodes. In the second, their lengths are those of solutions of six steps, as in real use.
+Searches have so many trees at once that the engine always has
 requests waiting, as a run over many problems has, and enough problems to sample about as many tokens as the plain requests do. Nothing is
 scored. Every figure is tokens sampled per second, ends of the run included.
 """
@@ -41,6 +43,7 @@ from stepladder.types import Budget, Problem, Provenance
 PROMPT_TOKENS, STEP_TOKENS, MAX_STEP_TOKENS, MAX_DEPTH = 110, 20, 80, 6
 WHOLE_SOLUTION = STEP_TOKENS * MAX_DEPTH
 CHILDREN, TREES = 4, 256
+BASELINES = ("vLLM itself, equal lengths", "vLLM itself, staggered lengths")
 FORMAT = StepFormat(prompt_template="{question}", step_end="\n", answer_pattern="(never)")
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="-", renderer_hash="-")
 
@@ -88,6 +91,10 @@ def save_model(shape: Shape, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+Lengths = Callable[[int], int]
+"""The tokens of the sequence of each number."""
+
+
 class Bench:
     """An engine with problems."""
 
@@ -113,12 +120,12 @@ class Bench:
         drawn = rng.integers(1, len(self.tokenizer) // STEP_TOKENS - 1, (max(2048, batch), PROMPT_TOKENS)) * STEP_TOKENS + 1
         self.problems = [Problem(id=str(i), question="".join(f"w{n} " for n in row)) for i, row in enumerate(drawn.tolist())]
 
-    def plain(self, *, total: int, seeds: bool = False, **more: Any) -> tuple[int, float]:
+    def plain(self, *, total: int, lengths: Lengths, seeds: bool = False, **more: Any) -> tuple[int, float]:
         """Return tokens and seconds of plain requests through vLLM's front end; ``more`` are further sampling parameters."""
         llm: Any = self.engine._engine
 
         def start(number: int, prompt: list[int]) -> None:
-            params = _sampling(max_tokens=WHOLE_SOLUTION, seed=number if seeds else None, **more)
+            params = _sampling(max_tokens=lengths(number), seed=number if seeds else None, **more)
             llm.add_request(str(number), {"prompt_token_ids": prompt}, params)
 
         def step() -> list[tuple[int, bool]]:
@@ -126,12 +133,12 @@ class Bench:
 
         return self._flow(start, step, total=total)
 
-    def handed_over(self, *, total: int) -> tuple[int, float]:
+    def handed_over(self, *, total: int, lengths: Lengths) -> tuple[int, float]:
         """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with seeds and log-probabilities."""
         request = self.engine.prepare(_sampling(max_tokens=1, logprobs=0))
 
         def start(number: int, prompt: list[int]) -> None:
-            self.engine.sample(prompt, request, seed=number, max_tokens=WHOLE_SOLUTION)
+            self.engine.sample(prompt, request, seed=number, max_tokens=lengths(number))
 
         def step() -> list[tuple[int, bool]]:
             return [(len(new.token_ids), new.finish_reason is not None) for new in self.engine.sample_step()]
@@ -183,6 +190,17 @@ class Bench:
         return policy.generated_tokens, seconds, more
 
 
+def equal(number: int) -> int:
+    """Return the length of a solution; all are equally long."""
+    return WHOLE_SOLUTION
+
+
+def staggered(number: int) -> int:
+    """Return the length of a solution: its steps have geometric lengths, cut as in a search."""
+    steps = np.random.default_rng(number).geometric(1 / STEP_TOKENS, MAX_DEPTH)
+    return int(np.minimum(steps, MAX_STEP_TOKENS).sum())
+
+
 def _sampling(**more: Any) -> Any:
     """Return the sampling parameters that all sequences share, and ``more``."""
     from vllm import SamplingParams
@@ -229,23 +247,24 @@ def main() -> None:
         bench = Bench(folder, batch=arguments.batch, cache_gb=arguments.cache_gb, options=json.loads(arguments.options))
         console.log(f"engine started in {bench.start_s:.0f} s")
         _wait_for(arguments.after)
-        table = Table("what", "tokens", "seconds", "tokens/s", "of vLLM's", "more", title=f"{arguments.shape}, {arguments.batch} at once")
-        bench.plain(total=arguments.batch)
-        begin, plain = time.perf_counter(), None
+        columns = ("what", "tokens", "seconds", "tokens/s", "of equal", "of staggered", "more")
+        table = Table(*columns, title=f"{arguments.shape}, {arguments.batch} at once")
+        bench.plain(total=arguments.batch, lengths=equal)
+        begin, rates = time.perf_counter(), dict[str, float]()
 
         def report(what: str, tokens: int, seconds: float, more: dict[str, float]) -> None:
-            rate = tokens / seconds
+            rates[what] = rate = tokens / seconds
+            shares = {name: round(rate / rates[name], 3) for name in BASELINES if name in rates}
             said = ", ".join(f"{key} {value:,.3g}" for key, value in more.items())
-            table.add_row(what, f"{tokens:,}", f"{seconds:.1f}", f"{rate:,.0f}", "" if plain is None else f"{rate / plain:.2f}", said)
+            table.add_row(what, f"{tokens:,}", f"{seconds:.1f}", f"{rate:,.0f}", *(str(shares.get(name, "")) for name in BASELINES), said)
             line = {"what": what, "shape": arguments.shape, "batch": arguments.batch, "tokens": tokens, "seconds": round(seconds, 2)}
-            print(json.dumps({**line, "rate": round(rate), "of_plain": plain and round(rate / plain, 3), **more}), flush=True)
+            print(json.dumps({**line, "rate": round(rate), "of": shares, **more}), flush=True)
 
         total = arguments.sequences
-        tokens, seconds = bench.plain(total=total)
-        plain = tokens / seconds
-        report("vLLM itself", tokens, seconds, {})
-        report("the same with seeds and log-probabilities", *bench.plain(total=total, seeds=True, logprobs=0), {})
-        report("these, given to its core by stepladder", *bench.handed_over(total=total), {})
+        for name, lengths in zip(BASELINES, (equal, staggered), strict=True):
+            report(name, *bench.plain(total=total, lengths=lengths), {})
+        report("with seeds and log-probabilities", *bench.plain(total=total, lengths=staggered, seeds=True, logprobs=0), {})
+        report("given to its core by stepladder", *bench.handed_over(total=total, lengths=staggered), {})
         for each in arguments.methods.split(","):
             method, _, wave = each.partition(":")
             if time.perf_counter() - begin > arguments.seconds:

@@ -130,6 +130,9 @@ class EngineOptions:
     """Tokens of a cache block, >= 1; None is 32 on a CPU and vLLM's choice on a GPU."""
     max_context: Annotated[int, Ge(2)] | None = None
     """Tokens of question and solution together, >= 2; None is the model's own limit. Lower it when the cache does not fit."""
+    arrival_steps: Count | None = None
+    """Steps of the engine from one arrival of new sequences to the next, >= 1; None is 4 on a GPU and 1 on a CPU. A GPU is fastest in steps
+    without arrivals, and the sequences of a search are short and end at any time."""
     options: dict[str, JsonValue] = field(default_factory=dict)
     """Further arguments of ``vllm.EngineArgs``, such as ``quantization = "fp8"`` or ``compilation_config = {mode = 0}``."""
 

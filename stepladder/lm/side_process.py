@@ -46,7 +46,9 @@ def end_with_parent() -> None:
     """Called in a process of ``start``: let its group end as soon as the process that started it is gone."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: Python aborts at its end if a thread still reads there.
+        while os.read(0, 1):
+            pass
         os.killpg(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

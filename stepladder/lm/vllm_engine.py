@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 from stepladder.errors import BackendError
 from stepladder.lm.settings import EngineSettings
-from stepladder.lm.vllm_start import Task, start_engine, told
+from stepladder.lm.vllm_start import Task, on_cpu, start_engine, told
+
+ARRIVAL_STEPS = 4
+"""Steps of an engine on a GPU from one arrival of new sequences to the next."""
 
 
 class NewTokens(NamedTuple):
@@ -27,6 +30,51 @@ class NewTokens(NamedTuple):
     """Why vLLM ended the sequence; None while it goes on."""
     cached_tokens: int
     """With the first tokens, how many of the prefix were in the cache; 0 later."""
+
+
+class Arrivals:
+    """Sequences that wait for an engine. They go to it together, every few steps, or at once if it has nothing else to do.
+
+    A step that takes up a sequence reads its prefix beside the tokens of the others, and is much slower on a GPU: vLLM's CUDA graphs of
+    whole steps are for steps that only decode. The sequences of a search are short and end at any time, so without waiting every step
+    would be such a step.
+    """
+
+    def __init__(self, steps: int) -> None:
+        """Begin with no sequence.
+
+        Args:
+            steps: Steps of the engine from one arrival to the next, >= 1; with 1 nothing waits.
+        """
+        self.steps = steps
+        self._waiting: dict[str, Any] = {}
+        self._since = 0
+
+    def add(self, key: str, request: Any) -> None:
+        """Let a sequence wait."""
+        self._waiting[key] = request
+
+    def take(self, num_open: int) -> list[Any]:
+        """Return the requests that arrive in the step that begins now, in their order.
+
+        Args:
+            num_open: Sequences that wait or run.
+        """
+        self._since += 1
+        if not self._waiting or (self._since < self.steps and len(self._waiting) < num_open):
+            return []
+        taken = list(self._waiting.values())
+        self.clear()
+        return taken
+
+    def drop(self, keys: Sequence[str]) -> list[str]:
+        """Forget sequences, and return the keys of those that do not wait."""
+        return [key for key in keys if self._waiting.pop(key, None) is None]
+
+    def clear(self) -> None:
+        """Forget all, and count steps anew."""
+        self._waiting.clear()
+        self._since = 0
 
 
 class VLLMEngine:
@@ -53,6 +101,7 @@ class VLLMEngine:
         self._live: Any = None
         self._in_groups = False
         model = self._engine.vllm_config.model_config
+        self._arrivals = Arrivals(settings.arrival_steps or (1 if on_cpu() else ARRIVAL_STEPS))
         self.context: int = model.max_model_len
         """Maximum tokens of a sequence."""
         self.vocab_size: int = model.get_vocab_size()
@@ -125,7 +174,7 @@ class VLLMEngine:
         own = copy(request)
         own.request_id = own.external_req_id = key
         own.prompt_token_ids, own.sampling_params = list(token_ids), params
-        self._engine.engine_core.add_request(own)
+        self._arrivals.add(key, own)
         self._sampled.add(key)
         return key
 
@@ -135,6 +184,8 @@ class VLLMEngine:
         Raises:
             BackendError: If the engine failed.
         """
+        for request in self._arrivals.take(len(self._sampled)):
+            self._engine.engine_core.add_request(request)
         found = []
         for output in _run(self._engine.engine_core.get_output).outputs:
             if output.finish_reason is not None:
@@ -151,9 +202,9 @@ class VLLMEngine:
             self._engine.abort_request(listed)
             self._open.difference_update(listed)
         sampled = [key for key in keys if key in self._sampled]
-        if sampled:
-            self._engine.engine_core.abort_requests(sampled)
-            self._sampled.difference_update(sampled)
+        self._sampled.difference_update(sampled)
+        if begun := self._arrivals.drop(sampled):
+            self._engine.engine_core.abort_requests(begun)
 
     def reset(self) -> None:
         """Drop open sequences and cached prefixes, so that later results are those of a fresh process.
@@ -177,6 +228,7 @@ class VLLMEngine:
             self._live = None
             self._open.clear()
             self._sampled.clear()
+            self._arrivals.clear()
             gc.collect()
 
 

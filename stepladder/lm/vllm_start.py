@@ -45,8 +45,8 @@ def start_engine(source: str | Path, task: Task, settings: EngineSettings) -> An
     """
     vllm = import_vllm()
     silence_bars()
-    arguments = engine_arguments(source, task, settings, on_cpu=_on_cpu())
-    if _on_cpu():
+    arguments = engine_arguments(source, task, settings, on_cpu=on_cpu())
+    if on_cpu():
         hide_llvmlite()
     if task == "embed":
         arguments |= _body_arguments(source, settings)
@@ -88,14 +88,15 @@ def import_vllm() -> Any:
             f"backend 'vllm': needs the package vllm: {error} -- pip install 'stepladder[vllm]' where there is a GPU, or see "
             "docs/backends.md for the CPU"
         ) from error
-    if _on_cpu():
+    if on_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
         # vLLM compiles small functions even with enforce_eager, which needs a C++ compiler and delays the first requests by half a minute.
         torch._dynamo.config.disable = True
     return vllm
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Say whether vLLM computes on a CPU. It is imported by this call."""
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
     return current_platform.is_cpu()

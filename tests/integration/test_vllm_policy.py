@@ -222,6 +222,20 @@ def test_more_prefixes_than_one_step_takes(policy):
         assert alone[0][0].token_ids == together[request.ticket][0][0].token_ids
 
 
+def test_samples_are_the_same_whenever_they_arrive(engines, monkeypatch):
+    """Sequences of many lengths that arrive every fifth step, and one that is cancelled while it waits."""
+    engine = engines.get()
+    requests = [step_request(i, (5 + i, 6), 3, seed=i, max_steps=1 + i % 3, max_step_tokens=4 + i) for i in range(20)]
+    at_once = samples_of(VLLMPolicy(engine, tiny_policy()[1], FORMAT), requests)
+    monkeypatch.setattr(engine._arrivals, "steps", 5)
+    policy = VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
+    policy.submit([step_request(100, (5, 6), 2, max_steps=9, max_step_tokens=9)])
+    policy.cancel([100])
+    later = samples_of(policy, requests)
+    first, second = ([[[step.token_ids for step in sample] for sample in samples] for samples in found] for found in (at_once, later))
+    assert first == second
+
+
 def test_a_reset_drops_what_is_in_flight(engines):
     """Requests that were never collected are gone after a reset, and a policy on the same engine begins afresh."""
     tokenizer = tiny_policy()[1]

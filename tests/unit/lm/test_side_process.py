@@ -74,3 +74,10 @@ def test_a_killed_parent_leaves_nothing(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     assert until(lambda: not runs(process) and not runs(child))
+
+
+def test_a_process_that_has_done_its_work_ends_well(tmp_path: Path) -> None:
+    """Nothing that still waits for the end of the input makes Python abort when it ends."""
+    process = start(["-c", "from stepladder.lm.side_process import end_with_parent; end_with_parent()"], log=tmp_path / "log")
+    assert process.wait(30) == 0, (tmp_path / "log").read_text()
+    end(process)
