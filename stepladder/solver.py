@@ -3,7 +3,7 @@
 from stepladder import Solver
 
 solver = Solver("runs/embedded")
-solver("47193 GBAF").answer
+solver("25143678").answer
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,7 +131,7 @@ class Solution:
 class Solver:
     """Models in memory that answer questions by search.
 
-    Example: ``Solver("runs/embedded")("47193 GBAF").answer``; for a model directory ``Solver("my-model", prm="my-prm", method="beam")``.
+    Example: ``Solver("runs/embedded")("25143678").answer``; for a model directory ``Solver("my-model", prm="my-prm", method="beam")``.
 
     A question's answer depends on the question, the settings and the seed alone: asking several at once changes nothing but the time. It is
     the answer of ``stepladder solve`` with the same settings.

@@ -96,14 +96,14 @@ def tree() -> None:
         (x, y), (u, v) = (at[end] for end in edge.split("-"))
         parts.append(line((x, y + 24), (u, v - 26), kind="best" if edge in best else ""))
     names = {
-        "root": ("47193 GBAF", "16 visits", ""),
-        "a": ("G back 47139", "score 0.8, 10 visits", ""),
-        "b": ("G front 74193", "score 0.1, 1 visit", ""),
-        "c": ("G rotate 71934", "score 0.4, 5 visits", ""),
-        "d": ("B swap ...", "score 0.3, 2 visits", ""),
-        "e": ("B front 74139", "score 0.9, 7 visits", "good"),
-        "f": ("B front ...", "score 0.2, 1 visit", ""),
-        "g": ("B back ...", "score 0.5, 3 visits", ""),
+        "root": ("25143678", "16 visits", ""),
+        "a": ("f2 52143678", "score 0.8, 10 visits", ""),
+        "b": ("f8 87634152", "score 0.1, 1 visit", ""),
+        "c": ("f5 34152678", "score 0.4, 5 visits", ""),
+        "d": ("f5 34125678", "score 0.3, 2 visits", ""),
+        "e": ("f3 12543678", "score 0.9, 7 visits", "good"),
+        "f": ("f3 14352678", "score 0.2, 1 visit", ""),
+        "g": ("f8 87625143", "score 0.5, 3 visits", ""),
     }
     parts += [box(*at[key], text, under=under, kind=kind, width=144) for key, (text, under, kind) in names.items()]
     picture("tree", "A search tree: the question, three first steps, and four second steps with scores and visits", 700, 256, parts)

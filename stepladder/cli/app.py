@@ -44,7 +44,7 @@ _FROM_HELP = (
     "Branch: CONFIG.toml is then a run directory, whose rounds up to this one are taken over into --run-dir, with changes by --set from "
     "the next round on."
 )
-_ON_HELP = "Task of a recipe: `embedded` (the default), `glyphs`, `puzzle`, or a configuration file."
+_ON_HELP = "Task of a recipe: `embedded` (the default, glyph programs), `puzzle`, or a configuration file."
 _RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
 
 ConfigArgument = Annotated[str | None, typer.Argument(metavar="[CONFIG.toml|recipe:NAME]", help=_CONFIG_HELP)]
@@ -68,7 +68,7 @@ def evolve(
     run_dir: Annotated[Path | None, typer.Option(readable=False, help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     on: Annotated[str | None, typer.Option(metavar="TASK|CONFIG.toml", help=_ON_HELP)] = None,
-    task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `glyphs` (the default) or `puzzle`.")] = None,
+    task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `puzzle` (the default) or `glyphs`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Run seed; short for --set run.seed=N.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=0, help="Stop after this round; the same command without it goes on.")] = None,
@@ -81,8 +81,8 @@ def evolve(
     Stop it with Ctrl-C at any time; the same command continues and ends with the same data as if it had never been stopped.
 
     - `stepladder evolve` runs the embedded task, from nothing, in minutes
-    - `stepladder evolve recipe:rstar-math` runs a published system on it, and `--on my.toml` on another task
-    - `stepladder evolve --task puzzle` runs another one: prefix reversals, without an answer key
+    - `stepladder evolve --task glyphs` runs another one: short programs with hidden meanings, given the answers
+    - `stepladder evolve recipe:rstar-math` runs a published system on that one, and `--on my.toml` on another task
     - `stepladder evolve runs/embedded --from-round 1 --run-dir runs/branch --set search.simulations=32` branches a run
     - `stepladder evolve configs/gsm8k.toml --set policy.model=./my-model --run-dir runs/gsm8k`
     """

@@ -16,7 +16,7 @@ class AskedRun(NamedTuple):
     config: Path | None
     """The configuration file; None runs an embedded task."""
     task: str | None
-    """The embedded task; None is the default one."""
+    """The embedded task; None with a configuration file."""
     name: str
     """Name of its directory, unless another is given."""
 
@@ -39,7 +39,9 @@ def asked_run(config: str | None, *, on: str | None, task: str | None) -> AskedR
     path, chosen = None if file is None else Path(file), task if on in (None, _DEFAULT) else on
     if path is None:
         embedded.task_named(chosen)
-    return AskedRun(recipe, path, None if path else chosen, recipe or (path.stem if path else chosen or _DEFAULT))
+    name = recipe or (path.stem if path else chosen or _DEFAULT)
+    default = embedded.DEFAULT_TASK if recipe is None else embedded.RECIPE_TASK
+    return AskedRun(recipe, path, None if path else chosen or default, name)
 
 
 def resolved_settings(asked: AskedRun, start: Path, overrides: list[str]) -> Any:

@@ -71,10 +71,10 @@ def solve(
 ) -> None:
     """Answer questions with a search.
 
-    - `stepladder solve "47193 GBAF"`
+    - `stepladder solve "25143678"`
     - `stepladder solve --interactive`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --method beam --tokens 2000`
-    - `echo "47193 GBAF" | stepladder solve --input - | jq .answer`
+    - `echo "25143678" | stepladder solve --input - | jq .answer`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --set policy.backend=vllm`
     - `stepladder solve --input questions.jsonl --output answers.jsonl --set run.workers=4` spreads the work; so does `run.cluster=ray`
     - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`

@@ -17,7 +17,7 @@ from stepladder.errors import CheckpointError, check, right_name
 from stepladder.files import atomic_directory, read_json_object
 from stepladder.types import derive_seed
 
-__all__ = ["DEFAULT_TASK", "TASKS", "EmbeddedTask", "GlyphTask", "PreparedTask", "PuzzleTask", "prepare", "settings", "task_files"]
+__all__ = ["DEFAULT_TASK", "RECIPE_TASK", "TASKS", "EmbeddedTask", "GlyphTask", "PreparedTask", "PuzzleTask", "prepare", "settings", "task_files"]
 
 TASK_FILE = "task.json"
 _TASK_VERSION = 1
@@ -195,4 +195,6 @@ TASKS: dict[str, EmbeddedTask] = {
     ),
 }
 """The embedded tasks by name."""
-DEFAULT_TASK = "glyphs"
+DEFAULT_TASK = "puzzle"
+RECIPE_TASK = "glyphs"
+"""The task on which recipes run without another one: their embedded sizes were chosen for it."""

@@ -72,7 +72,7 @@ def test_notebook_runs(desk: Path) -> None:
         else:
             exec(compile(code, f"cell {number}", "exec"), names)
     assert drawn.startswith('<div class="stepladder-tree">')
-    assert "47193 GBAF" in drawn
+    assert "25143678" in drawn
 
 
 def write(path: Path, rows: list[dict]) -> None:

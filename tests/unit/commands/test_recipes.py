@@ -86,12 +86,12 @@ def test_every_recipe_is_a_valid_run(name: str, task: str | None, tmp_path: Path
 
 
 def test_what_is_asked_for(tmp_path: Path) -> None:
-    """A file, the embedded task, another one, a recipe on each; the directory is named after it."""
-    assert asked_run(None, on=None, task=None) == (None, None, None, "embedded")
+    """A file, the default task, another one, a recipe on its own default and on each; the directory is named after it."""
+    assert asked_run(None, on=None, task=None) == (None, None, "puzzle", "embedded")
     assert asked_run(None, on=None, task="puzzle") == (None, None, "puzzle", "puzzle")
     assert asked_run("configs/gsm8k.toml", on=None, task=None) == (None, Path("configs/gsm8k.toml"), None, "gsm8k")
-    assert asked_run("recipe:star", on=None, task=None) == ("star", None, None, "star")
-    assert asked_run("recipe:star", on="embedded", task=None) == ("star", None, None, "star")
+    assert asked_run("recipe:star", on=None, task=None) == ("star", None, "glyphs", "star")
+    assert asked_run("recipe:star", on="embedded", task=None) == ("star", None, "glyphs", "star")
     assert asked_run("recipe:star", on="puzzle", task=None) == ("star", None, "puzzle", "star")
     assert asked_run("recipe:star", on=None, task="puzzle") == ("star", None, "puzzle", "star")
     assert asked_run("recipe:star", on="my.toml", task=None) == ("star", Path("my.toml"), None, "star")

@@ -159,7 +159,7 @@ def test_the_task_is_chosen_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         result = CliRunner().invoke(app, ["evolve", "--dry-run", *arguments])
         assert result.exit_code == 0, result.output
         verifiers[name] = "stepladder.embedded.puzzle:grade" in result.output
-    assert verifiers == {"default": False, "puzzle": True, "glyphs": False}
+    assert verifiers == {"default": True, "puzzle": True, "glyphs": False}
     result = CliRunner().invoke(app, ["evolve", "--task", "glyph"])
     assert result.exit_code == 2 and "--task: must be one of puzzle, glyphs: got 'glyph'" in result.output
     result = CliRunner().invoke(app, ["evolve", "mine.toml", "--task", "glyphs"])
