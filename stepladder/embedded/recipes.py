@@ -26,7 +26,7 @@ reported seeds 0 to 2 before the final choice. benchmarks/RESULTS.md has the fig
 """
 
 PUZZLE: dict[str, Any] = {
-    "run": {"rounds": 3, "shard_size": 72},
+    "run": {"rounds": 2, "shard_size": 72},
     "problems": {"level_field": "distance"},
     "warmup": {
         "train": {
