@@ -12,6 +12,7 @@ from stepladder.data.exports.card import CardFacts, Exploration
 from stepladder.data.exports.dataset import ExportJob, export_dataset, find_format, import_dataset, restored_kind
 from stepladder.data.exports.formats import EXPORT_FORMATS
 from stepladder.data.exports.rows import ExportSource
+from stepladder.data.exports.shards import OpenShard
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.graded import GradedSolutions
 from stepladder.data.labels.value_rows import value_rows
@@ -468,11 +469,11 @@ def test_impossible_splits_are_refused(tmp_path, splits):
         export_dataset(shards(tmp_path, "sft", [TRACE]), job("sft", splits={"test": 0.001}), tmp_path / "out")
 
 
-def test_exploration_by_hand():
+def test_exploration_by_hand(tmp_path):
     """Branching, depths, ends and waste of the tree above, counted by hand, and nothing of an empty one."""
     exploration = Exploration()
-    for record in (TREE, replace(TREE, outcomes=[None] * 7)):
-        exploration.add(record)
+    for path in shards(tmp_path, "tree", [TREE, replace(TREE, outcomes=[None] * 7)], []):
+        exploration.add(OpenShard.read(path, EXPORT_FORMATS["tree"].kind))
     assert exploration.table() == {
         "searched trees": "2",
         "trees with a right solution": "50.0% (1 of 2)",
@@ -489,6 +490,10 @@ def test_exploration_by_hand():
         "sampled tokens that no node holds (duplicates, rollouts)": "25.0% (4 of 16)",
     }
     assert set(Exploration().table().values()) == {"0", "none"}
+    bare = Exploration()
+    (path,) = shards(tmp_path, "tree", [replace(TREE, outcomes=[None] * 7, answers=[None] * 7)])
+    bare.add(OpenShard.read(path, EXPORT_FORMATS["tree"].kind))
+    assert (bare.distinct_answers, bare.graded, bare.solved) == (0, 0, 0)
 
 
 def test_data_card_says_what_is_inside(tmp_path):

@@ -1,8 +1,9 @@
 """Data cards: facts for readers of an exported data set, made from its rows, their search trees and the run's settings."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow as pa
 from stepladder.data.exports.figures import Distinct, Spread
 from stepladder.data.exports.formats import ExportFormat
 from stepladder.data.exports.rows import ExportSource
+from stepladder.data.exports.shards import OpenShard, inner_sizes
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import gather_evidence
 from stepladder.data.store import PROVENANCE_COLUMNS
@@ -91,31 +93,40 @@ class Exploration:
     generated_tokens: int = 0
     """Tokens sampled."""
 
-    def add(self, record: TreeRecord, *, num_tokens: int | None = None) -> None:
-        """Add one tree; the tokens of its nodes are counted here unless they are known."""
-        graded = [outcome for outcome in record.outcomes if outcome is not None]
-        if not all(0.0 <= outcome <= 1.0 for outcome in graded):
-            # This says which one is impossible.
-            gather_evidence(record)
-        right = graded.count(1.0)
-        inner = set(record.parents[1:])
-        leaves = [node for node in range(1, len(record.parents)) if node not in inner]
-        reasons = [record.stop_reasons[leaf] for leaf in leaves]
-        self.trees += 1
-        self.solved += right > 0
-        self.nodes += len(record.parents)
-        self.expanded += len(inner)
-        self.leaves += len(leaves)
-        self.leaf_depths += sum(record.depths[leaf] for leaf in leaves)
-        self.deepest = max(self.deepest, *record.depths)
-        self.terminals += reasons.count(StopReason.END)
-        self.truncated += sum(reasons.count(reason) for reason in (StopReason.LENGTH, StopReason.DEPTH, StopReason.TOOL))
-        self.failed += reasons.count(StopReason.ERROR)
-        self.right += right
-        self.graded += len(graded)
-        self.distinct_answers += len({answer for answer in record.answers if answer is not None})
-        self.kept_tokens += sum(map(len, record.token_ids)) if num_tokens is None else num_tokens
-        self.generated_tokens += record.generated_tokens
+    def add(self, shard: OpenShard) -> None:
+        """Add the trees of a shard.
+
+        Raises:
+            DataFormatError: If an outcome is not in [0, 1].
+        """
+        if not len(shard):
+            return
+        lists = shard.column("parents")
+        sizes, parents = lists.value_lengths().to_numpy(), lists.flatten().to_numpy()
+        starts = np.cumsum(sizes) - sizes
+        is_inner, is_root = (np.zeros(len(parents), dtype=bool) for _ in range(2))
+        is_root[starts] = True
+        is_inner[(np.repeat(starts, sizes) + parents)[~is_root]] = True
+        is_leaf, depths = ~is_inner & ~is_root, shard.column("depths").flatten().to_numpy()
+        outcomes = _outcomes(shard)
+        right = outcomes == 1.0
+        reasons = shard.column("stop_reasons").flatten().filter(pa.array(is_leaf)).value_counts().to_pylist()
+        ends = Counter({each["values"]: each["counts"] for each in reasons})
+        self.trees += len(shard)
+        self.solved += int(np.logical_or.reduceat(right, starts).sum())
+        self.nodes += len(parents)
+        self.expanded += int(is_inner.sum())
+        self.leaves += int(is_leaf.sum())
+        self.leaf_depths += int(depths[is_leaf].sum())
+        self.deepest = max(self.deepest, int(depths.max()))
+        self.terminals += ends[StopReason.END]
+        self.truncated += ends[StopReason.LENGTH] + ends[StopReason.DEPTH] + ends[StopReason.TOOL]
+        self.failed += ends[StopReason.ERROR]
+        self.right += int(right.sum())
+        self.graded += int((~np.isnan(outcomes)).sum())
+        self.distinct_answers += _distinct_answers(shard, np.repeat(np.arange(len(shard)), sizes))
+        self.kept_tokens += int(inner_sizes(shard.column("token_ids")).sum())
+        self.generated_tokens += int(shard.column("generated_tokens").to_numpy().sum())
 
     def table(self) -> dict[str, str]:
         """Return the figures as text, by name."""
@@ -136,6 +147,29 @@ class Exploration:
                 self.generated_tokens - self.kept_tokens, self.generated_tokens
             ),
         }
+
+
+def _outcomes(shard: OpenShard) -> np.ndarray:
+    """Return the outcome of every node of all trees, [N]; NaN where there is none."""
+    stored = shard.column("outcomes").flatten()
+    outcomes = stored.to_numpy(zero_copy_only=False).astype(np.float64)
+    if (~((outcomes >= 0) & (outcomes <= 1))).sum() != stored.null_count:
+        for record in shard.records():
+            # This says which one is impossible.
+            gather_evidence(cast("TreeRecord", record))
+    return outcomes
+
+
+def _distinct_answers(shard: OpenShard, trees: np.ndarray) -> int:
+    """Return the number of different answers, tree by tree.
+
+    Args:
+        shard: The trees.
+        trees: Tree of every node, [N].
+    """
+    codes = shard.column("answers").flatten().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    given = codes >= 0
+    return len(np.unique(trees[given] * (int(codes.max()) + 1) + codes[given]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

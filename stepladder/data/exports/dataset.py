@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ from stepladder.data.store import (
 )
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import atomic_directory, file_fault, reading
-from stepladder.types import TreeRecord, derive_seed
+from stepladder.types import derive_seed
 
 REST = "train"
 """The split of all problems that no other split takes."""
@@ -87,7 +87,7 @@ def export_dataset(
             num_tokens = 0
             shard = OpenShard.read(path, chosen.kind)
             if path in unread:
-                _explore(exploration, shard)
+                exploration.add(shard)
                 del unread[path]
             source = job.source
             if chosen.needs_questions:
@@ -100,7 +100,7 @@ def export_dataset(
         summary.dropped = dict(sorted(dropped.items()))
         _check_rows(summary, out_dir, num_shards=len(paths))
         for path in unread:
-            _explore(exploration, OpenShard.read_trees(path, _EXPLORED))
+            exploration.add(OpenShard.read_trees(path, _EXPLORED))
         card = data_card(job.format, chosen, summary, exploration, job.facts, job.source)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return summary
@@ -268,11 +268,6 @@ def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> No
 
 _EXPLORED = ("problem_id", "parents", "depths", "token_ids", "stop_reasons", "answers", "outcomes", "generated_tokens")
 """Fields of trees that the figures of a data card are made of."""
-
-
-def _explore(exploration: Exploration, shard: OpenShard) -> None:
-    for record, num_tokens in zip(shard.records(), shard.sizes("token_ids"), strict=True):
-        exploration.add(cast("TreeRecord", record), num_tokens=num_tokens)
 
 
 def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:

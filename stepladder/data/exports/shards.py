@@ -64,10 +64,6 @@ class OpenShard:
             self._values[name] = self._made(name)
         return self._values[name]
 
-    def sizes(self, name: str) -> list[int]:
-        """Return how many numbers the lists of lists of a column hold, row by row."""
-        return inner_sizes(self.column(name)).tolist()
-
     def _made(self, name: str) -> list[Any]:
         if name in self._table.schema.names:
             return python_values(self.column(name))
