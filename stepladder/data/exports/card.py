@@ -150,7 +150,7 @@ class Exploration:
 
 
 def _outcomes(shard: OpenShard) -> np.ndarray:
-    """Return the outcome of every node of all trees, [N]; NaN where there is none."""
+    """Return the outcome of every node of all trees, [N]; NaN without one."""
     stored = shard.column("outcomes").flatten()
     outcomes = stored.to_numpy(zero_copy_only=False).astype(np.float64)
     if (~((outcomes >= 0) & (outcomes <= 1))).sum() != stored.null_count:
