@@ -318,13 +318,14 @@ def test_training_on_two_processes_survives_a_death(pool: RayWorkers, tmp_path: 
 
 
 @pytest.mark.slow
-def test_trainings_fail_as_they_are_and_have_accelerates_settings(pool: RayWorkers, tmp_path: Path) -> None:
+def test_trainings_fail_as_they_are_and_have_accelerates_settings(room: Room, pool: RayWorkers, tmp_path: Path) -> None:
     """An error keeps its type and place. A file of accelerate reaches the process as under its own command, and paths stay."""
     section = TrainingConfig(accelerate_config=str(Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp.yaml"))
     names = ["ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_STATE_DICT_TYPE", "WORLD_SIZE"]
     pool.rest()
+    once = RayWorkers(1, room=room, threads=1, retries=0, say=print, check_node=lambda node: None)
     with pytest.raises(DataFormatError, match=f"^true 2 SHARDED_STATE_DICT 1 {re.escape(os.getcwd())}") as caught:
-        pool.train(Task.of(fail_with_environment, out=tmp_path / "out", names=names), section, on_progress=lambda progress: None)
+        once.train(Task.of(fail_with_environment, out=tmp_path / "out", names=names), section, on_progress=lambda progress: None)
     assert "in fail_with_environment" in caught.value.__notes__[0]
     assert list(tmp_path.iterdir()) == []
 
