@@ -17,7 +17,18 @@ from stepladder.errors import CheckpointError, check, right_name
 from stepladder.files import atomic_directory, read_json_object
 from stepladder.types import derive_seed
 
-__all__ = ["DEFAULT_TASK", "RECIPE_TASK", "TASKS", "EmbeddedTask", "GlyphTask", "PreparedTask", "PuzzleTask", "prepare", "settings", "task_files"]
+__all__ = [
+    "DEFAULT_TASK",
+    "RECIPE_TASK",
+    "TASKS",
+    "EmbeddedTask",
+    "GlyphTask",
+    "PreparedTask",
+    "PuzzleTask",
+    "prepare",
+    "settings",
+    "task_files",
+]
 
 TASK_FILE = "task.json"
 _TASK_VERSION = 1
