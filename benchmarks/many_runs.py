@@ -5,14 +5,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 
 from stepladder.commands.evolve import evolve
-from stepladder.files import atomic_directory
+from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
@@ -69,6 +70,21 @@ def _cpu_seconds() -> float:
     """Return the processor time of this process and of its children that have ended."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+@contextmanager
+def processor_time_added(path: Path) -> Iterator[None]:
+    """Add the processor time of a block to the seconds in a file. A continued run adds up; what was killed is not counted."""
+    begin = _cpu_seconds()
+    try:
+        yield
+    finally:
+        atomic_write_text(path, f"{(processor_time(path) or 0.0) + _cpu_seconds() - begin:.1f}\n")
+
+
+def processor_time(path: Path) -> float | None:
+    """Return the seconds in a file; None without one."""
+    return float(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def run_rounds(config: Config, root: Path) -> None:

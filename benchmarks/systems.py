@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import many_runs
 from benchmarks.evidence_tables import Cell, greedy, interval_over_problems, interval_over_seeds, sampled, spent
-from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
+from benchmarks.many_runs import Work, end, names_among, numbers, processor_time, processor_time_added, run_from, run_rounds
 from stepladder.commands.recipes import settings_on_task
 from stepladder.data.metrics.answers import Interval
 from stepladder.embedded import GlyphTask, prepare, settings
@@ -184,7 +184,14 @@ def run_system(root: Path, size: Size, variant: str, seed: int, name: str, more:
     assert row is not None, "the warm-up is finished"
     solution_tokens = row.test.tokens.greedy / max(row.test.problems, 1)
     config = system_config(start.root / "start", name, size, seed=seed, solution_tokens=solution_tokens, more=more)
-    run_from(start, config, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with processor_time_added(_cost(place)):
+        run_from(start, config, place)
+
+
+def _cost(place: Path) -> Path:
+    """Return the file with the processor time of the run of a system, beside its directory."""
+    return place.with_name(f"{place.name}.cpu-seconds")
 
 
 def system_config(start: Path, name: str, size: Size, *, seed: int, solution_tokens: float, more: Sequence[str] = ()) -> Config:
@@ -232,7 +239,7 @@ def finished(root: Path, size: Size, variant: str, *, seeds: Sequence[int], chos
 def table(cells: Sequence[Cell], *, rounds: int) -> str:
     """Return the table of one variant: the systems by sampled accuracy after the last round, and what each is ahead of the reference."""
     lines = [
-        "| system | seeds | greedy % | sampled % | sampled, less star (95%) | pass@k % | tokens a problem and round | updates | minutes |",
+        "| system | seeds | greedy % | sampled % | sampled, less star (95%) | pass@k % | tokens a problem and round | updates | CPU s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     by_name: dict[str, list[Cell]] = {}
@@ -255,10 +262,10 @@ def _row(name: str, cells: Sequence[Cell], reference: Mapping[int, dict[str, flo
     problems = [row.search.problems for row in learned if row.search is not None]
     tokens = sum(map(spent, learned)) / max(sum(problems), 1)
     updates = _mean([float(sum(each.updates for each in row.training.policy.stages.values())) for row in learned])
-    minutes = _mean([sum(row.seconds or 0.0 for row in cell.rows[1:]) / 60 for cell in cells])
+    costs = [cost for cell in cells if (cost := processor_time(_cost(cell.run.root))) is not None]
     return (
         f"| {name} | {len(cells)} | {_accuracies(cells, rounds)} | {ahead} | {_passed(cells, rounds)} | {tokens:.0f} | {updates:.0f}"
-        f"{_prm_updates(cells)} | {minutes:.1f} |"
+        f"{_prm_updates(cells)} | {f'{_mean(costs):.0f}' if costs else '–'} |"
     )
 
 

@@ -1,10 +1,12 @@
 """The comparison of systems: every recipe's settings load at the budget of all, and pass the checks of a run."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.many_runs import processor_time, processor_time_added
 from benchmarks.systems import STAGES, VARIANTS, Size, system_config
 from stepladder.loops.assembly.checks import check_labels, check_searches
 from stepladder.loops.config.schedule import round_config
@@ -35,3 +37,24 @@ def test_variants_are_tasks_of_their_own() -> None:
     default, noisy, deep = (SIZE.task(variant) for variant in VARIANTS)
     assert sum(noisy.right_shares) < sum(default.right_shares) and noisy.program_length == default.program_length
     assert deep.program_length > default.program_length and deep.right_shares == default.right_shares
+
+
+def test_the_processor_time_of_a_continued_run_adds_up(tmp_path: Path) -> None:
+    """Work of a fifth of a second, twice, also if the second part fails; waiting costs nothing."""
+    file = tmp_path / "run.cpu-seconds"
+    assert processor_time(file) is None
+    with processor_time_added(file):
+        _work(0.2)
+        time.sleep(0.2)
+    first = processor_time(file)
+    assert first == pytest.approx(0.2, abs=0.1)
+    with pytest.raises(ValueError), processor_time_added(file):
+        _work(0.2)
+        raise ValueError
+    assert processor_time(file) == pytest.approx(first + 0.2, abs=0.1)
+
+
+def _work(seconds: float) -> None:
+    begin = time.process_time()
+    while time.process_time() - begin < seconds:
+        pass
