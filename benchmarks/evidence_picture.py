@@ -9,7 +9,7 @@ from stepladder.report.charts import Axis, Point, Series, line_chart, percent_ax
 from stepladder.report.page import chart_style
 
 _STYLES = ("line-0", "line-1", "line-2", "line-3")
-_NAMES = {"search": "search", "star-unsolved": "samples", "star-ranked": "samples, ranked", "search-random": "random scores"}
+_NAMES = {"search": "search", "star-single": "samples", "star-unsolved": "samples, four at a time", "search-random": "random scores"}
 """The arms that are drawn, and their labels; where none of them was run, others are drawn."""
 
 
