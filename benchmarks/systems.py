@@ -54,11 +54,11 @@ class Size:
 
     rounds: int = 2
     """Rounds after the warm-up."""
-    tokens: int = 400
+    tokens: int = 200
     """Generated tokens of a round, per training problem."""
-    updates: int = 60
+    updates: int = 20
     """Updates of the policy in a round."""
-    prm_updates: int = 200
+    prm_updates: int = 100
     """Updates of a PRM in a round."""
     train: int = 200
     """Training problems."""

@@ -128,7 +128,7 @@ def test_the_picture_has_means_over_the_seeds_and_their_ends() -> None:
     cells = [
         _finished("search", 0, solved=12, accuracies=[0.2, 0.4]),
         _finished("search", 1, solved=8, accuracies=[0.1, 0.2]),
-        _finished("star-unsolved", 0, solved=4, accuracies=[0.2, 0.3]),
+        _finished("star-single", 0, solved=4, accuracies=[0.2, 0.3]),
         _finished("best-of-n", 0, solved=4, accuracies=[0.2, 0.3]),
     ]
     picture = draw(cells)
