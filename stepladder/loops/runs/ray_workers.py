@@ -8,7 +8,7 @@ its task is done again: results are files that are written whole or not at all, 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from stepladder.errors import BackendError
 from stepladder.loops.config.training import TrainingConfig
 from stepladder.loops.runs.ray_cluster import Room
 from stepladder.loops.runs.ray_training import Processes, gpus_of_training, train_on_ray
-from stepladder.loops.runs.workers import Batch, Progress, ResultT, Task, WorkClock, connect, forget_result, prepare_worker
+from stepladder.loops.runs.workers import Batch, BatchWorkers, Progress, ResultT, Task, connect, prepare_worker
 
 _POLL_S = 1.0
 _REPORT_S = 0.5
@@ -111,16 +111,9 @@ class _Actor:
 class _Work(Batch[ResultT]):
     """The tasks of one call, with their losses and durations."""
 
-    def __init__(
-        self,
-        tasks: Sequence[Task[ResultT]] = (),
-        on_result: Callable[[int, ResultT], None] = forget_result,
-        *,
-        ahead: bool = False,
-    ) -> None:
-        super().__init__(tasks, on_result)
-        self.is_ahead = ahead
-        """Whether they are of the next round."""
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Arguments as for ``Batch``."""
+        super().__init__(*arguments, **options)
         self.losses: Counter[int] = Counter()
         """How often tasks have lost their worker."""
         self.seconds: list[float] = []
@@ -168,8 +161,11 @@ class _Worker:
     """Its task; None while it is idle."""
 
 
-class RayWorkers:
-    """Workers on the Ray cluster to which this process is connected."""
+class RayWorkers(BatchWorkers[_Work[Any]]):
+    """Workers on the Ray cluster to which this process is connected.
+
+    ``run`` raises a ``BackendError`` if a task lost too many workers, workers do not start, or none has room for ten minutes.
+    """
 
     def __init__(
         self, num_workers: int, *, room: Room, threads: int, retries: int, say: Callable[[str], None], check_node: Callable[[str], None]
@@ -186,42 +182,15 @@ class RayWorkers:
         """
         import ray
 
-        self.num_workers = num_workers
+        super().__init__(num_workers, _Work)
         make: Any = ray.remote(_Actor)
         self._new_actor = make.options(num_cpus=room.cpus, num_gpus=room.gpus)
         self._threads, self._retries, self._say, self._check_node = threads, retries, say, check_node
         self._training = Processes(room.cpus, gpus_of_training(room.gpus), threads, retries)
         self._checked = set(room.workers)
-        self.clock = WorkClock()
         self._workers: list[_Worker] = []
-        self._ahead: _Work[Any] = _Work(ahead=True)
         self._failed_starts = 0
         self._last_sign = 0.0
-
-    def run(
-        self,
-        tasks: Sequence[Task[ResultT]],
-        *,
-        on_progress: Callable[[Progress], None],
-        on_result: Callable[[int, ResultT], None] = forget_result,
-    ) -> list[ResultT]:
-        """Run tasks, as ``Workers`` says.
-
-        Raises:
-            BackendError: If a task lost too many workers, workers do not start, or none has room for ten minutes.
-        """
-        work = _Work(tasks, on_result)
-        self._finish(work, on_progress)
-        return work.in_order()
-
-    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
-        """Take tasks of the next round; a worker does one when ``run`` has none for it."""
-        assert not self._ahead.num_left, "those of an earlier call are finished or dropped"
-        self._ahead = _Work(tasks, ahead=True)
-
-    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
-        """Do the rest of the tasks of the next round; raises as ``run`` does."""
-        self._finish(self._ahead, on_progress)
 
     def drop_ahead(self) -> None:
         """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
@@ -247,14 +216,14 @@ class RayWorkers:
         for worker in list(self._workers):
             self._drop(worker)
 
-    def _finish(self, work: _Work, on_progress: Callable[[Progress], None]) -> None:
-        """Do work, and that of the next round beside it."""
+    def _finish(self, batch: _Work[Any], on_progress: Callable[[Progress], None]) -> None:
+        """Do the tasks of a batch, and those of the next round beside them."""
 
         def is_finished() -> bool:
-            left = work.num_left
+            left = batch.num_left
             if left:
-                self._start(min(self.num_workers, left if work is self._ahead else left + self._ahead.num_left) - len(self._workers))
-                self._hand_out(work)
+                self._start(min(self.num_workers, left if batch is self._ahead else left + self._ahead.num_left) - len(self._workers))
+                self._hand_out(batch)
             return not left
 
         for worker in self._workers:

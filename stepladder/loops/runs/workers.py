@@ -13,6 +13,7 @@ import queue
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -103,9 +104,21 @@ def forget_result(number: int, result: Any) -> None:
 class Batch(Generic[ResultT]):
     """The tasks of one call, and how far they are."""
 
-    def __init__(self, tasks: Sequence[Task[ResultT]] = (), on_result: Callable[[int, ResultT], None] = forget_result) -> None:
-        """Begin with all tasks open; ``on_result`` is called with the number and the result of each as soon as it is finished."""
-        self.tasks, self._on_result = tasks, on_result
+    def __init__(
+        self,
+        tasks: Sequence[Task[ResultT]] = (),
+        on_result: Callable[[int, ResultT], None] = forget_result,
+        *,
+        ahead: bool = False,
+    ) -> None:
+        """Begin with all tasks open.
+
+        Args:
+            tasks: The tasks.
+            on_result: Called with the number and the result of each as soon as it is finished.
+            ahead: Whether they are of the next round.
+        """
+        self.tasks, self._on_result, self.is_ahead = tasks, on_result, ahead
         self.open = deque(range(len(tasks)))
         """Tasks that nobody does."""
         self.results: dict[int, ResultT] = {}
@@ -229,8 +242,55 @@ class Workers(Protocol):
         ...
 
 
-class WorkerPool:
-    """A fixed number of worker processes."""
+BatchT = TypeVar("BatchT", bound=Batch[Any])
+
+
+class BatchWorkers(ABC, Generic[BatchT]):
+    """What both kinds of ``Workers`` share: every call is a batch, and there is one of the next round."""
+
+    def __init__(self, num_workers: int, new_batch: Callable[..., BatchT]) -> None:
+        """Begin without tasks.
+
+        Args:
+            num_workers: Tasks done at once, at most, >= 1.
+            new_batch: Makes a batch; arguments as for ``Batch``.
+        """
+        self.num_workers, self._new_batch = num_workers, new_batch
+        self.clock = WorkClock()
+        self._ahead = new_batch(ahead=True)
+
+    def run(
+        self,
+        tasks: Sequence[Task[ResultT]],
+        *,
+        on_progress: Callable[[Progress], None],
+        on_result: Callable[[int, ResultT], None] = forget_result,
+    ) -> list[ResultT]:
+        """Run tasks, as ``Workers`` says; the class says which errors are raised."""
+        batch = self._new_batch(tasks, on_result)
+        self._finish(batch, on_progress)
+        return batch.in_order()
+
+    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
+        """Take tasks of the next round; a worker does one when ``run`` has none for it."""
+        assert not self._ahead.num_left, "those of an earlier call are finished or dropped"
+        # Not handed out yet: the next stage goes first.
+        self._ahead = self._new_batch(tasks, ahead=True)
+
+    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
+        """Do the rest of the tasks of the next round; raises as ``run`` does."""
+        self._finish(self._ahead, on_progress)
+
+    @abstractmethod
+    def _finish(self, batch: BatchT, on_progress: Callable[[Progress], None]) -> None:
+        """Do the tasks of a batch, and those of the next round beside them."""
+
+
+class WorkerPool(BatchWorkers[Batch[Any]]):
+    """A fixed number of worker processes.
+
+    ``run`` raises a ``BackendError`` if a worker died without a word (out of memory, killed).
+    """
 
     def __init__(self, num_workers: int, *, threads: int, gpus_each: int | None = None) -> None:
         """Start no process yet; the first task does.
@@ -240,13 +300,12 @@ class WorkerPool:
             threads: CPU threads per process, >= 1.
             gpus_each: GPUs that each process sees, none of them shared; None shows all of them to all.
         """
+        super().__init__(num_workers, Batch)
         self._context = get_context("spawn")
         self._queue = self._context.Queue()
-        self.num_workers, self._threads = num_workers, threads
-        self.clock = WorkClock()
+        self._threads = threads
         self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
         self._pool = self._new_pool()
-        self._ahead: Batch[Any] = Batch()
         self._begun: dict[Future, tuple[Batch, int]] = {}
         """Tasks that workers do, and those whose end was not noticed yet."""
 
@@ -263,37 +322,11 @@ class WorkerPool:
         self._pool.shutdown()
         self._pool = self._new_pool()
 
-    def run(
-        self,
-        tasks: Sequence[Task[ResultT]],
-        *,
-        on_progress: Callable[[Progress], None],
-        on_result: Callable[[int, ResultT], None] = forget_result,
-    ) -> list[ResultT]:
-        """Run tasks, as ``Workers`` says.
-
-        Raises:
-            BackendError: If a worker died without a word (out of memory, killed).
-        """
-        batch = Batch(tasks, on_result)
-        self._finish(batch, on_progress)
-        return batch.in_order()
-
-    def ahead(self, tasks: Sequence[Task[Any]]) -> None:
-        """Take tasks of the next round; a worker does one when ``run`` has none for it."""
-        assert not self._ahead.num_left, "those of an earlier call are finished or dropped"
-        # Not handed out yet: the next stage goes first.
-        self._ahead = Batch(tasks)
-
-    def finish_ahead(self, *, on_progress: Callable[[Progress], None]) -> None:
-        """Do the rest of the tasks of the next round; raises as ``run`` does."""
-        self._finish(self._ahead, on_progress)
-
     def drop_ahead(self) -> None:
         """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
         self._ahead.open.clear()
         begun = [future for future, (batch, _) in self._begun.items() if batch is self._ahead]
-        self._ahead = Batch()
+        self._ahead = Batch(ahead=True)
         for future in begun:
             del self._begun[future]
             future.result()
@@ -327,11 +360,11 @@ class WorkerPool:
         idle = self.num_workers - sum(not future.done() for future in self._begun)
         for source in (batch, self._ahead):
             while source.open and idle > 0:
-                number, is_ahead, idle = source.open.popleft(), source is self._ahead, idle - 1
-                self.clock.change(1, ahead=is_ahead)
+                number, idle = source.open.popleft(), idle - 1
+                self.clock.change(1, ahead=source.is_ahead)
                 task = source.tasks[number]
                 future = self._pool.submit(task.function, **task.arguments)
-                future.add_done_callback(partial(self._note_end, is_ahead))
+                future.add_done_callback(partial(self._note_end, source.is_ahead))
                 self._begun[future] = source, number
 
     def _note_end(self, is_ahead: bool, future: Future) -> None:
