@@ -31,19 +31,19 @@ class OpenShard:
     @classmethod
     def read(cls, path: Path, kind: ShardKind[Any]) -> "OpenShard":
         """Read a shard; arguments and errors as for ``read_records``."""
-        table = read_table(path, kind)
-        if not _is_sound(table, kind):
-            # This says what is wrong, and where.
-            read_records(path, kind)
-        return cls(table, kind)
+        return cls._checked(path, read_table(path, kind), kind)
 
     @classmethod
     def read_trees(cls, path: Path, fields: Sequence[str]) -> "OpenShard":
         """Read some fields of a shard of trees, ``parents`` and ``depths`` among them; errors as for ``read_records``."""
-        table = read_columns(path, fields)
-        if not _is_sound(table, TREES):
-            read_records(path, TREES)
-        return cls(table, TREES)
+        return cls._checked(path, read_columns(path, fields), TREES)
+
+    @classmethod
+    def _checked(cls, path: Path, table: pa.Table, kind: ShardKind[Any]) -> "OpenShard":
+        if not _is_sound(table, kind):
+            # This says what is wrong, and where.
+            read_records(path, kind)
+        return cls(table, kind)
 
     def __len__(self) -> int:
         return self._table.num_rows
