@@ -30,7 +30,7 @@ import torch
 
 from benchmarks import many_runs
 from benchmarks.evidence_picture import draw
-from benchmarks.evidence_tables import Cell, render
+from benchmarks.evidence_tables import finished, render
 from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
 from stepladder.files import atomic_directory, atomic_write_text
@@ -91,21 +91,21 @@ def arms(size: Size) -> dict[str, list[str]]:
     no_prm = ["prm.enabled=false", "prm.when=after-policy", *anew]
     unsolved = [*samples, f"search.max_tokens={size.tokens // 4}"]
     allocation = 'search.allocation={type="unsolved-first",trees_per_problem=1000,' + pool + "}"
-    outcomes = ["labels.value=monte-carlo"]
+    monte_carlo = "labels.value=monte-carlo"
     pairs = [
         "preference.enabled=true",
         f"preference.max_updates={size.updates // 4}",
         f"sft.max_updates={size.updates - size.updates // 4}",
     ]
-    star = [*unsolved, allocation, *no_prm]
+    star = [*unsolved, allocation, *no_prm, monte_carlo]
     searched = [f"search.allocation.{pool}"]
     whole_round = [f"search.max_tokens={size.tokens // 2}"]
     return {
-        "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, *outcomes, 'search.allocation={type="uniform"}'],
-        "star-unsolved": [*star, *outcomes],
-        "star-ranked": [*star, "labels.trace_by=value", "labels.value=monte-carlo"],
-        "star-single": [*star, *outcomes, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
-        "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", "labels.value=monte-carlo"],
+        "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, monte_carlo, 'search.allocation={type="uniform"}'],
+        "star-unsolved": star,
+        "star-ranked": [*star, "labels.trace_by=value"],
+        "star-single": [*star, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
+        "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", monte_carlo],
         "search-plain": [
             *no_prm,
             *searched,
@@ -115,7 +115,7 @@ def arms(size: Size) -> dict[str, list[str]]:
         ],
         "search-random": [*searched, *whole_round, *anew, "prm.start=fixed", "prm.when=before-search"],
         "search": [*searched, *whole_round],
-        "star-pairs": [*star, *outcomes, *pairs],
+        "star-pairs": [*star, *pairs],
         "search-pairs": [*searched, *whole_round, *pairs],
     }
 
@@ -199,15 +199,9 @@ def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[st
     return many_runs.run_all(starts, runs, jobs=jobs)
 
 
-def finished(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[Cell]:
-    """Return the runs that have finished a round after the warm-up."""
-    cells = []
-    for seed in seeds:
-        for arm in chosen:
-            place = arm_root(root, size, seed, arm)
-            if place.exists() and len(rows := (run := load_run(place)).rows()) > 1:
-                cells.append(Cell(arm, seed, run, rows))
-    return cells
+def places(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[tuple[str, int, Path]]:
+    """Return arm, seed and directory of some runs."""
+    return [(arm, seed, arm_root(root, size, seed, arm)) for seed in seeds for arm in chosen]
 
 
 def main() -> None:
@@ -237,7 +231,7 @@ def main() -> None:
     root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()
     if not arguments.tables:
         failed = run_all(root, size, seeds=seeds, chosen=chosen, more=arguments.more, jobs=arguments.jobs)
-    if cells := finished(root, size, seeds=seeds, chosen=chosen):
+    if cells := finished(places(root, size, seeds=seeds, chosen=chosen)):
         text = render(cells, size.sentence())
         atomic_write_text(root / f"evidence-{size.name}.md", text)
         atomic_write_text(root / f"evidence-{size.name}.svg", draw(cells))

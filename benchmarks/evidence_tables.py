@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from stepladder.data.metrics.answers import Interval
 from stepladder.data.store import read_traces
-from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.evaluation_rows import all_pools, all_solved
 from stepladder.loops.runs.results import RoundRow
 
@@ -33,6 +33,20 @@ class Cell(NamedTuple):
     """Its directory."""
     rows: list[RoundRow]
     """Its finished rounds, from the warm-up on."""
+
+
+def finished(places: Iterable[tuple[str, int, Path]], *, rounds: int = 1) -> list[Cell]:
+    """Return the runs that have finished so many rounds after the warm-up.
+
+    Args:
+        places: Arm, seed and directory of each run; it need not exist.
+        rounds: The rounds, >= 0.
+    """
+    return [
+        Cell(arm, seed, run, rows)
+        for arm, seed, place in places
+        if place.exists() and len(rows := (run := load_run(place)).rows()) > rounds
+    ]
 
 
 # Figures

@@ -55,7 +55,7 @@ class Limit(NamedTuple):
     """Seconds from then on, after which it stops by itself."""
 
 
-PARTS = {"trees": Limit(40.0, 70.0), "TRL": Limit(80.0, 15.0)}
+PARTS = {"trees": Limit(40.0, 70.0), "TRL": Limit(60.0, 15.0)}
 _GRACE_S = 5.0
 """Seconds after its limit in which a part has to end before its process is killed."""
 _CPU_PATIENCE = 5

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import many_runs
-from benchmarks.evidence_tables import Cell, greedy, interval_over_problems, interval_over_seeds, sampled, spent
+from benchmarks.evidence_tables import Cell, finished, greedy, interval_over_problems, interval_over_seeds, sampled, spent
 from benchmarks.many_runs import Work, end, names_among, numbers, processor_time, processor_time_added, run_from, run_rounds
 from stepladder.commands.recipes import settings_on_task
 from stepladder.data.metrics.answers import Interval
@@ -225,17 +225,6 @@ def run_all(
     return many_runs.run_all(starts, runs, jobs=jobs)
 
 
-def finished(root: Path, size: Size, variant: str, *, seeds: Sequence[int], chosen: Sequence[str]) -> list[Cell]:
-    """Return the runs that have finished all their rounds."""
-    cells = []
-    for name in chosen:
-        for seed in seeds:
-            place = system_root(root, size, variant, seed, name)
-            if place.exists() and len(rows := (run := load_run(place)).rows()) > size.rounds:
-                cells.append(Cell(name, seed, run, rows))
-    return cells
-
-
 def table(cells: Sequence[Cell], *, rounds: int) -> str:
     """Return the table of one variant: the systems by sampled accuracy after the last round, and what each is ahead of the reference."""
     lines = [
@@ -334,7 +323,8 @@ def main() -> None:
         failed = run_all(root, size, **work, more=given.more, jobs=given.jobs)
     parts = [f"{size.sentence()}."]
     for variant in given.variants:
-        cells = finished(root, size, variant, seeds=given.seeds, chosen=given.systems)
+        places = [(name, seed, system_root(root, size, variant, seed, name)) for name in given.systems for seed in given.seeds]
+        cells = finished(places, rounds=size.rounds)
         parts.append(f"{variant}:\n\n{table(cells, rounds=size.rounds)}")
     text = "\n\n".join(parts)
     root.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import many_runs
-from benchmarks.evidence_tables import Cell, differences_table, means_table, processor
+from benchmarks.evidence_tables import differences_table, finished, means_table, processor, rounds_table
 from benchmarks.many_runs import Work, end, numbers, run_from, run_rounds
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.loops.config.load import load_config
@@ -248,15 +248,9 @@ def main() -> None:
         (seed, Work(f"seed {seed}, {arm}", Task.of(run_arm, seed=seed, arm=arm, **shared))) for seed in given.seeds for arm in arms(size)
     ]
     failed = many_runs.run_all(starts, runs, jobs=given.jobs)
-    places = [(arm, seed, arm_root(root, size, seed, arm)) for seed in given.seeds for arm in arms(size)]
-    cells = [
-        Cell(arm, seed, run, rows) for arm, seed, place in places if place.exists() and len(rows := (run := load_run(place)).rows()) > 1
-    ]
+    cells = finished((arm, seed, arm_root(root, size, seed, arm)) for seed in given.seeds for arm in arms(size))
     if cells:
-        accuracy = [
-            f"{row.round}: greedy {100 * row.test.pass_at_1.value:.1f}%" for row in cells[0].rows[:1] if row.test.pass_at_1 is not None
-        ]
-        text = "\n\n".join([f"{size.sentence()}; {processor()}.", f"Round {accuracy[0]}", means_table(cells), differences_table(cells)])
+        text = "\n\n".join([f"{size.sentence()}; {processor()}.", means_table(cells), differences_table(cells), rounds_table(cells)])
         atomic_write_text(root / f"word-problems-{size.name}.md", text + "\n")
         echo(text)
     end(failed)

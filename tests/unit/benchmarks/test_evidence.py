@@ -110,7 +110,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypa
     failed = evidence.run_all(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen, more=["sft.batch_size=8"], jobs=2)
     assert begun == [*((seed, "warm-up") for seed in (1, 2, 3)), (2, "star"), (3, "star"), (2, "search"), (3, "search")]
     assert failed == ["seed 1, warm-up: OSError: disk is full", "seed 2, star: ValueError: no traces"]
-    assert evidence.finished(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen) == []
+    assert evidence.finished(evidence.places(tmp_path, SIZE, seeds=[1, 2, 3], chosen=chosen)) == []
 
 
 def _finished(arm: str, seed: int, *, solved: int, accuracies: list[float]) -> Cell:
