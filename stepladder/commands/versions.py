@@ -8,7 +8,7 @@ from stepladder import __version__
 
 PARTS = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "numba", "pydantic")
 """Packages that are always there."""
-EXTRAS = {"serve": ("fastapi", "uvicorn"), "vllm": ("vllm",), "ray": ("ray",)}
+EXTRAS = {"serve": ("fastapi", "uvicorn"), "vllm": ("vllm",), "ray": ("ray",), "remote": ("s3fs", "gcsfs")}
 """Packages of optional parts."""
 
 
