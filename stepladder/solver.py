@@ -19,6 +19,7 @@ from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search import choose_search
 from stepladder.loops.assembly.search_session import SearchSession
 from stepladder.loops.runs.newest import newest_run
+from stepladder.loops.runs.object_store import is_url
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
 from stepladder.mcts.graph import to_networkx
@@ -153,8 +154,8 @@ class Solver:
         """Load the models.
 
         Args:
-            models: Run directory, whose best models are taken, or directory or hub id of a policy. None is the
-                newest run in ``runs``.
+            models: Directory of a run, or its URL in an object store, whose best models are taken; or directory or hub id of a policy.
+                None is the newest run in ``runs``.
             prm: Directory or hub id of a PRM, or several, which are an ensemble; ``"none"`` searches without one, with ``"self"`` the
                 policy judges its own steps. Empty takes the run's.
             method: Search method; None takes that of the run's evaluation, as the next five do.
@@ -171,8 +172,8 @@ class Solver:
             BackendError: If a server does not answer.
         """
         members = [prm] if isinstance(prm, str | Path) else list(prm)
-        source = newest_run() if models is None else Path(models)
-        is_run = models is None or (source / "run.json").exists()
+        source = newest_run() if models is None else models
+        is_run = models is None or is_url(source) or (Path(source) / "run.json").exists()
         config, policy, prms = choose_models(
             run=source if is_run else None,
             policy=None if is_run else str(models),

@@ -3,8 +3,9 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stopped with Ctrl-C.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,9 +22,11 @@ from stepladder.cli.solve import solve
 from stepladder.cli.usage import Commands
 from stepladder.cli.watch import watch
 from stepladder.errors import ConfigError
-from stepladder.locks import locked
 from stepladder.outputs import check_output, named_file, rows_with
 from stepladder.terminal import echo
+
+if TYPE_CHECKING:
+    from stepladder.loops.runs.run_places import RunPlace
 
 app = typer.Typer(
     cls=Commands,
@@ -45,7 +48,10 @@ _FROM_HELP = (
     "the next round on."
 )
 _ON_HELP = "Task of a recipe: `embedded` (the default, glyph programs), `puzzle`, or a configuration file."
-_RUN_DIR_HELP = "Where the run lives; an existing run is continued. Default: runs/NAME-OF-CONFIG."
+_RUN_DIR_HELP = (
+    "Where the run lives: a directory, or a URL in an object store, such as s3://BUCKET/RUN; an existing run is continued. Default: "
+    "runs/NAME-OF-CONFIG."
+)
 
 ConfigArgument = Annotated[str | None, typer.Argument(metavar="[CONFIG.toml|recipe:NAME]", help=_CONFIG_HELP)]
 
@@ -65,7 +71,7 @@ def root(
 @app.command()
 def evolve(
     config: ConfigArgument = None,
-    run_dir: Annotated[Path | None, typer.Option(readable=False, help=_RUN_DIR_HELP)] = None,
+    run_dir: Annotated[str | None, typer.Option(metavar="DIR|URL", help=_RUN_DIR_HELP)] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     on: Annotated[str | None, typer.Option(metavar="TASK|CONFIG.toml", help=_ON_HELP)] = None,
     task: Annotated[str | None, typer.Option(help="Embedded task, without CONFIG.toml: `puzzle` (the default) or `glyphs`.")] = None,
@@ -90,58 +96,68 @@ def evolve(
         from stepladder import embedded
         from stepladder.commands.evolve import check_settings, load_inputs
         from stepladder.loops.config.unused import unused_settings
-        from stepladder.loops.runs.directory import LOCK_FILE, check_run
+        from stepladder.loops.runs.directory import check_run
         from stepladder.loops.runs.newest import RUNS
+        from stepladder.loops.runs.run_places import find_run
         from stepladder.toml_text import as_toml
 
         if from_round is not None:
             _branch(config, from_round, run_dir, [*overrides, *_shorthands(seed, rounds)], stop_after, dry_run=dry_run)
             return
         asked = asked_run(config, on=on, task=task)
-        root = run_dir or RUNS / asked.name
-        resolved = resolved_settings(asked, root / "start", [*overrides, *_shorthands(seed, rounds)])
+        place = find_run(run_dir or RUNS / asked.name, to_work=True)
+        start = place.root / "start"
+        resolved = resolved_settings(asked, start, [*overrides, *_shorthands(seed, rounds)])
         # All of this before anything is written. What the embedded task will prepare need not be there yet.
         check_settings(resolved)
         sets = None if asked.config is None else load_inputs(resolved)
-        check_run(root, resolved)
+        check_run(place.root, resolved)
         # A recipe keeps the sizes of its task, also those of what it does not train.
         for unused in unused_settings(resolved) if asked.recipe is None else ():
             echo(f"note: {unused}", err=True)
         if dry_run:
             echo(as_toml(resolved.model_dump(mode="json")).rstrip())
             return
-        with locked(root / LOCK_FILE, place=root):
+        with place.held(_tell) as check:
             if asked.config is None:
-                embedded.prepare(root / "start", seed=resolved.run.seed, task=embedded.task_named(asked.task))
+                embedded.prepare(start, seed=resolved.run.seed, task=embedded.task_named(asked.task))
             tested = asked.config is None and asked.recipe is None
             last = resolved.run.rounds if stop_after is None else min(stop_after, resolved.run.rounds)
-            _evolve(resolved, root, stop_after, sets=sets, expected_s=embedded.expected_seconds(asked.task, last) if tested else None)
+            expected_s = embedded.expected_seconds(asked.task, last) if tested else None
+            _evolve(resolved, place, stop_after, sets=sets, expected_s=expected_s, check=check)
+
+
+def _tell(sentence: str) -> None:
+    echo(sentence, err=True)
 
 
 def _shorthands(seed: int | None, rounds: int | None) -> list[str]:
     return [f"run.{name}={value}" for name, value in (("seed", seed), ("rounds", rounds)) if value is not None]
 
 
-def _branch(source: str | None, number: int, root: Path | None, overrides: list[str], stop_after: int | None, *, dry_run: bool) -> None:
+def _branch(source: str | None, number: int, run_dir: str | None, overrides: list[str], stop_after: int | None, *, dry_run: bool) -> None:
     """Continue a round of a run in another directory."""
     from stepladder.commands.branch import make_branch, plan_branch
     from stepladder.commands.evolve import check_settings
-    from stepladder.loops.runs.directory import LOCK_FILE
+    from stepladder.loops.runs.run_places import find_run
     from stepladder.toml_text import as_toml
 
-    if source is None or root is None:
+    if source is None or run_dir is None:
         raise ConfigError("--from-round: needs the directory of a run in the place of CONFIG.toml, and --run-dir for the branch")
-    planned = plan_branch(Path(source), number, root, overrides)
+    place = find_run(run_dir, to_work=True)
+    planned = plan_branch(source, number, place.root, overrides)
     check_settings(planned.config)
     if dry_run:
         echo(as_toml(planned.config.model_dump(mode="json")).rstrip())
         return
     make_branch(planned)
-    with locked(root / LOCK_FILE, place=root):
-        _evolve(planned.config, root, stop_after)
+    with place.held(_tell) as check:
+        _evolve(planned.config, place, stop_after, check=check)
 
 
-def _evolve(config: Any, root: Path, stop_after: int | None, *, sets: Any = None, expected_s: float | None = None) -> None:
+def _evolve(
+    config: Any, place: "RunPlace", stop_after: int | None, *, check: Callable[[], None], sets: Any = None, expected_s: float | None = None
+) -> None:
     from stepladder.commands.evolve import run_rounds
     from stepladder.commands.opening import next_commands
     from stepladder.loops.runs.progress import ProgressDisplay
@@ -151,12 +167,14 @@ def _evolve(config: Any, root: Path, stop_after: int | None, *, sets: Any = None
     display = ProgressDisplay()
     table = RoundTable(display.console)
     try:
-        run = run_rounds(config, root, sets=sets, display=display, on_round=table.add, stop_after=stop_after, expected_s=expected_s)
+        run = run_rounds(
+            config, place.root, sets=sets, display=display, on_round=table.add, stop_after=stop_after, expected_s=expected_s, check=check
+        )
     except KeyboardInterrupt as stop:
-        echo(f"\nstopped; everything finished is in {root} -- the same command continues", err=True)
+        echo(f"\nstopped; everything finished is in {place.name} -- the same command continues", err=True)
         raise stopped(stop) from None
     echo(table.render())
-    echo(f"report: {write_report(run)}")
+    echo(f"report: {place.page_place(write_report(run))}")
     echo("\n".join(["", "next:", *(f"  {command}" for command in next_commands(run))]))
 
 
@@ -186,7 +204,7 @@ app.command()(doctor)
 
 @app.command()
 def export(
-    run: Annotated[Path | None, typer.Argument(readable=False, help="Run directory.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run: its directory or URL.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="New or empty directory, `hub:OWNER/NAME`, or `hub` for a name made here.")] = None,
     format: Annotated[str, typer.Option("--format", help="Kind of data set; `list` explains them.")] = "preference",
     rounds: Annotated[str | None, typer.Option("--round", help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
@@ -241,7 +259,8 @@ def export(
 def import_(
     place: Annotated[str, typer.Argument(metavar="DIR|hub:OWNER/NAME", help="Data set that `stepladder export` wrote.")],
     run_dir: Annotated[
-        Path, typer.Option(readable=False, help="Run that is to learn from it; it must not have begun round 1, and need not exist yet.")
+        str,
+        typer.Option(metavar="DIR|URL", help="Run that is to learn from it; it must not have begun round 1, and need not exist yet."),
     ],
     config: Annotated[
         Path | None,
@@ -261,13 +280,19 @@ def import_(
         from stepladder.commands.export import import_rows
         from stepladder.loops.assembly.checks import check_model
         from stepladder.loops.config.load import load_config
+        from stepladder.loops.runs.run_places import find_run
 
         if overrides and config is None:
             raise ConfigError(f"import: --set changes the settings of --config: got {overrides[0]!r} without it -- give the configuration")
         settings = None if config is None else load_config(config, overrides)
         if settings is not None:
             check_model(settings.policy)
-        echo(import_rows(place, run_dir, config=settings))
+        run = find_run(run_dir, to_work=True)
+        if run.copy is None:
+            echo(import_rows(place, run.root, config=settings))
+            return
+        with run.held(_tell):
+            echo(import_rows(place, run.root, config=settings))
 
 
 @app.command()
@@ -329,7 +354,7 @@ def grade(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Argument(readable=False, help="Run directory; several are compared.")],
+    run: Annotated[list[str], typer.Argument(metavar="RUN", help="Run: its directory or URL; several are compared.")],
     to: Annotated[
         Path | None,
         typer.Option(
@@ -352,11 +377,15 @@ def report(
     """
     with _errors_explained(debug):
         from stepladder.loops.runs.directory import load_run
+        from stepladder.loops.runs.run_places import find_run
         from stepladder.report.page import write_report
         from stepladder.report.runs import write_comparison_of_runs
 
         if len(run) == 1:
-            echo(f"report: {write_report(load_run(run[0]), to, overwrite=overwrite, most_trees=trees)}")
+            place = find_run(run[0])
+            page = write_report(load_run(place.root), to, overwrite=overwrite, most_trees=trees)
+            place.publish(page)
+            echo(f"report: {place.page_place(page)}")
         else:
             echo(write_comparison_of_runs([load_run(each) for each in run], to, overwrite=overwrite))
 

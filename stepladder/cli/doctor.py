@@ -1,6 +1,5 @@
 """``stepladder doctor``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +10,12 @@ from stepladder.terminal import echo
 
 def doctor(
     target: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG.toml|RUN]", help="Check what this run needs, too: its settings, or its directory.")
+        str | None,
+        typer.Argument(metavar="[CONFIG.toml|RUN]", help="Check what this run needs, too: its settings, or its directory or URL."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(readable=False, help="Where the run will live, for the check of the disk. Default: runs/NAME-OF-CONFIG.")
+        str | None,
+        typer.Option(metavar="DIR|URL", help="Where the run will live, for the check of the disk. Default: runs/NAME-OF-CONFIG."),
     ] = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -35,8 +36,10 @@ def doctor(
     """
     with errors_explained(debug):
         from stepladder.commands.doctor import examine
+        from stepladder.loops.runs.run_places import find_run
 
-        report = examine(target, overrides=overrides, root=run_dir)
+        root = None if run_dir is None else find_run(run_dir, to_work=True).root
+        report = examine(target, overrides=overrides, root=root)
         echo(report.as_json() if as_json else report.as_text())
         if not report.works:
             raise typer.Exit(1)

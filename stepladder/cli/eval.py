@@ -23,7 +23,8 @@ def evaluate(
         typer.Argument(metavar="[PROBLEMS]", readable=False, help="JSONL or Parquet file with questions and answers, instead of a run's."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(readable=False, help="Use models and problems of this run. Default: the newest run in `runs`.")
+        str | None,
+        typer.Option(metavar="RUN", help="Use models and problems of this run (directory or URL). Default: the newest run in `runs`."),
     ] = None,
     number: Annotated[int | None, typer.Option("--round", min=0, help="Models of this round of the run instead of its best ones.")] = None,
     split: Annotated[str, typer.Option(help="Problems of the run: `test`, `held_out` or `train`.")] = "test",

@@ -12,7 +12,10 @@ from stepladder.terminal import echo
 
 
 def serve(
-    run: Annotated[Path | None, typer.Option(help="Use the best models of this run. Default: the newest run in `runs`.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Use the best models of this run (directory or URL). Default: the newest run in `runs`."),
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
     prm: Annotated[
         list[str],
@@ -59,7 +62,7 @@ def serve(
 
         keys = read_keys(api_key_file)
         check_address(host, keys, anonymous=anonymous)
-        run = newest_run() if run is None and policy is None else run
+        run = str(newest_run()) if run is None and policy is None else run
         config, policy_source, prms = choose_models(run=run, policy=policy, prm=prm, overrides=overrides)
         chosen = dict(read_option(text) for text in options)
         choose_search(config, method=method, tokens=tokens, simulations=simulations, options=chosen)

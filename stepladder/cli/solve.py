@@ -30,7 +30,8 @@ _OUTPUT_HELP = "JSONL file for the answers; a stopped command continues it. `-`,
 def solve(
     question: Annotated[str | None, typer.Argument(help="The question.")] = None,
     run: Annotated[
-        Path | None, typer.Option(readable=False, help="Use the best models of this run. Default: the newest run in `runs`.")
+        str | None,
+        typer.Option(metavar="RUN", help="Use the best models of this run (directory or URL). Default: the newest run in `runs`."),
     ] = None,
     policy: Annotated[str | None, typer.Option(help="Directory or hub id of a policy, instead of a run's.")] = None,
     prm: Annotated[
@@ -95,7 +96,7 @@ def solve(
         detail = Detail.QUIET if quiet else Detail.VERBOSE if verbose else Detail.NORMAL
         _check_outputs(input, output, tree, overwrite=overwrite)
         if run is None and policy is None:
-            run = newest_run()
+            run = str(newest_run())
             if detail is not Detail.QUIET:
                 echo(f"run: {run}, the newest; --run takes another", err=True)
         named = {"prm.spec": prm_spec, "prm.reference": reference, "evaluate.scores.ensemble": ensemble}

@@ -1,6 +1,5 @@
 """``stepladder watch``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,9 @@ from stepladder.cli.signals import stopped
 
 
 def watch(
-    run: Annotated[Path | None, typer.Argument(readable=False, help="Run directory. Default: the one in `runs` that began last.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Run: its directory or URL. Default: the one in `runs` that began last.")
+    ] = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
     debug: DebugOption = False,

@@ -11,6 +11,7 @@ from stepladder.loops.config.load import with_overrides
 from stepladder.loops.config.paths import map_paths
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import Branch, RunDir, load_run, write_run_json
+from stepladder.loops.runs.store_copy import complete_models, name_of
 
 _FIXED = ("problems.", "format.", "policy.model", "warmup.", "run.seed", "run.shard_size")
 """Settings that the finished rounds of a branch were made with, and that later rounds rely on."""
@@ -31,14 +32,15 @@ class PlannedBranch(NamedTuple):
     @property
     def origin(self) -> Branch:
         """Its origin, as run.json holds it."""
-        return Branch(run=str(self.source.root.resolve()), round=self.number)
+        root = self.source.root
+        return Branch(run=str(root.resolve()) if name_of(root) == str(root) else name_of(root), round=self.number)
 
 
-def plan_branch(source: Path, number: int, root: Path, overrides: list[str]) -> PlannedBranch:
+def plan_branch(source: str | Path, number: int, root: Path, overrides: list[str]) -> PlannedBranch:
     """Check that a run can be branched; nothing is written.
 
     Args:
-        source: The run to leave.
+        source: The run to leave: its directory or URL.
         number: The last round to keep, 0 for the warm-up alone.
         root: Directory of the branch: a new one, or that of the same branch, which then goes on.
         overrides: Each ``section.key=value``; they hold from round ``number + 1`` on.
@@ -50,14 +52,14 @@ def plan_branch(source: Path, number: int, root: Path, overrides: list[str]) -> 
     run = load_run(source)
     if run.row(number) is None:
         raise CheckpointError(f"{source}: round {number} must be finished to leave from it: {len(run.rows())} rounds are, from 0 on")
-    if root.resolve().is_relative_to(source.resolve()):
+    if root.resolve().is_relative_to(run.root.resolve()):
         raise CheckpointError(f"{root}: a branch must lie outside of its run: it is inside {source} -- choose another --run-dir")
     before = run.config()
     changed = with_overrides(before, overrides)
     fixed = [each for each in changed.differences(before) if each.startswith(_FIXED)]
     if fixed:
         raise ConfigError(f"--from-round: a branch keeps what its finished rounds were made with: {fixed[0]} -- start another run")
-    planned = PlannedBranch(run, number, _moved(changed, source, root), root)
+    planned = PlannedBranch(run, number, _moved(changed, run.root, root), root)
     if (root / "run.json").exists() and load_run(root).branch() != planned.origin:
         raise CheckpointError(f"{root}: must not exist, or be the same branch: it is another run -- choose another --run-dir")
     if not (root / "run.json").exists():
@@ -75,6 +77,8 @@ def make_branch(planned: PlannedBranch) -> None:
     if (root / "run.json").exists():
         return
     root.parent.mkdir(parents=True, exist_ok=True)
+    for kept in range(planned.number + 1):
+        complete_models(source.root, source.round(kept))
     with atomic_directory(root) as temporary:
         for name in ("start", "imported", *(f"rounds/{kept:03d}" for kept in range(planned.number + 1))):
             if (source.root / name).exists():

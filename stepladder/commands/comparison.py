@@ -134,7 +134,7 @@ def resolve_comparison(
     problems: Path | None,
     split: str,
     limit: int | None,
-    run: Path | None,
+    run: str | Path | None,
     number: int | None,
     policy: str | None,
     prm: Sequence[str],

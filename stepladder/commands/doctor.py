@@ -25,6 +25,7 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.machine import GIB, free_disk, gib, host_memory, num_cores
 from stepladder.loops.runs.newest import RUNS
+from stepladder.loops.runs.object_store import is_url
 
 _PROBE = (
     "import json, torch, transformers; c = torch.cuda; "
@@ -87,7 +88,7 @@ def examine(target: str | None = None, *, overrides: Sequence[str] = (), root: P
     """Look at this machine, and at what a run needs of it.
 
     Args:
-        target: A configuration file or the directory of a run; None looks at the machine alone.
+        target: A configuration file, or the directory or URL of a run; None looks at the machine alone.
         overrides: ``section.key=value`` over its settings.
         root: Directory of the run, whose disk is looked at; None is that of ``evolve``, and of a run its own.
 
@@ -100,8 +101,9 @@ def examine(target: str | None = None, *, overrides: Sequence[str] = (), root: P
             raise ConfigError(f"doctor: --set changes the settings of a run: got {overrides[0]!r} without one -- name CONFIG.toml or a run")
         return Report(list(_machine(root or RUNS)))
     path = Path(target)
-    if path.is_dir():
-        root, config = root or path, with_overrides(load_run(path).config(), list(overrides))
+    if is_url(target) or path.is_dir():
+        run = load_run(target)
+        root, config = root or run.root, with_overrides(run.config(), list(overrides))
     else:
         root, config = root or RUNS / path.stem, load_config(path, list(overrides))
     return Report([*_machine(root), *_run(config, root)])

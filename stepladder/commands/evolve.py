@@ -15,7 +15,6 @@ from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
-from stepladder.locks import locked
 from stepladder.loops.assembly.checks import check_model, check_rounds
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
@@ -25,13 +24,14 @@ from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import distinct_rounds, round_config
-from stepladder.loops.runs.directory import LOCK_FILE, RunDir, check_run, load_run, open_run
+from stepladder.loops.runs.directory import RunDir, check_run, load_run, open_run
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.live import remove_live
 from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.run_places import find_run
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round_settings import stops_early
 
@@ -51,7 +51,7 @@ def evolve(
 
     Args:
         config: The configuration, or the path of its file. For an existing run it must be the one it was started with.
-        root: Run directory, created if it does not exist; None is ``runs/NAME`` for the file ``NAME.toml``.
+        root: Run directory, created if it does not exist, or a URL in an object store; None is ``runs/NAME`` for the file ``NAME.toml``.
         overrides: ``section.key=value`` over the configuration.
         display: Shows progress; None writes to standard error.
         on_round: Called with the figures of every finished round, those found on disk included.
@@ -60,21 +60,25 @@ def evolve(
     Raises:
         ConfigError, DataFormatError, CheckpointError: Before any work, if settings, problems or directory cannot be used, or another
             process works on the run.
-        BackendError: If a model engine or a worker fails.
+        BackendError: If a model engine or a worker fails, or an object store does not answer.
     """
     if root is None and isinstance(config, Config):
         raise ConfigError("evolve: a configuration without a file needs a run directory: got none -- give root")
     resolved = with_overrides(config, list(overrides)) if isinstance(config, Config) else load_config(Path(config), list(overrides))
-    place = RUNS / Path(str(config)).stem if root is None else Path(root)
+    place = find_run(RUNS / Path(str(config)).stem if root is None else root, to_work=True)
     check_settings(resolved)
     sets = load_inputs(resolved)
-    check_run(place, resolved)
+    check_run(place.root, resolved)
     display, on_round = display or ProgressDisplay(), on_round or _ignore
-    with locked(place / LOCK_FILE, place=place):
-        return run_rounds(resolved, place, sets=sets, display=display, on_round=on_round, stop_after=stop_after)
+    with place.held(display.say) as check:
+        return run_rounds(resolved, place.root, sets=sets, display=display, on_round=on_round, stop_after=stop_after, check=check)
 
 
 def _ignore(row: RoundRow) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 
@@ -87,6 +91,7 @@ def run_rounds(
     on_round: Callable[[RoundRow], None],
     stop_after: int | None = None,
     expected_s: float | None = None,
+    check: Callable[[], None] = _nothing,
 ) -> RunDir:
     """Do the work of ``evolve`` in a directory that the caller has locked.
 
@@ -98,6 +103,7 @@ def run_rounds(
         on_round: Called with the figures of every finished round.
         stop_after: Last round of this call.
         expected_s: Seconds that a whole run like this one usually takes; None if nobody knows.
+        check: Called now and then; raises if the directory is no longer locked.
     """
     if sets is None:
         sets = load_inputs(config)
@@ -131,7 +137,9 @@ def run_rounds(
     guard = InputGuard(config, run.inputs(), place=root)
     with _framed(display, opening.frame(run)), open_workers(config, root, say=display.say) as pool:
         run.log_event("start", rounds=config.run.rounds, workers=pool.num_workers, machine=machine())
-        context = RoundContext(config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard, last=last)
+        context = RoundContext(
+            config=config, run=run, problems=sets.splits, pool=pool, display=display, guard=guard, last=last, check=check
+        )
         while not _is_over(run, config, last, display):
             begin = time.monotonic()
             row = replace(run_round(context, len(run.rows())), seconds=round(time.monotonic() - begin, 1))

@@ -24,6 +24,7 @@ from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RowCounts
+from stepladder.loops.runs.store_copy import name_of
 from stepladder.loops.runs.workers import Progress
 from stepladder.loops.stages.kinds import prm_kind
 from stepladder.loops.stages.label import read_counts
@@ -55,11 +56,11 @@ class ExportOptions:
     """Make a new data set on the hub public."""
 
 
-def export_rounds(run_path: Path, to: str, options: ExportOptions, *, display: ProgressDisplay) -> str:
+def export_rounds(run_path: str | Path, to: str, options: ExportOptions, *, display: ProgressDisplay) -> str:
     """Write the rows of finished rounds as a data set and return the line to print.
 
     Args:
-        run_path: Run directory.
+        run_path: Run directory, or its URL.
         to: Directory, or ``hub:OWNER/NAME``, or ``hub`` for a data set named after run and format in one's own account.
         options: Options of the export.
         display: Shows progress.
@@ -152,7 +153,8 @@ def import_rows(place: str, run_path: Path, *, config: Config | None = None) -> 
                 folder.rmdir()
         raise
     later = "" if check else ", and checks their texts before it begins (with --config they are checked now)"
-    return f"{run.imported_folder(name)}: {count} rows of {kind.name}; evolve --run-dir {run_path} learns from them in every round{later}"
+    learner = f"evolve --run-dir {name_of(run_path)}"
+    return f"{run.imported_folder(name)}: {count} rows of {kind.name}; {learner} learns from them in every round{later}"
 
 
 def _chosen_rounds(run: RunDir, rounds: str | None, *, latest: bool) -> list[int]:

@@ -13,8 +13,11 @@ from stepladder.loops.config.run import Config
 from stepladder.loops.runs.description import model_words, prm_words, search_words, task_words
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.machine import machine
+from stepladder.loops.runs.newest import RUNS
+from stepladder.loops.runs.object_store import is_url
 from stepladder.loops.runs.progress import RunFrame, rough
 from stepladder.loops.runs.stage_times import stage_times
+from stepladder.loops.runs.store_copy import name_of, place_words
 from stepladder.loops.stages.plan import planned_stages, purpose, seconds_left
 
 _LONGEST_QUESTION = 80
@@ -45,7 +48,7 @@ class Opening:
         """
         config, count = self._config, f"{self._last} round{'' if self._last == 1 else 's'}"
         if self._num_done > self._last:
-            return [f"evolve: {self._root} has its {count} already"]
+            return [f"evolve: {name_of(self._root)} has its {count} already"]
         begun = "" if not self._num_done else ", of which the warm-up is done" + self._done_rounds()
         problems = f"{sizes['train']:,} to learn from, {sizes['held_out']:,} for the gate, {sizes['test']:,} for the report"
         time = "known after the first round" if self._expected_s is None else f"about {rough(self._expected_s)} on two cores"
@@ -57,7 +60,7 @@ class Opening:
             f"  search    {search_words(config.search)}",
             f"  PRM       {prm_words(config)}",
             f"  machine   {machine()}; {workers_words(config)}",
-            f"  in        {self._root}",
+            f"  in        {place_words(self._root)}",
             f"  time      {time}; Ctrl-C is fine, the same command goes on",
         ]
 
@@ -82,8 +85,10 @@ class Opening:
 
 def next_commands(run: RunDir) -> list[str]:
     """Return three commands that use a run, ready to be copied: ask it, measure its search, export its rows."""
-    program, place = _program(), shlex.quote(str(run.root))
-    out, data = (shlex.quote(f"{run.root}-{name}") for name in ("eval", "data"))
+    name = name_of(run.root)
+    program, place = _program(), shlex.quote(name)
+    beside = RUNS / run.root.name if is_url(name) else run.root
+    out, data = (shlex.quote(f"{beside}-{what}") for what in ("eval", "data"))
     rows = run.rows()
     labels = [row.labels for row in rows if row.labels is not None]
     has_pairs, has_traces = any(each.pairs.kept for each in labels), any(each.traces.kept for each in labels)

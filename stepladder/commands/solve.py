@@ -69,7 +69,7 @@ class SolveSettings:
     def resolve(
         cls,
         *,
-        run: Path | None,
+        run: str | Path | None,
         policy: str | None,
         prm: Sequence[str],
         method: str | None,
@@ -124,7 +124,7 @@ class SolveSettings:
 
 
 def choose_models(
-    *, run: Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
+    *, run: str | Path | None, policy: str | None, prm: Sequence[str], overrides: Sequence[str] = (), number: int | None = None
 ) -> tuple[Config, str, tuple[str, ...]]:
     """Find the models of a search, and return configuration, policy and PRMs: none, one, or an ensemble.
 
@@ -167,7 +167,7 @@ def show_warnings(checked: Iterable[PromptLengths | Need]) -> None:
         echo(warning, err=True)
 
 
-def _check_choices(*, run: Path | None, policy: str | None, prm: Sequence[str], number: int | None) -> None:
+def _check_choices(*, run: str | Path | None, policy: str | None, prm: Sequence[str], number: int | None) -> None:
     """Refuse choices of models that contradict each other."""
     if run is not None and policy is not None:
         raise ConfigError("--run and --policy: both name a policy: got both -- give one")
@@ -346,7 +346,7 @@ def _explained(preset: Preset) -> str:
     return "\n".join(lines + [f"    {name}: {text}" for name, text in details.items() if text])
 
 
-def _run_models(run_path: Path, number: int | None) -> tuple[Config, str, str | None]:
+def _run_models(run_path: str | Path, number: int | None) -> tuple[Config, str, str | None]:
     try:
         run = load_run(run_path)
     except CheckpointError as error:

@@ -1,13 +1,14 @@
 """A run as seen from outside: only files of its directory are read."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live as Screen
 
 from stepladder.errors import CheckpointError
-from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.seen_run import SeenRun, look
 from stepladder.report.live_view import line, view
@@ -15,11 +16,11 @@ from stepladder.report.live_view import line, view
 _LINE_INTERVAL_S = 10.0
 
 
-def watch_run(root: Path, console: Console, *, interval_s: float, once: bool = False) -> None:
+def watch_run(place: str | Path, console: Console, *, interval_s: float, once: bool = False) -> None:
     """Show a run until it ends: redrawn on a terminal, as lines elsewhere.
 
     Args:
-        root: Its directory.
+        place: Its directory or URL.
         console: Where to show it.
         interval_s: Seconds between two looks.
         once: Look once.
@@ -27,26 +28,30 @@ def watch_run(root: Path, console: Console, *, interval_s: float, once: bool = F
     Raises:
         CheckpointError: If there is no run.
     """
-    run = load_run(root)
+    run = load_run(place)
     rounds = run.config().run.rounds
+
+    def look_again() -> SeenRun:
+        return look(load_run(place), rounds)
+
     seen = look(run, rounds)
     if once or not seen.is_running:
         console.print(view(seen, width=console.width))
     elif console.is_terminal and not console.is_dumb_terminal:
-        _draw(run, seen, console, interval_s)
+        _draw(look_again, seen, console, interval_s)
     else:
-        _print_lines(run, seen, console, interval_s)
+        _print_lines(look_again, seen, console, interval_s)
 
 
-def _draw(run: RunDir, seen: SeenRun, console: Console, interval_s: float) -> None:
+def _draw(look_again: Callable[[], SeenRun], seen: SeenRun, console: Console, interval_s: float) -> None:
     with Screen(view(seen, width=console.width, height=console.height), console=console, auto_refresh=False) as screen:
         while seen.is_running:
             time.sleep(interval_s)
-            seen = look(run, seen.rounds)
+            seen = look_again()
             screen.update(view(seen, width=console.width, height=console.height), refresh=True)
 
 
-def _print_lines(run: RunDir, seen: SeenRun, console: Console, interval_s: float) -> None:
+def _print_lines(look_again: Callable[[], SeenRun], seen: SeenRun, console: Console, interval_s: float) -> None:
     """Print a line for every new stage and every ten seconds, and the whole picture at the end."""
     place, printed = None, 0.0
     while seen.is_running:
@@ -56,7 +61,7 @@ def _print_lines(run: RunDir, seen: SeenRun, console: Console, interval_s: float
             console.print(line(seen.live), highlight=False, markup=False, soft_wrap=True)
             place, printed = now, time.monotonic()
         time.sleep(interval_s)
-        seen = look(run, seen.rounds)
+        seen = look_again()
     console.print(view(seen, width=console.width))
 
 

@@ -43,11 +43,11 @@ from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.metrics import RunMetrics
 from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.run_places import LOCK_FILE, find_run
+from stepladder.loops.runs.store_copy import complete_models
 from stepladder.loops.runs.trained_models import check_trained
 
 RUN_SCHEMA_VERSION = 1
-LOCK_FILE = ".lock"
-"""Held by the process that works on a run."""
 _RUN_DIR = "{run_dir}"
 _NO_RUN = "restore it from a copy, or start another run"
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "peft", "datasets", "mpmath")
@@ -87,12 +87,10 @@ class RunDir:
 
         Raises:
             CheckpointError: If the model has changed since its training.
+            BackendError: If its weights are in an object store that does not answer.
         """
         model = self.policy(version)
-        if not model.exists():
-            return config.policy.model
-        check_trained(model)
-        return str(model)
+        return self._trained(model) if model.exists() else config.policy.model
 
     def prm(self, number: int) -> Path:
         """Return the PRM that a round trained."""
@@ -107,8 +105,12 @@ class RunDir:
             return self.policy_source(version, config)
         if not version:
             return str(given_prm(config))
-        check_trained(self.prm(version))
-        return str(self.prm(version))
+        return self._trained(self.prm(version))
+
+    def _trained(self, model: Path) -> str:
+        complete_models(self.root, model)
+        check_trained(model)
+        return str(model)
 
     def shard(self, number: int, kind: str, shard: int) -> Path:
         """Return the Parquet file of a shard; kind is trees, traces, pairs, graded, values, step-pairs, or rollout-values and the like."""
@@ -292,11 +294,16 @@ def load_run(root: Path | str) -> RunDir:
 
     Example: ``load_run("runs/embedded").metrics.to_pandas()``.
 
+    Args:
+        root: Its directory, or its URL in an object store; that of the copy on this machine is then opened.
+
     Raises:
         CheckpointError: If the directory is no run, or one of another version.
+        ConfigError, BackendError: If a URL cannot be used, or its store does not answer.
     """
-    _read_run_json(Path(root))
-    return RunDir(root=Path(root))
+    place = find_run(root).root
+    _read_run_json(place)
+    return RunDir(root=place)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

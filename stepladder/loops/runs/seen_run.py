@@ -4,10 +4,12 @@ import socket
 from dataclasses import dataclass
 
 from stepladder.locks import holder, process_lives
-from stepladder.loops.runs.directory import LOCK_FILE, RunDir
+from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.live import Live, read_live
 from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.run_places import LOCK_FILE
 from stepladder.loops.runs.stage_times import StageTimes, stage_times
+from stepladder.loops.runs.store_copy import name_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,7 @@ def look(run: RunDir, rounds: int) -> SeenRun:
     """
     live = read_live(run.root)
     return SeenRun(
-        name=str(run.root),
+        name=name_of(run.root),
         rounds=rounds,
         rows=run.rows(),
         live=live,

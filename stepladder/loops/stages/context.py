@@ -1,7 +1,7 @@
 """Common parts of all stages of a run: the run itself, the models of a job, and the way of work to the workers."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.machine import worker_memory_mb
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import Task, Workers
+from stepladder.loops.runs.workers import Progress, Task, Workers
 from stepladder.loops.stages.failures import check_stage
 from stepladder.loops.stages.kinds import RowKind
 from stepladder.types import Failures, LabelledProblem, Provenance
@@ -40,6 +40,10 @@ class BestModels:
     """Round whose training gave the best policy so far."""
     prm: int | None
     """Round whose training gave the best PRM so far, 0 for a given one; None without any."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class StageEvent:
@@ -87,6 +91,8 @@ class RoundContext:
     """Last round of this call, beyond which nothing begins early."""
     unscheduled: Config | None = None
     """The settings of the run, in a round that has settings of its own; None elsewhere."""
+    check: Callable[[], None] = _nothing
+    """Called now and then; raises if this process may no longer write to the run."""
 
     @property
     def run_config(self) -> Config:
@@ -141,7 +147,9 @@ class RoundContext:
 
         Raises:
             CheckpointError: If an input of the run has changed.
+            BackendError: If this process may no longer write to the run.
         """
+        self.check()
         if self.guard is not None:
             self.guard.check()
         begin, event, worked = time.monotonic(), StageEvent(), self.pool.clock.read()
@@ -168,17 +176,28 @@ class RoundContext:
             self.display.say(f"{place}: {failures.num_failed} samples failed, the first with: {failures.first_message}")
         return failures
 
+    @contextmanager
+    def _shown(self, totals: Mapping[str, int | None]) -> Iterator[Callable[[Progress], None]]:
+        """Show the progress of work while the block runs, and notice between two reports if it must stop."""
+        with self.display.stages(totals) as show:
+
+            def on_progress(progress: Progress) -> None:
+                self.check()
+                show(progress)
+
+            yield on_progress
+
     def work(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
         """Run jobs in the workers under a progress display."""
         if not tasks:
             return []
-        with self.display.stages(totals) as on_progress:
+        with self._shown(totals) as on_progress:
             return self.pool.run(tasks, on_progress=on_progress)
 
     def finish_ahead(self, totals: Mapping[str, int | None]) -> None:
         """Do the rest of a stage that began while the round before ended; nothing without ``run.overlap``."""
         if self.run_config.run.overlap:
-            with self.display.stages(totals) as on_progress:
+            with self._shown(totals) as on_progress:
                 self.pool.finish_ahead(on_progress=on_progress)
 
     def train(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
@@ -189,7 +208,7 @@ class RoundContext:
         # Nobody is idle: the workers have left the machine to the trainings.
         self.pool.clock.change(self.pool.num_workers)
         try:
-            with self.display.stages(totals) as on_progress:
+            with self._shown(totals) as on_progress:
                 return [self.pool.train(task, self.config.training, on_progress=on_progress) for task in tasks]
         finally:
             self.pool.clock.change(-self.pool.num_workers)

@@ -25,7 +25,7 @@ def rounds(monkeypatch):
     """Replace the rounds by a note of what they would work on, and of whether the run is locked."""
     noted = []
 
-    def note(config, root, *, sets, display, on_round, stop_after):
+    def note(config, root, *, sets, display, on_round, stop_after, check):
         noted.append((config, root, (root / LOCK_FILE).exists()))
         return RunDir(root=root)
 
