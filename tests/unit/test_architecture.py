@@ -112,7 +112,7 @@ def test_import_check_sees_function_level_imports(tmp_path: Path) -> None:
 
 
 def test_light_modules_load_no_model_library() -> None:
-    """The command line, the configuration and the whole search import neither torch nor transformers, nor vllm nor datasets."""
+    """The command line, the configuration and the whole search import no large library, and read no source of their own classes."""
     modules = [
         "stepladder.cli.app",
         "stepladder.loops.config.load",
@@ -129,9 +129,12 @@ def test_light_modules_load_no_model_library() -> None:
     ]
     searching = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "mcts").rglob("*.py") if path.stem != "__init__"]
     modules += [".".join(path.parts) for path in searching]
-    code = f"import {', '.join(modules)}, sys; print([m for m in ('torch', 'transformers', 'vllm', 'datasets') if m in sys.modules])"
+    heavy = ("torch", "transformers", "vllm", "datasets", "accelerate", "huggingface_hub", "matplotlib", "networkx", "pandas", "PIL", "ray")
+    heavy += ("scipy.optimize", "sympy")
+    code = f"import {', '.join(modules)}, sys, linecache; print([m for m in {heavy} if m in sys.modules])\n"
+    code += "print([file for file in linecache.cache if 'stepladder' in file])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_a_search_loads_no_training_library() -> None:

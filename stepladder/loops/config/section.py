@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 class Section(BaseModel):
     """Base of every section: unknown keys are errors and a loaded section never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Variant:
