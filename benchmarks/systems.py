@@ -6,8 +6,8 @@ spends besides (probes, estimates, several trees a problem), is in the column of
 There is no gate: every round's policy goes on.
 
     default   the embedded task
-    noisy     its teacher is wrong more often
-    deep      programs of six glyphs
+    noisy     training answers are graded by their last digit alone, so that wrong ones pass; test answers are graded exactly
+    deep      programs of six glyphs, after a warm-up that has mostly shorter ones
 
     python -m benchmarks.systems --systems star,rest-mcts,rstar-math --seeds 0,1 --jobs 2
 
@@ -25,10 +25,11 @@ from typing import Any
 
 from benchmarks import many_runs
 from benchmarks.evidence_tables import Cell, finished, greedy, interval_over_problems, interval_over_seeds, sampled, spent
+from benchmarks.glyph_variants import VARIANTS, prepare_variant, variant_settings
 from benchmarks.many_runs import Work, end, names_among, numbers, processor_time, processor_time_added, run_from, run_rounds
 from stepladder.commands.recipes import settings_on_task
 from stepladder.data.metrics.answers import Interval
-from stepladder.embedded import GlyphTask, prepare, settings
+from stepladder.embedded import GlyphTask
 from stepladder.files import atomic_write_text
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.merge import merge
@@ -40,7 +41,6 @@ from stepladder.loops.runs.workers import Task
 from stepladder.recipes import find_recipe, recipes
 from stepladder.terminal import echo
 
-TASK = "glyphs"
 REFERENCE = "star"
 """The system with which the others are compared."""
 STAGES = ("sft", "preference", "gradient")
@@ -84,18 +84,9 @@ class Size:
             f"updates of the policy and {self.prm_updates} of the PRM a round, {self.tests} test problems, k = {self.samples}"
         )
 
-    def task(self, variant: str) -> GlyphTask:
-        """Return the task of a variant."""
-        sizes = {"num_train": self.train, "num_held_out": 50, "num_test": self.tests}
-        own: dict[str, dict[str, Any]] = {
-            "default": {},
-            "noisy": {"right_shares": (0.15,) * 8, "wrong_share": 0.75},
-            "deep": {"program_length": 6},
-        }
-        return GlyphTask(**sizes, **own[variant])
-
-
-VARIANTS = ("default", "noisy", "deep")
+    def task(self) -> GlyphTask:
+        """Return the task at this size."""
+        return GlyphTask(num_train=self.train, num_held_out=50, num_test=self.tests)
 
 
 def common(size: Size, seed: int) -> dict[str, Any]:
@@ -107,17 +98,17 @@ def common(size: Size, seed: int) -> dict[str, Any]:
     }
 
 
-def system_settings(start: Path, name: str, size: Size, *, seed: int, solution_tokens: float) -> dict[str, Any]:
+def system_settings(task: dict[str, Any], name: str, size: Size, *, seed: int, solution_tokens: float) -> dict[str, Any]:
     """Return the settings of a system at the budget of all.
 
     Args:
-        start: Directory of the prepared task.
+        task: Settings of the task.
         name: The recipe.
         size: The budget.
         seed: Seed of the run.
         solution_tokens: Tokens of one solution, by which samples for a PRM count.
     """
-    plain = settings_on_task(find_recipe(name), settings(start, TASK), embedded=True)
+    plain = settings_on_task(find_recipe(name), task, embedded=True)
     merge(plain, common(size, seed))
     plain["run"].pop("update_every", None)
     plain.get("rules", {}).pop("early_stop", None)
@@ -171,8 +162,8 @@ def system_root(root: Path, size: Size, variant: str, seed: int, name: str) -> P
 def warm_up(root: Path, size: Size, variant: str, seed: int, more: Sequence[str]) -> None:
     """Warm up the policy with which all systems of a seed begin; what is finished is kept."""
     base = warm_up_root(root, size, variant, seed)
-    prepare(base / "start", seed=seed, task=size.task(variant))
-    plain = settings(base / "start", TASK)
+    prepare_variant(base / "start", VARIANTS[variant], size.task(), seed=seed)
+    plain = variant_settings(base / "start", VARIANTS[variant])
     merge(plain, {**common(size, seed), "prm": {"enabled": False}})
     run_rounds(load_config(None, [*more, "run.rounds=0"], base=plain), base)
 
@@ -183,7 +174,8 @@ def run_system(root: Path, size: Size, variant: str, seed: int, name: str, more:
     row = start.row(0)
     assert row is not None, "the warm-up is finished"
     solution_tokens = row.test.tokens.greedy / max(row.test.problems, 1)
-    config = system_config(start.root / "start", name, size, seed=seed, solution_tokens=solution_tokens, more=more)
+    task = variant_settings(start.root / "start", VARIANTS[variant])
+    config = system_config(task, name, size, seed=seed, solution_tokens=solution_tokens, more=more)
     place.parent.mkdir(parents=True, exist_ok=True)
     with processor_time_added(_cost(place)):
         run_from(start, config, place)
@@ -194,9 +186,9 @@ def _cost(place: Path) -> Path:
     return place.with_name(f"{place.name}.cpu-seconds")
 
 
-def system_config(start: Path, name: str, size: Size, *, seed: int, solution_tokens: float, more: Sequence[str] = ()) -> Config:
+def system_config(task: dict[str, Any], name: str, size: Size, *, seed: int, solution_tokens: float, more: Sequence[str] = ()) -> Config:
     """Return the configuration of a system at the budget of all; arguments as for ``system_settings``."""
-    plain = system_settings(start, name, size, seed=seed, solution_tokens=solution_tokens)
+    plain = system_settings(task, name, size, seed=seed, solution_tokens=solution_tokens)
     return load_config(None, list(more), base=plain, where=name)
 
 
@@ -294,7 +286,7 @@ def main() -> None:
     names, plain = list(recipes()), Size()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", type=names_among(names), default=names, help="recipes, with commas, the most important first")
-    parser.add_argument("--variants", type=names_among(VARIANTS), default=["default"], help="default, noisy and deep, with commas")
+    parser.add_argument("--variants", type=names_among(list(VARIANTS)), default=["default"], help="default, noisy and deep, with commas")
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="seeds, with commas")
     parser.add_argument("--rounds", type=int, default=plain.rounds)
     parser.add_argument("--tokens", type=int, default=plain.tokens, help="generated tokens a training problem and round")
@@ -325,7 +317,7 @@ def main() -> None:
     for variant in given.variants:
         places = [(name, seed, system_root(root, size, variant, seed, name)) for name in given.systems for seed in given.seeds]
         cells = finished(places, rounds=size.rounds)
-        parts.append(f"{variant}:\n\n{table(cells, rounds=size.rounds)}")
+        parts.append(f"{variant}, {VARIANTS[variant].about}:\n\n{table(cells, rounds=size.rounds)}")
     text = "\n\n".join(parts)
     root.mkdir(parents=True, exist_ok=True)
     atomic_write_text(root / f"systems-{size.name}.md", text + "\n")
