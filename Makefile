@@ -88,7 +88,7 @@ prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs a
 evidence: $(VENV)/.installed-dev  ## search against sampling on the puzzle: arms at equal tokens and updates, five seeds; --arms, --seeds choose
 	$(BIN)/python -m benchmarks.evidence
 
-systems: $(VENV)/.installed-dev  ## every recipe on glyph programs at equal tokens and updates, three seeds; --systems, --variants, --seeds choose
+systems: $(VENV)/.installed-dev  ## every recipe on glyph programs at equal tokens and updates, three seeds; --systems, --variants (default, noisy, deep), --seeds choose
 	$(BIN)/python -m benchmarks.systems
 
 evidence-glyphs: $(VENV)/.installed-dev  ## three seeds of glyph programs with controls, and their table

@@ -37,10 +37,14 @@ Costs are those of the publications, on other hardware and other problems: they 
 programs at equal generated tokens and equal updates; finished runs are kept, and a stopped call continues.
 It runs all recipes with three seeds, `python -m benchmarks.systems --systems star,rest-mcts,step-q --seeds 0 --variants default,noisy --jobs 2` some of them.
 A seed of a system takes half a minute of one core, about, after a warm-up of a minute that all systems of the seed share.
-With `--tables` it prints what is finished so far.
+With `--tables` it prints what is finished so far. `--variants` names the tasks:
+
+- `default`: the embedded task.
+- `noisy`: training answers are graded by their last digit alone, so that more than one in ten wrong answers passes. Held-out and test answers are graded exactly.
+- `deep`: programs of six glyphs, not four. Four in five examples of the warm-up have two to four.
 
 [The table](../benchmarks/RESULTS.md#systems-at-equal-tokens-and-updates) has all recipes and three seeds at the smallest size that tells them apart. No system is ahead of `sft-only` for sure;
-`b-star`, `genprm` and `ab-mcts` have the best means, and scatter most. Preference learning moves this small policy little in 20 updates, and critiques harm it.
+`b-star`, `genprm` and `ab-mcts` have the best means, and scatter most. Preference learning moves this small policy little in 20 updates, and critiques harm it. The noisy and the deep task have no table yet.
 
 | recipe | what it does | cost |
 |---|---|---|
