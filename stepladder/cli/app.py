@@ -204,7 +204,7 @@ app.command()(doctor)
 
 @app.command()
 def export(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run: its directory or URL.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run directory or URL.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="New or empty directory, `hub:OWNER/NAME`, or `hub` for a name made here.")] = None,
     format: Annotated[str, typer.Option("--format", help="Kind of data set; `list` explains them.")] = "preference",
     rounds: Annotated[str | None, typer.Option("--round", help="Rounds to export, e.g. `2` or `1-3`. Default: all finished ones.")] = None,
@@ -354,7 +354,7 @@ def grade(
 
 @app.command()
 def report(
-    run: Annotated[list[str], typer.Argument(metavar="RUN", help="Run: its directory or URL; several are compared.")],
+    run: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directory or URL; several are compared.")],
     to: Annotated[
         Path | None,
         typer.Option(

@@ -10,7 +10,7 @@ from stepladder.cli.signals import stopped
 
 def watch(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Run: its directory or URL. Default: the one in `runs` that began last.")
+        str | None, typer.Argument(metavar="RUN", help="Run directory or URL. Default: the one in `runs` that began last.")
     ] = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
