@@ -64,6 +64,10 @@ class Size:
     """Training problems of each distance."""
     tests: int = 16
     """Test problems of each distance."""
+    least: int = 5
+    """Moves from the easiest problems to the goal."""
+    most: int = 13
+    """Moves from the hardest problems to the goal."""
 
     @property
     def name(self) -> str:
@@ -73,13 +77,20 @@ class Size:
     @property
     def task(self) -> str:
         """Part of the directories of all runs on the same problems, with the same measurements."""
-        return f"{self.problems}-{self.tests}x{self.samples}"
+        return f"{self.least}-{self.most}-{self.problems}-{self.tests}x{self.samples}"
+
+    @property
+    def puzzle(self) -> PuzzleTask:
+        """The problems."""
+        return PuzzleTask(
+            least_distance=self.least, most_distance=self.most, train_per_distance=self.problems, test_per_distance=self.tests
+        )
 
     def sentence(self) -> str:
         """Say it to readers."""
         return (
             f"{self.rounds} rounds, {self.tokens:,} generated tokens a problem and round, {self.updates} updates of the policy a round, "
-            f"{self.problems} training and {self.tests} test problems of each distance, k = {self.samples}"
+            f"{self.problems} training and {self.tests} test problems of each distance from {self.least} to {self.most}, k = {self.samples}"
         )
 
 
@@ -159,7 +170,7 @@ def arm_root(root: Path, size: Size, seed: int, arm: str) -> Path:
 def warm_up(root: Path, size: Size, seed: int, *, more: Sequence[str] = ()) -> None:
     """Warm up the policy with which all arms of a seed begin; what is finished is kept."""
     base = warm_up_root(root, size, seed)
-    prepare(base / "start", seed=seed, task=PuzzleTask(train_per_distance=size.problems, test_per_distance=size.tests))
+    prepare(base / "start", seed=seed, task=size.puzzle)
     run_rounds(arm_config(base / "start", [*common(size, seed), *more, "run.rounds=0"]), base)
 
 
@@ -211,10 +222,11 @@ def main() -> None:
     parser.add_argument("--arms", type=names_among(ARMS), default=list(ARMS), help="arms, with commas, the most important first")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
-    parser.add_argument("--updates", type=int, default=100, help="updates of the policy a round")
+    parser.add_argument("--updates", type=int, default=200, help="updates of the policy a round")
     parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
     parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
     parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
+    parser.add_argument("--distances", type=numbers, default=[5, 13], help="moves from the easiest and from the hardest problems to the goal")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
@@ -227,6 +239,8 @@ def main() -> None:
         samples=arguments.samples,
         problems=arguments.problems,
         tests=arguments.tests,
+        least=arguments.distances[0],
+        most=arguments.distances[-1],
     )
     root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()
     if not arguments.tables:

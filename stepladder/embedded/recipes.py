@@ -40,17 +40,17 @@ PUZZLE: dict[str, Any] = {
     },
     "search": {
         "method": "restart",
-        "options": {"draw_steps": 8, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
+        "options": {"draw_steps": 3, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
         "start": "first-samples",
         "simulations": 1000,
-        "max_tokens": 750,
+        "max_tokens": 500,
         "max_depth": 22,
         "max_step_tokens": 12,
         "allocation": {"type": "unsolved-first", "trees_per_problem": 16, "pool_tokens": 1000},
     },
     # One trace for each problem, the shortest of all rounds.
     "labels": {"traces_per_problem": 1, "trace_by": "shortest", "data": {"type": "on-policy", "window": 9}, "replay": 0.5},
-    "sft": {"learning_rate": 1.5e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 100, "row_tokens": 256},
+    "sft": {"learning_rate": 1.5e-3, "batch_size": 32, "epochs": 1000.0, "max_updates": 200, "row_tokens": 256},
     "preference": {"enabled": False},
     "prm": {
         "when": "before-search",
@@ -63,7 +63,7 @@ PUZZLE: dict[str, Any] = {
     },
     "evaluate": {
         "method": "restart",
-        "options": {"draw_steps": 8, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
+        "options": {"draw_steps": 3, "wave": 1, "stop_value": 0.5, "temperature": 0.7},
         "simulations": 100,
         "max_tokens": 600,
         "samples": 8,
