@@ -177,13 +177,14 @@ class SolutionExpander:
         spending: Spending,
         seed_of: Callable[..., int],
         prompt_ids: tuple[int, ...],
+        scored: bool,
     ) -> None:
-        """Expand by a method's settings, into a table of steps."""
+        """Expand by a method's settings, into a table of steps; ``scored`` says whether steps are scored."""
         self._table, self._spending, self._seed_of, self._prompt_ids = table, spending, seed_of, prompt_ids
         self._cuts = _Cuts(method.sampling, spending.budget.max_depth)
         self._shared: dict[_StepKey, int] = {}
         """Nodes by their step."""
-        self._longest, self._max_depth = growth.draw_steps, spending.budget.max_depth
+        self._longest, self._max_depth = growth.draw_steps if scored else None, spending.budget.max_depth
 
     def max_steps_after(self, leaf: int) -> int:
         """Return the steps down to the depth limit, or those of a shorter draw."""

@@ -67,6 +67,7 @@ class ProblemSearch:
 
         """
         method, renderer, provenance = terms.method, terms.renderer, terms.provenance
+        self._terms = terms
         self.problem, self.budget, self.row, self.number = problem, budget, row, number
         self.prompt_ids = tuple(renderer.prompt_ids(problem))
         another = ("tree", terms.tree_number) if terms.tree_number else ()
@@ -91,7 +92,6 @@ class ProblemSearch:
         """Values new nodes in addition to their scores; None without rollouts."""
         self.first_samples = terms.first_samples.get(problem.id, ())
         """Solutions from before the search, until its first wave has taken them."""
-        self._terms = terms
         self._draws_once = method.samples_solutions and method.sampling.temperature == 0
         self._temperature = float(method.sampling.temperature)
         self._ends_by_outcome = method.valuation.end_value == "outcome"
@@ -102,7 +102,15 @@ class ProblemSearch:
     def _expander(self, method: SearchMethod) -> Expander:
         table, growth, seed_of = self.table, method.growth, self.seed_of
         if isinstance(growth, Solutions):
-            return SolutionExpander(method, growth, table=table, spending=self.spending, seed_of=seed_of, prompt_ids=self.prompt_ids)
+            return SolutionExpander(
+                method,
+                growth,
+                table=table,
+                spending=self.spending,
+                seed_of=seed_of,
+                prompt_ids=self.prompt_ids,
+                scored=self._terms.scored,
+            )
         return StepExpander(method, growth, table=table, max_depth=self.budget.max_depth, seed_of=seed_of, families=self.families)
 
     def _valuer(self, terms: SearchTerms) -> RolloutValuer | None:

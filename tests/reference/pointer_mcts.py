@@ -518,7 +518,8 @@ class PointerSearch:
                 samples.append([self.propose_other(start, index, seed, known)])
                 continue
             prefix, steps = start, []
-            most = min(m.draw_steps or self.budget.max_depth, self.budget.max_depth - leaf.depth) if sampling else 1
+            longest = m.draw_steps if self.score else None
+            most = min(longest or self.budget.max_depth, self.budget.max_depth - leaf.depth) if sampling else 1
             while len(steps) < most and (not steps or steps[-1].stop_reason == StopReason.STEP):
                 steps.append(self.propose(prefix, index, seed))
                 prefix += steps[-1].token_ids

@@ -197,7 +197,8 @@ class Solutions:
     """
 
     draw_steps: int | None = None
-    """restart: steps of a draw, >= 1, after which it stops and can be gone on from. None draws to the end."""
+    """restart: steps of a draw, >= 1, after which it stops and can be gone on from. None draws to the end, and so does a search without a
+    PRM, where nothing tells from which step to go on."""
 
     def __post_init__(self) -> None:
         check_count("draw_steps", self.draw_steps, optional=True)

@@ -504,6 +504,18 @@ def test_restarts_by_hand():
     assert tree.values[2] == pytest.approx((0.8 + 0.3 + 0.0 + 0.9) / 4) and tree.visits[:4] == [4, 4, 4, 2]
 
 
+def test_restarts_without_a_prm_draw_to_the_end():
+    """Nothing would tell from which step to go on: draws of one step would never get beyond the first."""
+    drawn = iter(["a", "b", "=1"])
+
+    def policy(prefix, index, seed):
+        step = next(drawn)
+        return make_step(step, stop_reason=StopReason.END if step == "=1" else StopReason.STEP)
+
+    tree = one("restart", policy=policy, budget=Budget(num_simulations=1), scorer=None, draw_steps=1).tree
+    assert tree.texts == ["", "a", "b", "=1"] and tree.stop_reasons[-1] == "end"
+
+
 def test_restarts_go_on_from_first_samples():
     """The tree of ``test_restarts_by_hand``, whose first draw was sampled before the search: it costs neither tokens nor a call.
 
