@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
     parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
     parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
-    parser.add_argument("--distances", type=numbers, default=[5, 13], help="moves from the easiest and from the hardest problems to the goal")
+    parser.add_argument("--distances", type=numbers, default=[5, 13], help="moves to the goal from the easiest and the hardest problems")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
