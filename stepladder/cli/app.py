@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong usage, settings or data, 130 stop
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -288,10 +289,8 @@ def import_(
         if settings is not None:
             check_model(settings.policy)
         run = find_run(run_dir, to_work=True)
-        if run.copy is None:
-            echo(import_rows(place, run.root, config=settings))
-            return
-        with run.held(_tell):
+        # The lock makes the directory, and an import that is refused must leave none.
+        with nullcontext() if run.copy is None else run.held(_tell):
             echo(import_rows(place, run.root, config=settings))
 
 

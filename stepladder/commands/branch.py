@@ -11,7 +11,7 @@ from stepladder.loops.config.load import with_overrides
 from stepladder.loops.config.paths import map_paths
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import Branch, RunDir, load_run, write_run_json
-from stepladder.loops.runs.store_copy import complete_models, name_of
+from stepladder.loops.runs.store_copy import complete_models, url_of
 
 _FIXED = ("problems.", "format.", "policy.model", "warmup.", "run.seed", "run.shard_size")
 """Settings that the finished rounds of a branch were made with, and that later rounds rely on."""
@@ -33,7 +33,7 @@ class PlannedBranch(NamedTuple):
     def origin(self) -> Branch:
         """Its origin, as run.json holds it."""
         root = self.source.root
-        return Branch(run=str(root.resolve()) if name_of(root) == str(root) else name_of(root), round=self.number)
+        return Branch(run=url_of(root) or str(root.resolve()), round=self.number)
 
 
 def plan_branch(source: str | Path, number: int, root: Path, overrides: list[str]) -> PlannedBranch:

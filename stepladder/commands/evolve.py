@@ -31,7 +31,7 @@ from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
-from stepladder.loops.runs.run_places import find_run
+from stepladder.loops.runs.run_places import find_run, keeps_lock
 from stepladder.loops.stages.context import RoundContext
 from stepladder.loops.stages.round_settings import stops_early
 
@@ -78,10 +78,6 @@ def _ignore(row: RoundRow) -> None:
     pass
 
 
-def _nothing() -> None:
-    pass
-
-
 def run_rounds(
     config: Config,
     root: Path,
@@ -91,7 +87,7 @@ def run_rounds(
     on_round: Callable[[RoundRow], None],
     stop_after: int | None = None,
     expected_s: float | None = None,
-    check: Callable[[], None] = _nothing,
+    check: Callable[[], None] = keeps_lock,
 ) -> RunDir:
     """Do the work of ``evolve`` in a directory that the caller has locked.
 

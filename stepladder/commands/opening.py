@@ -14,10 +14,9 @@ from stepladder.loops.runs.description import model_words, prm_words, search_wor
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.newest import RUNS
-from stepladder.loops.runs.object_store import is_url
 from stepladder.loops.runs.progress import RunFrame, rough
 from stepladder.loops.runs.stage_times import stage_times
-from stepladder.loops.runs.store_copy import name_of, place_words
+from stepladder.loops.runs.store_copy import name_of, place_words, url_of
 from stepladder.loops.stages.plan import planned_stages, purpose, seconds_left
 
 _LONGEST_QUESTION = 80
@@ -85,9 +84,9 @@ class Opening:
 
 def next_commands(run: RunDir) -> list[str]:
     """Return three commands that use a run, ready to be copied: ask it, measure its search, export its rows."""
-    name = name_of(run.root)
-    program, place = _program(), shlex.quote(name)
-    beside = RUNS / run.root.name if is_url(name) else run.root
+    url = url_of(run.root)
+    program, place = _program(), shlex.quote(url or str(run.root))
+    beside = run.root if url is None else RUNS / run.root.name
     out, data = (shlex.quote(f"{beside}-{what}") for what in ("eval", "data"))
     rows = run.rows()
     labels = [row.labels for row in rows if row.labels is not None]

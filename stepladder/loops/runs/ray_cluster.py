@@ -28,7 +28,7 @@ from stepladder.locks import locked
 from stepladder.loops.config.run import RayConfig, flatten_keys
 from stepladder.loops.runs.directory import software
 from stepladder.loops.runs.run_places import CACHE_VARIABLE
-from stepladder.loops.runs.store_copy import name_of
+from stepladder.loops.runs.store_copy import url_of
 
 _TCP_S, _CONNECT_S, _NODE_S = 5.0, 60.0, 120.0
 """Seconds to wait for an address, for the cluster there, and for the answer of every node."""
@@ -319,7 +319,7 @@ def _check_node(place: str, found: tuple, root: Path | None) -> None:
     where = place.removeprefix("run.cluster: ")
     if not node.sees_run:
         assert root is not None, "without a directory there is nothing to see"
-        remedy = _SHARED if name_of(root) == str(root) else f"set {CACHE_VARIABLE} to a directory that all nodes share"
+        remedy = _SHARED if url_of(root) is None else f"set {CACHE_VARIABLE} to a directory that all nodes share"
         raise CheckpointError(f"{root}: every node of the cluster must see it and write to it: {where} does not -- {remedy}")
     for name, path in node.missing:
         raise CheckpointError(f"{name}: every node of the cluster must see {path}: {where} does not -- {_SHARED}")

@@ -51,7 +51,7 @@ class RunPlace:
         """
         with locked(self.root / LOCK_FILE, place=self.root):
             if self.copy is None:
-                yield _nothing
+                yield keeps_lock
             else:
                 with _mirrored(self.copy, say) as check:
                     yield check
@@ -69,8 +69,8 @@ class RunPlace:
         return self.copy is not None and path.parent == self.root
 
 
-def _nothing() -> None:
-    pass
+def keeps_lock() -> None:
+    """Raise nothing: a process cannot lose the lock of a directory."""
 
 
 @contextmanager

@@ -221,15 +221,19 @@ class StoreCopy:
                 self.store.remove(name)
 
 
+def url_of(root: Path) -> str | None:
+    """Return the URL of the run in an object store of which a directory is the copy; None for a run of this machine."""
+    return None if (state := _read_state(root)) is None else state.url
+
+
 def name_of(root: Path) -> str:
     """Return the name of a run for people: its URL if a directory is the copy of a run in an object store, else the directory."""
-    return str(root) if (state := _read_state(root)) is None else state.url
+    return url_of(root) or str(root)
 
 
 def place_words(root: Path) -> str:
     """Return where a run is, for people."""
-    name = name_of(root)
-    return name if name == str(root) else f"{name}, with a copy in {root}"
+    return str(root) if (url := url_of(root)) is None else f"{url}, with a copy in {root}"
 
 
 def complete_models(root: Path, folder: Path) -> None:

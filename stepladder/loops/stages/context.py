@@ -12,6 +12,7 @@ from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.machine import worker_memory_mb
 from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.run_places import keeps_lock
 from stepladder.loops.runs.workers import Progress, Task, Workers
 from stepladder.loops.stages.failures import check_stage
 from stepladder.loops.stages.kinds import RowKind
@@ -40,10 +41,6 @@ class BestModels:
     """Round whose training gave the best policy so far."""
     prm: int | None
     """Round whose training gave the best PRM so far, 0 for a given one; None without any."""
-
-
-def _nothing() -> None:
-    pass
 
 
 class StageEvent:
@@ -91,7 +88,7 @@ class RoundContext:
     """Last round of this call, beyond which nothing begins early."""
     unscheduled: Config | None = None
     """The settings of the run, in a round that has settings of its own; None elsewhere."""
-    check: Callable[[], None] = _nothing
+    check: Callable[[], None] = keeps_lock
     """Called now and then; raises if this process may no longer write to the run."""
 
     @property
