@@ -222,7 +222,7 @@ class StoreCopy:
 
 
 def url_of(root: Path) -> str | None:
-    """Return the URL of the run in an object store of which a directory is the copy; None for a run of this machine."""
+    """Return the URL if a directory is the copy of a run in an object store; None for a run of this machine."""
     return None if (state := _read_state(root)) is None else state.url
 
 
