@@ -2,12 +2,14 @@
 
 A task is a module-level function of plain arguments that reads files and writes files; it returns a small summary. Workers are spawned once
 per run and keep what they imported. A worker ends itself when its parent is gone, even when the parent was killed, so no orphan goes on
-computing. Progress travels through one queue.
+computing. Progress travels through one queue; after the last report of a task its number follows, since results take another way and
+may come first.
 
 Besides the tasks that a stage waits for, a pool takes tasks of the next round (``ahead``). Workers do them when the stage has none for
 them.
 """
 
+import itertools
 import os
 import queue
 import signal
@@ -15,7 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,6 +38,8 @@ ArgumentsP = ParamSpec("ArgumentsP")
 
 _PARENT_POLL_S = 1.0
 _PROGRESS_POLL_S = 0.2
+# The reports of a finished task are still in a pipe for a moment, and never leave a process that was killed just then.
+_LAST_REPORT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,6 +290,16 @@ class BatchWorkers(ABC, Generic[BatchT]):
         """Do the tasks of a batch, and those of the next round beside them."""
 
 
+class _Begun(NamedTuple):
+    """A task that a worker has."""
+
+    batch: Batch[Any]
+    number: int
+    """Its number in the batch."""
+    key: int
+    """Its number in the pool, which follows its last report."""
+
+
 class WorkerPool(BatchWorkers[Batch[Any]]):
     """A fixed number of worker processes.
 
@@ -306,8 +320,11 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
         self._threads = threads
         self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
         self._pool = self._new_pool()
-        self._begun: dict[Future, tuple[Batch, int]] = {}
+        self._begun: dict[Future, _Begun] = {}
         """Tasks that workers do, and those whose end was not noticed yet."""
+        self._keys = itertools.count()
+        self._reported: set[int] = set()
+        """Tasks whose last report has come, by key."""
 
     def _new_pool(self) -> ProcessPoolExecutor:
         shares = None if self._shares is None else self._context.Queue()
@@ -325,7 +342,7 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
     def drop_ahead(self) -> None:
         """Forget the tasks of the next round, and wait for the end of those that have begun; raises as ``run`` does."""
         self._ahead.open.clear()
-        begun = [future for future, (batch, _) in self._begun.items() if batch is self._ahead]
+        begun = [future for future, place in self._begun.items() if place.batch is self._ahead]
         self._ahead = Batch(ahead=True)
         for future in begun:
             del self._begun[future]
@@ -339,6 +356,7 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
         return run_launched(task, section, threads=self._threads, on_progress=on_progress)
 
     def _finish(self, batch: Batch[Any], on_progress: Callable[[Progress], None]) -> None:
+        finished: set[int] = set()
         try:
             while batch.num_left:
                 self._hand_out(batch)
@@ -346,14 +364,15 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
                 self._drain(on_progress)
                 # What is finished is handed on before a failure beside it ends everything.
                 for future in sorted(done, key=_has_failed):
-                    owner, number = self._begun.pop(future)
-                    owner.finish(number, future.result())
-            self._drain(on_progress)
+                    place = self._begun.pop(future)
+                    place.batch.finish(place.number, future.result())
+                    finished.add(place.key)
+            self._drain(on_progress, finished)
         except BrokenProcessPool:
             raise BackendError("a worker process was killed, most likely for memory -- lower search.max_trees or run.workers") from None
         finally:
             # After a failure nobody asks for the tasks that still run.
-            self._begun = {future: place for future, place in self._begun.items() if place[0] is not batch}
+            self._begun = {future: place for future, place in self._begun.items() if place.batch is not batch}
 
     def _hand_out(self, batch: Batch[Any]) -> None:
         """Give every idle worker a task of a batch, or else one of the next round."""
@@ -362,20 +381,25 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
             while source.open and idle > 0:
                 number, idle = source.open.popleft(), idle - 1
                 self.clock.change(1, ahead=source.is_ahead)
-                task = source.tasks[number]
-                future = self._pool.submit(task.function, **task.arguments)
+                place = _Begun(source, number, next(self._keys))
+                future = self._pool.submit(_do, source.tasks[number], place.key)
                 future.add_done_callback(partial(self._note_end, source.is_ahead))
-                self._begun[future] = source, number
+                self._begun[future] = place
 
     def _note_end(self, is_ahead: bool, future: Future) -> None:
         self.clock.change(-1, ahead=is_ahead)
 
-    def _drain(self, on_progress: Callable[[Progress], None]) -> None:
+    def _drain(self, on_progress: Callable[[Progress], None], finished: Set[int] = frozenset()) -> None:
+        """Hand on what has been reported, and all that some finished tasks have to report."""
         while True:
             try:
-                on_progress(self._queue.get_nowait())
+                said = self._queue.get(not finished <= self._reported, _LAST_REPORT_S)
             except queue.Empty:
                 return
+            if isinstance(said, Progress):
+                on_progress(said)
+            else:
+                self._reported.add(said)
 
     def close(self, *, kill: bool = False) -> None:
         """Stop the workers. ``kill`` ends running tasks at once, which is safe because results are written completely or not at all."""
@@ -425,6 +449,13 @@ def gpu_shares(names: Sequence[str], num_workers: int, gpus_each: int) -> list[s
             "policy.vllm.data_parallel or run.workers"
         )
     return [",".join(names[number * gpus_each : (number + 1) * gpus_each]) for number in range(num_workers)]
+
+
+def _do(task: Task[ResultT], key: int) -> ResultT:
+    try:
+        return task.function(**task.arguments)
+    finally:
+        _progress_queue.put(key)
 
 
 def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue: Any) -> None:

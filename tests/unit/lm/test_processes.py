@@ -31,6 +31,12 @@ def launch(*arguments: object) -> subprocess.Popen:
     return subprocess.Popen([*command, *map(str, arguments)], cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def last_words(said: str) -> str:
+    """Return the last lines of each process, that of the one that failed first among them."""
+    lines = said.splitlines()
+    return "\n".join(line for rank in range(2) for line in [line for line in lines if line.startswith(f"[rank{rank}]")][-15:]) or said
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A start model, and what all trainings came to in one process and in two."""
@@ -42,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     done = launch(*options, "-m", "tests.launched", start, folder / "two")
     train_all(start, folder / "one")
     _, said = done.communicate(timeout=300)
-    assert done.returncode == 0, said[-4000:]
+    assert done.returncode == 0, last_words(said)
     return {"start": start, "one": folder / "one", "two": folder / "two"}
 
 
@@ -52,7 +58,7 @@ def sharded(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("sharded")
     done = launch(f"--config_file={REPO / 'configs' / 'accelerate' / 'fsdp.yaml'}", "-m", "tests.launched", folders["start"], out)
     _, said = done.communicate(timeout=300)
-    assert done.returncode == 0, said[-4000:]
+    assert done.returncode == 0, last_words(said)
     return {**folders, "two": out}
 
 

@@ -25,9 +25,29 @@ def test_results_come_in_order_with_progress() -> None:
     with worker_pool(2, threads=1) as pool:
         results = pool.run([Task(function=square, arguments={"number": n}) for n in range(5)], on_progress=seen.append)
         assert results == [0, 1, 4, 9, 16]
-        time.sleep(0.3)
-        pool.run([Task(function=square, arguments={"number": 0})], on_progress=seen.append)
-    assert sum(progress.items for progress in seen) >= 5
+        assert sum(progress.items for progress in seen) == 5
+
+
+class SlowToSend(str):
+    """A text that takes half a second to be sent."""
+
+    def __reduce__(self) -> tuple:
+        """Return how to make an ordinary text of it, after a while."""
+        time.sleep(0.5)
+        return str, (str(self),)
+
+
+def report_slowly() -> None:
+    report_progress(Progress(stage=SlowToSend("slow"), items=1))
+
+
+@pytest.mark.slow
+def test_reports_that_come_after_the_result_are_not_lost() -> None:
+    """The result of a task overtakes its report, which is waited for."""
+    seen: list[Progress] = []
+    with worker_pool(1, threads=1) as pool:
+        pool.run([Task.of(report_slowly)], on_progress=seen.append)
+    assert seen == [Progress(stage="slow", items=1)]
 
 
 @pytest.mark.slow
