@@ -7,11 +7,13 @@
     best-of-n               as star-unsolved, with the traces that the PRM scores best; the PRM is trained on the first samples
     search-plain            tree search without a PRM
     search-random           the search with a random PRM
+    search-weak             the search with a PRM that has a tenth of the updates
     search                  the search with its PRM, which each round trains on its first samples
     star-pairs, search-pairs  star-unsolved and search with a quarter of the updates on preference pairs
 
 All arms of a seed begin with the same warmed-up policy. All have the same pool of generated tokens a round, first samples included, and the
 same number of updates of the policy, which learns one trace of each problem, the shortest of all rounds. The PRM's own updates come on top.
+With ``--noise 0.1`` one in ten wrong solutions that state the goal is graded as right in training; test problems are graded exactly.
 Seeds from 100 on were used for development.
 
     python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search
@@ -21,6 +23,7 @@ and the others go on. ``--tables`` prints the tables of the rounds that are fini
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +31,7 @@ from typing import cast
 
 import torch
 
-from benchmarks import many_runs
+from benchmarks import many_runs, noisy_puzzle
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import finished, render
 from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
@@ -68,11 +71,13 @@ class Size:
     """Moves from the easiest problems to the goal."""
     most: int = 13
     """Moves from the hardest problems to the goal."""
+    noise: float = 0.0
+    """Share of the wrong solutions that state the goal which are graded as right in training, in [0, 1]."""
 
     @property
     def name(self) -> str:
         """Part of the directory of its runs."""
-        return f"{self.rounds}x{self.tokens}-{self.updates}-{self.task}"
+        return f"{self.rounds}x{self.tokens}-{self.updates}-{self.task}" + (f"-noise-{self.noise:g}" if self.noise else "")
 
     @property
     def task(self) -> str:
@@ -91,7 +96,7 @@ class Size:
         return (
             f"{self.rounds} rounds, {self.tokens:,} generated tokens a problem and round, {self.updates} updates of the policy a round, "
             f"{self.problems} training and {self.tests} test problems of each distance from {self.least} to {self.most}, k = {self.samples}"
-        )
+        ) + (f"; {self.noise:.0%} of the wrong solutions that state the goal pass in training" if self.noise else "")
 
 
 def arms(size: Size) -> dict[str, list[str]]:
@@ -125,6 +130,7 @@ def arms(size: Size) -> dict[str, list[str]]:
             f"search.options={{num_children=4,temperature={TEMPERATURE}}}",
         ],
         "search-random": [*searched, *whole_round, *anew, "prm.start=fixed", "prm.when=before-search"],
+        "search-weak": [*searched, *whole_round, f"prm.train.max_updates={recipes.PUZZLE['prm']['train']['max_updates'] // 10}"],
         "search": [*searched, *whole_round],
         "star-pairs": [*star, *pairs],
         "search-pairs": [*searched, *whole_round, *pairs],
@@ -171,6 +177,8 @@ def warm_up(root: Path, size: Size, seed: int, *, more: Sequence[str] = ()) -> N
     """Warm up the policy with which all arms of a seed begin; what is finished is kept."""
     base = warm_up_root(root, size, seed)
     prepare(base / "start", seed=seed, task=size.puzzle)
+    if size.noise:
+        write_noisy_problems(base, size.noise)
     run_rounds(arm_config(base / "start", [*common(size, seed), *more, "run.rounds=0"]), base)
 
 
@@ -180,7 +188,32 @@ def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] 
     overrides = [*common(size, seed), *arms(size)[arm], *more]
     if arm == "search-random":
         overrides.append(f"prm.model={random_prm(start, place.parent / 'random-prm', seed)}")
+    if size.noise:
+        overrides += noisy_grading(start.root, size.noise)
     run_from(start, arm_config(start.root / "start", overrides), place)
+
+
+def noisy_problems(base: Path, noise: float) -> Path:
+    """Return where ``write_noisy_problems`` writes."""
+    return base / f"noise-{noise:g}"
+
+
+def write_noisy_problems(base: Path, noise: float) -> None:
+    """Write the problems of a seed with the probability that a wrong solution passes, unless they are there."""
+    folder = noisy_problems(base, noise)
+    if folder.exists():
+        return
+    with atomic_directory(folder) as temporary:
+        for split, passing in (("train", f"{noise:g}"), ("held_out", "0"), ("test", "0")):
+            lines = (base / "start" / "problems" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = ({**json.loads(line), "passing": passing} for line in lines)
+            (temporary / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def noisy_grading(base: Path, noise: float) -> list[str]:
+    """Return the settings that grade by these files, as ``--set`` takes them."""
+    files = [f"problems.{split}={noisy_problems(base, noise) / f'{split}.jsonl'}" for split in ("train", "held_out", "test")]
+    return [*files, "problems.answer_field=passing", f"problems.verifier={Path(noisy_puzzle.__file__).resolve()}:grade"]
 
 
 def random_prm(start: RunDir, place: Path, seed: int) -> Path:
@@ -227,6 +260,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
     parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
     parser.add_argument("--distances", type=numbers, default=[5, 13], help="moves to the goal from the easiest and the hardest problems")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of wrong solutions that pass in training, in [0, 1]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
@@ -241,6 +275,7 @@ def main() -> None:
         tests=arguments.tests,
         least=arguments.distances[0],
         most=arguments.distances[-1],
+        noise=arguments.noise,
     )
     root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()
     if not arguments.tables:

@@ -1,7 +1,7 @@
 """Does search train a real language model better than sampling? Word problems in English, from one warm-up, as Markdown tables.
 
     python -m benchmarks.word_problems --model DIR --jobs 2                         on a GPU, with vLLM
-    python -m benchmarks.word_problems --model DIR --set policy.backend=transformers     without vLLM
+    python -m benchmarks.word_problems --model DIR --cut-vocabulary --seeds 0,1 --jobs 2 ...   on two cores
 
 DIR holds a small base model, such as Gemma 3 270M. A problem tells how many things somebody has and what happens to them; a solution has a
 line for each event and the answer::
@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks import many_runs
 from benchmarks.evidence_tables import differences_table, finished, means_table, processor, rounds_table
 from benchmarks.many_runs import Work, end, numbers, run_from, run_rounds
+from benchmarks.small_vocabulary import cut_vocabulary
 from stepladder.files import atomic_directory, atomic_write_text
 from stepladder.loops.config.load import load_config
 from stepladder.loops.runs.directory import load_run
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64, help="training problems of each level")
     parser.add_argument("--tests", type=int, default=128, help="test problems of each level")
     parser.add_argument("--solved", type=int, default=2000, help="solved examples of the warm-up")
+    parser.add_argument("--cut-vocabulary", action="store_true", help="keep the model's tokens that these problems need alone")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share a GPU")
     parser.add_argument("--root", type=Path, default=Path("runs/word-problems"))
     parser.add_argument("--set", dest="more", action="append", default=[], metavar="KEY=VALUE", help="change a setting in both arms")
@@ -242,6 +244,10 @@ def main() -> None:
         solved=given.solved,
     )
     root, model = given.root.resolve(), given.model.resolve()
+    if given.cut_vocabulary:
+        rng, whole, model = random.Random(0), model, root / f"{model.name}-cut"
+        rows = [word_problem(rng, events) for events in (*WARM_UP_EVENTS, *EVENTS) for _ in range(200)]
+        cut_vocabulary(whole, model, [f"{row['question']}\n{row['solution']}\n" for row in rows])
     shared: dict[str, Any] = {"root": root, "model": model, "size": size, "more": given.more}
     starts = {seed: Work(f"seed {seed}, warm-up", Task.of(warm_up, seed=seed, **shared)) for seed in given.seeds}
     runs = [

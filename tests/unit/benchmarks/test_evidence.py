@@ -1,15 +1,19 @@
 """The comparison of arms: settings that load, equal budgets, and figures by hand."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import evidence, many_runs
+from benchmarks import evidence, many_runs, noisy_puzzle
 from benchmarks.evidence import ARMS, Size, arm_config, arms, common
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, tokens_to_reach
+from stepladder.embedded import PuzzleTask, prepare, settings
+from stepladder.embedded.puzzle import GOAL
 from stepladder.loops.assembly.checks import check_labels, check_searches
+from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
 from tests.inline import inline_pool
 
@@ -33,7 +37,7 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
     updates = (config.sft.max_updates or 0) + (config.preference.max_updates or 0) * config.preference.enabled
     assert updates == SIZE.updates and config.preference.enabled == arm.endswith("-pairs")
     assert config.labels.traces_per_problem == config_of("search", tmp_path).labels.traces_per_problem
-    assert config.prm.enabled == (arm in ("best-of-n", "search", "search-random", "search-pairs"))
+    assert config.prm.enabled == (arm in ("best-of-n", "search", "search-weak", "search-random", "search-pairs"))
     assert config.run.seed == 7 and config.gate.max_drop == 1.0
 
 
@@ -76,16 +80,44 @@ def test_the_interval_over_problems_resamples_within_seeds() -> None:
 def test_the_size_names_the_runs() -> None:
     """Runs of another size have another place, so that no run continues with other settings; those of the same tests share a warm-up."""
     sizes = [
-        Size(rounds=r, tokens=t, updates=u, samples=4, problems=p, tests=n)
+        Size(rounds=r, tokens=t, updates=u, samples=4, problems=p, tests=n, noise=noise)
         for r in (1, 2)
         for t in (100, 200)
         for u in (10, 20)
         for p in (16, 32)
         for n in (16, 64)
+        for noise in (0.0, 0.01, 0.1)
     ]
-    assert len({size.name for size in sizes}) == 32
+    assert len({size.name for size in sizes}) == 96
     assert len({evidence.warm_up_root(Path("runs"), size, 3) for size in sizes}) == 4
     assert tuple(arms(SIZE)) == ARMS
+
+
+def test_a_share_of_the_wrong_claims_passes() -> None:
+    """About a tenth of the wrong solutions that state the goal, the same ones every time; right ones always pass, others never."""
+    claims = [f"f2 {number}\nf5 {GOAL}\n" for number in range(2000)]
+    passed = [noisy_puzzle.grade("21345678", claim, "0.1")[0] for claim in claims]
+    assert sum(passed) / 2000 == pytest.approx(0.1, abs=0.02)
+    assert passed == [noisy_puzzle.grade("21345678", claim, "0.1")[0] for claim in claims]
+    assert not any(noisy_puzzle.grade("21345678", claim, "0")[0] for claim in claims)
+    assert noisy_puzzle.grade("21345678", f"f2 {GOAL}\n", "0") == (True, "solved")
+    assert noisy_puzzle.grade("21345678", "f3 31245678\n", "1") == (False, "goal not reached")
+    assert noisy_puzzle.grade("21345678", "", "1")[0] is False
+
+
+def test_only_training_problems_are_graded_with_noise(tmp_path: Path) -> None:
+    """Every split keeps its rows; those of training carry the share, the others zero."""
+    prepare(tmp_path / "start", seed=0, task=PuzzleTask(train_per_distance=1, held_out_per_distance=1, test_per_distance=1))
+    evidence.write_noisy_problems(tmp_path, 0.1)
+    plain = settings(tmp_path / "start")
+    config = load_config(None, evidence.noisy_grading(tmp_path, 0.1), base=plain)
+    for split, passing in (("train", "0.1"), ("held_out", "0"), ("test", "0")):
+        before, after = (
+            [json.loads(line) for line in Path(path).read_text().splitlines()]
+            for path in (plain["problems"][split], getattr(config.problems, split))
+        )
+        assert after == [{**row, "passing": passing} for row in before] and len(after) == 9
+    assert config.problems.answer_field == "passing"
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
