@@ -55,17 +55,17 @@ TEMPERATURE = recipes.PUZZLE["search"]["options"]["temperature"]
 class Size:
     """How large the comparison is."""
 
-    rounds: int
+    rounds: int = 3
     """Rounds after the warm-up."""
-    tokens: int
+    tokens: int = 1000
     """Generated tokens of a round, per training problem."""
-    updates: int
+    updates: int = 200
     """Updates of the policy in a round."""
-    samples: int
+    samples: int = 2
     """Independent samples of a test problem after each round."""
     problems: int = 16
     """Training problems of each distance."""
-    tests: int = 16
+    tests: int = 64
     """Test problems of each distance."""
     least: int = 5
     """Moves from the easiest problems to the goal."""
@@ -137,7 +137,7 @@ def arms(size: Size) -> dict[str, list[str]]:
     }
 
 
-ARMS = tuple(arms(Size(rounds=1, tokens=1, updates=4, samples=1)))
+ARMS = tuple(arms(Size()))
 
 
 def common(size: Size, seed: int) -> list[str]:
@@ -250,17 +250,17 @@ def places(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str
 
 def main() -> None:
     """Run the arms and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser, plain = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter), Size()
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4], help="seeds, with commas")
     parser.add_argument("--arms", type=names_among(ARMS), default=list(ARMS), help="arms, with commas, the most important first")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a training problem and round")
-    parser.add_argument("--updates", type=int, default=200, help="updates of the policy a round")
-    parser.add_argument("--samples", type=int, default=2, help="samples of a test problem for sampled pass@1 and pass@k")
-    parser.add_argument("--problems", type=int, default=16, help="training problems of each distance")
-    parser.add_argument("--tests", type=int, default=64, help="test problems of each distance; with the training problems 196 at most")
-    parser.add_argument("--distances", type=numbers, default=[5, 13], help="moves to the goal from the easiest and the hardest problems")
-    parser.add_argument("--noise", type=float, default=0.0, help="share of wrong solutions that pass in training, in [0, 1]")
+    parser.add_argument("--rounds", type=int, default=plain.rounds)
+    parser.add_argument("--tokens", type=int, default=plain.tokens, help="generated tokens a training problem and round")
+    parser.add_argument("--updates", type=int, default=plain.updates, help="updates of the policy a round")
+    parser.add_argument("--samples", type=int, default=plain.samples, help="samples of a test problem for sampled pass@1 and pass@k")
+    parser.add_argument("--problems", type=int, default=plain.problems, help="training problems of each distance")
+    parser.add_argument("--tests", type=int, default=plain.tests, help="test problems of each distance; 196 at most with the others")
+    parser.add_argument("--distances", type=numbers, default=[plain.least, plain.most], help="moves to the goal, fewest and most")
+    parser.add_argument("--noise", type=float, default=plain.noise, help="share of wrong solutions that pass in training, in [0, 1]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))

@@ -32,14 +32,14 @@ def draw(cells: Sequence[Cell]) -> str:
         line_chart(
             solved,
             x=whole_axis("moves to the goal", levels),
-            y=_percents(f"training problems solved by round {last} (%)", solved),
+            y=percents(f"training problems solved by round {last} (%)", solved),
             label=f"Share of training problems solved by round {last}, by moves to the goal",
             x_name="moves:",
         ),
         line_chart(
             greedy,
             x=round_axis(rounds),
-            y=_percents("greedy accuracy on test problems (%)", greedy),
+            y=percents("greedy accuracy on test problems (%)", greedy),
             label="Greedy accuracy after each round",
             x_name="round",
         ),
@@ -47,7 +47,8 @@ def draw(cells: Sequence[Cell]) -> str:
     return standalone(panels, style=chart_style(), title="Search and samples at equal tokens and updates")
 
 
-def _percents(label: str, lines: Sequence[Series]) -> Axis:
+def percents(label: str, lines: Sequence[Series]) -> Axis:
+    """Return an axis of shares that holds some lines with their whiskers."""
     return percent_axis(label, [point.high or point.y for line in lines for point in line.points])
 
 
@@ -55,17 +56,18 @@ def _solved(cells: Sequence[Cell], number: int) -> list[Point]:
     rows = [cell.rows[number].search for cell in cells]
     searched = [row for row in rows if row is not None and row.levels]
     levels = sorted(searched[0].levels, key=int) if searched else []
-    return [_point(int(level), [row.levels[level].solved / row.levels[level].problems for row in searched]) for level in levels]
+    return [mean_point(int(level), [row.levels[level].solved / row.levels[level].problems for row in searched]) for level in levels]
 
 
 def _greedy(cells: Sequence[Cell]) -> list[Point]:
     points = []
     for number in range(max(len(cell.rows) for cell in cells)):
         found = [cell.rows[number].test.pass_at_1 for cell in cells if len(cell.rows) > number]
-        points.append(_point(number, [each.value for each in found if each is not None]))
+        points.append(mean_point(number, [each.value for each in found if each is not None]))
     return points
 
 
-def _point(x: int, values: Sequence[float]) -> Point:
+def mean_point(x: int, values: Sequence[float]) -> Point:
+    """Return the mean of one share per seed, with whiskers from the lowest to the highest."""
     mean, low, high = float(np.mean(values)), min(values), max(values)
     return Point(x=x, y=mean, low=low, high=high, text=f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})")

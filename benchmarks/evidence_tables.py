@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,14 +122,18 @@ def paired(cells: Sequence[Cell], arm: str, measure: Callable[[Cell], dict[str, 
     return found
 
 
+def problems_of(cell: Cell) -> list[dict[str, Any]]:
+    """Return the rows of the test problems."""
+    return [json.loads(line) for line in Path(cell.run.config().problems.test).read_text(encoding="utf-8").splitlines()]
+
+
 def overlap(cell: Cell) -> dict[int, tuple[int, int]]:
     """Return, by distance, how many test problems there are, and how many occur as rows in the traces that the arm learned from."""
     seen = {
         step.split(" ")[-1] for path in cell.run.shards("traces") for trace in read_traces(path) for step in trace.completion.splitlines()
     }
     counts: dict[int, tuple[int, int]] = {}
-    for line in Path(cell.run.config().problems.test).read_text(encoding="utf-8").splitlines():
-        problem = json.loads(line)
+    for problem in problems_of(cell):
         total, met = counts.get(problem["distance"], (0, 0))
         counts[problem["distance"]] = (total + 1, met + (problem["question"] in seen))
     return dict(sorted(counts.items()))
@@ -163,7 +167,7 @@ def means_table(cells: Sequence[Cell]) -> str:
                 _mean([pool.prm_within_problem_auc for pool in pools], "{:.2f}"),
             ]
             body.append([arm, str(number), str(len(rows)), *figures])
-    return _table(heads, body) if body else ""
+    return markdown_table(heads, body) if body else ""
 
 
 def _arms(cells: Sequence[Cell]) -> list[str]:
@@ -206,7 +210,7 @@ def rounds_table(cells: Sequence[Cell]) -> str:
                     *("–" if tokens is None else f"{tokens:,.0f}" for tokens in reached),
                 ]
             )
-    return _table(heads, body)
+    return markdown_table(heads, body)
 
 
 def differences_table(cells: Sequence[Cell]) -> str:
@@ -220,7 +224,7 @@ def differences_table(cells: Sequence[Cell]) -> str:
             found = [paired(usable, arm, partial(measure, number=number)) for measure in (greedy, sampled)]
             if found[0]:
                 body.append([arm, str(number), str(len(found[0])), *(text for each in found for text in _difference(each))])
-    return _table(heads, body) if body else ""
+    return markdown_table(heads, body) if body else ""
 
 
 def levels_table(cells: Sequence[Cell]) -> str:
@@ -241,7 +245,7 @@ def levels_table(cells: Sequence[Cell]) -> str:
         body.append(
             [arm, "all", "met in traces %", *(f"{100 * np.mean([_share(each[int(level)]) for each in met]):.0f}" for level in levels)]
         )
-    return _table(["arm", "round", "figure", *(f"distance {level}" for level in levels)], body) if body else ""
+    return markdown_table(["arm", "round", "figure", *(f"distance {level}" for level in levels)], body) if body else ""
 
 
 def _share(counts: tuple[int, int]) -> float:
@@ -251,10 +255,11 @@ def _share(counts: tuple[int, int]) -> float:
 def _difference(per_seed: Sequence[Sequence[float]]) -> list[str]:
     means = [sum(each) / len(each) for each in per_seed]
     over_seeds, over_problems = interval_over_seeds(means), interval_over_problems(per_seed)
-    return [f"{100 * sum(means) / len(means):+.1f}", *("–" if each is None else _between(each) for each in (over_seeds, over_problems))]
+    return [f"{100 * sum(means) / len(means):+.1f}", *("–" if each is None else between(each) for each in (over_seeds, over_problems))]
 
 
-def _between(interval: Interval) -> str:
+def between(interval: Interval) -> str:
+    """Return an interval of shares in per cent, with signs."""
     low, high = interval
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
 
@@ -263,7 +268,8 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(row) + " |" for row in body)])
 
 

@@ -13,7 +13,7 @@ line for each event and the answer::
 
 The warm-up shows short solutions; training and test problems have more events. Nothing but the last line is graded.
 
-    samples    samples for problems that are not solved yet, without a PRM
+    samples    samples one at a time for problems that are not solved yet, without a PRM
     search     the embedded puzzle's search: restarts from the steps that a PRM scores best, trained on the first samples of the round
 
 Both have the same generated tokens and the same updates of the policy a round; the PRM's updates come on top. Every arm and seed is a run
@@ -26,7 +26,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import many_runs
 from benchmarks.evidence_tables import differences_table, finished, means_table, processor, rounds_table
@@ -44,16 +44,29 @@ THINGS = ("stamps", "apples", "marbles", "cards", "shells", "coins", "books", "p
 WARM_UP_EVENTS = (2, 3)
 EVENTS = (4, 5, 6, 7, 8)
 """Events of training and test problems; their number is the level of a problem."""
-MOST = 999
-"""Largest number in a problem."""
 
 
-def word_problem(rng: random.Random, events: int) -> dict[str, Any]:
+class Numbers(NamedTuple):
+    """How large the numbers of a problem are."""
+
+    start: tuple[int, int]
+    """What somebody has at first, from and to."""
+    change: tuple[int, int]
+    """What comes or goes, from and to."""
+    most: int
+    """The largest result of an event."""
+
+
+NUMBERS = {"small": Numbers((2, 20), (2, 9), 99), "large": Numbers((10, 99), (11, 99), 999)}
+"""Sizes of numbers by name."""
+
+
+def word_problem(rng: random.Random, events: int, numbers: Numbers) -> dict[str, Any]:
     """Return a problem with its solution and answer."""
-    name, things, value = rng.choice(NAMES), rng.choice(THINGS), rng.randint(10, 99)
+    name, things, value = rng.choice(NAMES), rng.choice(THINGS), rng.randint(*numbers.start)
     told, lines = [f"{name} has {value} {things}."], []
     for _ in range(events):
-        sign, other, text = rng.choice(_possible(rng, value))
+        sign, other, text = rng.choice(_possible(rng, value, numbers))
         before, value = value, {"+": value + other, "-": value - other, "*": value * other}[sign]
         told.append(text)
         lines.append(f"{before} {sign} {other} = {value}")
@@ -61,17 +74,17 @@ def word_problem(rng: random.Random, events: int) -> dict[str, Any]:
     return {"question": question, "solution": "\n".join([*lines, f"#### {value}"]), "answer": str(value), "events": events}
 
 
-def _possible(rng: random.Random, value: int) -> list[tuple[str, int, str]]:
-    """Return events that keep the value between 1 and ``MOST``: sign, number and sentence."""
-    more, less = rng.randint(11, 99), rng.randint(11, 99)
+def _possible(rng: random.Random, value: int, numbers: Numbers) -> list[tuple[str, int, str]]:
+    """Return events that keep the value between 1 and the most: sign, number and sentence."""
+    more, less = rng.randint(*numbers.change), rng.randint(*numbers.change)
     events = []
-    if value + more <= MOST:
+    if value + more <= numbers.most:
         events += [("+", more, f"Then {more} more come."), ("+", more, f"A friend brings {more}.")]
     if less < value:
         events += [("-", less, f"Then {less} get lost."), ("-", less, f"A friend takes {less} of them.")]
-    if 2 * value <= MOST:
+    if 2 * value <= numbers.most:
         events.append(("*", 2, "Then the number doubles."))
-    if 3 * value <= MOST:
+    if 3 * value <= numbers.most:
         events.append(("*", 3, "Then there are three times as many."))
     return events
 
@@ -92,11 +105,13 @@ class Size:
     """Test problems of each level."""
     solved: int
     """Solved examples of the warm-up."""
+    numbers: str = "large"
+    """A name of ``NUMBERS``."""
 
     @property
     def task(self) -> str:
         """Part of the directories of all runs on the same problems."""
-        return f"{self.problems}-{self.tests}-{self.solved}"
+        return f"{self.numbers}-{self.problems}-{self.tests}-{self.solved}"
 
     @property
     def name(self) -> str:
@@ -107,7 +122,8 @@ class Size:
         """Say it to readers."""
         return (
             f"{self.rounds} rounds, {self.tokens:,} generated tokens a problem and round, {self.updates} updates of the policy a round, "
-            f"{self.problems} training and {self.tests} test problems of each of {len(EVENTS)} levels, {self.solved} solved examples"
+            f"{self.problems} training and {self.tests} test problems of each of {len(EVENTS)} levels, {self.solved} solved examples, "
+            f"{self.numbers} numbers"
         )
 
 
@@ -120,7 +136,7 @@ def write_task(folder: Path, size: Size, seed: int) -> None:
         for level in levels:
             made = 0
             while made < each:
-                row = word_problem(rng, level)
+                row = word_problem(rng, level, NUMBERS[size.numbers])
                 if row["question"] not in seen:
                     seen.add(row["question"])
                     yield {"id": f"{split}-{level}-{made}", **row}
@@ -154,7 +170,7 @@ def common(folder: Path, model: Path, size: Size, seed: int) -> dict[str, Any]:
         "policy": {"model": str(model), "backend": "vllm", "max_batch": 512, "vllm": {"max_context": 512, "memory_share": 0.25}},
         "warmup": {"solutions": str(folder / "warmup.jsonl"), "train": {**train, "epochs": 2.0}},
         "search": {"max_depth": 12, "max_step_tokens": 32, "simulations": 1000},
-        "labels": {"traces_per_problem": 2, "trace_by": "shortest", "replay": 0.5},
+        "labels": {"traces_per_problem": 2, "trace_by": "random", "replay": 0.5},
         "sft": {**train, "epochs": 1000.0, "max_updates": size.updates},
         "preference": {"enabled": False},
         "evaluate": {"samples": 4, "method": "mcts", "options": {"num_children": 1}, "simulations": 1},
@@ -169,13 +185,14 @@ def arms(size: Size) -> dict[str, list[str]]:
         "samples": [
             "prm.enabled=false",
             "search.method=majority",
-            "search.options={temperature=0.8}",
+            "search.options={temperature=0.8,wave=1}",
+            "search.simulations=1",
             f"search.max_tokens={size.tokens // 4}",
             'search.allocation={type="unsolved-first",trees_per_problem=1000,' + pool + "}",
         ],
         "search": [
             "search.method=restart",
-            "search.options={draw_steps=8,wave=1,stop_value=0.5,temperature=0.8}",
+            "search.options={draw_steps=3,wave=1,stop_value=0.5,temperature=0.8}",
             "search.start=first-samples",
             f"search.max_tokens={size.tokens // 2}",
             'search.allocation={type="unsolved-first",trees_per_problem=16,' + pool + "}",
@@ -230,6 +247,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64, help="training problems of each level")
     parser.add_argument("--tests", type=int, default=128, help="test problems of each level")
     parser.add_argument("--solved", type=int, default=2000, help="solved examples of the warm-up")
+    parser.add_argument("--numbers", choices=NUMBERS, default="large", help="of the problems: up to 99, or up to 999")
     parser.add_argument("--cut-vocabulary", action="store_true", help="keep the model's tokens that these problems need alone")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share a GPU")
     parser.add_argument("--root", type=Path, default=Path("runs/word-problems"))
@@ -242,11 +260,12 @@ def main() -> None:
         problems=given.problems,
         tests=given.tests,
         solved=given.solved,
+        numbers=given.numbers,
     )
     root, model = given.root.resolve(), given.model.resolve()
     if given.cut_vocabulary:
         rng, whole, model = random.Random(0), model, root / f"{model.name}-cut"
-        rows = [word_problem(rng, events) for events in (*WARM_UP_EVENTS, *EVENTS) for _ in range(200)]
+        rows = [word_problem(rng, events, NUMBERS[size.numbers]) for events in (*WARM_UP_EVENTS, *EVENTS) for _ in range(200)]
         cut_vocabulary(whole, model, [f"{row['question']}\n{row['solution']}\n" for row in rows])
     shared: dict[str, Any] = {"root": root, "model": model, "size": size, "more": given.more}
     starts = {seed: Work(f"seed {seed}, warm-up", Task.of(warm_up, seed=seed, **shared)) for seed in given.seeds}
