@@ -27,23 +27,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import torch
 
 from benchmarks import many_runs, noisy_puzzle
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import finished, render
 from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
+from benchmarks.random_prm import save_random_prm
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
 from stepladder.files import atomic_directory, atomic_write_text
-from stepladder.lm.loading import load_tokenizer
-from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import RunDir, load_run
+from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.workers import Task
-from stepladder.prm.new_models import initialise_prm
 from stepladder.terminal import echo
 
 TASK = "puzzle"
@@ -187,7 +182,9 @@ def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] 
     start, place = load_run(warm_up_root(root, size, seed)), arm_root(root, size, seed, arm)
     overrides = [*common(size, seed), *arms(size)[arm], *more]
     if arm == "search-random":
-        overrides.append(f"prm.model={random_prm(start, place.parent / 'random-prm', seed)}")
+        prm, config = place.parent / "random-prm", start.config()
+        save_random_prm(prm, config=config, policy=start.policy_source(0, config), seed=seed)
+        overrides.append(f"prm.model={prm}")
     if size.noise:
         overrides += noisy_grading(start.root, size.noise)
     run_from(start, arm_config(start.root / "start", overrides), place)
@@ -214,22 +211,6 @@ def noisy_grading(base: Path, noise: float) -> list[str]:
     """Return the settings that grade by these files, as ``--set`` takes them."""
     files = [f"problems.{split}={noisy_problems(base, noise) / f'{split}.jsonl'}" for split in ("train", "held_out", "test")]
     return [*files, "problems.answer_field=passing", f"problems.verifier={Path(noisy_puzzle.__file__).resolve()}:grade"]
-
-
-def random_prm(start: RunDir, place: Path, seed: int) -> Path:
-    """Return a PRM whose scores have nothing to do with the task: the warmed-up policy with a wide random head."""
-    if not place.exists():
-        config = start.config()
-        policy = start.policy_source(0, config)
-        model, spec = initialise_prm(policy, renderer_hash=build_renderer(config, policy).hash, seed=seed, device="cpu")
-        # The head starts near zero, where all scores are alike; wider, it tells steps apart, at random.
-        head = cast(torch.nn.Linear, model.get_submodule("score"))
-        head.weight.data *= 100.0
-        with atomic_directory(place) as temporary:
-            model.save_pretrained(temporary)
-            load_tokenizer(policy).save_pretrained(temporary)
-            spec.save(temporary)
-    return place
 
 
 def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int) -> list[str]:

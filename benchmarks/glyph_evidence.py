@@ -19,15 +19,15 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.random_prm import save_random_prm
 from stepladder.data.store import read_traces
 from stepladder.embedded.glyphs import GlyphTask, is_clean, make_world
-from stepladder.files import atomic_directory, atomic_write_text
-from stepladder.lm.loading import load_tokenizer
+from stepladder.files import atomic_write_text
 from stepladder.loops.assembly.devices import num_workers
-from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.problem_sets import build_problems
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.evaluation_rows import all_solved
@@ -38,7 +38,6 @@ from stepladder.loops.runs.workers import Task, worker_pool
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.evaluate import EvaluationKind, evaluate_shard
 from stepladder.loops.stages.train_policy import warm_up_policy
-from stepladder.prm.new_models import initialise_prm
 
 
 def evolve(root: Path, seed: int, *settings: str) -> RunDir:
@@ -81,14 +80,7 @@ def random_scorer(context: RoundContext, row: RoundRow) -> float:
     """Test accuracy of a round's search with an untrained value head in place of the PRM."""
     out = context.run.root / "controls" / f"random-scorer-{row.round}"
     policy = context.run.policy_source(row.policy_version, context.config)
-    if not (out / "prm").exists():
-        model, spec = initialise_prm(policy, renderer_hash=build_renderer(context.config, policy).hash, seed=row.round, device="cpu")
-        # The head starts near zero, where all scores are alike; wider, it tells steps apart, at random.
-        model.score.weight.data *= 100.0
-        with atomic_directory(out / "prm") as temporary:
-            model.save_pretrained(temporary)
-            load_tokenizer(policy).save_pretrained(temporary)
-            spec.save(temporary)
+    save_random_prm(out / "prm", config=context.config, policy=policy, seed=row.round)
     provenance = context.models(row.round, row.policy_version, row.round).provenance
     return accuracy(context, Models(policy=policy, prm=str(out / "prm"), provenance=provenance), "search", out)
 

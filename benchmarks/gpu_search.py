@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from rich.console import Console
@@ -85,8 +85,8 @@ def save_model(shape: Shape, folder: Path) -> None:
         vocab_size=shape.vocab_size,
         max_position_embeddings=2048,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         tie_word_embeddings=shape is SHAPES["0.5b"],
     ).save_pretrained(folder)
 
@@ -98,7 +98,7 @@ Lengths = Callable[[int], int]
 class Bench:
     """An engine with problems."""
 
-    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    clock: ClassVar[Any] = staticmethod(time.perf_counter)
 
     def __init__(self, folder: Path, *, batch: int, cache_gb: float | None, options: dict[str, Any]) -> None:
         """Start the engine."""
@@ -203,8 +203,8 @@ def staggered(number: int) -> int:
 
 def _sampling(**more: Any) -> Any:
     """Return the sampling parameters that all sequences share, and ``more``."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     return SamplingParams(temperature=1.0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA, **more)
 

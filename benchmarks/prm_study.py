@@ -201,20 +201,21 @@ def rows_per_solution(variant: Variant, rows: Sequence[Any], records: Sequence[A
 def search(study: Study, prm: str | None, method: Any, budget: Budget) -> list[SearchResult]:
     """Search the test problems and return the results in their order."""
     problems = [labelled.problem for labelled in study.problems]
-    engine = search_engine(
-        study.config,
-        worker_models(),
-        problems,
-        policy=study.policy,
-        prm=prm,
-        method=method,
-        budget=budget,
-        key_of=vote_keys(study.config.problems),
-        provenance=Provenance(
-            round=1, policy_version=1, scorer_version=None, seed=study.config.run.seed, config_hash="study", renderer_hash=""
-        ),
-    )
-    found = {result.problem_id: result for result in engine.search(problems)}
+    with build_verifier(study.config.problems, []) as verifier:
+        engine = search_engine(
+            study.config,
+            worker_models(),
+            problems,
+            policy=study.policy,
+            prm=prm,
+            method=method,
+            budget=budget,
+            key_of=vote_keys(verifier),
+            provenance=Provenance(
+                round=1, policy_version=1, scorer_version=None, seed=study.config.run.seed, config_hash="study", renderer_hash=""
+            ),
+        )
+        found = {result.problem_id: result for result in engine.search(problems)}
     return [found[problem.id] for problem in problems]
 
 
@@ -391,11 +392,12 @@ def draw(path: Path, seeds: dict[int, dict[str, Any]]) -> None:
     with rc_context({"svg.hashsalt": "stepladder"}):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        for name in COMPOSITIONS:
-            curve = np.mean([figures["noise"][name]["curve"] for figures in seeds.values()], axis=0)
+        curves = {name: np.mean([figures["noise"][name]["curve"] for figures in seeds.values()], axis=0) for name in COMPOSITIONS}
+        for name, curve in curves.items():
             axes.plot(curve[:, 0], 100 * curve[:, 1], marker="o", label=name)
+        counts = next(iter(curves.values()))[:, 0]
         axes.set_xscale("log", base=2)
-        axes.set_xticks(curve[:, 0], labels=[f"{n:.0f}" for n in curve[:, 0]])
+        axes.set_xticks(counts, labels=[f"{count:.0f}" for count in counts])
         axes.set(xlabel="samples to choose from", ylabel="right answers of the best-scored, %")
         axes.legend()
         with atomic_file(path) as temporary:
