@@ -192,7 +192,7 @@ def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] 
 
 def noisy_problems(base: Path, noise: float) -> Path:
     """Return where ``write_noisy_problems`` writes."""
-    return base / f"noise-{noise:g}"
+    return base / "start" / f"noise-{noise:g}"
 
 
 def write_noisy_problems(base: Path, noise: float) -> None:

@@ -10,11 +10,12 @@ from benchmarks import evidence, many_runs, noisy_puzzle
 from benchmarks.evidence import ARMS, Size, arm_config, arms, common
 from benchmarks.evidence_picture import draw
 from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, tokens_to_reach
-from stepladder.embedded import PuzzleTask, prepare, settings
+from stepladder.embedded import settings
 from stepladder.embedded.puzzle import GOAL
 from stepladder.loops.assembly.checks import check_labels, check_searches
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.directory import open_run
 from tests.inline import inline_pool
 
 SIZE = Size(rounds=2, tokens=400, updates=40, samples=4)
@@ -105,18 +106,18 @@ def test_a_share_of_the_wrong_claims_passes() -> None:
     assert noisy_puzzle.grade("21345678", "", "1")[0] is False
 
 
-def test_only_training_problems_are_graded_with_noise(tmp_path: Path) -> None:
-    """Every split keeps its rows; those of training carry the share, the others zero."""
-    prepare(tmp_path / "start", seed=0, task=PuzzleTask(train_per_distance=1, held_out_per_distance=1, test_per_distance=1))
-    evidence.write_noisy_problems(tmp_path, 0.1)
-    plain = settings(tmp_path / "start")
-    config = load_config(None, evidence.noisy_grading(tmp_path, 0.1), base=plain)
-    for split, passing in (("train", "0.1"), ("held_out", "0"), ("test", "0")):
-        before, after = (
-            [json.loads(line) for line in Path(path).read_text().splitlines()]
-            for path in (plain["problems"][split], getattr(config.problems, split))
-        )
-        assert after == [{**row, "passing": passing} for row in before] and len(after) == 9
+def test_only_training_problems_are_graded_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every split keeps its rows; those of training carry the share, the others zero. The files lie where a run may hold them."""
+    monkeypatch.setattr(evidence, "run_rounds", lambda config, root: open_run(root, config))
+    size = Size(problems=1, tests=1, noise=0.1)
+    evidence.warm_up(tmp_path, size, 0)
+    base = evidence.warm_up_root(tmp_path, size, 0)
+    plain = settings(base / "start")
+    config = load_config(None, evidence.noisy_grading(base, 0.1), base=plain)
+    for split, passing, each in (("train", "0.1", 1), ("held_out", "0", 4), ("test", "0", 1)):
+        paths = (plain["problems"][split], getattr(config.problems, split))
+        before, after = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in paths)
+        assert after == [{**row, "passing": passing} for row in before] and len(after) == 9 * each
     assert config.problems.answer_field == "passing"
 
 
