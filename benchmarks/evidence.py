@@ -13,7 +13,8 @@
 
 All arms of a seed begin with the same warmed-up policy. All have the same pool of generated tokens a round, first samples included, and the
 same number of updates of the policy, which learns one trace of each problem, the shortest of all rounds. The PRM's own updates come on top.
-With ``--noise 0.1`` one in ten wrong solutions that state the goal is graded as right in training; test problems are graded exactly.
+With ``--noise 0.1`` one in ten wrong solutions that state the goal is graded as right in training, with ``--noise 1`` all of them, as if
+only the last row were read. Test problems are graded exactly.
 Seeds from 100 on were used for development.
 
     python -m benchmarks.evidence --jobs 2 --seeds 0,1 --arms star-unsolved,search
