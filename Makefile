@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence evidence-glyphs systems eval-methods docs site clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence regime-map evidence-glyphs systems eval-methods docs site clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -83,16 +83,19 @@ bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTra
 	$(BIN)/python -m benchmarks.packing
 
 prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
-	$(BIN)/python benchmarks/prm_study.py
+	$(BIN)/python -m benchmarks.prm_study
 
 evidence: $(VENV)/.installed-dev  ## search against sampling on the puzzle: arms at equal tokens and updates, five seeds; --arms, --seeds choose
 	$(BIN)/python -m benchmarks.evidence
+
+regime-map: $(VENV)/.installed-dev  ## where search trains better than samples: by depth, grading and PRM, three seeds, three core-hours
+	$(BIN)/python -m benchmarks.regime_map
 
 systems: $(VENV)/.installed-dev  ## every recipe on glyph programs at equal tokens and updates, three seeds; --systems, --variants (default, noisy, deep), --seeds choose
 	$(BIN)/python -m benchmarks.systems
 
 evidence-glyphs: $(VENV)/.installed-dev  ## three seeds of glyph programs with controls, and their table
-	$(BIN)/python benchmarks/glyph_evidence.py
+	$(BIN)/python -m benchmarks.glyph_evidence
 
 eval-methods: $(VENV)/.installed  ## every search method at equal budgets, with the models of the demo's first round
 	@test -f $(RUN_DIR)/rounds/001/round.json || { echo "$(RUN_DIR): no run with a finished first round -- make demo makes one" >&2; exit 1; }
