@@ -146,8 +146,8 @@ def open_study(runs: Path, root: Path, seed: int, sizes: Sizes) -> Study:
     """Open a seed's run, or make it as far as is needed."""
     path = runs / f"seed-{seed}"
     if not (path / "rounds" / "001" / "round.json").exists():
-        command = [sys.executable, "-m", "stepladder", "evolve", "--run-dir", str(path), "--seed", str(seed), "--rounds", "1"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        evolve = [sys.executable, "-m", "stepladder", "evolve", "--task", "glyphs", "--run-dir", str(path)]
+        subprocess.run([*evolve, "--seed", str(seed), "--rounds", "1"], check=True, stdout=subprocess.DEVNULL)
     run = load_run(path)
     problems = build_problems(run.config().problems, seed=seed)["test"][: sizes.problems]
     return Study(run=run, config=run.config(), problems=problems, root=root / f"seed-{seed}", sizes=sizes)
@@ -408,7 +408,7 @@ def main() -> None:
     """Run the study and write its tables and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence-glyphs"))
     parser.add_argument("--root", type=Path, default=Path("runs/prm-study"))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--problems", type=int, default=100)
