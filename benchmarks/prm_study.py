@@ -13,8 +13,9 @@ The noisy part flips the labels of a quarter of the solutions (the label noise o
 implicit PRMs on them, and follows the accuracy of best-of-n over growing n, the gold curve, for single members, their mean, their worst
 case, and their mean less the variance.
 
-Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence-glyphs`` leaves them) and made where they are missing. ``make prm-study``
-runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which only collects.
+Runs are read from ``--runs`` (``seed-0`` and so on, as ``make evidence-glyphs`` leaves them) and made where they are missing.
+``make prm-study`` runs all; a stopped call continues. To use several cores, start one call per seed, and then one with all seeds, which
+only collects.
 """
 
 import argparse
