@@ -122,9 +122,9 @@ def paired(cells: Sequence[Cell], arm: str, measure: Callable[[Cell], dict[str, 
     return found
 
 
-def problems_of(cell: Cell) -> list[dict[str, Any]]:
-    """Return the rows of the test problems."""
-    return [json.loads(line) for line in Path(cell.run.config().problems.test).read_text(encoding="utf-8").splitlines()]
+def problem_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of problems."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def overlap(cell: Cell) -> dict[int, tuple[int, int]]:
@@ -133,7 +133,7 @@ def overlap(cell: Cell) -> dict[int, tuple[int, int]]:
         step.split(" ")[-1] for path in cell.run.shards("traces") for trace in read_traces(path) for step in trace.completion.splitlines()
     }
     counts: dict[int, tuple[int, int]] = {}
-    for problem in problems_of(cell):
+    for problem in problem_rows(cell.run.config().problems.test):
         total, met = counts.get(problem["distance"], (0, 0))
         counts[problem["distance"]] = (total + 1, met + (problem["question"] in seen))
     return dict(sorted(counts.items()))

@@ -27,10 +27,12 @@ from benchmarks.evidence_tables import (
     interval_over_problems,
     interval_over_seeds,
     markdown_table,
-    problems_of,
+    problem_rows,
     processor,
 )
 from benchmarks.many_runs import end, names_among, numbers
+from stepladder.data.store import read_traces
+from stepladder.embedded.puzzle import grade
 from stepladder.files import atomic_write_text
 from stepladder.report.charts import Axis, Series, line_chart, standalone
 from stepladder.report.page import chart_style
@@ -54,29 +56,43 @@ class Place(NamedTuple):
     """A name of ``ARMS``."""
     by_seed: dict[int, dict[str, dict[str, float]]]
     """By seed and band, whether the greedy solution of each test problem is right."""
+    wrong: float
+    """Share of wrong solutions among those that the policy learned from."""
 
 
 def place_of(noise: float, arm: str, cells: Sequence[Cell], number: int) -> Place:
     """Return the accuracies of the seeds of an arm after a round."""
     by_seed = {}
     for cell in cells:
-        moves = {row["id"]: row["distance"] for row in problems_of(cell)}
+        moves = {row["id"]: row["distance"] for row in problem_rows(cell.run.config().problems.test)}
         right = greedy(cell, number)
         by_seed[cell.seed] = {
             band: {problem: each for problem, each in right.items() if low <= moves[problem] <= high} for band, (low, high) in BANDS.items()
         }
-    return Place(noise, arm, by_seed)
+    verdicts = [each for cell in cells for each in _verdicts(cell, number)]
+    return Place(noise, arm, by_seed, 1.0 - sum(verdicts) / len(verdicts))
+
+
+def _verdicts(cell: Cell, number: int) -> list[bool]:
+    """Return the exact verdicts on the solutions that the policy of a round learned from."""
+    questions = {row["id"]: row["question"] for row in problem_rows(cell.run.config().problems.train)}
+    traces = (trace for shard in cell.run.shards("traces", rounds=[number]) for trace in read_traces(shard))
+    return [grade(questions[trace.problem_id], trace.completion)[0] for trace in traces]
 
 
 def table(found: Sequence[Place]) -> str:
-    """Return one row per noise and arm: greedy accuracy in per cent by band, and the lead over the reference with its intervals."""
+    """Return one row per noise and arm: greedy accuracy in per cent by band, and the lead over the reference with its intervals.
+
+    The last column has the share of wrong solutions among those that the last round's policy learned from.
+    """
     references = {place.noise: place for place in found if place.arm == REFERENCE}
     heads = ["wrong solutions that pass", "arm", "seeds", *(_head(band) for band in BANDS), "lead", "over seeds", "over problems"]
+    heads.append("learned and wrong %")
     body = []
     for place in found:
         accuracies = [f"{100 * _mean(by_band[band] for by_band in place.by_seed.values()):.1f}" for band in BANDS]
         lead = _lead(place, references.get(place.noise))
-        body.append([_share(place.noise), ARMS[place.arm], str(len(place.by_seed)), *accuracies, *lead])
+        body.append([_share(place.noise), ARMS[place.arm], str(len(place.by_seed)), *accuracies, *lead, f"{100 * place.wrong:.1f}"])
     return markdown_table(heads, body)
 
 

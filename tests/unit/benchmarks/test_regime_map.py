@@ -11,7 +11,7 @@ def place(noise: float, arm: str, *right: str) -> Place:
     for seed, solved in enumerate(right):
         bands = {band: {name: float(name in solved) for name in names} for band, names in PROBLEMS.items()}
         by_seed[seed] = {**bands, "all": {name: each for band in bands.values() for name, each in band.items()}}
-    return Place(noise, arm, by_seed)
+    return Place(noise, arm, by_seed, 0.125 * noise)
 
 
 FOUND = [
@@ -34,6 +34,7 @@ def test_the_table_has_accuracies_by_band_and_leads() -> None:
         ["0.1 of them", "search, random scores", "2", "0.0", "0.0", "0.0", "0.0"],
     ]
     assert [row[7] for row in rows] == ["–", "+30.0", "–", "-20.0", "-40.0"]
+    assert [row[10] for row in rows] == ["0.0", "0.0", "1.2", "1.2", "1.2"]
     # Means 20 and 40: standard error 10, times 12.706 with one degree of freedom.
     assert rows[1][8] == "-97.1 to +157.1" and rows[3][8] == "-20.0 to -20.0"
 
