@@ -74,11 +74,11 @@ def _with_tokens(plain: dict[str, Any], numbers: dict[str, int]) -> dict[str, An
     model = plain["model"]
     merges = [pair for pair in model["merges"] if all(token in numbers for token in (*pair, pair[0] + pair[1]))]
     added = [{**each, "id": numbers[each["content"]]} for each in plain["added_tokens"] if each["content"] in numbers]
-    processor = plain["post_processor"] or {}
-    for token, entry in processor.get("special_tokens", {}).items():
-        processor["special_tokens"][token] = {**entry, "ids": [numbers[token]]}
+    after = plain["post_processor"] or {}
+    named = {token: {**entry, "ids": [numbers[token]]} for token, entry in after.get("special_tokens", {}).items()}
     return {
         **plain,
         "added_tokens": added,
+        "post_processor": {**after, "special_tokens": named} if named else plain["post_processor"],
         "model": {**model, "vocab": {token: number for token, number in numbers.items() if token in model["vocab"]}, "merges": merges},
     }
