@@ -102,7 +102,9 @@ def _head(band: str) -> str:
 
 
 def _share(noise: float) -> str:
-    return {0.0: "none", 1.0: "all"}.get(noise, f"{noise:.2g} of them")
+    if noise in (0.0, 1.0):
+        return "all" if noise else "none"
+    return f"1 in {1 / noise:.0f}"
 
 
 def _mean(seeds: Iterable[dict[str, float]]) -> float:
@@ -140,7 +142,7 @@ def draw(found: Sequence[Place]) -> str:
                 for place in sorted(own, key=lambda place: place.noise)
             ]
             if points:
-                lines.append(Series(name=ARMS[arm], style=style, points=points))
+                lines.append(Series(name=ARMS[arm].removeprefix("search, "), style=style, points=points))
         low, high = BANDS[band]
         panels.append(
             line_chart(

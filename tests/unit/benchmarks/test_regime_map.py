@@ -29,9 +29,9 @@ def test_the_table_has_accuracies_by_band_and_leads() -> None:
     assert [row[:7] for row in rows] == [
         ["none", "samples", "2", "75.0", "0.0", "0.0", "30.0"],
         ["none", "search", "2", "100.0", "50.0", "0.0", "60.0"],
-        ["0.1 of them", "samples", "2", "100.0", "0.0", "0.0", "40.0"],
-        ["0.1 of them", "search", "2", "50.0", "0.0", "0.0", "20.0"],
-        ["0.1 of them", "search, random scores", "2", "0.0", "0.0", "0.0", "0.0"],
+        ["1 in 10", "samples", "2", "100.0", "0.0", "0.0", "40.0"],
+        ["1 in 10", "search", "2", "50.0", "0.0", "0.0", "20.0"],
+        ["1 in 10", "search, random scores", "2", "0.0", "0.0", "0.0", "0.0"],
     ]
     assert [row[7] for row in rows] == ["–", "+30.0", "–", "-20.0", "-40.0"]
     assert [row[10] for row in rows] == ["0.0", "0.0", "1.2", "1.2", "1.2"]
@@ -49,6 +49,6 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_the_lead() -> None:
 def test_the_picture_has_a_panel_for_each_band() -> None:
     """Means with the lowest and the highest seed, by noise."""
     picture = draw(FOUND)
-    for text in ("75.0 % (50.0 to 100.0)", "60.0 % (60.0 to 60.0)", "0.1 of them", "random scores"):
+    for text in ("75.0 % (50.0 to 100.0)", "60.0 % (60.0 to 60.0)", "1 in 10", "random scores"):
         assert text in picture
     assert all(f"greedy, {low} to {high} moves" in picture for low, high in BANDS.values())
