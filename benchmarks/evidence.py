@@ -107,6 +107,7 @@ def arms(size: Size) -> dict[str, list[str]]:
     pairs = [
         "preference.enabled=true",
         f"preference.max_updates={size.updates // 4}",
+        "preference.epochs=1000",
         f"sft.max_updates={size.updates - size.updates // 4}",
     ]
     star = [*unsolved, allocation, *no_prm, monte_carlo]

@@ -37,6 +37,8 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
     assert pool == SIZE.tokens
     updates = (config.sft.max_updates or 0) + (config.preference.max_updates or 0) * config.preference.enabled
     assert updates == SIZE.updates and config.preference.enabled == arm.endswith("-pairs")
+    # However few rows there are, they are repeated until the updates are done.
+    assert config.sft.epochs >= 1000 and (config.preference.epochs >= 1000 or not config.preference.enabled)
     assert config.labels.traces_per_problem == config_of("search", tmp_path).labels.traces_per_problem
     assert config.prm.enabled == (arm in ("best-of-n", "search", "search-weak", "search-random", "search-pairs"))
     assert config.run.seed == 7 and config.gate.max_drop == 1.0
