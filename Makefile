@@ -88,7 +88,7 @@ prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs a
 evidence: $(VENV)/.installed-dev  ## search against sampling on the puzzle: arms at equal tokens and updates, five seeds; --arms, --seeds choose
 	$(BIN)/python -m benchmarks.evidence
 
-regime-map: $(VENV)/.installed-dev  ## where search trains better than samples: by depth, grading and PRM, three seeds, three core-hours
+regime-map: $(VENV)/.installed-dev  ## where search trains better than samples: by depth, grading and PRM, three seeds, about two core-hours
 	$(BIN)/python -m benchmarks.regime_map
 
 systems: $(VENV)/.installed-dev  ## every recipe on glyph programs at equal tokens and updates, three seeds; --systems, --variants (default, noisy, deep), --seeds choose

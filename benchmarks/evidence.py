@@ -31,8 +31,8 @@ from pathlib import Path
 
 from benchmarks import many_runs, noisy_puzzle
 from benchmarks.evidence_picture import draw
-from benchmarks.evidence_tables import finished, render
-from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds
+from benchmarks.evidence_tables import finished, problem_rows, render
+from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds, share
 from benchmarks.random_prm import save_random_prm
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
 from stepladder.files import atomic_directory, atomic_write_text
@@ -204,8 +204,7 @@ def write_noisy_problems(base: Path, noise: float) -> None:
         return
     with atomic_directory(folder) as temporary:
         for split, passing in (("train", f"{noise:g}"), ("held_out", "0"), ("test", "0")):
-            lines = (base / "start" / "problems" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = ({**json.loads(line), "passing": passing} for line in lines)
+            rows = ({**row, "passing": passing} for row in problem_rows(base / "start" / "problems" / f"{split}.jsonl"))
             (temporary / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -243,7 +242,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=plain.problems, help="training problems of each distance")
     parser.add_argument("--tests", type=int, default=plain.tests, help="test problems of each distance; 196 at most with the others")
     parser.add_argument("--distances", type=numbers, default=[plain.least, plain.most], help="moves to the goal, fewest and most")
-    parser.add_argument("--noise", type=float, default=plain.noise, help="share of wrong solutions that pass in training, in [0, 1]")
+    parser.add_argument("--noise", type=share, default=plain.noise, help="share of wrong solutions that pass in training, in [0, 1]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))

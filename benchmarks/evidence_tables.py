@@ -223,7 +223,7 @@ def differences_table(cells: Sequence[Cell]) -> str:
             usable = [cell for cell in cells if len(cell.rows) > number]
             found = [paired(usable, arm, partial(measure, number=number)) for measure in (greedy, sampled)]
             if found[0]:
-                body.append([arm, str(number), str(len(found[0])), *(text for each in found for text in _difference(each))])
+                body.append([arm, str(number), str(len(found[0])), *(text for each in found for text in difference(each))])
     return markdown_table(heads, body) if body else ""
 
 
@@ -252,14 +252,14 @@ def _share(counts: tuple[int, int]) -> float:
     return counts[1] / counts[0]
 
 
-def _difference(per_seed: Sequence[Sequence[float]]) -> list[str]:
+def difference(per_seed: Sequence[Sequence[float]]) -> list[str]:
+    """Return a mean difference of shares in per cent, and its 95% intervals over seeds and over problems; a dash where there is none."""
     means = [sum(each) / len(each) for each in per_seed]
     over_seeds, over_problems = interval_over_seeds(means), interval_over_problems(per_seed)
-    return [f"{100 * sum(means) / len(means):+.1f}", *("–" if each is None else between(each) for each in (over_seeds, over_problems))]
+    return [f"{100 * sum(means) / len(means):+.1f}", *("–" if each is None else _between(each) for each in (over_seeds, over_problems))]
 
 
-def between(interval: Interval) -> str:
-    """Return an interval of shares in per cent, with signs."""
+def _between(interval: Interval) -> str:
     low, high = interval
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
 

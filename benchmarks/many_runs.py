@@ -107,6 +107,14 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def share(text: str) -> float:
+    """Read a share, in [0, 1]."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1]: got {text}")
+    return value
+
+
 def names_among(known: Sequence[str]) -> Callable[[str], list[str]]:
     """Return a reader of known names with commas between them."""
 

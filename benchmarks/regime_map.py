@@ -21,16 +21,14 @@ from benchmarks.evidence import Size, places, run_all
 from benchmarks.evidence_picture import mean_point, percents
 from benchmarks.evidence_tables import (
     Cell,
-    between,
+    difference,
     finished,
     greedy,
-    interval_over_problems,
-    interval_over_seeds,
     markdown_table,
     problem_rows,
     processor,
 )
-from benchmarks.many_runs import end, names_among, numbers
+from benchmarks.many_runs import end, names_among, numbers, share
 from stepladder.data.store import read_traces
 from stepladder.embedded.puzzle import grade
 from stepladder.files import atomic_write_text
@@ -117,14 +115,7 @@ def _lead(place: Place, reference: Place | None) -> list[str]:
     if reference is None or not shared:
         return ["–"] * 3
     pairs = [(place.by_seed[seed]["all"], reference.by_seed[seed]["all"]) for seed in shared]
-    gaps = [[ours[problem] - theirs[problem] for problem in sorted(ours)] for ours, theirs in pairs]
-    means = [sum(each) / len(each) for each in gaps]
-    over_seeds = interval_over_seeds(means)
-    return [
-        f"{100 * sum(means) / len(means):+.1f}",
-        "–" if over_seeds is None else between(over_seeds),
-        between(interval_over_problems(gaps)),
-    ]
+    return difference([[ours[problem] - theirs[problem] for problem in sorted(ours)] for ours, theirs in pairs])
 
 
 def draw(found: Sequence[Place]) -> str:
@@ -185,7 +176,7 @@ def main() -> None:
 
 
 def _shares(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    return [share(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def main() -> None:
     )
     root, model = given.root.resolve(), given.model.resolve()
     if given.cut_vocabulary:
-        rng, whole, model = random.Random(0), model, root / f"{model.name}-cut"
+        rng, whole, model = random.Random(0), model, root / f"{model.name}-{size.numbers}-numbers"
         rows = [word_problem(rng, events, NUMBERS[size.numbers]) for events in (*WARM_UP_EVENTS, *EVENTS) for _ in range(200)]
         cut_vocabulary(whole, model, [f"{row['question']}\n{row['solution']}\n" for row in rows])
     shared: dict[str, Any] = {"root": root, "model": model, "size": size, "more": given.more}

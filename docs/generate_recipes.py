@@ -45,7 +45,7 @@ With `--tables` it prints what is finished so far. `--variants` names the tasks:
 
 [The table](../benchmarks/RESULTS.md#systems-at-equal-tokens-and-updates) has all recipes and three seeds at the smallest size that tells them apart. No system is ahead of `sft-only` for sure;
 `b-star`, `genprm` and `ab-mcts` have the best means, and scatter most. Preference learning moves this small policy little in 20 updates, and critiques harm it. Twelve systems have tables on the noisy and the deep task, too:
-under noise all gain little, and `ab-mcts` most; on deep programs systems that learn from whole samples win, and trees with so few tokens reach no end.
+under noise all gain little, and `ab-mcts` most; on deep programs systems that learn from whole samples have the best means, and some trees reach no end with so few tokens.
 
 | recipe | what it does | cost |
 |---|---|---|

@@ -1,5 +1,6 @@
 """The comparison of arms: settings that load, equal budgets, and figures by hand."""
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,14 @@ def test_a_share_of_the_wrong_claims_passes() -> None:
     assert noisy_puzzle.grade("21345678", f"f2 {GOAL}\n", "0") == (True, "solved")
     assert noisy_puzzle.grade("21345678", "f3 31245678\n", "1") == (False, "goal not reached")
     assert noisy_puzzle.grade("21345678", "", "1")[0] is False
+
+
+def test_a_share_lies_between_nothing_and_all() -> None:
+    """Both ends are shares; what lies beyond is refused in one sentence."""
+    assert [many_runs.share(text) for text in ("0", "0.1", "1")] == [0.0, 0.1, 1.0]
+    for text in ("-0.1", "1.5", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"must lie in \[0, 1\]: got"):
+            many_runs.share(text)
 
 
 def test_only_training_problems_are_graded_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
