@@ -319,6 +319,8 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
         self._queue = self._context.Queue()
         self._threads = threads
         self._shares = None if gpus_each is None else gpu_shares(gpu_names(), num_workers, gpus_each)
+        self._started = self._context.Event()
+        """Whether any worker has begun."""
         self._pool = self._new_pool()
         self._begun: dict[Future, _Begun] = {}
         """Tasks that workers do, and those whose end was not noticed yet."""
@@ -331,7 +333,7 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
         for share in self._shares or []:
             assert shares is not None
             shares.put(share)
-        arguments = (os.getpid(), self._threads, self._queue, shares)
+        arguments = (os.getpid(), self._threads, self._queue, shares, self._started)
         return ProcessPoolExecutor(self.num_workers, mp_context=self._context, initializer=_start_worker, initargs=arguments)
 
     def rest(self) -> None:
@@ -369,7 +371,10 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
                     finished.add(place.key)
             self._drain(on_progress, finished)
         except BrokenProcessPool:
-            raise BackendError("a worker process was killed, most likely for memory -- lower search.max_trees or run.workers") from None
+            reason = "was killed, most likely for memory -- lower search.max_trees or run.workers"
+            if not self._started.is_set():
+                reason = 'ended before it began, as it printed -- a script must call stepladder below `if __name__ == "__main__":`'
+            raise BackendError(f"a worker process {reason}") from None
         finally:
             # After a failure nobody asks for the tasks that still run.
             self._begun = {future: place for future, place in self._begun.items() if place.batch is not batch}
@@ -458,7 +463,8 @@ def _do(task: Task[ResultT], key: int) -> ResultT:
         _progress_queue.put(key)
 
 
-def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue: Any) -> None:
+def _start_worker(parent_pid: int, threads: int, progress_queue: Any, gpu_queue: Any, started: Any) -> None:
+    started.set()
     connect(progress_queue)
     if gpu_queue is not None:
         # Before torch is imported, which looks only once.

@@ -81,6 +81,20 @@ def test_failures_keep_their_type() -> None:
         pool.run([Task(function=die, arguments={})], on_progress=lambda progress: None)
 
 
+@pytest.mark.slow
+def test_a_script_that_workers_cannot_import_is_told_its_remedy(tmp_path) -> None:
+    """Workers import the script that made them; one that makes workers at import ends, and memory is not to blame."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from stepladder.loops.runs.workers import Task, worker_pool\n"
+        "with worker_pool(1, threads=1) as pool:\n"
+        "    pool.run([Task.of(print)], on_progress=print)\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert ran.returncode == 1 and "memory" not in ran.stderr
+    assert 'a script must call stepladder below `if __name__ == "__main__":`' in ran.stderr.splitlines()[-1]
+
+
 _PARENT = """
 import time
 from stepladder.loops.runs.workers import Task, worker_pool
