@@ -4,6 +4,7 @@
     star-unsolved           the same; a problem leaves when it is solved, and the others share its tokens
     star-ranked             as star-unsolved, with the traces of best Monte Carlo value
     star-single             as star-unsolved, but one sample at a time instead of four, so that a problem leaves after its first solution
+    star-time               star-single with eight times the tokens: on one core it takes as long as the search and its PRM
     best-of-n               as star-unsolved, with the traces that the PRM scores best; the PRM is trained on the first samples
     search-plain            tree search without a PRM
     search-random           the search with a random PRM
@@ -11,8 +12,9 @@
     search                  the search with its PRM, which each round trains on its first samples
     star-pairs, search-pairs  star-unsolved and search with a quarter of the updates on preference pairs
 
-All arms of a seed begin with the same warmed-up policy. All have the same pool of generated tokens a round, first samples included, and the
-same number of updates of the policy, which learns one trace of each problem, the shortest of all rounds. The PRM's own updates come on top.
+All arms of a seed begin with the same warmed-up policy. All but star-time have the same pool of generated tokens a round, first samples
+included, and all the same number of updates of the policy, which learns one trace of each problem, the shortest of all rounds. The PRM's
+own updates come on top. ``--pass-at 16`` draws so many solutions of every test problem from the last policies besides, for pass@16.
 With ``--noise 0.1`` one in ten wrong solutions that state the goal is graded as right in training, with ``--noise 1`` all of them, as if
 only the last row were read. Test problems are graded exactly.
 Seeds from 100 on were used for development.
@@ -31,7 +33,7 @@ from pathlib import Path
 
 from benchmarks import many_runs, noisy_puzzle
 from benchmarks.evidence_picture import draw
-from benchmarks.evidence_tables import finished, problem_rows, render
+from benchmarks.evidence_tables import finished, pass_at_table, problem_rows, render
 from benchmarks.many_runs import Work, end, names_among, numbers, run_from, run_rounds, share
 from benchmarks.random_prm import save_random_prm
 from stepladder.embedded import PuzzleTask, prepare, recipes, settings
@@ -45,6 +47,9 @@ from stepladder.terminal import echo
 TASK = "puzzle"
 TEMPERATURE = recipes.PUZZLE["search"]["options"]["temperature"]
 """Every arm samples its training data at the temperature of the embedded run's search."""
+TIME = 8
+"""Tokens of ``star-time`` in those of the search. Without the training and evaluation of policies, which are equal, two rounds take 181 s
+a seed with the search, of which its PRM takes 146, and 22 s with samples one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,13 +116,15 @@ def arms(size: Size) -> dict[str, list[str]]:
         f"sft.max_updates={size.updates - size.updates // 4}",
     ]
     star = [*unsolved, allocation, *no_prm, monte_carlo]
+    single = [*star, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"]
     searched = [f"search.allocation.{pool}"]
     whole_round = [f"search.max_tokens={size.tokens // 2}"]
     return {
         "star": [*samples, f"search.max_tokens={size.tokens}", *no_prm, monte_carlo, 'search.allocation={type="uniform"}'],
         "star-unsolved": star,
         "star-ranked": [*star, "labels.trace_by=value"],
-        "star-single": [*star, "search.simulations=1", f"search.options={{temperature={TEMPERATURE},wave=1}}"],
+        "star-single": single,
+        "star-time": [*single, f"search.allocation.pool_tokens={TIME * size.tokens}"],
         "best-of-n": [*unsolved, allocation, *anew, "labels.trace_by=score", monte_carlo],
         "search-plain": [
             *no_prm,
@@ -192,6 +199,21 @@ def run_arm(root: Path, size: Size, seed: int, arm: str, *, more: Sequence[str] 
     run_from(start, arm_config(start.root / "start", overrides), place)
 
 
+def pass_at_root(root: Path, size: Size, seed: int, arm: str, k: int) -> Path:
+    """Return the directory of the run that measures the last policy of an arm with k samples."""
+    return root / f"seed-{seed}" / f"{size.name}-pass-at-{k}" / arm
+
+
+def measure_pass_at(root: Path, size: Size, seed: int, arm: str, *, k: int) -> None:
+    """Draw k solutions of every test problem from the last policy of an arm that is finished; what is drawn is kept."""
+    trained, start = load_run(arm_root(root, size, seed, arm)), settings(warm_up_root(root, size, seed) / "start", TASK)
+    # Nothing is trained or searched: the run ends after the measurements of its first model.
+    measured = {**start, "policy": {"model": trained.policy_source(size.rounds, trained.config())}, "warmup": {}}
+    idle = ["prm.enabled=false", "prm.when=after-policy", "prm.replay=0", "search.start=question", "labels.replay=0"]
+    overrides = [*common(size, seed), *idle, "run.rounds=0"]
+    run_rounds(load_config(None, [*overrides, f"evaluate.samples={k}"], base=measured), pass_at_root(root, size, seed, arm, k))
+
+
 def noisy_problems(base: Path, noise: float) -> Path:
     """Return where ``write_noisy_problems`` writes."""
     return base / "start" / f"noise-{noise:g}"
@@ -214,14 +236,35 @@ def noisy_grading(base: Path, noise: float) -> list[str]:
     return [*files, "problems.answer_field=passing", f"problems.verifier={Path(noisy_puzzle.__file__).resolve()}:grade"]
 
 
-def run_all(root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int) -> list[str]:
-    """Run the arms of all seeds, ``jobs`` at once, an arm of all seeds before the next; return a sentence about each run that failed."""
+def run_all(
+    root: Path, size: Size, *, seeds: Sequence[int], chosen: Sequence[str], more: Sequence[str], jobs: int, pass_at: int | None = None
+) -> list[str]:
+    """Run the arms of all seeds, ``jobs`` at once, an arm of all seeds before the next; return a sentence about each run that failed.
+
+    Args:
+        root: Where all runs lie.
+        size: How large the comparison is.
+        seeds: The seeds.
+        chosen: The arms.
+        more: Settings that change in all arms, as ``--set`` takes them.
+        jobs: Runs at once, >= 1.
+        pass_at: Solutions of every test problem to draw from the last policies at the end, >= 1; None draws none.
+    """
     starts = {seed: Work(f"seed {seed}, warm-up", Task.of(warm_up, root=root, size=size, seed=seed, more=more)) for seed in seeds}
     runs = [
         (seed, Work(f"seed {seed}, {arm}", Task.of(run_arm, root=root, size=size, seed=seed, arm=arm, more=more)))
         for arm in chosen
         for seed in seeds
     ]
+    if pass_at is not None:
+        runs += [
+            (
+                seed,
+                Work(f"seed {seed}, {arm}, pass@{pass_at}", Task.of(measure_pass_at, root=root, size=size, seed=seed, arm=arm, k=pass_at)),
+            )
+            for arm in chosen
+            for seed in seeds
+        ]
     return many_runs.run_all(starts, runs, jobs=jobs)
 
 
@@ -243,6 +286,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=plain.tests, help="test problems of each distance; 196 at most with the others")
     parser.add_argument("--distances", type=numbers, default=[plain.least, plain.most], help="moves to the goal, fewest and most")
     parser.add_argument("--noise", type=share, default=plain.noise, help="share of wrong solutions that pass in training, in [0, 1]")
+    parser.add_argument("--pass-at", type=int, metavar="K", help="measure pass@K of the last policies with K samples besides")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
@@ -259,11 +303,14 @@ def main() -> None:
         most=arguments.distances[-1],
         noise=arguments.noise,
     )
-    root, seeds, chosen, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, list[str]()
+    root, seeds, chosen, k, failed = arguments.root.resolve(), arguments.seeds, arguments.arms, arguments.pass_at, list[str]()
     if not arguments.tables:
-        failed = run_all(root, size, seeds=seeds, chosen=chosen, more=arguments.more, jobs=arguments.jobs)
+        failed = run_all(root, size, seeds=seeds, chosen=chosen, more=arguments.more, jobs=arguments.jobs, pass_at=k)
     if cells := finished(places(root, size, seeds=seeds, chosen=chosen)):
         text = render(cells, size.sentence())
+        if k is not None:
+            measured = [(arm, seed, pass_at_root(root, size, seed, arm, k)) for arm in chosen for seed in seeds]
+            text += f"\n{pass_at_table(finished(measured, rounds=0), k)}\n"
         atomic_write_text(root / f"evidence-{size.name}.md", text)
         atomic_write_text(root / f"evidence-{size.name}.svg", draw(cells))
         echo(text)

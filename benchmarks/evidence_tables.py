@@ -64,6 +64,12 @@ def sampled(cell: Cell, number: int) -> dict[str, float]:
     return {row.problem_id: sum(sample.correct for sample in row.samples) / len(row.samples) for row in all_pools(folder)}
 
 
+def solved_once(cell: Cell, number: int) -> dict[str, float]:
+    """Return whether any sample of each test problem is right after a round: pass@k with as many samples as there are."""
+    folder = cell.run.evaluation(number, "test") / "samples"
+    return {row.problem_id: float(any(sample.correct for sample in row.samples)) for row in all_pools(folder)}
+
+
 def spent(row: RoundRow) -> int:
     """Return the generated tokens that a round learned from."""
     return 0 if row.search is None else row.search.generated_tokens + row.search.rollout_tokens
@@ -225,6 +231,25 @@ def differences_table(cells: Sequence[Cell]) -> str:
             if found[0]:
                 body.append([arm, str(number), str(len(found[0])), *(text for each in found for text in difference(each))])
     return markdown_table(heads, body) if body else ""
+
+
+def pass_at_table(cells: Sequence[Cell], k: int) -> str:
+    """Return pass@1 and pass@k of runs that only measure a policy, and what the reference arm is better by, with both intervals.
+
+    Args:
+        cells: Runs without a round after their first measurements, with k samples of each test problem.
+        k: The samples.
+    """
+    heads = ["arm", "seeds", "pass@1 sampled", f"pass@{k}", f"pass@{k}: search is ahead by", "over seeds", "over problems"]
+    body = []
+    for arm in _arms(cells):
+        own = [cell for cell in cells if cell.arm == arm]
+        means = [
+            _mean([100 * float(np.mean(list(measure(cell, 0).values()))) for cell in own], "{:.1f}") for measure in (sampled, solved_once)
+        ]
+        ahead = paired(cells, arm, partial(solved_once, number=0)) if arm != REFERENCE else []
+        body.append([arm, str(len(own)), *means, *(difference(ahead) if ahead else ["–"] * 3)])
+    return markdown_table(heads, body)
 
 
 def levels_table(cells: Sequence[Cell]) -> str:

@@ -10,13 +10,15 @@ import pytest
 from benchmarks import evidence, many_runs, noisy_puzzle
 from benchmarks.evidence import ARMS, Size, arm_config, arms, common
 from benchmarks.evidence_picture import draw
-from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, tokens_to_reach
+from benchmarks.evidence_tables import T_QUANTILES, Cell, interval_over_problems, interval_over_seeds, pass_at_table, tokens_to_reach
+from stepladder.data.metrics.answers import PoolSample
 from stepladder.embedded import settings
 from stepladder.embedded.puzzle import GOAL
 from stepladder.loops.assembly.checks import check_labels, check_searches
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.directory import open_run
+from stepladder.loops.runs.directory import RunDir, open_run
+from stepladder.loops.runs.evaluation_rows import PoolRow, write_rows
 from tests.inline import inline_pool
 
 SIZE = Size(rounds=2, tokens=400, updates=40, samples=4)
@@ -35,7 +37,7 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
     check_labels(config)
     assert config.search.options["temperature"] == config_of("search", tmp_path).search.options["temperature"]
     pool = config.search.max_tokens if arm == "star" else getattr(config.search.allocation, "pool_tokens", None)
-    assert pool == SIZE.tokens
+    assert pool == SIZE.tokens * (evidence.TIME if arm == "star-time" else 1)
     updates = (config.sft.max_updates or 0) + (config.preference.max_updates or 0) * config.preference.enabled
     assert updates == SIZE.updates and config.preference.enabled == arm.endswith("-pairs")
     # However few rows there are, they are repeated until the updates are done.
@@ -47,8 +49,10 @@ def test_every_arm_has_the_same_tokens_updates_and_traces(arm: str, tmp_path: Pa
 
 def test_only_single_samples_leave_nothing_of_a_tree_after_a_solution(tmp_path: Path) -> None:
     """A tree of ``star-single`` is one draw; those of the other arms of samples go on until their tokens are spent."""
-    draws = {arm: config_of(arm, tmp_path).search.simulations for arm in ("star", "star-unsolved", "star-ranked", "star-single")}
-    assert draws.pop("star-single") == 1
+    draws = {
+        arm: config_of(arm, tmp_path).search.simulations for arm in ("star", "star-unsolved", "star-ranked", "star-single", "star-time")
+    }
+    assert draws.pop("star-single") == draws.pop("star-time") == 1
     assert all(most > SIZE.tokens for most in draws.values())
 
 
@@ -179,3 +183,46 @@ def test_the_picture_has_means_over_the_seeds_and_their_ends() -> None:
     for text in ("62.5 % (50.0 to 75.0)", "0.0 % (0.0 to 0.0)", "30.0 % (20.0 to 40.0)", "25.0 % (25.0 to 25.0)"):
         assert text in picture
     assert ">samples<" in picture and "best-of-n" not in picture
+
+
+def _measured(root: Path, arm: str, seed: int, right: list[list[bool]]) -> Cell:
+    """Return a run whose test problems have these samples."""
+    run = RunDir(root=root / f"{arm}-{seed}")
+    pools = [
+        PoolRow(
+            problem_id=str(number), samples=tuple(PoolSample(num_tokens=1, answer_key="a", score=None, correct=each) for each in samples)
+        )
+        for number, samples in enumerate(right)
+    ]
+    write_rows(run.evaluation(0, "test") / "samples" / "shard-0000.json", pools)
+    return Cell(arm, seed, run, [])
+
+
+def test_pass_at_k_by_hand(tmp_path: Path) -> None:
+    """Of two problems with two samples each, the search solves both at least once on both seeds, samples one at a time one and both."""
+    yes, no = True, False
+    cells = [
+        _measured(tmp_path, "search", 0, [[yes, no], [no, yes]]),
+        _measured(tmp_path, "search", 1, [[yes, yes], [no, yes]]),
+        _measured(tmp_path, "star-single", 0, [[yes, yes], [no, no]]),
+        _measured(tmp_path, "star-single", 1, [[yes, no], [no, yes]]),
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in pass_at_table(cells, 2).splitlines()[2:]]
+    assert rows[0] == ["search", "2", "62.5", "100.0", "–", "–", "–"]
+    # The difference is 50 points on seed 0 and nothing on seed 1: 25, plus and minus 12.706 standard errors of 25.
+    assert rows[1][:6] == ["star-single", "2", "50.0", "75.0", "+25.0", "-292.6 to +342.6"]
+
+
+def test_pass_at_k_measures_the_last_policy_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has the last policy of the arm, no warm-up, no rounds and k samples, and its settings pass the checks of a run."""
+    made: list[tuple[Config, Path]] = []
+    monkeypatch.setattr(evidence, "run_rounds", lambda config, root: made.append((config, root)))
+    trained = SimpleNamespace(policy_source=lambda number, config: f"policy of round {number}", config=lambda: None)
+    monkeypatch.setattr(evidence, "load_run", lambda place: trained)
+    evidence.measure_pass_at(tmp_path, SIZE, 3, "star-single", k=16)
+    config, place = made[0]
+    check_searches(config)
+    check_labels(config)
+    assert config.policy.model == "policy of round 2" and config.warmup.solutions is None
+    assert (config.run.rounds, config.evaluate.samples, config.run.seed, config.prm.enabled) == (0, 16, 3, False)
+    assert place == evidence.pass_at_root(tmp_path, SIZE, 3, "star-single", 16) != evidence.arm_root(tmp_path, SIZE, 3, "star-single")
