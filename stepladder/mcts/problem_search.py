@@ -154,9 +154,7 @@ class ProblemSearch:
         if self.num_expandable == 0 or (self._draws_once and self.num_simulations > 0):
             # Where the cap cut the last samples, nothing is left to expand because of it.
             return StopReason.TOKENS if self.spending.has_cut_samples() else StopReason.EXHAUSTED
-        reason = self.answers.stop_reason() or self.spending.stop_reason()
-        # A simulation that was begun goes on to its end.
-        return None if self.goes_on and reason is StopReason.SIMULATIONS else reason
+        return self.answers.stop_reason() or self.spending.stop_reason(goes_on=self.goes_on)
 
     def wave_size(self) -> int:
         """Return how many leaves (sampling methods: draws) the next wave may have, at least 1."""

@@ -47,14 +47,14 @@ class Spending:
         one_sample = self._is_greedy or method.selection.shares_samples
         self._samples_per_leaf = method.growth.num_children if isinstance(method.growth, Steps) and not one_sample else 1
 
-    def stop_reason(self) -> StopReason | None:
-        """Return the cap that is reached, or None."""
+    def stop_reason(self, *, goes_on: bool = False) -> StopReason | None:
+        """Return the cap that is reached, or None. A simulation that ``goes_on`` has been counted, and may come to its end."""
         budget = self.budget
         if budget.max_calls is not None and self.policy_calls >= budget.max_calls:
             return StopReason.CALLS
         if budget.max_seconds is not None and self.num_simulations and time.monotonic() - self._begin >= budget.max_seconds:
             return StopReason.SECONDS
-        if self.num_simulations >= budget.num_simulations:
+        if self.num_simulations >= budget.num_simulations and not goes_on:
             return StopReason.SIMULATIONS
         if budget.max_tokens is not None and self.generated_tokens >= budget.max_tokens:
             return StopReason.TOKENS

@@ -3,6 +3,7 @@
 Axes: b searches, B rows of trees, N nodes, n nodes of the largest of some trees, W leaves per tree.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -128,8 +129,10 @@ class FrontierStrategy(Strategy):
         """Select the best open nodes."""
         settings, rows = self._settings, rows_of(searches)
         used = int(tree.num_nodes[rows].max())
+        # A long step may be less likely than any positive number that a float can hold.
+        lowest = math.log(settings.least_probability) if settings.least_probability > 0 else -math.inf
         # What is never expanded is below every value.
-        bars = np.where(self._step_logps(rows, used) < np.log(max(settings.least_probability, 1e-300)), np.inf, float(settings.min_value))
+        bars = np.where(self._step_logps(rows, used) < lowest, np.inf, float(settings.min_value))
         return select_frontier(
             tree,
             rows,

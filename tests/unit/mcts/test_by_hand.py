@@ -59,6 +59,15 @@ def test_rstar_math_by_hand():
     assert max(deep.depths) == 12 and deep.answers[-1] == "1"
 
 
+def test_a_cap_ends_a_descent_on_its_way():
+    """Twelve steps to an end in one simulation; after five tokens or calls the last descent is over where it is, like every other."""
+    options = {"policy": chain_of(12), "scorer": None, "num_children": 1}
+    for cap, reason in (({"max_tokens": 5}, StopReason.TOKENS), ({"max_calls": 5}, StopReason.CALLS)):
+        for number in (1, 2):
+            result = one("rstar-math:code", budget=Budget(num_simulations=number, **cap), **options)
+            assert (result.stop_reason, result.tree.generated_tokens, result.tree.num_simulations) == (reason, 5, 1)
+
+
 def chain_of(length):
     """Return a policy whose only solution has so many steps."""
 
@@ -563,6 +572,18 @@ def test_ranks_of_restarts_by_hand():
     goes_on = np.array([[True, True, True, False, True]])
     assert restart_ranks(scores_of, depths, goes_on, draws, power=1.0)[0].tolist() == pytest.approx([0.2, 0.3, 0.2, -np.inf, -np.inf])
     assert restart_ranks(scores_of, depths, goes_on, draws, power=0.0)[0].tolist() == pytest.approx([0.4, 0.6, 0.2, -np.inf, -np.inf])
+
+
+@pytest.mark.parametrize("priority", ["deepsearch", "probability"])
+def test_no_step_is_too_long_for_a_frontier(priority):
+    """A step of 2,000 tokens at 0.4 nats has a probability of e^-800, which no float holds; without a least one it is expanded."""
+
+    def policy(prefix, index, seed):
+        return make_step("ab"[index % 2] * 2000, logp=-0.4)
+
+    budget = Budget(num_simulations=3, max_depth=3, max_step_tokens=2000)
+    tree = one("best-first", policy=policy, scorer=None, num_children=2, budget=budget, priority=priority).tree
+    assert max(tree.depths) >= 2
 
 
 def test_deepsearch_by_hand():
