@@ -77,7 +77,9 @@ class UnsolvedFirst:
     """More trees for the problems without a right solution, until a pool of tokens is spent.
 
     Every pass gives each problem that the round has not solved one more tree, with another seed. A problem leaves as soon as it is solved.
-    When the rest of the pool is too small for all of them, at the mean cost of a tree so far, those with the fewest tokens go first.
+    When the rest of the pool is too small for all of them, at the mean cost of a tree so far, those with the fewest tokens go first;
+    a larger tree costs as much more as it is larger. Every unsolved problem gets a first tree; where graded samples left less than the caps
+    of all, they share it evenly.
 
     Source: Guan et al. 2025, "rStar-Math", section 4.1: more and larger searches for the problems that have no right solution yet. The pool
         is ours.
@@ -109,22 +111,27 @@ class UnsolvedFirst:
     def next_pass(self, states: Sequence[ProblemState], *, base: Budget, seed: int) -> Budgets:
         """Return the budgets of the next pass."""
         waiting = [state for state in states if self._waits(state)]
-        fitting = self._within_pool(waiting, states) if self.pool_tokens else waiting
-        return {state.problem_id: scaled(base, self.growth**state.trees) for state in fitting}
+        if not self.pool_tokens or not waiting:
+            return {state.problem_id: scaled(base, self.growth**state.trees) for state in waiting}
+        left = self.pool_tokens * len(states) - sum(state.tokens + state.sampled_tokens for state in states)
+        if not any(state.trees for state in states):
+            share = min(base.max_tokens or 0, left // len(waiting))
+            return {state.problem_id: replace(base, max_tokens=share) for state in waiting} if share > 0 else {}
+        return {state.problem_id: scaled(base, self.growth**state.trees) for state in self._within(left, waiting, states)}
 
     def _waits(self, state: ProblemState) -> bool:
         return not state.solved and state.trees < self.trees_per_problem and not (self.skip_solved and state.solved_before)
 
-    def _within_pool(self, waiting: list[ProblemState], states: Sequence[ProblemState]) -> list[ProblemState]:
-        left = self.pool_tokens * len(states) - sum(state.tokens + state.sampled_tokens for state in states)
-        num_trees = sum(state.trees for state in states)
-        if not num_trees:
-            return waiting if left > 0 else []
-        mean_cost = max(1.0, sum(state.tokens for state in states) / num_trees)
-        num_fitting = max(0, int(left / mean_cost))
-        if num_fitting >= len(waiting):
-            return waiting
-        chosen = {state.problem_id for state in sorted(waiting, key=lambda state: state.tokens)[:num_fitting]}
+    def _within(self, left: int, waiting: list[ProblemState], states: Sequence[ProblemState]) -> list[ProblemState]:
+        """Return the problems whose next trees will take at most the tokens that are left; sizes are in first trees."""
+        spent = sum(self.growth**number for state in states for number in range(state.trees))
+        cost = max(1.0, sum(state.tokens for state in states) / spent)
+        chosen, size = set[str](), 0
+        for state in sorted(waiting, key=lambda state: state.tokens):
+            size += self.growth**state.trees
+            if size > left / cost:
+                break
+            chosen.add(state.problem_id)
         return [state for state in waiting if state.problem_id in chosen]
 
 

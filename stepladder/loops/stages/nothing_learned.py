@@ -51,6 +51,9 @@ def why_nothing_is_learned(context: RoundContext, number: int) -> str:
         number: The round.
     """
     trees = TREES.read(context.run.shards(TREES.name, rounds=[number]))
+    if not trees:
+        allocation = context.config.search.allocation.type
+        return f"no problem was searched: search.allocation {allocation!r} left all of them out -- loosen it, or end the run here"
     return f"none of {len({tree.problem_id for tree in trees})} problems was solved: {_reason(trees)}"
 
 

@@ -73,10 +73,36 @@ def test_a_pool_is_spent_on_the_unsolved_and_not_beyond() -> None:
 
 
 def test_graded_samples_come_out_of_the_pool() -> None:
-    """Two problems share 300 tokens; their samples took 300, so nothing is searched; with 200 the first pass is searched as a whole."""
+    """Two problems share 300 tokens. Samples of 300 leave nothing; of 200, 50 for each first tree; of 100, the caps of 100 fit."""
     rule = UnsolvedFirst(pool_tokens=150)
-    assert simulations(rule, states(a={"sampled_tokens": 150}, b={"sampled_tokens": 150})) == {}
-    assert simulations(rule, states(a={"sampled_tokens": 100}, b={"sampled_tokens": 100})) == {"a": 8, "b": 8}
+    for sampled, cap in ((150, None), (100, 50), (50, 100), (0, 100)):
+        budgets = rule.next_pass(states(a={"sampled_tokens": sampled}, b={"sampled_tokens": sampled}), base=BASE, seed=0)
+        assert budgets == ({} if cap is None else dict.fromkeys("ab", Budget(num_simulations=8, max_tokens=cap)))
+    # What the samples of one have solved leaves more to the other, up to its cap.
+    solved = rule.next_pass(states(a={"sampled_tokens": 130, "solved": True}, b={"sampled_tokens": 130}), base=BASE, seed=0)
+    assert solved == {"b": Budget(num_simulations=8, max_tokens=40)}
+
+
+def test_larger_trees_take_more_of_the_pool() -> None:
+    """Trees of 1, then 4 times the size cost 100 and 400; of 2 x 600 tokens 200 are left after that, too little for one of 16 times."""
+    rule = UnsolvedFirst(trees_per_problem=9, growth=4, pool_tokens=600)
+    assert set(simulations(rule, states(a={"trees": 1, "tokens": 100}, b={"trees": 1, "tokens": 100}))) == {"a", "b"}
+    assert simulations(rule, states(a={"trees": 2, "tokens": 500}, b={"trees": 2, "tokens": 500})) == {}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pool_is_never_exceeded_by_trees_within_their_means(seed: int) -> None:
+    """Whatever was sampled and solved, and however trees grow: trees that take their caps fit into the pool."""
+    rng = random.Random(seed)
+    rule = UnsolvedFirst(trees_per_problem=rng.randint(1, 6), growth=rng.randint(1, 3), pool_tokens=rng.randint(100, 400))
+    found = {f"p{i}": {"trees": 0, "tokens": 0, "sampled_tokens": rng.randint(0, 500), "solved": False} for i in range(rng.randint(1, 7))}
+    before = sum(facts["sampled_tokens"] for facts in found.values())
+    while budgets := rule.next_pass(states(**found), base=BASE, seed=1):
+        for key, budget in budgets.items():
+            found[key]["trees"] += 1
+            found[key]["tokens"] += budget.max_tokens or 0
+            found[key]["solved"] = rng.random() < 0.3
+    assert sum(facts["tokens"] for facts in found.values()) <= max(rule.pool_tokens * len(found) - before, 0)
 
 
 def test_knapsack_value_by_hand() -> None:

@@ -59,6 +59,14 @@ def test_answers_that_cannot_be_read_and_solutions_that_are_cut_have_other_remed
     assert "solutions were cut -- raise search.max_depth" in why_nothing_is_learned(searched(tmp_path / "b", [cut]), 1)
 
 
+def test_a_round_that_searches_nothing_names_the_allocation(tmp_path: Path) -> None:
+    """Where earlier rounds have solved everything, or pass rates filter all problems out, more search would change nothing."""
+    context = searched(tmp_path, [], search={"allocation": {"type": "unsolved-first", "skip_solved": True}})
+    assert why_nothing_is_learned(context, 1) == (
+        "no problem was searched: search.allocation 'unsolved-first' left all of them out -- loosen it, or end the run here"
+    )
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [

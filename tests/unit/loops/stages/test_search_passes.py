@@ -220,6 +220,17 @@ def test_the_next_round_reads_the_table(tmp_path: Path, monkeypatch: pytest.Monk
     assert (table["p6"].pass_rate, table["p1"].pass_rate) == (0.8, 0.0)
 
 
+def test_a_round_may_search_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every rate is filtered out, all shards are empty, and the table carries the rates on."""
+    run = context(tmp_path, {"type": "by-pass-rate", "trees": [0, 1, 0]}, InlinePool())
+    path = run.run.round(0) / "problems.parquet"
+    write_problem_table(path, [ProblemRow(problem_id=problem.id, pass_rate=index % 2) for index, problem in enumerate(PROBLEMS)])
+    assert searched(run, monkeypatch) == [] and len(run.run.shards(TREES.name, rounds=[1])) == 3
+    write_problems(run, 1)
+    table = read_problem_table(run.run.round(1) / "problems.parquet")
+    assert [table[problem.id].pass_rate for problem in PROBLEMS] == [0, 1, 0, 1, 0, 1, 0]
+
+
 def test_a_damaged_table_is_one_sentence(tmp_path: Path) -> None:
     """Other bytes, and another kind of file, name the file and the remedy."""
     path = tmp_path / "problems.parquet"
