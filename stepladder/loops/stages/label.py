@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.schedule import round_config
 from stepladder.loops.runs.results import LabelCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
@@ -29,14 +30,16 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
     path, run, config = context.run.round(number) / "labels.json", context.run, context.config
     if not path.exists():
         tasks = []
+        # Samples from before the search are labelled in their own round, those of the new policy in the next.
+        last = number if samples_first(config) else number - 1
+        are_new = last == number or not samples_first(round_config(context.run_config, last))
         for index, _ in enumerate(context.shards("train")):
-            # Samples from before the search are labelled in their own round, those of the new policy in the next.
-            last = number if samples_first(config) else number - 1
             rolled_out = [run.shard(earlier, ROLLOUTS.name, index) for earlier in range(1, last + 1)]
             sources = LabelSources(
                 trees=run.shard(number, TREES.name, index),
                 earlier=tuple(run.shard(earlier, TREES.name, index) for earlier in range(1, number)),
                 rollouts=tuple(path for path in rolled_out if path.exists()),
+                new_rollouts=tuple(path for path in rolled_out[-1:] if are_new and path.exists()),
                 policy=run.policy_source(best.policy, context.run_config),
                 earlier_prm=earlier_prm(context, number, best.prm),
             )

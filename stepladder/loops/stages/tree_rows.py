@@ -38,8 +38,9 @@ class LabelSources:
     earlier: tuple[Path, ...] = ()
     """Trees of the same problems from earlier rounds, oldest first; read only if a rule needs them."""
     rollouts: tuple[Path, ...] = ()
-    """Graded rollouts of the same problems, oldest first; the last are those that the policy has not learned from. Read only with
-    ``labels.rollouts``, or where trees begin with them."""
+    """Graded rollouts of the same problems, oldest first; read only with ``labels.rollouts``."""
+    new_rollouts: tuple[Path, ...] = ()
+    """Those of them that no earlier round has labelled; read only with ``labels.rollouts``, or where trees begin with them."""
     policy: str = ""
     """The policy that searched; its tokenizer writes revisions."""
     earlier_prm: str | None = None
@@ -106,7 +107,7 @@ def rows_of_trees(config: Config, sources: LabelSources) -> TreeRows:
     """Return the rows of policy and PRM from a round's own trees; the policy's also from earlier rounds if a rule needs them."""
     labels, own = config.labels, TREES.read([sources.trees])
     recent = _recent(config, sources, own)
-    usable = _within_pass_rates(config, _policy_trees(config, sources, own, last=1) if recent is None else recent.rows)
+    usable = _within_pass_rates(config, _policy_trees(config, sources.new_rollouts, own) if recent is None else recent.rows)
     records, problems = valued_trees(usable.rows, labels.value), {record.problem_id for record in usable.rows}
     # Advantages are made of searched trees, without the graded samples of another stage.
     learned = [record for record in (own if recent is None else recent.rows) if record.problem_id in problems]
@@ -196,7 +197,7 @@ def _recent(config: Config, sources: LabelSources, own: list[TreeRecord]) -> Sel
     data = config.labels.data
     if not isinstance(data, RecentVersions):
         return None
-    return within_window(_policy_trees(config, sources, [*TREES.read(sources.earlier), *own]), versions=data.window)
+    return within_window(_policy_trees(config, sources.rollouts, [*TREES.read(sources.earlier), *own]), versions=data.window)
 
 
 def _within_pass_rates(config: Config, trees: list[TreeRecord]) -> Selection[TreeRecord]:
@@ -218,9 +219,9 @@ def _filters(config: Config) -> bool:
     return (config.labels.min_pass_rate, config.labels.max_pass_rate) != (0.0, 1.0)
 
 
-def _policy_trees(config: Config, sources: LabelSources, trees: list[TreeRecord], *, last: int = 0) -> list[TreeRecord]:
-    """Return what the policy's rows are made of: trees, and the graded rollouts of the ``last`` rounds, or of all."""
-    return [*trees, *(ROLLOUTS.read(sources.rollouts[-last:]) if config.labels.rollouts else [])]
+def _policy_trees(config: Config, rollouts: Sequence[Path], trees: list[TreeRecord]) -> list[TreeRecord]:
+    """Return what the policy's rows are made of: trees, and graded rollouts unless the configuration leaves them out."""
+    return [*trees, *(ROLLOUTS.read(rollouts) if config.labels.rollouts else [])]
 
 
 def _left_alone(config: Config, sources: LabelSources, own: list[TreeRecord]) -> list[TreeRecord]:
@@ -228,7 +229,7 @@ def _left_alone(config: Config, sources: LabelSources, own: list[TreeRecord]) ->
     if config.search.start != "first-samples":
         return []
     searched = {record.problem_id for record in own}
-    return [record for record in ROLLOUTS.read(sources.rollouts[-1:]) if record.problem_id not in searched]
+    return [record for record in ROLLOUTS.read(sources.new_rollouts) if record.problem_id not in searched]
 
 
 def _first_trees(config: Config, sources: LabelSources, own: list[TreeRecord]) -> list[TreeRecord]:

@@ -9,13 +9,19 @@ import pytest
 from stepladder.data.store import write_trees
 from stepladder.lm.training_rows import Replay
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.schedule import round_config
+from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.results import LabelCounts, RowCounts
+from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import ROLLOUTS, SOFT_TARGETS, TREES
+from stepladder.loops.stages.label import label
 from stepladder.loops.stages.train_prm import balanced
 from stepladder.loops.stages.trainings import replayed
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 from stepladder.mcts.methods import METHODS
-from stepladder.types import Budget, StopReason, Trace, TreeRecord, ValueRow
-from tests import searches
+from stepladder.types import Budget, LabelledProblem, Problem, StopReason, Trace, TreeRecord, ValueRow
+from tests import inline, searches
 from tests.report_run import config
 from tests.trees import PROVENANCE, tree
 
@@ -28,7 +34,7 @@ def sources(folder: Path, trees: list[TreeRecord], *rollouts: list[TreeRecord]) 
     paths = [folder / f"{name}.parquet" for name in ("trees", *map(str, range(len(rollouts))))]
     for path, records in zip(paths, (trees, *rollouts), strict=True):
         write_trees(path, records)
-    return LabelSources(trees=paths[0], rollouts=tuple(paths[1:]))
+    return LabelSources(trees=paths[0], rollouts=tuple(paths[1:]), new_rollouts=tuple(paths[1:][-1:]))
 
 
 def completions(settings: Config, given: LabelSources) -> list[list[int]]:
@@ -46,6 +52,39 @@ def test_rollouts_of_the_round_before_are_traces_and_pairs(tmp_path: Path) -> No
     alone = rows_of_trees(config(labels={"rollouts": False}), given)
     assert [row.completion_ids for row in alone.traces.rows] == [[101]]
     assert [pair.chosen_ids for pair in alone.pairs.rows] == [[101]]
+
+
+class Noting(inline.InlinePool):
+    """Labels nothing, and notes what labelling would read."""
+
+    def run(self, tasks: Any, **_: Any) -> list[LabelCounts]:
+        """Note the sources of every task."""
+        self.sources = [task.arguments["sources"] for task in tasks]
+        return [LabelCounts(**dict.fromkeys(("traces", "pairs", "values"), RowCounts(kept=0))) for _ in tasks]
+
+
+@pytest.mark.parametrize(
+    ("table", "labelled"),
+    [
+        # The second round makes no rollouts, so the third labels none; those of round 3 wait for round 4.
+        ({"round": 2, "prm": {"enabled": False}}, {2: [1], 3: [], 4: [3]}),
+        # Samples from before a search are labelled in their own round, and not in the next one again.
+        ({"round": 2, "prm": {"when": "before-search", "rollouts": 2}}, {2: [2], 3: [], 4: [3]}),
+    ],
+)
+def test_rollouts_are_labelled_in_one_round(table: dict[str, Any], labelled: dict[int, list[int]], tmp_path: Path) -> None:
+    """Whatever a schedule says of the rounds, no rollouts teach the policy twice; windows of recent trees see all of them."""
+    pool, run, settings = Noting(), RunDir(root=tmp_path), config(rounds=[table])
+    problems = {"train": [LabelledProblem(problem=Problem(id="p", question="q"), answer="1")]}
+    context = RoundContext(config=settings, run=run, problems=problems, pool=pool, display=ProgressDisplay())  # type: ignore[arg-type]
+    made = [number for number in (1, 2, 3) if number != 2 or "when" in table["prm"]]
+    for number in made:
+        write_trees(run.shard(number, ROLLOUTS.name, 0), [ROLLED_OUT])
+    for number, expected in labelled.items():
+        label(context.in_round(round_config(settings, number)), number, BestModels(policy=0, prm=None))
+        [found] = pool.sources
+        assert found.new_rollouts == tuple(run.shard(each, ROLLOUTS.name, 0) for each in expected)
+        assert len(found.rollouts) == sum(each < number + ("when" in table["prm"] and number == 2) for each in made)
 
 
 def test_samples_without_a_tree_teach_the_prm_where_trees_begin_with_samples(tmp_path: Path) -> None:
