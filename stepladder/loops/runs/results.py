@@ -271,8 +271,8 @@ class SearchFigures:
     rollout_tokens: int = 0
     """Tokens sampled for the PRM to learn from, apart from the search."""
     unique_share: float | None = None
-    """Tokens of the trees' steps, each step once, per token sampled, in [0, 1]: the rest went into repeats and rollouts. None if it was not
-    recorded, or nothing was sampled."""
+    """Tokens of the trees' steps, each step of a problem once, per token sampled, in [0, 1]: the rest went into repeats and rollouts. None
+    if it was not recorded, or nothing was sampled."""
     levels: dict[str, LevelCount] = field(default_factory=dict)
     """Problems by level, in the order of the levels; empty for problems without."""
     trees: int | None = None

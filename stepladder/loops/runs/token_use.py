@@ -109,16 +109,33 @@ def unique_tokens(tree: TreeRecord) -> int:
 
 
 def unique_share(trees: Sequence[TreeRecord], *, sampled_before: int = 0) -> float | None:
-    """Return the tokens of the trees' steps, each step once, per token sampled, in [0, 1]; None if nothing was sampled.
+    """Return the tokens of the steps of trees, each step of a problem once, per token sampled, in [0, 1]; None if nothing was sampled.
 
-    The rest of the sampled tokens went into samples that repeat a step, and into rollouts.
+    A step counts once however many trees of its problem, or draws of a sampled one, took it after the same steps. The rest of the sampled
+    tokens went into such repeats, and into rollouts.
 
     Args:
         trees: The trees.
         sampled_before: Tokens of the samples with which trees began; no tree counts them as its own.
     """
     sampled = sum(tree.generated_tokens for tree in trees) + sampled_before
-    return round(sum(sum(map(len, tree.token_ids)) for tree in trees) / sampled, 4) if sampled else None
+    return round(_distinct_tokens(trees) / sampled, 4) if sampled else None
+
+
+def _distinct_tokens(trees: Sequence[TreeRecord]) -> int:
+    """Return the tokens of all different steps of each problem; steps after different steps are different."""
+    found: dict[tuple[str | int, tuple[int, ...], tuple[int, ...]], int] = {}
+    total = 0
+    for tree in trees:
+        steps: list[str | int] = [tree.problem_id]
+        for node in range(1, len(tree.parents)):
+            given = tuple(tree.given_ids[node]) if tree.given_ids else ()
+            key = (steps[tree.parents[node]], tuple(tree.token_ids[node]), given)
+            if key not in found:
+                found[key] = len(found)
+                total += len(tree.token_ids[node])
+            steps.append(found[key])
+    return total
 
 
 def use_path(shard: Path) -> Path:

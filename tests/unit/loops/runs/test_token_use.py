@@ -1,7 +1,7 @@
 """What is told about the reuse of prefixes: by hand, and in what ``solve`` prints."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +11,7 @@ from stepladder.interfaces import TokenCounts
 from stepladder.loops.runs.token_use import TokenUse, unique_share, unique_tokens, use_path
 from stepladder.policy.prompts import StepFormat
 from stepladder.testing import make_step
-from stepladder.types import Budget, TreeRecord
+from stepladder.types import Budget, StopReason, TreeRecord
 from tests.models import save_tiny_policy
 from tests.searches import one
 
@@ -56,7 +56,22 @@ def test_the_unique_share_by_hand():
     assert tree.generated_tokens == 4 and unique_share([tree]) == 0.75 and unique_share([]) is None
     # Four more tokens that were sampled before the search.
     assert unique_share([tree], sampled_before=4) == 0.375
-    assert unique_share([one(policy=policy, num_children=3, budget=Budget(num_simulations=1)).tree, tree]) == round(6 / 7, 4)
+    # Another tree with the same steps adds none; of another problem, they are other steps.
+    again = one(policy=policy, num_children=3, budget=Budget(num_simulations=1)).tree
+    assert unique_share([again, tree]) == round(3 / 7, 4)
+    assert unique_share([replace(again, problem_id="other"), tree]) == round(6 / 7, 4)
+
+
+def test_draws_that_repeat_each_other_are_counted_once():
+    """Four draws, "ab" three times and "cb" once, have a node for each draw's last step, but four different steps of eight."""
+
+    def policy(prefix, index, seed):
+        first = prefix[-1] == ord("\n")
+        return make_step("c" if first and index == 3 else "a") if first else make_step("b", stop_reason=StopReason.END)
+
+    tree = one("majority", policy=policy, scorer=None, wave=4, budget=Budget(num_simulations=4)).tree
+    assert sum(map(len, tree.token_ids)) == 6 and tree.generated_tokens == 8
+    assert unique_share([tree]) == 0.5
 
 
 def test_what_a_backend_does_not_tell_stays_unknown():
