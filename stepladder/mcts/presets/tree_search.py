@@ -148,8 +148,8 @@ DESCENT_ROWS = (
         budget="64 simulations per committed step, 256 before the first, 3 steps ahead",
         differs="a node is worth its PRM score where the paper adds outcome and self-evaluation; a simulation expands one node, there all "
         "on its way to an end; children are born with a visit, and a parent has the visits of its expansions, there the sum of its "
-        "children's; pairs are ranked by a step's value and not by reward + value; the step to commit is not weighed by how diverse what "
-        "follows is",
+        "children's; without labels.value = 'q', pairs are ranked by a step's value and not by reward + value; the step to commit is not "
+        "weighed by how diverse what follows is",
         c=1.0,
         prior="exp-norm-logp",
         num_children=2,

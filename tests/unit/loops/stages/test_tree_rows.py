@@ -20,6 +20,7 @@ from stepladder.loops.stages.train_prm import balanced
 from stepladder.loops.stages.trainings import replayed
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 from stepladder.mcts.methods import METHODS
+from stepladder.recipes import find_recipe
 from stepladder.types import Budget, LabelledProblem, Problem, StopReason, Trace, TreeRecord, ValueRow
 from tests import inline, searches
 from tests.report_run import config
@@ -143,12 +144,35 @@ def test_every_published_search_that_solves_gives_rows(name: str, scorer: Any, t
     solved = {tree.problem_id for tree in trees if 1.0 in tree.outcomes}
     assert solved, "the policy is made so that every search finds something"
     TREES.write(tmp_path / "trees.parquet", trees)
-    for value in ("tree-value", "score"):
+    for value in ("tree-value", "q", "score"):
         rows = rows_of_trees(config(labels={"value": value}), LabelSources(trees=tmp_path / "trees.parquet"))
         assert {row.problem_id for row in rows.traces.rows} == solved
         values = [row.mean_value for row in rows.traces.rows]
         values += [value for pair in rows.pairs.rows for value in (pair.chosen_value, pair.rejected_value)]
         assert all(0.0 <= value <= 1.0 for value in values)
+
+
+def test_the_recipe_of_mcts_dpo_compares_reward_and_value(tmp_path: Path) -> None:
+    """The second tree of ``test_mcts_dpo_by_hand``: a gained 0.2 and loses 0.1 below, b lost 0.1 and has nothing below.
+
+    By reward + value, a is better (0.1 against -0.1); by value alone b would be, just because nothing was lost after it.
+    """
+    scores = {"a": 0.7, "b": 0.4, "aa": 0.9, "ab": 0.3}
+
+    def known(prefix_ids: tuple[int, ...]) -> float:
+        return scores["".join(map(chr, prefix_ids)).split("\n", 1)[1]]
+
+    made = searches.one(
+        "mcts-dpo",
+        policy=lambda prefix_ids, index, seed: searches.make_step("ab"[index]),
+        scorer=known,
+        num_children=2,
+        budget=Budget(num_simulations=2),
+    ).tree
+    pairs = {"type": "mcts-dpo", "right_end": False}
+    for value, expected in ((find_recipe("mcts-dpo").settings["labels"]["value"], ("a", "b")), ("tree-value", ("b", "a"))):
+        rows = rows_of_trees(config(labels={"value": value, "pairs": pairs}), sources(tmp_path, [made])).pairs.rows
+        assert (rows[0].chosen, rows[0].rejected) == expected
 
 
 def test_solved_examples_are_replayed_in_their_share() -> None:
