@@ -103,6 +103,13 @@ def solution_margins(
     return [(_solution_margin(*pair), *pair) for pair in product(best, worst)]
 
 
+def unlike(pairs: list[tuple[float, Solution, Solution]], dropped: Counter[str]) -> list[tuple[float, Solution, Solution]]:
+    """Return the pairs of solutions that differ in their tokens; count the others, which a limit or an inexact grade has set apart."""
+    different = [pair for pair in pairs if pair[1].tokens.ids != pair[2].tokens.ids]
+    dropped["same tokens"] += len(pairs) - len(different)
+    return different
+
+
 def _solution_margin(right: Solution, wrong: Solution) -> float:
     return round(right.mean - wrong.mean, DECIMALS)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepladder.data.labels.candidates import Solution, find_solutions, judge_trees
-from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, solution_margins, solution_offer, wide_enough
+from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, solution_margins, solution_offer, unlike, wide_enough
 from stepladder.data.labels.selection import Selection
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
@@ -19,7 +19,7 @@ class AnchoredPairs:
     The rejected solutions are wrong ones of the first policy in every round. Candidates are the right solutions of a problem times its
     wrong ones in ``sources.first_trees``, if they have values. In the first round both come from the round's trees.
 
-    Dropped by reason: ``other prompt``, ``not among best and worst``, ``below margin``, ``over problem cap``.
+    Dropped by reason: ``other prompt``, ``not among best and worst``, ``below margin``, ``same tokens``, ``over problem cap``.
 
     Source: Wang et al. 2025, "Temporal Self-Rewarding Language Models: Decoupling Chosen-Rejected via Past-Future", anchored rejection:
         rejected answers stay those of the initial model. We leave out their other half, answers of a model one step ahead.
@@ -52,7 +52,8 @@ class AnchoredPairs:
             dropped["other prompt"] += candidates - count
             margins = solution_margins(solutions, others, few=self.best_and_worst)
             dropped["not among best and worst"] += count - len(margins)
-            offers += [solution_offer(chosen, rejected) for _, chosen, rejected in wide_enough(margins, self.min_margin, dropped)]
+            wide = wide_enough(margins, self.min_margin, dropped)
+            offers += [solution_offer(chosen, rejected) for _, chosen, rejected in unlike(wide, dropped)]
         return capped(offers, considered, dropped, self.pairs_per_problem)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepladder.data.labels.candidates import Solution, find_solutions, judge_trees
-from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, solution_margins, solution_offer, wide_enough
+from stepladder.data.labels.pairing import NO_SOURCES, Offers, PairSources, capped, solution_margins, solution_offer, unlike, wide_enough
 from stepladder.data.labels.selection import Selection
 from stepladder.settings import Count, Share, check_bounds
 from stepladder.types import PreferencePair, TreeRecord
@@ -20,7 +20,7 @@ class SolutionPairs:
     lowest, whatever their outcomes: with ``labels.value = "score"`` the PRM alone prefers. Candidates are all such pairs of a tree whose
     solutions have values.
 
-    Dropped by reason: ``not among best and worst``, ``below margin``, ``over problem cap``.
+    Dropped by reason: ``not among best and worst``, ``below margin``, ``same tokens``, ``over problem cap``.
 
     Source: By outcome: Pang et al. 2024, "Iterative Reasoning Preference Optimization". By value: Yuan et al. 2024, "Self-Rewarding
         Language Models", whose judge is the policy itself.
@@ -52,7 +52,8 @@ class SolutionPairs:
             margins = _distinct(solution_margins(better, worse, few=self.best_and_worst))
             considered += count
             dropped["not among best and worst"] += count - len(margins)
-            offers += [solution_offer(chosen, rejected) for _, chosen, rejected in wide_enough(margins, self.min_margin, dropped)]
+            wide = wide_enough(margins, self.min_margin, dropped)
+            offers += [solution_offer(chosen, rejected) for _, chosen, rejected in unlike(wide, dropped)]
         return capped(offers, considered, dropped, self.pairs_per_problem)
 
 

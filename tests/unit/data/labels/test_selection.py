@@ -192,6 +192,10 @@ def test_anchored_pairs_reject_what_the_first_policy_did() -> None:
     assert AnchoredPairs().select([new], PairSources(first_trees=[replace(old, prompt_ids=[8])])).dropped_by_reason == {"other prompt": 2}
     # In the first round both policies are one.
     assert [pair.rejected_ids for pair in AnchoredPairs().select([old]).rows] == [[101]]
+    # A limit may have cut what is right now: the same tokens are no pair.
+    grown = replace(new, token_ids=[[], [7], [101], [103]])
+    same = AnchoredPairs().select([grown], PairSources(first_trees=[old]))
+    assert [pair.chosen_ids for pair in same.rows] == [[103]] and same.dropped_by_reason == {"same tokens": 1}
     # A problem without a tree of the first policy has no pair.
     assert AnchoredPairs().select([new], PairSources(first_trees=[replace(old, problem_id="q")])).rows == []
 
