@@ -9,6 +9,7 @@ a byte that changed on disk.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
@@ -239,9 +240,11 @@ def write_table(path: Path, table: pa.Table) -> None:
     Raises:
         CheckpointError: If the disk is full or ``path`` is not writable.
     """
-    # A Python file object, because its errors carry the number that identifies a full disk.
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", version="2.6", data_page_version="1.0", write_page_checksum=True)
+    # Through memory, because pyarrow writes to Python files slowly, and its own files do not tell the number that identifies a full disk.
+    content = pa.BufferOutputStream()
+    with atomic_file(path) as temporary:
+        pq.write_table(table, content, compression="zstd", version="2.6", data_page_version="1.0", write_page_checksum=True)
+        temporary.write_bytes(content.getvalue())
 
 
 def read_table(path: Path, kind: ShardKind[Any]) -> pa.Table:
@@ -279,6 +282,20 @@ def count_rows(path: Path) -> int:
     """Return how many rows a shard holds; errors as for ``read_table``."""
     with reading(path, what="a Parquet shard", remedy=_REMAKE, raises=DataFormatError):
         return pq.read_metadata(path).num_rows
+
+
+def count_values(path: Path, name: str) -> int:
+    """Return how many values all lists of a column of a shard hold, from the file's own statistics; errors as for ``read_table``."""
+    with reading(path, what="a Parquet shard", remedy=_REMAKE, raises=DataFormatError):
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        return sum(column.statistics.num_values for column in columns if column.path_in_schema.split(".")[0] == name)
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, which is copied only if the column is in several pieces."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def read_parquet(path: Path, *, remedy: str) -> pa.Table:
@@ -384,8 +401,13 @@ def read_records(path: Path, kind: ShardKind[RecordT], *, place: Path | None = N
 
 def incomplete_column(table: pa.Table, kind: ShardKind[Any]) -> str | None:
     """Return a column that lacks values which every record of a kind has; None if there is none."""
-    hints = {**get_type_hints(kind.record), **get_type_hints(Provenance)}
-    return next((name for name in table.schema.names if _lacks_values(table[name].combine_chunks(), hints[name])), None)
+    hints = _type_hints(kind.record)
+    return next((name for name in table.schema.names if _lacks_values(whole(table[name]), hints[name])), None)
+
+
+@cache
+def _type_hints(record: type) -> dict[str, Any]:
+    return {**get_type_hints(record), **get_type_hints(Provenance)}
 
 
 def _lacks_values(array: Any, hint: Any) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from stepladder.data.exports.figures import Distinct, Spread
 from stepladder.data.exports.formats import ExportFormat
 from stepladder.data.exports.rows import ExportSource
-from stepladder.data.exports.shards import OpenShard, inner_sizes
+from stepladder.data.exports.shards import OpenShard
 from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import gather_evidence
 from stepladder.data.store import PROVENANCE_COLUMNS
@@ -125,7 +125,7 @@ class Exploration:
         self.right += int(right.sum())
         self.graded += int((~np.isnan(outcomes)).sum())
         self.distinct_answers += _distinct_answers(shard, np.repeat(np.arange(len(shard)), sizes))
-        self.kept_tokens += int(inner_sizes(shard.column("token_ids")).sum())
+        self.kept_tokens += shard.count_values("token_ids")
         self.generated_tokens += int(shard.column("generated_tokens").to_numpy().sum())
 
     def table(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from stepladder.data.exports.card import CARD_MARK, EXPORT_VERSION, CardFacts, Exploration, ExportSummary, data_card
@@ -24,6 +25,7 @@ from stepladder.data.store import (
     ShardKind,
     read_parquet,
     read_records,
+    whole,
     write_records,
     write_table,
 )
@@ -215,7 +217,15 @@ def _by_split(rows: pa.Table, splits: Mapping[str, float], keys: Mapping[str, st
     split_of = {problem: _split_of(keys.get(problem, problem), splits) for problem in set(problems)}
     for place, problem in enumerate(problems):
         places.setdefault(split_of[problem], []).append(place)
-    return {split: rows.take(pa.array(chosen)).combine_chunks() for split, chosen in places.items()}
+    return {split: _taken(rows, np.array(chosen)) for split, chosen in places.items()}
+
+
+def _taken(rows: pa.Table, places: np.ndarray) -> pa.Table:
+    """Return some rows, at least one, in order: copied in runs, since those of a problem stand together."""
+    ends = np.flatnonzero(np.diff(places, append=-1) != 1)
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    runs = zip(places[begins].tolist(), (ends - begins + 1).tolist(), strict=True)
+    return pa.concat_tables([rows.slice(begin, length) for begin, length in runs]).combine_chunks()
 
 
 def _split_of(key: str, splits: Mapping[str, float]) -> str:
@@ -248,7 +258,7 @@ def _rows(shard: OpenShard, chosen: ExportFormat, source: ExportSource, dropped:
 
 def _write_rows(path: Path, rows: pa.Table, chosen: ExportFormat) -> None:
     if chosen.suffix == "jsonl":
-        names, columns = rows.schema.names, [python_values(rows[name].combine_chunks()) for name in rows.schema.names]
+        names, columns = rows.schema.names, [python_values(whole(rows[name])) for name in rows.schema.names]
         with path.open("w", encoding="utf-8") as file:
             for values in zip(*columns, strict=True):
                 file.write(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False, allow_nan=False) + "\n")
@@ -266,7 +276,7 @@ def _check_rows(summary: ExportSummary, out_dir: Path, *, num_shards: int) -> No
         raise DataFormatError(f"{out_dir}: every split needs a row: got none in {', '.join(map(repr, empty))} -- change its share")
 
 
-_EXPLORED = ("problem_id", "parents", "depths", "token_ids", "stop_reasons", "answers", "outcomes", "generated_tokens")
+_EXPLORED = ("problem_id", "parents", "depths", "stop_reasons", "answers", "outcomes", "generated_tokens")
 """Fields of trees that the figures of a data card are made of."""
 
 

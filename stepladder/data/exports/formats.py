@@ -38,7 +38,7 @@ from stepladder.data.exports.rows import (
     value_path_rows,
 )
 from stepladder.data.exports.shards import inner_sizes, python_values
-from stepladder.data.store import GRADED, PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind
+from stepladder.data.store import GRADED, PAIRS, PROVENANCE_TYPES, TRACES, TREES, VALUES, ShardKind, whole
 from stepladder.types import Provenance
 
 Measure = Callable[[pa.Table], Sequence[float | None]]
@@ -135,15 +135,15 @@ def _value(name: str) -> Measure:
 
 
 def _size(name: str) -> Measure:
-    return lambda rows: rows[name].combine_chunks().value_lengths().to_pylist()
+    return lambda rows: whole(rows[name]).value_lengths().to_pylist()
 
 
 def _inner_size(name: str) -> Measure:
-    return lambda rows: inner_sizes(rows[name].combine_chunks()).tolist()
+    return lambda rows: inner_sizes(whole(rows[name])).tolist()
 
 
 def _each(name: str, measure: Callable[[Any], float | None]) -> Measure:
-    return lambda rows: [measure(value) for value in python_values(rows[name].combine_chunks())]
+    return lambda rows: [measure(value) for value in python_values(whole(rows[name]))]
 
 
 def _margin(rows: pa.Table) -> list[float]:

@@ -11,21 +11,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stepladder.data.store import PROVENANCE_TYPES, TREES, ShardKind, incomplete_column, read_columns, read_records, read_table
+from stepladder.data.store import (
+    PROVENANCE_TYPES,
+    TREES,
+    ShardKind,
+    count_values,
+    incomplete_column,
+    read_columns,
+    read_records,
+    read_table,
+    whole,
+)
 from stepladder.types import Provenance
 
 
 class OpenShard:
     """The rows of a shard."""
 
-    def __init__(self, table: pa.Table, kind: ShardKind[Any]) -> None:
+    def __init__(self, path: Path, table: pa.Table, kind: ShardKind[Any]) -> None:
         """Take rows that have been checked.
 
         Args:
+            path: Their file.
             table: The rows, or some columns of them.
             kind: Their kind.
         """
-        self._table, self._kind = table.combine_chunks(), kind
+        self._path, self._table, self._kind = path, table.combine_chunks(), kind
         self._values: dict[str, list[Any]] = {}
 
     @classmethod
@@ -43,7 +54,7 @@ class OpenShard:
         if not _is_sound(table, kind):
             # This says what is wrong, and where.
             read_records(path, kind)
-        return cls(table, kind)
+        return cls(path, table, kind)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -55,8 +66,12 @@ class OpenShard:
     def column(self, name: str) -> pa.Array:
         """Return a column; of one that files of earlier releases lack, the values that records have without it."""
         if name in self._table.schema.names:
-            return self._table[name].combine_chunks()
+            return whole(self._table[name])
         return pa.array(self.values(name), type=self._kind.columns[name])
+
+    def count_values(self, name: str) -> int:
+        """Return how many values all lists of a column hold; the column need not have been read."""
+        return count_values(self._path, name)
 
     def values(self, name: str) -> list[Any]:
         """Return a field of every record."""
@@ -126,7 +141,7 @@ def _is_sound(table: pa.Table, kind: ShardKind[Any]) -> bool:
         return False
     if kind is not TREES or not table.num_rows:
         return True
-    arrays = {name: table[name].combine_chunks() for name in table.schema.names}
+    arrays = {name: whole(table[name]) for name in table.schema.names}
     sizes = _sizes(arrays["parents"])
     for name, array in arrays.items():
         if pa.types.is_list(array.type) and name != "prompt_ids":

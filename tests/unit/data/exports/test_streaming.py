@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from stepladder.data.exports import figures
+from stepladder.data.exports.dataset import _taken
 from stepladder.data.exports.figures import Distinct, Spread
 from stepladder.data.exports.questions import StoredQuestions
 from stepladder.data.exports.shards import OpenShard, inner_sizes, python_values
@@ -104,6 +105,15 @@ def test_python_values_are_those_of_arrow(values: list) -> None:
     assert python_values(array[1:]) == array[1:].to_pylist()
 
 
+@pytest.mark.parametrize("places", [[0], [0, 1, 2, 3], [3], [0, 2], [1, 2, 3], [0, 1, 3]])
+def test_rows_of_a_split_are_copied_in_runs(places: list[int]) -> None:
+    """As one by one, and in one piece."""
+    rows = pa.table({"a": ["w", "x", "y", "z"], "b": [[1], [], None, [2, 3]]})
+    taken = _taken(rows, np.array(places))
+    assert taken.to_pylist() == [rows.to_pylist()[place] for place in places]
+    assert taken["b"].num_chunks == 1
+
+
 def test_inner_lists_are_counted() -> None:
     """By row, with empty ones in between."""
     array = pa.array([[[1, 2], []], [], [[3]], [[]]], type=pa.list_(pa.list_(pa.int64())))
@@ -118,6 +128,8 @@ def test_records_read_like_those_of_their_class(tmp_path: Path) -> None:
     stored = OpenShard.read(path, TREES).records()
     for record, found in zip(read_trees(path), stored, strict=True):
         assert all(getattr(found, name) == getattr(record, name) for name in [*TREES.columns, "provenance"])
+    num_tokens = sum(len(ids) for record in records for ids in record.token_ids)
+    assert OpenShard.read_trees(path, ["parents", "depths"]).count_values("token_ids") == num_tokens
     some = OpenShard.read_trees(path, ["parents", "depths", "token_ids"])
     assert inner_sizes(some.column("token_ids")).tolist() == [sum(map(len, record.token_ids)) for record in records]
     assert some.records()[0].qvalues == []
