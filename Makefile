@@ -8,7 +8,7 @@ RUN_DIR ?= runs/embedded
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu bench-packing prm-study evidence regime-map evidence-glyphs systems eval-methods docs site clean
+.PHONY: demo test test-real test-vllm test-recipes check bench bench-serve bench-vllm bench-gpu gpu gpu-rehearsal bench-packing prm-study evidence regime-map evidence-glyphs systems eval-methods docs site clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stepladder needs Python 3.11 or newer: got %d.%d -- run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -77,7 +77,11 @@ bench-gpu:  ## searches on vLLM beside vLLM itself, on one GPU, with the shapes 
 	$(PYTHON) -m benchmarks.gpu --out build/gpu --parts search,large,training
 
 gpu:  ## the same, and a round of GSM8K: make gpu MODEL=DIR GSM8K=DIR, a small base model and the directory of train.jsonl and test.jsonl
+	@test -n "$(MODEL)" && test -n "$(GSM8K)" || { echo "gpu: needs a model and GSM8K's files -- make gpu MODEL=DIR GSM8K=DIR, or make bench-gpu without them" >&2; exit 1; }
 	$(PYTHON) -m benchmarks.gpu --out build/gpu --model $(MODEL) --gsm8k $(GSM8K)
+
+gpu-rehearsal: $(VLLM_VENV)/.installed  ## all parts of make gpu at a toy size on a CPU, to see that they work
+	$(VLLM_VENV)/bin/python -m benchmarks.gpu_rehearsal --out build/rehearsal
 
 bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
 	$(BIN)/python -m benchmarks.packing

@@ -7,16 +7,20 @@
     training         seconds to the first update, tokens per second, and TRL
     words, gsm8k     search against samples on word problems, and a round of GSM8K; side by side, since nothing is timed
 
-Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running. ``OUT/PART.txt``
-has what it printed.
+Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running, and makes the exit
+code 1. ``OUT/PART.txt`` has what it printed. ``python -m benchmarks.gpu_rehearsal`` runs all of it on a CPU at a toy size.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.many_runs import names_among
@@ -33,14 +37,14 @@ WARM_UP_SOLUTIONS = 3000
 PROBLEMS = 256
 
 
-def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: int) -> list[str]:
+def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: float) -> list[str]:
     """Return the command of a comparison of searches with vLLM itself."""
     sizes = ["--batch", str(batch), "--sequences", str(sequences), "--cache-gb", str(cache_gb)]
     return [sys.executable, "-m", "benchmarks.gpu_search", "--shape", shape, *sizes, "--methods", methods, "--seconds", "170"]
 
 
-def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
-    """Return the command of a round of GSM8K; writes the solved examples for its warm-up."""
+def gsm8k(model: Path, data: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
+    """Return the command of a round of GSM8K, with ``more`` settings; writes the solved examples for its warm-up."""
     out.mkdir(parents=True, exist_ok=True)
     solutions = out / "solutions.jsonl"
     with (data / "train.jsonl").open(encoding="utf-8") as source, solutions.open("w", encoding="utf-8") as target:
@@ -74,40 +78,70 @@ def gsm8k(model: Path, data: Path, out: Path) -> list[str]:
         "preference.bf16=true",
         "prm.train.bf16=true",
         "prm.rollouts=4",
+        *more,
     ]
     command = [sys.executable, "-m", "stepladder", "evolve", "configs/gsm8k.toml", "--run-dir", str(out / "run")]
     return command + [word for each in overrides for word in ("--set", each)]
 
 
-def words(model: Path, out: Path) -> list[str]:
-    """Return the command of the comparison on word problems."""
-    command = [sys.executable, "-m", "benchmarks.word_problems", "--model", str(model), "--root", str(out), "--jobs", "2"]
-    return command + [word for each in SHARED_ENGINE for word in ("--set", each)]
+def words(model: Path, out: Path, options: Sequence[str] = (), more: Sequence[str] = ()) -> list[str]:
+    """Return the command of the comparison on word problems, with its ``options`` and ``more`` settings."""
+    command = [sys.executable, "-m", "benchmarks.word_problems", "--model", str(model), "--root", str(out), "--jobs", "2", *options]
+    return command + [word for each in (*SHARED_ENGINE, *more) for word in ("--set", each)]
 
 
-def run_group(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> None:
-    """Run parts that start together, keep what they print, and print its end. ``large`` measures when ``search`` has ended."""
+def run_group(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> list[str]:
+    """Run parts that start together, keep what they print, and print its end. ``large`` measures when ``search`` has ended.
+
+    Returns:
+        The names of the parts that failed or were stopped.
+    """
     begin, after = time.perf_counter(), out / "search.ended"
     after.unlink(missing_ok=True)
     running: dict[str, subprocess.Popen[bytes]] = {}
-    for name, command in commands.items():
-        print(f"== {name}: {' '.join(command[1:4])}", flush=True)
-        more = ["--after", str(after)] if name == "large" and "search" in commands else []
-        with (out / f"{name}.txt").open("wb") as log:
-            running[name] = subprocess.Popen([*command, *more], stdout=log, stderr=subprocess.STDOUT)
-    for name, process in running.items():
-        # A part that waits for another one has its time from then on.
-        left = limit_s - (0.0 if name == "large" else time.perf_counter() - begin)
-        try:
-            ended = f"exit code {process.wait(timeout=max(left, 1.0))}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            ended = "stopped at its limit"
-        print(f"== {name}: {ended} after {time.perf_counter() - begin:.0f} s", flush=True)
-        print((out / f"{name}.txt").read_text(encoding="utf-8", errors="replace")[-4000:], flush=True)
-        if name == "search":
-            after.touch()
+    failed = []
+    try:
+        for name, command in commands.items():
+            print(f"== {name}: {' '.join(command[1:4])}", flush=True)
+            more = ["--after", str(after)] if name == "large" and "search" in commands else []
+            with (out / f"{name}.txt").open("wb") as log:
+                running[name] = subprocess.Popen([*command, *more], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        for name, process in running.items():
+            # A part that waits for another one has its time from then on.
+            left = limit_s - (0.0 if name == "large" else time.perf_counter() - begin)
+            try:
+                code = process.wait(timeout=max(left, 1.0))
+                ended = f"exit code {code}"
+            except subprocess.TimeoutExpired:
+                code, ended = None, "stopped at its limit"
+            _kill(process)
+            if code != 0:
+                failed.append(name)
+            print(f"== {name}: {ended} after {time.perf_counter() - begin:.0f} s", flush=True)
+            print((out / f"{name}.txt").read_text(encoding="utf-8", errors="replace")[-4000:], flush=True)
+            if name == "search":
+                after.touch()
+    finally:
+        for process in running.values():
+            _kill(process)
+    return failed
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a part with all processes that it started and left, so that they hold no memory of the GPU."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_parts(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> None:
+    """Run parts in groups, and exit with 1 if any failed or was stopped."""
+    failed = []
+    for group in PARTS:
+        if chosen := {name: commands[name] for name in group if name in commands}:
+            failed += run_group(chosen, out, limit_s=limit_s)
+    if failed:
+        sys.exit(f"failed or stopped: {', '.join(failed)}")
 
 
 def main() -> None:
@@ -130,10 +164,7 @@ def main() -> None:
         commands["words"] = words(arguments.model, arguments.out / "words")
         if arguments.gsm8k is not None:
             commands["gsm8k"] = gsm8k(arguments.model, arguments.gsm8k, arguments.out / "gsm8k")
-    for group in PARTS:
-        chosen = {name: commands[name] for name in group if name in arguments.parts and name in commands}
-        if chosen:
-            run_group(chosen, arguments.out, limit_s=arguments.limit_s)
+    run_parts({name: command for name, command in commands.items() if name in arguments.parts}, arguments.out, limit_s=arguments.limit_s)
 
 
 if __name__ == "__main__":

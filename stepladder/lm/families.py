@@ -10,6 +10,14 @@ from typing import Any
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_WITH_SINKS = {"deepseek_v4", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash"}
+"""Families whose scores have a learned extra column, which their configurations do not tell."""
+TESTED = {
+    "gemma2", "gemma3_text", "granite", "llama", "ministral", "mistral", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3",
+    "qwen3_moe", "smollm3",
+}  # fmt: skip
+"""Model types that tests hold to a plain forward pass; what else is served is checked when it is loaded."""
+ENCODER = "an encoder"
 
 
 def layer_kinds(config: Any) -> set[str]:
@@ -42,8 +50,15 @@ def unserved_parts(config: Any) -> list[str]:
     problems = [f"{kind} layers" for kind in sorted(layer_kinds(config) - {FULL, SLIDING})]
     if getattr(config, "num_kv_shared_layers", 0):
         problems.append("layers that share keys and values")
-    if getattr(config, "is_encoder_decoder", False):
-        problems.append("an encoder")
+    # A family that can be both says which; one that cannot take up an encoder's states is a decoder, whatever it says.
+    if getattr(config, "is_encoder_decoder", False) or (
+        getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention")
+    ):
+        problems.append(ENCODER)
+    if getattr(config, "kv_lora_rank", None):
+        problems.append("latent attention")
+    if config.model_type in _WITH_SINKS:
+        problems.append("attention sinks")
     if getattr(config, "use_bidirectional_attention", False):
         problems.append("attention to later tokens")
     return problems

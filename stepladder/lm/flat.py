@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PreTrainedModel
 
 from stepladder.errors import BackendError
 from stepladder.lm.families import max_positions_of, unserved_parts
@@ -45,6 +45,7 @@ _FOLD_LIMIT = 64
 """Queries per sequence up to which the heads of a group share one pass over their keys."""
 _ALIGNMENT = 64
 """Alignment in bytes; torch aligns its own tensors so."""
+_FIXED = "attention outside transformers' registry"
 _REFUSED_OPTIONS = ("s_aux", "position_bias")
 
 
@@ -207,10 +208,16 @@ def body_of(model: PreTrainedModel) -> torch.nn.Module:
     return body
 
 
+def fixed_attention(config: Any) -> list[str]:
+    """Return a phrase if the family's attention cannot be replaced by one that reads a cache; loads the family's code, but no weights."""
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return [] if family is None or family._supports_attention_backend else [_FIXED]
+
+
 def _check_served(model: PreTrainedModel, config: Any) -> None:
     problems = unserved_parts(config)
     if not model._supports_attention_backend:
-        problems.append("attention outside transformers' registry")
+        problems.append(_FIXED)
     if problems:
         raise BackendError(
             f"{type(model).__name__}: only causal attention can be cached: got {', '.join(problems)} -- use another model or backend"

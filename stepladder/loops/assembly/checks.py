@@ -7,7 +7,7 @@ from typing import get_args
 from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.hub import check_model_source
-from stepladder.lm.families import unserved_parts
+from stepladder.lm.families import ENCODER, TESTED, unserved_parts
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method, search_budget
@@ -409,11 +409,18 @@ def _check_family(setting: str, directory: Path, *, trust_remote_code: bool) -> 
     from stepladder.lm.loading import load_model_settings
 
     named, _ = load_model_settings(directory, trust_remote_code=trust_remote_code)
-    problems = unserved_parts(named.get_text_config())
+    config = named.get_text_config()
+    problems = unserved_parts(config)
+    if not problems and config.model_type not in TESTED:
+        from stepladder.lm.flat import fixed_attention
+
+        problems = fixed_attention(config)
     if problems:
+        # vLLM generates with decoders alone.
+        remedy = "use a decoder, such as those of docs/backends.md" if ENCODER in problems else "use backend 'vllm', or another model"
         raise ConfigError(
             f"{setting}: the transformers backend serves decoders whose layers attend to earlier tokens: {directory} has "
-            f"{', '.join(problems)} -- use backend 'vllm', or another model"
+            f"{', '.join(problems)} -- {remedy}"
         )
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import BertConfig, DeepseekV3Config, GPTNeoXConfig, GptOssConfig, Qwen3NextConfig, Qwen3NextForCausalLM, T5Config
 
 from stepladder.errors import BackendError
-from stepladder.lm.families import unserved_parts
+from stepladder.lm.families import TESTED, unserved_parts
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loading import load_token_classifier
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
@@ -99,3 +99,16 @@ def test_what_cannot_be_served_is_named() -> None:
     gemma = FAMILIES["gemma 3"]()
     gemma.num_kv_shared_layers, gemma.use_bidirectional_attention = 1, True
     assert unserved_parts(gemma) == ["layers that share keys and values", "attention to later tokens"]
+
+
+def test_families_that_only_look_like_decoders_are_named() -> None:
+    """Encoders, latent attention and sinks by their configurations; a decoder that only calls itself none is served."""
+    assert unserved_parts(BertConfig()) == unserved_parts(T5Config()) == ["an encoder"]
+    assert unserved_parts(BertConfig(is_decoder=True)) == unserved_parts(GPTNeoXConfig()) == []
+    assert unserved_parts(DeepseekV3Config()) == ["latent attention"]
+    assert unserved_parts(GptOssConfig()) == ["attention sinks"]
+
+
+def test_the_tested_families_are_those_of_the_contract() -> None:
+    """Others are looked at when a run begins, which loads their code."""
+    assert {family().model_type for family in FAMILIES.values()} == TESTED

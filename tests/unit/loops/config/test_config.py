@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BloomConfig, GptOssConfig, PretrainedConfig
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
@@ -156,6 +157,22 @@ def test_a_model_of_a_family_that_cannot_be_served_is_refused_before_work(tmp_pa
     with pytest.raises(ConfigError, match=r"prm\.model: the transformers backend serves"):
         check_prm(load_config(None, [*REQUIRED, f"prm.model={model}"]).prm)
     check_prm(load_config(None, [*REQUIRED, f"prm.model={model}", "prm.enabled=false"]).prm)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BertConfig(), "an encoder -- use a decoder, such as those of docs/backends.md"),
+        (BloomConfig(), "attention outside transformers' registry -- use backend 'vllm', or another model"),
+        (GptOssConfig(), "attention sinks -- use backend 'vllm', or another model"),
+    ],
+)
+def test_a_family_that_the_loader_would_refuse_is_refused_before_work(config: PretrainedConfig, said: str, tmp_path: Path) -> None:
+    """An encoder would even have given numbers; vLLM generates with none."""
+    model = save_tiny_policy(tmp_path / "model")
+    config.save_pretrained(model)
+    with pytest.raises(ConfigError, match=rf"policy\.model: .* has {said}$"):
+        check_model(load_config(None, [*REQUIRED, f"policy.model={model}"]).policy)
     check_model(load_config(None, [*REQUIRED, f"policy.model={model}", "policy.backend=vllm"]).policy)
 
 

@@ -1,0 +1,92 @@
+"""The parts of the GPU benchmark: how they start and end, and that their commands are understood."""
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, gpu_rehearsal
+from benchmarks.gpu import gsm8k, run_group, run_parts, searches
+from stepladder.loops.config.load import load_config
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def _is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that has ended and was not fetched by its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_part_that_is_stopped_takes_its_processes_along(tmp_path: Path) -> None:
+    """Or they would hold the GPU's memory while the next part runs; what the part had printed is kept."""
+    file = tmp_path / "child"
+    part = ["sh", "-c", f"sleep 60 & echo $! > {file}; echo begun; wait"]
+    assert run_group({"training": part}, tmp_path, limit_s=2.0) == ["training"]
+    assert "begun" in (tmp_path / "training.txt").read_text()
+    pid, deadline = int(file.read_text()), time.monotonic() + 10
+    while _is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_alive(pid)
+
+
+def test_a_failure_is_named_at_the_end_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is 1; what failed has its own exit code in the text."""
+    with pytest.raises(SystemExit, match=r"failed or stopped: search, training"):
+        run_parts(
+            {"search": _python("raise SystemExit(3)"), "training": _python("1 / 0"), "gsm8k": _python("print('fine')")},
+            tmp_path,
+            limit_s=60.0,
+        )
+    said = capsys.readouterr().out
+    assert "search: exit code 3" in said and "ZeroDivisionError" in said and "fine" in said
+
+
+def test_the_second_search_measures_after_the_first(tmp_path: Path) -> None:
+    """Both start at once, so that engines start side by side; the file that ``large`` waits for comes with the end of ``search``."""
+    ended = tmp_path / "ended"
+    first = f"import time, pathlib; time.sleep(1); pathlib.Path({str(ended)!r}).touch()"
+    second = (
+        "import sys, time, pathlib\nfile = pathlib.Path(sys.argv[sys.argv.index('--after') + 1])\n"
+        f"while not file.exists(): time.sleep(0.05)\nraise SystemExit(not pathlib.Path({str(ended)!r}).exists())"
+    )
+    assert run_group({"search": _python(first), "large": _python(second)}, tmp_path, limit_s=60.0) == []
+
+
+def _settings(command: list[str]) -> list[str]:
+    return [word for option, word in itertools.pairwise(command) if option == "--set"]
+
+
+def test_the_settings_of_a_round_of_gsm8k_are_known(tmp_path: Path) -> None:
+    """A setting that has another name by now would fail only on a GPU. Solutions are written for the warm-up."""
+    gpu_rehearsal.write_toy_problems(tmp_path)
+    for more in ((), (*gpu_rehearsal.SMALL_ENGINE, *gpu_rehearsal.SMALL_ROUND)):
+        command = gsm8k(tmp_path / "model", tmp_path, tmp_path / "out", more)
+        config = load_config(Path(command[command.index("evolve") + 1]), _settings(command))
+        assert config.policy.backend == "vllm" and config.policy.vllm.options["kv_cache_memory_bytes"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "solutions.jsonl").read_text().splitlines()]
+    assert len(rows) == gpu_rehearsal.TRAIN and rows[0].keys() == {"id", "question", "solution"}
+
+
+def test_the_commands_of_the_parts_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every part answers ``--help`` after its own options, so none has a wrong name; the rehearsal has all parts."""
+    seen: dict[str, list[str]] = {}
+    monkeypatch.setattr(gpu_rehearsal, "run_parts", lambda commands, *_, **__: seen.update(commands))
+    monkeypatch.setattr(sys, "argv", ["gpu_rehearsal", "--out", str(tmp_path)])
+    gpu_rehearsal.main()
+    assert set(seen) == {name for group in gpu.PARTS for name in group}
+    monkeypatch.setattr(gpu, "run_parts", lambda commands, *_, **__: seen.update(commands))
+    monkeypatch.setattr(
+        sys, "argv", ["gpu", "--out", str(tmp_path), "--model", str(tmp_path / "model"), "--gsm8k", str(tmp_path / "problems")]
+    )
+    rehearsed = {name: command[2] for name, command in seen.items()}
+    gpu.main()
+    assert {name: command[2] for name, command in seen.items()} == rehearsed
+    assert searches("7b", 256, "mcts:4", sequences=768, cache_gb=20)[2] == "benchmarks.gpu_search"
