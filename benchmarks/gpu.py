@@ -158,7 +158,7 @@ def main() -> None:
     commands = {
         "search": searches("0.5b", 512, "mcts:4,majority:32,beam:4,mcts:8", sequences=2048, cache_gb=16),
         "large": searches("7b", 256, "mcts:4,majority:32,beam:4", sequences=768, cache_gb=20),
-        "training": [sys.executable, "-m", "benchmarks.packing", "--gpu"],
+        "training": [sys.executable, "-m", "benchmarks.gpu_training"],
     }
     if arguments.model is not None:
         commands["words"] = words(arguments.model, arguments.out / "words")

@@ -91,7 +91,7 @@ def main() -> None:
     commands = {
         "search": searches("tiny", 16, "mcts:4,majority:32,beam:4,mcts:8", **small),
         "large": searches("tiny", 16, "mcts:4,majority:32,beam:4", **small),
-        "training": [sys.executable, "-m", "benchmarks.packing", "--gpu", "--device", "cpu", "--small"],
+        "training": [sys.executable, "-m", "benchmarks.gpu_training", "--device", "cpu", "--small"],
         "words": words(out / "model", out / "words", SMALL_WORDS, SMALL_ENGINE),
         "gsm8k": gsm8k(out / "model", out / "problems", out / "gsm8k", (*SMALL_ENGINE, *SMALL_ROUND)),
     }

@@ -210,7 +210,7 @@ def body_of(model: PreTrainedModel) -> torch.nn.Module:
 
 def fixed_attention(config: Any) -> list[str]:
     """Return a phrase if the family's attention cannot be replaced by one that reads a cache; loads the family's code, but no weights."""
-    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return [] if family is None or family._supports_attention_backend else [_FIXED]
 
 
