@@ -167,6 +167,16 @@ def show_warnings(checked: Iterable[PromptLengths | Need]) -> None:
         echo(warning, err=True)
 
 
+def check_prompts(settings: SolveSettings, name: str, problems: Sequence[Problem]) -> None:
+    """Refuse questions of which none leaves room for a solution, and warn of those that do not.
+
+    Raises:
+        ConfigError: If none does.
+        DataFormatError: If a prompt cannot be written.
+    """
+    show_warnings(measured_prompts(settings.config, settings.policy, {name: problems}))
+
+
 def _check_choices(*, run: str | Path | None, policy: str | None, prm: Sequence[str], number: int | None) -> None:
     """Refuse choices of models that contradict each other."""
     if run is not None and policy is not None:
@@ -193,7 +203,7 @@ def solve_question(
 ) -> Solved:
     """Search one question."""
     problems = [Problem(id="question", question=question)]
-    show_warnings(measured_prompts(settings.config, settings.policy, {"QUESTION": problems}))
+    check_prompts(settings, "QUESTION", problems)
     with LoadedModels() as models, answer_keys(settings.config.problems) as key_of:
         engine, discriminator = build_engine(settings, models, problems, key_of), build_discriminator(settings, models, key_of)
         # Importing and loading models takes seconds, which are not part of a search's cost.
@@ -238,6 +248,7 @@ def solve_stream(settings: SolveSettings, problems: list[Problem], *, tree_path:
         display: Where progress is shown; None shows none.
     """
     check_cluster(settings.config)
+    check_prompts(settings, "questions", problems)
     rows: dict[str, Row] = {}
     trees: dict[str, dict[str, Any]] = {}
     waiting = deque(problem.id for problem in problems)
@@ -281,10 +292,12 @@ def solve_file(
         display: Where progress is shown; None shows none.
 
     Raises:
+        ConfigError: If no question leaves room for a solution.
         DataFormatError: If the file breaks its format.
         CheckpointError: If the kept answers belong to other settings or questions, or lack requested trees.
     """
     problems = read_questions(source, id_field=id_field, question_field=question_field)
+    check_prompts(settings, input_name(source), problems)
     part = part_of(output)
     progress = Progress.resume(part, settings.facts, problems, keeps_trees=tree_path is not None)
     rows, trees = progress.rows, progress.trees

@@ -55,6 +55,19 @@ def test_a_question_that_does_not_fit_the_context_is_refused(model: Path, monkey
         assert "the longest has 801 --" in done.stderr
 
 
+@pytest.mark.parametrize("backend", ["transformers", "openai"])
+def test_questions_of_which_none_fits_are_refused(model: Path, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a file and for standard output, before the weights are loaded; nothing is written."""
+    monkeypatch.setattr("stepladder.lm.loading.load_causal_lm", None)
+    source, output = _questions(tmp_path, LONG, LONG + "1"), tmp_path / "answers.jsonl"
+    with serving(FakeServer()) as url:
+        for name, target in ((str(source), str(output)), ("questions", "-")):
+            done = _solve(model, "--input", str(source), "--output", target, url=url if backend == "openai" else None)
+            assert (done.exit_code, done.stdout) == (2, "")
+            assert f"error: {name}: a prompt must leave room for a solution in the 256 tokens that" in done.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_a_question_that_failed_is_counted_and_asked_again_alone(model: Path, tmp_path: Path) -> None:
     """The row says why; the other rows are kept, and the same command asks the failed question only."""
     output = tmp_path / "answers.jsonl"
@@ -69,18 +82,6 @@ def test_a_question_that_failed_is_counted_and_asked_again_alone(model: Path, tm
     again = _solve(model, "--input", str(source), "--output", str(output))
     assert again.exit_code == 1 and "1 failed" in again.stdout and "must be asked: all" in again.stderr
     assert _rows(output) == [first, failed, last]
-
-
-@pytest.mark.parametrize("backend", ["transformers", "openai"])
-def test_a_file_of_which_nothing_could_be_asked_is_a_failed_command(model: Path, tmp_path: Path, backend: str) -> None:
-    """Exit code 1 on every backend, with the rows that say why."""
-    output = tmp_path / "answers.jsonl"
-    source = _questions(tmp_path, LONG, LONG + "2")
-    with serving(FakeServer()) as url:
-        done = _solve(model, "--input", str(source), "--output", str(output), url=url if backend == "openai" else None)
-    assert done.exit_code == 1
-    assert "2 questions, 0 answered, 2 failed" in done.stdout and "must be asked: all" in done.stderr
-    assert all(row["failed_samples"] == row["samples"] for row in _rows(output))
 
 
 _THROUGH_THE_COMMAND = (
