@@ -45,7 +45,7 @@ def locked(path: Path, *, place: Path) -> Iterator[None]:
     """Hold a lock file while the block runs.
 
     The kernel holds the lock for the process, so a killed process leaves none. The file names its holder for the error message. It is
-    removed at the end.
+    removed at the end, and so are the directories that were made for it, if nothing else is in them.
 
     Args:
         path: The lock file; its directory is created if it is missing.
@@ -55,7 +55,7 @@ def locked(path: Path, *, place: Path) -> Iterator[None]:
         CheckpointError: If another process holds the lock, the file is not writable, or its directory is a file.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = [folder for folder in path.parents if not folder.exists()]
         handle = _acquire(path, place)
     except (FileExistsError, NotADirectoryError) as error:
         raise CheckpointError(f"{place}: must be a directory: it, or one above it, is a file -- choose another place") from error
@@ -67,11 +67,21 @@ def locked(path: Path, *, place: Path) -> Iterator[None]:
         with suppress(FileNotFoundError):
             path.unlink()
         os.close(handle)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquire(path: Path, place: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            # A holder that ends just now may remove the directory between our two calls.
+            if path.parent.is_dir():
+                raise
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

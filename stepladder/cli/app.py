@@ -151,8 +151,9 @@ def _branch(source: str | None, number: int, run_dir: str | None, overrides: lis
     if dry_run:
         echo(as_toml(planned.config.model_dump(mode="json")).rstrip())
         return
+    before = place.content()
     make_branch(planned)
-    with place.held(_tell) as check:
+    with place.held(_tell, before=before) as check:
         _evolve(planned.config, place, stop_after, check=check)
 
 

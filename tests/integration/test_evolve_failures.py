@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from stepladder.commands import evolve as evolve_command
+from stepladder.errors import ConfigError
 from tests.runs import called, stepladder, write_tiny_config
 
 
@@ -43,7 +45,35 @@ def test_questions_of_which_none_fits_are_refused(config: Path, tmp_path: Path) 
     done = called("evolve", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 2
     assert "error: train: a prompt must leave room for a solution in the" in done.stderr
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_refusals_after_the_lock_leave_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No template, and what is noticed after run.json is written: no directory, nor those above it; what was there before stays."""
+    runs, there = tmp_path / "new" / "runs", tmp_path / "there"
+    (there / "start").mkdir(parents=True)
+
+    def refuse(message: str, *arguments: object) -> None:
+        for place in (runs / "run", there):
+            done = called("evolve", *arguments, "--run-dir", place)
+            assert done.returncode == 2 and message in done.stderr, done.stderr
+            assert not (tmp_path / "new").exists() and [path.name for path in there.rglob("*")] == ["start"]
+
+    refuse("chat template", config, "--set", "format.chat=true")
+    with monkeypatch.context() as patch:
+        patch.setattr(evolve_command, "InputGuard", _refusing)
+        refuse("run.workers: must be lower", config)
+
+
+def test_a_refused_embedded_task_leaves_nothing(tmp_path: Path) -> None:
+    """Its files are made before the check that needs its model."""
+    done = called("evolve", "--run-dir", tmp_path / "run", "--set", "format.chat=true")
+    assert done.returncode == 2 and "chat template" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _refusing(*_: object, **__: object) -> None:
+    raise ConfigError("run.workers: must be lower")
 
 
 def test_a_round_of_which_every_request_failed_is_a_failed_run(config: Path, tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def test_the_lock_is_free_after_an_exception_and_not_held_by_children(tmp_path):
     child.wait()
 
 
+def test_directories_that_were_made_for_the_lock_go_with_it(tmp_path):
+    """Unless something else is in them; those that were there before stay."""
+    for kept in (False, True):
+        with locked(tmp_path / "new" / "run" / ".lock", place=tmp_path):
+            if kept:
+                (tmp_path / "new" / "file").touch()
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "new"] * kept
+    with locked(tmp_path / "new" / "run" / ".lock", place=tmp_path):
+        (tmp_path / "new" / "file").unlink()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     """A file where the directory should be."""
     (tmp_path / "file").write_text("x")

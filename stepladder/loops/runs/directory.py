@@ -43,7 +43,7 @@ from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.metrics import RunMetrics
 from stepladder.loops.runs.results import RoundRow
-from stepladder.loops.runs.run_places import LOCK_FILE, find_run
+from stepladder.loops.runs.run_places import EVENTS_FILE, LOCK_FILE, find_run
 from stepladder.loops.runs.store_copy import complete_models
 from stepladder.loops.runs.trained_models import check_trained
 
@@ -198,7 +198,7 @@ class RunDir:
 
     def log_event(self, event: str, **fields: Any) -> None:
         """Append one line to events.jsonl."""
-        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+        with (self.root / EVENTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
 
     def config(self) -> Config:

@@ -6,13 +6,14 @@ ordinary run directories (see ``store_copy``).
 
 import hashlib
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepladder.errors import BackendError, CheckpointError
+from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.locks import holder, locked, process_lives
 from stepladder.loops.runs.object_store import is_url, opened
 from stepladder.loops.runs.store_copy import Mirror, StoreCopy
@@ -20,6 +21,8 @@ from stepladder.loops.runs.store_lease import FOLDER, check_free, leased
 
 LOCK_FILE = ".lock"
 """Held by the process that works on a run."""
+EVENTS_FILE = "events.jsonl"
+"""Exists from the first second of work on."""
 CACHE_VARIABLE = "STEPLADDER_CACHE"
 """Environment variable that names the directory for copies."""
 
@@ -35,12 +38,19 @@ class RunPlace:
     copy: StoreCopy | None = None
     """The copy of a run in an object store; None for a directory."""
 
+    def content(self) -> frozenset[str]:
+        """Return the names of what is there; nothing if there is no directory."""
+        return frozenset(path.name for path in self.root.iterdir()) if self.root.is_dir() else frozenset()
+
     @contextmanager
-    def held(self, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    def held(self, say: Callable[[str], None], *, before: frozenset[str] | None = None) -> Iterator[Callable[[], None]]:
         """Hold the lock of the run while the block works on it, and take what it writes to the store.
+
+        If the block refuses its input before the work begins, what it made is removed.
 
         Args:
             say: Takes sentences about the store.
+            before: What was there before this command; None is what is there now.
 
         Yields:
             A function to call now and then: it raises a ``BackendError`` if the lock was lost.
@@ -49,12 +59,33 @@ class RunPlace:
             CheckpointError: If another process holds the lock, or the directory cannot be written.
             BackendError: If the store does not answer when the work ends. Everything is in the directory then.
         """
-        with locked(self.root / LOCK_FILE, place=self.root):
-            if self.copy is None:
-                yield keeps_lock
-            else:
-                with _mirrored(self.copy, say) as check:
-                    yield check
+        try:
+            with (
+                locked(self.root / LOCK_FILE, place=self.root),
+                nullcontext(keeps_lock) if self.copy is None else _mirrored(self.copy, say) as check,
+                self._unless_refused(before),
+            ):
+                yield check
+        finally:
+            # The lock removes the directory only if it made it.
+            if before is not None and not before:
+                with suppress(OSError):
+                    self.root.rmdir()
+
+    @contextmanager
+    def _unless_refused(self, before: frozenset[str] | None) -> Iterator[None]:
+        """Remove what was made if the block refuses its input before the work begins; the lock goes with its holder."""
+        kept = {LOCK_FILE, *(self.content() if before is None else before)}
+        try:
+            yield
+        except (ConfigError, DataFormatError, CheckpointError):
+            for name in () if (self.root / EVENTS_FILE).exists() else self.content() - kept:
+                path = self.root / name
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
 
     def page_place(self, path: Path) -> str:
         """Return the place of a page about the run, for people."""

@@ -12,6 +12,7 @@ from stepladder.loops.runs.side_by_side import compare_runs, differing_settings
 from stepladder.report.runs import write_comparison_of_runs
 from tests.folders import contents
 from tests.report_run import config, full_rows, write_run
+from tests.runs import called
 
 
 @pytest.fixture
@@ -44,6 +45,18 @@ def test_a_branch_has_the_rounds_up_to_its_own(source: RunDir, tmp_path: Path) -
     (tmp_path / "b" / "rounds" / "002").mkdir()
     make_branch(plan_branch(source.root, 1, tmp_path / "b", ["search.simulations=99", "run.rounds=5"]))
     assert (tmp_path / "b" / "rounds" / "002").exists()
+
+
+def test_a_refused_branch_leaves_nothing(source: RunDir, tmp_path: Path) -> None:
+    """Its rounds are copied before the policy is looked for, which is missing; a branch that was there stays."""
+    arguments = ("evolve", source.root, "--from-round", "1", "--run-dir", tmp_path / "b", "--set", "run.rounds=5")
+    done = called(*arguments)
+    assert done.returncode == 2 and "there is no such" in done.stderr, done.stderr
+    assert not (tmp_path / "b").exists()
+    make_branch(plan_branch(source.root, 1, tmp_path / "b", ["run.rounds=5"]))
+    before = contents(tmp_path / "b")
+    assert called(*arguments).returncode == 2
+    assert contents(tmp_path / "b") == before
 
 
 def test_a_branch_is_a_copy_where_links_are_not_allowed(source: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
