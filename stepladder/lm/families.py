@@ -47,7 +47,9 @@ def max_positions_of(config: Any) -> int:
 
 def unserved_parts(config: Any) -> list[str]:
     """Return the parts of a text configuration that neither search nor training on trees can serve, one phrase each."""
-    problems = [f"{kind} layers" for kind in sorted(layer_kinds(config) - {FULL, SLIDING})]
+    # Families of some layers without attention name their kinds in one of two places.
+    kinds = layer_kinds(config) | set(getattr(config, "layers_block_type", None) or ())
+    problems = [f"{kind} layers" for kind in sorted(kinds - {FULL, SLIDING, "attention"})]
     if getattr(config, "num_kv_shared_layers", 0):
         problems.append("layers that share keys and values")
     # A family that can be both says which; one that cannot take up an encoder's states is a decoder, whatever it says.

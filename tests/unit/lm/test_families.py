@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, DeepseekV3Config, GPTNeoXConfig, GptOssConfig, Qwen3NextConfig, Qwen3NextForCausalLM, T5Config
+from transformers import (
+    BertConfig,
+    DeepseekV3Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RecurrentGemmaConfig,
+    T5Config,
+)
 
 from stepladder.errors import BackendError
 from stepladder.lm.families import TESTED, unserved_parts
@@ -105,6 +114,7 @@ def test_families_that_only_look_like_decoders_are_named() -> None:
     """Encoders, latent attention and sinks by their configurations; a decoder that only calls itself none is served."""
     assert unserved_parts(BertConfig()) == unserved_parts(T5Config()) == ["an encoder"]
     assert unserved_parts(BertConfig(is_decoder=True)) == unserved_parts(GPTNeoXConfig()) == []
+    assert unserved_parts(RecurrentGemmaConfig()) == ["recurrent layers"]
     assert unserved_parts(DeepseekV3Config()) == ["latent attention"]
     assert unserved_parts(GptOssConfig()) == ["attention sinks"]
 
