@@ -1,8 +1,8 @@
 """A training in several processes: a job that ``accelerate launch`` starts once per process.
 
-The job and what comes of it are files in a temporary directory, the progress of the first process among them, a line each. Every process
-makes the same call; the trainers share the work out and let the first one write. A process ends itself when the one that launched
-it is gone.
+The job and what comes of it are files in a temporary directory beside the model, the progress of the first process among them, a line
+each. Every process makes the same call; the trainers share the work out and let the first one write. A process ends itself when the one
+that launched it is gone.
 """
 
 import json
@@ -14,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from traceback import format_exc
@@ -38,7 +39,7 @@ def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, 
     """Make a call in several processes that train together, and return the result of the first process.
 
     Args:
-        task: The call; every process makes it.
+        task: The call, whose argument ``out`` is the directory of the model; every process makes it.
         section: How many processes, and how they divide the model.
         threads: CPU threads of each process, >= 1.
         on_progress: Receives the reports of the first process.
@@ -47,13 +48,11 @@ def run_launched(task: Task[ResultT], section: TrainingConfig, *, threads: int, 
         Exception: The exception of the call.
         BackendError: If a process died otherwise; the message ends with its last lines.
     """
-    with tempfile.TemporaryDirectory(prefix="stepladder-") as name:
-        folder = Path(name)
+    with job_folder(task) as folder:
         (folder / _JOB).write_bytes(pickle.dumps((task.function, task.arguments, os.getpid())))
-        prepare_folder(folder)
         with (folder / _LOG).open("w") as log:
             process = subprocess.Popen(
-                [*launch_command(section), "-m", "stepladder.loops.runs.launch", name],
+                [*launch_command(section), "-m", "stepladder.loops.runs.launch", str(folder)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -101,9 +100,15 @@ def launch_environment(section: TrainingConfig) -> dict[str, str]:
     return {name: value for name, value in found.items() if os.environ.get(name) != value and name != "PYTHONPATH"}
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the files of a job that must be there before it begins."""
-    (folder / _PROGRESS).touch()
+@contextmanager
+def job_folder(task: Task) -> Iterator[Path]:
+    """Yield a directory for the files of a job, beside the model that it makes. A killed run removes it when it continues."""
+    place = Path(task.arguments["out"]).absolute().parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".training-", suffix=".tmp", dir=place) as name:
+        folder = Path(name)
+        (folder / _PROGRESS).touch()
+        yield folder
 
 
 def follow(is_running: Callable[[], bool], folder: Path, on_progress: Callable[[Progress], None]) -> None:

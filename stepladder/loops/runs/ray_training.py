@@ -6,7 +6,6 @@ Ray Train starts all of them again, and the training continues from its newest c
 """
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 from stepladder.errors import BackendError, StepladderError
 from stepladder.loops.config.training import TrainingConfig
-from stepladder.loops.runs.launch import FAILURE, do_job, failure_of, follow, launch_environment, prepare_folder, result_of
+from stepladder.loops.runs.launch import FAILURE, do_job, failure_of, follow, job_folder, launch_environment, result_of
 from stepladder.loops.runs.workers import Progress, ResultT, Task, prepare_worker
 
 
@@ -50,11 +49,7 @@ def train_on_ray(task: Task[ResultT], section: TrainingConfig, processes: Proces
         Exception: The exception of the call.
         BackendError: If processes died too often.
     """
-    place = Path(task.arguments["out"]).absolute().parent
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ray-", suffix=".tmp", dir=place) as name:
-        folder = Path(name)
-        prepare_folder(folder)
+    with job_folder(task) as folder:
         fit = _Fit(task, section, processes, folder)
         # In the main thread Ray Train would take Ctrl-C for itself, and end this process as if nothing had happened.
         fit.start()

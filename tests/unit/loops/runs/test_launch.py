@@ -11,6 +11,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from stepladder.errors import BackendError, ConfigError, DataFormatError
+from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_training
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.training import TrainingConfig
@@ -23,7 +24,7 @@ TWO = TrainingConfig(num_processes=2)
 CONFIGS = sorted((REPO / "configs" / "accelerate").glob("*.yaml"))
 
 
-def add_ranks(*, offset: int) -> tuple[int, int, str]:
+def add_ranks(*, out: Path, offset: int) -> tuple[int, int, str]:
     """Return this process's number, the sum over all processes of theirs plus an offset, and the threads."""
     import torch
     from accelerate import PartialState
@@ -35,37 +36,38 @@ def add_ranks(*, offset: int) -> tuple[int, int, str]:
     return here.process_index, int(total), os.environ["OMP_NUM_THREADS"]
 
 
-def fail() -> None:
+def fail(*, out: Path) -> None:
     raise DataFormatError("file.jsonl:3: wrong")
 
 
-def die() -> None:
+def die(*, out: Path) -> None:
     print("the last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_long(*, folder: Path) -> None:
-    (folder / f"pid-{os.getpid()}").touch()
+def wait_long(*, out: Path) -> None:
+    (out.parent / f"pid-{os.getpid()}").touch()
     time.sleep(300)
 
 
 @pytest.mark.slow
-def test_the_first_process_answers_for_all() -> None:
-    """Both processes take part (0 + 10 and 1 + 10 make 21); result and progress are the first one's."""
+def test_the_first_process_answers_for_all(tmp_path: Path) -> None:
+    """Both processes take part (0 + 10 and 1 + 10 make 21); result and progress are the first one's. Nothing else is left."""
     seen: list[Progress] = []
-    task = Task(function=add_ranks, arguments={"offset": 10})
+    task = Task.of(add_ranks, out=tmp_path / "models" / "policy", offset=10)
     assert run_launched(task, TWO, threads=1, on_progress=seen.append) == (0, 21, "1")
     assert seen == [Progress(stage="sums", items=1, tokens=10)]
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 @pytest.mark.slow
-def test_failures_of_launched_processes_keep_their_type() -> None:
+def test_failures_of_launched_processes_keep_their_type(tmp_path: Path) -> None:
     """An error is raised as it is, with its place as a note; a process that was killed is explained with its last lines."""
     with pytest.raises(DataFormatError) as caught:
-        run_launched(Task(function=fail, arguments={}), TWO, threads=1, on_progress=lambda progress: None)
+        run_launched(Task.of(fail, out=tmp_path / "policy"), TWO, threads=1, on_progress=lambda progress: None)
     assert str(caught.value) == "file.jsonl:3: wrong" and "in fail" in caught.value.__notes__[0]
     with pytest.raises(BackendError, match=r"a launched process ended with code .*SIGKILL"):
-        run_launched(Task(function=die, arguments={}), TWO, threads=1, on_progress=lambda progress: None)
+        run_launched(Task.of(die, out=tmp_path / "policy"), TWO, threads=1, on_progress=lambda progress: None)
 
 
 _LAUNCHER = """
@@ -74,17 +76,17 @@ from pathlib import Path
 from stepladder.loops.runs.launch import run_launched
 from stepladder.loops.runs.workers import Task
 from tests.unit.loops.runs.test_launch import TWO, wait_long
-run_launched(Task(function=wait_long, arguments={"folder": Path(sys.argv[1])}), TWO, threads=1, on_progress=print)
+run_launched(Task.of(wait_long, out=Path(sys.argv[1])), TWO, threads=1, on_progress=print)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_launched_processes_end_with_who_launched_them(tmp_path: Path, how: int) -> None:
-    """After ``kill -9`` of the launching process, or Ctrl-C, both processes are gone within seconds."""
+    """After ``kill -9`` of the launching process, or Ctrl-C, both processes are gone within seconds, and the next start finds no files."""
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    command = [sys.executable, "-c", _LAUNCHER, str(tmp_path)]
+    command = [sys.executable, "-c", _LAUNCHER, str(tmp_path / "policy")]
     process = subprocess.Popen(command, env=environment, cwd=REPO, stderr=subprocess.DEVNULL, preexec_fn=heed)
     deadline = time.monotonic() + 120
     while len(pids := list(tmp_path.glob("pid-*"))) < 2:
@@ -95,6 +97,9 @@ def test_launched_processes_end_with_who_launched_them(tmp_path: Path, how: int)
     while any(Path(f"/proc/{path.name.removeprefix('pid-')}").exists() for path in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert len(list(tmp_path.glob(".training-*"))) == (how == signal.SIGKILL)
+    remove_temporaries(tmp_path)
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"pid"}
 
 
 def count_starts(*, folder: Path) -> int:
