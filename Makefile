@@ -62,7 +62,7 @@ site: $(VENV)/.installed-dev  ## the documentation site, in build/site; python -
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-dev  ## speed, as ratios within one run
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python benchmarks/bookkeeping.py
 
 bench-serve: $(VENV)/.installed-dev  ## a soak of 10,000 requests, and tokens/s beside Solver

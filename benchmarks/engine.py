@@ -1,8 +1,9 @@
 """Speed of the search, as ratios within one run: the engine's own share, searching against sampling, memory per node.
 
-    python benchmarks/engine.py                    embedded model after a short warm-up, 256 problems x 64 simulations
-    python benchmarks/engine.py --device cuda      the same on a GPU
-    python benchmarks/engine.py --scoring          what scores cost: of a PRM of its own, and of a head on the policy's body
+    python -m benchmarks.engine                    embedded model after a short warm-up, 256 problems x 64 simulations
+    python -m benchmarks.engine --device cuda      the same on a GPU
+    python -m benchmarks.engine --scoring          what scores cost: of a PRM of its own, and of a head on the policy's body
+    python -m benchmarks.engine --products         what a search costs beside the matrix products of its tokens (CPU)
 
 Searching and sampling use the same policy, problems, batch and limits; sampling draws whole solutions, one per simulation, and scores none.
 All methods run in turn, and again, and the faster run of each counts, so that a machine whose speed drifts favours none of them. The ratio
@@ -11,6 +12,10 @@ lengths differ tenfold, where an engine that waits for the longest one of a batc
 
 ``--scoring`` gives the CPU time per generated token, since trees with other scores have other tokens, and within each run the share of the
 work that scoring adds beside the tokens that it forwards. The scores of the first row cost nothing.
+
+``--products`` takes a model of real proportions with random weights, and gives the CPU time of a search in units of what its unique tokens
+cost as matrix products alone: as the search does them, in batches as large as its decoding has, and on their own in the best batches
+(``products.py``). The first ratio does not depend on what else the machine does, the second does.
 """
 
 import argparse
@@ -19,13 +24,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.products import BATCHES, Passes, Products
 from stepladder.data.datasets.problems import load_seed_solutions, read_problems
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
@@ -34,9 +41,11 @@ from stepladder.embedded.model import build_tokenizer
 from stepladder.interfaces import ScoreRequest, ScoreResult
 from stepladder.lm.loading import load_causal_lm, load_tokenizer
 from stepladder.lm.settings import TrainSettings
+from stepladder.loops.runs.token_use import unique_tokens
 from stepladder.mcts.engine import EngineStats, SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method
 from stepladder.mcts.tree import allocate
+from stepladder.policy.backends import transformers as backend
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.fine_tuning import train_sft
 from stepladder.policy.prompts import PromptRenderer, StepFormat
@@ -51,6 +60,8 @@ WARM_UP_UPDATES = 150
 LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = (16, 32), 8, 64
 """With 16 problems and four steps a leaf, one leaf in flight per tree just fills the batch; with 32 there is work to refill it."""
 LONG_PROMPT_TOKENS = 200
+REAL_PROBLEMS, REAL_SIMULATIONS, REAL_DEPTH, REAL_BATCH = 4, 8, 4, 32
+REAL_SETUPS = (("mcts", 4), ("beam", 4), ("mcts", 8), ("mcts", 1))
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
 
 
@@ -108,6 +119,13 @@ class LongSteps(Bench):
     """
 
     max_step_tokens = 256
+    shape: ClassVar[dict[str, Any]] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 192,
+    }
 
     def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n") -> None:
         """Build the model and its problems."""
@@ -116,11 +134,7 @@ class LongSteps(Bench):
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            intermediate_size=192,
+            **self.shape,
             max_position_embeddings=4096,
             eos_token_id=None,
             bos_token_id=None,
@@ -136,6 +150,19 @@ class LongSteps(Bench):
         digits = "0123456789"
         self.problems = [Problem(id=str(i), question=(f"{i:05d}" + digits * 20)[:LONG_PROMPT_TOKENS]) for i in range(num_problems)]
         self.device, self.max_batch = device, max_batch
+
+
+class RealProportions(LongSteps):
+    """The same with 25M parameters in the proportions of Llama and Qwen, and steps of at most 64 tokens, 35 on average."""
+
+    max_step_tokens = 64
+    shape: ClassVar[dict[str, Any]] = {
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 1536,
+    }
 
 
 class FreeScorer:
@@ -165,12 +192,14 @@ class Work:
         """Watch methods, given as pairs of object and name."""
         self.seconds = 0.0
         for owner, name in methods:
-            setattr(owner, name, self._watched(getattr(owner, name)))
+            setattr(owner, name, self.watched(getattr(owner, name)))
 
-    def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*arguments: Any) -> Any:
+    def watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose CPU seconds are counted."""
+
+        def watched(*arguments: Any, **options: Any) -> Any:
             begin = time.thread_time()
-            result = method(*arguments)
+            result = method(*arguments, **options)
             self.seconds += time.thread_time() - begin
             return result
 
@@ -184,15 +213,17 @@ class Scored(NamedTuple):
     """CPU time."""
     tokens: int
     """Tokens generated."""
+    unique: int
+    """Tokens of prompts and steps, each once."""
     work: float
     """CPU time in the scorer, the head, and the bookkeeping of its outputs."""
     forwarded: int
     """Tokens that went through the bodies of policy and PRM."""
 
 
-def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budget) -> Scored:
-    """Search all problems with one of ``SCORES``."""
-    policy, parts = bench.policy(), []
+def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budget, *, policy: TransformersPolicy | None = None) -> Scored:
+    """Search all problems with one of ``SCORES``, with a new policy unless one is given."""
+    policy, parts = policy or bench.policy(), []
     if scores == "free":
         scorer: Any = FreeScorer()
     elif scores == "own body":
@@ -216,7 +247,8 @@ def scored_search(bench: Bench, scores: str, method: SearchMethod, budget: Budge
     results = list(engine.search(bench.problems))
     seconds = time.thread_time() - begin
     forwarded = policy.forwarded_tokens + getattr(scorer, "forwarded_tokens", 0)
-    return Scored(seconds, sum(result.tree.generated_tokens for result in results), work.seconds, forwarded)
+    tokens, unique = (sum(count(result.tree) for result in results) for count in (lambda tree: tree.generated_tokens, unique_tokens))
+    return Scored(seconds, tokens, unique, work.seconds, forwarded)
 
 
 SCORES = ("free", "before-end", "step-end", "own body")
@@ -233,6 +265,82 @@ def measure_scoring(bench: Bench, console: Console, *, simulations: int, repeats
         for scores, run in zip(SCORES, fastest, strict=True):
             cost, share, forwarded = 1e6 * run.seconds / run.tokens, run.work / run.seconds, run.forwarded / run.tokens
             table.add_row(f"{name}, W={wave}", scores, f"{cost:.1f}", f"{share:.1%}", f"{forwarded:.2f}")
+    console.print(table)
+
+
+class Beside(NamedTuple):
+    """A search beside the matrix products of its tokens; times are CPU seconds."""
+
+    unique: int
+    """Tokens of prompts and steps, each once."""
+    forwarded: int
+    """Tokens that went through the model."""
+    batch: float
+    """Tokens of a decoding pass, on average."""
+    seconds: float
+    """The search."""
+    products: float
+    """Products within the search."""
+    best_batch: float
+    """Products of the unique tokens on their own, in the best batches."""
+    layers: float
+    """Rest of the passes: norms, activations, positions, and the calls of the layers."""
+    attention: float
+    """Attention in them."""
+    sampling: float
+    """Choice of tokens from logits."""
+
+
+def beside_products(bench: Bench, scores: str, method: SearchMethod, budget: Budget) -> Beside:
+    """Search all problems with one of ``SCORES``, and measure the products of its tokens on the same weights afterwards."""
+    policy = bench.policy()
+    products, passes = Products(policy._model._model), Passes(policy)
+    sampling = Work()
+    with patch.object(backend, "sample_tokens", sampling.watched(backend.sample_tokens)):
+        found = scored_search(bench, scores, method, budget, policy=policy)
+    best = min(products.seconds(unique=found.unique, sampled=found.tokens, batch=size) for size in BATCHES)
+    return Beside(
+        unique=found.unique,
+        forwarded=passes.tokens,
+        batch=passes.mean_batch,
+        seconds=found.seconds,
+        products=passes.products,
+        best_batch=best,
+        layers=passes.seconds - passes.products - passes.attention,
+        attention=passes.attention,
+        sampling=sampling.seconds,
+    )
+
+
+def measure_products(bench: Bench, console: Console, *, simulations: int, repeats: int, title: str) -> None:
+    """Print what searches cost beside their matrix products."""
+    columns = ("method", "scores", "unique", "batch", "/ own", "/ best", "products", "layers", "attention", "sampling", "rest")
+    table = Table(*columns, title=title)
+    budget = Budget(num_simulations=simulations, max_depth=REAL_DEPTH, max_step_tokens=bench.max_step_tokens)
+    setups = [(name, wave, scores) for scores in ("free", "before-end") for name, wave in REAL_SETUPS]
+    # Samples are scored in no search.
+    setups.append(("majority", simulations, "free"))
+    rounds = []
+    for _ in range(repeats):
+        runs = []
+        for name, wave, scores in setups:
+            runs.append(beside_products(bench, scores, resolve_method(name, wave=wave), budget))
+            console.log(f"{name}, W={wave}, {scores}: {runs[-1]}")
+        rounds.append(runs)
+    for (name, wave, scores), runs in zip(setups, zip(*rounds, strict=True), strict=True):
+        run = min(runs, key=lambda run: run.seconds)
+        parts = (run.products, run.layers, run.attention, run.sampling)
+        # Another process may have slowed one of the measurements down.
+        best = min(each.best_batch for each in runs)
+        table.add_row(
+            "independent sampling" if name == "majority" else f"{name}, W={wave}",
+            scores,
+            f"{run.unique:,}",
+            f"{run.batch:.0f}",
+            f"{run.seconds / run.products:.2f}",
+            f"{run.seconds / best:.2f}",
+            *(f"{part / run.seconds:.1%}" for part in (*parts, run.seconds - sum(parts))),
+        )
     console.print(table)
 
 
@@ -292,11 +400,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scoring", action="store_true")
+    parser.add_argument("--products", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(width=120)
     extent = f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}"
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.products:
+            real = RealProportions(Path(folder), num_problems=REAL_PROBLEMS, max_batch=REAL_BATCH, device="cpu")
+            warm = Budget(num_simulations=2, max_depth=2, max_step_tokens=4)
+            scored_search(real, "free", resolve_method("mcts"), warm)
+            title = f"beside matrix products: {REAL_PROBLEMS} problems x {REAL_SIMULATIONS} simulations, batch {REAL_BATCH}"
+            measure_products(real, console, simulations=REAL_SIMULATIONS, repeats=arguments.repeats, title=title)
+            return
         bench = Bench(Path(folder), num_problems=arguments.problems, max_batch=arguments.max_batch, device=arguments.device)
         # Load the compiled code, which a process does once.
         for name in ("majority", "mcts", "beam"):
