@@ -39,7 +39,7 @@ class RunPlace:
     """The copy of a run in an object store; None for a directory."""
 
     def content(self) -> frozenset[str]:
-        """Return the names of what is there; nothing if there is no directory."""
+        """Return the names of what is there; nothing if the directory does not exist."""
         return frozenset(path.name for path in self.root.iterdir()) if self.root.is_dir() else frozenset()
 
     @contextmanager
