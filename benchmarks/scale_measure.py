@@ -79,7 +79,7 @@ def made_problems(count: int) -> list[LabelledProblem]:
 @contextmanager
 def two_workers() -> Iterator[RayWorkers]:
     """Yield two workers that have started."""
-    with connected(RayConfig(), num_cpus=2):
+    with connected(RayConfig(), num_cpus=2, say=print):
         room = measured_room(1, 0)
         with ray_workers(2, room=room, threads=1, retries=2, say=echo, check_node=lambda node: None) as pool:
             while len(set(pool.run([Task.of(wait, seconds=1.0)] * 2, on_progress=lambda progress: None))) < 2:

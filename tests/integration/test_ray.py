@@ -4,8 +4,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,7 +79,7 @@ def room() -> Iterator[Room]:
     """A cluster of this machine, which says that it has four GPUs."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(ray_cluster, "_initialised", partial(ray_cluster._initialised, num_gpus=4))
-        with connected(RayConfig(), num_cpus=2):
+        with connected(RayConfig(), num_cpus=2, say=print):
             yield measured_room(1, 0)
 
 
@@ -346,6 +348,54 @@ def test_room_is_measured(room: Room) -> None:
     assert list(measured_room(0.1, 0.5).workers.values()) == [8]
     with pytest.raises(ConfigError, match="a worker of 1 CPUs and 5 GPUs: the largest has 2 and 4"):
         measured_room(1, 5)
+
+
+class StandInForRay:
+    """Stands in for Ray: some starts fail after they have begun processes, as Ray's do."""
+
+    def __init__(self, failures: int, reason: str) -> None:
+        self.failures, self.reason = failures, reason
+        self.folders: list[Path] = []
+        self.processes: list[subprocess.Popen] = []
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, *, _temp_dir: str, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.folders.append(Path(_temp_dir))
+        self.processes.append(subprocess.Popen(["sh", "-c", "sleep 300; true"]))
+        if len(self.folders) <= self.failures:
+            raise Exception(f"{self.reason}. More.")
+
+    def shutdown(self) -> None:
+        pass
+
+    def num_left(self) -> int:
+        """Return the number of processes and directories that are left."""
+        return sum(process.poll() is None for process in self.processes) + sum(folder.exists() for folder in self.folders)
+
+
+_TIMED_OUT = "The current node timed out during startup"
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason", "starts", "works"),
+    [(0, _TIMED_OUT, 1, True), (2, _TIMED_OUT, 3, True), (3, _TIMED_OUT, 3, False), (1, "No space left", 1, False)],
+)
+def test_start_that_takes_too_long_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, failures: int, reason: str, starts: int, works: bool
+) -> None:
+    """Twice at most, and for no other failure. Nothing of a start is left, and SIGTERM keeps its handler."""
+    stand_in, said, handler = StandInForRay(failures, reason), Said(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    refused = pytest.raises(BackendError, match=rf"^run\.cluster: Ray must start or answer: {reason}\. More -- run the same command")
+    with nullcontext() if works else refused, connected(RayConfig(), num_cpus=2, say=said):
+        assert stand_in.num_left() == 2
+        assert signal.getsignal(signal.SIGTERM) == handler
+    assert (len(stand_in.folders), stand_in.num_left()) == (starts, 0)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert len(said.sentences) == starts - 1
 
 
 def test_missing_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

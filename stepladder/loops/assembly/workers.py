@@ -25,7 +25,7 @@ def open_workers(
     Args:
         config: The configuration.
         root: The directory that the workers write to; None if they write nothing.
-        say: Takes sentences about lost and slow workers.
+        say: Takes sentences about a slow start, and lost and slow workers.
         inputs: Files and directories that the workers read, by their names in messages; None is those of the configuration.
 
     Raises:
@@ -58,7 +58,7 @@ def _on_ray(config: Config, root: Path | None, *, say: Callable[[str], None], in
     run = config.run
     cpus = run.threads if run.ray.cpus is None else run.ray.cpus
     num_cpus = max(run.workers, config.training.num_processes) * cpus
-    with connected(run.ray, num_cpus=max(num_cores(), math.ceil(num_cpus))) as is_own:
+    with connected(run.ray, num_cpus=max(num_cores(), math.ceil(num_cpus)), say=say) as is_own:
         room = measured_room(cpus, gpus_of_worker(config))
         if not is_own:
             check_nodes(list(room.workers), root, inputs)

@@ -15,12 +15,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.files import atomic_write_text
@@ -32,6 +34,10 @@ from stepladder.loops.runs.store_copy import url_of
 
 _TCP_S, _CONNECT_S, _NODE_S = 5.0, 60.0, 120.0
 """Seconds to wait for an address, for the cluster there, and for the answer of every node."""
+_STARTS, _SLOW_START = 3, "timed out during startup"
+"""Attempts to start a cluster, and what Ray says when its own limit of 30 s has passed, as on a busy machine."""
+_END_S = 10.0
+"""Seconds within which killed processes end."""
 _STORE_BYTES = 100 << 20
 """Ray's memory for large objects. Shards travel through files, so that little is needed."""
 _FOLDER, _LOCK = "stepladder-ray-", ".lock"
@@ -40,6 +46,8 @@ _LONGEST_FOLDER = 42
 _NEW_S = 60.0
 """Age in seconds below which a directory may belong to a process that has not locked it yet."""
 _SHARED = "put it on storage that all nodes share"
+_PATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+"""Ray Train ends processes that need more than a minute to start, which many of them do on few cores, and starts them again without end."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 """No report to anybody, and no lines of Ray on standard output, which is for results."""
 _CONNECT = "import logging, ray, sys; ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)"
@@ -78,7 +86,7 @@ def _check_answer(address: str) -> None:
 
 
 @contextmanager
-def connected(section: RayConfig, *, num_cpus: int) -> Iterator[bool]:
+def connected(section: RayConfig, *, num_cpus: int, say: Callable[[str], None]) -> Iterator[bool]:
     """Connect this process to Ray while the block runs; a process that is connected already stays connected.
 
     A cluster that is started here listens on the loopback address only, takes a token that this process makes up, and ends with the block,
@@ -87,6 +95,7 @@ def connected(section: RayConfig, *, num_cpus: int) -> Iterator[bool]:
     Args:
         section: Which cluster.
         num_cpus: CPUs of a cluster that is started here.
+        say: Takes a sentence when a start took too long and is repeated.
 
     Yields:
         Whether the cluster was started here.
@@ -95,16 +104,14 @@ def connected(section: RayConfig, *, num_cpus: int) -> Iterator[bool]:
         BackendError: If Ray does not start or connect.
     """
     own = not section.address
-    with _environment({**_QUIET, **(_loopback() if own else {})}):
+    with _environment({**_QUIET, **_PATIENT, **(_loopback() if own else {})}):
         import ray
 
         if ray.is_initialized():
             yield False
         elif own:
-            with _folder() as folder:
-                options = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_temp_dir": str(folder)}
-                with _initialised(address="local", num_cpus=num_cpus, _node_ip_address="127.0.0.1", **options):
-                    yield True
+            with _started(num_cpus, say):
+                yield True
         else:
             with _initialised(address=section.address):
                 yield False
@@ -132,11 +139,32 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
 
 
+def _started(num_cpus: int, say: Callable[[str], None]) -> ExitStack:
+    """Start a cluster, again if Ray's limit was too short; the returned context ends it."""
+    for left in reversed(range(_STARTS)):
+        try:
+            return _start(num_cpus)
+        except BackendError as error:
+            if not left or _SLOW_START not in str(error):
+                raise
+            say("run.cluster: Ray did not start within its 30 s, as happens on a busy machine; it is started again")
+    raise AssertionError("the last start returns or raises")
+
+
+def _start(num_cpus: int) -> ExitStack:
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        options = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_temp_dir": str(folder)}
+        stack.enter_context(_initialised(address="local", num_cpus=num_cpus, _node_ip_address="127.0.0.1", **options))
+        return stack.pop_all()
+
+
 @contextmanager
 def _initialised(**options: Any) -> Iterator[None]:
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, here = signal.getsignal(signal.SIGTERM), psutil.Process()
+    earlier, parts = set(here.children()), list[psutil.Process]()
     try:
         try:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
@@ -146,12 +174,31 @@ def _initialised(**options: Any) -> Iterator[None]:
             raise BackendError(
                 f"run.cluster: Ray must start or answer: {reason} -- run the same command again, or free the machine"
             ) from error
-        # Ray replaces the handler with one that ends the process at once.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        finally:
+            parts = [child for child in here.children() if child not in earlier]
+            # Ray replaces the handler with one that ends the process at once.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         yield
     finally:
+        processes = list(_with_descendants(parts))
         ray.shutdown()
+        _end(processes)
+
+
+def _with_descendants(parts: Sequence[psutil.Process]) -> Iterator[psutil.Process]:
+    for part in parts:
+        yield part
+        with suppress(psutil.NoSuchProcess):
+            yield from part.children(recursive=True)
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """End processes of Ray: it does not wait for them, and leaves them running after a start that failed. They write to its directory."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_END_S)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def train_on_ray(task: Task[ResultT], section: TrainingConfig, processes: Proces
 
     Raises:
         Exception: The exception of the call.
-        BackendError: If processes died too often.
+        BackendError: If processes died, or did not start, too often.
     """
     with job_folder(task) as folder:
         fit = _Fit(task, section, processes, folder)
@@ -57,8 +57,8 @@ def train_on_ray(task: Task[ResultT], section: TrainingConfig, processes: Proces
         found = result_of(folder)
         if found is None:
             raise BackendError(
-                f"training: its processes died {processes.retries + 1} times on the Ray cluster, most likely for memory -- lower "
-                f"micro_batch_size; Ray said: {fit.reason}"
+                f"training: its processes died or did not start {processes.retries + 1} times on the Ray cluster, most likely for memory "
+                f"-- lower micro_batch_size or training.num_processes; Ray said: {fit.reason}"
             )
         return found.value
 
@@ -87,7 +87,9 @@ class _Fit(threading.Thread):
         cpus, gpus, _, retries = self._processes
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
         scaling = ScalingConfig(num_workers=self._num_processes, use_gpu=gpus > 0, resources_per_worker=resources)
-        run = RunConfig(name="train", storage_path=str(self._folder), failure_config=FailureConfig(max_failures=retries))
+        # A start that takes too long counts apart, and is repeated without end by default.
+        failure = FailureConfig(max_failures=retries, controller_failure_limit=retries)
+        run = RunConfig(name="train", storage_path=str(self._folder), failure_config=failure)
         try:
             TorchTrainer(_train, train_loop_config=self._settings, scaling_config=scaling, run_config=run).fit()
         except Exception as error:
