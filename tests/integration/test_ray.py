@@ -40,7 +40,11 @@ from tests.spread_work import Place
 from tests.worker_tasks import check_ahead, fail, square, visible_gpus, where
 
 # Ray is imported where a cluster starts, not here: it reads its settings when it is imported.
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'")
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stepladder[ray]'"),
+    # Nobody asks Ray's handles about the processes of a failed start, which are killed otherwise.
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 # Grades as the rule 'exact' does, and kills its process once for every file 'armed' that it finds beside itself.
 _LETHAL = """
