@@ -133,7 +133,7 @@ def draw(found: Sequence[Place]) -> str:
                 for place in sorted(own, key=lambda place: place.noise)
             ]
             if points:
-                lines.append(Series(name=ARMS[arm].removeprefix("search, "), style=style, points=points))
+                lines.append(Series(name=ARMS[arm].removeprefix("search, ").removesuffix(" scores"), style=style, points=points))
         low, high = BANDS[band]
         panels.append(
             line_chart(

@@ -49,6 +49,6 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_the_lead() -> None:
 def test_the_picture_has_a_panel_for_each_band() -> None:
     """Means with the lowest and the highest seed, by noise."""
     picture = draw(FOUND)
-    for text in ("75.0 % (50.0 to 100.0)", "60.0 % (60.0 to 60.0)", "1 in 10", "random scores"):
+    for text in ("75.0 % (50.0 to 100.0)", "60.0 % (60.0 to 60.0)", "1 in 10", ">random<"):
         assert text in picture
     assert all(f"greedy, {low} to {high} moves" in picture for low, high in BANDS.values())
