@@ -104,7 +104,8 @@ def connected(section: RayConfig, *, num_cpus: int, say: Callable[[str], None]) 
         BackendError: If Ray does not start or connect.
     """
     own = not section.address
-    with _environment({**_QUIET, **_PATIENT, **(_loopback() if own else {})}):
+    patient = {name: os.environ.get(name, seconds) for name, seconds in _PATIENT.items()}
+    with _environment({**_QUIET, **patient, **(_loopback() if own else {})}):
         import ray
 
         if ray.is_initialized():
