@@ -21,7 +21,7 @@ cost as matrix products alone: as the search does them, in batches as large as i
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.products import BATCHES, Passes, Products
+from benchmarks.products import BATCHES, Passes, Products, Work
 from stepladder.data.datasets.problems import load_seed_solutions, read_problems
 from stepladder.data.labels.solution_traces import trace_from_solution
 from stepladder.embedded import PreparedTask, prepare
@@ -165,6 +165,11 @@ class RealProportions(LongSteps):
     }
 
 
+def row_name(name: str, wave: int) -> str:
+    """Return the name of a method in the tables."""
+    return "independent sampling" if name == "majority" else f"{name}, W={wave}"
+
+
 class FreeScorer:
     """Scores that cost nothing: a number in [0, 1) made of a step's tokens."""
 
@@ -183,27 +188,6 @@ class FreeScorer:
             ScoreResult(ticket=each.ticket, scores=tuple(tuple(sum(step) % 97 / 97 for step in branch) for branch in each.branches))
             for each in done
         ]
-
-
-class Work:
-    """CPU seconds in chosen methods of some objects, none of which calls another."""
-
-    def __init__(self, *methods: tuple[Any, str]) -> None:
-        """Watch methods, given as pairs of object and name."""
-        self.seconds = 0.0
-        for owner, name in methods:
-            setattr(owner, name, self.watched(getattr(owner, name)))
-
-    def watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function whose CPU seconds are counted."""
-
-        def watched(*arguments: Any, **options: Any) -> Any:
-            begin = time.thread_time()
-            result = method(*arguments, **options)
-            self.seconds += time.thread_time() - begin
-            return result
-
-        return watched
 
 
 class Scored(NamedTuple):
@@ -264,7 +248,7 @@ def measure_scoring(bench: Bench, console: Console, *, simulations: int, repeats
         fastest = [min(runs, key=lambda run: run.seconds / run.tokens) for runs in zip(*rounds, strict=True)]
         for scores, run in zip(SCORES, fastest, strict=True):
             cost, share, forwarded = 1e6 * run.seconds / run.tokens, run.work / run.seconds, run.forwarded / run.tokens
-            table.add_row(f"{name}, W={wave}", scores, f"{cost:.1f}", f"{share:.1%}", f"{forwarded:.2f}")
+            table.add_row(row_name(name, wave), scores, f"{cost:.1f}", f"{share:.1%}", f"{forwarded:.2f}")
     console.print(table)
 
 
@@ -304,10 +288,10 @@ def beside_products(bench: Bench, scores: str, method: SearchMethod, budget: Bud
         forwarded=passes.tokens,
         batch=passes.mean_batch,
         seconds=found.seconds,
-        products=passes.products,
+        products=passes.products.seconds,
         best_batch=best,
-        layers=passes.seconds - passes.products - passes.attention,
-        attention=passes.attention,
+        layers=passes.all.seconds - passes.products.seconds - passes.attention.seconds,
+        attention=passes.attention.seconds,
         sampling=sampling.seconds,
     )
 
@@ -325,7 +309,7 @@ def measure_products(bench: Bench, console: Console, *, simulations: int, repeat
         runs = []
         for name, wave, scores in setups:
             runs.append(beside_products(bench, scores, resolve_method(name, wave=wave), budget))
-            console.log(f"{name}, W={wave}, {scores}: {runs[-1]}")
+            console.log(f"{row_name(name, wave)}, {scores}: {runs[-1]}")
         rounds.append(runs)
     for (name, wave, scores), runs in zip(setups, zip(*rounds, strict=True), strict=True):
         run = min(runs, key=lambda run: run.seconds)
@@ -333,7 +317,7 @@ def measure_products(bench: Bench, console: Console, *, simulations: int, repeat
         # Another process may have slowed one of the measurements down.
         best = min(each.best_batch for each in runs)
         table.add_row(
-            "independent sampling" if name == "majority" else f"{name}, W={wave}",
+            row_name(name, wave),
             scores,
             f"{run.unique:,}",
             f"{run.batch:.0f}",
@@ -379,7 +363,7 @@ def measure(bench: Bench, console: Console, *, simulations: int, repeats: int, t
     for (name, wave), run in zip(SETUPS, fastest, strict=True):
         rate = run.tokens / run.stats.policy_s
         table.add_row(
-            "independent sampling" if name == "majority" else f"{name}, W={wave}",
+            row_name(name, wave),
             f"{run.tokens:,}",
             f"{rate:,.0f}",
             f"{rate / sampling:.2f}",

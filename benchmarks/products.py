@@ -7,7 +7,7 @@ products are measured twice: within the search, as they are done there, and on t
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -58,17 +58,25 @@ def _pass_seconds(weights: Iterable[torch.Tensor], batch: int) -> float:
     return least
 
 
-class Pass(NamedTuple):
-    """One pass through the model."""
+class Work:
+    """CPU seconds in chosen methods of some objects, none of which calls another."""
 
-    tokens: int
-    """Tokens forwarded."""
-    seconds: float
-    """CPU time."""
-    products: float
-    """CPU time of the matrix products in it."""
-    attention: float
-    """CPU time of attention in it, and of the copies into the rows that it reads."""
+    def __init__(self, *methods: tuple[Any, str]) -> None:
+        """Watch methods, given as pairs of object and name."""
+        self.seconds = 0.0
+        for owner, name in methods:
+            setattr(owner, name, self.watched(getattr(owner, name)))
+
+    def watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose CPU seconds are counted."""
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            begin = time.thread_time()
+            result = method(*arguments, **options)
+            self.seconds += time.thread_time() - begin
+            return result
+
+        return watched
 
 
 class Passes:
@@ -76,43 +84,32 @@ class Passes:
 
     def __init__(self, policy: TransformersPolicy) -> None:
         """Watch a policy from now on."""
-        self.decoding: list[Pass] = []
-        self.prefixes: list[Pass] = []
-        self._products = self._attention = 0.0
+        self.decoding: list[int] = []
+        """Tokens of each pass that decodes."""
+        self.prefixes: list[int] = []
+        """Tokens of each other pass."""
         flat: Any = policy._model
-        layers: list[Any] = [part for part in flat._model.modules() if isinstance(part, torch.nn.Linear)]
-        for layer in layers:
-            layer.forward = self._multiplied(layer.forward)
+        self.products = Work(*((part, "forward") for part in flat._model.modules() if isinstance(part, torch.nn.Linear)))
+        """Matrix products in the passes."""
+        self.attention = Work()
+        """Attention in them, and the copies into the rows that it reads."""
+        flat.forward = self._noted(flat.forward)
+        self.all = Work((flat, "forward"))
+        """The passes."""
         # Rows that decode call the same model as the cache that reads new prefixes.
         rows: Any = policy._rows
         self._kind = self.prefixes
-        flat.forward = self._watched(flat.forward)
         rows.forward = self._as_decoding(rows.forward)
 
     @property
     def mean_batch(self) -> float:
         """Tokens of a pass that decodes, on average."""
-        return sum(each.tokens for each in self.decoding) / len(self.decoding)
+        return sum(self.decoding) / len(self.decoding)
 
     @property
     def tokens(self) -> int:
         """Tokens of all passes."""
-        return sum(each.tokens for each in self.decoding + self.prefixes)
-
-    @property
-    def seconds(self) -> float:
-        """CPU time of all passes."""
-        return sum(each.seconds for each in self.decoding + self.prefixes)
-
-    @property
-    def products(self) -> float:
-        """CPU time of the matrix products in all passes."""
-        return sum(each.products for each in self.decoding + self.prefixes)
-
-    @property
-    def attention(self) -> float:
-        """CPU time of attention in all passes."""
-        return sum(each.attention for each in self.decoding + self.prefixes)
+        return sum(self.decoding + self.prefixes)
 
     def _as_decoding(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def decode(**arguments: Any) -> Any:
@@ -124,30 +121,9 @@ class Passes:
 
         return decode
 
-    def _watched(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(token_ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., Any], **options: Any) -> Any:
-            self._products = self._attention = 0.0
-            begin = time.thread_time()
-            result = forward(token_ids, positions, self._timed(attend), **options)
-            self._kind.append(Pass(len(token_ids), time.thread_time() - begin, self._products, self._attention))
-            return result
+    def _noted(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(token_ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., Any], **options: Any) -> Any:
+            self._kind.append(len(token_ids))
+            return forward(token_ids, positions, self.attention.watched(attend), **options)
 
-        return watched
-
-    def _multiplied(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def multiplied(rows: torch.Tensor) -> torch.Tensor:
-            begin = time.thread_time()
-            result = forward(rows)
-            self._products += time.thread_time() - begin
-            return result
-
-        return multiplied
-
-    def _timed(self, attend: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
-            begin = time.thread_time()
-            result = attend(*arguments)
-            self._attention += time.thread_time() - begin
-            return result
-
-        return timed
+        return noted
