@@ -56,7 +56,7 @@ def measured_shards(run: RunDir, number: int) -> list[Shard]:
 
 
 def _events(run: RunDir) -> list[dict]:
-    return [json.loads(line) for line in (run.root / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

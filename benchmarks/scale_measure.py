@@ -25,7 +25,7 @@ from stepladder.loops.config.run import RayConfig
 from stepladder.loops.runs.directory import RunDir, load_run
 from stepladder.loops.runs.ray_cluster import connected, measured_room
 from stepladder.loops.runs.ray_workers import RayWorkers, ray_workers
-from stepladder.loops.runs.stage_times import stage_times
+from stepladder.loops.runs.stage_times import EVENTS_FILE, stage_times
 from stepladder.loops.runs.workers import Task
 from stepladder.terminal import echo
 from stepladder.types import LabelledProblem, Problem, Provenance, TreeRecord
@@ -151,7 +151,7 @@ def agree(run: Path, two: Path | None, *, number: int, seconds: float = 40.0) ->
         measured = time.perf_counter() - begin
     _compare("workers that wait", simulate(waits, Cluster(workers=2)).makespan, measured)
     if two is not None:
-        ours, theirs = (stage_times(path / "events.jsonl").seconds[number]["search"] for path in (run, two))
+        ours, theirs = (stage_times(path / EVENTS_FILE).seconds[number]["search"] for path in (run, two))
         # What the first shard took beyond the others is the loading of models, which every worker does.
         loading = ours - sum(shards)
         predicted = simulate(shards, Cluster(workers=2, start_s=loading)).makespan

@@ -74,7 +74,7 @@ class Opening:
         # The screen asks several times a second, and no other stage ends while one runs.
         @lru_cache(maxsize=1)
         def spent(number: int, stage: str) -> dict[int, dict[str, float]]:
-            return stage_times(run.root / "events.jsonl").seconds
+            return stage_times(run.events).seconds
 
         def left(number: int, stage: str, elapsed: float, stage_left: float | None) -> float | None:
             return seconds_left(plan, spent(number, stage), number=number, stage=stage, elapsed=elapsed, stage_left=stage_left)

@@ -52,7 +52,7 @@ def render_page(run: RunDir, *, most_trees: int = NUM_TEST_TREES) -> str:
     """Return the page about a run as HTML; the same run gives the same page."""
     rows = run.rows()
     shown = trees_for_page(run, rows[-1].round, most=most_trees) if rows else []
-    stages = stage_times(run.root / "events.jsonl")
+    stages = stage_times(run.events)
     name = run.root.resolve().name
     wrong = wrong_problems(run, rows[-1].round) if rows else []
     body = _body(run, rows, stages, num_trees=len(shown), name=name, wrong=wrong)

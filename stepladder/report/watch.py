@@ -11,6 +11,7 @@ from stepladder.errors import CheckpointError
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.seen_run import SeenRun, look
+from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.report.live_view import line, view
 
 _LINE_INTERVAL_S = 10.0
@@ -78,5 +79,5 @@ def begun_last(folder: Path = RUNS) -> Path:
 
 
 def _last_touched(run: Path) -> float:
-    events = run / "events.jsonl"
+    events = run / EVENTS_FILE
     return (events if events.exists() else run / "run.json").stat().st_mtime

@@ -43,7 +43,8 @@ from stepladder.loops.runs.inputs import check_inputs, input_digests
 from stepladder.loops.runs.json_records import record_of
 from stepladder.loops.runs.metrics import RunMetrics
 from stepladder.loops.runs.results import RoundRow
-from stepladder.loops.runs.run_places import EVENTS_FILE, LOCK_FILE, find_run
+from stepladder.loops.runs.run_places import LOCK_FILE, find_run
+from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.loops.runs.store_copy import complete_models
 from stepladder.loops.runs.trained_models import check_trained
 
@@ -196,9 +197,14 @@ class RunDir:
         """Make metrics.jsonl from the finished rounds."""
         atomic_write_text(self.root / "metrics.jsonl", "".join(json.dumps(row.to_dict()) + "\n" for row in self.rows()))
 
+    @property
+    def events(self) -> Path:
+        """The file that says when each stage began and ended."""
+        return self.root / EVENTS_FILE
+
     def log_event(self, event: str, **fields: Any) -> None:
         """Append one line to events.jsonl."""
-        with (self.root / EVENTS_FILE).open("a", encoding="utf-8") as file:
+        with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
 
     def config(self) -> Config:

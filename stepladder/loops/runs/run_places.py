@@ -16,13 +16,12 @@ from pathlib import Path
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.locks import holder, locked, process_lives
 from stepladder.loops.runs.object_store import is_url, opened
+from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.loops.runs.store_copy import Mirror, StoreCopy
 from stepladder.loops.runs.store_lease import FOLDER, check_free, leased
 
 LOCK_FILE = ".lock"
 """Held by the process that works on a run."""
-EVENTS_FILE = "events.jsonl"
-"""Exists from the first second of work on."""
 CACHE_VARIABLE = "STEPLADDER_CACHE"
 """Environment variable that names the directory for copies."""
 

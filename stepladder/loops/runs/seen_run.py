@@ -59,7 +59,7 @@ def look(run: RunDir, rounds: int) -> SeenRun:
         rounds=rounds,
         rows=run.rows(),
         live=live,
-        times=stage_times(run.root / "events.jsonl"),
+        times=stage_times(run.events),
         is_running=_is_worked_on(run) if live is None else live.is_alive(),
     )
 

@@ -8,6 +8,9 @@ from typing import Any
 from stepladder.files import reading
 from stepladder.loops.runs.stage_work import RunWork, run_work
 
+EVENTS_FILE = "events.jsonl"
+"""Exists in a run's directory from the first second of work on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageTimes:

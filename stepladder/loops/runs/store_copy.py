@@ -32,9 +32,10 @@ from stepladder.errors import BackendError, CheckpointError, StepladderError
 from stepladder.files import atomic_file, atomic_write_text, reading
 from stepladder.loops.runs.live import LIVE_FILE
 from stepladder.loops.runs.object_store import ObjectStore, opened
+from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.loops.runs.store_lease import FOLDER, Lease
 
-LOOSE = ("events.jsonl", "metrics.jsonl", "report.html", LIVE_FILE)
+LOOSE = (EVENTS_FILE, "metrics.jsonl", "report.html", LIVE_FILE)
 """Files on which no result depends, and which change while a run goes on."""
 _MANIFEST = re.compile(rf"{re.escape(FOLDER)}/manifest-(\d+)-(\d+)\.json")
 _OBJECTS = f"{FOLDER}/objects"
