@@ -2,6 +2,8 @@
 
     python -m benchmarks.gpu_search --shape 0.5b --batch 512
     python -m benchmarks.gpu_search --shape 7b --batch 256 --methods mcts:4,majority:16
+    python -m benchmarks.gpu_search --methods mcts:4:1,mcts:4:4       new sequences arrive every step, every four steps
+    python -m benchmarks.gpu_search --processes 3 --cache-gb 8        and the first method in three processes at once, each with its engine
     python -m benchmarks.gpu_search --shape tiny --batch 128 --sequences 256 --clock cpu      on a CPU, where other work does not count
 
 The model has the shape of a known one and random weights, so every token is about as likely as any other. One token in twenty ends a line,
@@ -16,9 +18,12 @@ scored. Every figure is tokens sampled per second, ends of the run included.
 """
 
 import argparse
+import contextlib
 import cProfile
 import json
 import pstats
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -95,6 +100,28 @@ Lengths = Callable[[int], int]
 """The tokens of the sequence of each number."""
 
 
+class Searched(NamedTuple):
+    """What is measured."""
+
+    method: str
+    """Name of a search method."""
+    wave: int
+    """Leaves in flight in a tree."""
+    arrival_steps: int | None = None
+    """Steps of the engine from one arrival of new sequences to the next; None is what the engine has."""
+
+    @classmethod
+    def of(cls, text: str) -> "Searched":
+        """Read METHOD:WAVE or METHOD:WAVE:STEPS."""
+        method, wave, *steps = text.split(":")
+        return cls(method, int(wave), *(int(each) for each in steps))
+
+    def __str__(self) -> str:
+        """Say it in a table."""
+        steps = "" if self.arrival_steps is None else f", arrivals every {self.arrival_steps} steps"
+        return f"{self.method}, {self.wave} in flight{steps}"
+
+
 class Bench:
     """An engine with problems."""
 
@@ -133,12 +160,12 @@ class Bench:
 
         return self._flow(start, step, total=total)
 
-    def handed_over(self, *, total: int, lengths: Lengths) -> tuple[int, float]:
-        """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with seeds and log-probabilities."""
+    def handed_over(self, *, total: int, lengths: Lengths, seeds: bool = True) -> tuple[int, float]:
+        """Return tokens and seconds of the same sequences, given to vLLM's core as a search does, with log-probabilities."""
         request = self.engine.prepare(_sampling(max_tokens=1, logprobs=0))
 
         def start(number: int, prompt: list[int]) -> None:
-            self.engine.sample(prompt, request, seed=number, max_tokens=lengths(number))
+            self.engine.sample(prompt, request, seed=number if seeds else cast(int, None), max_tokens=lengths(number))
 
         def step() -> list[tuple[int, bool]]:
             return [(len(new.token_ids), new.finish_reason is not None) for new in self.engine.sample_step()]
@@ -164,16 +191,19 @@ class Bench:
                 running -= is_over
         return count, self.clock() - begin
 
-    def search(self, name: str, wave: int, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
+    def search(self, searched: "Searched", *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
         """Return tokens and seconds of a search that samples about so many tokens, and what else is worth knowing."""
         self.engine.reset()
+        if searched.arrival_steps is not None:
+            self.engine.arrivals.steps = searched.arrival_steps
+        name = searched.method
         policy = VLLMPolicy(self.engine, self.tokenizer, FORMAT, *self.named)
         per_simulation = WHOLE_SOLUTION if name in ("majority", "best-of-n") else CHILDREN * STEP_TOKENS
         problems = self.problems[: max(tokens // (simulations * per_simulation), 1)]
         search = SearchEngine(
             policy=policy,
             renderer=self.renderer,
-            method=resolve_method(name, wave=wave),
+            method=resolve_method(name, wave=searched.wave),
             budget=Budget(num_simulations=simulations, max_depth=MAX_DEPTH, max_step_tokens=MAX_STEP_TOKENS),
             provenance=PROVENANCE,
             max_trees=TREES,
@@ -215,68 +245,138 @@ def _wait_for(file: Path | None) -> None:
         time.sleep(0.2)
 
 
-def profile(bench: Bench, each: str, *, simulations: int, tokens: int) -> None:
+def profile(bench: Bench, searched: Searched, *, simulations: int, tokens: int) -> None:
     """Print where the time of this process goes during a search."""
     profiler = cProfile.Profile()
-    method, _, wave = each.partition(":")
-    profiler.runcall(bench.search, method, int(wave), simulations=simulations, tokens=tokens)
+    profiler.runcall(bench.search, searched, simulations=simulations, tokens=tokens)
     pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
 
 
-def main() -> None:
-    """Run the benchmark and print its table; every line is also printed as JSON as soon as it is there."""
+class Others:
+    """More processes with an engine each, which do one search when they are told to."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        """Start them with the options of this process; their files lie in the folder."""
+        self._go, self._files = folder / "go", [folder / f"other-{number}.json" for number in range(count)]
+        self._running = [
+            subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_search", *sys.argv[1:], "--other", str(file), "--after", str(self._go)])
+            for file in self._files
+        ]
+
+    def wait(self) -> None:
+        """Return once all engines run."""
+        for process, file in zip(self._running, self._files, strict=True):
+            while not file.with_suffix(".ready").exists():
+                if process.poll() is not None:
+                    sys.exit(f"another process ended with exit code {process.returncode} before its engine ran")
+                time.sleep(0.2)
+
+    def with_others(self, search: Callable[[], tuple[int, float, dict[str, float]]]) -> tuple[int, float]:
+        """Return the tokens of all processes, and the seconds until the last one has ended, when all search at once."""
+        self._go.touch()
+        found = [search()[:2]]
+        for process, file in zip(self._running, self._files, strict=True):
+            if process.wait() != 0:
+                sys.exit(f"another process ended with exit code {process.returncode}")
+            found.append(tuple(json.loads(file.read_text())))
+        return sum(tokens for tokens, _ in found), max(seconds for _, seconds in found)
+
+    def end(self) -> None:
+        """End those that still run."""
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+
+def be_another(bench: Bench, searched: Searched, arguments: argparse.Namespace) -> None:
+    """Say that the engine runs, wait, search, and leave tokens and seconds in a file."""
+    file: Path = arguments.other
+    bench.search(searched, simulations=2, tokens=1)
+    file.with_suffix(".ready").touch()
+    _wait_for(arguments.after)
+    tokens = arguments.sequences * WHOLE_SOLUTION
+    count, seconds, _ = bench.search(searched, simulations=arguments.simulations, tokens=tokens)
+    file.write_text(json.dumps([count, seconds]))
+
+
+def measure(bench: Bench, others: Others, arguments: argparse.Namespace, console: Console) -> None:
+    """Measure one thing after the other and print a table; every line is also printed as JSON as soon as it is there."""
+    columns = ("what", "tokens", "seconds", "tokens/s", "of equal", "of staggered", "more")
+    table = Table(*columns, title=f"{arguments.shape}, {arguments.batch} at once")
+    bench.plain(total=arguments.batch, lengths=equal)
+    begin, rates = time.perf_counter(), dict[str, float]()
+
+    def report(what: str, tokens: int, seconds: float, more: dict[str, float] | None = None) -> None:
+        rates[what] = rate = tokens / seconds
+        shares = {name: round(rate / rates[name], 3) for name in BASELINES if name in rates}
+        said = ", ".join(f"{key} {value:,.3g}" for key, value in (more or {}).items())
+        table.add_row(what, f"{tokens:,}", f"{seconds:.1f}", f"{rate:,.0f}", *(str(shares.get(name, "")) for name in BASELINES), said)
+        line = {"what": what, "shape": arguments.shape, "batch": arguments.batch, "tokens": tokens, "seconds": round(seconds, 2)}
+        print(json.dumps({**line, "rate": round(rate), "of": shares, **(more or {})}), flush=True)
+
+    total, methods = arguments.sequences, arguments.methods
+    size = {"simulations": arguments.simulations, "tokens": total * WHOLE_SOLUTION}
+    for name, lengths in zip(BASELINES, (equal, staggered), strict=True):
+        report(name, *bench.plain(total=total, lengths=lengths))
+    report("with seeds and log-probabilities", *bench.plain(total=total, lengths=staggered, seeds=True, logprobs=0))
+    report("given to its core by stepladder", *bench.handed_over(total=total, lengths=staggered))
+    report("the same without seeds", *bench.handed_over(total=total, lengths=staggered, seeds=False))
+    for searched in methods:
+        if time.perf_counter() - begin > arguments.seconds:
+            console.log(f"{searched} and what follows it is left out: the time is up")
+            break
+        bench.search(searched, simulations=2, tokens=1)  # compiles what the method needs
+        report(str(searched), *bench.search(searched, **size))
+    if arguments.processes > 1:
+        report(f"{methods[0]}, {arguments.processes} processes", *others.with_others(lambda: bench.search(methods[0], **size)))
+    if arguments.profile:
+        profile(bench, methods[-1], **size)
+    console.print(table)
+
+
+def _parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--batch", type=int, default=512, help="sequences at once")
     parser.add_argument("--sequences", type=int, default=2048, help="plain requests; searches sample about as many tokens")
-    parser.add_argument("--methods", default="majority:16,mcts:1,mcts:4,mcts:8,beam:4", help="NAME:WAVE, by commas")
+    parser.add_argument(
+        "--methods",
+        type=lambda text: [Searched.of(each) for each in text.split(",")],
+        default="majority:16,mcts:1,mcts:4,mcts:8,beam:4",
+        help="METHOD:WAVE or METHOD:WAVE:ARRIVAL_STEPS, by commas",
+    )
+    parser.add_argument("--processes", type=int, default=1, help="at the end, the first method in so many processes at once")
     parser.add_argument("--simulations", type=int, default=16)
     parser.add_argument("--cache-gb", type=float, help="size of the engine's cache; else what is free")
     parser.add_argument("--after", type=Path, metavar="FILE", help="start the engine, but measure only once this file exists")
     parser.add_argument("--options", default="{}", help="JSON of vLLM's engine arguments")
     parser.add_argument("--seconds", type=float, default=600.0, help="no method begins later than so many seconds after the first request")
     parser.add_argument("--profile", action="store_true", help="where the time of this process goes, with the last method")
+    parser.add_argument("--other", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark, or be one of several processes of it."""
+    arguments, console = _parsed(), Console(width=120)
     if arguments.clock == "cpu":
         Bench.clock = staticmethod(time.process_time)
-    console = Console(width=120)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        save_model(SHAPES[arguments.shape], folder)
-        bench = Bench(folder, batch=arguments.batch, cache_gb=arguments.cache_gb, options=json.loads(arguments.options))
+        others = Others(arguments.processes - 1 if arguments.other is None else 0, folder)
+        stack.callback(others.end)
+        save_model(SHAPES[arguments.shape], folder / "model")
+        bench = Bench(folder / "model", batch=arguments.batch, cache_gb=arguments.cache_gb, options=json.loads(arguments.options))
+        stack.callback(bench.engine.close)
+        if arguments.other is not None:
+            be_another(bench, arguments.methods[0], arguments)
+            return
         console.log(f"engine started in {bench.start_s:.0f} s")
+        others.wait()
         _wait_for(arguments.after)
-        columns = ("what", "tokens", "seconds", "tokens/s", "of equal", "of staggered", "more")
-        table = Table(*columns, title=f"{arguments.shape}, {arguments.batch} at once")
-        bench.plain(total=arguments.batch, lengths=equal)
-        begin, rates = time.perf_counter(), dict[str, float]()
-
-        def report(what: str, tokens: int, seconds: float, more: dict[str, float]) -> None:
-            rates[what] = rate = tokens / seconds
-            shares = {name: round(rate / rates[name], 3) for name in BASELINES if name in rates}
-            said = ", ".join(f"{key} {value:,.3g}" for key, value in more.items())
-            table.add_row(what, f"{tokens:,}", f"{seconds:.1f}", f"{rate:,.0f}", *(str(shares.get(name, "")) for name in BASELINES), said)
-            line = {"what": what, "shape": arguments.shape, "batch": arguments.batch, "tokens": tokens, "seconds": round(seconds, 2)}
-            print(json.dumps({**line, "rate": round(rate), "of": shares, **more}), flush=True)
-
-        total = arguments.sequences
-        for name, lengths in zip(BASELINES, (equal, staggered), strict=True):
-            report(name, *bench.plain(total=total, lengths=lengths), {})
-        report("with seeds and log-probabilities", *bench.plain(total=total, lengths=staggered, seeds=True, logprobs=0), {})
-        report("given to its core by stepladder", *bench.handed_over(total=total, lengths=staggered), {})
-        for each in arguments.methods.split(","):
-            method, _, wave = each.partition(":")
-            if time.perf_counter() - begin > arguments.seconds:
-                console.log(f"{each} and what follows it is left out: the time is up")
-                break
-            bench.search(method, int(wave), simulations=2, tokens=1)  # compiles what the method needs
-            found = bench.search(method, int(wave), simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
-            report(f"{method}, {wave} in flight", *found)
-        if arguments.profile:
-            profile(bench, arguments.methods.split(",")[-1], simulations=arguments.simulations, tokens=total * WHOLE_SOLUTION)
-        bench.engine.close()
-        console.print(table)
+        measure(bench, others, arguments, console)
 
 
 if __name__ == "__main__":

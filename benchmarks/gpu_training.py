@@ -1,6 +1,7 @@
 """Training on a GPU: seconds to the first update, tokens per second, share of the peak, and TRL's DPOTrainer on the same pairs.
 
     python -m benchmarks.gpu_training              what ``python -m benchmarks.packing --gpu`` runs; about three minutes
+    python -m benchmarks.gpu_training --profile    and where the time of three updates goes, at the end of the part "trees"
     python -m benchmarks.gpu_training --device cpu --small      the same parts on a CPU with a tiny model, to see that they work
 
 The model has Qwen2.5-0.5B's shape and random weights. Pairs are those of trees of depth 8 and branching 4 with 128 tokens of prompt and
@@ -141,7 +142,36 @@ def keep(file: Path, figures: dict[str, Any]) -> None:
     temporary.replace(file)
 
 
-def train_trees(setup: Setup, folder: Path, clock: Clock) -> None:
+class Profile:
+    """Records what three updates do once ten have been noted with compiled layers, and prints it."""
+
+    def __init__(self) -> None:
+        """Wait."""
+        self._profiler: Any = None
+        self._begin, self._seen = 0.0, 0
+
+    def note(self, *, compiled: bool) -> None:
+        """Note the end of an update."""
+        import torch
+
+        self._seen += compiled
+        if self._seen == 10:
+            self._profiler = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA], acc_events=True
+            )
+            self._profiler.start()
+            self._begin = time.perf_counter()
+        elif self._seen == 13 and self._profiler is not None:
+            seconds = time.perf_counter() - self._begin
+            self._profiler.stop()
+            rows, self._profiler = self._profiler.key_averages(), None
+            busy = sum(row.self_device_time_total for row in rows if str(row.device_type).endswith("CUDA")) / 1e6
+            print(f"three updates: {seconds:.3f} s, of which kernels {busy:.3f} s", flush=True)
+            for order in ("self_device_time_total", "self_cpu_time_total"):
+                print(rows.table(sort_by=order, row_limit=30, max_name_column_width=70), flush=True)
+
+
+def train_trees(setup: Setup, folder: Path, clock: Clock, profile: Profile | None = None) -> None:
     """Train with stepladder."""
     from stepladder.lm.settings import TrainSettings
     from stepladder.lm.tree_attention import compiled_layers
@@ -159,7 +189,10 @@ def train_trees(setup: Setup, folder: Path, clock: Clock) -> None:
     clock.say("loading, reference pass and training")
 
     def on_progress(step: int, _: int, loss: float, tokens: int) -> None:
-        clock.note(step * setup.batch_size, tokens, loss=loss, compiled=bool(len(compiled_layers)))
+        compiled = bool(len(compiled_layers))
+        if profile is not None:
+            profile.note(compiled=compiled)
+        clock.note(step * setup.batch_size, tokens, loss=loss, compiled=compiled)
 
     train_preference(folder / "model", pairs, folder / "out", settings, renderer_hash="benchmark", on_progress=on_progress)
 
@@ -238,12 +271,15 @@ def operations_per_token(setup: Setup) -> float:
     return flops.training(tokens, seen=float(sum((tree.tree.depths + 1).sum() for tree in trees)), read=read) / tokens
 
 
-def run_part(name: str, setup: Setup, folder: Path) -> None:
+def run_part(name: str, setup: Setup, folder: Path, *, profile: bool = False) -> None:
     """Run a part in this process, which ends with it: nothing that a library does at its end is waited for."""
     clock = Clock(PARTS[name].more, folder / f"{name}.json")
     clock.say("importing")
     try:
-        {"trees": train_trees, "TRL": train_trl}[name](setup, folder, clock)
+        if name == "trees":
+            train_trees(setup, folder, clock, Profile() if profile else None)
+        else:
+            train_trl(setup, folder, clock)
     except Enough:
         pass
     except Exception as error:
@@ -287,15 +323,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a tiny model")
+    parser.add_argument("--profile", action="store_true", help="where the time of three updates with compiled layers goes")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()
     setup = replace(SMALL if arguments.small else SETUP, device=arguments.device)
     if arguments.part:
-        run_part(arguments.part, setup, arguments.folder)
+        run_part(arguments.part, setup, arguments.folder, profile=arguments.profile)
         return
+    options = [option for option in ("--small", "--profile") if getattr(arguments, option[2:])]
     with tempfile.TemporaryDirectory() as name:
-        report(setup, Path(name), ["--small"] if arguments.small else [])
+        report(setup, Path(name), options)
 
 
 def report(setup: Setup, folder: Path, options: list[str]) -> None:

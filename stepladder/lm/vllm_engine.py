@@ -101,7 +101,8 @@ class VLLMEngine:
         self._live: Any = None
         self._in_groups = False
         model = self._engine.vllm_config.model_config
-        self._arrivals = Arrivals(settings.arrival_steps or (1 if on_cpu() else ARRIVAL_STEPS))
+        self.arrivals = Arrivals(settings.arrival_steps or (1 if on_cpu() else ARRIVAL_STEPS))
+        """Sequences that wait."""
         self.context: int = model.max_model_len
         """Maximum tokens of a sequence."""
         self.vocab_size: int = model.get_vocab_size()
@@ -174,7 +175,7 @@ class VLLMEngine:
         own = copy(request)
         own.request_id = own.external_req_id = key
         own.prompt_token_ids, own.sampling_params = list(token_ids), params
-        self._arrivals.add(key, own)
+        self.arrivals.add(key, own)
         self._sampled.add(key)
         return key
 
@@ -184,7 +185,7 @@ class VLLMEngine:
         Raises:
             BackendError: If the engine failed.
         """
-        for request in self._arrivals.take(len(self._sampled)):
+        for request in self.arrivals.take(len(self._sampled)):
             self._engine.engine_core.add_request(request)
         found = []
         for output in _run(self._engine.engine_core.get_output).outputs:
@@ -203,7 +204,7 @@ class VLLMEngine:
             self._open.difference_update(listed)
         sampled = [key for key in keys if key in self._sampled]
         self._sampled.difference_update(sampled)
-        if begun := self._arrivals.drop(sampled):
+        if begun := self.arrivals.drop(sampled):
             self._engine.engine_core.abort_requests(begun)
 
     def reset(self) -> None:
@@ -228,7 +229,7 @@ class VLLMEngine:
             self._live = None
             self._open.clear()
             self._sampled.clear()
-            self._arrivals.clear()
+            self.arrivals.clear()
             gc.collect()
 
 

@@ -227,7 +227,7 @@ def test_samples_are_the_same_whenever_they_arrive(engines, monkeypatch):
     engine = engines.get()
     requests = [step_request(i, (5 + i, 6), 3, seed=i, max_steps=1 + i % 3, max_step_tokens=4 + i) for i in range(20)]
     at_once = samples_of(VLLMPolicy(engine, tiny_policy()[1], FORMAT), requests)
-    monkeypatch.setattr(engine._arrivals, "steps", 5)
+    monkeypatch.setattr(engine.arrivals, "steps", 5)
     policy = VLLMPolicy(engines.get(), tiny_policy()[1], FORMAT)
     policy.submit([step_request(100, (5, 6), 2, max_steps=9, max_step_tokens=9)])
     policy.cancel([100])
