@@ -3,9 +3,10 @@
     python -m benchmarks.gpu --out figures                           without a model: the first three parts
     python -m benchmarks.gpu --out figures --model DIR --gsm8k DIR   all parts; train.jsonl and test.jsonl of GSM8K lie in the second
 
-    search, large    tokens per second of searches beside vLLM's own, models of 0.5B and 7B; the engines start side by side
-    training         seconds to the first update, tokens per second, and TRL
-    words, gsm8k     search against samples on word problems, and a round of GSM8K; side by side, since nothing is timed
+    search, plain, large   tokens per second of searches beside vLLM's own requests, models of 0.5B and 7B; ``plain`` has vLLM's default
+                           CUDA graphs in place of ours. The engines start side by side and measure one after the other
+    training               seconds to the first update, tokens per second, and TRL
+    words, gsm8k           search against samples on word problems, and a round of GSM8K; side by side, since nothing is timed
 
 Every part is a process of its own with a time limit; one that fails or is stopped does not keep the others from running, and makes the exit
 code 1. ``OUT/PART.txt`` has what it printed. ``python -m benchmarks.gpu_rehearsal`` runs all of it on a CPU at a toy size.
@@ -25,22 +26,26 @@ from pathlib import Path
 
 from benchmarks.many_runs import names_among
 
-PARTS = (("search", "large"), ("training",), ("words", "gsm8k"))
+PARTS = (("search", "plain", "large"), ("training",), ("words", "gsm8k"))
 """Parts in their order; those of a group start together."""
+IN_TURN = PARTS[0]
+"""Parts of a group that measure only when those before them have ended."""
+DEFAULT_GRAPHS = '{"compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE"}}'
+"""The CUDA graphs that vLLM has by itself."""
 SHARED_ENGINE = (
     "policy.vllm.memory_share=0.1",
     # Other processes use the GPU, too, so vLLM must not measure what is free. Without compiling it starts within seconds.
-    'policy.vllm.options={kv_cache_memory_bytes=6000000000,compilation_config={mode=0,cudagraph_mode="FULL_DECODE_ONLY"}}',
+    "policy.vllm.options={kv_cache_memory_bytes=6000000000,compilation_config={mode=0}}",
 )
 """Settings of an engine that shares the GPU with other processes."""
 WARM_UP_SOLUTIONS = 3000
 PROBLEMS = 256
 
 
-def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: float) -> list[str]:
-    """Return the command of a comparison of searches with vLLM itself."""
+def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: float, more: Sequence[str] = ()) -> list[str]:
+    """Return the command of a comparison of searches with vLLM itself, with ``more`` options."""
     sizes = ["--batch", str(batch), "--sequences", str(sequences), "--cache-gb", str(cache_gb)]
-    return [sys.executable, "-m", "benchmarks.gpu_search", "--shape", shape, *sizes, "--methods", methods, "--seconds", "170"]
+    return [sys.executable, "-m", "benchmarks.gpu_search", "--shape", shape, *sizes, "--methods", methods, "--seconds", "170", *more]
 
 
 def gsm8k(model: Path, data: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
@@ -69,6 +74,8 @@ def gsm8k(model: Path, data: Path, out: Path, more: Sequence[str] = ()) -> list[
         f"warmup.solutions={solutions}",
         "warmup.train={learning_rate=1e-5,epochs=1,batch_size=32,bf16=true}",
         "run.rounds=1",
+        # One engine has work for all problems at once.
+        f"run.shard_size={PROBLEMS}",
         "search.simulations=16",
         "search.max_depth=8",
         "search.max_step_tokens=64",
@@ -91,24 +98,27 @@ def words(model: Path, out: Path, options: Sequence[str] = (), more: Sequence[st
 
 
 def run_group(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> list[str]:
-    """Run parts that start together, keep what they print, and print its end. ``large`` measures when ``search`` has ended.
+    """Run parts that start together, keep what they print, and print its end.
 
     Returns:
         The names of the parts that failed or were stopped.
     """
-    begin, after = time.perf_counter(), out / "search.ended"
-    after.unlink(missing_ok=True)
+    begin = time.perf_counter()
+    in_turn = [name for name in IN_TURN if name in commands]
+    before = dict(itertools.pairwise(reversed(in_turn)))
+    for name in in_turn:
+        (out / f"{name}.ended").unlink(missing_ok=True)
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed = []
     try:
         for name, command in commands.items():
             print(f"== {name}: {' '.join(command[1:4])}", flush=True)
-            more = ["--after", str(after)] if name == "large" and "search" in commands else []
+            more = ["--after", str(out / f"{before[name]}.ended")] if name in before else []
             with (out / f"{name}.txt").open("wb") as log:
                 running[name] = subprocess.Popen([*command, *more], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         for name, process in running.items():
             # A part that waits for another one has its time from then on.
-            left = limit_s - (0.0 if name == "large" else time.perf_counter() - begin)
+            left = limit_s - (0.0 if name in before else time.perf_counter() - begin)
             try:
                 code = process.wait(timeout=max(left, 1.0))
                 ended = f"exit code {code}"
@@ -119,8 +129,8 @@ def run_group(commands: dict[str, list[str]], out: Path, *, limit_s: float) -> l
                 failed.append(name)
             print(f"== {name}: {ended} after {time.perf_counter() - begin:.0f} s", flush=True)
             print((out / f"{name}.txt").read_text(encoding="utf-8", errors="replace")[-4000:], flush=True)
-            if name == "search":
-                after.touch()
+            if name in in_turn:
+                (out / f"{name}.ended").touch()
     finally:
         for process in running.values():
             _kill(process)
@@ -156,8 +166,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     commands = {
-        "search": searches("0.5b", 512, "mcts:4,majority:32,beam:4,mcts:8", sequences=2048, cache_gb=16),
-        "large": searches("7b", 256, "mcts:4,majority:32,beam:4", sequences=768, cache_gb=20),
+        "search": searches("0.5b", 512, "mcts:4,mcts:4:1,majority:32,beam:4,mcts:8", sequences=2048, cache_gb=5, more=["--processes", "3"]),
+        "plain": searches("0.5b", 512, "mcts:4,mcts:4:1", sequences=2048, cache_gb=5, more=["--options", DEFAULT_GRAPHS]),
+        "large": searches("7b", 256, "mcts:4,mcts:4:1,majority:32,beam:4", sequences=768, cache_gb=10),
         "training": [sys.executable, "-m", "benchmarks.gpu_training"],
     }
     if arguments.model is not None:

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.gpu import gsm8k, run_parts, searches, words
+from benchmarks.gpu import DEFAULT_GRAPHS, PARTS, gsm8k, run_parts, searches, words
 from benchmarks.many_runs import names_among
 from stepladder.embedded.model import symbol_tokenizer
 
@@ -26,7 +26,7 @@ TRAIN, TEST = 96, 8
 CONTEXT = 1024
 SMALL_ENGINE = (
     "policy.max_batch=16",
-    'policy.vllm.options={kv_cache_memory_bytes=200000000,compilation_config={mode=0,cudagraph_mode="NONE"}}',
+    "policy.vllm.options={kv_cache_memory_bytes=200000000,compilation_config={mode=0}}",
 )
 SMALL_ROUND = (
     "problems.train_limit=12",
@@ -81,7 +81,7 @@ def main() -> None:
     """Rehearse the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for models, runs and what the parts print")
-    known = ("search", "large", "training", "words", "gsm8k")
+    known = [name for group in PARTS for name in group]
     parser.add_argument("--parts", type=names_among(known), default=known, help="by commas")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -89,8 +89,9 @@ def main() -> None:
     write_toy_problems(out / "problems")
     small = {"sequences": 32, "cache_gb": 0.2}
     commands = {
-        "search": searches("tiny", 16, "mcts:4,majority:32,beam:4,mcts:8", **small),
-        "large": searches("tiny", 16, "mcts:4,majority:32,beam:4", **small),
+        "search": searches("tiny", 16, "mcts:4,mcts:4:1,majority:32,beam:4,mcts:8", more=["--processes", "2"], **small),
+        "plain": searches("tiny", 16, "mcts:4,mcts:4:1", more=["--options", DEFAULT_GRAPHS], **small),
+        "large": searches("tiny", 16, "mcts:4,mcts:4:1,majority:32,beam:4", **small),
         "training": [sys.executable, "-m", "benchmarks.gpu_training", "--device", "cpu", "--small"],
         "words": words(out / "model", out / "words", SMALL_WORDS, SMALL_ENGINE),
         "gsm8k": gsm8k(out / "model", out / "problems", out / "gsm8k", (*SMALL_ENGINE, *SMALL_ROUND)),

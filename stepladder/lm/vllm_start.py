@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch._dynamo
+from pydantic import JsonValue
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stepladder.errors import CheckpointError, ConfigError
@@ -21,6 +22,8 @@ CPU_BLOCK_SIZE = 32
 _CPU_CACHE_GIB = "1"
 _CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
 """On a CPU a prefix must be forwarded in one step: between parts, vLLM rewinds a request's random numbers, which only GPUs can do."""
+_MOST_GRAPH_TOKENS = 2048
+"""Tokens of the largest step that has a CUDA graph: some hundred sequences that decode, and what arrives beside them."""
 _MESSAGE_CHARACTERS = 300
 _OWN_ARGUMENTS = (
     "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
@@ -45,7 +48,7 @@ def start_engine(source: str | Path, task: Task, settings: EngineSettings) -> An
     """
     vllm = import_vllm()
     silence_bars()
-    arguments = engine_arguments(source, task, settings, on_cpu=on_cpu())
+    arguments = engine_arguments(source, task, settings, on_cpu=on_cpu(), whole_graphs=_takes_whole_graphs())
     if on_cpu():
         hide_llvmlite()
     if task == "embed":
@@ -102,8 +105,43 @@ def on_cpu() -> bool:
     return current_platform.is_cpu()
 
 
-def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any]:
+def _takes_whole_graphs() -> bool:
+    """Say whether attention can be a part of CUDA graphs in steps that read prefixes, too: FlashAttention 3, which Hopper GPUs have."""
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    return current_platform.is_cuda() and current_platform.is_device_capability(90)
+
+
+def with_whole_graphs(given: JsonValue, *, max_batch: int) -> JsonValue:
+    """Return vLLM's ``compilation_config`` with CUDA graphs of whole steps, those included in which sequences arrive.
+
+    vLLM's own graphs of whole steps are for steps that only decode, and none has more than 512 tokens. Nearly every step of a search has
+    arrivals, so it would nearly always run without. Settings of CUDA graphs that are given stay.
+
+    Args:
+        given: What the user set; None is nothing.
+        max_batch: Sequences decoded at once, >= 1.
+    """
+    if given is None:
+        given = {}
+    if not isinstance(given, dict) or any("cudagraph" in key for key in given):
+        return given
+    most = min(8 * max_batch, _MOST_GRAPH_TOKENS)
+    sizes = (1, 2, 4, *range(8, 256, 8), *range(256, 1024, 32), *range(1024, _MOST_GRAPH_TOKENS + 1, 128))
+    return {**given, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [size for size in sizes if size <= most]}
+
+
+def engine_arguments(
+    source: str | Path, task: Task, settings: EngineSettings, *, on_cpu: bool, whole_graphs: bool = False
+) -> dict[str, Any]:
     """Return the arguments of ``vllm.EngineArgs``. Options override the machine's defaults, but not what the backends rely on.
+
+    Args:
+        source: Model directory or hub id.
+        task: What the engine does.
+        settings: How to use the machine.
+        on_cpu: Whether it is a CPU.
+        whole_graphs: Whether CUDA graphs can hold whole steps with arrivals; an engine that samples then uses them.
 
     Raises:
         ConfigError: If an option is reserved.
@@ -130,6 +168,8 @@ def engine_arguments(source: str | Path, task: Task, settings: EngineSettings, *
     }
     if task == "embed":
         return arguments | {"runner": "pooling", "convert": "embed"}
+    if whole_graphs and not arguments.get("enforce_eager"):
+        arguments["compilation_config"] = with_whole_graphs(arguments.get("compilation_config"), max_batch=settings.max_batch)
     return arguments | {"max_logprobs": 1, "logprobs_mode": "raw_logprobs"}
 
 

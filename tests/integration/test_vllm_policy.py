@@ -274,7 +274,9 @@ def test_the_installed_vllm_knows_the_arguments_of_a_gpu_engine(saved):
 
     settings = EngineSettings(memory_share=0.3, tensor_parallel=2, block_size=16, max_batch=64, options={"quantization": "fp8"})
     for task in ("generate", "embed"):
-        resolved = EngineArgs(**engine_arguments(saved, task, settings, on_cpu=False))
+        resolved = EngineArgs(**engine_arguments(saved, task, settings, on_cpu=False, whole_graphs=True))
+        graphs = resolved.compilation_config
+        assert (graphs.cudagraph_mode is not None and graphs.cudagraph_mode.name == "FULL") == (task == "generate")
         assert (resolved.gpu_memory_utilization, resolved.tensor_parallel_size, resolved.block_size) == (0.3, 2, 16)
         assert (resolved.max_num_seqs, resolved.quantization, resolved.enable_prefix_caching) == (64, "fp8", True)
 

@@ -469,12 +469,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
                 f"{on_vllm[0]}: 'vllm' needs the package vllm: it is not installed -- pip install 'stepladder[vllm]' where there is a "
                 "GPU, or see docs/backends.md for the CPU"
             )
-        shares = (config.policy.vllm.memory_share, config.policy.vllm.prm_memory_share)
-        if len(on_vllm) > 1 and sum(shares) > 1:
-            raise ConfigError(
-                f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
-                f"{shares[1]} -- lower one"
-            )
+        _check_shares(config, on_vllm)
         wanted, found = config.policy.vllm.data_parallel * config.policy.vllm.tensor_parallel, len(gpu_names())
         if trains and config.run.cluster == "local" and wanted > max(found, 1):
             raise ConfigError(
@@ -484,6 +479,41 @@ def check_backends(config: Config, *, trains: bool) -> None:
         raise ConfigError(
             "policy.backend: evolve trains the policy, and a server keeps the weights it was started with: got 'openai' -- use 'vllm' or "
             "'transformers'"
+        )
+
+
+def _check_shares(config: Config, on_vllm: list[str]) -> None:
+    """Refuse engines that do not fit on a GPU together, and engines of several workers that would disturb each other's start.
+
+    Args:
+        config: The configuration.
+        on_vllm: Which of ``policy.backend`` and ``prm.backend`` are vLLM, at least one.
+
+    Raises:
+        ConfigError: See above.
+    """
+    section = config.policy.vllm
+    of_each = {"policy.backend": section.memory_share, "prm.backend": section.prm_memory_share}
+    shares = [of_each[name] for name in on_vllm]
+    if sum(shares) > 1:
+        raise ConfigError(
+            f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
+            f"{shares[1]} -- lower one"
+        )
+    together = config.run.workers
+    shared = config.run.cluster == "local" and uses_gpu(config.policy.device) and section.data_parallel == 1 and together > 1
+    if not shared:
+        return
+    if together * sum(shares) > 1:
+        raise ConfigError(
+            f"run.workers: the engines of {together} workers that share the GPUs must fit together: got {together} times a memory_share of "
+            f"{sum(shares):g} -- set policy.vllm.memory_share to {1 / together / len(shares):.2g} or less, or data_parallel for a GPU each"
+        )
+    if "kv_cache_memory_bytes" not in section.options:
+        raise ConfigError(
+            "policy.vllm.options: engines of several workers on one GPU need the size of their cache, since vLLM measures the free memory "
+            "when it starts, and they start side by side: got no kv_cache_memory_bytes -- set "
+            "policy.vllm.options.kv_cache_memory_bytes=8000000000"
         )
 
 

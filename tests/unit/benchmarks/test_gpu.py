@@ -49,15 +49,17 @@ def test_a_failure_is_named_at_the_end_and_stops_nothing(tmp_path: Path, capsys:
     assert "search: exit code 3" in said and "ZeroDivisionError" in said and "fine" in said
 
 
-def test_the_second_search_measures_after_the_first(tmp_path: Path) -> None:
-    """Both start at once, so that engines start side by side; the file that ``large`` waits for comes with the end of ``search``."""
-    ended = tmp_path / "ended"
-    first = f"import time, pathlib; time.sleep(1); pathlib.Path({str(ended)!r}).touch()"
-    second = (
-        "import sys, time, pathlib\nfile = pathlib.Path(sys.argv[sys.argv.index('--after') + 1])\n"
-        f"while not file.exists(): time.sleep(0.05)\nraise SystemExit(not pathlib.Path({str(ended)!r}).exists())"
+def test_searches_measure_one_after_the_other(tmp_path: Path) -> None:
+    """All start at once, so that engines start side by side; the file that each waits for comes with the end of the one before it."""
+    part = (
+        "import sys, time, pathlib\nnow, *after = pathlib.Path({now!r}), *map(pathlib.Path, sys.argv[2:])\n"
+        "while after and not after[0].exists(): time.sleep(0.05)\n"
+        "if now.exists(): raise SystemExit(1)\nnow.touch(); time.sleep(0.5); now.unlink()\nprint('alone')"
     )
-    assert run_group({"search": _python(first), "large": _python(second)}, tmp_path, limit_s=60.0) == []
+    code = _python(part.format(now=str(tmp_path / "now")))
+    assert run_group(dict.fromkeys(("search", "plain", "large"), code), tmp_path, limit_s=60.0) == []
+    ends = [(tmp_path / f"{name}.ended").stat().st_mtime_ns for name in ("search", "plain", "large")]
+    assert ends == sorted(ends) and all("alone" in (tmp_path / f"{name}.txt").read_text() for name in ("search", "plain", "large"))
 
 
 def _settings(command: list[str]) -> list[str]:

@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.integrations.flex_attention import WrappedFlexAttention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from stepladder.errors import BackendError
 from stepladder.lm import chunked_head, compilation
 from stepladder.lm import tree_attention as attention
 from stepladder.lm.compilation import compiling, order_for, use
@@ -153,3 +155,23 @@ def test_the_process_compiles_what_the_training_runs(counter: CompileCounterWith
     model = family_model("gemma 3")
     compilation.carry_out(order_for(model, TrainSettings(bf16=True)), device="cpu", tokens=(512, 384))
     assert counter.frame_count == 4
+
+
+@pytest.mark.parametrize(("limits", "graphs"), [([600], 4), ([350, 450, 600, 800], None)])
+def test_short_and_long_passes_may_have_a_graph_each(
+    limits: list[int], graphs: int | None, counter: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For large tensors torch makes other kernels; a graph for every length is refused, since a training would compile for ever."""
+    forward = Qwen2MLP.forward
+
+    def by_size(self: Qwen2MLP, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) * (1 + sum(x.shape[1] >= limit for limit in limits))
+
+    monkeypatch.setattr(Qwen2MLP, "forward", by_size)
+    order = order_for(family_model("qwen2"), TrainSettings(bf16=True))
+    if graphs is None:
+        with pytest.raises(BackendError, match=r"two all lengths: got \[1, 2, 3, 3\] graphs"):
+            compilation.carry_out(order, device="cpu", tokens=(900, 384, 512, 700))
+        return
+    compilation.carry_out(order, device="cpu", tokens=(900, 384, 512, 700))
+    assert counter.frame_count == graphs

@@ -1,6 +1,7 @@
 """Backends from the configuration: what is checked before any work, and a solve whose server dies."""
 
 import os
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.lm.loaded_models import LoadedModels, Role
+from stepladder.lm.settings import EngineSettings
 from stepladder.lm.vllm_start import engine_arguments
 from stepladder.loops.assembly import checks
 from stepladder.loops.assembly.checks import check_backends
@@ -63,6 +65,54 @@ def test_backends_are_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -
     check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=3"), trains=True)
     with pytest.raises(ConfigError, match="got 4 > 3"):
         check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
+
+
+def test_engines_of_workers_that_share_a_gpu_fit_and_start_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their shares are summed over workers, and each names the size of its cache; a GPU each, or one worker, needs neither."""
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    monkeypatch.setattr(checks, "uses_gpu", lambda device: device != "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    sharing = ["policy.backend=vllm", "run.workers=3", "policy.device=cuda"]
+    with pytest.raises(ConfigError, match=r"got 3 times a memory_share of 0\.45 -- set policy\.vllm\.memory_share to 0\.33 or less"):
+        check_backends(_config(*sharing), trains=True)
+    small = [*sharing, "policy.vllm.memory_share=0.2"]
+    with pytest.raises(ConfigError, match="got no kv_cache_memory_bytes"):
+        check_backends(_config(*small), trains=True)
+    sized = [*small, "policy.vllm.options.kv_cache_memory_bytes=8000000000"]
+    check_backends(_config(*sized), trains=True)
+    with pytest.raises(ConfigError, match=r"got 3 times a memory_share of 0\.55 -- set policy\.vllm\.memory_share to 0\.17"):
+        check_backends(_config(*sized, "prm.backend=vllm"), trains=True)
+    for alone in ("run.workers=1", "policy.vllm.data_parallel=3", "policy.device=cpu"):
+        check_backends(_config(*sharing, alone), trains=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32]}),
+        ({"mode": 0}, {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32]}),
+        ({"cudagraph_mode": "NONE"}, {"cudagraph_mode": "NONE"}),
+        ({"max_cudagraph_capture_size": 64, "mode": 3}, {"max_cudagraph_capture_size": 64, "mode": 3}),
+        (3, 3),
+    ],
+)
+def test_graphs_hold_whole_steps_where_they_can(given: Any, expected: Any) -> None:
+    """Up to eight tokens a sequence; graphs that the user set stay. Engines without graphs, other GPUs and PRMs stay as vLLM has them."""
+    options = {} if given is None else {"compilation_config": given}
+    settings = EngineSettings(max_batch=4, options=options)
+    assert engine_arguments("p", "generate", settings, on_cpu=False, whole_graphs=True)["compilation_config"] == expected
+    assert engine_arguments("p", "generate", settings, on_cpu=False).get("compilation_config") == given
+    assert engine_arguments("p", "embed", settings, on_cpu=False, whole_graphs=True).get("compilation_config") == given
+    eager = EngineSettings(options={"enforce_eager": True})
+    assert "compilation_config" not in engine_arguments("p", "generate", eager, on_cpu=False, whole_graphs=True)
+
+
+def test_the_largest_graph_has_two_thousand_tokens() -> None:
+    """Sizes rise, the largest is a power of two, and a batch of 512 has graphs for its own size and for arrivals."""
+    settings = EngineSettings(max_batch=512)
+    config = engine_arguments("p", "generate", settings, on_cpu=False, whole_graphs=True)["compilation_config"]
+    sizes = config["cudagraph_capture_sizes"]
+    assert sizes == sorted(set(sizes)) and sizes[-1] == 2048 and {1, 256, 512, 1024} < set(sizes) and len(sizes) < 80
 
 
 def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
