@@ -7,9 +7,7 @@ So nothing depends on how the rows are split.
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -110,27 +108,6 @@ class _Rows(torch.utils.data.Dataset):
         return WeightedRow(self._rows[use.number], use.counted)
 
 
-class Ahead:
-    """Takes items of an iterator in a thread, so that the next ones are made while the caller works with the last."""
-
-    def __init__(self) -> None:
-        """Begin without an iterator."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stepladder-batches")
-        self._coming: tuple[Iterator[Any], Future[list[Any]]] | None = None
-
-    def take(self, iterator: Iterator[Any], count: int) -> list[Any]:
-        """Return the next items, at most so many, and begin with as many of the same iterator for the next call."""
-        if self._coming is None or self._coming[0] is not iterator:
-            self._coming = iterator, self._thread.submit(_taken, iterator, count)
-        items = self._coming[1].result()
-        self._coming = iterator, self._thread.submit(_taken, iterator, count)
-        return items
-
-
-def _taken(iterator: Iterator[Any], count: int) -> list[Any]:
-    return list(islice(iterator, count))
-
-
 class ObjectiveTrainer(Trainer):
     """A ``transformers.Trainer`` that follows a given plan and takes its loss from an objective."""
 
@@ -143,14 +120,12 @@ class ObjectiveTrainer(Trainer):
         measured = held_out.data_set() if held_out else None
         super().__init__(model, args, train_dataset=plan.data_set(), eval_dataset=measured, data_collator=plan.batch)
         self._plan, self._objective, self._held_out = plan, objective, held_out
-        # A GPU computes while this process lays out rows, which takes as long as a seventh of an update. A CPU does one or the other.
-        self._ahead = Ahead() if args.device.type == "cuda" else None
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the plan's batches. accelerate gives every process its own.
 
-        Collation happens in this process, on a GPU in a thread, because that is cheaper than passing tensors between processes.
+        Collation happens in this process, because that is cheaper than passing tensors between processes.
         """
         on_gpu = self.args.device.type == "cuda"
         loader = DataLoader(
@@ -163,7 +138,7 @@ class ObjectiveTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return this process's batches of one update and, as "items", the counts of the whole update over all processes."""
-        batches = _taken(epoch_iterator, num_batches) if self._ahead is None else self._ahead.take(epoch_iterator, num_batches)
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, self._counts(batches) if batches else None
 
     def _counts(self, batches: Sequence[Batch]) -> Tensor:

@@ -6,12 +6,9 @@ import math
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
-from stepladder.lm import trainer
 from stepladder.lm.adapters import quantization
 from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
@@ -319,52 +315,6 @@ def test_accumulated_passes_give_the_weights_of_one(start: Path, tmp_path: Path)
     whole, split = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "split"))
     for name, value in whole.items():
         torch.testing.assert_close(value, split[name], rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_batches_made_ahead_change_nothing(start: Path, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, a thread lays out the next update while this one is computed; several passes an update, and a continued training."""
-    settings = replace(SETTINGS, packed=packed, micro_batch_size=2, checkpoint_every=2)
-    train_sft(start, random_traces(), tmp_path / "plain", settings, renderer_hash=HASH)
-    made = trainer.ObjectiveTrainer.__init__
-
-    def ahead(self: trainer.ObjectiveTrainer, *arguments: Any, **named: Any) -> None:
-        made(self, *arguments, **named)
-        self._ahead = trainer.Ahead()
-
-    monkeypatch.setattr(trainer.ObjectiveTrainer, "__init__", ahead)
-    train_sft(start, random_traces(), tmp_path / "ahead", settings, renderer_hash=HASH)
-    assert weights_digest(tmp_path / "ahead") == weights_digest(tmp_path / "plain")
-
-    def stop(step: int, *_: object) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_sft(start, random_traces(), tmp_path / "stopped", settings, renderer_hash=HASH, on_progress=stop)
-    train_sft(start, random_traces(), tmp_path / "stopped", settings, renderer_hash=HASH)
-    assert weights_digest(tmp_path / "stopped") == weights_digest(tmp_path / "plain")
-
-
-def test_items_are_made_ahead_in_order() -> None:
-    """All items come once; those of the next call are begun with before it is made; a failure is told by the call that misses the item."""
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(5):
-            made.append(number)
-            yield number
-        raise ValueError("no more")
-
-    source, ahead = items(), trainer.Ahead()
-    assert ahead.take(source, 2) == [0, 1]
-    deadline = time.monotonic() + 10
-    while made != [0, 1, 2, 3] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert made == [0, 1, 2, 3] and ahead.take(source, 2) == [2, 3]
-    with pytest.raises(ValueError, match="no more"):
-        ahead.take(source, 2)
-    assert ahead.take(iter("ab"), 3) == ["a", "b"]
 
 
 def test_a_fresh_process_writes_the_same_bytes(start: Path, tmp_path: Path) -> None:
