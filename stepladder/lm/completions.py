@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from stepladder.lm.chunked_head import CHUNK_BYTES, Head, choice_logps, head_left_out, head_of
 from stepladder.lm.packing import Layout, PackedRow, lay_out
 from stepladder.lm.trainer import Batch
-from stepladder.lm.training_rows import pad
+from stepladder.lm.training_rows import pad, pad_flat
 from stepladder.lm.tree_attention import logits_at, run_rows, tree_inputs
 
 IGNORE = -100
@@ -96,22 +95,34 @@ def collate_packed_completions(trees: Sequence[PackedRow[RowT]], *, width: int =
 
 def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionRow]) -> Batch:
     """Return the batch that reads completions along paths. The last prompt token predicts the first completion token."""
-    sources = [torch.from_numpy(path[len(side.prompt_ids) - 1 :]) for path, side in zip(paths, sides, strict=True)]
-    rows, places = torch.cat(sources) // layout.ends.shape[1], torch.cat(sources) % layout.ends.shape[1]
-    columns, indices = places.unique(return_inverse=True)
-    lengths = [len(source) for source in sources]
-    flat = (rows * len(columns) + indices).split(lengths)
-    tokens = np.concatenate([np.maximum(side.targets, 0) for side in sides])
-    pairs, entries = np.unique(np.stack([torch.cat(sources).numpy(), tokens], axis=1), axis=0, return_inverse=True)
+    read = [path[len(side.prompt_ids) - 1 :] for path, side in zip(paths, sides, strict=True)]
+    positions, lengths = np.concatenate(read), np.array([len(each) for each in read])
+    targets = pad([side.targets for side in sides], value=IGNORE)
+    tokens = np.maximum(targets.numpy()[np.arange(targets.shape[1]) < lengths[:, None]], 0)
+    # One number stands for a position and a token: numbers sort ten times faster than pairs.
+    vocabulary = int(tokens.max()) + 1
+    pairs, entries = np.unique(positions * vocabulary + tokens, return_inverse=True)
     return {
         "inputs": tree_inputs(layout),
-        "targets": pad([side.targets for side in sides], value=IGNORE),
-        "columns": columns,
-        "sources": pad_sequence(list(flat), batch_first=True),
-        "positions": torch.from_numpy(pairs[:, 0].copy()),
-        "choices": torch.from_numpy(pairs[:, 1].copy()),
-        "places": pad_sequence(list(torch.from_numpy(entries.ravel()).split(lengths)), batch_first=True),
+        "targets": targets,
+        **read_columns(read, layout.ends.shape[1]),
+        "positions": torch.from_numpy(pairs // vocabulary),
+        "choices": torch.from_numpy(pairs % vocabulary),
+        "places": pad_flat(entries, lengths, value=0),
     }
+
+
+def read_columns(read: Sequence[Int[np.ndarray, " _"]], width: int) -> Batch:
+    """Return ``columns`` and ``sources`` of ``collate_packed_completions``.
+
+    Args:
+        read: The positions that predict the tokens of each completion, counted in the B x T tokens.
+        width: T, the tokens of a row.
+    """
+    rows, places = np.divmod(np.concatenate(read), width)
+    columns, indices = np.unique(places, return_inverse=True)
+    sources = pad_flat(rows * len(columns) + indices, np.array([len(each) for each in read]), value=0)
+    return {"columns": torch.from_numpy(columns), "sources": sources}
 
 
 def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -107,5 +109,18 @@ def pad(sequences: Sequence[Sequence[int]], *, value: int) -> Int[Tensor, "B T"]
     Padding comes after every real token and attention is causal. So no real token sees padding, and no attention mask is needed, which
     keeps attention on its fastest path.
     """
-    width = max(len(sequence) for sequence in sequences)
-    return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])
+    lengths = np.array([len(sequence) for sequence in sequences])
+    return pad_flat(np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=lengths.sum()), lengths, value=value)
+
+
+def pad_flat(flat: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " B"], *, value: int) -> Int[Tensor, "B T"]:
+    """Return sequences that lie one after the other as one int64 tensor, padded on the right with ``value``.
+
+    Args:
+        flat: The numbers of all sequences.
+        lengths: Of the B sequences; they sum to N.
+        value: What the padding holds.
+    """
+    padded = np.full((len(lengths), lengths.max()), value, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+    return torch.from_numpy(padded)

@@ -35,9 +35,9 @@ class NewTokens(NamedTuple):
 class Arrivals:
     """Sequences that wait for an engine. They go to it together, every few steps, or at once if it has nothing else to do.
 
-    A step that takes up a sequence reads its prefix beside the tokens of the others, and is much slower on a GPU: vLLM's CUDA graphs of
-    whole steps are for steps that only decode. The sequences of a search are short and end at any time, so without waiting every step
-    would be such a step.
+    A step that takes up a sequence reads its prefix beside the tokens of the others, and is much slower on a GPU where vLLM's CUDA graphs
+    of whole steps are for steps that only decode (``vllm_start.with_whole_graphs``). The sequences of a search are short and end at any
+    time, so without waiting every step would be such a step.
     """
 
     def __init__(self, steps: int) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stepladder.lm.completions import IGNORE, CompletionRow, completion_logps
+from stepladder.lm.completions import IGNORE, CompletionRow, completion_logps, read_columns
 from stepladder.lm.flat import body_of
 from stepladder.lm.loading import load_tokenizer
 from stepladder.lm.packing import PackedRow, lay_out
@@ -200,15 +199,11 @@ def _read_parts(read: Sequence[_Read], width: int) -> Batch:
     completions = [(row, places) for row, places in read if isinstance(row, CompletionRow)]
     targeted = [(row, places) for row, places in read if isinstance(row, TargetRow)]
     # The last token of the prompt predicts the first of the completion.
-    sources = [torch.from_numpy(places[len(row.prompt_ids) - 1 :]) for row, places in completions] or [torch.zeros(1, dtype=torch.long)]
-    flat = torch.cat(sources)
-    columns, indices = (flat % width).unique(return_inverse=True)
-    among_logits = (flat // width * len(columns) + indices).split([len(source) for source in sources])
+    learned = [places[len(row.prompt_ids) - 1 :] for row, places in completions] or [np.zeros(1, dtype=np.int64)]
     value_sources = [places[row.positions] for row, places in targeted] or [np.zeros(0, dtype=np.int64)]
     return {
         "targets": pad([row.targets for row, _ in completions] or [[IGNORE]], value=IGNORE),
-        "columns": columns,
-        "sources": pad_sequence(list(among_logits), batch_first=True),
+        **read_columns(learned, width),
         "values": torch.tensor([target for row, _ in targeted for target in row.targets], dtype=torch.float32),
         "value_sources": torch.from_numpy(np.concatenate(value_sources)),
     }
