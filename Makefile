@@ -83,8 +83,9 @@ gpu:  ## the same, and a round of GSM8K: make gpu MODEL=DIR GSM8K=DIR, a small b
 gpu-rehearsal: $(VLLM_VENV)/.installed  ## all parts of make gpu at a toy size on a CPU, to see that they work
 	$(VLLM_VENV)/bin/python -m benchmarks.gpu_rehearsal --out build/rehearsal
 
-bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences
+bench-packing: $(VENV)/.installed-dev  ## training on trees against TRL's DPOTrainer and against separate sequences: speed, and what is learned by then
 	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.learning
 
 prm-study: $(VENV)/.installed-dev  ## losses, targets and aggregations of PRMs at equal tokens, and noisy ones with and without pessimism
 	$(BIN)/python -m benchmarks.prm_study

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.packing import GPU, Case, Setup, make_pairs, write_model
+from benchmarks.packing import GPU, Case, Setup, make_pairs, text_rows, trl_trainer, write_model
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 operations per second by a part of the card's name."""
@@ -199,32 +199,9 @@ def train_trees(setup: Setup, folder: Path, clock: Clock, profile: Profile | Non
 
 def train_trl(setup: Setup, folder: Path, clock: Clock) -> None:
     """Train with TRL at its best settings: reference log-probabilities once before, bfloat16; it has no padding-free mode at present."""
-    from datasets import Dataset, disable_progress_bars
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+    from transformers import TrainerCallback
 
-    from stepladder.lm.loading import load_causal_lm, load_tokenizer
-
-    disable_progress_bars()
     pairs = make_pairs(replace(CASE, num_trees=TRL_TREES), setup)
-    rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
-    settings = DPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=setup.rows_per_pass,
-        gradient_accumulation_steps=setup.batch_size // setup.rows_per_pass,
-        max_steps=UPDATES,
-        learning_rate=1e-5,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=True,
-        precompute_ref_batch_size=2 * setup.rows_per_pass,
-        bf16=setup.device != "cpu",
-        max_length=None,
-        use_cpu=setup.device == "cpu",
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
     per_pair = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs) / len(pairs)
     done = count(1)
 
@@ -243,11 +220,20 @@ def train_trl(setup: Setup, folder: Path, clock: Clock) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.on_substep_end(args, state, control)
 
-    clock.say("loading the model")
-    model, tokenizer = load_causal_lm(folder / "model", device=setup.device, dtype="float32"), load_tokenizer(folder / "model")
-    clock.say(f"tokens and reference log-probabilities of {len(pairs)} pairs")
-    trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
+    clock.say(f"loading the model; reference log-probabilities of {len(pairs)} pairs")
+    trainer = trl_trainer(
+        text_rows(pairs),
+        folder / "model",
+        folder / "trl",
+        device=setup.device,
+        per_device_train_batch_size=setup.rows_per_pass,
+        gradient_accumulation_steps=setup.batch_size // setup.rows_per_pass,
+        max_steps=UPDATES,
+        learning_rate=1e-5,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=2 * setup.rows_per_pass,
+        bf16=setup.device != "cpu",
+    )
     trainer.add_callback(Note())
     trainer.train()
 

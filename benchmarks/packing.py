@@ -198,35 +198,65 @@ def train_ours(trainer: str, case: Case, setup: Setup, model_dir: Path, out: Pat
     return _clock(setup) - start, report.tokens
 
 
-def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
-    """Train one epoch with TRL; return seconds, tokenising and loading left out, and tokens."""
+def trl_trainer(rows: list[dict[str, Any]], model_dir: Path | str, out: Path, *, device: str = "cpu", **settings: Any) -> Any:
+    """Return TRL's DPOTrainer with its model loaded; nothing is logged, saved or shown.
+
+    Args:
+        rows: Pairs as text (prompt, chosen, rejected), or as token ids (prompt_ids, chosen_ids, rejected_ids), which are taken as they are.
+        model_dir: The model to train.
+        out: Its output directory.
+        device: Where to train.
+        settings: Fields of its ``DPOConfig``.
+    """
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-    from stepladder.lm.loading import load_causal_lm, load_tokenizer
+    from stepladder.lm.loading import load_causal_lm, load_tokenizer, quiet
+
+    class OnTokenIds(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
 
     disable_progress_bars()
-    pairs = make_pairs(case, setup)
-    rows = Dataset.from_list([{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs])
-    settings = DPOConfig(
+    config = DPOConfig(
         output_dir=str(out),
-        per_device_train_batch_size=min(setup.rows_per_pass, setup.batch_size),
-        gradient_accumulation_steps=max(1, setup.batch_size // setup.rows_per_pass),
-        num_train_epochs=1,
-        learning_rate=1e-4,
         gradient_checkpointing=False,
-        bf16=setup.bf16,
         max_length=None,
-        use_cpu=setup.device == "cpu",
+        use_cpu=device == "cpu",
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
+        **settings,
     )
-    model, tokenizer = load_causal_lm(model_dir, device=setup.device, dtype="float32"), load_tokenizer(model_dir)
-    trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+    with quiet():
+        model, tokenizer = load_causal_lm(model_dir, device=device, dtype="float32"), load_tokenizer(model_dir)
+    kind = OnTokenIds if "prompt_ids" in rows[0] else DPOTrainer
+    trainer = kind(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def text_rows(pairs: list[PreferencePair]) -> list[dict[str, Any]]:
+    """Return the text of pairs, as TRL reads it."""
+    return [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
+
+
+def train_trl(case: Case, setup: Setup, model_dir: Path, out: Path) -> tuple[float, int]:
+    """Train one epoch with TRL; return seconds, tokenising and loading left out, and tokens."""
+    pairs = make_pairs(case, setup)
+    trainer = trl_trainer(
+        text_rows(pairs),
+        model_dir,
+        out,
+        device=setup.device,
+        per_device_train_batch_size=min(setup.rows_per_pass, setup.batch_size),
+        gradient_accumulation_steps=max(1, setup.batch_size // setup.rows_per_pass),
+        num_train_epochs=1,
+        learning_rate=1e-4,
+        bf16=setup.bf16,
+    )
     tokens = 2 * sum(len(pair.prompt_ids) for pair in pairs) + sum(len(pair.chosen_ids) + len(pair.rejected_ids) + 2 for pair in pairs)
     start = _clock(setup)
     trainer.train()
