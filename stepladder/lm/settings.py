@@ -65,7 +65,8 @@ class StageSettings:
     sequence is forwarded separately."""
     problems_per_update: Count = 1
     """About how many problems an update mixes with ``packed``, >= 1. Above 1, a problem's rows come in parts of at most ``batch_size``
-    divided by this number, at different places of the order. Updates then differ less, but a prefix is forwarded once for every part."""
+    divided by this number, at different places of the order. Updates then differ less, but a prefix is forwarded once for every part. It
+    pays where updates are scarce rather than seconds (``benchmarks/RESULTS.md``)."""
     row_tokens: Count = 1024
     """Maximum tokens of a tree with ``packed``, >= 1; larger trees are cut. On a CPU, attention costs the square of this number."""
     warmup_ratio: Share = 0.03
