@@ -304,20 +304,22 @@ class DecodeRows:
             self._resize(rows, slots)
 
     def _resize(self, rows: int, slots: int) -> None:
-        """Take another amount of memory; what is in both stays."""
-        both = slice(min(rows, self.num_rows)), slice(min(slots, self.num_slots))
+        """Take another amount of memory; rows in use that are in both stay. Only they are copied: most of the memory was never touched."""
         keys, values = self._model.zeros(rows, slots), self._model.zeros(rows, slots)
-        keys[:, *both], values[:, *both] = self._keys[:, *both], self._values[:, *both]
-        # New slots are hidden from every lane until ``_show`` opens them.
+        # Slots are hidden from every lane until ``_show`` opens them.
         mask = self._mask.new_full((rows, self.num_lanes, slots), torch.finfo(self._mask.dtype).min)
-        mask[both[0], :, both[1]] = self._mask[both[0], :, both[1]]
         positions = self._positions.new_zeros(rows, slots)
-        positions[both] = self._positions[both]
         outputs = np.zeros((rows, slots, self._model.num_outputs), dtype=np.float32)
-        # Heads are attached while there are no rows.
-        if self.num_rows:
-            outputs[both] = self._outputs[both]
-        self._fill, self._lanes = (np.pad(each[both[0]], (0, rows - len(each[both[0]]))) for each in (self._fill, self._lanes))
+        used = np.flatnonzero(self._lanes[:rows])
+        # Neighbours in use are copied together.
+        for run in np.split(used, np.flatnonzero(np.diff(used) > 1) + 1) if len(used) else ():
+            kept, filled = slice(run[0], run[-1] + 1), slice(min(slots, self.num_slots, self._fill[run].max()))
+            keys[:, kept, filled], values[:, kept, filled] = self._keys[:, kept, filled], self._values[:, kept, filled]
+            mask[kept, :, filled] = self._mask[kept, :, filled]
+            positions[kept, filled] = self._positions[kept, filled]
+            outputs[kept, filled] = self._outputs[kept, filled]
+        both = slice(min(rows, self.num_rows))
+        self._fill, self._lanes = (np.pad(each[both], (0, rows - len(each[both]))) for each in (self._fill, self._lanes))
         self._keys, self._values, self._mask, self._positions, self._outputs = keys, values, mask, positions, outputs
 
     def _show(self, rows: np.ndarray, lanes: np.ndarray, shared: np.ndarray, slots: np.ndarray) -> None:
