@@ -9,8 +9,9 @@ Axes: N tokens of a pass, H query heads, h key/value heads, D head dimension, B 
 """
 
 import math
+import mmap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +44,6 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerAttention
 _NAME = "stepladder_flat"
 _FOLD_LIMIT = 64
 """Queries per sequence up to which the heads of a group share one pass over their keys."""
-_ALIGNMENT = 64
-"""Alignment in bytes; torch aligns its own tensors so."""
 _FIXED = "attention outside transformers' registry"
 _REFUSED_OPTIONS = ("s_aux", "position_bias")
 
@@ -130,13 +129,8 @@ class FlatModel:
         full = (self.num_layers, *shape, self.num_kv_heads, self.head_dim)
         if self.device.type != "cpu":
             return torch.zeros(full, dtype=self.dtype, device=self.device)
-        # NumPy gets zeroed pages from the system, which cost nothing until they are written. torch would write them now.
         num_bytes = math.prod(full) * self.dtype.itemsize
-        if num_bytes == 0:
-            return torch.empty(full, dtype=self.dtype)
-        pages = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-        begin = -pages.ctypes.data % _ALIGNMENT
-        return torch.from_numpy(pages[begin : begin + num_bytes]).view(self.dtype).view(full)
+        return torch.frombuffer(_pages(num_bytes), dtype=self.dtype).view(full) if num_bytes else torch.empty(full, dtype=self.dtype)
 
     def forward(
         self, token_ids: Int[torch.Tensor, "N"], positions: Int[torch.Tensor, "N"], attend: Attend, **options: Any
@@ -192,6 +186,21 @@ class FlatModel:
             yield
         finally:
             handle.remove()
+
+
+def _pages(num_bytes: int) -> mmap.mmap:
+    """Return zeroed memory that costs nothing until it is written. torch would write it now.
+
+    It has small pages: a few tokens of each row and layer are written, and each would take a page of 2 MB.
+    """
+    try:
+        pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for {num_bytes:,} bytes of keys and values") from error
+    # Not every system has huge pages, or lets them be declined.
+    with suppress(OSError, AttributeError):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages
 
 
 def body_of(model: PreTrainedModel) -> torch.nn.Module:

@@ -46,12 +46,17 @@ def test_rows_that_end_give_their_memory_back() -> None:
     assert (rows.num_rows, rows.num_bytes) == (0, 0)
 
 
+def _small(num_lanes: int, num_outputs: int = 0) -> DecodeRows:
+    """Return rows on the CPU of a model with one number per key."""
+    model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"), num_outputs=num_outputs, bytes_per_token=8)
+    model.zeros = lambda *sizes: torch.zeros(1, *sizes, 1, 1)
+    return DecodeRows(model, num_lanes=num_lanes)  # pyright: ignore[reportArgumentType]
+
+
 def test_what_is_in_use_survives_a_change_of_memory() -> None:
     """Keys, masks and positions of a row stay what they were while memory grows and shrinks around it."""
     torch.manual_seed(0)
-    model = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"), num_outputs=2, bytes_per_token=8)
-    model.zeros = lambda *sizes: torch.zeros(1, *sizes, 1, 1)
-    rows = DecodeRows(model, num_lanes=2)  # pyright: ignore[reportArgumentType]
+    rows = _small(num_lanes=2, num_outputs=2)
     (number,) = rows.allocate([5], [2])
     keys, values = torch.randn(1, 5, 1, 1), torch.randn(1, 5, 1, 1)
     rows.load([number], keys, values)
@@ -66,3 +71,17 @@ def test_what_is_in_use_survives_a_change_of_memory() -> None:
         np.testing.assert_array_equal(held[2][own], np.arange(10).reshape(5, 2))
     torch.testing.assert_close(found[1:], [found[0], found[0]])
     torch.testing.assert_close(found[0][:2], [keys, values])
+
+
+@torch.inference_mode()
+def test_only_what_is_in_use_is_copied_when_memory_grows() -> None:
+    """Of rows 0 to 3, row 1 has ended, and each holds 5 tokens of 64 slots: what else the memory holds is left behind."""
+    rows = _small(num_lanes=1)
+    numbers = rows.allocate([5] * 4, [1] * 4)
+    rows._keys.fill_(1)
+    rows.release(numbers[1])
+    rows._resize(64, 128)
+    copied = rows.contents()[0].view(64, 128)
+    expected = torch.zeros(64, 128)
+    expected[[numbers[0], numbers[2], numbers[3]], :5] = 1
+    torch.testing.assert_close(copied, expected)

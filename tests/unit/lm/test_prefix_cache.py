@@ -1,9 +1,11 @@
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.prefix_cache import PathGroup, PrefixCache
+from tests.families import family_model
 from tests.models import tiny_policy, tiny_scorer
 
 
@@ -63,3 +65,22 @@ def test_the_model_is_left_as_it_was():
         before = model(**batch).logits
         PrefixCache(FlatModel(model)).extend([PathGroup(prefix_ids=(4, 5, 6))])
         torch.testing.assert_close(model(**batch).logits, before, rtol=0, atol=0)
+
+
+def test_room_for_keys_takes_memory_only_where_it_is_written_and_gives_it_back():
+    """One token in each of 32 rows and two layers is 64 pages of the system, where a huge page each would be 128 MB."""
+    model, this = FlatModel(family_model("llama")), psutil.Process()
+    before = this.memory_info()
+    room = model.zeros(32, 1 << 15)
+    assert room.numel() * room.element_size() == 2 * 32 * (1 << 15) * 64
+    room[:, :, 0] = 1
+    assert this.memory_info().rss - before.rss < 16 << 20
+    assert not room[:, :, 1:65].any()
+    del room
+    assert this.memory_info().vms - before.vms < 16 << 20
+
+
+def test_too_much_room_is_a_lack_of_memory():
+    """No machine has an exabyte."""
+    with pytest.raises(MemoryError, match="of keys and values"):
+        FlatModel(family_model("llama")).zeros(1 << 20, 1 << 31)
