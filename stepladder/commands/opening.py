@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from stepladder.loops.assembly.workers import workers_words
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.description import model_words, prm_words, search_words, task_words
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.evaluation_rows import all_solved, searched_questions, solved_problems
 from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.newest import RUNS
 from stepladder.loops.runs.progress import RunFrame, rough
+from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.stage_times import stage_times
 from stepladder.loops.runs.store_copy import name_of, place_words, url_of
 from stepladder.loops.stages.plan import planned_stages, purpose, seconds_left
@@ -92,24 +94,37 @@ def next_commands(run: RunDir) -> list[str]:
     labels = [row.labels for row in rows if row.labels is not None]
     has_pairs, has_traces = any(each.pairs.kept for each in labels), any(each.traces.kept for each in labels)
     commands = [
-        f"{program} solve {_question(run)} --run {place}",
+        f"{program} solve {_question(run, rows)} --run {place}",
         f"{program} eval --run {place} --out {out}",
         f"{program} export {place} --format {'preference' if has_pairs else 'sft'} --to {data}",
     ]
     return commands if has_pairs or has_traces else commands[:2]
 
 
-def _question(run: RunDir) -> str:
-    """Return the words that ask a test problem of the run, or that ask for questions."""
-    config = run.config()
-    path = Path(config.problems.test or "")
+def _question(run: RunDir, rows: Sequence[RoundRow]) -> str:
+    """Return the words that ask a test problem of the run, or that ask for questions.
+
+    Of the problems that the best policy solved both at once and with a search, it is the one that took the search least, so that an answer
+    is likely.
+    """
+    folder = run.evaluation(rows[-1].best_policy if rows else 0, "test")
+    at_once, questions = solved_problems(folder / "greedy"), searched_questions(folder / "search")
+    solved = [row for row in all_solved(folder / "search") if row.correct and at_once.get(row.problem_id) and row.problem_id in questions]
+    easy = (questions[row.problem_id] for row in sorted(solved, key=lambda row: row.tokens))
+    for question in (*easy, *_first_question(run.config())):
+        if len(question) <= _LONGEST_QUESTION and "\n" not in question:
+            return shlex.quote(question)
+    return "--interactive"
+
+
+def _first_question(config: Config) -> list[str]:
+    """Return the first question of the file of test problems, if it can be read."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with Path(config.problems.test or "").open(encoding="utf-8") as file:
             question = json.loads(file.readline())[config.problems.question_field]
     except (OSError, ValueError, KeyError, TypeError):
-        return "--interactive"
-    short = isinstance(question, str) and len(question) <= _LONGEST_QUESTION and "\n" not in question
-    return shlex.quote(question) if short else "--interactive"
+        return []
+    return [question] if isinstance(question, str) else []
 
 
 def _program() -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from stepladder import embedded
+from stepladder.commands import opening
 from stepladder.commands.opening import Opening, next_commands
 from stepladder.loops.config.load import load_config
+from stepladder.loops.runs.evaluation_rows import SolvedRow, write_rows
 from stepladder.loops.runs.machine import machine
 from stepladder.loops.runs.stage_times import stage_times
 from stepladder.loops.stages.plan import planned_stages
@@ -72,6 +74,7 @@ def test_the_task_describes_itself(tmp_path: Path) -> None:
 def test_the_next_commands_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask a test problem, measure, export; quoted for a shell, and with the program as it is called here."""
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/stepladder")
+    monkeypatch.setattr(opening, "searched_questions", lambda _: {})
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({"id": "a", "question": "it's 4 1?", "answer": "1"}) + "\n")
     problems = {"train": "train.jsonl", "test": str(path), "rule": "exact"}
@@ -85,6 +88,28 @@ def test_the_next_commands_can_be_copied(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "which", lambda name: None)
     path.unlink()
     assert next_commands(run)[0].endswith(f"-m stepladder solve --interactive --run {shlex.quote(str(run.root))}")
+
+
+def test_the_question_is_one_that_the_best_policy_solves_easily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once and with a search, with the fewest tokens; a long one is passed over. Without any, the first of the file is asked."""
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"id": "a", "question": "first?", "answer": "1"}) + "\n")
+    rows = full_rows()
+    run = write_run(tmp_path / "run", rows, settings=config(problems={"train": "train.jsonl", "test": str(path), "rule": "exact"}))
+    folder = run.evaluation(rows[-1].best_policy, "test")
+    asked = {"a": "first?", "b": "long? " * 40, "c": "third?", "d": "fourth?", "e": "fifth?"}
+    monkeypatch.setattr(opening, "searched_questions", lambda where: asked if where == folder / "search" else {})
+
+    def write(kind: str, right: str) -> None:
+        tokens = {"a": 5, "b": 6, "c": 9, "d": 8, "e": 7}
+        found = [SolvedRow(problem_id=key, answer=None, correct=key in right, tokens=count) for key, count in tokens.items()]
+        write_rows(folder / kind / "shard-0000.json", found)
+
+    write("greedy", "bcd")
+    write("search", "abcde")
+    assert "solve 'fourth?' --run" in next_commands(run)[0]
+    write("greedy", "b")
+    assert "solve 'first?' --run" in next_commands(run)[0]
 
 
 def test_a_warm_up_has_nothing_to_export(tmp_path: Path) -> None:
