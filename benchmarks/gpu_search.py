@@ -139,6 +139,7 @@ class Bench:
             options={"load_format": "dummy", **cache, **options},
         )
         self.engine, self.batch = VLLMEngine(folder, task="generate", settings=settings), batch
+        self.arrival_steps = self.engine.arrivals.steps
         self.start_s = time.perf_counter() - begin
         self.tokenizer, self.named = load_tokenizer(folder), load_model_settings(folder)
         self.renderer = PromptRenderer(self.tokenizer, FORMAT)
@@ -165,7 +166,7 @@ class Bench:
         request = self.engine.prepare(_sampling(max_tokens=1, logprobs=0))
 
         def start(number: int, prompt: list[int]) -> None:
-            self.engine.sample(prompt, request, seed=number if seeds else cast(int, None), max_tokens=lengths(number))
+            self.engine.sample(prompt, request, seed=number if seeds else None, max_tokens=lengths(number))
 
         def step() -> list[tuple[int, bool]]:
             return [(len(new.token_ids), new.finish_reason is not None) for new in self.engine.sample_step()]
@@ -191,11 +192,10 @@ class Bench:
                 running -= is_over
         return count, self.clock() - begin
 
-    def search(self, searched: "Searched", *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
+    def search(self, searched: Searched, *, simulations: int, tokens: int) -> tuple[int, float, dict[str, float]]:
         """Return tokens and seconds of a search that samples about so many tokens, and what else is worth knowing."""
         self.engine.reset()
-        if searched.arrival_steps is not None:
-            self.engine.arrivals.steps = searched.arrival_steps
+        self.engine.arrivals.steps = searched.arrival_steps or self.arrival_steps
         name = searched.method
         policy = VLLMPolicy(self.engine, self.tokenizer, FORMAT, *self.named)
         per_simulation = WHOLE_SOLUTION if name in ("majority", "best-of-n") else CHILDREN * STEP_TOKENS
@@ -272,7 +272,7 @@ class Others:
                 time.sleep(0.2)
 
     def with_others(self, search: Callable[[], tuple[int, float, dict[str, float]]]) -> tuple[int, float]:
-        """Return the tokens of all processes, and the seconds until the last one has ended, when all search at once."""
+        """Return the tokens of all processes, and the seconds of the slowest, when all search at once."""
         self._go.touch()
         found = [search()[:2]]
         for process, file in zip(self._running, self._files, strict=True):

@@ -155,7 +155,7 @@ class VLLMEngine:
         except ValueError as error:
             raise BackendError(f"vLLM engine: must sample: {told(error)}") from error
 
-    def sample(self, token_ids: Sequence[int], request: Any, *, seed: int, max_tokens: int) -> str:
+    def sample(self, token_ids: Sequence[int], request: Any, *, seed: int | None, max_tokens: int) -> str:
         """Queue a sequence to be sampled and return its key; ``sample_step`` returns its tokens.
 
         The request goes to vLLM's core as it is: vLLM's own front end checks and copies every request and builds an output of every token,
@@ -164,7 +164,7 @@ class VLLMEngine:
         Args:
             token_ids: The prefix, shorter than ``context``, ids below ``vocab_size``.
             request: From ``prepare``; it stays as it is.
-            seed: Seed of the sequence, in [0, 2**63).
+            seed: Seed of the sequence, in [0, 2**63); None leaves its random numbers to vLLM.
             max_tokens: Maximum tokens to sample, >= 1.
         """
         # An engine that schedules ahead may still compute an aborted sequence, so no key serves twice.
