@@ -1,6 +1,7 @@
 """Checks of a configuration before any work starts."""
 
 from importlib.util import find_spec
+from math import floor
 from pathlib import Path
 from typing import get_args
 
@@ -493,8 +494,9 @@ def _check_shares(config: Config, on_vllm: list[str]) -> None:
         ConfigError: See above.
     """
     section = config.policy.vllm
-    of_each = {"policy.backend": section.memory_share, "prm.backend": section.prm_memory_share}
-    shares = [of_each[name] for name in on_vllm]
+    of_each = {"policy.backend": "memory_share", "prm.backend": "prm_memory_share"}
+    settings = [of_each[name] for name in on_vllm]
+    shares = [getattr(section, name) for name in settings]
     if sum(shares) > 1:
         raise ConfigError(
             f"policy.vllm: memory_share and prm_memory_share of engines that share a GPU must sum to at most 1: got {shares[0]} and "
@@ -505,9 +507,11 @@ def _check_shares(config: Config, on_vllm: list[str]) -> None:
     if not shared:
         return
     if together * sum(shares) > 1:
+        # Rounded down, or as many of them would not fit again.
+        most = floor(100 / (together * len(shares))) / 100
         raise ConfigError(
             f"run.workers: the engines of {together} workers that share the GPUs must fit together: got {together} times a memory_share of "
-            f"{sum(shares):g} -- set policy.vllm.memory_share to {1 / together / len(shares):.2g} or less, or data_parallel for a GPU each"
+            f"{sum(shares):g} -- set policy.vllm.{' and '.join(settings)} to {most:g} or less, or data_parallel for a GPU each"
         )
     if "kv_cache_memory_bytes" not in section.options:
         raise ConfigError(

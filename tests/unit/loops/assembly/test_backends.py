@@ -80,8 +80,10 @@ def test_engines_of_workers_that_share_a_gpu_fit_and_start_side_by_side(monkeypa
         check_backends(_config(*small), trains=True)
     sized = [*small, "policy.vllm.options.kv_cache_memory_bytes=8000000000"]
     check_backends(_config(*sized), trains=True)
-    with pytest.raises(ConfigError, match=r"got 3 times a memory_share of 0\.55 -- set policy\.vllm\.memory_share to 0\.17"):
+    with pytest.raises(ConfigError, match=r"got 3 times a memory_share of 0\.55 -- set .*memory_share and prm_memory_share to 0\.16"):
         check_backends(_config(*sized, "prm.backend=vllm"), trains=True)
+    remedy = ["policy.vllm.memory_share=0.16", "policy.vllm.prm_memory_share=0.16"]
+    check_backends(_config(*sized, "prm.backend=vllm", *remedy), trains=True)
     for alone in ("run.workers=1", "policy.vllm.data_parallel=3", "policy.device=cpu"):
         check_backends(_config(*sharing, alone), trains=True)
 
