@@ -5,6 +5,7 @@ Axes: B sequences, T positions, V vocabulary; on trees S completions of at most 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -97,32 +98,32 @@ def read_at(layout: Layout, paths: list[np.ndarray], sides: Sequence[CompletionR
     """Return the batch that reads completions along paths. The last prompt token predicts the first completion token."""
     read = [path[len(side.prompt_ids) - 1 :] for path, side in zip(paths, sides, strict=True)]
     positions, lengths = np.concatenate(read), np.array([len(each) for each in read])
-    targets = pad([side.targets for side in sides], value=IGNORE)
-    tokens = np.maximum(targets.numpy()[np.arange(targets.shape[1]) < lengths[:, None]], 0)
+    targets = np.fromiter(chain.from_iterable(side.targets for side in sides), dtype=np.int64, count=len(positions))
+    tokens = np.maximum(targets, 0)
     # One number stands for a position and a token: numbers sort ten times faster than pairs.
     vocabulary = int(tokens.max()) + 1
     pairs, entries = np.unique(positions * vocabulary + tokens, return_inverse=True)
     return {
         "inputs": tree_inputs(layout),
-        "targets": targets,
-        **read_columns(read, layout.ends.shape[1]),
+        "targets": pad_flat(targets, lengths, value=IGNORE),
+        **read_columns(positions, lengths, layout.ends.shape[1]),
         "positions": torch.from_numpy(pairs // vocabulary),
         "choices": torch.from_numpy(pairs % vocabulary),
         "places": pad_flat(entries, lengths, value=0),
     }
 
 
-def read_columns(read: Sequence[Int[np.ndarray, " _"]], width: int) -> Batch:
+def read_columns(positions: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " S"], width: int) -> Batch:
     """Return ``columns`` and ``sources`` of ``collate_packed_completions``.
 
     Args:
-        read: The positions that predict the tokens of each completion, counted in the B x T tokens.
+        positions: What predicts the tokens of all completions, counted in the B x T tokens, one completion after the other.
+        lengths: Tokens of each of the S completions; they sum to N.
         width: T, the tokens of a row.
     """
-    rows, places = np.divmod(np.concatenate(read), width)
+    rows, places = np.divmod(positions, width)
     columns, indices = np.unique(places, return_inverse=True)
-    sources = pad_flat(rows * len(columns) + indices, np.array([len(each) for each in read]), value=0)
-    return {"columns": torch.from_numpy(columns), "sources": sources}
+    return {"columns": torch.from_numpy(columns), "sources": pad_flat(rows * len(columns) + indices, lengths, value=0)}
 
 
 def completion_logps(model: nn.Module, batch: Batch) -> Float[Tensor, "S L"]:

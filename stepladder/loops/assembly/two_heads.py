@@ -203,7 +203,7 @@ def _read_parts(read: Sequence[_Read], width: int) -> Batch:
     value_sources = [places[row.positions] for row, places in targeted] or [np.zeros(0, dtype=np.int64)]
     return {
         "targets": pad([row.targets for row, _ in completions] or [[IGNORE]], value=IGNORE),
-        **read_columns(learned, width),
+        **read_columns(np.concatenate(learned), np.array([len(each) for each in learned]), width),
         "values": torch.tensor([target for row, _ in targeted for target in row.targets], dtype=torch.float32),
         "value_sources": torch.from_numpy(np.concatenate(value_sources)),
     }
