@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,10 +189,14 @@ def _apply_umask(path: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
+_umask_lock = threading.Lock()
+
+
 def _umask() -> int:
-    # The umask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
+    # The umask can only be read by setting it. Without the lock, another thread could read the mask of this moment, and leave it in place.
+    with _umask_lock:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask
 
 

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import pickle
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +70,25 @@ def test_files_and_directories_take_the_umask(tmp_path):
         os.umask(before)
     modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {"model": 0o755, "model/below": 0o755, "model/below/model.safetensors": 0o644, "rows.jsonl": 0o644}
+
+
+def test_threads_that_write_at_once_leave_the_umask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the umask sets it for a moment: no other thread may take that moment for the truth, or leave it in place."""
+    before, set_mask = os.umask(0o022), os.umask
+
+    def slow(mask: int) -> int:
+        found = set_mask(mask)
+        time.sleep(0.002)
+        return found
+
+    monkeypatch.setattr(os, "umask", slow)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda number: atomic_write_text(tmp_path / str(number), ""), range(16)))
+    finally:
+        after = set_mask(before)
+    assert after == 0o022
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
 
 
 def test_temporaries_of_killed_processes_are_removed(tmp_path):
