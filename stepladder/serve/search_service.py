@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -290,17 +291,19 @@ class SearchService:
                     self._wake.wait(None if self._failure is None else max(self._retry_at - time.monotonic(), 0.01))
                 ended, self._ended = self._ended, []
                 stops = self._is_stopping
-            for pending, reason in ended:
-                self._end(pending, reason)
-            if stops:
-                self._end_all()
-                return
             # Whatever a backend raises must not end the thread: clients would wait for ever.
             try:
-                self._begin_waiting()
-                self._advance()
+                for pending, reason in ended:
+                    self._end(pending, reason)
+                if stops:
+                    self._end_all()
+                else:
+                    self._begin_waiting()
+                    self._advance()
             except Exception as error:
                 self._fail(error)
+            if stops:
+                return
 
     def _is_due(self) -> bool:
         """Whether failed models are to be loaded again now."""
@@ -366,8 +369,9 @@ class SearchService:
             return
         session, result = self._session, None
         if pending.ticket is not None and session is not None:
-            del self._running[pending.ticket]
             result = session.end(pending.ticket, reason or StopReason.ERROR)
+            # Only now: a search whose end fails is still among those that fail with the engine.
+            del self._running[pending.ticket]
         with self._wake:
             if pending in self._waiting:
                 self._waiting.remove(pending)
@@ -396,16 +400,20 @@ class SearchService:
             self._running.clear()
             self._waiting.clear()
             delay, self._retry_s = self._retry_s, min(2 * self._retry_s, _LAST_RETRY_S)
-        self._forget_session()
+        # A dead engine may not even close. The error above is the one to tell.
+        with suppress(Exception):
+            self._forget_session()
         self.metrics.add("stepladder_engine_failures_total")
         for pending in failed:
             self._close(pending, _unavailable(self._failure, delay))
 
     def _forget_session(self) -> None:
         session, self._session = self._session, None
-        if session is not None:
-            session.close()
-        self._release()
+        try:
+            if session is not None:
+                session.close()
+        finally:
+            self._release()
 
     def _answered(self, session: Session, pending: Pending, result: SearchResult) -> Event:
         seconds = time.monotonic() - pending.arrived

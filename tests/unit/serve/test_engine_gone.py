@@ -10,14 +10,16 @@ import openai
 import pytest
 
 from stepladder.commands.solve import choose_models
+from stepladder.errors import BackendError
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search_session import SearchSession
 from stepladder.policy.prompts import StepFormat
 from stepladder.serve import exchange, search_service
 from stepladder.testing import ScriptedPolicy
+from stepladder.types import SearchResult, StopReason
 from tests.models import save_tiny_policy
 from tests.searches import propose
-from tests.served import ScriptedSession, serving
+from tests.served import GatedPolicy, ScriptedSession, serving
 from tests.servers import FakeServer
 from tests.servers import serving as serving_policy
 from tests.unit.serve.test_load import body, post, until
@@ -115,3 +117,23 @@ def test_an_engine_that_hangs_hangs_no_client(stuck: StuckPolicy, stream: bool) 
         finally:
             stuck.freed.set()
         until(lambda: _health(served.url).status_code == 200)
+
+
+class BrokenSession(ScriptedSession):
+    """A session whose engine can neither end a search nor close, as after the death of its process."""
+
+    def end(self, ticket: int, reason: StopReason) -> SearchResult:
+        raise BackendError("the engine is dead")
+
+    def close(self) -> None:
+        raise RuntimeError("the engine is dead")
+
+
+def test_an_engine_that_cannot_even_end_a_search_does_not_end_the_server() -> None:
+    """The deadline ends the search, which fails: the client has its error at once, and a new engine answers the next one."""
+    sessions = iter([BrokenSession(GatedPolicy()), ScriptedSession()])
+    with serving(lambda: next(sessions)) as served:
+        reply = post(served, stepladder={"seconds": 0.1})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_failed")
+        until(lambda: _health(served.url).status_code == 200)
+        assert post(served).status_code == 200
