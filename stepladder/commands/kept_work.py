@@ -6,6 +6,7 @@ changed since, is never mixed with new work. An incomplete last line, as a kill 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class KeptWork:
             DataFormatError: If the file is not one that the command left, or was changed since.
         """
         with reading(self.path, what=f"the finished {self.noun} of a stopped call", remedy=START_OVER):
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            text = self.path.read_bytes().decode() if self.path.exists() else ""
         lines = text.split("\n")[:-1]
         if not lines:
             # A foreign file is not replaced, although it may look like a first line that was cut.
@@ -70,7 +71,9 @@ class KeptWork:
             return []
         self._check_settings(self._object(1, lines[0]), settings())
         parts = [self._part(number, self._object(number, line)) for number, line in enumerate(lines[1:], start=2)]
-        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if not text.endswith("\n"):
+            # Cut in place: writing the file again would lose all lines if this process is killed meanwhile.
+            os.truncate(self.path, len(text[: text.rindex("\n") + 1].encode()))
         self.is_begun = bool(parts)
         return parts
 

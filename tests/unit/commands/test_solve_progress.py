@@ -17,6 +17,7 @@ from stepladder.types import Problem
 from tests.models import save_tiny_policy
 
 QUESTIONS = ("1+2", "2+2", "3+3", "4+4")
+PROBLEMS = [Problem(id=f"q{number}", question=question) for number, question in enumerate(QUESTIONS)]
 
 
 @pytest.fixture
@@ -127,6 +128,17 @@ def test_answers_of_other_models_are_refused(folder: Folder, tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     assert "digest of the discriminator was None" in folder.solve("--discriminator", str(moved)).stderr
     assert folder.solve().exit_code == 0
+
+
+def test_going_on_never_writes_the_kept_answers_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while a call goes on loses nothing: the file of kept answers is only ever cut at its end, and appended to."""
+    folder.stop_after(2)
+    kept = folder.part.read_bytes()
+    folder.part.write_bytes(kept + b'{"answer": {"id": "q')
+    monkeypatch.setattr(Path, "write_text", None)
+    progress = Progress.resume(folder.part, lambda: json.loads(kept.splitlines()[0])["settings"], PROBLEMS, keeps_trees=False)
+    assert len(progress.rows) == 2
+    assert folder.part.read_bytes() == kept
 
 
 def test_what_changes_no_answer_may_change(folder: Folder) -> None:
