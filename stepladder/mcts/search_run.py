@@ -175,8 +175,11 @@ class SearchRun:
 
     def _enter(self, problem: Problem, budget: Budget, terms: SearchTerms) -> ProblemSearch:
         """Give a new search a row, which is still to be emptied."""
-        row, number, self._num_admitted = self._free_rows.pop(), self._num_admitted, self._num_admitted + 1
-        search = ProblemSearch(problem, terms=terms, budget=budget, row=row, number=number)
+        number = self._num_admitted
+        # A prompt that cannot be written takes no row.
+        search = ProblemSearch(problem, terms=terms, budget=budget, row=self._free_rows[-1], number=number)
+        self._free_rows.pop()
+        self._num_admitted += 1
         self._strategy.begin(search)
         self._searches[number] = search
         return search

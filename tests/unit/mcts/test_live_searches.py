@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepladder.errors import BackendError, ConfigError
+from stepladder.errors import BackendError, ConfigError, DataFormatError
 from stepladder.mcts.live_searches import LiveSearches, SearchJob
 from stepladder.mcts.methods import resolve_method
 from stepladder.testing import CharRenderer, ScriptedPolicy, TableScorer, make_step
@@ -75,6 +75,25 @@ def test_room_is_limited_and_comes_back():
     finish(live)
     assert live.has_room
     assert len(live) == 0
+
+
+class UnwritablePrompt(CharRenderer):
+    """A renderer whose prompts cannot be written."""
+
+    def prompt_ids(self, problem):
+        raise DataFormatError("unwritable")
+
+
+def test_a_prompt_that_cannot_be_written_takes_no_room():
+    """As many refused searches as a run has trees leave room for others in the same arrays."""
+    live = live_searches()
+    live.begin(job())
+    (before,) = live._all_runs()
+    for _ in range(64):
+        with pytest.raises(DataFormatError):
+            live.begin(job(renderer=UnwritablePrompt()))
+    live.begin(job(PROBLEMS[1]))
+    assert live._all_runs() == [before]
 
 
 def test_a_seed_of_ones_own():
