@@ -54,17 +54,20 @@ def look(run: RunDir, rounds: int) -> SeenRun:
         CheckpointError: If a round's figures are damaged.
     """
     live = read_live(run.root)
+    is_alive = live is not None and live.is_alive()
+    has_just_begun = not is_alive and _holds_lock(run)
     return SeenRun(
         name=name_of(run.root),
         rounds=rounds,
         rows=run.rows(),
-        live=live,
+        # What a dead process was doing is nothing that the one after it does.
+        live=None if has_just_begun else live,
         times=stage_times(run.events),
-        is_running=_is_worked_on(run) if live is None else live.is_alive(),
+        is_running=is_alive or has_just_begun,
     )
 
 
-def _is_worked_on(run: RunDir) -> bool:
+def _holds_lock(run: RunDir) -> bool:
     """Say whether a process of this machine holds the lock; one that has just begun has not said yet what it does."""
     found = holder(run.root / LOCK_FILE)
     return found is not None and found.host == socket.gethostname() and process_lives(found.pid)

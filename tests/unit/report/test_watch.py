@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from stepladder.cli.app import app
 from stepladder.errors import CheckpointError
+from stepladder.locks import locked
 from stepladder.loops.runs.directory import LOCK_FILE, RunDir
 from stepladder.loops.runs.live import live_tree, remove_live
 from stepladder.loops.runs.seen_run import look
@@ -92,6 +93,19 @@ def test_a_dead_run_is_called_dead(run: RunDir) -> None:
     assert CliRunner().invoke(app, ["watch", str(run.root)]).exit_code == 0
     remove_live(run.root)
     assert look(run, 3).state() == "stopped; the same evolve command goes on"
+
+
+def test_a_run_that_goes_on_after_a_kill_is_running(run: RunDir) -> None:
+    """The next process holds the lock before it says what it does; what the dead one was doing is not shown as its work."""
+    _half(run)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    a_live(pid=ended.pid, tree=GROWING).save(run.root)
+    with locked(run.root / LOCK_FILE, place=run.root):
+        seen = look(run, 3)
+        assert seen.state() == "running"
+        assert "tree of" not in _shown(seen)
+    assert look(run, 3).state() == "its process has died; the same evolve command goes on"
 
 
 def test_lines_are_printed_without_a_terminal_until_the_run_ends(run: RunDir) -> None:
