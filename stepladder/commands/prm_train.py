@@ -81,12 +81,12 @@ class TrainingJob:
 def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any]) -> str:
     """Train on files of labelled solutions and return the lines to print; the same facts are in the model's directory as JSON.
 
+    Problems are kept whole: a problem is either trained on or held out, even if its solutions are in several files.
+
     Args:
         files: Files in a form that ``load_stepwise`` reads.
         job: Settings of the training.
         training: Fields of ``TrainSettings``.
-
-    Problems are kept whole: a problem is either trained on or held out, even if its solutions are in several files.
 
     Raises:
         ConfigError: If the choices do not fit each other.

@@ -67,7 +67,7 @@ def hide_llvmlite() -> None:
 
     On a CPU, vLLM asks every object in every loaded module for its ``__dict__``. llvmlite's library makes a function for any name, also
     for this one, and vLLM fails on it. Names in the library's table are not looked up again. Remove this when llvmlite
-    answers ``AttributeError`` for names of the form ``__x__``; ``test_vllm_engine.py`` then fails and says so.
+    answers ``AttributeError`` for names of the form ``__x__``; ``tests/unit/lm/test_vllm_engine.py`` then fails and says so.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None:

@@ -1,7 +1,7 @@
 """Training of the process reward model on the policy's own tokens, with targets from searched trees and rollouts.
 
-``rows.py`` makes rows from stored records and lays them out, ``objective.py`` turns outputs and targets into a loss of ``losses.py``. By
-default the paths of a problem are merged into trees: one forward pass scores every step of a tree.
+``target_rows.py`` makes rows from stored records and lays them out, ``objective.py`` turns outputs and targets into a loss of
+``value_losses.py``. By default the paths of a problem are merged into trees: one forward pass scores every step of a tree.
 """
 
 from collections.abc import Sequence

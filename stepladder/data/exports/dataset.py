@@ -1,6 +1,6 @@
 """Export of shards to a directory that ``datasets.load_dataset`` reads, with a data card, and import of such a directory to shards.
 
-``export_formats.EXPORT_FORMATS`` lists the formats.
+``formats.EXPORT_FORMATS`` lists the formats.
 """
 
 import gc

@@ -47,7 +47,7 @@ _MAX_SUFFIXES = 3
 
 
 class ExpressionReader(TokenCursor):
-    """A pass over tokens that reads expressions; ``AnswerReader`` reads the text around them."""
+    """A pass over tokens that reads expressions; ``reader.py`` reads the text around them."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         """Begin at the first token."""

@@ -144,7 +144,7 @@ def revision_traces(
         revision_ids: Tokens of the sentence, steps like others; may be empty.
         revision: The sentence.
         of_solution: Show the whole wrong solution instead of the way to its first wrong step.
-        end_ids: Tokens that end a sequence; behind a mistake the solution goes on, so they are taken off its end.
+        end_ids: Tokens that end a sequence; after a mistake the solution goes on, so they are taken off its end.
         per_problem: Rows kept per problem, >= 1.
 
     Dropped by reason: ``failed step``, ``no value`` (of the right path), ``same tokens``, ``over problem cap``.

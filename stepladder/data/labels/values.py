@@ -6,8 +6,8 @@ All rows are made of the token ids that the tree stores; nothing is tokenised ag
 truncated nodes carry 1.0 (right) or less (wrong: 0.0, or partial credit), and a node is judged by the leaves at and below it. Every tree
 counts each of its leaves once, however often it was visited.
 
-``pairs.py`` and ``traces.py`` choose what the policy learns from. Each choice is a ``Selection``: the rows that were kept and how many were
-dropped, by reason. Caps are per problem, over all trees of that problem that are given. All ties are broken by node index, so the rows
+``pair_rules`` and ``traces.py`` choose what the policy learns from. Each choice is a ``Selection``: the rows that were kept and how many
+were dropped, by reason. Caps are per problem, over all trees of that problem that are given. All ties are broken by node index, so the rows
 depend on the trees alone.
 """
 

@@ -129,7 +129,7 @@ def composed_scorer(
         prompt_length: As for ``code_check``.
 
     Raises:
-        ConfigError: If steps are checked by their code, and this machine cannot shut it in.
+        ConfigError: If steps are checked by their code, and this machine cannot sandbox it.
     """
     from stepladder.loops.assembly.step_checks import arithmetic_check, code_check
     from stepladder.prm.compose import BoundedScorer, CheckedScorer

@@ -68,7 +68,7 @@ def refusal(request: StepRequest, *, vocab_size: int, context: int) -> str | Non
 
 
 def room_of(request: StepRequest, *, context: int) -> int:
-    """Return how many tokens a sample of a request may have: those that fit behind the prefix, or its own cap."""
+    """Return how many tokens a sample of a request may have: those that fit after the prefix, or its own cap."""
     left = context - len(request.prefix_ids)
     return left if request.max_tokens is None else min(left, request.max_tokens)
 
@@ -215,7 +215,7 @@ class OpenSample:
         return self.finished
 
     def end_here(self) -> None:
-        """End the solution behind the tokens so far: the engine stopped by itself and did not show the token it stopped at."""
+        """End the solution after the tokens so far: the engine stopped by itself and did not show the token it stopped at."""
         self._end_step(at_end=True, closed=False)
 
     def fail(self, message: str) -> None:

@@ -70,7 +70,7 @@ class _Job:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Row:
-    """Some samples of a request, decoded together behind one copy of its prefix."""
+    """Some samples of a request, decoded together after one copy of its prefix."""
 
     job: _Job
     first_sample: int
@@ -542,7 +542,7 @@ class TransformersPolicy:
         for number, lane in places:
             row, count = self._running[number], int(self._lanes.count[number, lane])
             request, step = row.job.request, row.job.steps[row.first_sample + lane][-1]
-            # A search may go on behind a step that was cut.
+            # A search may go on after a step that was cut.
             if request.max_steps > 1 or step.stop_reason not in (StopReason.STEP, StopReason.LENGTH) or row.prefix_end is None:
                 continue
             # The prefix's last token was the row's first after the cached ones.
