@@ -376,8 +376,8 @@ class PromptRenderer:
         ids = self._encoder.encode(text, place=place)
         if self._text.decode(ids) == text:
             return ids
-        lead, behind = self._encoder.encode("\n", place=place), self._encoder.encode("\n" + text, place=place)
-        return behind[len(lead) :] if behind[: len(lead)] == lead else ids
+        lead, led = self._encoder.encode("\n", place=place), self._encoder.encode("\n" + text, place=place)
+        return led[len(lead) :] if led[: len(lead)] == lead else ids
 
     def _write(self, question: str) -> str:
         """Return the whole prompt of a question as text."""

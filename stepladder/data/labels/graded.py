@@ -44,9 +44,7 @@ class GradedSteps:
         dropped: Counter[str] = Counter()
         considered = 0
         sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-        for tree in judge_trees(
-            records,
-        ):
+        for tree in judge_trees(records):
             for node in range(1, len(tree.record.parents)):
                 considered += 1
                 if reason := self._unusable(tree, node):
@@ -98,9 +96,7 @@ class GradedSolutions:
             outcomes.setdefault(record.problem_id, []).extend(outcome for outcome in record.outcomes if outcome is not None)
         considered = sum(map(len, outcomes.values()))
         sides: dict[bool, list[Ranked[GradedRow]]] = {True: [], False: []}
-        for tree in judge_trees(
-            records,
-        ):
+        for tree in judge_trees(records):
             graded = outcomes[tree.record.problem_id]
             if 1.0 not in graded:
                 dropped["no right solution"] += sum(outcome is not None for outcome in tree.record.outcomes)

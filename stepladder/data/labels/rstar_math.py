@@ -137,9 +137,7 @@ class StepPairs:
         """Return the pairs of some trees with outcomes."""
         rows: list[PreferencePair] = []
         dropped: Counter[str] = Counter()
-        for tree in judge_trees(
-            records,
-        ):
+        for tree in judge_trees(records):
             best, worst = _later_continuations(tree)
             for children in tree.children:
                 rows += self._of_steps(tree, [child for child in children if tree.children[child]], best, worst, dropped)

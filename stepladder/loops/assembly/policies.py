@@ -110,10 +110,8 @@ def with_chat(config: Config, policy_dir: str, *, earlier: Config | None = None)
         closing = turn_end(tokenizer)
         chat = closing is not None and bool(end_tokens(tokenizer, *named, vocab_size=max(len(tokenizer), closing + 1))[closing])
         if chat or config.format.system is not None:
-            chat, note = (
-                True,
-                f"format.chat: prompts go through the chat template of {policy_dir} -- false leaves them plain",
-            )
+            chat = True
+            note = f"format.chat: prompts go through the chat template of {policy_dir} -- false leaves them plain"
         elif tokenizer.chat_template:
             note = (
                 f"format.chat: {policy_dir} has a chat template but does not end its answers with it, as a base model: prompts are plain "

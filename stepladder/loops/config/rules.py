@@ -1,9 +1,7 @@
 """Section ``rules``: rules that compute settings between rounds, or end a run; see docs/rounds.md."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from annotated_types import Ge
+from typing import Literal
 
 from stepladder.errors import check
 from stepladder.loops.config.section import Section
@@ -88,7 +86,7 @@ class HillClimbRule:
 class EarlyStopRule:
     """End the run when rounds no longer help."""
 
-    patience: Annotated[int, Ge(1)] = 2
+    patience: Count = 2
     """Rounds that may pass without a gain, >= 1."""
     least_gain: NonNegative = 0.0
     """The held-out pass@1 of the best policy must rise by more than this within ``patience`` rounds, in [0, 1]."""
