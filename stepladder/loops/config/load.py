@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from stepladder.errors import ConfigError
 from stepladder.files import file_fault, reading
 from stepladder.loops.config.explain import explain
-from stepladder.loops.config.merge import METHODS, as_table, merge, put
+from stepladder.loops.config.merge import METHOD_KEYS, as_table, merge, put
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.paths import map_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
@@ -136,7 +136,7 @@ def _split_override(override: str) -> tuple[list[str], Any]:
 
 def _names_type(key: list[str]) -> bool:
     """Say whether an override chooses a variant or a method. Those are applied first, so that the order of ``--set`` does not matter."""
-    return ".".join(key) in (*METHODS, *variants()) or (key[-1] == "type" and ".".join(key[:-1]) in variants())
+    return ".".join(key) in (*METHOD_KEYS, *variants()) or (key[-1] == "type" and ".".join(key[:-1]) in variants())
 
 
 def read_value(text: str) -> Any:

@@ -4,11 +4,10 @@ from copy import deepcopy
 from typing import Any
 
 from stepladder.loops.config.names import variants
+from stepladder.loops.config.search import DEFAULT_METHOD
 
-METHODS = ("search.method", "evaluate.method")
+METHOD_KEYS = ("search.method", "evaluate.method")
 """Settings that name a search method; its options are beside them."""
-DEFAULT_METHOD = "mcts"
-"""The method of a section that names none."""
 
 
 def merge(raw: dict[str, Any], over: dict[str, Any]) -> None:
@@ -29,7 +28,7 @@ def put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
     new one.
     """
     key = f"{table}.{name}" if table else name
-    if key in METHODS and target.get("method", DEFAULT_METHOD) != value:
+    if key in METHOD_KEYS and target.get("method", DEFAULT_METHOD) != value:
         target.pop("options", None)
     if name == "type" and table in variants():
         if target.get("type") != value:
@@ -43,7 +42,7 @@ def put(target: dict[str, Any], name: str, value: Any, *, table: str) -> None:
             before = {}
         target[name] = before
         # The method comes first: what is given beside it are its own options.
-        for inner, one in sorted(value.items(), key=lambda item: f"{key}.{item[0]}" not in METHODS):
+        for inner, one in sorted(value.items(), key=lambda item: f"{key}.{item[0]}" not in METHOD_KEYS):
             put(before, inner, one, table=key)
     else:
         target[name] = value

@@ -12,11 +12,13 @@ from stepladder.data.labels.pair_rules import EvidencePairs, PairRule
 from stepladder.data.labels.soft_targets import NoSoftTargets, SoftTargetRule
 from stepladder.data.labels.traces import TraceOrder
 from stepladder.data.labels.values import ValueTarget
-from stepladder.loops.config.merge import DEFAULT_METHOD
 from stepladder.loops.config.section import Section, Variant
 from stepladder.mcts.allocation import Allocation, Uniform
 from stepladder.settings import Count, NonNegative, Share
 from stepladder.types import ROOT_ACTION
+
+DEFAULT_METHOD = "mcts"
+"""The method of a section that names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
