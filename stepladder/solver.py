@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from stepladder.commands.solve import choose_models
+from stepladder.commands.solve_settings import choose_models
 from stepladder.errors import BackendError, ConfigError
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search import choose_search

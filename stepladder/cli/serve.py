@@ -53,7 +53,7 @@ def serve(
     """
     with errors_explained(debug):
         _check_installed()
-        from stepladder.commands.solve import choose_models, read_option
+        from stepladder.commands.solve_settings import choose_models, read_option
         from stepladder.loops.assembly.search import choose_search
         from stepladder.loops.runs.newest import newest_run
         from stepladder.serve.app import Defaults, Limits

@@ -13,8 +13,9 @@ from stepladder.outputs import STANDARD, check_output, named_file, rows_with, te
 from stepladder.terminal import echo
 
 if TYPE_CHECKING:
-    from stepladder.commands.solve import Solved, SolveSettings
+    from stepladder.commands.solve import Solved
     from stepladder.commands.solve_report import Detail
+    from stepladder.commands.solve_settings import SolveSettings
 
 _TOKENS_HELP = "Cap on generated tokens per question, never exceeded: the last samples are fewer, and cut if they do not fit."
 _SECONDS_HELP = (
@@ -81,8 +82,9 @@ def solve(
     - `stepladder solve "1+1" --policy DIR --prm ./prm-a --prm ./prm-b --ensemble min --set evaluate.scores.check=arithmetic`
     """
     with errors_explained(debug):
-        from stepladder.commands.solve import SolveSettings, explain_methods
+        from stepladder.commands.solve import explain_methods
         from stepladder.commands.solve_report import Detail
+        from stepladder.commands.solve_settings import SolveSettings
         from stepladder.loops.runs.newest import newest_run
 
         if method == "list":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepladder.commands.solve import choose_models, read_option, show_warnings
+from stepladder.commands.solve_settings import choose_models, read_option, show_warnings
 from stepladder.errors import ConfigError
 from stepladder.loops.assembly.checks import check_cluster
 from stepladder.loops.assembly.preflight import measured_prompts

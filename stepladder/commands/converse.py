@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from stepladder.commands.solve import SolveSettings
 from stepladder.commands.solve_report import Detail, answer_row, readable
+from stepladder.commands.solve_settings import SolveSettings
 from stepladder.errors import DataFormatError, check
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search_session import SearchSession

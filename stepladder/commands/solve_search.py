@@ -3,20 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from stepladder.commands.solve_report import Row, answer_row
-from stepladder.files import reading
+from stepladder.commands.solve_settings import SolveSettings, bare_config, has_format
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
 from stepladder.loops.assembly.search import search_engine
 from stepladder.loops.assembly.workers import existing_paths, open_workers, wants_workers
-from stepladder.loops.config.models import PolicyConfig
-from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
-from stepladder.loops.config.run import Config
+from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.token_use import TokenUse, unique_tokens
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_models
@@ -24,9 +20,6 @@ from stepladder.mcts.consistency import Discriminator
 from stepladder.mcts.engine import SearchEngine
 from stepladder.mcts.warm_up import compile_loops
 from stepladder.types import Failures, Problem, Provenance, SearchResult
-
-if TYPE_CHECKING:
-    from stepladder.commands.solve import SolveSettings
 
 _STAGE = "questions"
 
@@ -55,7 +48,7 @@ class SolvedShard(NamedTuple):
 
 
 def search_questions(
-    settings: "SolveSettings",
+    settings: SolveSettings,
     problems: Sequence[Problem],
     *,
     open_ids: set[str],
@@ -106,7 +99,7 @@ def _shards(problems: Sequence[Problem], size: int, open_ids: set[str]) -> list[
 
 
 def _search_spread(
-    settings: "SolveSettings",
+    settings: SolveSettings,
     shards: Sequence[list[Problem]],
     *,
     wants_trees: bool,
@@ -134,7 +127,7 @@ def _search_spread(
     return Spent(Failures.sum(each.failures for each in spent), seconds, TokenUse.sum([each.use for each in spent]))
 
 
-def solve_shard(*, settings: "SolveSettings", problems: list[Problem], wants_trees: bool) -> SolvedShard:
+def solve_shard(*, settings: SolveSettings, problems: list[Problem], wants_trees: bool) -> SolvedShard:
     """Search a shard of questions in a worker.
 
     Args:
@@ -148,7 +141,7 @@ def solve_shard(*, settings: "SolveSettings", problems: list[Problem], wants_tre
 
 
 def _search_here(
-    settings: "SolveSettings",
+    settings: SolveSettings,
     models: LoadedModels,
     problems: list[Problem],
     *,
@@ -188,9 +181,7 @@ def answer_keys(config: ProblemsConfig) -> Iterator[Callable[[str], str]]:
         yield vote_keys(verifier)
 
 
-def build_engine(
-    settings: "SolveSettings", models: LoadedModels, problems: Sequence[Problem], key_of: Callable[[str], str]
-) -> SearchEngine:
+def build_engine(settings: SolveSettings, models: LoadedModels, problems: Sequence[Problem], key_of: Callable[[str], str]) -> SearchEngine:
     """Return the engine of a search, with its models loaded; errors as for ``search_engine``."""
     config = settings.config
     if settings.budget.max_seconds is not None:
@@ -224,7 +215,7 @@ def search_reviewed(
         yield reviewed, discriminator.generated_tokens - before
 
 
-def build_discriminator(settings: "SolveSettings", models: LoadedModels, key_of: Callable[[str], str]) -> Discriminator | None:
+def build_discriminator(settings: SolveSettings, models: LoadedModels, key_of: Callable[[str], str]) -> Discriminator | None:
     """Return the second model, always on the embedded engine, because the other backends may hold only one model."""
     directory = settings.discriminator
     if directory is None:
@@ -239,20 +230,3 @@ def build_discriminator(settings: "SolveSettings", models: LoadedModels, key_of:
         budget=settings.budget,
         seed=settings.seed,
     )
-
-
-def bare_config(policy: str) -> Config:
-    """Settings for a model directory without a run; its saved step format is used if there is one."""
-    from stepladder.policy.prompts import StepFormat
-
-    saved = asdict(StepFormat.load(policy)) if has_format(policy) else {}
-    with reading(policy, what="a model with a step format that settings may have", remedy="save the format again"):
-        stated = FormatConfig(**saved)
-    return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=stated)
-
-
-def has_format(directory: str) -> bool:
-    """Say whether a model directory holds the step format of its policy."""
-    from stepladder.lm.loading import FORMAT_FILE
-
-    return (Path(directory) / FORMAT_FILE).is_file()

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from stepladder import Solver
-from stepladder.commands.solve import SolveSettings, solve_question
+from stepladder.commands.solve import solve_question
+from stepladder.commands.solve_settings import SolveSettings
 from stepladder.errors import BackendError, CheckpointError, ConfigError
 from stepladder.loops.assembly.search_session import SearchSession
 from stepladder.policy.prompts import StepFormat

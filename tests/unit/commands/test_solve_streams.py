@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.commands import converse as converse_module
 from stepladder.commands.converse import converse
-from stepladder.commands.solve import SolveSettings, solve_question
+from stepladder.commands.solve import solve_question
 from stepladder.commands.solve_report import Detail
+from stepladder.commands.solve_settings import SolveSettings
 from stepladder.data.datasets.problems import question_rows, questions_of
 from stepladder.errors import CheckpointError, DataFormatError
 from stepladder.loops.assembly.search_session import SearchSession

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from stepladder.commands.solve import choose_models
+from stepladder.commands.solve_settings import choose_models
 from stepladder.errors import BackendError
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.search_session import SearchSession
