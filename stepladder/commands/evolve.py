@@ -16,6 +16,7 @@ from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKin
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_model, check_rounds
+from stepladder.loops.assembly.engines import check_engines
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
@@ -189,7 +190,7 @@ def load_inputs(config: Config) -> ProblemSets:
 
 
 def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengths | Need]:
-    """Check that prompts fit the policy, and compare what the missing rounds of a run take with this machine.
+    """Check that prompts fit the policy and that vLLM can serve its models, and compare what the missing rounds take with this machine.
 
     Args:
         config: The settings, with a choice of chat template.
@@ -198,18 +199,25 @@ def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengt
 
     Raises:
         ConfigError: If no prompt of a split fits.
+        ConfigError, CheckpointError: If vLLM is to serve a model that it cannot serve here.
     """
     policy = config.policy.model
     finished = len(load_run(root).rows()) if (root / "run.json").exists() else 0
     problems = {name: [each.problem for each in split] for name, split in sets.splits.items()}
     prompts = measured_prompts(config, policy, problems, solution=solution_tokens(config))
+    check_engines(config, [policy, *_start_models(config)])
     return [*prompts, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
+
+
+def _start_models(config: Config) -> list[str]:
+    """Return the policies, other than the run's own, that rounds start from."""
+    settings = [config, *(round_config(config, number) for number in distinct_rounds(config))]
+    return sorted({each.start_model for each in settings if each.start_model is not None})
 
 
 def _check_start_models(config: Config) -> None:
     """Refuse a policy to start from that has another tokenizer now, not after a search."""
-    settings = [config, *(round_config(config, number) for number in distinct_rounds(config))]
-    for model in {each.start_model for each in settings if each.start_model is not None}:
+    for model in _start_models(config):
         if build_renderer(config, model).hash != build_renderer(config, config.policy.model).hash:
             raise ConfigError(
                 f"start_model: must have the tokenizer of policy.model, because rows hold its tokens: that of {model!r} differs -- start "

@@ -1,14 +1,20 @@
-"""Starting vLLM engines in this process: its import, the arguments of an engine, and a loader of bodies without their head."""
+"""Starting vLLM engines in this process: its import, the arguments of an engine, and a loader of bodies without their head.
 
+What vLLM cannot serve is refused from its configuration, before weights are loaded: ``check_engine`` asks in advance, without an engine.
+"""
+
+import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch._dynamo
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stepladder.errors import CheckpointError, ConfigError
@@ -24,7 +30,8 @@ _CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
 """On a CPU a prefix must be forwarded in one step: between parts, vLLM rewinds a request's random numbers, which only GPUs can do."""
 _MOST_GRAPH_TOKENS = 2048
 """Tokens of the largest step that has a CUDA graph: some hundred sequences that decode, and what arrives beside them."""
-_MESSAGE_CHARACTERS = 300
+_MESSAGE_CHARACTERS = 400
+_GIB = 1 << 30
 _OWN_ARGUMENTS = (
     "model", "tokenizer", "skip_tokenizer_init", "runner", "convert", "seed", "dtype", "trust_remote_code", "enable_prefix_caching",
     "disable_log_stats", "use_tqdm_on_load", "logprobs_mode", "max_logprobs", "data_parallel_size",
@@ -48,18 +55,126 @@ def start_engine(source: str | Path, task: Task, settings: EngineSettings) -> An
     """
     vllm = import_vllm()
     silence_bars()
-    arguments = engine_arguments(source, task, settings, on_cpu=on_cpu(), whole_graphs=_takes_whole_graphs())
+    config = engine_config(source, task, settings)
     if on_cpu():
         hide_llvmlite()
+    with _explained(source):
+        return vllm.LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def check_engine(source: str | Path, task: Task, settings: EngineSettings) -> None:
+    """Refuse an engine that could not start, or would fail at its first request, as far as its configuration tells.
+
+    Raises:
+        ConfigError, CheckpointError: As for ``engine_config``.
+    """
+    engine_config(source, task, settings)
+
+
+def engine_config(source: str | Path, task: Task, settings: EngineSettings) -> Any:
+    """Return vLLM's configuration of an engine that this machine can run, as far as that is known without weights.
+
+    vLLM itself refuses unknown architectures, types, quantisation, contexts beyond the model's and heads that cannot be divided. What its
+    attention supports, and whether its cache holds a sequence, it would say only at the first request on a CPU, or after loading weights.
+
+    Raises:
+        ConfigError: If vLLM is not installed, or an option is unknown or reserved.
+        CheckpointError: If vLLM cannot serve the model on this machine.
+    """
+    vllm = import_vllm()
+    from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+    from vllm.usage.usage_lib import UsageContext  # pyright: ignore[reportMissingImports]
+    from vllm.v1.attention.selector import get_attn_backend  # pyright: ignore[reportMissingImports]
+
+    arguments = engine_arguments(source, task, settings, on_cpu=on_cpu(), whole_graphs=_takes_whole_graphs())
     if task == "embed":
         arguments |= _body_arguments(source, settings)
         register_body_loader()
+    with _explained(source):
+        config = vllm.EngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        model = config.model_config
+        # Latent attention and states have layers with sizes of their own, which only the loaded model knows.
+        if model.use_mla or model.is_attention_free:
+            return config
+        with set_current_vllm_config(config):
+            window = model.get_sliding_window()
+            backend = get_attn_backend(
+                model.get_head_size(), model.dtype, config.cache_config.cache_dtype, has_sliding_window=window is not None
+            )
+    check_attention(source, config, backend)
+    check_cache(source, config)
+    return config
+
+
+def check_attention(source: str | Path, config: Any, backend: Any) -> None:
+    """Refuse a model that an attention backend does not support. On a CPU, vLLM has one and does not ask it.
+
+    Args:
+        source: The model, for messages.
+        config: vLLM's configuration.
+        backend: The class of the backend, an ``AttentionBackend`` of vLLM.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    model, cache = config.model_config, config.cache_config
+    head_size, block_size = model.get_head_size(), cache.block_size if cache.user_specified_block_size else None
+    sizes = ", ".join(map(str, backend.get_supported_head_sizes())) or "another size"
+    dtype, *dtypes = (str(each).removeprefix("torch.") for each in (model.dtype, *backend.supported_dtypes))
+    blocks = " or ".join(_block_words(size) for size in backend.get_supported_kernel_block_sizes())
+    rules = [
+        (backend.supports_head_size(head_size), f"heads of size {sizes}: got {head_size}", "use backend 'transformers', or another model"),
+        (backend.supports_dtype(model.dtype), f"weights in {', '.join(dtypes)}: got {dtype}", "set policy.dtype to one of them"),
+        (backend.supports_block_size(block_size), f"blocks of {blocks} tokens: got {block_size}", "leave policy.vllm.block_size out"),
+    ]
+    for holds, rule, remedy in rules:
+        if not holds:
+            raise CheckpointError(f"{source}: vLLM's attention on this machine ({backend.get_name()}) takes {rule} -- {remedy}")
+
+
+def _block_words(size: Any) -> str:
+    """Say a size of blocks that a backend takes: a number, or vLLM's ``MultipleOf``."""
+    return str(size) if isinstance(size, int) else f"multiples of {size.base}"
+
+
+def check_cache(source: str | Path, config: Any) -> None:
+    """Refuse a cache of known size that does not hold a sequence of the whole context, which vLLM asks for when it starts.
+
+    Models with layers that see a part of the context need less than this formula, and are left to vLLM:
+
+        2 * layers * heads of keys * head size * bytes of a value * tokens, in whole blocks
+
+    Args:
+        source: The model, for messages.
+        config: vLLM's configuration.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    there = cache.kv_cache_memory_bytes
+    sees_part = any(getattr(model.hf_text_config, each, None) for each in ("sliding_window", "attention_chunk_size"))
+    if there is None or cache.cache_dtype != "auto" or sees_part or model.is_hybrid:
+        return
+    values = 2 * model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
+    tokens = math.ceil(model.max_model_len / cache.block_size) * cache.block_size
+    needed = tokens * values * model.dtype.itemsize
+    if needed > there:
+        raise CheckpointError(
+            f"{source}: vLLM's cache must hold a sequence of the whole context: {model.max_model_len} tokens take {needed / _GIB:.1f} GiB, "
+            f"of {there / _GIB:.1f} -- set policy.vllm.max_context, or a larger cache (docs/backends.md)"
+        )
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """Turn what vLLM raises about an engine into one sentence."""
     try:
-        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+        yield
     except TypeError as error:
         raise ConfigError(f"vllm options: must be arguments of vllm.EngineArgs: {told(error)}") from error
     except (ValueError, OSError, RuntimeError, NotImplementedError, AssertionError, KeyError) as error:
-        raise CheckpointError(f"{source}: vLLM could not start on this model: {told(error)} -- see docs/backends.md") from error
+        raise CheckpointError(f"{source}: vLLM must be able to serve the model here: {told(error)} -- see docs/backends.md") from error
 
 
 def hide_llvmlite() -> None:
@@ -170,7 +285,7 @@ def engine_arguments(
         return arguments | {"runner": "pooling", "convert": "embed"}
     if whole_graphs and not arguments.get("enforce_eager"):
         arguments["compilation_config"] = with_whole_graphs(arguments.get("compilation_config"), max_batch=settings.max_batch)
-    return arguments | {"max_logprobs": 1, "logprobs_mode": "raw_logprobs"}
+    return arguments | {"runner": "generate", "max_logprobs": 1, "logprobs_mode": "raw_logprobs"}
 
 
 def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, Any]:
@@ -184,8 +299,9 @@ def _body_arguments(source: str | Path, settings: EngineSettings) -> dict[str, A
     return {"hf_overrides": {"architectures": [name]}, "load_format": _BODY_FORMAT}
 
 
+@cache
 def register_body_loader() -> None:
-    """Register a loader with vLLM that loads a body without the checkpoint's head.
+    """Register a loader with vLLM, once, that loads a body without the checkpoint's head.
 
     vLLM calls this in each of its worker processes, through the entry point in pyproject.toml.
     """
@@ -203,5 +319,11 @@ def register_body_loader() -> None:
 
 
 def told(error: BaseException) -> str:
-    """Return the message of one of vLLM's errors in one line; a validation error names the setting only in its second line."""
-    return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
+    """Return the message of one of vLLM's errors in one line; of validation errors what they are about, without the values."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        text = "; ".join(": ".join([*map(str, each["loc"][:1]), each["msg"].removeprefix("Value error, ")]) for each in error.errors())
+    words = " ".join(text.split())
+    # The reasons stand at the end where vLLM lists what it tried.
+    cut = words if len(words) <= _MESSAGE_CHARACTERS else f"{words[: _MESSAGE_CHARACTERS // 2]} ... {words[-_MESSAGE_CHARACTERS // 2 :]}"
+    return cut or type(error).__name__

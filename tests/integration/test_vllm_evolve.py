@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from stepladder.cli.app import app
 from stepladder.data.store import read_trees
 from stepladder.lm.loading import load_causal_lm
+from tests.models import save_tiny_policy
 from tests.runs import write_tiny_config
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -54,3 +55,16 @@ def test_a_run_on_vllm_uses_the_weights_of_its_round(tmp_path):
     assert all(score is not None for tree in tested for score in tree.scores[1:])
     assert _largest_drift(policies[0], searched) < 1e-4
     assert _largest_drift(policies[1], tested) < 1e-4 < _largest_drift(policies[0], tested)
+
+
+@pytest.mark.parametrize("backend", ["policy.backend", "prm.backend"])
+def test_a_model_that_vllm_cannot_serve_is_refused_before_its_warm_up(tmp_path, backend):
+    """Whether it samples or scores; ``doctor`` gives the same sentence, and nothing is written."""
+    config, run = write_tiny_config(tmp_path / "start"), tmp_path / "run"
+    save_tiny_policy(tmp_path / "start" / "model", head_dim=24)
+    for command, code in ((["evolve", str(config), "--run-dir", str(run)], 2), (["doctor", str(config)], 1)):
+        done = CliRunner().invoke(app, [*command, "--set", f"{backend}=vllm"])
+        assert done.exit_code == code, done.output
+        assert "model: vLLM's attention on this machine (CPU_ATTN) takes heads of size 32" in done.output
+        assert ": got 24 -- use backend 'transformers'" in done.output
+    assert not run.exists()

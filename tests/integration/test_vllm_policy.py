@@ -3,16 +3,18 @@
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.settings import EngineSettings
 from stepladder.lm.text import TokenText
 from stepladder.lm.vllm_engine import VLLMEngine
-from stepladder.lm.vllm_start import engine_arguments
+from stepladder.lm.vllm_start import check_engine, engine_arguments
 from stepladder.policy.actions import Action, ActionPolicy
 from stepladder.policy.backends.transformers import TransformersPolicy
 from stepladder.policy.backends.vllm import VLLMPolicy
@@ -20,7 +22,7 @@ from stepladder.policy.prompts import StepFormat
 from stepladder.testing import check_policy
 from stepladder.types import StopReason
 from tests.backends import samples_of, step_request
-from tests.models import save_tiny_policy, tiny_policy
+from tests.models import save_tiny_policy, tiny_config, tiny_policy, tiny_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -258,7 +260,7 @@ def test_no_name_of_a_sequence_serves_twice(engines, monkeypatch):
 
 def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):
     """A context beyond the model's, unknown options, options that are not free, and an absent model."""
-    with pytest.raises(CheckpointError, match=r"vLLM could not start on this model.*max_model_len"):
+    with pytest.raises(CheckpointError, match=r"vLLM must be able to serve the model here: .*max_model_len"):
         VLLMEngine(saved, task="generate", settings=EngineSettings(max_context=100 * CONTEXT))
     with pytest.raises(ConfigError, match="EngineArgs"):
         VLLMEngine(saved, task="generate", settings=EngineSettings(options={"no_such_option": 1}))
@@ -266,6 +268,36 @@ def test_what_vllm_cannot_do_is_said_in_one_sentence(tmp_path, saved):
         VLLMEngine(saved, task="generate", settings=EngineSettings(options={"seed": 1}))
     with pytest.raises(CheckpointError, match="absent"):
         VLLMPolicy.from_pretrained(tmp_path / "absent", FORMAT)
+
+
+_REFUSED: dict[str, tuple[dict[str, Any], EngineSettings, str]] = {
+    "heads of another size": ({"head_dim": 24}, EngineSettings(), r"CPU_ATTN\) takes heads of size 32, .*: got 24 -- "),
+    "blocks of another size": ({}, EngineSettings(block_size=16), "takes blocks of multiples of 32 tokens: got 16 -- "),
+    "a context without room": ({"max_positions": 9_000_000}, EngineSettings(), r"9000000 tokens take 8\.6 GiB, of 1\.0 -- "),
+    "parts of heads": ({"hidden": 96}, EngineSettings(tensor_parallel=2), r"attention heads \(3\) must be divisible"),
+    "quantised in a type without it": ({}, EngineSettings(options={"quantization": "fp8"}), "float32 is not supported for quantization"),
+}
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+@pytest.mark.parametrize("what", _REFUSED)
+def test_what_vllm_cannot_serve_is_refused_without_weights(tmp_path, monkeypatch, what, task):
+    """From the configuration alone, for policies and for PRMs, by the check in advance and by an engine before it loads anything."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    changed, settings, said = _REFUSED[what]
+    tiny_config(tiny_tokenizer(), architectures=["Qwen2ForCausalLM"], dtype="float32", **changed).save_pretrained(tmp_path)
+    for start in (check_engine, VLLMEngine):
+        with pytest.raises(CheckpointError, match=said):
+            start(tmp_path, task=task, settings=settings)
+
+
+def test_what_does_not_generate_is_refused_as_a_policy(tmp_path):
+    """An encoder, and a name that vLLM does not know."""
+    BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path / "encoder")
+    tiny_config(tiny_tokenizer(), architectures=["NoSuchForCausalLM"]).save_pretrained(tmp_path / "unknown")
+    for name, said in (("encoder", "do not support `--runner generate`"), ("unknown", "NoSuchForCausalLM.* are not supported")):
+        with pytest.raises(CheckpointError, match=said):
+            check_engine(tmp_path / name, task="generate", settings=EngineSettings())
 
 
 def test_the_installed_vllm_knows_the_arguments_of_a_gpu_engine(saved):

@@ -1,5 +1,6 @@
 """Backends from the configuration: what is checked before any work, and a solve whose server dies."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -10,11 +11,11 @@ from stepladder.cli.app import app
 from stepladder.errors import ConfigError
 from stepladder.lm.loaded_models import LoadedModels, Role
 from stepladder.lm.settings import EngineSettings
-from stepladder.lm.vllm_start import engine_arguments
-from stepladder.loops.assembly import checks
+from stepladder.lm.vllm_start import check_engine, engine_arguments
+from stepladder.loops.assembly import checks, engines
 from stepladder.loops.assembly.checks import check_backends
 from stepladder.loops.assembly.devices import gpus_per_worker, num_workers
-from stepladder.loops.assembly.engines import engine_settings
+from stepladder.loops.assembly.engines import check_engines, engine_settings
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.workers import Task, gpu_names, gpu_shares, worker_pool
@@ -88,6 +89,31 @@ def test_engines_of_workers_that_share_a_gpu_fit_and_start_side_by_side(monkeypa
         check_backends(_config(*sharing, alone), trains=True)
 
 
+def test_every_model_that_vllm_is_to_serve_is_checked_in_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Policies sample, PRMs embed, with their own shares; nothing starts for other backends, or for nodes with devices of their own."""
+    asked: list[tuple[str, str, float]] = []
+
+    class Pool:
+        def run(self, tasks: list[Task[None]], **more: Any) -> None:
+            assert all(task.function is check_engine for task in tasks)
+            asked.extend((each["source"], each["task"], each["settings"].memory_share) for each in (task.arguments for task in tasks))
+
+    monkeypatch.setattr(engines, "worker_pool", lambda count, **more: contextlib.nullcontext(Pool()))
+    check_engines(_config(), ["m"])
+    check_engines(_config("policy.backend=vllm", "run.cluster=ray"), ["m"])
+    assert asked == []
+    shares = ["policy.vllm.memory_share=0.5", "policy.vllm.prm_memory_share=0.3"]
+    check_engines(_config("policy.backend=vllm", *shares), ["m", "other"])
+    assert asked == [("m", "generate", 0.5), ("other", "generate", 0.5)]
+    asked.clear()
+    check_engines(_config("prm.backend=vllm", *shares), ["m"])
+    assert asked == [("m", "embed", 0.3)]
+    asked.clear()
+    (tmp_path / "prm" / "member-00").mkdir(parents=True)
+    check_engines(_config("prm.backend=vllm", f"prm.model={tmp_path}/prm", *shares), ["m"])
+    assert asked == [(f"{tmp_path}/prm/member-00", "embed", 0.3)]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -140,7 +166,7 @@ def test_engine_arguments_on_a_gpu_are_those_of_the_configuration() -> None:
     for arguments, model, share in ((policy, "p", 0.5), (prm, "q", 0.3)):
         assert arguments | shared | {"model": model, "gpu_memory_utilization": share} == arguments
         assert "enforce_eager" not in arguments and "data_parallel_size" not in arguments
-    assert prm["runner"] == "pooling" and "runner" not in policy
+    assert (policy["runner"], prm["runner"]) == ("generate", "pooling")
 
 
 def test_data_parallel_engines_are_workers_with_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
