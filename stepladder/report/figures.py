@@ -157,7 +157,7 @@ def _remarks(rows: Sequence[RoundRow], best: RoundRow, first: Accuracy, last: Ac
 
 
 def _comparison(row: RoundRow) -> tuple[str, ...]:
-    """Compare the search with the sampling methods at the same tokens."""
+    """Compare the search with the sampling methods, which have the samples that fit its tokens."""
     search, searched = accuracy(row, SEARCH), row.test.search
     others = [(estimate.value, method.label) for method in SAMPLING if (estimate := accuracy(row, method)) is not None]
     if search is None or searched is None or not others:
@@ -168,7 +168,18 @@ def _comparison(row: RoundRow) -> tuple[str, ...]:
     best = others[0][0]
     place = "ahead of" if search.value > best else "level with the best of" if search.value == best else "behind the best of"
     said = f"With the policy of round {row.round}, search answers {percent(search.value)} %{spent}, "
-    return (f"{said}{place} sampling at the same tokens: {listed}.{_greedy_clause(row, search.value)}",)
+    sampled = f"{place} sampling with {searched.sampling_tokens_per_problem:,.0f}: {listed}."
+    return (f"{said}{sampled}{_few_samples_clause(row)}{_greedy_clause(row, search.value)}",)
+
+
+def _few_samples_clause(row: RoundRow) -> str:
+    """Say if the samples were too few for the search's tokens, so that the comparison is not at equal tokens."""
+    short = None if row.test.search is None else row.test.search.short_pools
+    if not short:
+        return ""
+    return (
+        f" On {short:,} of {row.test.problems:,} problems all samples together take fewer tokens than the search: raise evaluate.samples."
+    )
 
 
 def _greedy_clause(row: RoundRow, search: float) -> str:

@@ -95,7 +95,7 @@ def _body(run: RunDir, rows: list[RoundRow], stages: StageTimes, *, num_trees: i
         parts += [problem_sections.wrong(wrong, last.round, last.test.problems if last.test.search is not None else 0)]
         parts += [prm(rows, _aucs_by_depth(run, rows)), sections.data(rows)]
     parts.append(sections.problems(ProblemFacts.load(run.root)))
-    return [*parts, sections.time_spent(rows, stages), sections.trees(num_trees), reproduce(run), "</main>"]
+    return [*parts, sections.time_spent(rows, stages, config), sections.trees(num_trees), reproduce(run), "</main>"]
 
 
 _DEPTH_ROUNDS = 3

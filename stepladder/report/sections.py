@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
+from stepladder.loops.config.run import Config
 from stepladder.loops.runs.problem_facts import ProblemFacts
 from stepladder.loops.runs.results import FailedTraining, RoundRow, TrainingSummary
 from stepladder.loops.runs.split_figures import AnswerMethod
@@ -109,7 +110,7 @@ def rounds(rows: Sequence[RoundRow], *, with_steps: bool) -> Markup:
             row.round,
             _with_interval(row),
             *_equal_token_cells(row),
-            count(None if row.test.search is None else row.test.search.tokens_per_problem),
+            _with_sampled_tokens(row),
             *([figures.credit(row)] if has_credit else []),
             decimals(row.test.pool.prm_within_problem_auc),
             count(figures.kept_pairs(row)),
@@ -121,13 +122,20 @@ def rounds(rows: Sequence[RoundRow], *, with_steps: bool) -> Markup:
     ]
     problems = rows[-1].test.problems
     explanation = lead(
-        f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. Search and the "
-        "three sampling methods spend the same tokens on each problem, and the best of the four is set in bold. The gate decides on "
-        "held-out problems, never on test."
+        f"Accuracy in percent on {f'{problems:,}' if problems else 'the'} test problems; the 95 % interval stands below. On each problem "
+        "the three sampling methods get the whole samples that fit the search's tokens, one at least; what they took stands below the "
+        "tokens of the search. The best of the four is set in bold. The gate decides on held-out problems, never on test."
         + (" Credit is the verifier's mean number, of the policy alone and of the search." if has_credit else "")
     )
     shown = table((*header, "gate"), cells, style="rounds", text_columns=[len(header)])
     return section("rounds", "The rounds", explanation, shown, staircase(rows, ' class="small"') if with_steps else "")
+
+
+def _with_sampled_tokens(row: RoundRow) -> Markup:
+    search = row.test.search
+    if search is None:
+        return html(figures.MISSING)
+    return Markup(f"{count(search.tokens_per_problem)}<small>samples {count(search.sampling_tokens_per_problem)}</small>")
 
 
 def _with_interval(row: RoundRow) -> Markup:
@@ -398,7 +406,7 @@ def _training_cells(row: RoundRow, name: str, summary: TrainingSummary) -> tuple
     return (row.round, name, *numbers, loss, _reasons(summary.dropped_by_reason))
 
 
-def time_spent(rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
+def time_spent(rows: Sequence[RoundRow], stages: StageTimes, config: Config) -> Markup:
     """Return the time use and the costs."""
     if not stages.seconds:
         return Markup("")
@@ -417,7 +425,7 @@ def time_spent(rows: Sequence[RoundRow], stages: StageTimes) -> Markup:
         figure(chart),
         table(("round", *names, "together"), cells),
         *idle_time(rows, stages.work),
-        *(costs(rows, stages) if rows else []),
+        *(costs(rows, stages, config) if rows else []),
     )
 
 

@@ -157,7 +157,8 @@ class SearchConfig(Section):
     simulations: int = Field(default=32, ge=1)
     """Simulations per problem."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Generated tokens per problem; None is no cap."""
+    """Generated tokens of a tree after which a run begins no further samples; those that have begun are finished, so a tree may have more.
+    None is no cap."""
     max_depth: int = Field(default=16, ge=1)
     """Steps from the question to the deepest node."""
     max_step_tokens: int = Field(default=256, ge=1)
@@ -359,9 +360,10 @@ class EvaluateConfig(Section):
     simulations: int = Field(default=16, ge=1)
     """Simulations per problem."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Generated tokens per problem."""
+    """Cap on generated tokens as ``search.max_tokens``; None is no cap. ``solve`` and ``serve``, whose default it is, never exceed it."""
     samples: int = Field(default=16, ge=1)
-    """Independent full solutions per problem for majority, best-of-n and the PRM's AUC."""
+    """Independent full solutions per problem for majority, best-of-n, the weighted vote and the PRM's AUC. The votes get those that fit the
+    search's tokens, so there should be enough of them; the report says where there are not."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of those samples."""
     aggregation: Literal["last", "min", "mean", "product", "geometric-mean", "max", "min-form", "log-sigmoid"] = "last"

@@ -288,6 +288,11 @@ class PRMConfig(Section):
         return self.enabled and not self._is_kept
 
     @property
+    def samples_first(self) -> bool:
+        """Whether rounds begin with graded samples, from which the PRM learns before the search."""
+        return self.trains and self.when == "before-search"
+
+    @property
     def _is_kept(self) -> bool:
         """Whether what scores steps is given, and nothing trains it."""
         return self.start == "fixed" or self.is_policy

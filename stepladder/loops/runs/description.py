@@ -49,9 +49,10 @@ def parameter_words(model: Path) -> str:
 
 def search_words(section: SearchConfig | EvaluateConfig) -> str:
     """Return method and caps of a search."""
-    tokens = "" if section.max_tokens is None else f" and {section.max_tokens:,} tokens"
+    # A step that has begun is finished, so a search may take more.
+    tokens = "" if section.max_tokens is None else f", none begun after {section.max_tokens:,} tokens"
     options = ", ".join(f"{name}={value}" for name, value in section.options.items())
-    return f"{section.method}{f' ({options})' if options else ''}, at most {section.simulations:,} simulations{tokens} a problem"
+    return f"{section.method}{f' ({options})' if options else ''}, at most {section.simulations:,} simulations a problem{tokens}"
 
 
 def prm_words(config: Config) -> str:

@@ -131,18 +131,20 @@ class SamplingFigures:
 @with_config(CLOSED)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EqualTokenFigures:
-    """The search, compared with sampling methods at equal tokens."""
+    """The search, compared with sampling methods that get the samples that fit its tokens."""
 
     accuracy: Accuracy
     """Accuracy of the search."""
     tokens_per_problem: float
     """Mean tokens that the search generated."""
     sampling_tokens_per_problem: float
-    """Mean tokens of the samples that fit these."""
+    """Mean tokens of the samples that fit these, of one sample at least."""
     sampling: dict[AnswerMethod, SamplingFigures | None]
     """The sampling methods; None for a method that needs scores if there are none."""
     curves: dict[AnswerMethod, tuple[tuple[int, float], ...]]
     """(generated tokens per problem, accuracy) of the search and of each sampling method that was measured."""
+    short_pools: int | None = None
+    """Problems on which the search spent more than all samples and another one of their mean length; None in runs of earlier versions."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON: one level, each name with its method."""
@@ -150,6 +152,7 @@ class EqualTokenFigures:
             **accuracy_keys("search_accuracy", self.accuracy),
             "search_tokens_per_problem": self.tokens_per_problem,
             "sampling_tokens_per_problem": self.sampling_tokens_per_problem,
+            "short_pools": self.short_pools,
         }
         for method, figures in self.sampling.items():
             plain |= accuracy_keys(f"{method}_accuracy", None if figures is None else figures.accuracy)
@@ -288,6 +291,7 @@ def _taken_search(plain: dict[str, Any]) -> dict[str, Any]:
     stored = {
         "search_tokens_per_problem": "tokens_per_problem",
         "sampling_tokens_per_problem": "sampling_tokens_per_problem",
+        "short_pools": "short_pools",
         "curves": "curves",
     }
     return figures | {field: plain.pop(key) for key, field in stored.items() if key in plain}

@@ -1,7 +1,7 @@
 """The figures of a search and of an evaluation, computed from the trees and the graded rows that the workers wrote.
 
-Sampling methods are compared with the search at the same generated tokens, problem by problem: from one pool of independent samples each
-method gets the first ones whose tokens fit what the search spent on that problem (one at least).
+Sampling methods are compared with the search problem by problem: from one pool of independent samples each method gets the first ones
+whose tokens fit what the search spent on that problem (one at least).
 """
 
 import math
@@ -249,7 +249,7 @@ def _usable_methods(samples: Sequence[PoolRow]) -> list[AnswerMethod]:
 
 
 def _equal_token_figures(search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> EqualTokenFigures:
-    """Accuracy of the search, and of each sampling method at the tokens that the search spent on the same problem."""
+    """Accuracy of the search, and of each sampling method with the samples that fit the search's tokens on the same problem."""
     pools, correct = {row.problem_id: row.samples for row in samples}, [row.correct for row in search]
     within = [_within(pools[row.problem_id], row.tokens) for row in search]
     sampling: dict[AnswerMethod, SamplingFigures | None] = dict.fromkeys(SAMPLING_METHODS)
@@ -264,20 +264,28 @@ def _equal_token_figures(search: Sequence[SolvedRow], samples: Sequence[PoolRow]
         sampling_tokens_per_problem=sum(sample.num_tokens for chosen in within for sample in chosen) / len(search),
         sampling=sampling,
         curves=_curves(search, samples),
+        short_pools=sum(_is_short(pools[row.problem_id], row.tokens) for row in search),
     )
+
+
+def _is_short(pool: Sequence[PoolSample], budget: int) -> bool:
+    """Say whether a budget pays for all samples and for another one of their mean length."""
+    tokens = sum(sample.num_tokens for sample in pool)
+    return tokens + tokens / len(pool) <= budget
 
 
 def _curves(search: Sequence[SolvedRow], samples: Sequence[PoolRow]) -> dict[AnswerMethod, tuple[tuple[int, float], ...]]:
     """Accuracy against generated tokens per problem, as (tokens, accuracy), of the search and of each sampling method.
 
-    The sampling curves extend to the end of the shortest pool, or of the search if that is longer.
+    The sampling curves extend to the end of the shortest pool, or of the search if that is longer. Before its first sample a method has no
+    answer.
     """
     most = max(*(row.tokens for row in search), min(row.tokens for row in samples), 1)
     budgets = [int(budget) for budget in np.unique(np.geomspace(max(most / 32, 1), most, _NUM_BUDGETS).astype(int))]
     curves = {AnswerMethod.SEARCH: tuple((budget, float(np.mean([_known(row, budget) for row in search]))) for budget in budgets)}
     for method in _usable_methods(samples):
         rule = _SAMPLING_RULES[method]
-        shares = [float(np.mean([rule(_within(row.samples, budget)) is True for row in samples])) for budget in budgets]
+        shares = [float(np.mean([rule(metrics.first_within(row.samples, budget)) is True for row in samples])) for budget in budgets]
         curves[method] = tuple(zip(budgets, shares, strict=True))
     return curves
 

@@ -80,7 +80,7 @@ def trains_two_heads(config: Config) -> bool:
 
 def samples_first(config: Config) -> bool:
     """Say whether rounds begin with graded samples, from which the PRM learns before the search."""
-    return config.prm.trains and config.prm.when == "before-search"
+    return config.prm.samples_first
 
 
 def estimates_values(config: Config) -> bool:

@@ -57,12 +57,12 @@ def test_headline_of_unfinished_and_unmeasured_runs() -> None:
 
 
 @pytest.mark.parametrize(("search", "place"), [(0.6, "ahead of"), (0.57, "level with the best of"), (0.5, "behind the best of")])
-def test_headline_compares_search_at_equal_tokens(search: float, place: str) -> None:
+def test_headline_compares_search_with_sampling(search: float, place: str) -> None:
     """Search is set against the best sampling method, with all of them listed from best to worst."""
     rows = [row(0, policy=0.45, search=search, majority=0.48, best_of_n=0.50, vote=0.57, auc=0.7)]
     assert figures.headline(rows).remarks[-1] == (
-        f"With the policy of round 0, search answers {100 * search:.1f} % with 112 generated tokens a problem, {place} sampling at the "
-        "same tokens: weighted vote 57.0 %, best-of-n 50.0 %, majority 48.0 %. "
+        f"With the policy of round 0, search answers {100 * search:.1f} % with 112 generated tokens a problem, {place} sampling "
+        "with 108: weighted vote 57.0 %, best-of-n 50.0 %, majority 48.0 %. "
         f"One greedy solution answers 45.0 % with 28 tokens, fewer than the search."
     )
 
@@ -70,9 +70,18 @@ def test_headline_compares_search_at_equal_tokens(search: float, place: str) -> 
 def test_headline_compares_without_prm() -> None:
     """Without a PRM only majority is there to compare with."""
     assert figures.headline(full_rows()[:1]).remarks == (
-        "With the policy of round 0, search answers 21.0 % with 112 generated tokens a problem, ahead of sampling at the same tokens: "
+        "With the policy of round 0, search answers 21.0 % with 112 generated tokens a problem, ahead of sampling with 108: "
         "majority 19.0 %. One greedy solution answers 16.7 % with 28 tokens, fewer than the search.",
     )
+
+
+def test_headline_says_where_samples_are_too_few() -> None:
+    """Where a search takes more than all samples together, the comparison is not at equal tokens, and the remedy is named."""
+    made = full_rows()[0]
+    assert made.test.search is not None
+    short = replace(made, test=replace(made.test, search=replace(made.test.search, short_pools=7)))
+    (said,) = figures.headline([short]).remarks
+    assert "On 7 of 300 problems all samples together take fewer tokens than the search: raise evaluate.samples. One greedy" in said
 
 
 def curves(best_of_n: list[float], vote: list[float]) -> RoundRow:

@@ -110,6 +110,15 @@ def test_figures_by_hand(folder: Path) -> None:
     assert majority is not None
     assert (majority.search_against.num_better, majority.search_against.num_worse) == (1, 0)
     assert search.tokens_per_problem == pytest.approx(55 / 3)
+    assert search.short_pools == 0
+
+
+def test_short_pools_are_counted(folder: Path) -> None:
+    """The four samples of problem a have 40 tokens, so a search with 50 could pay for a fifth one; with 49 it could not."""
+    for tokens, short in ((50, 1), (49, 0)):
+        (folder / "search" / "shard-0000.json").write_text(json.dumps({"rows": [SEARCH[0] | {"tokens": tokens}]}))
+        search = split_figures(folder).search
+        assert search is not None and search.short_pools == short and search.to_dict()["short_pools"] == short
 
 
 def value_of(figures: SplitFigures, method: AnswerMethod) -> float | None:
@@ -124,6 +133,15 @@ def test_curves_end_where_the_search_ended(folder: Path) -> None:
     assert set(search.curves) == {AnswerMethod.SEARCH, *SAMPLING_METHODS}
     assert search.curves[AnswerMethod.SEARCH][-1][1] == pytest.approx(2 / 3)
     assert search.curves[AnswerMethod.SEARCH][0][1] == 0.0
+
+
+def test_sampling_has_no_answer_before_its_first_sample(folder: Path) -> None:
+    """The shortest first sample has 10 tokens. No method has an answer with fewer, though beside a search each gets one sample."""
+    search = split_figures(folder).search
+    assert search is not None
+    for method in SAMPLING_METHODS:
+        assert all(value == 0.0 for tokens, value in search.curves[method] if tokens < 10), method
+    assert search.curves[AnswerMethod.BEST_OF_N][0][0] < 10
 
 
 def test_missing_evaluations_are_none(tmp_path: Path) -> None:
