@@ -1,6 +1,7 @@
 """Ensembles, bounds, mixes and checks: by hand, and the scorers by the shipped contract."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -159,8 +160,28 @@ def test_a_step_that_fails_its_check_is_capped():
         ("50% + 1 = 3", None),
         ("4 / 0 = 0", None),
         ("no numbers", None),
+        ("x = 3 + 4 = 7", True),
+        ("1 + 1 = 2\n2 + 2 = 5", False),
+        ("2x + 3 + 4 = 15", None),
+        ("5 apples + 3 + 4 = 12", None),
+        (r"2 \times 3 + 4 = 10", None),
+        ("2 · 3 + 4 = 10", None),
+        ("2 1/2 + 1 = 3.5", None),
+        ("1/2 + 3 = 3 1/2", None),
+        ("x - 3 + 4 = 15", None),
+        ("- 3 + 4 = 7", None),
+        ("x = 12\n- 3 + 4 = 7", None),
+        ("2 + 2 = " + "4" * 5000, None),
     ],
 )
 def test_arithmetic_of_a_step(text, holds):
     """Exact on plain numbers, rounded decimals accepted, and silent wherever something else may be meant."""
     assert arithmetic_holds(text) is holds
+
+
+@pytest.mark.parametrize("text", [" + ".join(["1"] * 2000), "(" * 8000, "- " * 8000, "1," * 8000, "1 ) " * 4000])
+def test_arithmetic_of_a_text_without_results_takes_no_time(text):
+    """A sum of n numbers without a result can be told in time n, however its blanks and brackets are read."""
+    started = time.process_time()
+    assert arithmetic_holds(text) is None
+    assert time.process_time() - started < 2
