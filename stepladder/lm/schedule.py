@@ -65,7 +65,6 @@ def batch_schedule(
       shuffled. A window is at most one pass over the rows, so that none repeats a small data set.
     - The rows of an update do not depend on the number of processes.
 
-
     Args:
         lengths: Positions of each row; not empty.
         epochs: Passes over the rows, > 0.

@@ -72,9 +72,9 @@ def pairwise_loss(
 
         L = -sum_b 1/|P_b| sum_{(i, j) in P_b} log sigmoid(x_bi - x_bj) / num_groups,   P_b = {(i, j): y_bi > y_bj}
 
-    With targets 1 and 0, |P| is n+ * n-, the weight of rStar-Math; With all samples of a problem as the group it is Qwen2.5-Math's listwise
-    loss, whose 1 / (k (n
-    - k)) is the same number. With two members it is the plain pairwise loss. A group of equal targets has no pairs and does not count.
+    With targets 1 and 0, |P| is n+ * n-, the weight of rStar-Math. With all samples of a problem as the group it is Qwen2.5-Math's listwise
+    loss, whose k * (n - k) is the same number. With two members it is the plain pairwise loss. A group of equal targets has no pairs and
+    does not count.
 
     Args:
         outputs: Raw outputs x: one group per row, such as the siblings of a node or the samples of a problem.

@@ -43,7 +43,7 @@ class ContrastPairs:
     pairs_per_problem: Count = 8
     """Most pairs of one problem, >= 1."""
     rejected_must_fail: bool = True
-    """Whether a rejected step may have nothing right at or below it."""
+    """Whether a rejected step must have nothing right at or below it."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

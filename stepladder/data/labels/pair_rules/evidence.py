@@ -51,7 +51,7 @@ class EvidencePairs:
     best_and_worst: Count = 2
     """Children of each side that may take part, >= 1."""
     rejected_must_fail: bool = True
-    """Whether a rejected step may have nothing right at or below it."""
+    """Whether a rejected step must have nothing right at or below it."""
 
     def __post_init__(self) -> None:
         check_bounds(self, where="labels.pairs")

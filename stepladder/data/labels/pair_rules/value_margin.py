@@ -20,7 +20,7 @@ class ValueMarginPairs:
 
     Dropped by reason: ``no value``, ``failed step``, ``same tokens``, ``below margin``, ``over node cap``, ``over problem cap``.
 
-    Source: ours; Agent Q without its critic
+    Source: ours; Agent Q without its critic.
     """
 
     type: Literal["value-margin"] = "value-margin"
