@@ -12,7 +12,8 @@ from pathlib import Path
 
 from stepladder.errors import CheckpointError
 
-_HEAD_CHARACTERS = 65_536
+_HEAD_CHARACTERS, _ROW_CHARACTERS = 65_536, 1 << 26
+"""Characters that are read of a text, and of the first of some rows, which may hold many long solutions."""
 PAGE_MARK = '<meta name="generator" content="stepladder">'
 """Mark in the head of every HTML page that stepladder writes."""
 
@@ -92,7 +93,7 @@ def rows_with(*keys: str) -> Recognise:
             return False
         with path.open(encoding="utf-8", errors="replace") as file:
             try:
-                row = json.loads(file.readline(_HEAD_CHARACTERS))
+                row = json.loads(file.readline(_ROW_CHARACTERS))
             except (ValueError, RecursionError):
                 return False
         return isinstance(row, dict) and row.keys() >= set(keys)

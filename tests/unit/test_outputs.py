@@ -83,6 +83,9 @@ def test_results_are_recognised_by_what_they_hold(tmp_path):
         path = tmp_path / f"{number}.jsonl"
         path.write_bytes(text.encode(errors="surrogateescape"))
         assert not rows_with("id", "answer")(path), text
+    long = tmp_path / "long.jsonl"
+    long.write_text(f'{{"id": 1, "solution": "{"step " * 50_000}", "answer": 2}}\n{{}}\n')
+    assert rows_with("id", "answer")(long), "however long the first row is"
     page = tmp_path / "page.html"
     page.write_text("<html>ours</html>")
     assert text_with("ours")(page)
