@@ -41,9 +41,9 @@ class ObservationStore:
         for number, line in enumerate(kept.splitlines(), 1):
             try:
                 key, text, failed = json.loads(line)
-            except ValueError:
+                self._known[key] = None if text is None else Observation(text, bool(failed))
+            except (ValueError, TypeError, RecursionError):
                 raise CheckpointError(f"{path}:{number}: must be an observation: got {line[:60]!r} -- remove the file") from None
-            self._known[key] = None if text is None else Observation(text, bool(failed))
 
     def __contains__(self, key: str) -> bool:
         """Say whether a path's observation is known."""

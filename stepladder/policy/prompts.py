@@ -174,8 +174,9 @@ class StepFormat:
         if version != FORMAT_VERSION or unknown:
             raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {version!r}, unknown {unknown}")
         for name, value in row.items():
-            if not (value in get_args(kinds[name]) if get_origin(kinds[name]) is Literal else isinstance(value, cast(type, kinds[name]))):
-                raise CheckpointError(f"{path}: {name} must be {getattr(kinds[name], '__name__', kinds[name])}: got {value!r}")
+            kind: Any = int | float if kinds[name] is float else kinds[name]
+            if not (value in get_args(kind) if get_origin(kind) is Literal else isinstance(value, kind)):
+                raise CheckpointError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}: got {value!r}")
         try:
             with reading(path, what="a step format", remedy="save the format again"):
                 return cls(**row)

@@ -148,6 +148,9 @@ def test_formats_are_checked():
 def test_formats_survive_saving_and_broken_files_are_named(tmp_path):
     """What is saved is loaded, unicode included; absent, malformed, foreign files raise with the path."""
     step_format = StepFormat(prompt_template="問 {question}\n", step_end="。", answer_pattern=r"=(\d+)", chat=True, system="é")
+    surprising = StepFormat(steps="surprise", step_surprise=4)
+    surprising.save(tmp_path)
+    assert StepFormat.load(tmp_path) == surprising
     step_format.save(tmp_path)
     assert StepFormat.load(tmp_path) == step_format
     row = json.loads((tmp_path / FORMAT_FILE).read_text())

@@ -134,9 +134,10 @@ def test_equal_paths_call_once_and_a_store_goes_on_where_it_ended(tmp_path: Path
     assert store[path_key((*PROMPT, ord("b"), 10))] == Observation("0")
     store.remove()
     assert not path.exists()
-    path.write_text("{\n")
-    with pytest.raises(CheckpointError, match="must be an observation"):
-        ObservationStore(path)
+    for foreign in ("{", "5", "null", '[[1], "0", false]', "[" * 100_000):
+        path.write_text(f"{foreign}\n")
+        with pytest.raises(CheckpointError, match=f"{path}:1: must be an observation"):
+            ObservationStore(path)
 
 
 def test_the_tool_runs_beside_the_policy_and_a_path_that_runs_is_not_asked_again() -> None:
