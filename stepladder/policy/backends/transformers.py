@@ -303,6 +303,7 @@ class TransformersPolicy:
         self._waiting = deque(row for row in self._waiting if row.job.request.ticket not in dropped)
         for number, row in [(number, row) for number, row in self._running.items() if row.job.request.ticket in dropped]:
             self._num_live -= row.open_lanes
+            self._num_distinct -= row.others is not None
             self._lanes.live[number] = self._lanes.closing[number] = False
             del self._running[number]
             self._rows.release(number)

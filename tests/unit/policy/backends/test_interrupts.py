@@ -1,7 +1,9 @@
 """Policies that can be interrupted, and whose requests can be cancelled."""
 
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stepladder.interfaces import StepRequest, collect_all
@@ -46,6 +48,18 @@ def test_cancelled_requests_give_nothing_and_change_nothing(parts):
     assert policy._num_live == 0
     policy.reset()
     assert len(collect_all(policy, [request(0)])) == 1
+
+
+def test_after_a_cancelled_request_of_new_steps_nothing_is_taken_off(parts):
+    """Probability is taken off next tokens only while a request that wants new steps runs; it costs time in every token."""
+    model, tokenizer = parts
+    policy = TransformersPolicy(model, tokenizer, FORMAT)
+    policy.submit([replace(request(0, max_step_tokens=200), excluded=())])
+    policy._admit()
+    policy._advance()
+    assert policy._taken(np.zeros(1, np.int64), np.ones(1, np.int64)) is not None
+    policy.cancel([0])
+    assert policy._taken(np.zeros(0, np.int64), np.zeros(0, np.int64)) is None
 
 
 def test_an_interrupt_returns_and_loses_nothing(parts):
