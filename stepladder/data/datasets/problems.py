@@ -330,20 +330,22 @@ def jsonl_rows(source: Path | IO[bytes], name: str | None = None) -> Iterator[So
 
 def _stream_rows(stream: IO[bytes], name: str, *, stem: str) -> Iterator[SourceRow]:
     for number, line in enumerate(_lines(stream, name), 1):
-        # An editor's byte order mark is no part of the first row, and blank lines separate nothing.
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        # Blank lines separate nothing.
         if line.strip():
             yield SourceRow(f"{name}:{number}", f"{stem}-{number}", _json_object(line, f"{name}:{number}"))
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield lines; only reading them is under the boundary, not the work on them."""
+    # An editor's byte order mark is no part of the first line.
+    mark = b"\xef\xbb\xbf"
     while True:
         with reading(name, what="a file of JSON lines", remedy="check the disk", raises=DataFormatError):
             line = stream.readline()
         if not line:
             return
-        yield line
+        yield line.removeprefix(mark)
+        mark = b""
 
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reading, splitting and separating problems."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stepladder.data.datasets.problems import check_disjoint, load_seed_solutions, normalise_question, read_problems, split_problems
+from stepladder.data.datasets.problems import (
+    check_disjoint,
+    load_seed_solutions,
+    normalise_question,
+    question_rows,
+    read_problems,
+    split_problems,
+)
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.types import LabelledProblem, Problem
 
@@ -47,6 +55,13 @@ def test_jsonl_is_read_in_order_with_text_verbatim(tmp_path):
         row(id="long", question=long, answer=" 2.5 "),
     )
     assert read_problems(path).problems == [make("z", "  1+1? "), make("7", "Größe 𝒳 \u2028 \x00?", "12"), make("long", long, "2.5")]
+
+
+def test_plain_questions_are_read_without_a_byte_order_mark():
+    """A file that an editor saved with one asks its first question as it stands, and is still seen to be JSON."""
+    for text in (b"1+1?\n2+2?\n", b'{"id": "1", "question": "1+1?"}\n{"id": "2", "question": "2+2?"}\n'):
+        rows = list(question_rows(io.BytesIO(b"\xef\xbb\xbf" + text), "stdin", id_field="id", question_field="question"))
+        assert [row.fields["question"] for row in rows] == ["1+1?", "2+2?"]
 
 
 def test_limit_stops_reading(tmp_path):
