@@ -10,9 +10,12 @@ from stepladder.interfaces import Policy, StepRequest, collect_all
 from stepladder.prm.layout import filled
 from stepladder.prm.reader import Scores, Solution
 from stepladder.prm.specs import PRMSpec
+from stepladder.remembered import forget_oldest
 from stepladder.types import Step, derive_seed
 
 Vote = Literal["mean", "majority"]
+_MAX_KNOWN = 1 << 16
+"""Steps whose verdicts are remembered from one call to the next."""
 
 
 class Thought(NamedTuple):
@@ -153,12 +156,14 @@ class Judge:
     def score(self, solutions: Sequence[Solution], *, strict: bool = True) -> list[Scores]:
         """Return the scores of every solution's steps, in order; None if no verdict could be read.
 
-        A step is judged once: verdicts depend on the prompt alone, so the same step after the same beginning gets the same ones.
+        Verdicts are remembered: they depend on the prompt alone, so the same step after the same beginning gets the same ones.
 
         Args:
             solutions: The solutions.
             strict: Without meaning here: a judge reads any text.
         """
+        # Before the work, so that ``critique`` finds every verdict of this call.
+        forget_oldest(self._known, _MAX_KNOWN)
         prompts = [[self._asked(solution, step) for step in range(len(solution.steps))] for solution in solutions]
         new = [prompt for prompt in dict.fromkeys(prompt for steps in prompts for prompt in steps) if prompt not in self._known]
         for asked, verdicts in zip(new, self._written(new, self.spec.num_verdicts), strict=True):

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from stepladder.prm.checkpoints import out_features
 from stepladder.prm.outputs import check_entropy_penalty, scores_of
 from stepladder.prm.requests import known_ids
 from stepladder.prm.specs import PRMSpec, check_reads_tokens
+from stepladder.remembered import forget_oldest
 
 _MAX_KEPT = 1 << 18
 """Number of sequences whose outputs are remembered."""
@@ -119,8 +120,7 @@ class VLLMOutputs:
         for name, output in outputs.items():
             self._kept.pop(name, None)
             self._kept[name] = output
-        for name in list(islice(self._kept, max(0, len(self._kept) - _MAX_KEPT))):
-            del self._kept[name]
+        forget_oldest(self._kept, _MAX_KEPT)
 
     def clear(self) -> None:
         """Forget everything cached, and requests in flight."""

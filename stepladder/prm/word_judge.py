@@ -11,8 +11,11 @@ from stepladder.prm.reader import Scores, Solution
 from stepladder.prm.requests import batches, known_ids
 from stepladder.prm.served import TokenOutputs
 from stepladder.prm.specs import PRMSpec
+from stepladder.remembered import forget_oldest
 
 _MAX_BATCH_TOKENS = 4096
+_MAX_KNOWN = 1 << 16
+"""Prompts whose scores are remembered from one call to the next."""
 
 
 class VerdictPrompts:
@@ -90,6 +93,7 @@ class WordJudge:
             solutions: The solutions.
             strict: Without meaning here: a judge reads any text.
         """
+        forget_oldest(self._known, _MAX_KNOWN)
         prompts = [
             [self._prompts.prompt(each.question, each.steps[: number + 1]) for number in range(len(each.steps))] for each in solutions
         ]

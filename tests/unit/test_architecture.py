@@ -24,6 +24,7 @@ BASE = {
     "hold_out",
     "plugs",
     "toml_text",
+    "remembered",
 }
 MODELS = BASE | {"interfaces", "lm"}
 DATA = {"data.store", "data.grading", "data.step_checks", "data.datasets", "data.labels", "data.metrics", "data.exports"}
@@ -35,6 +36,7 @@ ALLOWED = {
     "settings": {"errors"},
     "plugs": {"errors"},
     "toml_text": set(),
+    "remembered": set(),
     "hold_out": {"types"},
     "types": set(),
     "boxes": set(),
@@ -103,6 +105,14 @@ def test_imports_point_down(path: Path) -> None:
         target = name.removeprefix("stepladder.")
         allowed = ALLOWED[part] | {part, "__version__"}
         assert any(target == other or target.startswith(f"{other}.") for other in allowed), f"{path}: {part} must not import {name}"
+
+
+def test_the_documentation_names_every_part() -> None:
+    """Its table says of each top-level part what it holds."""
+    rows = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    named = {name for row in rows if row.startswith("| `") for name in row.split("|")[1].replace("`", "").replace(" ", "").split(",")}
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert named == parts - {"__init__", "__main__"}
 
 
 def test_import_check_sees_function_level_imports(tmp_path: Path) -> None:

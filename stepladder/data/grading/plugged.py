@@ -14,6 +14,7 @@ from stepladder.data.grading.rules import AnswerRule
 from stepladder.data.grading.workers import CRASHED, TIMEOUT, Message, WorkerCommand, WorkerPool
 from stepladder.errors import BackendError, ConfigError, DataFormatError, StepladderError
 from stepladder.plugs import load_plug, raised
+from stepladder.remembered import forget_oldest
 from stepladder.types import LabelledProblem, Verdict
 
 ARGUMENTS = ("question", "answer", "solution", "reference")
@@ -137,13 +138,13 @@ class TaskVerifier:
             self._trouble.update(verdict.reason for verdict in verdicts if verdict.reason.startswith(_TROUBLE))
             self._check_raised()
         done = [_UNREADABLE if answer is None else self._remembered[problem_id, answer] for problem_id, answer in answers]
-        while len(self._remembered) > _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+        forget_oldest(self._remembered, _MAX_REMEMBERED)
         return done
 
     def answer_key(self, answer: str) -> str:
         """Return the canonical form of an answer for votes: by the function's attribute ``answer_key``, else with normal blanks."""
         if answer not in self._keys:
+            forget_oldest(self._keys, _MAX_REMEMBERED)
             own = self._pool.ask([{"key": answer}])[0].get("key") if self._has_key else None
             self._keys[answer] = answer_key(answer, AnswerRule.EXACT) if own is None else str(own)
         return self._keys[answer]

@@ -13,6 +13,7 @@ from stepladder.data.grading.answers import answer_key, exact_match, math_match,
 from stepladder.data.grading.rules import STRICT, AnswerRule, MathOptions
 from stepladder.data.grading.workers import WorkerCommand, WorkerPool
 from stepladder.errors import ConfigError, DataFormatError
+from stepladder.remembered import forget_oldest
 from stepladder.types import LabelledProblem, Verdict
 
 _WORKER = Path(__file__).with_name("math_worker.py")
@@ -65,8 +66,7 @@ class PairGrader:
         self._remember([pair for pair in dict.fromkeys(open_pairs) if pair not in self._remembered])
         # Read in a second pass, and before anything is forgotten: an answer given twice was sent once.
         done = [verdict or self._remembered[answer or "", reference] for (answer, reference), verdict in zip(pairs, verdicts, strict=True)]
-        while len(self._remembered) > _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+        forget_oldest(self._remembered, _MAX_REMEMBERED)
         return done
 
     def close(self) -> None:

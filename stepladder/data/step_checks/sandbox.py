@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from stepladder.data.step_checks.scratch import scratch_directory
 from stepladder.errors import BackendError, ConfigError
+from stepladder.remembered import forget_oldest
 
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
 _MEMORY_BYTES = 1 << 30
@@ -102,8 +103,7 @@ class CodeSandbox:
                 runs = pool.map(lambda code: run_code(code, deadline_s=self.deadline_s, allow_unsandboxed=self._trusting), new)
                 self._remembered.update(zip(new, runs, strict=True))
         done = [self._remembered[code] for code in codes]
-        while len(self._remembered) > _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+        forget_oldest(self._remembered, _MAX_REMEMBERED)
         return done
 
 
@@ -216,6 +216,7 @@ class CodeServer:
             modules: Modules of installed packages that it imports before, so that pieces find them imported.
         """
         self._lock = threading.Lock()
+        self._fault: str | None = None
         self._control, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
@@ -267,14 +268,16 @@ class CodeServer:
         raise BackendError(self.startup_error())
 
     def startup_error(self) -> str:
-        """End it, and return the sentence about a server or a supervisor that did not start."""
-        self._end()
-        self._errors.seek(0)
-        output = self._errors.read()[-200:].decode(errors="replace")
-        self._errors.close()
-        return (
-            f"sandbox: its process must start: it ended with status {self._process.returncode} and {output!r} -- check {sys.executable!r}"
-        )
+        """End it, and return the sentence about a server or a supervisor that did not start: the same to every thread that uses it."""
+        with self._lock:
+            if self._fault is None:
+                self._end()
+                self._errors.seek(0)
+                output = self._errors.read()[-200:].decode(errors="replace")
+                self._errors.close()
+                told = f"it ended with status {self._process.returncode} and {output!r}"
+                self._fault = f"sandbox: its process must start: {told} -- check {sys.executable!r}"
+            return self._fault
 
     def close(self) -> None:
         """End it. Supervisors at work end by themselves."""

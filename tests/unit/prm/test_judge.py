@@ -74,3 +74,15 @@ def test_every_step_is_judged_by_the_samples_on_its_own_prompt():
     assert len(policy.requests) == asked + 2
     with pytest.raises(ConfigError, match="judge's spec"):
         Judge(policy, NAMED_SPECS["trl"].spec, lambda prompt: ())
+
+
+def test_old_verdicts_are_forgotten(monkeypatch):
+    """The newest stay, so that the memory of a server does not grow for ever; what was forgotten is asked again."""
+    policy = ScriptedPolicy(lambda *_: Step(token_ids=(1,), logps=(0.0,), text=r"\boxed{Yes}", stop_reason=StopReason.END))
+    judge = Judge(policy, SPEC, lambda prompt: tuple(prompt.encode()))
+    solution = Solution(question="Q", steps=("a", "b", "c"))
+    monkeypatch.setattr("stepladder.prm.judge._MAX_KNOWN", 2)
+    for asked in (3, 4, 5):
+        assert judge.score([solution]) == [(1.0, 1.0, 1.0)]
+        assert len(policy.requests) == asked
+        assert len(judge._known) == 3, "those of one call are kept until the next"

@@ -255,3 +255,11 @@ def test_files_are_found_beside_the_configuration(task: str, tmp_path: Path) -> 
     settings = tmp_path / "settings.toml"
     settings.write_text('[problems]\ntrain = "a"\ntest = "b"\nverifier = "task.py:total"\n[policy]\nmodel = "m"\n')
     assert load_config(settings, []).problems.verifier == f"{tmp_path / 'task.py'}:total"
+
+
+def test_old_keys_are_forgotten(task, monkeypatch):
+    """The newest stay, so that the memory of a server does not grow for ever."""
+    monkeypatch.setattr("stepladder.data.grading.plugged._MAX_REMEMBERED", 2)
+    with TaskVerifier(PROBLEMS, task + "odd", {}) as verifier:
+        assert [verifier.answer_key(f" {number} ") for number in range(9)] == [str(number) for number in range(9)]
+        assert len(verifier._keys) <= 3

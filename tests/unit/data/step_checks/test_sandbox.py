@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -200,6 +201,11 @@ def test_settings_and_interpreters_that_cannot_be(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_WORKER", broken)
     with pytest.raises(BackendError, match=f"status 1 and .*broken.* -- check {sys.executable!r}"):
         run_code("", deadline_s=5)
+    with ThreadPoolExecutor(4) as pool:
+        told = [pool.submit(run_code, "", deadline_s=5).exception() for _ in range(8)]
+    assert {type(error) for error in told} == {BackendError}, "threads that share the server are told alike"
+    server = sandbox.CodeServer()
+    assert server.startup_error() == server.startup_error()
 
 
 @needs_locks
