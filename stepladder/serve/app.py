@@ -418,11 +418,25 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    errors = error.errors()
+    # A field of several forms has an error for each. One about the value says more than that it has another form.
+    first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
+    place = [] if first["type"] == "json_invalid" else _place(first["loc"], error.body, missing=first["type"] == "missing")
     name = ".".join(place) or "body"
     told = ApiError(400, f"{name}: {first['msg'][:300]}", code="invalid_request", param=place[0] if place else None)
     return await _api_error(request, told)
+
+
+def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> list[str]:
+    """Return the part of an error's location that is in the body; the rest names forms that a field may have."""
+    place = []
+    for part in location[1:]:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        place.append(str(part))
+    return [*place, str(location[-1])] if missing else place
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

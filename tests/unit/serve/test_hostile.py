@@ -111,6 +111,28 @@ def test_malformed_completions_are_refused(web, fields, code):
 
 
 @pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"prompt": []}, "prompt", "prompt: List should have at least 1 item"),
+        ({"prompt": 3}, "prompt", "prompt: Input should be a valid string"),
+        ({"prompt": ["a", ""], "stop": [""]}, "stop", "stop.0: Value should have at least 1 item"),
+        ({"stepladder": {"simulations": 0}, "prompt": "x"}, "stepladder", "stepladder.simulations: Input should be greater"),
+        ({}, "prompt", "prompt: Field required"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_place_in_the_request(web, body, param, said):
+    """The place is that in the body, without the forms that a field may have, and a bound goes before another form."""
+    error = web.post("/v1/completions", json={"model": "demo", **body}).json()["error"]
+    assert (error["param"], error["message"][: len(said)]) == (param, said)
+
+
+def test_broken_json_is_said_to_be_no_json(web):
+    """It has no field that could be wrong."""
+    reply = web.post("/v1/chat/completions", content=b"{broken", headers={"Content-Type": "application/json"})
+    assert reply.json()["error"]["message"] == "body: JSON decode error" and reply.json()["error"]["param"] is None
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",
