@@ -56,7 +56,7 @@ def load_plug(name: str, *, setting: str) -> Any:
     except Exception as error:
         raise ConfigError(f"{rule}: got {name!r}: {raised(error)} -- {_remedy(place, error)}") from None
     if not callable(plug):
-        raise ConfigError(f"{rule}: got {name!r}, which is a {type(plug).__name__} and cannot be called -- name a function")
+        raise ConfigError(f"{rule}: got {name!r} of type {type(plug).__name__}, which cannot be called -- name a function")
     return plug
 
 

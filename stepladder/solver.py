@@ -23,6 +23,7 @@ from stepladder.loops.runs.object_store import is_url
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.workers import Progress
 from stepladder.mcts.graph import to_networkx
+from stepladder.mcts.settings.setting_checks import check_count
 from stepladder.report.notebook import tree_html
 from stepladder.tree_paths import path_to
 from stepladder.types import SearchResult, StopReason, TreeRecord
@@ -183,6 +184,7 @@ class Solver:
         self._choice: dict[str, Any] = {"method": method, "simulations": simulations, "tokens": tokens, "seconds": seconds}
         self._choice |= {"options": dict(options or {})}
         self._seed, self._config, self._policy, self._prms = seed, config, policy, prms
+        check_count("Solver: seed", seed, least=0)
         choose_search(config, **self._choice)
         self._last: Solution | None = None
         self._models = LoadedModels()
@@ -209,7 +211,7 @@ class Solver:
             ConfigError: If a question is empty, or a setting is unknown or impossible.
             BackendError: If a model fails, or no sample of a single question could be taken.
         """
-        questions = [question] if isinstance(question, str) else list(question)
+        questions = list(question) if isinstance(question, Iterable) and not isinstance(question, str) else [question]
         for each in questions:
             if not isinstance(each, str) or not each.strip():
                 raise ConfigError(f"question: must have text: got {each!r} -- ask something")
@@ -291,6 +293,7 @@ class Solver:
         unknown = sorted(set(given) - set(choice))
         if unknown:
             raise ConfigError(f"Solver: a call takes {', '.join([*choice, 'seed'])}: got {unknown[0]!r}")
+        check_count("Solver: seed", seed, least=0)
         if given.get("method", choice["method"]) != choice["method"]:
             choice["options"] = {}
         caps = ("simulations", "tokens", "seconds")

@@ -231,6 +231,7 @@ def _run(config: Config, root: Path) -> Iterator[Finding]:
         yield Finding(name="chat template", level=Level.OK, text=note or f"format.chat = {str(config.format.chat).lower()}")
         for checked in preflight(config, sets, root):
             level = Level.OK if checked.warning is None else Level.WARNING
-            yield Finding(name=checked.kind, level=level, text=checked.warning or checked.sentence)
+            text = checked.warning or checked.sentence
+            yield Finding(name=checked.kind, level=level, text=text.removeprefix(f"{checked.kind}: "))
     except StepladderError as error:
         yield Finding(name="run", level=Level.FAULT, text=str(error))

@@ -95,7 +95,8 @@ def export_rounds(run_path: str | Path, to: str, options: ExportOptions, *, disp
         place, summary = _publish(repository or f"{run.root.resolve().name}-{options.format}", options, write)
     else:
         place, summary = to, write(Path(to))
-    left_out = f", {sum(summary.dropped.values())} candidates left out (see its README.md)" if summary.dropped else ""
+    dropped = sum(summary.dropped.values())
+    left_out = f", {dropped} candidate{'' if dropped == 1 else 's'} left out (see its README.md)" if summary.dropped else ""
     of_rounds = f"round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
     return f"{place}: {summary.num_rows} rows of {options.format} from {of_rounds}{left_out}"
 

@@ -90,7 +90,8 @@ def readable(
         return "" if row["answer"] is None else one_line(row["answer"])
     answer = f"none found -- {why_no_answer(result)}" if row["answer"] is None else one_line(row["answer"])
     lines = [f"answer: {answer}", *filter(None, [votes_sentence(result)]), *_step_lines(row["steps"]), ""]
-    tokens = f"{row['generated_tokens']:,} tokens, {row['simulations']:,} simulations, {seconds:.2f} s of search"
+    simulations = f"{row['simulations']:,} simulation{'' if row['simulations'] == 1 else 's'}"
+    tokens = f"{row['generated_tokens']:,} tokens, {simulations}, {seconds:.2f} s of search"
     lines.append(f"{row['method']}: {tokens}; {ended or ended_by(result, budget)}")
     if result.failures.num_failed:
         lines.append(result.failures.sentence())
@@ -160,7 +161,7 @@ def ended_by(result: SearchResult, budget: Budget) -> str:
     """Return a clause with the reason for the end of a search."""
     clauses = {
         StopReason.TOKENS: f"ended by the cap of {budget.max_tokens} tokens",
-        StopReason.SIMULATIONS: f"ended by the cap of {budget.num_simulations} simulations",
+        StopReason.SIMULATIONS: f"ended by the cap of {budget.num_simulations} simulation{'' if budget.num_simulations == 1 else 's'}",
         StopReason.SECONDS: f"ended by the cap of {budget.max_seconds} seconds",
         StopReason.CALLS: f"ended by the cap of {budget.max_calls} calls",
         StopReason.EXHAUSTED: "ended because nothing was left to expand",

@@ -411,7 +411,7 @@ def _called(prompt: Callable[[str], Any], question: str, *, name: str) -> str:
             f"format.prompt: {name!r} must make a prompt of a question: it raised {raised(error)} for {question[:80]!r} -- correct it"
         ) from error
     if not isinstance(text, str):
-        raise DataFormatError(f"format.prompt: {name!r} must return a text: got a {type(text).__name__} -- correct it")
+        raise DataFormatError(f"format.prompt: {name!r} must return a text: got {type(text).__name__} -- correct it")
     return text
 
 

@@ -99,11 +99,29 @@ def test_a_tree_is_drawn_without_trusting_its_texts(solver):
     assert len(solver.tree) == solver.tree.to_networkx().number_of_nodes()
 
 
-@pytest.mark.parametrize("question", ["", " \n", 3])
+@pytest.mark.parametrize("question", ["", " \n", 3, None])
 def test_an_empty_question_is_refused(solver, question):
-    """A question must have text."""
-    with pytest.raises(ConfigError, match="question: must have text"):
-        solver([question])
+    """A question must have text, alone and among others."""
+    for asked in (question, [question]):
+        with pytest.raises(ConfigError, match="question: must have text"):
+            solver(asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"simulations": 0}, "simulations must be a whole number >= 1: got 0"),
+        ({"tokens": -1}, "tokens must be a whole number >= 1: got -1"),
+        ({"seconds": 0}, "seconds must be a number > 0: got 0"),
+        ({"seed": -1}, "seed must be a whole number >= 0: got -1"),
+    ],
+)
+def test_impossible_caps_and_seeds_are_refused_by_name(solver, model, changes, said):
+    """As the options of the command are: none is taken for "not given". A solver refuses them before it loads its models."""
+    with pytest.raises(ConfigError, match=said):
+        solver("1+1", **changes)
+    with pytest.raises(ConfigError, match=said):
+        Solver(model, **changes)
 
 
 def test_wrong_settings_are_refused_before_models_are_loaded(model, tmp_path):

@@ -24,7 +24,7 @@ from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import file_fault, reading
 from stepladder.hold_out import hold_out
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
-from stepladder.plugs import is_source, load_plug
+from stepladder.plugs import is_source, load_plug, raised
 from stepladder.types import LabelledProblem, Problem
 
 _LOG = logging.getLogger(__name__)
@@ -305,11 +305,11 @@ def _function_rows(source: str, split: str) -> Iterator[SourceRow]:
         rows = list(function(split))
     # Somebody's code, which may raise anything.
     except Exception as error:
-        raise DataFormatError(f"{rule}: it raised {type(error).__name__}: {file_fault(error) or error} -- correct it") from error
+        raise DataFormatError(f"{rule}: it raised {raised(error)} -- correct it") from error
     name = source.rpartition(":")[2]
     for number, fields in enumerate(rows, 1):
         if not isinstance(fields, dict):
-            raise DataFormatError(f"{rule}: row {number} must be a dictionary of fields: got a {type(fields).__name__} -- correct it")
+            raise DataFormatError(f"{rule}: row {number} must be a dictionary of fields: got {type(fields).__name__} -- correct it")
         yield SourceRow(f"{source}[{split}]:{number}", f"{name}-{split}-{number}", fields)
 
 

@@ -212,7 +212,7 @@ class PluggedVerifier:
         self._name = name
         self._inner: Any = self._call("make a verifier", load_verifier(name, options), list(problems), **options)
         if not callable(getattr(self._inner, "grade", None)):
-            raise ConfigError(f"{_SETTING}: {name!r} must make something with a method grade: got a {type(self._inner).__name__}")
+            raise ConfigError(f"{_SETTING}: {name!r} must make something with a method grade: got {type(self._inner).__name__}")
 
     def grade(self, answers: Sequence[tuple[str, str | None]]) -> list[Verdict]:
         """Grade (problem id, final answer or None) pairs, in order.

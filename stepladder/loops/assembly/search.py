@@ -13,6 +13,7 @@ from stepladder.loops.config.search import EvaluateConfig, ScoresConfig, SearchC
 from stepladder.mcts.answer_rules import own_key
 from stepladder.mcts.engine import BudgetRule, SearchEngine
 from stepladder.mcts.methods import SearchMethod, resolve_method, with_filling_wave
+from stepladder.mcts.settings.setting_checks import check_count, check_number
 from stepladder.types import Budget, Problem, Provenance
 
 _UNBOUNDED_SIMULATIONS = 1_000_000
@@ -97,8 +98,11 @@ def choose_search(
         num_problems: Problems that are searched together, >= 1.
 
     Raises:
-        ConfigError: If the method or an option is unknown or impossible.
+        ConfigError: If the method, an option or a cap is unknown or impossible.
     """
+    check_count("search: simulations", simulations, optional=True)
+    check_count("search: tokens", tokens, optional=True)
+    check_number("search: seconds", seconds, "> 0", optional=True)
     defaults = config.evaluate
     base = defaults.options if method in (None, defaults.method) else {}
     unbounded = token_simulations(tokens) if tokens else _UNBOUNDED_SIMULATIONS if seconds else None

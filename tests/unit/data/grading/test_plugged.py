@@ -152,7 +152,7 @@ def test_another_process_imports_it_by_its_path(package: Path) -> None:
         ("their_tsk.grader:close", {}, "got 'their_tsk.grader:close': ModuleNotFoundError"),
         ("their_task.grader:clos", {}, "AttributeError"),
         ("their_task.broken:close", {}, "ZeroDivisionError: division by zero"),
-        ("their_task.grader:value", {}, "which is a int and cannot be called"),
+        ("their_task.grader:value", {}, "of type int, which cannot be called"),
         (
             "their_task.grader:close",
             {"tolerence": 1},
@@ -170,7 +170,7 @@ def test_what_cannot_be_imported_is_one_sentence(package: Path, path: str, optio
 
 def test_what_is_no_verifier_is_named(package: Path) -> None:
     """A factory must make something that grades, and a grade is one verdict for each answer."""
-    with pytest.raises(ConfigError, match="must make something with a method grade: got a list"):
+    with pytest.raises(ConfigError, match="must make something with a method grade: got list"):
         PluggedVerifier(PROBLEMS, "their_task.grader:nothing", {})
     with pytest.raises(DataFormatError, match="one Verdict for each of 2 answers: got 1 of type bool"):
         PluggedVerifier(PROBLEMS, "their_task.grader:Short", {}).grade([("p", "1"), ("p", "2")])
