@@ -1,13 +1,14 @@
 """Training on a GPU: seconds to the first update, tokens per second, share of the peak, and TRL's DPOTrainer on the same pairs.
 
     python -m benchmarks.gpu_training              what ``python -m benchmarks.packing --gpu`` runs; about three minutes
-    python -m benchmarks.gpu_training --profile    and where the time of three updates goes, at the end of the part "trees"
+    python -m benchmarks.gpu_training --profile    and where the time of some updates goes, at the end of the part "trees"
     python -m benchmarks.gpu_training --device cpu --small      the same parts on a CPU with a tiny model, to see that they work
 
 The model has Qwen2.5-0.5B's shape and random weights. Pairs are those of trees of depth 8 and branching 4 with 128 tokens of prompt and
 steps of 32 tokens. Every part has a process of its own, and two limits: one until its first mark, one from then on. Figures are written at
-every mark, so they are kept whatever ends the part. A part that fails or is late is named, and the next one follows. Marks are updates for
-trees, and passes for TRL. TRL's speed leaves its optimiser's steps out, which favours it: an update of 384 pairs may take all its time.
+every mark, so they are kept whatever ends the part. A part that fails or is late is named, and the next one follows. Marks are progress
+reports for trees (every five updates on a GPU), and passes for TRL. TRL's speed leaves its optimiser's steps out, which favours it: an
+update of 384 pairs may take all its time.
 
 Share of the peak = operations of the matrix products per second / the card's dense bfloat16 operations per second, 989e12 on H100 and H200
 (NVIDIA's data sheets of the SXM modules). The operations of an update are ``ModelFlops.training``: 6 x weights of the layers x tokens + 6 x
@@ -70,7 +71,7 @@ class Enough(Exception):
 
 
 class Mark(NamedTuple):
-    """The end of an update or of a pass."""
+    """The end of some updates or of a pass."""
 
     seconds: float
     """Since the start of the clock."""
@@ -143,30 +144,30 @@ def keep(file: Path, figures: dict[str, Any]) -> None:
 
 
 class Profile:
-    """Records what three updates do once ten have been noted with compiled layers, and prints it."""
+    """Records what the updates between two marks do once three marks had compiled layers, and prints it."""
 
     def __init__(self) -> None:
         """Wait."""
         self._profiler: Any = None
-        self._begin, self._seen = 0.0, 0
+        self._begin, self._first, self._seen = 0.0, 0, 0
 
-    def note(self, *, compiled: bool) -> None:
-        """Note the end of an update."""
+    def note(self, step: int, *, compiled: bool) -> None:
+        """Note the end of update ``step``."""
         import torch
 
         self._seen += compiled
-        if self._seen == 10:
+        if self._seen == 3:
             self._profiler = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA], acc_events=True
             )
             self._profiler.start()
-            self._begin = time.perf_counter()
-        elif self._seen == 13 and self._profiler is not None:
+            self._begin, self._first = time.perf_counter(), step
+        elif self._seen == 4 and self._profiler is not None:
             seconds = time.perf_counter() - self._begin
             self._profiler.stop()
             rows, self._profiler = self._profiler.key_averages(), None
             busy = sum(row.self_device_time_total for row in rows if str(row.device_type).endswith("CUDA")) / 1e6
-            print(f"three updates: {seconds:.3f} s, of which kernels {busy:.3f} s", flush=True)
+            print(f"{step - self._first} updates: {seconds:.3f} s, of which kernels {busy:.3f} s", flush=True)
             for order in ("self_device_time_total", "self_cpu_time_total"):
                 print(rows.table(sort_by=order, row_limit=30, max_name_column_width=70), flush=True)
 
@@ -191,7 +192,7 @@ def train_trees(setup: Setup, folder: Path, clock: Clock, profile: Profile | Non
     def on_progress(step: int, _: int, loss: float, tokens: int) -> None:
         compiled = bool(len(compiled_layers))
         if profile is not None:
-            profile.note(compiled=compiled)
+            profile.note(step, compiled=compiled)
         clock.note(step * setup.batch_size, tokens, loss=loss, compiled=compiled)
 
     train_preference(folder / "model", pairs, folder / "out", settings, renderer_hash="benchmark", on_progress=on_progress)
@@ -309,7 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a tiny model")
-    parser.add_argument("--profile", action="store_true", help="where the time of three updates with compiled layers goes")
+    parser.add_argument("--profile", action="store_true", help="where the time of some updates with compiled layers goes")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()

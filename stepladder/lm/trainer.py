@@ -29,7 +29,7 @@ FINISHED_FILE = "stepladder_checkpoint.json"
 Batch = dict[str, Any]
 """Nested tensors; ``inputs`` holds the keyword arguments of the model's forward pass."""
 ProgressCallback = Callable[[int, int, float, int], None]
-"""Called after every update with (updates done, total updates, loss of the update, tokens forwarded so far)."""
+"""Called after every update, on a GPU after every few, with (updates done, total updates, their mean loss, tokens forwarded so far)."""
 Collate = Callable[[list[Any]], Batch]
 
 
@@ -143,7 +143,10 @@ class ObjectiveTrainer(Trainer):
 
     def _counts(self, batches: Sequence[Batch]) -> Tensor:
         counts = torch.stack([self._objective.counts(batch) * batch["counted"] for batch in batches]).sum(0)
-        return self.accelerator.reduce(counts.to(self.args.device), reduction="sum")  # pyright: ignore[reportReturnType]
+        if self.args.device.type == "cuda":
+            # A copy from memory that is not pinned would wait for all work on the GPU.
+            counts = counts.pin_memory()
+        return self.accelerator.reduce(counts.to(self.args.device, non_blocking=True), reduction="sum")  # pyright: ignore[reportReturnType]
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Return the objective's loss times the number of processes, so that the mean over their gradients becomes a sum."""
@@ -179,14 +182,19 @@ class Watch(TrainerCallback):
     def __init__(self, *, tokens: Sequence[int], identity: str, on_progress: ProgressCallback | None) -> None:
         self._tokens, self._identity, self._on_progress = tokens, identity, on_progress
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have losses read before a checkpoint, which does not keep those that are not, and at the end."""
+        if control.should_save or state.global_step == state.max_steps:
+            control.should_log = True
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        """Report an update, and stop on a loss that is not finite."""
+        """Report updates, and stop on a loss that is not finite."""
         if not logs or "loss" not in logs:
             return
         step, loss = state.global_step, logs["loss"]
         if not math.isfinite(loss):
             raise BackendError(
-                f"training: the loss must be finite: got {loss} in update {step} of {state.max_steps} -- lower learning_rate"
+                f"training: the loss must be finite: got {loss} by update {step} of {state.max_steps} -- lower learning_rate"
             )
         if self._on_progress and state.is_world_process_zero:
             self._on_progress(step, state.max_steps, loss, self._tokens[step - 1])

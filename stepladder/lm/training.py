@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -52,6 +53,12 @@ from stepladder.lm.training_rows import Replay, Row
 from stepladder.lm.tree_attention import ONE_ROW, check_tree_attention, core_model, takes_one_row, tree_attention
 from stepladder.types import derive_seed
 
+UPDATES_PER_READING = {"cuda": 5}
+"""Updates between two readings of loss and gradient norm, by type of device: 1 where none is named.
+
+A reading waits for the device, and until the next pass is prepared the device waits for Python. On a GPU that was a quarter of an update.
+"""
+
 
 class PackedCollate(Protocol):
     """Lays out trees."""
@@ -74,7 +81,7 @@ class TrainReport:
     first_loss: float
     """Loss of the first update."""
     last_loss: float
-    """Loss of the last update."""
+    """Loss of the last update; on a GPU, mean of the last few."""
     mean_loss: float
     """Mean over the updates."""
     seconds: float
@@ -88,7 +95,7 @@ class TrainReport:
     held_out_loss: float | None = None
     """That loss."""
     curve: tuple[tuple[int, float, float | None], ...] = ()
-    """(last update, mean loss, mean gradient norm before clipping) of consecutive updates, in at most 40 groups of one size."""
+    """(last update, mean loss, mean gradient norm before clipping) of consecutive updates, in at most 40 groups of about one size."""
     ranking_accuracy: float | None = None
     """Share of the training pairs whose preferred side is likelier under the trained model, from the first differing token on; None without
     pairs, and where several processes trained."""
@@ -201,41 +208,62 @@ def run_training(
     # Wait: the next training starts from the files that the first process writes.
     here.wait_for_everyone()
     state = trainer.state
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    logs = update_logs(state.log_history)
     return TrainReport(
         updates=state.global_step,
         rows=len({index for indices in order for index in indices}) if replay else len(kept),
         tokens=tokens[-1],
-        first_loss=losses[0],
-        last_loss=losses[-1],
-        mean_loss=sum(losses) / len(losses),
+        first_loss=logs[0].loss,
+        last_loss=logs[-1].loss,
+        mean_loss=sum(log.loss * log.updates for log in logs) / state.global_step,
         seconds=time.perf_counter() - start,
         dropped_by_reason=dict(dropped or {}),
         layout=layout,
         best_update=state.best_global_step if aside else None,
         held_out_loss=state.best_metric,
-        curve=training_curve([entry for entry in state.log_history if "loss" in entry]),
+        curve=training_curve(logs),
     )
+
+
+class UpdateLog(NamedTuple):
+    """What was read of some consecutive updates."""
+
+    step: int
+    """The last of them; the first update of a training is 1."""
+    updates: int
+    """How many they are."""
+    loss: float
+    """Their mean loss."""
+    grad_norm: float | None
+    """Gradient norm of the last of them before clipping."""
+
+
+def update_logs(history: Sequence[dict[str, Any]]) -> list[UpdateLog]:
+    """Return what the Trainer's log says of the updates, in their order."""
+    entries = [entry for entry in history if "loss" in entry]
+    begins = [0, *(int(entry["step"]) for entry in entries)]
+    return [
+        UpdateLog(step=int(entry["step"]), updates=int(entry["step"]) - begin, loss=float(entry["loss"]), grad_norm=entry.get("grad_norm"))
+        for begin, entry in zip(begins, entries, strict=False)
+    ]
 
 
 _MOST_POINTS = 40
 
 
-def training_curve(logs: Sequence[dict[str, Any]]) -> tuple[tuple[int, float, float | None], ...]:
-    """Return (last update, mean loss, mean gradient norm) of consecutive updates, in at most 40 groups of one size.
-
-    Args:
-        logs: The trainer's log of every update: ``step``, ``loss`` and maybe ``grad_norm``.
-    """
-    size = -(-len(logs) // _MOST_POINTS) or 1
-    groups = [logs[begin : begin + size] for begin in range(0, len(logs), size)]
-    return tuple((int(group[-1]["step"]), _mean_of(group, "loss") or 0.0, _mean_of(group, "grad_norm")) for group in groups)
+def training_curve(logs: Sequence[UpdateLog]) -> tuple[tuple[int, float, float | None], ...]:
+    """Return (last update, mean loss, mean gradient norm) of consecutive updates, in at most 40 groups of about one size."""
+    if not logs:
+        return ()
+    size = -(-logs[-1].step // _MOST_POINTS)
+    groups = [list(group) for _, group in groupby(logs, key=lambda log: (log.step - 1) // size)]
+    return tuple((group[-1].step, _mean(group, "loss") or 0.0, _mean(group, "grad_norm")) for group in groups)
 
 
-def _mean_of(logs: Sequence[dict[str, Any]], key: str) -> float | None:
-    values = [float(entry[key]) for entry in logs if entry.get(key) is not None]
-    known = [value for value in values if math.isfinite(value)]
-    return round(sum(known) / len(known), 6) if known else None
+def _mean(logs: Sequence[UpdateLog], what: str) -> float | None:
+    """Return the mean over updates of what is known and finite."""
+    known = [(value, log.updates) for log in logs if (value := getattr(log, what)) is not None and math.isfinite(value)]
+    return round(sum(value * weight for value, weight in known) / sum(weight for _, weight in known), 6) if known else None
 
 
 def _check_call(model: PreTrainedModel, settings: TrainSettings, out_dir: Path) -> None:
@@ -418,7 +446,8 @@ def _training_arguments(settings: TrainSettings, schedule: Schedule, work: Path)
         load_best_model_at_end=settings.held_out > 0,
         metric_for_best_model="eval_loss" if settings.held_out else None,
         greater_is_better=False,
-        logging_steps=1,
+        logging_steps=UPDATES_PER_READING.get(device.type, 1),
+        logging_first_step=True,
         # Without the filter, a loss that is not finite reaches the callback that stops the training.
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",

@@ -116,7 +116,7 @@ class TrainingSummary:
     first_loss: float
     """Loss of the first update."""
     last_loss: float
-    """Loss of the last update."""
+    """Loss of the last update; on a GPU, mean of the last few."""
     mean_loss: float
     """Mean over the updates."""
     dropped_by_reason: dict[str, int] = field(default_factory=dict)

@@ -70,10 +70,10 @@ class _Course:
 
     def summary(self) -> TrainingSummary:
         """Return the summary of the training."""
-        from stepladder.lm.training import training_curve
+        from stepladder.lm.training import UpdateLog, training_curve
 
         logs = [
-            {"step": step, "loss": loss, "grad_norm": norm}
+            UpdateLog(step=step, updates=1, loss=loss, grad_norm=norm)
             for step, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True), 1)
         ]
         return TrainingSummary(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
+from stepladder.lm import training
 from stepladder.lm.adapters import quantization
 from stepladder.lm.loading import load_causal_lm
 from stepladder.lm.memory import memory_remedy
@@ -303,6 +305,49 @@ def test_progress_is_reported_and_nothing_is_printed(start: Path, tmp_path: Path
     forwarded = sum(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in traces)
     assert calls[-1][3] == report.tokens == 2 * forwarded
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
+def test_losses_read_every_few_updates_change_reports_alone(
+    start: Path, tmp_path: Path, checkpoint_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the first update, every third, the last and those with a checkpoint are read, each as the mean since the one before."""
+    settings = replace(SETTINGS, epochs=8 / 3, checkpoint_every=checkpoint_every)
+    found = {}
+    for name, every in (("each", 1), ("third", 3)):
+        monkeypatch.setitem(training.UPDATES_PER_READING, "cpu", every)
+        calls: list[tuple[int, int, float, int]] = []
+        report = train_sft(
+            start, random_traces(), tmp_path / name, settings, renderer_hash=HASH, on_progress=lambda *call, calls=calls: calls.append(call)
+        )
+        found[name] = report, calls
+    (each, updates), (third, readings) = found["each"], found["third"]
+    losses = [loss for _, _, loss, _ in updates]
+    ends = [1, 3, *([4] if checkpoint_every else []), 6, 8]
+    assert [(step, tokens) for step, _, _, tokens in readings] == [(end, updates[end - 1][3]) for end in ends]
+    means = [sum(losses[begin:end]) / (end - begin) for begin, end in pairwise([0, *ends])]
+    assert [loss for _, _, loss, _ in readings] == pytest.approx(means)
+    assert third.mean_loss == pytest.approx(each.mean_loss)
+    assert (third.first_loss, third.last_loss) == (each.first_loss, pytest.approx(means[-1]))
+    assert [end for end, _, _ in third.curve] == ends
+    assert [loss for _, loss, _ in third.curve] == pytest.approx(means, abs=1e-6)
+    assert weights_digest(tmp_path / "third") == weights_digest(tmp_path / "each")
+
+
+def test_a_curve_has_means_over_updates_in_at_most_40_groups() -> None:
+    """By hand: readings that end in the same group of updates share a point, weighted by updates; what is not finite is left out."""
+    log = training.UpdateLog
+    logs = [log(1, 1, 3.0, 1.0), log(5, 4, 0.5, None), log(10, 5, 2.0, math.inf)]
+    assert training.training_curve(logs) == ((1, 3.0, 1.0), (5, 0.5, None), (10, 2.0, None))
+    long = [log(step, 5, float(step), 1.0) for step in range(5, 401, 5)]
+    curve = training.training_curve(long)
+    assert [point[0] for point in curve] == list(range(10, 401, 10))
+    assert curve[0] == (10, 7.5, 1.0)
+    uneven = [log(1, 1, 6.0, 2.0), log(5, 4, 1.0, 4.0), log(80, 75, 0.0, 1.0)]
+    assert training.training_curve(uneven) == ((1, 6.0, 2.0), (5, 1.0, 4.0), (80, 0.0, 1.0))
+    shared = [log(1, 1, 6.0, 2.0), log(3, 2, 3.0, 5.0), log(120, 117, 0.0, 1.0)]
+    assert training.training_curve(shared) == ((3, 4.0, 4.0), (120, 0.0, 1.0))
+    assert training.training_curve([]) == ()
 
 
 # ---- determinism and resuming ----
