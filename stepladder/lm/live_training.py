@@ -8,7 +8,7 @@ that the state of the optimiser is kept by the caller. One process trains.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from stepladder.errors import BackendError
 from stepladder.lm.loading import resolve_device
-from stepladder.lm.memory import memory_explained
+from stepladder.lm.memory import MemoryTrim, memory_explained
 from stepladder.lm.settings import TrainSettings
 from stepladder.lm.trainer import Batch, Collate, Objective
 from stepladder.lm.training import PackedCollate, autocast, packed_collate, packed_layout, plan_of
@@ -58,6 +58,8 @@ class LiveTraining:
     """Lays out trees of rows."""
     optimizer: torch.optim.Optimizer
     """The optimiser of the model's weights."""
+    memory: MemoryTrim = field(default_factory=MemoryTrim)
+    """Frees memory for other processes after updates."""
 
     @classmethod
     def start(
@@ -138,6 +140,7 @@ class LiveTraining:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        self.memory.trim()
         return total, float(norm)
 
     def state_dict(self) -> dict[str, Any]:

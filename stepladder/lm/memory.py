@@ -1,6 +1,9 @@
-"""One sentence for a lack of memory, with the setting that helps."""
+"""Less memory, and one sentence for a lack of it, with the setting that helps."""
 
+import ctypes
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +14,27 @@ from stepladder.errors import BackendError
 from stepladder.lm.loading import computes_in_bf16, resolve_device
 
 _CPU_ALLOCATOR = "can't allocate memory"
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_TRIM_EVERY_S = 5.0
+
+
+class MemoryTrim:
+    """Returns the memory of freed tensors on the CPU to the system now and then, where the C library can (glibc).
+
+    Tensors of ever other sizes leave holes between each other, and glibc keeps them: a training of 123M parameters in bfloat16 grew from 5
+    to 15 GB in 70 updates, while 2 GB were in use at the end of each. Memory that is given back costs time when it is needed again, a fifth
+    of a small model's update, so it is not given back in every one.
+    """
+
+    def __init__(self) -> None:
+        """Begin to wait."""
+        self._last = time.monotonic()
+
+    def trim(self) -> None:
+        """Return freed memory, unless that was done within the last 5 seconds."""
+        if _trim is not None and time.monotonic() - self._last >= _TRIM_EVERY_S:
+            _trim(0)
+            self._last = time.monotonic()
 
 
 @contextmanager

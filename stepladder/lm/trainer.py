@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from stepladder.errors import BackendError
 from stepladder.files import atomic_write_text
+from stepladder.lm.memory import MemoryTrim
 from stepladder.lm.schedule import Schedule
 from stepladder.lm.training_rows import Row
 
@@ -181,9 +182,11 @@ class Watch(TrainerCallback):
 
     def __init__(self, *, tokens: Sequence[int], identity: str, on_progress: ProgressCallback | None) -> None:
         self._tokens, self._identity, self._on_progress = tokens, identity, on_progress
+        self._memory = MemoryTrim()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Have losses read before a checkpoint, which does not keep those that are not, and at the end."""
+        """Have losses read before a checkpoint, which does not keep those that are not, and at the end; free memory."""
+        self._memory.trim()
         if control.should_save or state.global_step == state.max_steps:
             control.should_log = True
 

@@ -344,7 +344,7 @@ class RayWorkers(BatchWorkers[_Work[Any]]):
         if times > self._retries:
             raise BackendError(
                 f"{task.name}: {times} workers died of it, the last on {worker.address}: {reason} -- if memory is short, "
-                "lower search.max_trees or run.workers, or raise run.ray.cpus"
+                f"{task.work.tasks[task.number].less_memory}, or raise run.ray.cpus"
             )
         self._say(f"{task.name}: the worker on {worker.address} died, and another one begins again: {reason}")
         task.work.open.appendleft(task.number)

@@ -93,6 +93,8 @@ class Task(Generic[ResultT]):
     """A module-level function."""
     arguments: dict[str, Any]
     """Its keyword arguments; they must be picklable."""
+    less_memory: str = "lower search.max_trees or run.workers"
+    """What helps if its process was killed for memory."""
 
     @staticmethod
     def of(function: Callable[ArgumentsP, MadeT], *positional: ArgumentsP.args, **arguments: ArgumentsP.kwargs) -> "Task[MadeT]":
@@ -371,7 +373,7 @@ class WorkerPool(BatchWorkers[Batch[Any]]):
                     finished.add(place.key)
             self._drain(on_progress, finished)
         except BrokenProcessPool:
-            reason = "was killed, most likely for memory -- lower search.max_trees or run.workers"
+            reason = f"was killed, most likely for memory -- {batch.tasks[0].less_memory}"
             if not self._started.is_set():
                 reason = 'ended before it began, as it printed -- a script must call stepladder below `if __name__ == "__main__":`'
             raise BackendError(f"a worker process {reason}") from None

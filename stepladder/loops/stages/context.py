@@ -19,6 +19,7 @@ from stepladder.loops.stages.kinds import RowKind
 from stepladder.types import Failures, LabelledProblem, Provenance
 
 ResultT = TypeVar("ResultT")
+_LESS_TRAINING_MEMORY = "lower this training's micro_batch_size, or set its gradient_checkpointing = true"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +201,7 @@ class RoundContext:
     def train(self, tasks: Sequence[Task[ResultT]], totals: Mapping[str, int | None]) -> list[ResultT]:
         """Run trainings: in workers, or one after the other in processes of their own, to which the workers leave the machine."""
         if not self.config.training.launched:
-            return self.work(tasks, totals)
+            return self.work([replace(task, less_memory=_LESS_TRAINING_MEMORY) for task in tasks], totals)
         self.pool.rest()
         # Nobody is idle: the workers have left the machine to the trainings.
         self.pool.clock.change(self.pool.num_workers)
