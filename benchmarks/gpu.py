@@ -15,7 +15,6 @@ code 1. ``OUT/PART.txt`` has what it printed. ``python -m benchmarks.gpu_rehears
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -38,8 +37,6 @@ SHARED_ENGINE = (
     "policy.vllm.options={kv_cache_memory_bytes=6000000000,compilation_config={mode=0}}",
 )
 """Settings of an engine that shares the GPU with other processes."""
-WARM_UP_SOLUTIONS = 3000
-PROBLEMS = 256
 
 
 def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: float, more: Sequence[str] = ()) -> list[str]:
@@ -49,47 +46,9 @@ def searches(shape: str, batch: int, methods: str, *, sequences: int, cache_gb: 
 
 
 def gsm8k(model: Path, data: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
-    """Return the command of a round of GSM8K, with ``more`` settings; writes the solved examples for its warm-up."""
-    out.mkdir(parents=True, exist_ok=True)
-    solutions = out / "solutions.jsonl"
-    with (data / "train.jsonl").open(encoding="utf-8") as source, solutions.open("w", encoding="utf-8") as target:
-        for number, line in enumerate(itertools.islice(source, WARM_UP_SOLUTIONS)):
-            problem = json.loads(line)
-            row = {"id": f"warm-up-{number}", "question": problem["question"], "solution": problem["answer"]}
-            target.write(json.dumps(row) + "\n")
-    overrides = [
-        f"policy.model={model}",
-        "policy.backend=vllm",
-        "policy.dtype=bfloat16",
-        "policy.max_batch=512",
-        "policy.vllm.max_context=1024",
-        *SHARED_ENGINE,
-        f"problems.train={data / 'train.jsonl'}",
-        f"problems.test={data / 'test.jsonl'}",
-        "problems.subset=null",
-        f"problems.train_limit={PROBLEMS}",
-        "problems.held_out_size=64",
-        "problems.held_out_limit=64",
-        f"problems.test_limit={PROBLEMS}",
-        f"warmup.solutions={solutions}",
-        # One epoch at 1e-5 gave 2% right answers, too few to learn from.
-        "warmup.train={learning_rate=5e-5,epochs=3,batch_size=32,bf16=true}",
-        "run.rounds=1",
-        # One engine has work for all problems at once.
-        f"run.shard_size={PROBLEMS}",
-        "search.simulations=16",
-        "search.max_depth=8",
-        "search.max_step_tokens=64",
-        "evaluate.simulations=8",
-        "evaluate.samples=4",
-        "sft.bf16=true",
-        "preference.bf16=true",
-        "prm.train.bf16=true",
-        "prm.rollouts=4",
-        *more,
-    ]
-    command = [sys.executable, "-m", "stepladder", "evolve", "configs/gsm8k.toml", "--run-dir", str(out / "run")]
-    return command + [word for each in overrides for word in ("--set", each)]
+    """Return the command of a round of GSM8K, with ``more`` settings."""
+    command = [sys.executable, "-m", "benchmarks.gsm8k", "--model", str(model), "--gsm8k", str(data), "--root", str(out)]
+    return command + [word for each in (*SHARED_ENGINE, *more) for word in ("--set", each)]
 
 
 def words(model: Path, out: Path, options: Sequence[str] = (), more: Sequence[str] = ()) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, gpu_rehearsal
+from benchmarks import gsm8k as benchmark_gsm8k
 from benchmarks.gpu import gsm8k, run_group, run_parts, searches
 from stepladder.loops.config.load import load_config
 
@@ -66,15 +67,26 @@ def _settings(command: list[str]) -> list[str]:
     return [word for option, word in itertools.pairwise(command) if option == "--set"]
 
 
-def test_the_settings_of_a_round_of_gsm8k_are_known(tmp_path: Path) -> None:
-    """A setting that has another name by now would fail only on a GPU. Solutions are written for the warm-up."""
+@pytest.mark.parametrize("more", [(), (*gpu_rehearsal.SMALL_ENGINE, *gpu_rehearsal.SMALL_ROUND)])
+@pytest.mark.parametrize("backend", ["vllm", "transformers"])
+def test_the_settings_of_a_round_of_gsm8k_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, more: tuple[str, ...]
+) -> None:
+    """A setting that has another name by now would fail only on a GPU. Solutions are written for the warm-up; exit codes are passed on."""
     gpu_rehearsal.write_toy_problems(tmp_path)
-    for more in ((), (*gpu_rehearsal.SMALL_ENGINE, *gpu_rehearsal.SMALL_ROUND)):
-        command = gsm8k(tmp_path / "model", tmp_path, tmp_path / "out", more)
-        config = load_config(Path(command[command.index("evolve") + 1]), _settings(command))
-        assert config.policy.backend == "vllm" and config.policy.vllm.options["kv_cache_memory_bytes"]
+    ran: list[list[str]] = []
+    monkeypatch.setattr(benchmark_gsm8k.subprocess, "call", lambda command: ran.append(command) or 7)
+    made: list[Path] = []
+    monkeypatch.setattr(benchmark_gsm8k, "cut_vocabulary", lambda model, out, texts: made.append(out))
+    arguments = [*gsm8k(tmp_path / "model", tmp_path, tmp_path / "out", more)[3:], "--solved", "5"]
+    with pytest.raises(SystemExit) as ended:
+        benchmark_gsm8k.main([*arguments, *(["--cpu"] if backend == "transformers" else [])])
+    assert ended.value.code == 7
+    config = load_config(Path(ran[0][ran[0].index("evolve") + 1]), _settings(ran[0]))
+    assert config.policy.backend == backend and config.policy.vllm.options["kv_cache_memory_bytes"]
+    assert [Path(config.policy.model)] == (made or [tmp_path / "model"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "solutions.jsonl").read_text().splitlines()]
-    assert len(rows) == gpu_rehearsal.TRAIN and rows[0].keys() == {"id", "question", "solution"}
+    assert len(rows) == 5 and rows[0].keys() == {"id", "question", "solution"}
 
 
 def test_the_commands_of_the_parts_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
