@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from stepladder.data.datasets.problems import SourceRow, normalise_question, source_rows
+from stepladder.data.datasets.problems import SourceRow, check_unicode, normalise_question, source_rows
 from stepladder.errors import ConfigError, DataFormatError
 from stepladder.files import read_json
 
@@ -319,6 +319,8 @@ def _solution(
     correct: bool | None = None,
     first_error: int | None = None,
 ) -> StepwiseSolution:
+    for text in (question, *steps):
+        check_unicode(row, "question or step", text)
     own = row.fields.get("problem_id", row.fields.get("question_id"))
     digest = hashlib.blake2b(normalise_question(question).encode(), digest_size=8).hexdigest()
     return StepwiseSolution(

@@ -436,12 +436,16 @@ def _text(row: SourceRow, field: str) -> str:
             f"{row.place}: field {field!r} must be a non-empty string: got {_shown(value)}{known} "
             "-- correct the row or name the right field"
         )
-    _check_unicode(row, field, value)
+    check_unicode(row, field, value)
     return value
 
 
-def _check_unicode(row: SourceRow, field: str, value: str) -> None:
-    # JSON can spell half of a surrogate pair, which no file and no tokenizer can take; found here it has a line number.
+def check_unicode(row: SourceRow, field: str, value: str) -> None:
+    """Check that a field's text can be written: JSON can spell half of a surrogate pair, which no file and no tokenizer takes.
+
+    Raises:
+        DataFormatError: If it holds such a half; the message names the row.
+    """
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -488,7 +492,7 @@ def _answer_text(row: SourceRow, field: str, *, allow_unlabelled: bool) -> str:
         raise DataFormatError(
             f"{row.place}: field {field!r} must be a non-empty string: got {_shown(value)} -- drop the row or name the right answer field"
         )
-    _check_unicode(row, field, value)
+    check_unicode(row, field, value)
     return value
 
 

@@ -169,6 +169,7 @@ def test_chosen_and_rejected_rows_are_right_and_wrong_solutions(tmp_path):
         ({"question": "Q", "reasoning_steps": {"children": [{"mc_value": 1}]}}, "every step must have a 'text'"),
         ({"question": "Q", "steps": ["a"], "correct": "no"}, "must be true, false or null: got 'no'"),
         ({"input": "Q Step 1: a", "label": "Q Step 1: a"}, "every step must end with"),
+        ({"question": "Q", "steps": ["a", "b\ud800"]}, "must be valid Unicode: got a lone surrogate at character 1"),
     ],
 )
 def test_rows_that_break_their_form_are_named_with_file_and_line(tmp_path, row, message):
