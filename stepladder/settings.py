@@ -58,7 +58,12 @@ def _accepts(option: Any, value: Any) -> bool:
     if get_origin(option) is Literal:
         return value in get_args(option)
     bounds = _bounds(option)
-    return not bounds or (isinstance(value, int | float) and all(_holds(bound, value) for bound in bounds))
+    return not bounds or (isinstance(value, _numbers(option)) and all(_holds(bound, value) for bound in bounds))
+
+
+def _numbers(option: Any) -> type | types.UnionType:
+    """Return what a number with bounds may be: a whole number is a number, too, but not the other way round."""
+    return int if get_args(option)[0] is int else int | float
 
 
 def _bounds(option: Any) -> list[Ge | Gt | Le | Lt]:
@@ -85,9 +90,10 @@ def _described(option: Any) -> str:
         return "None"
     if get_origin(option) is Literal:
         return f"one of {', '.join(map(str, get_args(option)))}"
+    whole = "a whole number " if _numbers(option) is int else ""
     match _bounds(option):
         case [Ge(ge=low)]:
-            return f">= {low}"
+            return f"{whole}>= {low}"
         case [Gt(gt=low)]:
             return f"> {low}"
         case [Gt(gt=low), Lt(lt=high)] if high == math.inf:

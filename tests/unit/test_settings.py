@@ -42,8 +42,9 @@ class Sample:
         ({"factor": 0.0}, "factor must be in (0, 1]: got 0.0"),
         ({"positive": 0}, "positive must be > 0: got 0"),
         ({"weight": -1.0}, "weight must be >= 0: got -1.0"),
-        ({"count": 0}, "count must be >= 1 or None: got 0"),
-        ({"number": -1}, "number must be >= 0: got -1"),
+        ({"count": 0}, "count must be a whole number >= 1 or None: got 0"),
+        ({"count": 2.5}, "count must be a whole number >= 1 or None: got 2.5"),
+        ({"number": -1}, "number must be a whole number >= 0: got -1"),
         ({"name": "c"}, "name must be one of a, b: got 'c'"),
     ],
 )

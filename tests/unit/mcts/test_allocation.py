@@ -191,7 +191,7 @@ def test_rules_end_and_depend_on_states_alone(rule: type[Allocation]) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Uniform(trees_per_problem=0), "trees_per_problem must be >= 1: got 0"),
+        (lambda: Uniform(trees_per_problem=0), "trees_per_problem must be a whole number >= 1: got 0"),
         (lambda: Knapsack(least=5, most=4), "least must be at most most: got 5 and 4"),
         (lambda: Knapsack(least=9).check_with(BASE), "least and most must enclose search.simulations: got 9, 128 and 8"),
         (lambda: PromptCurriculum(share=0.0), r"share must be in \(0, 1\]: got 0.0"),

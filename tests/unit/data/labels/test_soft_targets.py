@@ -96,5 +96,5 @@ def test_weights_sum_to_one_after_every_prefix(rule: type[SoftTargetRule], seed:
 def test_impossible_settings_and_none() -> None:
     """Nothing is made without a rule; bounds name the setting."""
     assert NoSoftTargets().select([HAND]).rows == []
-    with pytest.raises(ConfigError, match=r"labels\.soft_targets: least_visits must be >= 1: got 0"):
+    with pytest.raises(ConfigError, match=r"labels\.soft_targets: least_visits must be a whole number >= 1: got 0"):
         VisitTargets(least_visits=0)
