@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Protocol
 
-from stepladder.interfaces import Policy, StepRequest, StepResult, answer_of, collect_all
+from stepladder.interfaces import Policy, Renderer, StepRequest, StepResult, answer_of, collect_all
 from stepladder.mcts.answer_rules import Choice
 from stepladder.tree_paths import path_to, path_tokens
 from stepladder.types import Budget, Problem, SearchResult, TreeRecord, derive_seed
@@ -69,15 +69,23 @@ def choose_consistent(candidates: Sequence[Candidate], *, needed: int) -> Choice
     return Choice(answer=winner.answer, node=winner.node, votes=votes)
 
 
+class SolutionRenderer(Renderer, Protocol):
+    """A renderer that also writes solutions, such as a ``PromptRenderer``."""
+
+    def encode_solution(self, text: str, *, place: str = "solution") -> Sequence[tuple[int, ...]]:
+        """Return a written solution as steps of token ids."""
+        ...
+
+
 class Discriminator:
     """A second model that reviews the solutions of finished searches."""
 
-    def __init__(self, policy: Policy, renderer: Any, *, key_of: Callable[[str], str], budget: Budget, seed: int) -> None:
+    def __init__(self, policy: Policy, renderer: SolutionRenderer, *, key_of: Callable[[str], str], budget: Budget, seed: int) -> None:
         """Serve a model.
 
         Args:
             policy: The second model.
-            renderer: Its own prompts and steps, a ``PromptRenderer``.
+            renderer: Its own prompts and steps.
             key_of: Canonical form of an answer.
             budget: Its caps on steps and on their tokens bound a completion.
             seed: Seed of the completions; each one's depends on it, the problem, the solution and the share alone.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stepladder.data.labels.values import gather_evidence, is_wrong
 from stepladder.errors import ConfigError
-from stepladder.interfaces import Policy, Renderer, StepRequest, Verifier, answer_of, given_ranges
+from stepladder.interfaces import Policy, Renderer, StepRequest, StepResult, Verifier, answer_of, given_ranges
 from stepladder.tree_paths import observation_ids, path_to
 from stepladder.types import Failures, Problem, Step, StopReason, TreeRecord, derive_seed
 
@@ -109,24 +109,40 @@ def estimate_prefixes(
             for ticket, (prompt, (problem, token_ids, observations)) in enumerate(zip(prompts, prefixes, strict=True))
         ]
     )
-    answers: list[list[str | None]] = [[] for _ in prefixes]
-    tokens = [0] * len(prefixes)
-    failures = [Failures()] * len(prefixes)
+    ends: dict[int, _Ends] = {}
     while results := policy.collect():
-        for result in results:
-            place, samples = result.ticket, [sample for sample in result.samples if sample]
-            tokens[place] = sum(len(step.token_ids) for sample in samples for step in sample)
-            before = renderer.decode(prefixes[place].sampled_ids)
-            answers[place] = [answer_of(renderer, sample, before) for sample in samples if not _failed(sample)]
-            failures[place] = Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)])
-    asked = [(prefix.problem.id, answer) for prefix, given in zip(prefixes, answers, strict=True) for answer in given]
+        # The steps themselves would fill the memory.
+        ends |= {result.ticket: _Ends.of(result, renderer, prefixes[result.ticket]) for result in results}
+    asked = [(prefix.problem.id, answer) for place, prefix in enumerate(prefixes) for answer in ends[place].answers]
     outcomes = iter([verdict.outcome for verdict in verifier.grade(asked)])
-    estimates = []
-    for given, count, failed in zip(answers, tokens, failures, strict=True):
-        own = [next(outcomes) for _ in given]
-        right = own.count(1.0)
-        estimates.append(Estimate(right, len(given), count, failed, partial=sum(own) - right))
-    return estimates
+    return [ends[place].estimate([next(outcomes) for _ in ends[place].answers]) for place in range(len(prefixes))]
+
+
+class _Ends(NamedTuple):
+    """What is kept of the rollouts from one prefix until they are graded."""
+
+    answers: list[str | None]
+    """Answers of those that did not fail."""
+    tokens: int
+    """Tokens of all."""
+    failures: Failures
+    """Those that failed."""
+
+    @classmethod
+    def of(cls, result: StepResult, renderer: Renderer, prefix: Prefix) -> "_Ends":
+        """Read the rollouts from a prefix."""
+        samples = [sample for sample in result.samples if sample]
+        before = renderer.decode(prefix.sampled_ids)
+        return cls(
+            answers=[answer_of(renderer, sample, before) for sample in samples if not _failed(sample)],
+            tokens=sum(len(step.token_ids) for sample in samples for step in sample),
+            failures=Failures.of(len(samples), [sample[-1].message for sample in samples if _failed(sample)]),
+        )
+
+    def estimate(self, outcomes: Sequence[float]) -> Estimate:
+        """Return the estimate, given the outcome of every answer."""
+        right = outcomes.count(1.0)
+        return Estimate(right, len(outcomes), self.tokens, self.failures, partial=sum(outcomes) - right)
 
 
 def _failed(sample: Sequence[Step]) -> bool:

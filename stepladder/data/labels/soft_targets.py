@@ -22,6 +22,9 @@ from stepladder.types import SoftTarget, TreeRecord
 
 _WHERE = "labels.soft_targets"
 
+Weights = Callable[[int, list[int]], list[float]]
+"""Maps a node and some of its children to the weights of these."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoSoftTargets:
@@ -60,7 +63,7 @@ class VisitTargets:
 
     def select(self, records: Sequence[TreeRecord]) -> Selection[SoftTarget]:
         """Return the weighted steps of some trees with outcomes."""
-        return _select(records, self, lambda record, node, children: visit_shares([record.visits[child] for child in children]))
+        return _select(records, self, lambda record: lambda node, steps: visit_shares([record.visits[child] for child in steps]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,16 +97,20 @@ class ImprovedPolicyTargets:
         """Return the weighted steps of some trees with outcomes."""
         return _select(records, self, self._policy)
 
-    def _policy(self, record: TreeRecord, node: int, children: list[int]) -> list[float]:
+    def _policy(self, record: TreeRecord) -> Weights:
         values = node_values(record, "tree-value")
-        known = [value for child in children if (value := values[child]) is not None]
-        own = values[node]
-        missing = own if own is not None else sum(known) / len(known) if known else 0.0
-        return improved_policy(
-            [record.priors[child] for child in children],
-            [missing if (value := values[child]) is None else value for child in children],
-            scale=(self.visit_offset + max(record.visits[child] for child in children)) * self.value_scale,
-        )
+
+        def weights(node: int, children: list[int]) -> list[float]:
+            known = [value for child in children if (value := values[child]) is not None]
+            own = values[node]
+            missing = own if own is not None else sum(known) / len(known) if known else 0.0
+            return improved_policy(
+                [record.priors[child] for child in children],
+                [missing if (value := values[child]) is None else value for child in children],
+                scale=(self.visit_offset + max(record.visits[child] for child in children)) * self.value_scale,
+            )
+
+        return weights
 
 
 SoftTargetRule = NoSoftTargets | VisitTargets | ImprovedPolicyTargets
@@ -137,13 +144,13 @@ def improved_policy(priors: Sequence[float], values: Sequence[float], *, scale: 
 def _select(
     records: Sequence[TreeRecord],
     rule: VisitTargets | ImprovedPolicyTargets,
-    distribution: Callable[[TreeRecord, int, list[int]], list[float]],
+    weights_of: Callable[[TreeRecord], Weights],
 ) -> Selection[SoftTarget]:
     dropped: Counter[str] = Counter()
     considered = 0
     found: dict[str, list[tuple[int, list[SoftTarget]]]] = {}
     for record in records:
-        right = gather_evidence(record).right
+        right, weights_after = gather_evidence(record).right, weights_of(record)
         for node, children in enumerate(children_of(record)):
             considered += len(children)
             usable = [child for child in children if record.token_ids[child]]
@@ -152,8 +159,8 @@ def _select(
             if reason := _unusable(right[node], usable, visits, rule.least_visits):
                 dropped[reason] += len(usable)
                 continue
-            weights = distribution(record, node, usable)
-            rows = [_row(record, node, child, weight) for child, weight in zip(usable, weights, strict=True) if weight > 0]
+            weights = zip(usable, weights_after(node, usable), strict=True)
+            rows = [_row(record, node, child, weight) for child, weight in weights if weight > 0]
             dropped["no weight"] += len(usable) - len(rows)
             found.setdefault(record.problem_id, []).append((visits, rows))
     kept: list[SoftTarget] = []

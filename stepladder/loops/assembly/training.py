@@ -1,11 +1,15 @@
 """Settings, losses and specs of trainings, from the configuration."""
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepladder.lm.settings import StageSettings, TrainSettings
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import BinLoss, GradientConfig, HeadLoss, HeadRead, ImplicitLoss, PreferenceConfig, PRMLoss
+
+if TYPE_CHECKING:
+    from stepladder.policy.gradient import GradientObjective
+    from stepladder.prm.specs import PRMSpec
 
 
 def train_settings(stage: StageSettings, *, seed: int, config: Config) -> TrainSettings:
@@ -21,14 +25,14 @@ def build_preference_objective(section: PreferenceConfig) -> Any:
     return (UnpairedObjective if section.unpaired else PreferenceObjective)(settings=section.loss)  # pyright: ignore[reportArgumentType]
 
 
-def build_gradient_objective(section: GradientConfig) -> Any:
-    """Return the loss of policy gradients, a ``GradientObjective``."""
+def build_gradient_objective(section: GradientConfig) -> "GradientObjective":
+    """Return the loss of policy gradients."""
     from stepladder.policy.gradient import GradientObjective
 
     return GradientObjective(settings=section.loss)
 
 
-def new_prm_spec(loss: PRMLoss, *, target: str, body: str | None = None, read: HeadRead = "before-end") -> Any:
+def new_prm_spec(loss: PRMLoss, *, target: str, body: str | None = None, read: HeadRead = "before-end") -> "PRMSpec":
     """Return the spec of a PRM to train. The training adds the facts about its data.
 
     Args:

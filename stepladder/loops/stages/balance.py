@@ -10,6 +10,7 @@ from pydantic import with_config
 from stepladder.data.labels.traces import solution_reward
 from stepladder.data.metrics.balance import ProbeSample, best_balance
 from stepladder.files import atomic_write_text, read_json
+from stepladder.interfaces import Verifier
 from stepladder.loops.assembly.search import sampling_budget
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.json_records import CLOSED, record_of
@@ -19,7 +20,7 @@ from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import write_failures
 from stepladder.loops.stages.graded_rows import draws_of, text_digest
 from stepladder.mcts.methods import resolve_method
-from stepladder.types import Failures, LabelledProblem, SearchResult, Verdict
+from stepladder.types import Failures, LabelledProblem, SearchResult
 
 _WHAT, _REMEDY = "the samples of a probe", "remove the file and run evolve again"
 
@@ -99,15 +100,15 @@ def probe_shard(
     opened = open_shard(config, models, problems, method=method, budget=budget, out=out, scores=config.search.scores)
     with opened as (engine, verifier, _):
         results = run_engine(engine, problems, stage=stage)
-        rows = [_samples(result, verifier.grade) for result in results]
+        rows = [_samples(result, verifier) for result in results]
         write_failures(out, Failures.sum(result.failures for result in results))
         tokens = sum(result.tree.generated_tokens for result in results)
         atomic_write_text(out, json.dumps({"tokens": tokens, "problems": [[asdict(each) for each in row] for row in rows]}) + "\n")
 
 
-def _samples(result: SearchResult, grade: Any) -> list[ProbeSample]:
+def _samples(result: SearchResult, verifier: Verifier) -> list[ProbeSample]:
     tree, draws = result.tree, draws_of(result.tree)
-    verdicts: list[Verdict] = grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
+    verdicts = verifier.grade([(result.problem_id, tree.answers[path[-1]]) for path in draws])
     return [
         ProbeSample(
             text=text_digest("".join(tree.texts[node] for node in path)),

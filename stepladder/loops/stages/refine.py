@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepladder.data.labels.candidates import find_solutions, judge_trees
-from stepladder.files import atomic_write_text, read_json
+from stepladder.files import atomic_write_text, read_json_object
 from stepladder.loops.assembly.policies import build_policy, build_renderer
 from stepladder.loops.assembly.problems import build_verifier
 from stepladder.loops.assembly.scorers import prm_source
@@ -64,7 +64,7 @@ def refinement_counts(context: RoundContext, number: int, labels: LabelCounts) -
 def _facts(context: RoundContext, number: int) -> Counter[str]:
     remedy = "remove it and the shard beside it, and run evolve again"
     shards = [path.with_suffix(".json") for path in context.paths(number, REFINED)]
-    return sum((Counter(read_json(path, what="the counts of refinements", remedy=remedy)) for path in shards), Counter[str]())
+    return sum((Counter(read_json_object(path, what="the counts of refinements", remedy=remedy)) for path in shards), Counter[str]())
 
 
 def refine_shard(
