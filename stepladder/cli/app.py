@@ -44,6 +44,10 @@ _CONFIG_HELP = (
     "Configuration file, or `recipe:NAME` for a published system (see `stepladder recipes`). Without one, the embedded task runs: no "
     "weights, no network, no GPU."
 )
+_DRY_RUN_HELP = (
+    "Make the checks that come before the work, print the resolved configuration as TOML, and stop; `evolve` reads it back. What the "
+    "embedded task or a branch still has to make is not checked."
+)
 _FROM_HELP = (
     "Branch: CONFIG.toml is then a run directory, whose rounds up to this one are taken over into --run-dir, with changes by --set from "
     "the next round on."
@@ -80,7 +84,7 @@ def evolve(
     rounds: Annotated[int | None, typer.Option(help="Rounds after the warm-up; short for --set run.rounds=N.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=0, help="Stop after this round; the same command without it goes on.")] = None,
     from_round: Annotated[int | None, typer.Option(min=0, help=_FROM_HELP)] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved configuration as TOML and stop; `evolve` reads it back.")] = False,
+    dry_run: Annotated[bool, typer.Option(help=_DRY_RUN_HELP)] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run self-evolution rounds: search, label, train policy and PRM, evaluate, gate.
@@ -95,7 +99,7 @@ def evolve(
     """
     with _errors_explained(debug):
         from stepladder import embedded
-        from stepladder.commands.evolve import check_settings, load_inputs
+        from stepladder.commands.evolve import check_settings, load_inputs, ready
         from stepladder.loops.config.unused import unused_settings
         from stepladder.loops.runs.directory import check_run
         from stepladder.loops.runs.newest import RUNS
@@ -117,6 +121,8 @@ def evolve(
         for unused in unused_settings(resolved) if asked.recipe is None else ():
             echo(f"note: {unused}", err=True)
         if dry_run:
+            for note in [] if sets is None else ready(resolved, sets, place.root)[1]:
+                echo(f"note: {note}", err=True)
             echo(as_toml(resolved.model_dump(mode="json")).rstrip())
             return
         with place.held(_tell) as check:

@@ -20,7 +20,7 @@ from stepladder.loops.assembly.engines import check_engines
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
-from stepladder.loops.assembly.problems import check_verifier
+from stepladder.loops.assembly.problems import check_verifier, try_verifier
 from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
@@ -104,14 +104,9 @@ def run_rounds(
     """
     if sets is None:
         sets = load_inputs(config)
-    earlier = load_run(root).config() if (root / "run.json").exists() else None
-    config, note = with_chat(config, config.policy.model, earlier=earlier)
-    if note is not None:
+    config, notes = ready(config, sets, root)
+    for note in notes:
         display.say(note)
-    config = with_date(config, config.policy.model, earlier=earlier)
-    _check_start_models(config)
-    for warning in warnings_of(preflight(config, sets, root)):
-        display.say(warning)
     run = open_run(root, config)
     remove_temporaries(root)
     facts = sets.facts()
@@ -143,6 +138,27 @@ def run_rounds(
             run.finish_round(row)
             on_round(row)
     return run
+
+
+def ready(config: Config, sets: ProblemSets, root: Path) -> tuple[Config, list[str]]:
+    """Make the last choices of a run and the checks before its work; nothing is written.
+
+    Args:
+        config: The resolved configuration, which has passed ``check_settings``.
+        sets: The result of ``load_inputs``.
+        root: The run directory; it need not exist.
+
+    Returns:
+        The settings with which the run works, and sentences about choices and doubts.
+
+    Raises:
+        ConfigError, DataFormatError, CheckpointError: If the run cannot work.
+    """
+    earlier = load_run(root).config() if (root / "run.json").exists() else None
+    config, note = with_chat(config, config.policy.model, earlier=earlier)
+    config = with_date(config, config.policy.model, earlier=earlier)
+    _check_start_models(config)
+    return config, [*([] if note is None else [note]), *warnings_of(preflight(config, sets, root))]
 
 
 @contextmanager
@@ -178,15 +194,17 @@ def check_settings(config: Config) -> None:
 
 
 def load_inputs(config: Config) -> ProblemSets:
-    """Check the policy and the solved examples, and return the problems.
+    """Check the policy, the solved examples and the verifier, and return the problems.
 
     Raises:
-        ConfigError, DataFormatError, CheckpointError: If one of them is missing or cannot be used.
+        ConfigError, DataFormatError, CheckpointError, BackendError: If one of them is missing or cannot be used.
     """
     check_model(config.policy)
     if config.warmup.solutions is not None:
         load_seed_solutions(config.warmup.solutions)
-    return read_sets(config.problems, seed=config.run.seed)
+    sets = read_sets(config.problems, seed=config.run.seed)
+    try_verifier(config.problems, sets.splits["test"][0])
+    return sets
 
 
 def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengths | Need]:

@@ -20,6 +20,8 @@ from stepladder.settings import RuleName
 
 _TAIL = 64
 """Tokens of an open step that are decoded to look for its end."""
+_ANY_STEP = "1"
+"""An open step on which a function is tried; a policy may write anything, so a function must answer to it."""
 _REPLACEMENT = "\ufffd"
 # A full stop after a digit or a single letter is a decimal point, a number in a list, or an abbreviation.
 _SENTENCE = re.compile(r"(?:(?<!\d)(?<!\b[A-Za-z])\.|[!?\u3002\uff01\uff1f])[\"')\]]*\s*$|\n\s*$")
@@ -86,6 +88,32 @@ def load_step_rule(name: str) -> Callable[[str], object]:
     except (TypeError, ValueError):
         raise ConfigError(f"format.steps: must take one argument, the text of a step: got {name!r} -- change its arguments") from None
     return function
+
+
+def try_step_rule(name: str) -> None:
+    """Import a function and call it once, so that one that answers anything but True or False is refused before any work.
+
+    Raises:
+        ConfigError: As ``load_step_rule``.
+        DataFormatError: If it raises an exception, or returns something else.
+    """
+    _asked(name, load_step_rule(name), _ANY_STEP)
+
+
+def _asked(name: str, function: Callable[[str], object], text: str) -> bool:
+    """Return what a function says of an open step."""
+    try:
+        closes = function(text)
+    # Somebody's code, which may raise anything.
+    except Exception as error:
+        raise DataFormatError(
+            f"format.steps: {name!r} must say whether a step ends: it raised {raised(error)} for {text[-80:]!r} -- correct it"
+        ) from error
+    if not isinstance(closes, bool):
+        raise DataFormatError(
+            f"format.steps: {name!r} must return True or False: got {closes!r} of type {type(closes).__name__} -- correct it"
+        )
+    return closes
 
 
 def forks(rule: StepRule, *, num_tokens: int, logp: float) -> bool:
@@ -163,20 +191,7 @@ class _Called(_Read):
 
     def completes(self, token_ids: Int[np.ndarray, "T"]) -> bool:
         text = self._read(token_ids)
-        if text is None:
-            return False
-        try:
-            closes = self._function(text)
-        # Somebody's code, which may raise anything.
-        except Exception as error:
-            raise DataFormatError(
-                f"format.steps: {self._name!r} must say whether a step ends: it raised {raised(error)} for {text[-80:]!r} -- correct it"
-            ) from error
-        if not isinstance(closes, bool):
-            raise DataFormatError(
-                f"format.steps: {self._name!r} must return True or False: got {closes!r} of type {type(closes).__name__} -- correct it"
-            )
-        return closes
+        return text is not None and _asked(self._name, self._function, text)
 
 
 class _Either:

@@ -149,6 +149,21 @@ class TaskVerifier:
             self._keys[answer] = answer_key(answer, AnswerRule.EXACT) if own is None else str(own)
         return self._keys[answer]
 
+    def try_once(self) -> None:
+        """Call the function with the first problem and its own answer, so that one that gives no verdict is refused before any work.
+
+        What it raises does not count: it may raise an exception for a wrong answer, and this one may be wrong.
+
+        Raises:
+            DataFormatError: If the function returns something else than a verdict.
+            BackendError: If its process does not start.
+        """
+        problem_id, labelled = next(iter(self._problems.items()))
+        try:
+            self._verdict(self._pool.ask([self._request(problem_id, labelled.answer or labelled.problem.question)])[0])
+        finally:
+            self._pool.close()
+
     def close(self) -> None:
         """End the processes; grading again starts new ones. Answers that got no verdict of the function are counted in a warning."""
         self._pool.close()

@@ -453,9 +453,9 @@ def check_backends(config: Config, *, trains: bool) -> None:
             f"policy.backend {config.policy.backend!r} -- set policy.backend = 'transformers', or prm.body = 'own'"
         )
     if config.format.steps not in get_args(RuleName):
-        from stepladder.lm.step_rules import load_step_rule
+        from stepladder.lm.step_rules import try_step_rule
 
-        load_step_rule(config.format.steps)
+        try_step_rule(config.format.steps)
     searches = [config.evaluate.scores, *([config.search.scores] if trains else [])]
     if any(isinstance(scores.check, CodeCheck) and not scores.check.allow_unsandboxed for scores in searches):
         check_sandbox()

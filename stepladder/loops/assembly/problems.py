@@ -31,6 +31,25 @@ def check_verifier(config: ProblemsConfig, stated: FormatConfig | None = None) -
         )
 
 
+def try_verifier(config: ProblemsConfig, labelled: LabelledProblem) -> None:
+    """Let a task's verifier grade an answer, so that one that gives no verdict is refused before any work.
+
+    A factory may load a model, so it is not made.
+
+    Args:
+        config: Names the verifier.
+        labelled: Any problem.
+
+    Raises:
+        DataFormatError, BackendError: If it gives none, or its process does not start.
+    """
+    if config.verifier is None:
+        return
+    verifier = build_verifier(config, [labelled]) if taken_arguments(load_verifier(config.verifier, config.verifier_options)) else None
+    if isinstance(verifier, TaskVerifier):
+        verifier.try_once()
+
+
 def vote_keys(verifier: OpenVerifier) -> Callable[[str], str]:
     """Return the function that gives the canonical form of answers for votes: a grader's, which reads no reference answer."""
     # A search asks for the key of an answer each time that it reaches it.

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
+from tests.models import save_tiny_policy
 
 GOOD = '[problems]\ntrain = "in.jsonl"\ntest = "test.jsonl"\nheld_out_size = 1\n[policy]\nmodel = "model"\n'
 FILES = {
@@ -102,8 +103,47 @@ def test_places_that_hold_no_configuration_are_one_sentence(place):
     check(place)
 
 
+FUNCTIONS = {
+    "problems.verifier=task.py:grade_none": "must return True or False, a number in [0, 1], a Verdict, or (one of these, reason)",
+    "problems.verifier=task.py:grade_text": "must return True or False, a number in [0, 1], a Verdict, or (one of these, reason)",
+    "format.prompt=task.py:prompt_none": "must return a text: got NoneType",
+    "format.prompt=task.py:prompt_two": "must make a prompt of a question: it raised TypeError",
+    "format.steps=task.py:ends_text": "must return True or False: got 'yes' of type str",
+    "format.steps=task.py:ends_raises": "must say whether a step ends: it raised IndexError",
+}
+TASK = """
+def grade_none(answer, reference): return None
+def grade_text(answer, reference): return "right"
+def grade_raises(answer, reference): raise ValueError("this answer is wrong")
+def prompt_none(question): return None
+def prompt_two(question, more): return question
+def ends_text(text): return "yes"
+def ends_raises(text): return text[7] == "."
+"""
+
+
+@pytest.mark.parametrize("setting", FUNCTIONS)
+def test_a_function_that_cannot_work_is_refused_before_any_work(place, setting):
+    """After the warm-up it would cost the whole run: a changed function is another run."""
+    save_tiny_policy(place / "model")
+    (place / "task.py").write_text(TASK)
+    check(place, "--set", setting)
+    done = CliRunner().invoke(app, ["evolve", "c.toml", "--run-dir", "R", "--set", setting, "--dry-run"])
+    assert FUNCTIONS[setting] in done.stderr
+
+
+def test_a_verifier_may_raise(place):
+    """What it is tried on may be a wrong answer."""
+    save_tiny_policy(place / "model")
+    (place / "task.py").write_text(TASK)
+    setting = "problems.verifier=task.py:grade_raises"
+    done = CliRunner().invoke(app, ["evolve", "c.toml", "--run-dir", "R", "--set", setting, "--dry-run"])
+    assert done.exit_code == 0, done.output
+
+
 def test_the_table_starts_from_settings_that_are_fine(place):
     """Without a fault ``--dry-run`` accepts them, so each refusal is of the fault."""
+    save_tiny_policy(place / "model")
     for setting in HARMLESS:
         done = CliRunner().invoke(app, ["evolve", "c.toml", "--run-dir", "R", "--set", setting, "--dry-run"])
         assert done.exit_code == 0, done.output
