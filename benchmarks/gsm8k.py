@@ -24,7 +24,7 @@ CONFIG = Path("configs/gsm8k.toml")
 SOLVED = 3000
 PROBLEMS = 256
 ON_GPU = ("policy.backend=vllm", "policy.max_batch=512", "policy.vllm.max_context=1024")
-ON_CPU = ("policy.backend=transformers", "policy.max_batch=128", "run.workers=1")
+ON_CPU = ("policy.backend=transformers", "policy.max_batch=128", "run.workers=1", "warmup.train.micro_batch_size=4")
 
 
 def rows_of(file: Path, count: int | None = None) -> list[dict[str, Any]]:
@@ -52,7 +52,6 @@ def settings(model: Path, data: Path, solutions: Path, *, problems: int, on_cpu:
     return [
         f"policy.model={model}",
         "policy.dtype=bfloat16",
-        *(ON_CPU if on_cpu else ON_GPU),
         f"problems.train={data / 'train.jsonl'}",
         f"problems.test={data / 'test.jsonl'}",
         "problems.subset=null",
@@ -75,6 +74,7 @@ def settings(model: Path, data: Path, solutions: Path, *, problems: int, on_cpu:
         "preference.bf16=true",
         "prm.train.bf16=true",
         "prm.rollouts=4",
+        *(ON_CPU if on_cpu else ON_GPU),
     ]
 
 

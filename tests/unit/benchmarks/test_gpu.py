@@ -83,6 +83,7 @@ def test_the_settings_of_a_round_of_gsm8k_are_known(
         benchmark_gsm8k.main([*arguments, *(["--cpu"] if backend == "transformers" else [])])
     assert ended.value.code == 7
     config = load_config(Path(ran[0][ran[0].index("evolve") + 1]), _settings(ran[0]))
+    assert config.warmup.train.micro_batch_size == (4 if backend == "transformers" else None)
     assert config.policy.backend == backend and config.policy.vllm.options["kv_cache_memory_bytes"]
     assert [Path(config.policy.model)] == (made or [tmp_path / "model"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "solutions.jsonl").read_text().splitlines()]
