@@ -34,7 +34,7 @@ from stepladder.loops.runs.progress import ProgressDisplay, RunFrame
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.run_places import find_run, keeps_lock
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.round_settings import stops_early
+from stepladder.loops.stages.round_rules import stops_early
 
 
 def evolve(

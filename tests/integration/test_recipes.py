@@ -14,8 +14,8 @@ from stepladder.loops.config.schedule import round_config
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow, TrainingSummary
+from stepladder.loops.runs.round_settings import RoundSettings
 from stepladder.loops.stages.kinds import prm_kind
-from stepladder.loops.stages.round_settings import RoundSettings
 from stepladder.loops.stages.train_policy import warm_up_policy
 from stepladder.recipes import recipes
 from tests.inline import inline_pool

@@ -1,8 +1,8 @@
 """The graded rows that evaluations write, one per problem, in shards of JSON beside the trees that a search left.
 
-greedy    {problem_id, answer, correct, tokens, text}
-search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...], right_answers: [...]}
-samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
+    greedy    {problem_id, answer, correct, tokens, text}
+    search    {problem_id, answer, correct, tokens, anytime: [[tokens, correct], ...], right_answers: [...]}
+    samples   {problem_id, samples: [{num_tokens, answer_key, score, correct}, ...]}
 
 Where the verifier gave a number for an answer, its row or sample has it as ``credit``.
 """

@@ -19,7 +19,7 @@ from stepladder.loops.runs.results import OverlapFigures, RoundRow
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.kinds import samples_first, trains_two_heads
 from stepladder.loops.stages.rollouts import rollout_tasks
-from stepladder.loops.stages.round_settings import stops_early
+from stepladder.loops.stages.round_rules import stops_early
 from stepladder.loops.stages.search import first_tasks
 
 

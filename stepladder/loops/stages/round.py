@@ -22,7 +22,7 @@ from stepladder.loops.stages.online import train_online
 from stepladder.loops.stages.problem_states import write_problems
 from stepladder.loops.stages.refine import refine, refinement_counts
 from stepladder.loops.stages.rollouts import estimate, roll_out
-from stepladder.loops.stages.round_settings import with_round_settings
+from stepladder.loops.stages.round_rules import with_round_settings
 from stepladder.loops.stages.search import search
 from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
 from stepladder.loops.stages.train_prm import PRMOutcome, train_prm

@@ -15,7 +15,7 @@ from stepladder.loops.runs.progress import ProgressDisplay
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.round_settings import RoundSettings
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.round_settings import Tried, next_value, stops_early, with_round_settings
+from stepladder.loops.stages.round_rules import Tried, next_value, stops_early, with_round_settings
 from tests.report_run import accuracy, row
 
 BEST = BestModels(policy=0, prm=None)

@@ -1,6 +1,6 @@
-"""The settings of a round: its table of the schedule, and the values that rules compute from the rounds before it.
+"""The rules of a schedule, applied: a round's own settings, from its table and from the rounds before it, and the end of a run.
 
-They are written to ``settings.json`` before the first stage of the round. A continued round reads them there.
+The settings are written to ``settings.json`` before the first stage of the round. A continued round reads them there.
 """
 
 from collections.abc import Sequence
