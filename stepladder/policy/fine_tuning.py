@@ -7,7 +7,7 @@ There are three layers. Only the first two know the layout of tokens in a batch:
 
 - ``CompletionRow`` and ``PreferenceRow`` are made from the stored records (``completion_rows``, ``preference_rows``);
 - ``collate_completions`` and ``collate_preferences`` lay rows out: ``inputs`` for the model, and ``targets``, one line per completion;
-- ``objectives.py`` turns logits and targets into the losses of ``losses.py``.
+- ``objectives.py`` turns logits and targets into the losses of ``preference_losses.py``.
 
 By default the rows of a problem are merged into trees (``collate_packed_*``). The batch then says which position of the trees predicts
 each completion token. From the log-probabilities on, everything is the same.

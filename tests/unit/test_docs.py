@@ -1,5 +1,6 @@
 """The documentation says what the code does: generated pages are current, and every name it mentions exists."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -40,6 +41,15 @@ def test_paths_in_documentation_exist(page: Path) -> None:
     )
     for name in named:
         assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stepladder").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_named_in_docstrings_exist(path: Path) -> None:
+    """A docstring that names a module by its file means one beside it, or gives its path; files of other projects stand in a Source."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (said := ast.get_docstring(node)):
+            for name in re.findall(r"``(\w+\.py)``", said.partition("Source:")[0]):
+                assert (path.parent / name).exists(), f"{path.relative_to(ROOT)} names {name}, which does not exist"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
