@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.commands.prm_scoring import ScoreAll, open_scoring, worker_settings
+from stepladder.commands.prm_scoring import ScoreAll, open_scoring, solution_split, worker_settings
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.datasets.problems import check_source
 from stepladder.data.metrics import step_scores as prm_metrics
@@ -60,7 +60,7 @@ def evaluate_files(
         raise ConfigError(f"--aggregation: must be one of {', '.join(AGGREGATIONS)}: got {job.aggregation!r}")
     for path in files:
         check_source(path)
-    split = job.source.resolve().split
+    split = solution_split(job.source)
     check_backend(job.source)
     config = worker_settings(job.source, job.overrides)
     loaded = [load_stepwise(path, neutral=job.neutral, split=split) for path in files]
@@ -84,7 +84,7 @@ def evaluate_files(
 
 def _tuned_threshold(score_all: ScoreAll, job: EvaluationJob, *, path: Path, solutions: Sequence[StepwiseSolution]) -> float:
     """Return the best threshold on a file of other problems."""
-    tuning = load_stepwise(path, neutral=job.neutral, split=job.source.resolve().split).solutions
+    tuning = load_stepwise(path, neutral=job.neutral, split=solution_split(job.source)).solutions
     _check_disjoint(tuning, solutions, path)
     known = [(each, each.first_error) for each in tuning if each.first_error is not None]
     scores = score_all([solution for solution, _ in known])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepladder.commands.kept_work import part_of
-from stepladder.commands.prm_scoring import open_scoring, worker_settings
+from stepladder.commands.prm_scoring import open_scoring, solution_split, worker_settings
 from stepladder.data.datasets.labelled_solutions import StepwiseSolution, load_stepwise
 from stepladder.data.datasets.problems import check_source
 from stepladder.errors import ConfigError
@@ -63,10 +63,10 @@ def score_files(
     # What is wrong first is said first: a file that is not there, then a model that is not.
     for path in paths:
         check_source(path)
-    spec = source.resolve()
+    spec, split = source.resolve(), solution_split(source)
     check_backend(source)
     config = worker_settings(source, overrides)
-    files = [load_stepwise(path, split=spec.split) for path in paths]
+    files = [load_stepwise(path, split=split) for path in paths]
     solutions = [solution for file in files for solution in file.solutions]
     with open_scoring(source, config, display=display, kept=part_of(output)) as score_all:
         scores = score_all(solutions)

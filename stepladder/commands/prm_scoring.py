@@ -101,6 +101,24 @@ _Run = Callable[[Sequence[Sequence[StepwiseSolution]], Callable[[Progress], None
 """Scores chunks, and calls the last argument with the place of each and its scores."""
 
 
+def solution_split(source: PRMSource) -> str:
+    """Return the text at which a solution in one piece is cut into steps.
+
+    It is the step end of a model that reads the tokens of a policy, if its steps end at a text, else that of the spec.
+
+    Raises:
+        ConfigError, CheckpointError: As for ``PRMSource.resolve``.
+    """
+    spec, member = source.resolve(), prm_members(source.model)[0]
+    from stepladder.lm.loading import FORMAT_FILE
+    from stepladder.policy.prompts import StepFormat
+
+    if spec.renderer_hash is None or not Path(member, FORMAT_FILE).is_file():
+        return spec.split
+    stated = StepFormat.load(member)
+    return stated.step_end if stated.steps == "text" else spec.split
+
+
 def _here(scorer: "SolutionScorer") -> _Run:
     def run(chunks: Sequence[Sequence[StepwiseSolution]], on_progress: Callable[[Progress], None], on_chunk: _OnChunk) -> None:
         for number, chunk in enumerate(chunks):

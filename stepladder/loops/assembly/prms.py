@@ -12,7 +12,7 @@ from stepladder.interfaces import Policy, Ranges, StepScorer
 from stepladder.lm.chat import FIXED_DATE
 from stepladder.lm.flat import FlatModel
 from stepladder.lm.loaded_models import LoadedModels, Role
-from stepladder.lm.loading import LanguageModelSource, load_tokenizer
+from stepladder.lm.loading import LanguageModelSource, load_tokenizer, silence_bars
 from stepladder.lm.prefix_cache import AttachedHead, PrefixCache
 from stepladder.lm.settings import EngineSettings
 from stepladder.lm.vllm_engine import VLLMEngine
@@ -184,6 +184,7 @@ def open_solution_scorer(source: PRMSource, models: LoadedModels) -> SolutionSco
         BackendError: If the model cannot be served.
     """
     check_backend(source)
+    silence_bars()
     settings = EngineSettings(dtype=source.dtype, trust_remote_code=source.trust_remote_code)
     members = [replace(source, model=member) for member in prm_members(source.model)]
     scorers = [opened.solution_scorer() for opened in open_members(members, models, settings)]
@@ -213,5 +214,6 @@ def open_token_scorer(source: PRMSource, models: LoadedModels, *, renderer_hash:
     Raises:
         DataFormatError: If the model was trained on prompts of another renderer; otherwise as for ``open_solution_scorer``.
     """
+    silence_bars()
     settings = EngineSettings(dtype=source.dtype, trust_remote_code=source.trust_remote_code)
     return open_prm(source, MemberAccess(models, settings)).step_scorer(_PromptsAlone(renderer_hash, prompts))

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from stepladder.cli.app import app
 from stepladder.commands import prm_scoring, solve_search
 from stepladder.errors import BackendError
 from stepladder.loops.runs.workers import Task, Workers, forget_result, prepare_worker, worker_pool
@@ -46,6 +48,18 @@ def use(monkeypatch: pytest.MonkeyPatch, workers: Workers) -> None:
 
     for module in (solve_search, prm_scoring):
         monkeypatch.setattr(module, "open_workers", given)
+
+
+def test_a_solution_in_one_piece_is_cut_where_the_model_ends_steps(place: Place) -> None:
+    """The model reads a policy's tokens, whose steps are lines, and no blank lines separate them. Its library shows no bars of its own."""
+    rows = [{"question": "1+1", "steps": ["is", "2"]}, {"question": "1+1", "solution": "is\n2"}]
+    (place.path / "pieces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["prm", "score", str(place.path / "pieces.jsonl"), "--model", str(place.prm), "--output", str(place.path / "pieces.out")]
+    done = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    listed, whole = (json.loads(line)["scores"] for line in place.read("pieces.out").splitlines())
+    assert len(listed) == 2 and listed == whole
+    assert "Loading weights" not in done.stderr
 
 
 ONE = ("--set", "run.workers=1")
