@@ -107,6 +107,7 @@ def test_a_run_is_checked(quick, config_file):
     assert ("context", "train: the longest prompt has 5 tokens, a solution at most 32, of 64 that the policy takes") in texts
     assert [name for name, _ in texts].count("context") == 3
     assert {"settings", "chat template", "memory", "disk"} <= {name for name, _ in texts}
+    assert not any(text.startswith(f"{name}: ") for name, text in texts)
 
 
 def test_a_run_that_cannot_work_is_a_fault(quick, config_file):
