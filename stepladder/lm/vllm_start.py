@@ -74,8 +74,9 @@ def check_engine(source: str | Path, task: Task, settings: EngineSettings) -> No
 def engine_config(source: str | Path, task: Task, settings: EngineSettings) -> Any:
     """Return vLLM's configuration of an engine that this machine can run, as far as that is known without weights.
 
-    vLLM itself refuses unknown architectures, types, quantisation, contexts beyond the model's and heads that cannot be divided. What its
-    attention supports, and whether its cache holds a sequence, it would say only at the first request on a CPU, or after loading weights.
+    vLLM itself refuses unknown architectures, types, quantisation, contexts beyond the model's and heads that cannot be divided. Whether
+    its cache holds a sequence it would say only after loading weights. On a GPU it chooses an attention that supports the model; on a CPU
+    it has one, and would say only at the first request what that does not support.
 
     Raises:
         ConfigError: If vLLM is not installed, or an option is unknown or reserved.
@@ -96,12 +97,11 @@ def engine_config(source: str | Path, task: Task, settings: EngineSettings) -> A
         # Latent attention and states have layers with sizes of their own, which only the loaded model knows.
         if model.use_mla or model.is_attention_free:
             return config
-        with set_current_vllm_config(config):
-            window = model.get_sliding_window()
-            backend = get_attn_backend(
-                model.get_head_size(), model.dtype, config.cache_config.cache_dtype, has_sliding_window=window is not None
-            )
-    check_attention(source, config, backend)
+        if on_cpu():
+            with set_current_vllm_config(config):
+                windows = model.get_sliding_window() is not None
+                backend = get_attn_backend(model.get_head_size(), model.dtype, config.cache_config.cache_dtype, has_sliding_window=windows)
+            check_attention(source, config, backend)
     check_cache(source, config)
     return config
 
