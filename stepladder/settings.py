@@ -58,7 +58,10 @@ def _accepts(option: Any, value: Any) -> bool:
     if get_origin(option) is Literal:
         return value in get_args(option)
     bounds = _bounds(option)
-    return not bounds or (isinstance(value, _numbers(option)) and all(_holds(bound, value) for bound in bounds))
+    if not bounds:
+        return True
+    is_number = isinstance(value, _numbers(option)) and not isinstance(value, bool)
+    return is_number and all(_holds(bound, value) for bound in bounds)
 
 
 def _numbers(option: Any) -> type | types.UnionType:

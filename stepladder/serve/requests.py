@@ -30,7 +30,7 @@ Stop = Annotated[Text, Field(min_length=1, max_length=1024)]
 class SearchFields(BaseModel):
     """Field ``stepladder`` of a request: how to search."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     method: Annotated[str, Field(max_length=100)] | None = None
     """Search method, instead of that of the model's name."""
@@ -55,7 +55,7 @@ class StreamOptions(BaseModel):
 class CommonFields(BaseModel):
     """The fields of both kinds of requests. Unknown ones are passed over, as servers of this protocol do."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
     stream: bool | None = False

@@ -43,6 +43,8 @@ class Sample:
         ({"positive": 0}, "positive must be > 0: got 0"),
         ({"weight": -1.0}, "weight must be >= 0: got -1.0"),
         ({"count": 0}, "count must be a whole number >= 1 or None: got 0"),
+        ({"count": True}, "count must be a whole number >= 1 or None: got True"),
+        ({"weight": True}, "weight must be >= 0: got True"),
         ({"count": 2.5}, "count must be a whole number >= 1 or None: got 2.5"),
         ({"number": -1}, "number must be a whole number >= 0: got -1"),
         ({"name": "c"}, "name must be one of a, b: got 'c'"),

@@ -10,16 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from stepladder.errors import ConfigError
 from stepladder.files import file_fault, reading
-from stepladder.loops.config.explain import explain
 from stepladder.loops.config.merge import METHOD_KEYS, as_table, merge, put
 from stepladder.loops.config.names import variants
 from stepladder.loops.config.paths import map_paths, preset_file
 from stepladder.loops.config.run import PLUG_KEYS, Config
 from stepladder.loops.config.schedule import check_schedule
+from stepladder.loops.config.validation import validated
 from stepladder.plugs import at_place
 
 
@@ -45,10 +43,7 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
             _apply_override(raw, key, value, override=override)
         _resolve_plugs(raw, Path())
         _find_shipped(raw)
-        try:
-            config = Config.model_validate(raw)
-        except ValidationError as error:
-            raise ConfigError(explain(error, where=where)) from None
+        config = validated(raw, where=where)
         check_schedule(config, where=where)
         return config
 

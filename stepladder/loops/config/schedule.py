@@ -3,12 +3,10 @@
 import re
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from stepladder.errors import ConfigError, right_name
-from stepladder.loops.config.explain import explain
 from stepladder.loops.config.merge import merge, put
 from stepladder.loops.config.run import Config
+from stepladder.loops.config.validation import validated
 
 SCHEDULED = ("search", "labels", "sft", "preference", "gradient", "prm", "gate", "start_from", "start_model")
 """Sections and settings that a round may have of its own. The others define the run: every round has its problems and its measurements."""
@@ -87,10 +85,7 @@ def round_config(config: Config, number: int, computed: dict[str, Any] | None = 
     for key, value in (computed or {}).items():
         _put_computed(plain, key, value)
     where = f"round {number}" + ("" if table is None else f" ({table.place})") + (", computed by [rules]" if computed else "")
-    try:
-        return Config.model_validate(plain)
-    except ValidationError as error:
-        raise ConfigError(explain(error, where=where)) from None
+    return validated(plain, where=where)
 
 
 def check_schedule(config: Config, *, where: str) -> None:

@@ -58,6 +58,8 @@ CHAT = [
     ({**GOOD, "n": 65}, "limit_exceeded"),
     ({**GOOD, "n": 10**30}, "limit_exceeded"),
     ({**GOOD, "n": "many"}, "invalid_request"),
+    ({**GOOD, "n": True}, "invalid_request"),
+    ({**GOOD, "stepladder": {"simulations": True}}, "invalid_request"),
     ({**GOOD, "stop": ["x"] * 65}, "invalid_request"),
     ({**GOOD, "stop": [""]}, "invalid_request"),
     ({**GOOD, "seed": 2**80}, "invalid_request"),
