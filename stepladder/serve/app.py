@@ -98,6 +98,8 @@ class Routes:
         prompt = Prompt(messages=[message.plain() for message in body.messages])
         if body.messages[-1].role != "user":
             raise ApiError(400, "messages: the last one must be the user's", code="invalid_messages", param="messages")
+        if not prompt.messages[-1]["content"].strip():
+            raise ApiError(400, "messages: the last one must have text: it is empty", code="invalid_messages", param="messages")
         return await self._respond(_ChatForm(), body, [prompt], request)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:

@@ -53,6 +53,8 @@ CHAT = [
         "invalid_request",
     ),
     ({**GOOD, "messages": [USER, {"role": "assistant", "content": "x"}]}, "invalid_messages"),
+    ({**GOOD, "messages": [{"role": "user", "content": " "}]}, "invalid_messages"),
+    ({**GOOD, "messages": [USER, {"role": "user", "content": []}]}, "invalid_messages"),
     ({**GOOD, "messages": [{"role": "user", "content": "\ud800"}]}, "invalid_request"),
     ({**GOOD, "n": 0}, "invalid_request"),
     ({**GOOD, "n": 65}, "limit_exceeded"),
