@@ -1,7 +1,7 @@
 """A round of GSM8K with a small base model: a warm-up on solved examples, search, both trainings, and evaluation before and after.
 
     python -m benchmarks.gsm8k --model DIR --gsm8k DIR                           on a GPU, with vLLM
-    python -m benchmarks.gsm8k --model DIR --gsm8k DIR --cpu --solved 1500 --problems 128      on one CPU core, in about two hours
+    python -m benchmarks.gsm8k --model DIR --gsm8k DIR --cpu --solved 1500 --problems 128      on one CPU core; the warm-up alone takes long
 
 train.jsonl and test.jsonl of GSM8K lie in the second directory. The settings are those of ``configs/gsm8k.toml`` with less search. On a CPU
 the model keeps only the tokens that GSM8K needs (``small_vocabulary``), and computes in bfloat16 there, too.
