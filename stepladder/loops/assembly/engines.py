@@ -42,15 +42,18 @@ def check_engines(config: Config, policies: Sequence[str]) -> None:
 
 
 def _checks(config: Config, policies: Sequence[str]) -> list[Task[None]]:
-    # Imported here, because nothing loads torch before work that needs it.
+    section, prm = config.policy.vllm, config.prm
+    samples, scores = config.policy.backend == "vllm", prm.enabled and prm.backend == "vllm"
+    if not (samples or scores):
+        return []
+    # Only now: it loads torch's compiler.
     from stepladder.lm.vllm_start import check_engine
 
-    section, prm = config.policy.vllm, config.prm
     tasks = []
-    if config.policy.backend == "vllm":
+    if samples:
         settings = engine_settings(config, section.memory_share)
         tasks += [Task.of(check_engine, source=policy, task="generate", settings=settings) for policy in policies]
-    if prm.enabled and prm.backend == "vllm":
+    if scores:
         settings = engine_settings(config, section.prm_memory_share)
         # Without a model of its own, the PRM is made from the policy.
         bodies = list(policies) if prm.model is None else [member for member in prm_members(prm.model) if not reads_policy_body(member)]
