@@ -17,7 +17,7 @@ import shutil
 from stepladder.loops.config.schedule import round_config
 from stepladder.loops.runs.results import OverlapFigures, RoundRow
 from stepladder.loops.stages.context import BestModels, RoundContext
-from stepladder.loops.stages.kinds import samples_first, trains_two_heads
+from stepladder.loops.stages.kinds import trains_two_heads
 from stepladder.loops.stages.rollouts import rollout_tasks
 from stepladder.loops.stages.round_rules import stops_early
 from stepladder.loops.stages.search import first_tasks
@@ -38,7 +38,7 @@ def begin_next_round(context: RoundContext, number: int, best: BestModels, *, ha
     if not has_prm and _needs_own_prm(following, best.prm):
         return False
     policy = context.newest_policy(number, best.policy)
-    if samples_first(following.config):
+    if following.config.prm.samples_first:
         stage, tasks = "rollouts", rollout_tasks(following, number + 1, policy)
     else:
         prm = _search_prm(following, number, best.prm, policy) if following.config.prm.enabled else None
@@ -84,7 +84,7 @@ def overlap_figures(context: RoundContext, number: int, best: BestModels) -> Ove
     earlier = context.run.row(number - 2) if number > 1 else None
     best_before = context.run_config.prm.version(0) if earlier is None else earlier.best_prm
     stands, prm = _stands(context, before, best_before), None
-    if context.config.prm.enabled and not samples_first(context.config):
+    if context.config.prm.enabled and not context.config.prm.samples_first:
         prm = _search_prm(context, number - 1, best_before, before.policy_version) if stands else best.prm
     return OverlapFigures(
         policy_version=best.policy, scorer_version=prm, prm_rounds_old=int(prm not in (None, best.prm)), began_early=stands
@@ -98,7 +98,7 @@ def _following(context: RoundContext, number: int) -> RoundContext:
 def _needs_own_prm(following: RoundContext, best_prm: int | None) -> bool:
     """Say whether the search of a round needs the PRM of the round before it."""
     prm = following.config.prm
-    return prm.trains and not samples_first(following.config) and (best_prm is None or trains_two_heads(following.config))
+    return prm.trains and not following.config.prm.samples_first and (best_prm is None or trains_two_heads(following.config))
 
 
 def _search_prm(following: RoundContext, number: int, best_prm: int | None, policy: int) -> int | None:
@@ -128,6 +128,6 @@ def _stands(following: RoundContext, row: RoundRow, best_prm: int | None) -> boo
     if row.best_policy != row.policy_version:
         return False
     prm = following.config.prm
-    if samples_first(following.config) or not prm.trains:
+    if following.config.prm.samples_first or not prm.trains:
         return True
     return row.best_prm in (_search_prm(following, row.round, best_prm, row.policy_version), row.round)

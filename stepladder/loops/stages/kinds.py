@@ -78,11 +78,6 @@ def trains_two_heads(config: Config) -> bool:
     return config.prm.trains and config.prm.body == "joint"
 
 
-def samples_first(config: Config) -> bool:
-    """Say whether rounds begin with graded samples, from which the PRM learns before the search."""
-    return config.prm.samples_first
-
-
 def estimates_values(config: Config) -> bool:
     """Say whether the PRM learns targets that are estimated by rollouts from every prefix."""
     return config.prm.trains and isinstance(config.prm.target, RolloutTarget)

@@ -20,7 +20,6 @@ from stepladder.loops.stages.kinds import (
     TRACES,
     TREES,
     VALUES,
-    samples_first,
 )
 from stepladder.loops.stages.tree_rows import LabelSources, rows_of_trees
 
@@ -31,8 +30,8 @@ def label(context: RoundContext, number: int, best: BestModels) -> LabelCounts:
     if not path.exists():
         tasks = []
         # Samples from before the search are labelled in their own round, those of the new policy in the next.
-        last = number if samples_first(config) else number - 1
-        are_new = last == number or not samples_first(round_config(context.run_config, last))
+        last = number if config.prm.samples_first else number - 1
+        are_new = last == number or not round_config(context.run_config, last).prm.samples_first
         for index, _ in enumerate(context.shards("train")):
             rolled_out = [run.shard(earlier, ROLLOUTS.name, index) for earlier in range(1, last + 1)]
             sources = LabelSources(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from stepladder.errors import StepladderError
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES, gradient_kind, preference_kind, samples_first
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES, gradient_kind, preference_kind
 from stepladder.types import StopReason, TreeRecord
 
 _MORE = "raise search.simulations, warm up on solved problems (warmup.solutions), or take easier problems"
@@ -27,7 +27,7 @@ def check_solved_problems_give_rows(context: RoundContext, number: int, labels: 
     learns_traces = context.config.sft.enabled
     if learns_traces and labels.traces.kept:
         return
-    kinds = [TREES, ROLLOUTS] if samples_first(context.config) else [TREES]
+    kinds = [TREES, ROLLOUTS] if context.config.prm.samples_first else [TREES]
     trees = [tree for kind in kinds for tree in kind.read(context.run.shards(kind.name, rounds=[number]))]
     searched, solved = {tree.problem_id for tree in trees}, {tree.problem_id for tree in trees if 1.0 in tree.outcomes}
     if not solved:

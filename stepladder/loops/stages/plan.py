@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.schedule import round_config
-from stepladder.loops.stages.kinds import estimates_values, samples_first, trains_two_heads
+from stepladder.loops.stages.kinds import estimates_values, trains_two_heads
 
 PURPOSES = {
     "probe": "samples at several temperatures choose that of this round",
@@ -36,7 +36,7 @@ def planned_stages(config: Config, number: int) -> list[str]:
         *(["estimates"] if estimates_values(settings) else []),
         *(["train prm"] if settings.prm.trains and not trains_two_heads(settings) else []),
     ]
-    before, after = (values, []) if samples_first(settings) else ([], values)
+    before, after = (values, []) if settings.prm.samples_first else ([], values)
     probe = [] if settings.rules.balance is None else ["probe"]
     if settings.run.update_every is not None:
         return [*probe, *before, "search and train policy", "search", "label", *after, "evaluate"]

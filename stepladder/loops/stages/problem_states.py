@@ -7,7 +7,7 @@ from pathlib import Path
 from stepladder.data.store import read_columns
 from stepladder.loops.runs.problem_table import Attempt, next_table, read_problem_table, write_problem_table
 from stepladder.loops.stages.context import RoundContext
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.mcts.allocation import ProblemState
 
 
@@ -20,7 +20,7 @@ def problem_states(context: RoundContext, number: int, trees: Sequence[Path]) ->
         trees: Shards of the trees that the round has searched so far.
     """
     before = read_problem_table(_table_path(context, number - 1))
-    sampled = _spent(attempts(context.run.shards(ROLLOUTS.name, rounds=[number]))) if samples_first(context.config) else {}
+    sampled = _spent(attempts(context.run.shards(ROLLOUTS.name, rounds=[number]))) if context.config.prm.samples_first else {}
     searched = _spent(attempts(trees))
     states = []
     for labelled in context.problems["train"]:

@@ -22,7 +22,6 @@ from stepladder.loops.stages.kinds import (
     ROLLOUTS,
     TREES,
     estimates_values,
-    samples_first,
 )
 from stepladder.loops.stages.search import write_labelled_trees
 from stepladder.loops.stages.tree_rows import step_pair_rows, tree_value_rows
@@ -37,7 +36,7 @@ def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
         return
     stage = f"round {number}: rollouts"
     with context.stage(number, "rollouts") as event:
-        if samples_first(config):
+        if config.prm.samples_first:
             context.finish_ahead({stage: None})
         missing = sum(len(shard.problems) for shard in context.missing(number, ROLLOUTS))
         context.work(rollout_tasks(context, number, policy_version), {stage: missing})

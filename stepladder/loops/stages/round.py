@@ -15,7 +15,7 @@ from stepladder.loops.stages.ahead import begin_next_round, end_round, overlap_f
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.figures import levels_of, search_figures
 from stepladder.loops.stages.judge import judge
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
 from stepladder.loops.stages.online import train_online
@@ -43,7 +43,7 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     config, prm, estimated_tokens = context.config, None, 0
     if (kept := config.prm.version(best.policy)) is not None:
         best = replace(best, prm=kept)
-    if samples_first(config):
+    if config.prm.samples_first:
         roll_out(context, number, best.policy)
         prm, estimated_tokens = _learn_prm(context, number, best, best.policy)
     overlap = overlap_figures(context, number, best)
@@ -60,11 +60,11 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     policy = train_policy(context, number, best.policy) if online is None else online
     newest = context.newest_policy(number, best.policy)
     # At the end of a round without a new policy there is nothing new to sample.
-    if not samples_first(config) and newest == number:
+    if not config.prm.samples_first and newest == number:
         roll_out(context, number, newest)
     write_problems(context, number)
     has_begun = begin_next_round(context, number, best, has_prm=False)
-    if not samples_first(config):
+    if not config.prm.samples_first:
         prm, estimated_tokens = _learn_prm(context, number, best, newest)
     if not has_begun:
         begin_next_round(context, number, best, has_prm=True)
@@ -72,7 +72,7 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     found = search_figures(
         context.paths(number, TREES),
         levels,
-        sampled_before=rollouts if samples_first(config) else (),
+        sampled_before=rollouts if config.prm.samples_first else (),
         continued=config.search.start == "first-samples",
     )
     rolled_out = search_figures(rollouts)
@@ -95,7 +95,7 @@ def _searching_prm(context: RoundContext, number: int, earlier: int | None) -> i
     """Return the PRM that guides a round's search: its own if it is trained before, else an earlier one."""
     if not context.config.prm.enabled:
         return None
-    return number if samples_first(context.config) and context.run.prm(number).exists() else earlier
+    return number if context.config.prm.samples_first and context.run.prm(number).exists() else earlier
 
 
 def _learn_prm(context: RoundContext, number: int, best: BestModels, policy_version: int) -> tuple[PRMOutcome | None, int]:

@@ -20,7 +20,7 @@ from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.engine_run import open_shard, run_engine
 from stepladder.loops.stages.failures import read_failures, write_failures
 from stepladder.loops.stages.first_samples import first_samples
-from stepladder.loops.stages.kinds import ROLLOUTS, TREES, samples_first
+from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.problem_states import problem_states
 from stepladder.mcts.allocation import Budgets, Uniform
 from stepladder.mcts.engine import BudgetRule
@@ -149,7 +149,7 @@ def _pass_tasks(context: RoundContext, number: int, models: Models, budgets: Bud
 
 def first_tree(config: Config) -> int:
     """Return the number of a round's first tree: samples from before the search count as the first, and have its seeds."""
-    return int(samples_first(config))
+    return int(config.prm.samples_first)
 
 
 def _sampled(context: RoundContext, number: int, shard: int) -> Path | None:
