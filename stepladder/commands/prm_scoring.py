@@ -109,11 +109,11 @@ def solution_split(source: PRMSource) -> str:
     Raises:
         ConfigError, CheckpointError: As for ``PRMSource.resolve``.
     """
-    spec, member = source.resolve(), prm_members(source.model)[0]
-    from stepladder.lm.loading import FORMAT_FILE
+    from stepladder.lm.loading import has_format
     from stepladder.policy.prompts import StepFormat
 
-    if spec.renderer_hash is None or not Path(member, FORMAT_FILE).is_file():
+    spec, member = source.resolve(), prm_members(source.model)[0]
+    if spec.renderer_hash is None or not has_format(member):
         return spec.split
     stated = StepFormat.load(member)
     return stated.step_end if stated.steps == "text" else spec.split

@@ -265,14 +265,11 @@ def _selection(records: Sequence[TreeRecord], job: TrainingJob) -> Selection[Any
 
 def _tree_renderer(job: TrainingJob, shard: Path) -> "PromptRenderer":
     """Return the renderer of the start model, with its own step format, or with that of the run that contains the trees."""
-    from stepladder.lm.loading import FORMAT_FILE, load_tokenizer
+    from stepladder.lm.loading import has_format, load_tokenizer
     from stepladder.policy.prompts import PromptRenderer, StepFormat
 
     run = next((folder for folder in shard.resolve().parents if (folder / "run.json").is_file()), None)
-    if run is not None and not (Path(job.init) / FORMAT_FILE).is_file():
-        chosen = step_format(load_run(run).config())
-    else:
-        chosen = StepFormat.load(job.init)
+    chosen = step_format(load_run(run).config()) if run is not None and not has_format(job.init) else StepFormat.load(job.init)
     return PromptRenderer(load_tokenizer(job.init, trust_remote_code=job.trust_remote_code), chosen)
 
 

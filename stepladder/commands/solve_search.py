@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from stepladder.commands.solve_report import Row, answer_row
-from stepladder.commands.solve_settings import SolveSettings, bare_config, has_format
+from stepladder.commands.solve_settings import SolveSettings, bare_config
 from stepladder.lm.loaded_models import LoadedModels
 from stepladder.loops.assembly.policies import DISCRIMINATOR, build_policy, build_renderer, end_observations
 from stepladder.loops.assembly.problems import build_verifier, vote_keys
@@ -220,6 +220,8 @@ def build_discriminator(settings: SolveSettings, models: LoadedModels, key_of: C
     directory = settings.discriminator
     if directory is None:
         return None
+    from stepladder.lm.loading import has_format
+
     base = settings.config
     own = bare_config(directory).format if has_format(directory) else base.format
     config = base.model_copy(update={"format": own, "policy": base.policy.model_copy(update={"backend": "transformers"})})

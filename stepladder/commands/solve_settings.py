@@ -179,16 +179,10 @@ def read_option(text: str) -> tuple[str, Any]:
 
 def bare_config(policy: str) -> Config:
     """Settings for a model directory without a run; its saved step format is used if there is one."""
+    from stepladder.lm.loading import has_format
     from stepladder.policy.prompts import StepFormat
 
     saved = asdict(StepFormat.load(policy)) if has_format(policy) else {}
     with reading(policy, what="a model with a step format that settings may have", remedy="save the format again"):
         stated = FormatConfig(**saved)
     return Config(problems=ProblemsConfig(train="", test=""), policy=PolicyConfig(model=policy), format=stated)
-
-
-def has_format(directory: str) -> bool:
-    """Say whether a model directory holds the step format of its policy."""
-    from stepladder.lm.loading import FORMAT_FILE
-
-    return (Path(directory) / FORMAT_FILE).is_file()

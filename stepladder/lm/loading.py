@@ -113,6 +113,11 @@ def computes_in_bf16(bf16: bool | None, device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16
 
 
+def has_format(directory: str | Path) -> bool:
+    """Say whether a model directory holds the step format of its policy."""
+    return (Path(directory) / FORMAT_FILE).is_file()
+
+
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model directory or hub id.
 
@@ -132,7 +137,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
         )
     generic = complete and settings.is_file() and _tokenizer_class(settings) in _GENERIC_CLASSES
     if generic:
-        if not (Path(source) / FORMAT_FILE).is_file():
+        if not has_format(source):
             _warn_of_family(str(source))
         return _loaded(source, "tokenizer", PreTrainedTokenizerFast.from_pretrained)
     return _loaded(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
