@@ -21,10 +21,10 @@ cost as matrix products alone: as the search does them, in batches as large as i
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -60,8 +60,16 @@ WARM_UP_UPDATES = 150
 LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = (16, 32), 8, 64
 """With 16 problems and four steps a leaf, one leaf in flight per tree just fills the batch; with 32 there is work to refill it."""
 LONG_PROMPT_TOKENS = 200
+LONG_SHAPE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 192}
 REAL_PROBLEMS, REAL_SIMULATIONS, REAL_DEPTH, REAL_BATCH = 4, 8, 4, 32
 REAL_SETUPS = (("mcts", 4), ("beam", 4), ("mcts", 8), ("mcts", 1))
+PROPORTIONS = {
+    "3M": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 768},
+    "25M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1536},
+    "135M": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536},
+    "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864},
+}
+"""Layers in the proportions of Llama and Qwen; the last two are those of SmolLM2-135M and Qwen2.5-0.5B. The vocabulary is small."""
 PROVENANCE = Provenance(round=0, policy_version=0, scorer_version=None, seed=0, config_hash="benchmark", renderer_hash="benchmark")
 
 
@@ -119,22 +127,17 @@ class LongSteps(Bench):
     """
 
     max_step_tokens = 256
-    shape: ClassVar[dict[str, Any]] = {
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "intermediate_size": 192,
-    }
 
-    def __init__(self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n") -> None:
-        """Build the model and its problems."""
+    def __init__(
+        self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n", shape: Mapping[str, int] = LONG_SHAPE
+    ) -> None:
+        """Build the model, of a shape in the words of a Llama configuration, and its problems."""
         task = GlyphTask(num_train=1)
         tokenizer = build_tokenizer(task)
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            **self.shape,
+            **shape,
             max_position_embeddings=4096,
             eos_token_id=None,
             bos_token_id=None,
@@ -153,16 +156,9 @@ class LongSteps(Bench):
 
 
 class RealProportions(LongSteps):
-    """The same with 25M parameters in the proportions of Llama and Qwen, and steps of at most 64 tokens, 35 on average."""
+    """The same with one of ``PROPORTIONS``, and steps of at most 64 tokens, 35 on average."""
 
     max_step_tokens = 64
-    shape: ClassVar[dict[str, Any]] = {
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "intermediate_size": 1536,
-    }
 
 
 def row_name(name: str, wave: int) -> str:
@@ -385,16 +381,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scoring", action="store_true")
     parser.add_argument("--products", action="store_true")
+    parser.add_argument("--shape", choices=PROPORTIONS, default="25M", help="the model of --products")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(width=120)
     extent = f"{arguments.problems} problems x {arguments.simulations} simulations, batch {arguments.max_batch}"
     with tempfile.TemporaryDirectory() as folder:
         if arguments.products:
-            real = RealProportions(Path(folder), num_problems=REAL_PROBLEMS, max_batch=REAL_BATCH, device="cpu")
+            shape = PROPORTIONS[arguments.shape]
+            real = RealProportions(Path(folder), num_problems=REAL_PROBLEMS, max_batch=REAL_BATCH, device="cpu", shape=shape)
             warm = Budget(num_simulations=2, max_depth=2, max_step_tokens=4)
             scored_search(real, "free", resolve_method("mcts"), warm)
-            title = f"beside matrix products: {REAL_PROBLEMS} problems x {REAL_SIMULATIONS} simulations, batch {REAL_BATCH}"
+            extent = f"{REAL_PROBLEMS} problems x {REAL_SIMULATIONS} simulations, batch {REAL_BATCH}"
+            title = f"beside the matrix products of {arguments.shape}: {extent}"
             measure_products(real, console, simulations=REAL_SIMULATIONS, repeats=arguments.repeats, title=title)
             return
         bench = Bench(Path(folder), num_problems=arguments.problems, max_batch=arguments.max_batch, device=arguments.device)
