@@ -1,7 +1,6 @@
 """Less memory, and one sentence for a lack of it, with the setting that helps."""
 
 import ctypes
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,9 +60,7 @@ def memory_explained(settings: Any, *, where: Callable[[], str], num_processes: 
 
 def memory_remedy(settings: Any, *, num_processes: int) -> str:
     """Return the setting to change next. Settings that change no result come first."""
-    share = math.ceil(settings.batch_size / num_processes)
-    rows = min(settings.micro_batch_size or share, share)
-    if rows > 1:
+    if (rows := settings.rows_per_pass(num_processes)) > 1:
         return f"set micro_batch_size to {rows // 2}: now {rows} rows go into a forward pass; gradients stay the same"
     if not settings.gradient_checkpointing:
         return "set gradient_checkpointing = true: gradients stay the same, and training is about a third slower"

@@ -102,6 +102,11 @@ class StageSettings:
         chooses = f"held_out must be 0 without checkpoint_every, because it chooses among checkpoints: got {self.held_out}"
         check(not self.held_out or self.checkpoint_every, f"training: {chooses} -- set checkpoint_every")
 
+    def rows_per_pass(self, num_processes: int) -> int:
+        """Return the rows that go into a forward pass of one of the processes that share an update, at most."""
+        share = math.ceil(self.batch_size / num_processes)
+        return min(self.micro_batch_size or share, share)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings(StageSettings):

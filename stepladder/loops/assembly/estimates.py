@@ -76,17 +76,17 @@ def cache_memory(shape: ModelShape, *, rows: int, tokens: int, value_bytes: int)
     return rows * tokens * 2 * shape.layers * shape.keys * value_bytes
 
 
-def training_memory(shape: ModelShape, stage: StageSettings, *, row_tokens: int, has_head: bool, on_gpu: bool) -> int:
-    """Return the bytes that a training takes at least: with one row in a forward pass.
+def training_memory(shape: ModelShape, stage: StageSettings, *, pass_tokens: int, has_head: bool, on_gpu: bool) -> int:
+    """Return the bytes that a training takes with some tokens in a forward pass.
 
         weights, gradients, AdamW: 16 P, with adapters b P + 16 P_adapters
-        activations: row_tokens * L * 17 d * b, with gradient checkpointing row_tokens * (L + 17) * d * b
-        logits and their gradient: 2 * min(row_tokens * V * 4, 1 GiB), for a policy; chunks of them are made again for the gradient
+        activations: pass_tokens * L * 17 d * b, with gradient checkpointing pass_tokens * (L + 17) * d * b
+        logits and their gradient: 2 * min(pass_tokens * V * 4, 1 GiB), for a policy; chunks of them are made again for the gradient
 
     Args:
         shape: The model.
         stage: The settings of the training.
-        row_tokens: Tokens of the row.
+        pass_tokens: Tokens of the pass.
         has_head: Whether a small head replaces the vocabulary, as in a PRM.
         on_gpu: Whether it runs on a GPU, where trainings compute in bfloat16 unless the settings say otherwise.
 
@@ -96,8 +96,8 @@ def training_memory(shape: ModelShape, stage: StageSettings, *, row_tokens: int,
     in_half = on_gpu if stage.bf16 is None else stage.bf16
     computed = HALF_BYTES if in_half else FLOAT32_BYTES
     layers = shape.layers + _ACTIVATION_VALUES if stage.gradient_checkpointing else shape.layers * _ACTIVATION_VALUES
-    logits = 0 if has_head else min(row_tokens * shape.vocabulary * FLOAT32_BYTES, CHUNK_BYTES) * _LOGIT_COPIES
-    return _weights_and_optimiser(shape, stage) + row_tokens * layers * shape.width * computed + logits
+    logits = 0 if has_head else min(pass_tokens * shape.vocabulary * FLOAT32_BYTES, CHUNK_BYTES) * _LOGIT_COPIES
+    return _weights_and_optimiser(shape, stage) + pass_tokens * layers * shape.width * computed + logits
 
 
 def _weights_and_optimiser(shape: ModelShape, stage: StageSettings) -> int:

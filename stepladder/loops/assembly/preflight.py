@@ -42,7 +42,7 @@ class Need(NamedTuple):
     needed: int
     """Bytes that it takes at least."""
     at_most: int
-    """Bytes with every cache full."""
+    """Bytes with every cache full, or with the longest solutions in every row of a forward pass."""
     there: int | None
     """Bytes of the device, the machine or the disk; None if unknown."""
     remedy: str
@@ -302,10 +302,15 @@ def training_needs(config: Config, policy: str) -> list[Need]:
     there, on_gpu = device_memory(config.policy.device), uses_gpu(config.policy.device)
     needs = []
     for name, stage, model in _trainings(config, shape):
-        tokens = min(stage.row_tokens if stage.packed else solution_tokens(config), context_of(config, policy))
-        needed = training_memory(model, stage, row_tokens=tokens, has_head=name == "prm.train", on_gpu=on_gpu)
+        solution = min(solution_tokens(config), context_of(config, policy))
+        # A row of a preference is two solutions, of which packed rows forward the tokens that they share once.
+        most = stage.rows_per_pass(config.training.num_processes) * solution * (2 if name == "preference" else 1)
+        least = min(stage.row_tokens, most) if stage.packed else solution
+        needed, at_most = (
+            training_memory(model, stage, pass_tokens=tokens, has_head=name == "prm.train", on_gpu=on_gpu) for tokens in (least, most)
+        )
         remedy = f"set {name}.lora, or spread the model over GPUs (training.accelerate_config), or take a smaller one"
-        needs.append(Need(name, needed, needed, there, remedy))
+        needs.append(Need(name, needed, at_most, there, remedy))
     return needs
 
 

@@ -37,36 +37,36 @@ def test_bytes_of_a_weight(dtype, on_gpu, expected):
 def test_training_memory_by_hand():
     """Ten tokens through two layers, eight wide, ten tokens of vocabulary."""
     # 16 * 1000 + 10 * 2 * 17 * 8 * 4 + 10 * 10 * 8 = 16,000 + 10,880 + 800
-    assert training_memory(SHAPE, StageSettings(), row_tokens=10, has_head=False, on_gpu=False) == 27_680
+    assert training_memory(SHAPE, StageSettings(), pass_tokens=10, has_head=False, on_gpu=False) == 27_680
     # A PRM has no logits of the vocabulary; bfloat16 halves the activations.
-    assert training_memory(SHAPE, StageSettings(bf16=True), row_tokens=10, has_head=True, on_gpu=False) == 16_000 + 5_440
+    assert training_memory(SHAPE, StageSettings(bf16=True), pass_tokens=10, has_head=True, on_gpu=False) == 16_000 + 5_440
     # Checkpointing: 10 * (2 + 17) * 8 * 4 = 6,080
-    assert training_memory(SHAPE, StageSettings(gradient_checkpointing=True), row_tokens=10, has_head=True, on_gpu=False) == 16_000 + 6_080
+    assert training_memory(SHAPE, StageSettings(gradient_checkpointing=True), pass_tokens=10, has_head=True, on_gpu=False) == 16_000 + 6_080
 
 
 def test_trainings_on_a_gpu_compute_in_bfloat16():
     """Unless the settings say otherwise; activations then take half: 16,000 + 10 * 2 * 17 * 8 * 2."""
-    assert training_memory(SHAPE, StageSettings(), row_tokens=10, has_head=True, on_gpu=True) == 16_000 + 5_440
-    assert training_memory(SHAPE, StageSettings(bf16=False), row_tokens=10, has_head=True, on_gpu=True) == 16_000 + 10_880
+    assert training_memory(SHAPE, StageSettings(), pass_tokens=10, has_head=True, on_gpu=True) == 16_000 + 5_440
+    assert training_memory(SHAPE, StageSettings(bf16=False), pass_tokens=10, has_head=True, on_gpu=True) == 16_000 + 10_880
 
 
 def test_logits_take_two_gibibytes_at_most():
     """A row of 2,048 tokens has 2,048 * 262,144 * 4 = 2^31 bytes of logits, of which 2^30 exist at once, and as many of their gradient."""
     shape = SHAPE._replace(vocabulary=262_144)
-    body = training_memory(shape, StageSettings(), row_tokens=2048, has_head=True, on_gpu=False)
-    assert training_memory(shape, StageSettings(), row_tokens=2048, has_head=False, on_gpu=False) == body + 2**31
+    body = training_memory(shape, StageSettings(), pass_tokens=2048, has_head=True, on_gpu=False)
+    assert training_memory(shape, StageSettings(), pass_tokens=2048, has_head=False, on_gpu=False) == body + 2**31
     # 100 tokens: 100 * 262,144 * 8.
-    body = training_memory(shape, StageSettings(), row_tokens=100, has_head=True, on_gpu=False)
-    assert training_memory(shape, StageSettings(), row_tokens=100, has_head=False, on_gpu=False) == body + 209_715_200
+    body = training_memory(shape, StageSettings(), pass_tokens=100, has_head=True, on_gpu=False)
+    assert training_memory(shape, StageSettings(), pass_tokens=100, has_head=False, on_gpu=False) == body + 209_715_200
 
 
 def test_adapters_need_less():
     """The frozen weights in their own type, and 16 bytes for each weight of rank 3 on the sides of seven linear layers."""
     # q and o: 2 * (8 + 8) = 32; k and v: 2 * (8 + 4) = 24; gate, up, down: 3 * (8 + 16) = 72; together 128 a layer.
     adapters = 16 * 3 * 2 * 128
-    assert training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3)), row_tokens=0, has_head=True, on_gpu=False) == 2 * 1000 + adapters
+    assert training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3)), pass_tokens=0, has_head=True, on_gpu=False) == 2 * 1000 + adapters
     assert (
-        training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3, four_bit=True)), row_tokens=0, has_head=True, on_gpu=False)
+        training_memory(SHAPE, StageSettings(lora=LoraSettings(r=3, four_bit=True)), pass_tokens=0, has_head=True, on_gpu=False)
         == 500 + adapters
     )
 
@@ -86,6 +86,28 @@ def test_a_need_warns_if_there_is_too_little():
     assert need._replace(there=3 << 30).warning is None
     assert need._replace(needed=1 << 30).warning is None
     assert need._replace(needed=1 << 30).sentence == "sft: takes at least 1.0 GiB, at most 3.0 GiB, of 2.0 GiB"
+
+
+def test_a_training_takes_all_rows_of_a_pass_at_most(tmp_path):
+    """Solutions of 12 tokens: a pass holds 3 rows of SFT, or 3 pairs. The least is a tree of 20 tokens, or one solution if unpacked."""
+    model = save_tiny_policy(tmp_path / "model")
+    rows = {"batch_size": 8, "micro_batch_size": 3, "row_tokens": 20}
+    config = _config(
+        model,
+        prm={"enabled": False},
+        search={"max_depth": 3, "max_step_tokens": 4},
+        sft=rows | {"packed": False},
+        preference=rows | {"enabled": True},
+    )
+    shape = model_facts(str(model)).shape
+    assert shape is not None
+    needs = {need.stage: (need.needed, need.at_most) for need in training_needs(config, str(model))}
+
+    def taken(stage: StageSettings, tokens: int) -> int:
+        return training_memory(shape, stage, pass_tokens=tokens, has_head=False, on_gpu=False)
+
+    assert needs["sft"] == (taken(config.sft, 12), taken(config.sft, 3 * 12))
+    assert needs["preference"] == (taken(config.preference, 20), taken(config.preference, 3 * 2 * 12))
 
 
 class _Letters:
