@@ -17,7 +17,7 @@ class ModelFlops:
     """
 
     body: int
-    """Weights of the matrices of all layers."""
+    """Weights of the matrices of all layers that a token meets: of experts, as many as it is sent to."""
     head: int
     """Weights of the matrix that makes the outputs."""
     attention: int
@@ -63,15 +63,29 @@ def flops_of_files(source: str, *, trust_remote_code: bool = False) -> ModelFlop
 
 
 def flops_of(model: Any) -> ModelFlops:
-    """Return the costs of a transformers model. The head is its output layer, the body all other matrices but embeddings."""
+    """Return the costs of a transformers model. The head is its output layer, the body all other matrices but embeddings.
+
+    Raises:
+        AttributeError: If it has experts, and its configuration does not say how many of them a token is sent to.
+    """
     config = model.config.get_text_config()
     head = model.get_output_embeddings() if model.can_generate() else getattr(model, "score", None)
     embeddings = {id(value) for value in model.get_input_embeddings().parameters()}
     outputs = {id(value) for value in head.parameters()} if head is not None else set()
     matrices = [value for value in model.parameters() if value.ndim == 2]
+    # The first axis of such a tensor counts the experts of a layer.
+    experts = [value for name, value in model.named_parameters() if value.ndim == 3 and ".experts." in name]
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelFlops(
-        body=sum(value.numel() for value in matrices if id(value) not in embeddings | outputs),
+        body=sum(value.numel() for value in matrices if id(value) not in embeddings | outputs)
+        + sum(value.numel() // len(value) * _experts_per_token(config) for value in experts),
         head=sum(value.numel() for value in matrices if id(value) in outputs),
         attention=config.num_hidden_layers * config.num_attention_heads * width,
     )
+
+
+def _experts_per_token(config: Any) -> int:
+    found = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
+    if found is None:
+        raise AttributeError(f"{type(config).__name__} does not say how many experts a token is sent to")
+    return found

@@ -22,7 +22,7 @@ class FlopFigures:
     """Floating-point operations of the policy in a round.
 
     Source: Kaplan et al. 2020, "Scaling laws for neural language models": 2 N per token forward, 6 N with the backward pass. N is here the
-        number of all parameters, those of the embedding included; attention over long contexts is left out.
+        number of all parameters, those of the embedding and of all experts included; attention over long contexts is left out.
     """
 
     parameters: int
