@@ -62,7 +62,7 @@ LONG_PROBLEMS, LONG_SIMULATIONS, LONG_BATCH = (16, 32), 8, 64
 LONG_PROMPT_TOKENS = 200
 LONG_SHAPE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 192}
 REAL_PROBLEMS, REAL_SIMULATIONS, REAL_DEPTH, REAL_BATCH = 4, 8, 4, 32
-REAL_SETUPS = (("mcts", 4), ("beam", 4), ("mcts", 8), ("mcts", 1))
+REAL_METHODS = f"mcts:4,beam:4,mcts:8,mcts:1,majority:{REAL_SIMULATIONS}"
 PROPORTIONS = {
     "3M": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 768},
     "25M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1536},
@@ -292,14 +292,14 @@ def beside_products(bench: Bench, scores: str, method: SearchMethod, budget: Bud
     )
 
 
-def measure_products(bench: Bench, console: Console, *, simulations: int, repeats: int, title: str) -> None:
-    """Print what searches cost beside their matrix products."""
+def measure_products(bench: Bench, console: Console, methods: str, *, simulations: int, repeats: int, title: str) -> None:
+    """Print what searches cost beside their matrix products, for methods as ``REAL_METHODS`` has them."""
     columns = ("method", "scores", "unique", "batch", "/ own", "/ best", "products", "layers", "attention", "sampling", "rest")
     table = Table(*columns, title=title)
     budget = Budget(num_simulations=simulations, max_depth=REAL_DEPTH, max_step_tokens=bench.max_step_tokens)
-    setups = [(name, wave, scores) for scores in ("free", "before-end") for name, wave in REAL_SETUPS]
+    named = [(name, int(wave)) for name, _, wave in (method.partition(":") for method in methods.split(","))]
     # Samples are scored in no search.
-    setups.append(("majority", simulations, "free"))
+    setups = [(*each, scores) for scores in ("free", "before-end") for each in named if scores == "free" or each[0] != "majority"]
     rounds = []
     for _ in range(repeats):
         runs = []
@@ -382,6 +382,7 @@ def main() -> None:
     parser.add_argument("--scoring", action="store_true")
     parser.add_argument("--products", action="store_true")
     parser.add_argument("--shape", choices=PROPORTIONS, default="25M", help="the model of --products")
+    parser.add_argument("--methods", default=REAL_METHODS, help="the methods of --products, with the leaves or samples in flight of each")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(width=120)
@@ -394,7 +395,7 @@ def main() -> None:
             scored_search(real, "free", resolve_method("mcts"), warm)
             extent = f"{REAL_PROBLEMS} problems x {REAL_SIMULATIONS} simulations, batch {REAL_BATCH}"
             title = f"beside the matrix products of {arguments.shape}: {extent}"
-            measure_products(real, console, simulations=REAL_SIMULATIONS, repeats=arguments.repeats, title=title)
+            measure_products(real, console, arguments.methods, simulations=REAL_SIMULATIONS, repeats=arguments.repeats, title=title)
             return
         bench = Bench(Path(folder), num_problems=arguments.problems, max_batch=arguments.max_batch, device=arguments.device)
         # Load the compiled code, which a process does once.
