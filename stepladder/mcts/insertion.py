@@ -70,7 +70,7 @@ def _settle_steps(tree: Tree, waves: Waves, worths: Float[np.ndarray, "M"], num_
             priors=priors.astype(np.float32),
             rewards=rewards.astype(np.float32),
             raw_values=worths.astype(np.float32),
-            visited=_born_visited(waves, best, growth) & ~ends,
+            visited=_born_visited(waves, best, growth, worths) & ~ends,
             selectable=waves.goes_on | method.selection.revisits_terminals,
             terminal=waves.terminal,
             truncated=~waves.goes_on & ~waves.terminal,
@@ -217,9 +217,11 @@ def _note_answers(waves: Waves) -> None:
         search.answers.note(expansion)
 
 
-def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, growth: Steps) -> Bool[np.ndarray, "M"]:
+def _born_visited(waves: Waves, best: Int[np.ndarray, "E"] | None, growth: Steps, worths: Float[np.ndarray, "M"]) -> Bool[np.ndarray, "M"]:
     """Return which new nodes start with a visit that is worth their own value."""
-    born = np.full(len(waves.owners), growth.evaluation in ("children", "ends"))
+    if growth.evaluation == "ends":
+        return ~np.isnan(worths)
+    born = np.full(len(waves.owners), growth.evaluation == "children")
     if best is not None:
         born[best[best >= 0]] = True
     return born

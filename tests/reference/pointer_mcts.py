@@ -701,7 +701,7 @@ class PointerSearch:
         if self.method.evaluation == "leaf":
             self.visit(leaf, self.own(leaf))
             return [self.visit(end, self.own(end)) for end in ends if self.method.terminals == "once"]
-        born = [node for node in new if node not in ends] if self.method.evaluation == "ends" else new
+        born = [node for node in new if node not in ends and not math.isnan(node.raw)] if self.method.evaluation == "ends" else new
         if self.method.evaluation == "best":
             rolled = [node for node in new if node.rolled] if self.method.rollout_of == "best" else []
             born = rolled or sorted(new, key=lambda node: 1.0 if math.isnan(node.raw) else -node.raw)[:1]

@@ -4,7 +4,8 @@
 
 Both parts read one forward pass. With packed rows, a solution and the targets of its steps are one path of their problem's tree.
 
-Source: Chen et al. 2024, "AlphaMath almost zero", equation 4. There the value loss is the squared error; here any loss on single values.
+Source: Chen et al. 2024, "AlphaMath almost zero", equation 4. There the value loss is the squared error of values in [-1, 1], four times
+that of the same values in [0, 1]; here any loss on single values in [0, 1].
 
 Axes: B rows, T columns, S completions of at most L tokens, C columns with logits, M targets, F outputs of a token.
 """

@@ -166,8 +166,8 @@ class Steps:
     """What a simulation brings back. ``children``: every new child starts with one visit worth its own value, and the leaf and its
     ancestors get one visit worth the mean over the samples. ``leaf``: the leaf and its ancestors get one visit worth the leaf's own value
     (AlphaZero); children start unvisited. ``best``: the best new child, the one that was rolled out if any was, starts with one visit
-    worth its value, and the leaf and its ancestors get one visit worth the same. ``ends``: every new child starts with one visit worth its
-    own value, and only ends with an answer are backed up, once each, when they are new."""
+    worth its value, and the leaf and its ancestors get one visit worth the same. ``ends``: every new child with a value starts with one
+    visit worth it, and only ends with an answer are backed up, once each, when they are new."""
     rollouts: Rollouts | None = None
     """Rollouts that value new children in addition to their scores; None has none."""
     reward: str = "none"

@@ -1,6 +1,7 @@
 """Recipes: what they take from a task, what they replace, and every mistake in one sentence."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_a_recipe_on_an_embedded_task_has_its_sizes() -> None:
     settings = settings_on_task(read_recipe("r", FILE), TASK, embedded=True)
     assert settings["search"] == {"method": "uct", "simulations": 6, "max_step_tokens": 12, "max_depth": 5}
     assert settings["sft"] == {"learning_rate": 1e-3, "micro_batch_size": 2}
+
+
+def test_alphamath_weighs_values_as_its_source_does() -> None:
+    """Its loss is 0.1 (tanh z - q)^2 with q in [-1, 1]; (tanh z + 1) / 2 = sigmoid(2 z) is our value, and (q + 1) / 2 our target."""
+    z, q = 0.3, -0.5
+    ours = 1 / (1 + math.exp(-2 * z)) - (q + 1) / 2
+    weight = recipes()["alphamath"].settings["prm"]["joint_weight"]
+    assert weight * ours**2 == pytest.approx(0.1 * (math.tanh(z) - q) ** 2)
 
 
 def test_recipes_leave_tasks_and_each_other_alone(tmp_path: Path) -> None:

@@ -59,6 +59,31 @@ def test_rstar_math_by_hand():
     assert max(deep.depths) == 12 and deep.answers[-1] == "1"
 
 
+def test_rstar_math_without_scores_by_hand():
+    """Without a PRM, a child has no visit before a descent goes through it, and the two presets differ in what that is worth.
+
+    Steps a, b, c; below each x, w and an end; below these an end; all ends are wrong. The first descent takes the first child twice: it
+    finds an end below a and one below ax, so a and the root have N = 2 and value 0. Then the UCT of a is 0 + sqrt(ln 2 / 2) = 0.589. As
+    released, b has the 0 of values in [-1, 1], here 0.5, and no bonus: the second descent takes a again, and w below it. With half of
+    the constant a has 0.294, and b is taken. By the publication every child is taken once before any twice.
+    """
+
+    def policy(prefix, index, seed):
+        text = solution(prefix)
+        if len(text) == 2 or (text and index == 2):
+            return make_step("=2", stop_reason=StopReason.END)
+        return make_step("xw"[index] if text else "abc"[index])
+
+    options = {"policy": policy, "scorer": None, "answers": {"p0": "1"}, "num_children": 3, "budget": Budget(num_simulations=2)}
+    first = ["", "a", "b", "c", "x", "w", "=2", "=2"]
+    tree = one("rstar-math:code", **{**options, "budget": Budget(num_simulations=1)}).tree
+    assert (tree.texts, tree.parents) == (first, [-1, 0, 0, 0, 1, 1, 1, 4])
+    assert tree.visits == [2, 2, 0, 0, 1, 0, 1, 1] and tree.values[:3] == [0.0, 0.0, None]
+    assert one("rstar-math:code", **options).tree.parents[8:] == [5]
+    assert one("rstar-math:code", **options, c=0.5).tree.parents[8:] == [2, 2, 2, 8]
+    assert one("rstar-math:paper", **options).tree.parents[8:] == [2, 2, 2, 8]
+
+
 def test_a_cap_ends_a_descent_on_its_way():
     """Twelve steps to an end in one simulation; after five tokens or calls the last descent is over where it is, like every other."""
     options = {"policy": chain_of(12), "scorer": None, "num_children": 1}
