@@ -29,7 +29,7 @@ from stepladder.loops.assembly.training import new_prm_spec
 from stepladder.loops.config.training import BinLoss, ImplicitLoss, VerdictLoss, prm_loss
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.progress import ProgressDisplay
-from stepladder.loops.runs.workers import Progress
+from stepladder.loops.stages.trainings import TrainingProgress
 from stepladder.prm.requests import path_requests
 from stepladder.prm.sources import PRMSource
 from stepladder.prm.specs import SPEC_FILE, PRMSpec, resolve_spec
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from stepladder.prm.text_training import LabelledSolution
 
 ProgressCallback = Callable[[int, int, float, int], None]
-"""Called after every update with (updates done, updates in all, loss of the update, tokens forwarded so far)."""
+"""As in ``lm.trainer``, which imports torch."""
 REPORT_FILE = "stepladder_prm_training.json"
 """File of a trained model's directory with the report of its training."""
 
@@ -115,9 +115,9 @@ def train_files(files: Sequence[Path], job: TrainingJob, training: dict[str, Any
 
 @contextmanager
 def _progress() -> Iterator[ProgressCallback]:
-    """Show the progress of a training, and yield the callback that the trainer calls after each update."""
+    """Show the progress of a training, and yield the callback that the trainer calls after its updates."""
     with ProgressDisplay().stages({"PRM": None}) as tell:
-        yield lambda done, total, loss, tokens: tell(Progress(stage="PRM", items=1, total=total))
+        yield TrainingProgress("PRM", tell)
 
 
 def _write_report(

@@ -30,7 +30,8 @@ FINISHED_FILE = "stepladder_checkpoint.json"
 Batch = dict[str, Any]
 """Nested tensors; ``inputs`` holds the keyword arguments of the model's forward pass."""
 ProgressCallback = Callable[[int, int, float, int], None]
-"""Called after every update, on a GPU after every few, with (updates done, total updates, their mean loss, tokens forwarded so far)."""
+"""Called after every update, on a GPU after every few, with (updates done, total updates, mean loss since the last call, tokens forwarded
+since the training began or was continued)."""
 Collate = Callable[[list[Any]], Batch]
 
 
@@ -183,6 +184,11 @@ class Watch(TrainerCallback):
     def __init__(self, *, tokens: Sequence[int], identity: str, on_progress: ProgressCallback | None) -> None:
         self._tokens, self._identity, self._on_progress = tokens, identity, on_progress
         self._memory = MemoryTrim()
+        self._tokens_before = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note which tokens were forwarded before a killed training was continued."""
+        self._tokens_before = self._tokens[state.global_step - 1] if state.global_step else 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Have losses read before a checkpoint, which does not keep those that are not, and at the end; free memory."""
@@ -200,7 +206,7 @@ class Watch(TrainerCallback):
                 f"training: the loss must be finite: got {loss} by update {step} of {state.max_steps} -- lower learning_rate"
             )
         if self._on_progress and state.is_world_process_zero:
-            self._on_progress(step, state.max_steps, loss, self._tokens[step - 1])
+            self._on_progress(step, state.max_steps, loss, self._tokens[step - 1] - self._tokens_before)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark a checkpoint once all processes have written their part."""

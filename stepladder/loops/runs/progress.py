@@ -175,8 +175,9 @@ class ProgressDisplay:
 
 
 def stage_figures(part: LiveStage) -> str:
-    """Write the figures of a stage as ``40/144, 3,000 tokens/s, solved 7``."""
-    return f"{_done(part)}, {part.rate:,.0f} tokens/s" + (f", solved {part.solved}" if part.solved else "")
+    """Write the figures of a stage as ``40/144, 3,000 tokens/s, solved 7``; what is not counted or 0 is left out."""
+    rate = f", {part.rate:,.0f} tokens/s" if part.tokens else ""
+    return _done(part) + rate + (f", solved {part.solved}" if part.solved else "")
 
 
 def _done(part: LiveStage) -> str:
@@ -197,7 +198,7 @@ def stage_table(parts: Sequence[LiveStage]) -> Table:
             Text(plain(part.name), style="" if begun else "dim"),
             ProgressBar(total=part.total or None, completed=part.items, width=_BAR_WIDTH, pulse=begun and part.total is None),
             Text(_done(part), style="" if begun else "dim"),
-            f"{part.rate:,.0f}" if begun else "",
+            f"{part.rate:,.0f}" if begun and part.tokens else "",
             f"{part.solved:,}" if part.solved else "",
             clock(part.seconds) if begun else "",
             "" if left is None or not begun else clock(left),

@@ -86,13 +86,15 @@ def replayed(replay: "Replay[RowT]", *, num_rows: int, seed: int) -> list[RowT]:
 
 
 class TrainingProgress:
-    """A trainer's callback that reports one update, and the tokens since the last call."""
+    """A trainer's callback that reports the updates and tokens since its last call."""
 
-    def __init__(self, stage: str) -> None:
-        """Report under the name of a stage."""
-        self._stage, self._seen = stage, 0
+    def __init__(self, stage: str, report: Callable[[Progress], None] = report_progress) -> None:
+        """Report under the name of a stage, by default to the process that started this one."""
+        self._stage, self._report = stage, report
+        self._updates = self._seen = 0
 
     def __call__(self, step: int, total: int, loss: float, tokens: int) -> None:
-        """Report an update."""
-        report_progress(Progress(stage=self._stage, items=1, tokens=tokens - self._seen, total=total))
+        """Report updates. Those before a killed training was continued count as done in the first call."""
+        self._report(Progress(stage=self._stage, items=step - self._updates, tokens=tokens - self._seen, total=total))
+        self._updates = step
         self._seen = tokens

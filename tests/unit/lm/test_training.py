@@ -383,9 +383,11 @@ def test_a_killed_training_continues_where_it_was(start: Path, tmp_path: Path, l
     traces = random_traces()
     whole = train_sft(start, traces, tmp_path / "whole", replace(settings, checkpoint_every=0), renderer_hash=HASH)
     steps: list[int] = []
+    forwarded: list[int] = []
 
-    def killed_at_5(step: int, *_: object) -> None:
+    def killed_at_5(step: int, total: int, loss: float, tokens: int) -> None:
         steps.append(step)
+        forwarded.append(tokens)
         if len(steps) == 5:
             raise KeyboardInterrupt
 
@@ -394,6 +396,8 @@ def test_a_killed_training_continues_where_it_was(start: Path, tmp_path: Path, l
     assert not (tmp_path / "out").exists()
     resumed = train_sft(start, traces, tmp_path / "out", settings, renderer_hash=HASH, on_progress=killed_at_5)
     assert steps == [1, 2, 3, 4, 5, 5, 6]
+    # The tokens of the call that continues: those before it took it no time.
+    assert forwarded[5:] == [forwarded[4] - forwarded[3], whole.tokens - forwarded[3]]
     assert weights_digest(tmp_path / "out") == weights_digest(tmp_path / "whole")
     assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
     assert not (tmp_path / "out.work").exists()

@@ -3,14 +3,16 @@
 import io
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from stepladder.loops.runs.live import read_live
-from stepladder.loops.runs.progress import ProgressDisplay, RunFrame, rough
+from stepladder.loops.runs.live import LiveStage, read_live
+from stepladder.loops.runs.progress import ProgressDisplay, RunFrame, rough, stage_table
 from stepladder.loops.runs.workers import Progress
+from stepladder.loops.stages.trainings import TrainingProgress
 
 
 @pytest.fixture
@@ -49,6 +51,16 @@ def test_rates_and_time_left_are_of_the_stage(clock: list[float]) -> None:
     ]
 
 
+def test_a_rate_of_nothing_is_left_out(clock: list[float]) -> None:
+    """Work that counts no tokens has no tokens/s, in lines and in the table."""
+    assert shown(clock, [(10, Progress(stage="samples", items=2))])[0] == "samples: 2/4, 10 s, 10 s left"
+    part = LiveStage(name="samples", items=2, total=4, tokens=0, solved=0, seconds=10.0)
+    out = io.StringIO()
+    Console(file=out, width=80).print(stage_table([part, replace(part, name="search", tokens=30)]))
+    first, second = out.getvalue().splitlines()[1:]
+    assert first.split()[-3:] == ["2/4", "0:10", "0:10"] and second.split()[-4:] == ["2/4", "3", "0:10", "0:10"]
+
+
 def test_no_time_left_is_guessed_before_the_first_item(clock: list[float]) -> None:
     """A line every ten seconds; without a finished problem it says tokens and seconds only, and a total may come late."""
     lines = shown(
@@ -64,6 +76,15 @@ def test_no_time_left_is_guessed_before_the_first_item(clock: list[float]) -> No
         "samples: 0/4, 10 tokens/s, 10 s",
         "training: 2/6, 5 tokens/s, 2 s, 4 s left",
     ]
+
+
+def test_a_training_reports_the_updates_and_tokens_since_its_last_call() -> None:
+    """As on a GPU, which tells of every third update, in a training that was continued after two of eight."""
+    told: list[Progress] = []
+    progress = TrainingProgress("policy", told.append)
+    for step, tokens in ((3, 10), (6, 40), (8, 60)):
+        progress(step, 8, 0.5, tokens)
+    assert [(each.items, each.tokens, each.total) for each in told] == [(3, 10, 8), (3, 30, 8), (2, 20, 8)]
 
 
 def _frame(root: Path, left: float | None = None, expected_s: float | None = None) -> RunFrame:
