@@ -32,6 +32,7 @@ from stepladder.files import file_fault, read_json, read_json_object, reading
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.lm.families import soft_cap_of
 from stepladder.lm.threads import fit_threads
+from stepladder.terminal import one_line
 
 HEAD_NAMES = ("score", "classifier", "v_head.summary", "v_head", "value_head", "reward_head")
 """Names of the heads of reward models in public checkpoints; the first one found counts."""
@@ -126,7 +127,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     a warning is logged, once per directory and process. Directories that stepladder wrote get no warning.
 
     Raises:
-        CheckpointError: If there is no tokenizer, or it cannot be read.
+        CheckpointError: If there is no tokenizer, it cannot be read, or it fails on a character that it does not know.
     """
     settings = Path(source) / "tokenizer_config.json"
     complete = (Path(source) / "tokenizer.json").is_file()
@@ -136,11 +137,26 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
             "-- save the model's tokenizer there too"
         )
     generic = complete and settings.is_file() and _tokenizer_class(settings) in _GENERIC_CLASSES
-    if generic:
-        if not has_format(source):
-            _warn_of_family(str(source))
-        return _loaded(source, "tokenizer", PreTrainedTokenizerFast.from_pretrained)
-    return _loaded(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    if not generic:
+        return _able_to_read(_loaded(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code), source)
+    tokenizer = _able_to_read(_loaded(source, "tokenizer", PreTrainedTokenizerFast.from_pretrained), source)
+    if not has_format(source):
+        _warn_of_family(str(source))
+    return tokenizer
+
+
+def _able_to_read(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that reads any text: one without an unknown token may fail at the first character that it does not know."""
+    for probe in _PROBES:
+        try:
+            tokenizer.encode(probe, add_special_tokens=False)
+        # tokenizers raises this class itself, for everything.
+        except Exception as error:
+            raise CheckpointError(
+                f"{source}: a tokenizer must read any text: {probe!r} raises {one_line(str(error))!r} "
+                "-- give its model an unknown token (unk_token) that the vocabulary contains, and save it again"
+            ) from error
+    return tokenizer
 
 
 @lru_cache(maxsize=64)

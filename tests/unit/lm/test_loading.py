@@ -2,7 +2,8 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.loading import load_causal_lm, load_token_classifier, load_tokenizer, resolve_device, resolve_dtype
@@ -33,6 +34,15 @@ def test_a_tokenizer_that_other_tools_read_differently_is_told_once(tmp_path, ca
     message = record.getMessage()
     assert message.startswith(f"{qwen}: tokenizer.json is used as it was saved, but AutoTokenizer")
     assert "as a Qwen2Tokenizer: 'is 1+1?' gives the ids [24, 34, 5, 7, 42, 7, 53] here and [24, 34, 7, 42, 7, 53] there" in message
+
+
+def test_a_tokenizer_that_fails_on_unknown_characters_is_refused(tmp_path):
+    """A vocabulary of words without an unknown token raises a bare Exception at the first other character: one sentence when it is loaded."""
+    core = Tokenizer(models.WordLevel({"<eos>": 0, "1": 1}))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"must read any text: 'is 1\+1\?' raises .*Missing \[UNK\].* -- give its model an unknown token"):
+        load_tokenizer(tmp_path)
 
 
 def test_models_load_in_evaluation_mode_with_the_type_that_was_asked_for(directory):
