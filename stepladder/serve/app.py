@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stepladder import __version__
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, right_name
 from stepladder.loops.assembly.search import choose_search
 from stepladder.loops.config.run import Config
 from stepladder.mcts.search_method import SearchMethod
@@ -34,12 +34,14 @@ from stepladder.serve.replies import (
     usage,
     within,
 )
-from stepladder.serve.requests import ChatRequest, CommonFields, CompletionRequest
+from stepladder.serve.requests import ChatRequest, CommonFields, CompletionRequest, SearchFields
 from stepladder.serve.search_service import Answer, Ask, Prompt, SearchService, Snapshot
 from stepladder.types import Budget, derive_seed
 
 KEEP_ALIVE_S = 15.0
 """Seconds without an event after which a stream sends a comment, so that proxies keep it open."""
+
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 _MAX_SEARCHES = 256
 """Searches whose method and caps are remembered."""
@@ -425,7 +427,11 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
     place = [] if first["type"] == "json_invalid" else _place(first["loc"], error.body, missing=first["type"] == "missing")
     name = ".".join(place) or "body"
-    told = ApiError(400, f"{name}: {first['msg'][:300]}", code="invalid_request", param=place[0] if place else None)
+    what = first["msg"][:300]
+    if first["type"] == "extra_forbidden":
+        # Only the field of the search refuses unknown names.
+        what = f"unknown field -- {right_name(first['loc'][-1], SearchFields.model_fields)}"
+    told = ApiError(400, f"{name}: {what}", code="invalid_request", param=place[0] if place else None)
     return await _api_error(request, told)
 
 
@@ -443,7 +449,12 @@ def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> list[s
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return await _api_error(request, ApiError(error.status_code, str(error.detail), code=code, headers=error.headers))
+    asked = f"{request.method} {request.url.path}"[:200]
+    told = {
+        404: f"{asked}: no such path -- {', '.join(_PATHS)} are served; a client's base_url ends with /v1",
+        405: f"{asked}: this path takes {(error.headers or {}).get('Allow', 'another method')}",
+    }.get(error.status_code, str(error.detail))
+    return await _api_error(request, ApiError(error.status_code, told, code=code, headers=error.headers))
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -85,6 +85,17 @@ CHAT = [
 ]
 
 
+def test_an_unknown_field_of_the_search_gets_the_right_name(web):
+    """It is refused, as it would otherwise change nothing without a word."""
+    for field, remedy in (
+        ("simulation", "did you mean 'simulations'"),
+        ("zz", "known here: method, simulations, tokens, seconds, options, tree"),
+    ):
+        error = refused(web.post("/v1/chat/completions", json={**GOOD, "stepladder": {field: 4}}), 400, "invalid_request")
+        assert error["message"].startswith(f"stepladder.{field}: unknown field -- {remedy}"), error
+        assert error["param"] == "stepladder"
+
+
 @pytest.mark.parametrize(("body", "code"), CHAT, ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else value)
 def test_malformed_chats_are_refused(web, body, code):
     """A field of another form, or beyond its bounds, is named."""
@@ -158,7 +169,11 @@ def test_bodies_that_are_no_object_are_refused(web, content):
 
 
 def test_other_paths_and_verbs_are_refused(web):
-    """Unknown paths and verbs have the same form of errors."""
+    """Unknown paths and verbs have the same form of errors, and name what is served: a base_url without /v1 is the usual mistake."""
+    message = refused(web.post("/chat/completions", json=GOOD), 404, "not_found")["message"]
+    assert message.startswith("POST /chat/completions: no such path -- /v1/chat/completions, /v1/completions, ")
+    assert message.endswith("are served; a client's base_url ends with /v1")
+    assert refused(web.get("/v1/completions"), 405, "method_not_allowed")["message"] == "GET /v1/completions: this path takes POST"
     refused(web.get("/v1/other"), 404, "not_found")
     refused(web.get("/../../etc/passwd"), 404, "not_found")
     refused(web.get("/v1/chat/completions"), 405, "method_not_allowed")
