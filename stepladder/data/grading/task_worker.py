@@ -102,8 +102,13 @@ def _key(key: Callable[[str], Any] | None, answer: str) -> Reply:
 
 
 def told(error: BaseException) -> str:
-    """Return an exception as a phrase: its type, the first line of its message, and the line of code."""
-    line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))), None)
+    """Return an exception as a phrase: its type, the first line of its message, and the line in the function's own file.
+
+    Frames of the libraries that the function calls do not count: their line numbers would be looked for in the function's file.
+    """
+    # The first frame is the worker's call of the function, which alone is left if the arguments do not fit.
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == frames[0].filename), None)
     first = (str(error).splitlines() or ["no reason given"])[0]
     place = "" if isinstance(error, StepladderError) or line is None else f" (line {line})"
     return f"{type(error).__name__}: {first[:120]}{place}"

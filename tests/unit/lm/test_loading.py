@@ -37,11 +37,13 @@ def test_a_tokenizer_that_other_tools_read_differently_is_told_once(tmp_path, ca
 
 
 def test_a_tokenizer_that_fails_on_unknown_characters_is_refused(tmp_path):
-    """A vocabulary of words without an unknown token raises a bare Exception at the first other character: one sentence when it is loaded."""
+    """A vocabulary of words without an unknown token raises a bare Exception at any other character: one sentence before that."""
     core = Tokenizer(models.WordLevel({"<eos>": 0, "1": 1}))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"must read any text: 'is 1\+1\?' raises .*Missing \[UNK\].* -- give its model an unknown token"):
+    with pytest.raises(
+        CheckpointError, match=r"must read any text: 'is 1\+1\?' raises .*Missing \[UNK\].* -- give its model an unknown token"
+    ):
         load_tokenizer(tmp_path)
 
 

@@ -165,6 +165,15 @@ def test_an_odd_answer_costs_that_answer(task: str, caplog: pytest.LogCaptureFix
     assert "gave no verdict on 5 of 10 answers: timeout (2)" in caplog.text
 
 
+def test_an_exception_is_placed_in_the_file_of_the_function(tmp_path: Path) -> None:
+    """A library that the function calls raises deep inside itself: the line is that of the call, here in a second function."""
+    body = "import json\n\ndef grade(answer):\n    return read(answer)\n\ndef read(text):\n    return bool(json.loads(text))\n"
+    (tmp_path / "lists.py").write_text(body)
+    with TaskVerifier(PROBLEMS, f"{tmp_path / 'lists.py'}:grade", {}) as verifier:
+        (verdict,) = verifier.grade([("p", "ten")])
+    assert verdict.reason == "raised JSONDecodeError: Expecting value: line 1 column 1 (char 0) (line 7)"
+
+
 def test_processes_that_a_function_starts_end_with_it(task: str) -> None:
     """What ``leave`` leaves running is gone after the verifier is closed."""
     with TaskVerifier(PROBLEMS, task + "odd", {}) as verifier:
