@@ -14,7 +14,9 @@ from stepladder.report import charts
 from stepladder.report.figures import Method, accuracy, percent
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""97.5% points of Student's distribution with 1, 2, 3 ... degrees of freedom; beyond them the normal's is near enough."""
+"""97.5% points of Student's distribution with 1, 2, 3 ... degrees of freedom."""
+_Z_975 = 1.959964
+"""That of the normal distribution."""
 _STYLES = ("line-0", "line-1", "line-2", "line-3", "line-4", "line-5", "policy")
 
 
@@ -68,9 +70,19 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) < 2:
         return middle, middle, middle
     degrees = len(values) - 1
-    quantile = _T_975[degrees - 1] if degrees <= len(_T_975) else 1.96
-    width = quantile * stdev(values) / math.sqrt(len(values))
+    width = _t_975(degrees) * stdev(values) / math.sqrt(len(values))
     return middle, middle - width, middle + width
+
+
+def _t_975(degrees: int) -> float:
+    """Return a 97.5% point of Student's distribution; beyond the table by two terms of its series, right to 0.001.
+
+    Source: Abramowitz and Stegun 1964, "Handbook of mathematical functions", 26.7.5.
+    """
+    if degrees <= len(_T_975):
+        return _T_975[degrees - 1]
+    z = _Z_975
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def group_line(group: SeedGroup, method: Method, style: str) -> charts.Series:

@@ -169,6 +169,9 @@ def test_the_interval_over_seeds_is_student_s() -> None:
     middle, low, high = mean_interval([1.0, 2.0, 3.0])
     assert middle == 2.0 and (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
     assert mean_interval([0.5]) == (0.5, 0.5, 0.5)
+    # Beyond the table, too: of 1 to 17 the mean is 9, the variance 25.5, and the point with 16 degrees of freedom 2.120.
+    middle, low, high = mean_interval([float(value) for value in range(1, 18)])
+    assert middle == 9.0 and (low, high) == pytest.approx((9 - 2.120 * 1.5**0.5, 9 + 2.120 * 1.5**0.5), abs=1e-3)
 
 
 def _seeded(folder: Path, seed: int, **sections) -> RunDir:
