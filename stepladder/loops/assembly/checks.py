@@ -464,6 +464,7 @@ def check_backends(config: Config, *, trains: bool) -> None:
         **({"prm.backend": config.prm.backend} if config.prm.enabled or not trains else {}),
     }
     on_vllm = [name for name, backend in backends.items() if backend == "vllm"]
+    _check_device(config, trains=trains, on_vllm=bool(on_vllm))
     if on_vllm:
         if find_spec("vllm") is None:
             raise ConfigError(
@@ -480,6 +481,21 @@ def check_backends(config: Config, *, trains: bool) -> None:
         raise ConfigError(
             "policy.backend: evolve trains the policy, and a server keeps the weights it was started with: got 'openai' -- use 'vllm' or "
             "'transformers'"
+        )
+
+
+def _check_device(config: Config, *, trains: bool, on_vllm: bool) -> None:
+    """Check that the device exists, if this machine is the one that works, and that all parts of the work can take it."""
+    device = config.policy.device
+    if not device.startswith("cuda") or (trains and config.run.cluster != "local"):
+        return
+    from stepladder.lm.loading import resolve_device
+
+    number = resolve_device(device).index or 0
+    if number and (trains or on_vllm):
+        raise ConfigError(
+            f"policy.device: must be 'auto', 'cpu' or 'cuda' for {'vLLM' if on_vllm else 'trainings'}, where one GPU of several is chosen "
+            f"outside: got {device!r} -- set CUDA_VISIBLE_DEVICES={number} in the environment, and 'cuda'"
         )
 
 

@@ -44,7 +44,8 @@ class PolicyConfig(Section):
     openai: OpenAIConfig = OpenAIConfig()
     """Settings of the server."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``; also used for the PRM and for training."""
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or, to search with ``transformers`` alone, ``cuda:N``; also used for the PRM and
+    for training. ``CUDA_VISIBLE_DEVICES`` chooses the GPU of everything."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights; ``auto`` is the checkpoint's own type on a GPU and float32 on a CPU."""
     max_batch: int = Field(default=1024, ge=1)

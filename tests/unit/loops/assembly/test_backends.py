@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
@@ -68,10 +69,29 @@ def test_backends_are_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -
         check_backends(_config("policy.backend=vllm", "policy.vllm.data_parallel=2", "policy.vllm.tensor_parallel=2"), trains=True)
 
 
+def test_a_device_exists_and_serves_all_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings and vLLM take the first GPU that they see; a cluster has GPUs that this machine has not."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ConfigError, match=rf"device: '{device}' must exist: this machine has 0 GPUs"):
+            check_backends(_config(f"policy.device={device}"), trains=False)
+    check_backends(_config("policy.device=cuda", "run.cluster=ray"), trains=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    check_backends(_config("policy.device=cuda:0"), trains=True)
+    check_backends(_config("policy.device=cuda:1"), trains=False)
+    for settings, trains, what in (([], True, "trainings"), (["policy.backend=vllm"], False, "vLLM")):
+        with pytest.raises(
+            ConfigError, match=rf"for {what}, .*: got 'cuda:1' -- set CUDA_VISIBLE_DEVICES=1 in the environment, and 'cuda'"
+        ):
+            check_backends(_config("policy.device=cuda:1", *settings), trains=trains)
+
+
 def test_engines_of_workers_that_share_a_gpu_fit_and_start_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their shares are summed over workers, and each names the size of its cache; a GPU each, or one worker, needs neither."""
     monkeypatch.setattr(checks, "find_spec", lambda name: object())
     monkeypatch.setattr(checks, "uses_gpu", lambda device: device != "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     sharing = ["policy.backend=vllm", "run.workers=3", "policy.device=cuda"]
     with pytest.raises(ConfigError, match=r"got 3 times a memory_share of 0\.45 -- set policy\.vllm\.memory_share to 0\.33 or less"):
