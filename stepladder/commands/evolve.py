@@ -15,7 +15,7 @@ from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
-from stepladder.loops.assembly.checks import check_model, check_rounds
+from stepladder.loops.assembly.checks import check_adapters, check_model, check_rounds
 from stepladder.loops.assembly.engines import check_engines
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
@@ -216,13 +216,14 @@ def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengt
         root: The run directory; it need not exist.
 
     Raises:
-        ConfigError: If no prompt of a split fits.
+        ConfigError: If no prompt of a split fits, or the policy has not the modules that get adapters.
         ConfigError, CheckpointError: If vLLM is to serve a model that it cannot serve here.
     """
     policy = config.policy.model
     finished = len(load_run(root).rows()) if (root / "run.json").exists() else 0
     problems = {name: [each.problem for each in split] for name, split in sets.splits.items()}
     prompts = measured_prompts(config, policy, problems, solution=solution_tokens(config))
+    check_adapters(config)
     check_engines(config, [policy, *_start_models(config)])
     return [*prompts, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
 

@@ -1,6 +1,7 @@
 """Low-rank adapters: wrapping a model, loading its base in 4 bits (QLoRA), and merging trained adapters into plain weights."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from peft import (
@@ -11,9 +12,10 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stepladder.errors import ConfigError
+from stepladder.lm.loading import load_model_settings
 from stepladder.lm.settings import LoraSettings
 from stepladder.types import derive_seed
 
@@ -44,6 +46,9 @@ def with_adapters(model: PreTrainedModel, lora: LoraSettings | None, *, seed: in
         model: The model, changed in place.
         lora: The adapters; None returns the model as it is.
         seed: Seed of the adapters' first weights, >= 0.
+
+    Raises:
+        ConfigError: If the named modules are not in the model, or cannot have adapters.
     """
     if lora is None:
         return model
@@ -59,9 +64,30 @@ def with_adapters(model: PreTrainedModel, lora: LoraSettings | None, *, seed: in
         exclude_modules=head or None,
         modules_to_save=head or None,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "lora"))
-        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+    linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)} - set(head))
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, "lora"))
+            return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+    except ValueError as error:
+        said = str(error).split(". ")[0]
+        raise ConfigError(
+            f"lora.target_modules: must name linear layers of {type(model).__name__}: got {config.target_modules!r} ({said}) -- it has "
+            f"{', '.join(linear)}"
+        ) from error
+
+
+def check_adapters(source: str | Path, lora: LoraSettings, *, trust_remote_code: bool = False) -> None:
+    """Check that a causal language model has the modules that get adapters, without loading its weights.
+
+    Raises:
+        ConfigError: If it has not.
+        CheckpointError: If there is no such model.
+    """
+    config, _ = load_model_settings(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with_adapters(model, lora, seed=0)
 
 
 def without_adapters(model: PreTrainedModel | PeftModel, lora: LoraSettings | None) -> PreTrainedModel:

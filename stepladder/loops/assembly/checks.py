@@ -9,6 +9,7 @@ from stepladder.data.step_checks.sandbox import check_sandbox
 from stepladder.errors import CheckpointError, ConfigError
 from stepladder.hub import check_model_source
 from stepladder.lm.families import ENCODER, TESTED, unserved_parts
+from stepladder.lm.settings import LoraSettings, StageSettings
 from stepladder.lm.trackers import check_trackers
 from stepladder.loops.assembly.devices import uses_gpu
 from stepladder.loops.assembly.search import build_method, search_budget
@@ -552,13 +553,36 @@ def check_training(config: Config) -> None:
         raise ConfigError(
             f"training.num_processes: must be at most the number of GPUs: got {section.num_processes} > {len(gpu_names())} -- lower it"
         )
-    stages = {
+    quantised = [name for name, stage in _stages(config).items() if stage.lora is not None and stage.lora.four_bit]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")
+
+
+def check_adapters(config: Config) -> None:
+    """Check that the policy has the modules that the run and its rounds name for adapters, before any work; no weights are loaded.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    for settings in (config, *(round_config(config, number) for number in distinct_rounds(config))):
+        for name, stage in _stages(settings).items():
+            if stage.lora is None or stage.lora.target_modules == LoraSettings().target_modules:
+                continue
+            # The import takes a second, and few runs name modules.
+            from stepladder.lm.adapters import check_adapters as check_modules
+
+            try:
+                check_modules(config.policy.model, stage.lora, trust_remote_code=config.policy.trust_remote_code)
+            except ConfigError as error:
+                raise ConfigError(f"{name}.{error}") from None
+
+
+def _stages(config: Config) -> dict[str, StageSettings]:
+    """Return the settings of every training, used or not, by section."""
+    return {
         "warmup.train": config.warmup.train,
         "sft": config.sft,
         "preference": config.preference,
         "gradient": config.gradient,
         "prm.train": config.prm.train,
     }
-    quantised = [name for name, stage in stages.items() if stage.lora is not None and stage.lora.four_bit]
-    if quantised and find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")

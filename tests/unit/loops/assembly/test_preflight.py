@@ -7,6 +7,7 @@ import pytest
 
 from stepladder.errors import ConfigError
 from stepladder.lm.settings import LoraSettings, StageSettings
+from stepladder.loops.assembly.checks import check_adapters
 from stepladder.loops.assembly.estimates import ModelShape, cache_memory, checkpoint_disk, training_memory, weight_bytes
 from stepladder.loops.assembly.preflight import Need, PromptLengths, disk_need, model_facts, prompt_lengths, search_need, training_needs
 from stepladder.loops.config.run import Config
@@ -171,3 +172,19 @@ def test_needs_of_a_model_by_hand(tmp_path):
     assert search is not None and search.needed == 2 * 4 * shape.parameters
     with_prm = search_need(config, str(model), [None], workers=2, num_problems=5)
     assert with_prm is not None and with_prm.needed == 2 * search.needed
+
+
+def test_modules_that_get_adapters_are_in_the_policy(tmp_path):
+    """Names of layers, or a pattern for their full names; what is missing or is no linear layer is refused with the section's name."""
+    model = save_tiny_policy(tmp_path / "model")
+
+    def named(modules: str | list[str]) -> Config:
+        return _config(model, preference={"lora": {"target_modules": modules}})
+
+    for right in ("all-linear", ["q_proj", "up_proj"], r".*self_attn\.[qv]_proj"):
+        check_adapters(named(right))
+    for wrong in (["q_projection"], "self_attn", ["input_layernorm"]):
+        with pytest.raises(ConfigError, match=r"^preference\.lora\.target_modules: must name linear layers .*: got .* -- it has .*q_proj"):
+            check_adapters(named(wrong))
+    with pytest.raises(ConfigError, match=r"^sft\.lora\.target_modules"):
+        check_adapters(_config(model, rounds=[{"round": "2-", "sft": {"lora": {"target_modules": ["c_attn"]}}}]))
