@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+_MOST_NATS = 80.0
+"""Largest log-ratio: beyond 88 its exponential is infinite in float32, and the gradient of a bounded loss NaN instead of 0."""
+
 
 def clipped_losses(
     log_ratios: Float[Tensor, "S L"],
@@ -25,7 +28,7 @@ def clipped_losses(
     With ``dual_clip`` c, L <= -c A where A < 0: a token that has become much likelier has no gradient.
 
     Args:
-        log_ratios: log pi(token) - log pi_old(token), in nats.
+        log_ratios: log pi(token) - log pi_old(token), in nats; those above 80 count as 80.
         advantages: A of every token.
         clip_low: How far rho may fall below 1, in (0, 1).
         clip_high: How far it may rise above 1, > 0. A larger value than ``clip_low`` lets unlikely tokens grow (DAPO's clip-higher).
@@ -37,7 +40,7 @@ def clipped_losses(
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", equation 7; Yu et al. 2025, "DAPO", section 3.1 (clip-higher);
         Ye et al. 2020, "Mastering complex control in MOBA games with deep reinforcement learning", equation 8 (dual clip).
     """
-    ratios = log_ratios.exp()
+    ratios = log_ratios.clamp(max=_MOST_NATS).exp()
     gains = torch.minimum(ratios * advantages, ratios.clamp(1 - clip_low, 1 + clip_high) * advantages)
     if dual_clip is not None:
         gains = torch.where(advantages < 0, torch.maximum(gains, dual_clip * advantages), gains)

@@ -56,6 +56,15 @@ def test_only_moves_beyond_the_bounds_have_no_gradient() -> None:
     assert log_ratios.grad is not None and log_ratios.grad.tolist()[0] == pytest.approx([0.0, -0.5, 2.0, 0.0])
 
 
+def test_a_token_of_next_to_no_probability_before_has_no_gradient() -> None:
+    """A log-ratio of 9,999: clipped at 1.2 for A = 1, at 3 |A| for A = -1 with the dual clip, 0 for A = 0; none of them pushes."""
+    log_ratios = torch.full((1, 3), 9999.0, requires_grad=True)
+    losses = clipped_losses(log_ratios, torch.tensor([[1.0, -1.0, 0.0]]), dual_clip=3.0)
+    losses.sum().backward()
+    assert losses.tolist() == [[pytest.approx(-1.2), 3.0, 0.0]]
+    assert log_ratios.grad is not None and log_ratios.grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_divergence_and_weights_by_hand() -> None:
     """exp(d) - d - 1 at d = log 2 and 0; weights of 1/2, 1 and, cut at 2, of 4."""
     found = reference_divergences(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0 + math.log(2), -1.0]]))
