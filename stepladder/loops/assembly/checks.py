@@ -546,8 +546,8 @@ def check_training(config: Config) -> None:
     """
     section = config.training
     check_trackers(section.report_to)
-    if section.accelerate_config is not None and not Path(section.accelerate_config).is_file():
-        raise ConfigError(f"training.accelerate_config: must be a file: {section.accelerate_config!r} does not exist -- correct the path")
+    if section.accelerate_config is not None:
+        _check_accelerate(section.accelerate_config)
     is_local = config.run.cluster == "local" and section.num_processes > 1
     if is_local and uses_gpu(config.policy.device) and section.num_processes > len(gpu_names()):
         raise ConfigError(
@@ -556,6 +556,23 @@ def check_training(config: Config) -> None:
     quantised = [name for name, stage in _stages(config).items() if stage.lora is not None and stage.lora.four_bit]
     if quantised and find_spec("bitsandbytes") is None:
         raise ConfigError(f"{quantised[0]}.lora.four_bit: needs the package bitsandbytes: it is not installed -- pip install bitsandbytes")
+
+
+def _check_accelerate(path: str) -> None:
+    """Check that accelerate can read a file, which it would otherwise do in the first training."""
+    if not Path(path).is_file():
+        raise ConfigError(f"training.accelerate_config: must be a file: {path!r} does not exist -- correct the path")
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        load_config_from_file(path)
+    # The file may be no YAML or JSON, no table, or a table that accelerate refuses: errors of many kinds.
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"training.accelerate_config: {path}: must be a file of `accelerate config`: {said} -- write one with it, or take one of "
+            "configs/accelerate"
+        ) from error
 
 
 def check_adapters(config: Config) -> None:

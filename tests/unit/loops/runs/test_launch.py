@@ -121,6 +121,21 @@ def test_resting_workers_are_other_processes_afterwards(tmp_path: Path) -> None:
 # ---- configuration ----
 
 
+def _broken_accelerate_files(folder: Path) -> dict[Path, str]:
+    """Write files that accelerate does not take, and return them with words of the reason."""
+    reasons = {
+        "mapping.yaml": ("a: 1\n: :\n", "while parsing"),
+        "list.yaml": ("- 1\n", "list"),
+        "empty.yaml": ("", "NoneType"),
+        "kind.yaml": ("num_processes: 2\n", "distributed_type"),
+        "unknown.yaml": ("distributed_type: FSDP\nnum_processes: 2\nfsdp: {}\n", "unknown keys"),
+        "text.json": ("{", "Expecting"),
+    }
+    for name, (text, _) in reasons.items():
+        (folder / name).write_text(text)
+    return {folder / name: said for name, (_, said) in reasons.items()}
+
+
 def test_missing_parts_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker or bitsandbytes that is not installed, a file that does not exist, and too few GPUs are configuration errors."""
     monkeypatch.setattr("stepladder.lm.trackers.find_spec", lambda name: None)
@@ -128,6 +143,10 @@ def test_missing_parts_are_named_before_any_work(tmp_path: Path, monkeypatch: py
     cases = {
         "training.report_to=['mlflow']": "pip install mlflow",
         f"training.accelerate_config={tmp_path / 'absent.yaml'}": "absent.yaml' does not exist",
+        **{
+            f"training.accelerate_config={path}": f"{path.name}: must be a file of `accelerate config`: .*{said}"
+            for path, said in _broken_accelerate_files(tmp_path).items()
+        },
         "sft.lora.four_bit=true": "sft.lora.four_bit: needs the package bitsandbytes",
     }
     for override, words in cases.items():
