@@ -6,10 +6,11 @@ solver = Solver("runs/embedded")
 solver("25143678").answer
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -30,6 +31,10 @@ from stepladder.types import SearchResult, StopReason, TreeRecord
 
 if TYPE_CHECKING:
     import networkx
+
+
+ShowProgress = bool | Callable[[int, int], None]
+"""Whether to show the progress, or a function of the numbers of finished and of all questions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +142,8 @@ class Solver:
 
     A question's answer depends on the question, the settings and the seed alone: asking several at once changes nothing but the time. It is
     the answer of ``stepladder solve`` with the same settings.
+
+    Calls of several threads wait for each other. Ask several questions in one call to search them at once.
     """
 
     def __init__(
@@ -189,18 +196,21 @@ class Solver:
         self._last: Solution | None = None
         self._models = LoadedModels()
         self._is_closed = False
+        # The models hold the state of one call.
+        self._one_call = RLock()
         self._session: SearchSession | None = self._open()
 
     @overload
     def __call__(self, question: str, **changes: Any) -> Solution: ...
     @overload
-    def __call__(self, question: Iterable[str], *, progress: bool = False, **changes: Any) -> list[Solution]: ...
-    def __call__(self, question: str | Iterable[str], *, progress: bool = False, **changes: Any) -> Solution | list[Solution]:
+    def __call__(self, question: Iterable[str], *, progress: ShowProgress = False, **changes: Any) -> list[Solution]: ...
+    def __call__(self, question: str | Iterable[str], *, progress: ShowProgress = False, **changes: Any) -> Solution | list[Solution]:
         """Search one question, or several at once.
 
         Args:
             question: The question, or some questions.
-            progress: Show the progress on standard error.
+            progress: Show the progress on standard error; or a function that is called after every question with the numbers of finished
+                and of all questions.
             changes: ``method``, ``simulations``, ``tokens``, ``seconds``, ``options`` or ``seed`` of this call, instead of the solver's.
                 With another method the solver's ``options`` do not apply, and with a cap its other caps.
 
@@ -208,16 +218,20 @@ class Solver:
             One solution, or a list in the order of the questions.
 
         Raises:
-            ConfigError: If a question is empty, or a setting is unknown or impossible.
+            ConfigError: If a question is empty or no text, or a setting is unknown or impossible.
             BackendError: If a model fails, or no sample of a single question could be taken.
         """
+        # Both would be read as the names of their columns.
+        if isinstance(question, Mapping) or hasattr(question, "columns"):
+            raise ConfigError(f"question: must be a text or several: got a {type(question).__name__} -- give the column of the questions")
         questions = list(question) if isinstance(question, Iterable) and not isinstance(question, str) else [question]
         for each in questions:
             if not isinstance(each, str) or not each.strip():
                 raise ConfigError(f"question: must have text: got {each!r} -- ask something")
-        solutions = self._search(questions, changes, progress=progress)
-        if solutions:
-            self._last = solutions[-1]
+        with self._one_call:
+            solutions = self._search(questions, changes, progress=progress)
+            if solutions:
+                self._last = solutions[-1]
         if not isinstance(question, str):
             return solutions
         failures = solutions[0].result.failures
@@ -232,8 +246,9 @@ class Solver:
 
     def close(self) -> None:
         """Free the models; the solver cannot be used after that."""
-        self._is_closed = True
-        self._forget()
+        with self._one_call:
+            self._is_closed = True
+            self._forget()
 
     def __enter__(self) -> Self:
         return self
@@ -244,7 +259,7 @@ class Solver:
     def __repr__(self) -> str:
         return f"Solver({self._policy!r}, method={self._choice['method'] or self._config.evaluate.method!r})"
 
-    def _search(self, questions: list[str], changes: dict[str, Any], *, progress: bool) -> list[Solution]:
+    def _search(self, questions: list[str], changes: dict[str, Any], *, progress: ShowProgress) -> list[Solution]:
         if self._is_closed:
             raise ConfigError("Solver: must be open: it was closed -- make another one")
         session = self._session = self._session or self._open()
@@ -252,24 +267,27 @@ class Solver:
         method, budget = choose_search(self._config, **choice, num_problems=max(len(questions), 1))
         waiting, asked = list(enumerate(questions))[::-1], dict[int, int]()
         found: list[Solution | None] = [None] * len(questions)
-        shown = ProgressDisplay().stages({"questions": len(questions)}) if progress else nullcontext(lambda update: None)
         try:
-            with shown as report:
+            with _reporting(progress, len(questions)) as report:
                 while waiting or asked:
                     while waiting and session.has_room:
                         place, text = waiting.pop()
                         asked[session.begin(text, method=method, budget=budget, seed=seed)] = place
                     for ticket, result in session.turn():
                         found[asked.pop(ticket)] = Solution.of(result)
-                        report(Progress(stage="questions", items=1, tokens=result.tree.generated_tokens))
+                        report(result.tree.generated_tokens)
         except BackendError:
             # What is left of a failed backend cannot be used; the next question loads the models again.
             self._forget()
             raise
         except BaseException:
             # An interrupt leaves no search behind that would run beside the next question.
-            for ticket in asked:
-                session.end(ticket, StopReason.ERROR)
+            try:
+                for ticket in asked:
+                    session.end(ticket, StopReason.ERROR)
+            # It may come in the middle of an update, after which a search cannot be ended; the next question loads the models again.
+            except Exception:
+                self._forget()
             raise
         return [solution for solution in found if solution is not None]
 
@@ -300,3 +318,22 @@ class Solver:
         if any(name in given for name in caps):
             choice |= dict.fromkeys(caps)
         return seed, choice | given
+
+
+@contextmanager
+def _reporting(progress: ShowProgress, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield the function that takes the tokens of every finished question."""
+    if not progress:
+        yield lambda tokens: None
+    elif callable(progress):
+        done = 0
+
+        def report(tokens: int) -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        yield report
+    else:
+        with ProgressDisplay().stages({"questions": total}) as update:
+            yield lambda tokens: update(Progress(stage="questions", items=1, tokens=tokens))

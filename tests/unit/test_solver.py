@@ -3,7 +3,9 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import pandas
 import pytest
 
 from stepladder import Solver
@@ -187,6 +189,48 @@ def test_an_interrupt_leaves_no_search_behind(solver, monkeypatch):
             solver(["1+1", "2+2"])
     assert len(solver._session) == 0
     assert facts(solver("1+1")) == expected
+
+
+def test_an_interrupt_in_the_middle_of_an_update_is_one_as_well(solver, monkeypatch):
+    """Then a search may not be ended: the interrupt is what the caller sees, and the next question loads the models again."""
+    expected = facts(solver("1+1"))
+
+    def interrupted(session):
+        raise KeyboardInterrupt
+
+    def broken(session, ticket, reason):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchSession, "turn", interrupted)
+        patch.setattr(SearchSession, "end", broken)
+        with pytest.raises(KeyboardInterrupt):
+            solver("1+1")
+    assert facts(solver("1+1")) == expected
+
+
+def test_threads_wait_for_each_other(solver):
+    """Each finds what it finds alone."""
+    questions = ["1+1", "2+2"]
+    expected = [facts(solver(question)) for question in questions]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda question: facts(solver(question)), questions)) == expected
+
+
+def test_progress_may_be_a_function(solver, capsys):
+    """It is told how many questions are finished, of how many, and nothing is printed."""
+    told = []
+    solver((question for question in ("1+1", "2+2", "3+3")), progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("table", [pandas.DataFrame({"question": ["1+1"]}), {"question": "1+1"}])
+def test_a_table_is_no_list_of_questions(solver, table):
+    """Its names would be asked; a column of it is fine."""
+    with pytest.raises(ConfigError, match=f"question: must be a text or several: got a {type(table).__name__} -- give the column"):
+        solver(table)
+    assert [solution.question for solution in solver(pandas.Series(["1+1"]))] == ["1+1"]
 
 
 def test_a_failed_model_is_loaded_again(solver, monkeypatch):
