@@ -105,7 +105,7 @@ def examine(target: str | None = None, *, overrides: Sequence[str] = (), root: P
         run = load_run(target)
         root, config = root or run.root, with_overrides(run.config(), list(overrides))
     else:
-        root, config = root or RUNS / path.stem, load_config(path, list(overrides))
+        root, config = root or RUNS / path.stem, load_config(path, overrides)
     return Report([*_machine(root), *_run(config, root)])
 
 

@@ -65,7 +65,7 @@ def evolve(
     """
     if root is None and isinstance(config, Config):
         raise ConfigError("evolve: a configuration without a file needs a run directory: got none -- give root")
-    resolved = with_overrides(config, list(overrides)) if isinstance(config, Config) else load_config(Path(config), list(overrides))
+    resolved = with_overrides(config, overrides) if isinstance(config, Config) else load_config(Path(config), overrides)
     place = find_run(RUNS / Path(str(config)).stem if root is None else root, to_work=True)
     check_settings(resolved)
     sets = load_inputs(resolved)

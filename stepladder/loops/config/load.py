@@ -6,11 +6,12 @@ that file.
 
 import json
 import tomllib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, check
 from stepladder.files import file_fault, reading
 from stepladder.loops.config.merge import METHOD_KEYS, as_table, merge, put
 from stepladder.loops.config.names import variants
@@ -21,7 +22,9 @@ from stepladder.loops.config.validation import validated
 from stepladder.plugs import at_place
 
 
-def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any] | None = None, where: str | None = None) -> Config:
+def load_config(
+    path: Path | str | None, overrides: Sequence[str] = (), *, base: dict[str, Any] | None = None, where: str | None = None
+) -> Config:
     """Read a TOML file over ``base``, apply ``section.key=value`` overrides, and check the result.
 
     Args:
@@ -33,11 +36,15 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
     Raises:
         ConfigError: If the file is missing or malformed, or a setting is unknown or impossible.
     """
+    check(
+        not isinstance(overrides, str | Mapping),
+        f"overrides: must be a list of texts, each KEY=VALUE: got {overrides!r} -- write it as ['search.simulations=64']",
+    )
     where = str(path) if path else where or "configuration"
     with reading(where, what="settings of stepladder", remedy="correct them", raises=ConfigError):
         raw: dict[str, Any] = json.loads(json.dumps(base or {}))
         if path is not None:
-            merge(raw, read_settings(path))
+            merge(raw, read_settings(Path(path)))
         given = [(override, *_split_override(override)) for override in overrides]
         for override, key, value in sorted(given, key=lambda each: not _names_type(each[1])):
             _apply_override(raw, key, value, override=override)
@@ -48,7 +55,7 @@ def load_config(path: Path | None, overrides: list[str], *, base: dict[str, Any]
         return config
 
 
-def with_overrides(config: Config, overrides: list[str]) -> Config:
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Return a configuration with ``section.key=value`` overrides applied.
 
     Raises:

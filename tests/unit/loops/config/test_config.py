@@ -340,3 +340,14 @@ def test_a_new_method_begins_without_the_options_of_the_old_one(tmp_path: Path, 
     assert options(f"{section}.method=majority") == {}
     assert options(f"{section}.options.wave=2", f"{section}.method=majority") == {"wave": 2}
     assert options(file=f'[{section}]\noptions = {{wave = 3}}\nmethod = "majority"\n') == {"wave": 3}
+
+
+def test_a_file_is_named_by_its_path_or_text_and_needs_no_overrides(tmp_path):
+    """One text or a table of overrides would be read letter by letter or name by name: one sentence."""
+    path = tmp_path / "own.toml"
+    path.write_text("[policy]\nmodel = 'm'\n[problems]\ntrain = 't'\ntest = 'u'\n[search]\nsimulations = 7\n")
+    assert load_config(str(path)) == load_config(path, [])
+    assert load_config(str(path), ("search.simulations=9",)).search.simulations == 9
+    for overrides in ("search.simulations=9", {"search.simulations": 9}):
+        with pytest.raises(ConfigError, match="overrides: must be a list of texts, each KEY=VALUE: got "):
+            load_config(path, overrides)
