@@ -1,9 +1,12 @@
 """Settings that other settings switch off: each differs from its default, and has no effect."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from stepladder.loops.config.problems import ProblemsConfig
 from stepladder.loops.config.run import Config, flatten_keys
@@ -235,25 +238,44 @@ def _unused(config: Config) -> list[UnusedSettings]:
 
 def _changed(config: Config) -> list[str]:
     """Return the names of the settings that differ from their defaults; of a variant, from those of its type."""
-    plain = config.model_dump(mode="json")
-    given, needed = flatten_keys(plain), flatten_keys(_NEEDED)
-    defaults = flatten_keys(_default(_NEEDED))
-    of_types = flatten_keys(_default(_over(_types(plain), _NEEDED))) | {key: defaults[key] for key in defaults if key.endswith(".type")}
+    given, needed = flatten_keys(config.model_dump(mode="json")), flatten_keys(_NEEDED)
+    defaults = flatten_keys(Config.model_validate(_NEEDED).model_dump(mode="json"))
+    of_types = flatten_keys(_defaults(config)) | {key: defaults[key] for key in defaults if key.endswith(".type")}
     return [key for key, value in given.items() if key not in needed and of_types.get(key) != value]
 
 
-def _default(settings: dict[str, Any]) -> dict[str, Any]:
-    return Config.model_validate(settings).model_dump(mode="json")
+def _defaults(section: Any, default: Any = None) -> dict[str, Any]:
+    """Return the defaults of the settings that a section has, as plain values, without those that have no default.
+
+    They are taken one by one: variants of some types are valid only with other settings, so that no configuration has all defaults.
+
+    Args:
+        section: The section, whose variants choose the settings.
+        default: The section that stands there by default; None takes the defaults of the section's class.
+    """
+    found: dict[str, Any] = {}
+    for name, usual in _own_defaults(section).items():
+        value = getattr(section, name)
+        usual = usual if default is None else getattr(default, name)
+        is_variant = _is_section(value) and "type" in _own_defaults(value)
+        if is_variant or (_is_section(value) and usual is not None):
+            # A section that is absent by default has no defaults, unless it is a variant.
+            found[name] = _defaults(value, usual if type(usual) is type(value) and not is_variant else None)
+        elif usual is not PydanticUndefined:
+            found[name] = to_jsonable_python(usual)
+    return found
 
 
-def _types(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the sections that hold a variant, with nothing but the types of these."""
-    kept: dict[str, Any] = {key: _types(value) for key, value in plain.items() if isinstance(value, dict)}
-    return {key: value for key, value in kept.items() if value} | ({"type": plain["type"]} if "type" in plain else {})
+def _is_section(value: Any) -> bool:
+    return isinstance(value, BaseModel) or is_dataclass(value)
 
 
-def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    return {key: {**lower.get(key, {}), **upper.get(key, {})} for key in {**lower, **upper}}
+def _own_defaults(section: Any) -> dict[str, Any]:
+    """Return the default of every setting of a section's class, which is a model or a data class; ``PydanticUndefined`` for none."""
+    if isinstance(section, BaseModel):
+        return {name: field.get_default(call_default_factory=True) for name, field in type(section).model_fields.items()}
+    made = {field.name: field.default_factory() for field in fields(section) if field.default_factory is not MISSING}
+    return {field.name: PydanticUndefined if field.default is MISSING else field.default for field in fields(section)} | made
 
 
 def _is_among(key: str, names: Sequence[str]) -> bool:

@@ -8,9 +8,12 @@ from typer.testing import CliRunner
 
 from stepladder import embedded
 from stepladder.cli.app import app
+from stepladder.commands.recipes import settings_on_task
 from stepladder.loops.config import unused
 from stepladder.loops.config.load import load_config
+from stepladder.loops.config.run import Config, flatten_keys
 from stepladder.loops.config.unused import unused_settings
+from stepladder.recipes import recipes
 from tests.runs import write_tiny_config
 
 CASES: dict[tuple[str, ...], dict[str, str]] = {
@@ -134,6 +137,26 @@ def test_shipped_settings_are_all_read() -> None:
     assert shipped
     for config in [*shipped, load_config(None, [], base=embedded.settings(Path("start")))]:
         assert unused_settings(config) == []
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_settings_of_every_recipe_can_be_looked_through(name: str) -> None:
+    """In a file of one's own as well, and whatever a variant demands of other settings; a default is none of the changes."""
+    config = _of_recipe(name)
+    assert set(unused._changed(config)) <= set(flatten_keys(config.model_dump(mode="json")))
+    assert all(each.keys for each in unused_settings(config))
+
+
+def test_a_variant_that_demands_other_settings_has_its_own_defaults() -> None:
+    """The judge of this recipe is trained on verdicts, which no PRM without a spec is: two of its settings are the loss's own."""
+    changed = unused._changed(_of_recipe("spar"))
+    assert {"prm.spec", "prm.loss.type", "prm.loss.samples"} <= set(changed)
+    assert "prm.loss.per_side" not in changed
+
+
+def _of_recipe(name: str) -> Config:
+    task = {"problems": {"train": "a", "test": "b"}, "policy": {"model": "p"}}
+    return load_config(None, [], base=settings_on_task(recipes()[name], task, embedded=True), where=name)
 
 
 def test_evolve_says_so_before_it_begins(tmp_path: Path) -> None:
