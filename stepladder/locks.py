@@ -72,6 +72,17 @@ def locked(path: Path, *, place: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Let no other process write an output, or continue its kept work, while the block runs.
+
+    Raises:
+        CheckpointError: If another process is at work on it, or its directory is not writable.
+    """
+    with locked(output.with_name(f".{output.name}.lock"), place=output):
+        yield
+
+
 def _acquire(path: Path, place: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import typer
 
 from stepladder.cli.errors import DebugOption, OverwriteOption, errors_explained
 from stepladder.errors import ConfigError
-from stepladder.locks import locked
+from stepladder.locks import held
 from stepladder.outputs import check_output, directory_with, rows_with, text_with
 from stepladder.terminal import echo
 
@@ -96,7 +96,8 @@ def score(
             backend=backend,
         )
         scoring = {"aggregation": aggregation, "rewards": rewards, "bound_at": bound_at, "overrides": overrides}
-        echo(score_files(files, source, output, **scoring, display=ProgressDisplay()))
+        with held(output):
+            echo(score_files(files, source, output, **scoring, display=ProgressDisplay()))
 
 
 @app.command()
@@ -195,7 +196,7 @@ def train(
             supervise=supervise,
             verdicts=VerdictLoss(per_side=per_side, samples=verdicts, teacher=teacher),
         )
-        with locked(output.with_name(f".{output.name}.lock"), place=output):
+        with held(output):
             echo(train_trees(trees, job, settings) if trees else train_files(files, job, settings))
 
 

@@ -9,6 +9,7 @@ import typer
 
 from stepladder.cli.errors import DebugOption, OverwriteOption, SetOption, errors_explained
 from stepladder.errors import BackendError, ConfigError
+from stepladder.locks import held
 from stepladder.outputs import STANDARD, check_output, named_file, rows_with, text_with
 from stepladder.terminal import echo
 
@@ -160,7 +161,8 @@ def _solve_many(
         solved = solve_stream(settings, problems, tree_path=tree, display=display)
     else:
         fields = {"id_field": id_field, "question_field": question_field}
-        solved = solve_file(settings, source, Path(output), tree_path=tree, display=display, **fields)
+        with held(Path(output)):
+            solved = solve_file(settings, source, Path(output), tree_path=tree, display=display, **fields)
     _show(solved._replace(text="" if detail is Detail.QUIET else solved.text), detail, err=output == STANDARD)
 
 

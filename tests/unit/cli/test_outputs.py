@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stepladder.cli.app import app
+from stepladder.locks import held
 from tests.folders import contents
+from tests.models import save_tiny_policy
 
 COMMANDS = {
     "solve --output": ["solve", "--input", "in.jsonl", "--output", "OUT", "--policy", "model"],
@@ -41,6 +43,20 @@ def test_no_command_replaces_what_is_not_its_own(place, command, target, overwri
     assert done.exit_code == 2, done.output
     assert done.stderr.startswith("error: --"), done.stderr
     assert done.stderr.count("\n") == 1
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("command", ["solve --output", "prm score", "prm train"])
+def test_no_command_joins_another_at_the_same_output(place, command):
+    """Two calls would mix the finished work that they keep beside the output: the second is refused, and the first one's files stay."""
+    save_tiny_policy(place / "model", hidden=32, layers=1)
+    (place / "OUT.part").write_text('{"schema_version": ')
+    before = contents(place)
+    more = ["--method", "majority"] if command == "solve --output" else []
+    with held(place / "OUT"):
+        done = CliRunner().invoke(app, COMMANDS[command] + more)
+    assert done.exit_code == 2 and "only one process may write here at a time" in done.stderr, done.output
+    assert done.stderr.count("error: ") == 1
     assert contents(place) == before
 
 
