@@ -29,6 +29,7 @@ from stepladder.settings import RuleName
 from stepladder.types import Problem
 
 FORMAT_VERSION = 1
+_REMEDY = "save a StepFormat there, or train the model again"
 _PLACEHOLDER = "{question}"
 _OPTIONAL = ("date", "answer", "prompt", "steps", "step_pattern", "step_tokens", "step_surprise", "thinking_end")
 """Fields that are not stored, nor hashed, with their default."""
@@ -167,16 +168,17 @@ class StepFormat:
             CheckpointError: If it is missing, malformed or of another version.
         """
         path = Path(directory) / FORMAT_FILE
-        row = read_json_object(path, what="a step format", remedy="save a StepFormat there, or train the model again")
+        row = read_json_object(path, what="a step format", remedy=_REMEDY)
         version = row.pop("schema_version", None)
         kinds = {field.name: field.type for field in fields(cls)}
         unknown = sorted(set(row) - set(kinds))
         if version != FORMAT_VERSION or unknown:
-            raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {version!r}, unknown {unknown}")
+            found = f"unknown {', '.join(map(repr, unknown))}" if version == FORMAT_VERSION else f"version {version!r:.80}"
+            raise CheckpointError(f"{path}: version must be {FORMAT_VERSION} with known fields: got {found:.200} -- {_REMEDY}")
         for name, value in row.items():
             kind: Any = int | float if kinds[name] is float else kinds[name]
             if not (value in get_args(kind) if get_origin(kind) is Literal else isinstance(value, kind)):
-                raise CheckpointError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}: got {value!r}")
+                raise CheckpointError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}: got {value!r:.80} -- {_REMEDY}")
         try:
             with reading(path, what="a step format", remedy="save the format again"):
                 return cls(**row)
