@@ -74,7 +74,7 @@ def export_rounds(run_path: str | Path, to: str, options: ExportOptions, *, disp
     run, chosen = load_run(run_path), find_format(options.format)
     config = run.config()
     rounds, kind = _chosen_rounds(run, options.rounds, latest=chosen.per_problem), _rows_of(chosen, config)
-    shards = run.shards(kind, rounds=rounds)
+    shards = run.kept_shards(kind, rounds)
     if not shards:
         raise DataFormatError(
             f"{run.root}: {options.format} is made of {kind} rows: got none in rounds {', '.join(map(str, rounds))}, where nothing learned "
@@ -186,8 +186,8 @@ def _rows_of(chosen: ExportFormat, config: Config) -> str:
 
 
 def _job(run: RunDir, config: Config, rounds: list[int], chosen: ExportFormat, kind: str, options: ExportOptions) -> ExportJob:
-    rollouts = run.shards("rollouts", rounds=rounds) if kind.endswith("-values") else []
-    trees = rollouts or run.shards("trees", rounds=rounds)
+    rollouts = run.kept_shards("rollouts", rounds) if kind.endswith("-values") else []
+    trees = rollouts or run.kept_shards("trees", rounds)
     problems = _shown_source(config.problems.train)
     source = ExportSource(
         answers=_answers(config) if chosen.needs_answers else {},

@@ -26,7 +26,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +46,7 @@ from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.run_places import LOCK_FILE, find_run
 from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.loops.runs.store_copy import complete_models
-from stepladder.loops.runs.trained_models import check_trained
+from stepladder.loops.runs.trained_models import check_trained, was_trained
 
 RUN_SCHEMA_VERSION = 1
 _RUN_DIR = "{run_dir}"
@@ -84,14 +84,16 @@ class RunDir:
         return self.round(number) / "models" / "policy"
 
     def policy_source(self, version: int, config: Config) -> str:
-        """Return the directory of a policy version's weights: its round's directory, or the base model if that round trained none.
+        """Return the directory of a policy version's weights: its round's directory, or the base model for version 0 without a warm-up.
 
         Raises:
-            CheckpointError: If the model has changed since its training.
+            CheckpointError: If the model has changed since its training, or is gone.
             BackendError: If its weights are in an object store that does not answer.
         """
         model = self.policy(version)
-        return self._trained(model) if model.exists() else config.policy.model
+        if version == 0 and config.warmup.solutions is None and not model.exists():
+            return config.policy.model
+        return self._trained(model)
 
     def prm(self, number: int) -> Path:
         """Return the PRM that a round trained."""
@@ -121,6 +123,25 @@ class RunDir:
         """Return the finished shards of a kind, in order; of all rounds unless some are named."""
         folders = [self.round(number) for number in rounds] if rounds is not None else sorted((self.root / "rounds").glob("[0-9]*"))
         return [path for folder in folders for path in _matching(folder / kind, "shard-*.parquet")]
+
+    def kept_shards(self, kind: str, rounds: Sequence[int]) -> list[Path]:
+        """Return the shards of a kind of some rounds, in order.
+
+        Raises:
+            CheckpointError: If a shard of a finished round is gone: what is made of the others would be something else.
+        """
+        for number in rounds:
+            folder = self.round(number)
+            if not (folder / "round.json").exists() or not (folder / kind).is_dir():
+                continue
+            # A round writes every kind of rows for the same shards.
+            written = {path.name for other in folder.iterdir() if other.is_dir() for path in _matching(other, "shard-*.parquet")}
+            if gone := sorted(written - {path.name for path in _matching(folder / kind, "shard-*.parquet")}):
+                raise CheckpointError(
+                    f"{folder / kind / gone[0]}: must be there: round {number} wrote it and is finished -- restore it, or remove {folder} "
+                    "and later rounds, and run evolve again"
+                )
+        return self.shards(kind, rounds=list(rounds))
 
     def imported_folder(self, name: str) -> Path:
         """Return the directory of an imported data set, with one folder per kind."""
@@ -186,7 +207,7 @@ class RunDir:
             model: ``policy`` or ``prm``.
             number: The round.
         """
-        return next((earlier for earlier in range(number - 1, -1, -1) if model(earlier).exists()), None)
+        return next((earlier for earlier in range(number - 1, -1, -1) if was_trained(model(earlier))), None)
 
     def finish_round(self, row: RoundRow) -> None:
         """Write a round's figures, which finishes it, and bring metrics.jsonl up to date."""

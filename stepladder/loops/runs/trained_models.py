@@ -21,16 +21,23 @@ def seal_model(model: Path) -> None:
     atomic_write_text(digest_file(model), f"{current_digest(model)}\n")
 
 
+def was_trained(model: Path) -> bool:
+    """Say whether a run trained a model, also one whose directory is gone: its digest stays."""
+    return model.exists() or digest_file(model).exists()
+
+
 def check_trained(model: Path) -> None:
     """Check that a model is what its training left; files that were not written since the last check are not read again.
 
     Raises:
-        CheckpointError: If not, or if it cannot be read.
+        CheckpointError: If not, or if it is gone or cannot be read.
     """
     path = digest_file(model)
+    remedy = f"restore it, or remove {model.parents[1]} and later rounds, and run evolve again"
+    if not model.exists():
+        raise CheckpointError(f"{model}: must be what the run trained: there is no such directory -- {remedy}")
     if not path.exists():
         return
-    remedy = f"restore it, or remove {model.parents[1]} and later rounds, and run evolve again"
     with reading(path, what="the digest of a trained model", remedy=remedy):
         expected = path.read_text(encoding="ascii").strip()
     with reading(model, what="a model that may be read", remedy=remedy):

@@ -16,8 +16,8 @@ def prm_shards(context: RoundContext, number: int) -> list[Path]:
     of_trees: list[Path] = []
     if context.config.prm.samples_first and kind.name in _OF_TREES:
         # The round has no trees yet; those of the rounds before are as good as their samples, and may hold them already.
-        of_trees = run.shards(_OF_TREES[kind.name], rounds=rounds[:-1])
+        of_trees = run.kept_shards(_OF_TREES[kind.name], rounds[:-1])
         if context.config.search.start == "first-samples":
             rounds = [number]
-    shards = run.shards(kind.name, rounds=rounds) + of_trees
+    shards = run.kept_shards(kind.name, rounds) + of_trees
     return shards + (run.imported(VALUES.name) if kind.stored is VALUES.stored else [])

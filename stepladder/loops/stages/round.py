@@ -19,12 +19,13 @@ from stepladder.loops.stages.kinds import ROLLOUTS, TREES
 from stepladder.loops.stages.label import label, label_imported
 from stepladder.loops.stages.nothing_learned import check_solved_problems_give_rows, why_nothing_is_learned
 from stepladder.loops.stages.online import train_online
+from stepladder.loops.stages.prm_rows import prm_shards
 from stepladder.loops.stages.problem_states import write_problems
 from stepladder.loops.stages.refine import refine, refinement_counts
 from stepladder.loops.stages.rollouts import estimate, roll_out
 from stepladder.loops.stages.round_rules import with_round_settings
 from stepladder.loops.stages.search import search
-from stepladder.loops.stages.train_policy import learns_policy, train_policy, warm_up
+from stepladder.loops.stages.train_policy import learns_policy, policy_shards, train_policy, warm_up
 from stepladder.loops.stages.train_prm import PRMOutcome, train_prm
 
 
@@ -40,6 +41,9 @@ def run_round(context: RoundContext, number: int) -> RoundRow:
     assert before is not None, "rounds run in order"
     best = BestModels(policy=before.best_policy, prm=before.best_prm)
     context, own = with_round_settings(context, number, best)
+    # A shard of an earlier round that is gone is refused now, not after a search.
+    policy_shards(context, number)
+    prm_shards(context, number)
     config, prm, estimated_tokens = context.config, None, 0
     if (kept := config.prm.version(best.policy)) is not None:
         best = replace(best, prm=kept)

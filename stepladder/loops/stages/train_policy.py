@@ -83,9 +83,18 @@ def _solved_examples(config: Config, renderer: PromptRenderer, solutions: Path) 
 
 def learns_policy(context: RoundContext, number: int) -> bool:
     """Say whether a round has rows for the policy to learn from."""
+    return has_rows(policy_shards(context, number))
+
+
+def policy_shards(context: RoundContext, number: int) -> list[Path]:
+    """Return all shards that a round's policy learns from, of its own, earlier rounds' and imported ones.
+
+    Raises:
+        CheckpointError: If a shard of an earlier round is gone.
+    """
     config = context.config
     kinds = (trace_kind(config), soft_kind(config), preference_kind(config), gradient_kind(config))
-    return any(has_rows(_shards(context, number, kind)) for kind in kinds)
+    return [path for kind in kinds for path in _shards(context, number, kind)]
 
 
 class _Stage(NamedTuple):
@@ -165,7 +174,7 @@ def _shards(context: RoundContext, number: int, kind: RowKind | None) -> list[Pa
     if kind is None:
         return []
     rounds = [each for each in learned_rounds(context.config.labels.data, number) if each == number or _counts(context, each)]
-    return context.run.shards(kind.name, rounds=rounds) + context.run.imported(kind.name)
+    return context.run.kept_shards(kind.name, rounds) + context.run.imported(kind.name)
 
 
 def learned_rounds(data: AllRounds | RecentRounds | RecentVersions, number: int) -> range:

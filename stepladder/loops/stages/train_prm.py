@@ -115,7 +115,7 @@ def _refined(context: RoundContext, number: int) -> "Refined | None":
     if context.config.search.refinement is None:
         return None
     run = context.run
-    return Refined(run.shards(ROLLOUTS.name, rounds=[number]), run.shards(REFINEMENTS.name, rounds=list(range(1, number))))
+    return Refined(run.shards(ROLLOUTS.name, rounds=[number]), run.kept_shards(REFINEMENTS.name, range(1, number)))
 
 
 def _start(context: RoundContext, number: int, best: BestModels, policy_version: int, out: Path) -> str:

@@ -52,7 +52,7 @@ def finished_training(
             shutil.rmtree(model, ignore_errors=True)
         digest_file(trained).unlink(missing_ok=True)
         done = train()
-        if trained.exists():
+        if trained.exists() and not isinstance(done, FailedTraining):
             seal_model(trained)
         atomic_write_text(summary, json.dumps(done.to_dict(), indent=2) + "\n")
     for model in models:

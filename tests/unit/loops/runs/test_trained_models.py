@@ -1,11 +1,13 @@
 """A trained model that has changed since is refused by whatever of the run uses it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from stepladder.errors import CheckpointError
+from stepladder.loops.config.training import WarmupConfig
 from stepladder.loops.runs.directory import RunDir
 from stepladder.loops.runs.trained_models import check_trained, digest_file, seal_model
 from tests.report_run import config
@@ -46,6 +48,47 @@ def test_any_other_change_is_noticed(model: Path, change: str) -> None:
         digest_file(model).write_bytes(b"0" * 32 if change == "other digest" else b"\xff\x00")
     with pytest.raises(CheckpointError, match=f"^{model}"):
         check_trained(model)
+
+
+@pytest.mark.parametrize("digest", ["kept", "gone"])
+def test_a_removed_model_is_not_replaced_by_the_base_model(model: Path, tmp_path: Path, digest: str) -> None:
+    """Whoever frees space is told; round 0 trained nothing, and its version is the base model."""
+    shutil.rmtree(model)
+    if digest == "gone":
+        digest_file(model).unlink()
+    run = RunDir(root=tmp_path)
+    with pytest.raises(CheckpointError, match=f"^{model}: must be what the run trained: there is no such directory -- restore it"):
+        run.policy_source(1, config())
+    assert config().warmup.solutions is None and run.policy_source(0, config()) == config().policy.model
+    warmed_up = config().model_copy(update={"warmup": WarmupConfig(solutions="solved.jsonl")})
+    with pytest.raises(CheckpointError, match=f"^{run.policy(0)}: must be what the run trained"):
+        run.policy_source(0, warmed_up)
+
+
+def test_a_removed_model_is_still_the_newest(model: Path, tmp_path: Path) -> None:
+    """A round that starts from the last model does not start from an older one instead."""
+    run = RunDir(root=tmp_path)
+    run.policy(0).mkdir(parents=True)
+    shutil.rmtree(model)
+    assert run.newest(run.policy, 2) == 1
+
+
+def test_a_lost_shard_of_a_finished_round_is_noticed(tmp_path: Path) -> None:
+    """Rows of a round that lacks one are not taken for all of its rows; a kind that the round does not have is none."""
+    run = RunDir(root=tmp_path)
+    paths = [run.shard(1, kind, number) for kind in ("trees", "pairs") for number in range(2)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run.round(1) / "round.json").touch()
+    assert run.kept_shards("pairs", [1, 2]) == paths[2:] and run.kept_shards("graded", [1]) == []
+    paths[3].unlink()
+    said = f"^{paths[3]}: must be there: round 1 wrote it and is finished -- restore it, or remove {run.round(1)} and later rounds"
+    with pytest.raises(CheckpointError, match=said):
+        run.kept_shards("pairs", [1])
+    # An unfinished round makes it again.
+    (run.round(1) / "round.json").unlink()
+    assert run.kept_shards("pairs", [1]) == paths[2:3]
 
 
 def test_what_was_not_written_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def test_without_an_earlier_prm_the_search_waits_for_the_new_one(tmp_path: Path,
 def test_a_round_that_samples_first_begins_with_samples(tmp_path: Path) -> None:
     """With ``prm.when = "before-search"`` the samples of the next round come early, and no PRM is old."""
     context, pool = context_of(tmp_path, *BEFORE_SEARCH)
+    trained(context, 1, "policy")
     assert begin_next_round(context, 2, BestModels(policy=1, prm=1), has_prm=False)
     assert [task.function for task in pool.taken] == [roll_out_shard, roll_out_shard]
     assert versions(pool) == {(3, 1, None)}
