@@ -63,7 +63,7 @@ LONG_PROMPT_TOKENS = 200
 LONG_SHAPE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 192}
 REAL_PROBLEMS, REAL_SIMULATIONS, REAL_DEPTH, REAL_BATCH = 4, 8, 4, 32
 REAL_METHODS = f"mcts:4,beam:4,mcts:8,mcts:1,majority:{REAL_SIMULATIONS}"
-PROPORTIONS = {
+PROPORTIONS: dict[str, dict[str, int]] = {
     "3M": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 768},
     "25M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1536},
     "135M": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536},
@@ -129,7 +129,7 @@ class LongSteps(Bench):
     max_step_tokens = 256
 
     def __init__(
-        self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n", shape: Mapping[str, int] = LONG_SHAPE
+        self, folder: Path, *, num_problems: int, max_batch: int, device: str, step_end: str = "\n", shape: Mapping[str, Any] = LONG_SHAPE
     ) -> None:
         """Build the model, of a shape in the words of a Llama configuration, and its problems."""
         task = GlyphTask(num_train=1)
