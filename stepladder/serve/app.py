@@ -20,6 +20,7 @@ from stepladder.loops.config.run import Config
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.serve.errors import ApiError
 from stepladder.serve.exchange import ClientGone, Exchange
+from stepladder.serve.guards import HAS_KEY
 from stepladder.serve.model_names import all_model_names, read_model_name
 from stepladder.serve.replies import (
     FINGERPRINT,
@@ -118,11 +119,13 @@ class Routes:
         read_model_name(name, served=self._served)
         return JSONResponse(self._card(name))
 
-    async def health(self) -> Response:
-        """Say whether searches can be taken."""
+    async def health(self, request: Request) -> Response:
+        """Say whether searches can be taken, and why not to those who have a key: the reason may name directories and servers."""
         problem = self._service.complaint
         facts = {"status": "ok" if problem is None else "unavailable", "open_searches": self._service.num_open}
-        return JSONResponse(facts if problem is None else {**facts, "reason": problem}, status_code=200 if problem is None else 503)
+        if problem is not None and request.scope.get(HAS_KEY):
+            facts["reason"] = problem
+        return JSONResponse(facts, status_code=200 if problem is None else 503)
 
     async def metrics(self) -> Response:
         """Return the figures of the server."""

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Collection, Sequence
 
 from starlette.responses import JSONResponse
@@ -13,7 +14,11 @@ from stepladder.serve.metrics import Metrics
 
 OPEN_PATHS = ("/health",)
 """Paths that need no key."""
+HAS_KEY = "stepladder_has_key"
+"""Entry of a request's scope: whether it has a key, or needs none."""
 _KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
+"""A Host header: a name or an address, and perhaps a port."""
 
 
 class SlowReader(Exception):
@@ -68,7 +73,7 @@ class Guard:
                 raise SlowReader from None
 
         try:
-            self._check(scope)
+            scope = {**scope, HAS_KEY: self._check(scope)}
             body = await self._body(scope, receive)
             await self._app(scope, _replayed(body, receive), sent)
         except ApiError as error:
@@ -79,12 +84,14 @@ class Guard:
             path = scope["path"] if scope["path"] in _KNOWN_PATHS else "other"
             self._metrics.add("stepladder_requests_total", path=path, status=str(status[0]) if status else "none")
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> bool:
+        """Say whether a request has a key, or needs none at all; refuse it if it may not be answered."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts is not None and _without_port(host) not in self._hosts:
             raise ApiError(403, "the Host header must name this server -- use its address", code="wrong_host")
-        if self._keys and scope["path"] not in OPEN_PATHS and not self._has_key(headers.get(b"authorization", b"")):
+        has_key = not self._keys or self._has_key(headers.get(b"authorization", b""))
+        if not has_key and scope["path"] not in OPEN_PATHS:
             raise ApiError(401, "a valid key is needed: send 'Authorization: Bearer KEY'", code="invalid_api_key")
         if scope["method"] == "POST" and headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             # A page of another site cannot send this type without asking first.
@@ -92,6 +99,7 @@ class Guard:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > 12 or int(declared) > self._max_body):
             raise self._too_large()
+        return has_key
 
     def _has_key(self, authorization: bytes) -> bool:
         kind, _, key = authorization.partition(b" ")
@@ -136,6 +144,5 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    match = _HOST.fullmatch(host)
+    return match[1] if match else host

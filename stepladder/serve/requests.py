@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from stepladder.serve.errors import ApiError
 
 MAX_STOPS = 64
 MAX_MESSAGES = 2048
 MAX_PROMPTS = 256
+MAX_OPTIONS = 100
 _UNSUPPORTED = ("tools", "functions", "audio", "modalities", "prediction", "suffix", "web_search_options", "logit_bias")
 """Fields that would change the answer; they are refused instead of passed over."""
 
@@ -22,8 +23,18 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few(given: Any) -> Any:
+    # The bound of a dictionary's own field is checked after all entries.
+    if isinstance(given, dict) and len(given) > MAX_OPTIONS:
+        raise ValueError(f"must have at most {MAX_OPTIONS} entries: got {len(given)}")
+    return given
+
+
+# Every list stops at its first fault. A body holds hundreds of thousands of items, and an error for each would keep all other requests
+# waiting for seconds.
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=1024)]
 
 
@@ -40,7 +51,7 @@ class SearchFields(BaseModel):
     """Cap on generated tokens."""
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Deadline in seconds from the arrival of the request. The best answer so far is returned, and marked."""
-    options: Annotated[dict[str, bool | int | float | str], Field(max_length=100)] = {}
+    options: Annotated[dict[str, bool | int | float | str], BeforeValidator(_few)] = {}
     """Settings of the method."""
     tree: bool = False
     """Whether the reply holds the searched tree."""
@@ -61,7 +72,7 @@ class CommonFields(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -111,7 +122,7 @@ class Message(BaseModel):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 
     def plain(self) -> dict[str, str]:
         """Return role and text."""
@@ -123,7 +134,7 @@ class Message(BaseModel):
 class ChatRequest(CommonFields):
     """Body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -144,9 +155,9 @@ class CompletionRequest(CommonFields):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = False

@@ -8,9 +8,11 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from stepladder.serve.guards import Guard, SlowReader
 from stepladder.serve.metrics import Metrics
+from stepladder.serve.requests import ChatRequest, CompletionRequest
 from tests.served import serving
 
 USER = {"role": "user", "content": "q1"}
@@ -168,6 +170,30 @@ def test_bodies_that_are_no_object_are_refused(web, content):
     refused(web.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"}), 400, "invalid_request")
 
 
+def faults(given):
+    """Return the number of errors that a malformed body of chat or completions gets."""
+    with pytest.raises(ValidationError) as caught:
+        (ChatRequest if "messages" in given else CompletionRequest).model_validate({"model": "demo", **given})
+    return caught.value.error_count()
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda count: {"prompt": [{}] * count},
+        lambda count: {"prompt": [-1] * count},
+        lambda count: {"prompt": [[{}] * count] * 3},
+        lambda count: {"messages": [{}] * count},
+        lambda count: {"messages": [{"role": "user", "content": [{}] * count}] * 3},
+        lambda count: {"messages": [USER], "stop": [{}] * count},
+        lambda count: {"messages": [USER], "stepladder": {"options": {str(number): {} for number in range(100 * count)}}},
+    ],
+)
+def test_a_body_of_many_faults_is_refused_at_the_first_ones(many):
+    """An error for each of a megabyte's items would hold up all other requests for seconds."""
+    assert 1 <= faults(many(3)) == faults(many(50)) <= 12
+
+
 def test_other_paths_and_verbs_are_refused(web):
     """Unknown paths and verbs have the same form of errors, and name what is served: a base_url without /v1 is the usual mistake."""
     message = refused(web.post("/chat/completions", json=GOOD), 404, "not_found")["message"]
@@ -195,7 +221,12 @@ def test_a_page_of_another_site_cannot_ask(web):
     """Forms send other types than JSON, and a name that points here is not this server's."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         refused(web.post("/v1/chat/completions", content=json.dumps(GOOD), headers={"Content-Type": kind}), 415, "wrong_content_type")
-    refused(web.get("/v1/models", headers={"Host": "evil.example:80"}), 403, "wrong_host")
+    for name in ("evil.example:80", "[::1].evil.example", "localhost:80@evil.example", "[::1]evil", "localhost:", "[::1]:80"):
+        reply = web.get("/v1/models", headers={"Host": name})
+        if "evil" in name:
+            refused(reply, 403, "wrong_host")
+        else:
+            assert reply.status_code == 200, name
     assert "access-control-allow-origin" not in web.get("/v1/models", headers={"Origin": "http://evil.example"}).headers
 
 

@@ -231,6 +231,26 @@ def test_a_failing_engine_fails_its_requests_and_comes_back():
         assert len(sessions) == 2
 
 
+def test_a_failure_is_explained_only_to_those_who_have_a_key():
+    """The health check needs no key, but a message may name directories and servers of this machine."""
+    sessions = []
+
+    def open_session():
+        if sessions:
+            raise BackendError("/home/me/model: must be there")
+        sessions.append(ScriptedSession(ScriptedPolicy(propose, raise_after=0)))
+        return sessions[0]
+
+    with serving(open_session, keys=("one-key",)) as served:
+        key = {"Authorization": "Bearer one-key"}
+        assert httpx.post(f"{served.url}/v1/chat/completions", json=body(), headers=key, timeout=300).status_code == 503
+        until(lambda: "/home/me/model" in str(served.service.complaint))
+        assert set(httpx.get(f"{served.url}/health").json()) == {"status", "open_searches"}
+        assert "reason" not in httpx.get(f"{served.url}/health", headers={"Authorization": "Bearer one-ke"}).json()
+        reply = httpx.get(f"{served.url}/health", headers=key)
+        assert "/home/me/model" in reply.json()["reason"]
+
+
 def test_a_stream_of_a_failing_engine_ends_with_the_error():
     """A client that reads a stream gets the error as an event, and its library raises it."""
     sessions = iter([ScriptedSession(ScriptedPolicy(propose, raise_after=5)), ScriptedSession()])
