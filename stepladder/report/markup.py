@@ -3,8 +3,11 @@
 A plain string is text and is always escaped; only what the report builds itself is marked as ``Markup``.
 """
 
+import re
 from collections.abc import Sequence
 from html import escape
+
+_DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 class Markup(str):
@@ -14,8 +17,20 @@ class Markup(str):
 
 
 def html(value: str | int) -> Markup:
-    """Return a value as HTML: escaped, unless it is Markup."""
-    return value if isinstance(value, Markup) else Markup(escape(str(value)))
+    """Return a value as HTML: escaped, unless it is Markup. Characters that reverse the text after them are shown as escapes."""
+    return value if isinstance(value, Markup) else Markup(escape(with_directions_shown(str(value))))
+
+
+def with_directions_shown(text: str, *, backslash: str = "\\") -> str:
+    r"""Return text whose characters that embed, override or isolate a direction of writing are escapes, such as ``\u202e``.
+
+    Such a character in an answer would reverse what the page says after it, figures included. A terminal shows the same escapes.
+
+    Args:
+        text: The text.
+        backslash: How the result writes a backslash.
+    """
+    return _DIRECTIONS.sub(lambda match: f"{backslash}u{ord(match[0]):04x}", text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | int]], *, style: str = "", text_columns: Sequence[int] = ()) -> Markup:

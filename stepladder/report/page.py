@@ -20,7 +20,7 @@ from stepladder.loops.runs.stage_times import StageTimes, stage_times
 from stepladder.outputs import PAGE_MARK, check_output, text_with
 from stepladder.report import figures, problem_sections, sections
 from stepladder.report.levels import LevelPicture
-from stepladder.report.markup import html
+from stepladder.report.markup import html, with_directions_shown
 from stepladder.report.overview import what_was_run
 from stepladder.report.prm_depth import DepthAuc, depth_aucs
 from stepladder.report.prm_quality import prm
@@ -114,8 +114,12 @@ def chart_style() -> str:
 
 
 def json_block(value: Any) -> str:
-    """Return JSON for a script element. It has no ``<``, so no text can close the element or open a comment."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    """Return JSON for a script element. It has no ``<``, so no text can close the element or open a comment.
+
+    Texts have the escapes of ``with_directions_shown``.
+    """
+    written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return with_directions_shown(written, backslash="\\\\")
 
 
 def _resource(name: str) -> str:

@@ -15,9 +15,10 @@ import pytest
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.results import LabelCounts, RoundRow, RoundTraining, RowCounts
 from stepladder.report.markup import Markup, html, table
-from stepladder.report.page import json_block, render_page, write_report
+from stepladder.report.notebook import tree_html
+from stepladder.report.page import document, json_block, render_page, write_report
 from stepladder.toml_text import as_toml
-from tests.report_run import HOSTILE, SEARCH, config, full_rows, row, unmeasured, write_run
+from tests.report_run import HOSTILE, SEARCH, config, full_rows, provenance, row, tree, unmeasured, write_run
 
 
 class Page(HTMLParser):
@@ -171,6 +172,19 @@ def test_json_block_cannot_end_its_element() -> None:
     value = {"a": "</script><!-- <script>", "b": "\u2028 é 問 & \" '"}
     assert "<" not in json_block(value)
     assert json.loads(json_block(value)) == value
+
+
+def test_text_that_reverses_what_follows_is_shown_as_escapes() -> None:
+    """An answer cannot turn the figures after it around: on the page, in its data, and in a notebook its characters are escapes."""
+    answer = "7\u202e\u2066 \\u202e"
+    shown = "7\\u202e\\u2066 \\u202e"
+    made = Page(document(answer, table(("answer",), [(answer,)]), trees=[{"answer": answer}]))
+    assert made.trees == [{"answer": shown}]
+    assert made.text.count(shown) == 2
+    record = tree("a", question=answer, answer=answer, origin=provenance(1, policy=0, scorer=0))
+    notebook = tree_html(record, answer=answer)
+    assert notebook.count(shown) >= 2
+    assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069") & set(notebook)
 
 
 def test_run_with_only_the_start(tmp_path: Path) -> None:
