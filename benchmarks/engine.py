@@ -13,9 +13,9 @@ lengths differ tenfold, where an engine that waits for the longest one of a batc
 ``--scoring`` gives the CPU time per generated token, since trees with other scores have other tokens, and within each run the share of the
 work that scoring adds beside the tokens that it forwards. The scores of the first row cost nothing.
 
-``--products`` takes a model of real proportions (``--shape``) with random weights, and gives the CPU time of a search in units of what its unique tokens
-cost as matrix products alone: as the search does them, in batches as large as its decoding has, and on their own in the best batches
-(``products.py``). The first ratio does not depend on what else the machine does, the second does.
+``--products`` takes a model of real proportions (``--shape``) with random weights, and gives the CPU time of a search in units of what its
+unique tokens cost as matrix products alone: as the search does them, in batches as large as its decoding has, and on their own in the best
+batches (``products.py``). The first ratio does not depend on what else the machine does, the second does.
 """
 
 import argparse
