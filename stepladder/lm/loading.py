@@ -147,6 +147,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 
 def _able_to_read(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> PreTrainedTokenizerBase:
     """Return a tokenizer that reads any text: one without an unknown token may fail at the first character that it does not know."""
+    _check_settings(tokenizer, source)
     for probe in _PROBES:
         try:
             tokenizer.encode(probe, add_special_tokens=False)
@@ -157,6 +158,20 @@ def _able_to_read(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> Pre
                 "-- give its model an unknown token (unk_token) that the vocabulary contains, and save it again"
             ) from error
     return tokenizer
+
+
+def _check_settings(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Refuse settings of a tokenizer that the library takes as they are, and fails on when it needs them."""
+    templates: Any = tokenizer.chat_template
+    wrong = {
+        "model_max_length must be a number": not isinstance(tokenizer.model_max_length, int | float),
+        "chat_template must be text": not all(
+            text is None or isinstance(text, str) for text in (templates.values() if isinstance(templates, dict) else [templates])
+        ),
+    }
+    for rule in (rule for rule, broken in wrong.items() if broken):
+        found = getattr(tokenizer, rule.partition(" ")[0])
+        raise CheckpointError(f"{source}: {rule} in tokenizer_config.json: got {found!r:.80} -- correct it, or save the tokenizer again")
 
 
 @lru_cache(maxsize=64)

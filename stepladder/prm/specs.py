@@ -23,6 +23,9 @@ _VERSION_1 = {"family", "read", "transform", "renderer_hash"}
 _NEW_IN_VERSION_5 = {"heads", "head_file", "center", "width", "opening", "verdict_after"}
 _NEW_IN_VERSION_4 = {"body"} | _NEW_IN_VERSION_5
 _NEW_IN_VERSION_3 = {"accumulate", "reference"} | _NEW_IN_VERSION_4
+_MOST = 1 << 16
+"""Largest number of heads, bins or verdicts: each costs memory or time, and a damaged file may hold any number."""
+_TOO_LARGE = 1 << 63
 
 Prompt = Literal["tokens", "plain", "chat", "turns"]
 Read = Literal["step-end", "before-end", "piece-end", "marker", "before-marker", "text-end"]
@@ -93,15 +96,16 @@ class PRMSpec:
     width: float = 0.5
     """How far from it the score falls: exp(-(s - center)^2 / (2 width^2)), in nats, > 0."""
     heads: int = 1
-    """Value heads, >= 1; with several, the score is the mean of their scores."""
+    """Value heads, in [1, 65536]; with several, the score is the mean of their scores."""
     head_file: str | None = None
     """File of the model's directory that holds the head alone, as PyTorch saves a linear layer; None finds it among the weights."""
     bins: int = 1
-    """Outputs of a value head, >= 1; with several, the output is the mean of equally spaced bin centres of [0, 1] under their softmax."""
+    """Outputs of a value head, in [1, 65536]; with several, the output is the mean of equally spaced bin centres of [0, 1] under their
+    softmax."""
     split: str = "\n\n"
     """Separator that splits a solution in one piece into steps."""
     num_verdicts: int = 1
-    """Verdicts that a ``judge`` samples per step, >= 1."""
+    """Verdicts that a ``judge`` samples per step, in [1, 65536]."""
     verdict: str = ""
     """Regular expression that finds a judge's word. If it has a group, the group is the word. The last match counts."""
     opening: str = ""
@@ -122,6 +126,8 @@ class PRMSpec:
             if choices is None and not isinstance(value, kind):
                 name = getattr(kind, "__name__", kind)
                 raise ConfigError(f"PRM spec: {each.name} must be of type {name}: got {value!r} -- correct the spec")
+            if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:
+                raise ConfigError(f"PRM spec: {each.name} must be a number below 2**63 -- correct the spec")
         lacking = self._lacking()
         if lacking is not None:
             changed = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
@@ -150,8 +156,8 @@ class PRMSpec:
             return "the prompt 'plain' or 'chat', and a head, for the read 'text-end'"
         if self.transform == "difference" and self.num_outputs != 2:
             return "two outputs for the transform 'difference'"
-        if self.beta <= 0 or self.bins < 1 or self.num_verdicts < 1 or self.heads < 1:
-            return "a positive beta, bins, heads and num_verdicts"
+        if self.beta <= 0 or not all(1 <= number <= _MOST for number in (self.bins, self.num_verdicts, self.heads)):
+            return f"a positive beta, and bins, heads and num_verdicts from 1 to {_MOST}"
         if self.heads > 1 and (self.family != "value-head" or self.bins > 1):
             return "several heads on a value head without bins only"
         if self.bins > 1 and (self.family not in ("value-head", "probe") or self.transform != "identity"):

@@ -6,6 +6,7 @@ One small run is made once. Each case damages one file, runs a command that read
 import json
 import os
 import random
+import re
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -38,6 +39,23 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def _huge_number(data: bytes, rng: random.Random) -> bytes:
+    """Put an integer that no float holds in the place of another one."""
+    found = list(re.finditer(rb"(?<=[:\[,] )\d+(?=[,\]}\s])", data))
+    if not found:
+        return data
+    place = rng.choice(found)
+    return data[: place.start()] + b"1" + b"0" * 400 + data[place.end() :]
+
+
+def _last_row_lost(data: bytes, rng: random.Random) -> bytes:
+    """Remove the last item of a list of rows."""
+    content = json.loads(data)
+    if isinstance(content, dict) and isinstance(content.get("rows"), list):
+        content["rows"].pop()
+    return json.dumps(content).encode()
+
+
 DAMAGE = {
     "half": lambda data, rng: data[: len(data) // 2],
     "flipped": _flip,
@@ -47,9 +65,14 @@ DAMAGE = {
     "an object": lambda data, rng: b'{"rows": 5, "facts": [], "config": 3, "schema_version": 1, "stepladder": {}}\n',
     "nested": lambda data, rng: b"[" * 100_000,
     "garbage": lambda data, rng: rng.randbytes(300),
+    "a huge number": _huge_number,
+    "a lost row": _last_row_lost,
     "unreadable": None,
     "missing": None,
 }
+
+_OF_JSON = ("a huge number", "a lost row")
+"""Damage that leaves well-formed JSON, for files of JSON alone."""
 
 RUN_FILES = {
     "run.json": ("report", "solve", "export preference", "finish", "eval"),
@@ -286,6 +309,8 @@ def faults(place: Path, path: str) -> Iterator[str]:
         for how in DAMAGE:
             if how == "missing" and command == "finish":
                 # That is no damage: evolve makes what is missing again.
+                continue
+            if how in _OF_JSON and not path.endswith(".json"):
                 continue
             with damaged(place / path, how, f"{path} {how}"):
                 code, output = run_command(command, place)

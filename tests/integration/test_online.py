@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stepladder.commands import evolve as evolve_command
-from stepladder.errors import ConfigError
+from stepladder.errors import CheckpointError, ConfigError
 from stepladder.lm.completions import IGNORE, completion_logps
 from stepladder.lm.live_training import LiveTraining
 from stepladder.lm.settings import TrainSettings
@@ -127,6 +127,24 @@ def test_a_killed_round_ends_with_the_same_bytes(
     assert model_and_rows(run) == model_and_rows(whole)
     # With checkpoints the stage went on in the middle, without it began again.
     assert (0 in searched[searched.index(3) :]) == (checkpoint_every == 0)
+
+
+@pytest.mark.parametrize("damage", ["half", "nothing", "another's"])
+def test_a_damaged_state_is_named(damage: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was cut, an empty one, and weights without the rest: one sentence, and without the file the round begins anew."""
+    config, root = configured(task, "gradient.checkpoint_every=1"), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(_Stopped):
+        patch.setattr(online._OnlineStage, "_checkpoint", _stopping(online._OnlineStage._checkpoint, [1]))
+        run_rounds(config, root, patch)
+    (state,) = root.rglob("state.pt")
+    if damage == "another's":
+        torch.save({"model": {}}, state)
+    else:
+        state.write_bytes(state.read_bytes()[: state.stat().st_size // 2] if damage == "half" else b"")
+    with pytest.raises(
+        CheckpointError, match=f"^{state}: must be the state of a training .* -- remove {state.parent}, and run evolve again"
+    ):
+        run_rounds(config, root, monkeypatch)
 
 
 class _Stopped(BaseException):

@@ -128,20 +128,31 @@ class RunDir:
         """Return the shards of a kind of some rounds, in order.
 
         Raises:
-            CheckpointError: If a shard of a finished round is gone: what is made of the others would be something else.
+            CheckpointError: If rows of a finished round are gone: what is made of the others would be something else.
+            DataFormatError: If a shard is damaged.
         """
         for number in rounds:
-            folder = self.round(number)
-            if not (folder / "round.json").exists() or not (folder / kind).is_dir():
-                continue
-            # A round writes every kind of rows for the same shards.
-            written = {path.name for other in folder.iterdir() if other.is_dir() for path in _matching(other, "shard-*.parquet")}
-            if gone := sorted(written - {path.name for path in _matching(folder / kind, "shard-*.parquet")}):
-                raise CheckpointError(
-                    f"{folder / kind / gone[0]}: must be there: round {number} wrote it and is finished -- restore it, or remove {folder} "
-                    "and later rounds, and run evolve again"
-                )
+            if (row := self.row(number)) is not None:
+                self._check_kept(kind, row)
         return self.shards(kind, rounds=list(rounds))
+
+    def _check_kept(self, kind: str, row: RoundRow) -> None:
+        """Check that a finished round has all shards of a kind, and in them as many rows as its figures say."""
+        # Most commands that open a run read no shard, and start sooner without pyarrow.
+        from stepladder.data.store import count_rows
+
+        whole, folder = self.round(row.round), self.round(row.round) / kind
+        remedy = f"restore it, or remove {whole} and later rounds, and run evolve again"
+        shards = _matching(folder, "shard-*.parquet")
+        # A round writes every kind of rows for the same shards.
+        written = {path.name for other in whole.iterdir() if other.is_dir() for path in _matching(other, "shard-*.parquet")}
+        if folder.is_dir() and (gone := sorted(written - {path.name for path in shards})):
+            raise CheckpointError(f"{folder / gone[0]}: must be there: round {row.round} wrote it and is finished -- {remedy}")
+        expected = None if row.labels is None else row.labels.rows_by_folder.get(kind)
+        if kind == "trees":
+            expected = None if row.search is None else row.search.trees
+        if expected is not None and (found := sum(map(count_rows, shards))) != expected:
+            raise CheckpointError(f"{folder}: must hold the {expected} rows that round {row.round} wrote: got {found} -- {remedy}")
 
     def imported_folder(self, name: str) -> Path:
         """Return the directory of an imported data set, with one folder per kind."""

@@ -17,6 +17,7 @@ from pydantic import with_config
 
 from stepladder.data.metrics.answers import PoolSample
 from stepladder.data.store import read_columns
+from stepladder.errors import CheckpointError
 from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.runs.json_records import CLOSED, record_of
 
@@ -124,6 +125,26 @@ def read_pools(path: Path) -> list[PoolRow]:
     """
     plain = read_json(path, what=_WHAT, remedy=_REMEDY)
     return record_of(_PoolShard, plain, place=path, what=_WHAT, remedy=_REMEDY).rows
+
+
+def check_problems(path: Path, rows: Sequence[EvaluationRow], problem_ids: Sequence[str]) -> None:
+    """Check that a shard has one row for each of its problems, in their order, and no row without samples.
+
+    Args:
+        path: The file, for the message.
+        rows: Its rows.
+        problem_ids: The problems of the shard.
+
+    Raises:
+        CheckpointError: If it is otherwise.
+    """
+    found = [row.problem_id for row in rows]
+    if found != list(problem_ids):
+        missing = [each for each in problem_ids if each not in found]
+        which = f"{missing[0]!r} is missing" if missing else f"got {len(found)} rows in another order, or of other problems"
+        raise CheckpointError(f"{path}: must hold one row for each of its {len(problem_ids)} problems: {which} -- {_REMEDY}")
+    if empty := [row.problem_id for row in rows if isinstance(row, PoolRow) and not row.samples]:
+        raise CheckpointError(f"{path}: must hold samples of every problem: {empty[0]!r} has none -- {_REMEDY}")
 
 
 def all_solved(folder: Path) -> list[SolvedRow]:

@@ -22,6 +22,9 @@ ROUND_SCHEMA_VERSION = 1
 
 _WHAT, _TRAINING = "the figures of a round", "the summary of a training"
 _REMEDY = "use the stepladder that wrote the run, or start another"
+_OF_TRACES = ("traces", "revisions", "abstentions", "verdicts")
+_OF_ITS_OWN = ("soft_targets", "pairs", "graded", "values")
+"""Counts of kinds that only labelling writes: advantages may be those of a training during the search."""
 
 
 @with_config(CLOSED)
@@ -81,6 +84,14 @@ class LabelCounts:
         """The counts of the requested kinds."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: counts for name, counts in found.items() if counts is not None}
+
+    @property
+    def rows_by_folder(self) -> dict[str, int]:
+        """Rows that labelling wrote, by the folder of their shards."""
+        counts = self.by_kind
+        # The first stage of the policy has one folder, whatever its rows are.
+        traces = sum(counts[kind].kept for kind in _OF_TRACES if kind in counts)
+        return {"traces": traces} | {kind.replace("_", "-"): counts[kind].kept for kind in _OF_ITS_OWN if kind in counts}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON."""

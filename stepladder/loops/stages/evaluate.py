@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from stepladder.loops.assembly.search import build_method, step_limit
 from stepladder.loops.config.run import Config
-from stepladder.loops.runs.evaluation_rows import write_rows
+from stepladder.loops.runs.evaluation_rows import check_problems, read_pools, read_solved, write_rows
 from stepladder.loops.runs.workers import Task, worker_models
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.divergence import with_start_logps
@@ -66,6 +66,7 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
     """Run the missing parts of some evaluations; return their failed samples.
 
     Raises:
+        CheckpointError: If a part that is there lacks a problem, or is something else.
         BackendError: If every sample failed.
     """
     tasks, totals, outs = [], {}, []
@@ -75,6 +76,8 @@ def run_evaluations(context: RoundContext, number: int, policy: int, wanted: Seq
             out = context.run.evaluation(number, split) / folder / f"shard-{index:04d}.json"
             outs.append(out)
             if out.exists():
+                rows = read_pools(out) if kind == "samples" else read_solved(out)
+                check_problems(out, rows, [labelled.problem.id for labelled in problems])
                 continue
             totals[stage] = totals.get(stage, 0) + len(problems)
             models = context.models(number, policy, scorer)

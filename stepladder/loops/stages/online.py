@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepladder.files import atomic_file, atomic_write_text
+from stepladder.files import atomic_file, atomic_write_text, reading
 from stepladder.loops.assembly.policies import LiveWeights, build_renderer, step_format
 from stepladder.loops.assembly.search import build_method, search_budget
 from stepladder.loops.assembly.training import build_gradient_objective, train_settings
@@ -203,9 +203,11 @@ class _OnlineStage:
         import torch
 
         if self._state.exists():
-            state = torch.load(self._state, map_location="cpu", weights_only=True)
-            self._training.load_state_dict(state)
-            self.course = _Course(**state["course"])
+            remedy = f"remove {self._folder}, and run evolve again: the round's search begins anew"
+            with reading(self._state, what="the state of a training during the search", remedy=remedy):
+                state = torch.load(self._state, map_location="cpu", weights_only=True)
+                self._training.load_state_dict(state)
+                self.course = _Course(**state["course"])
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def do(self, chunk: _Chunk, index: int, count: int) -> None:

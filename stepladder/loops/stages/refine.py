@@ -1,18 +1,20 @@
 """Refine the failed solutions of a round's trees, shard by shard: pairs for the policy, and rows for the judge that refines."""
 
 import json
-from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import with_config
+
 from stepladder.data.labels.candidates import find_solutions, judge_trees
-from stepladder.files import atomic_write_text, read_json_object
+from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.assembly.policies import build_policy, build_renderer
 from stepladder.loops.assembly.problems import build_verifier
 from stepladder.loops.assembly.scorers import prm_source
 from stepladder.loops.assembly.search import step_limit
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.json_records import CLOSED, record_of
 from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_models
 from stepladder.loops.stages.context import Models, RoundContext
@@ -22,6 +24,15 @@ from stepladder.types import LabelledProblem, PreferencePair, Problem, Trace, Tr
 
 if TYPE_CHECKING:
     from stepladder.loops.assembly.refinement import Attempt, Refiner
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    failed: int
+    mended: int
+    right: int
+    generated_tokens: int
 
 
 def refine(context: RoundContext, number: int, models: Models) -> int:
@@ -46,10 +57,10 @@ def refine(context: RoundContext, number: int, models: Models) -> int:
         context.work(tasks, {stage: sum(len(shard.problems) for shard in missing)})
     facts = _facts(context, number)
     context.display.say(
-        f"{stage}: {facts['mended']} of {facts['failed']} solutions that the judge rejects are mended, {facts['right']} of them have the "
+        f"{stage}: {facts.mended} of {facts.failed} solutions that the judge rejects are mended, {facts.right} of them have the "
         "right answer"
     )
-    return facts["generated_tokens"]
+    return facts.generated_tokens
 
 
 def refinement_counts(context: RoundContext, number: int, labels: LabelCounts) -> LabelCounts:
@@ -57,14 +68,16 @@ def refinement_counts(context: RoundContext, number: int, labels: LabelCounts) -
     if not context.run.shards(REFINED.name, rounds=[number]):
         return labels
     facts = _facts(context, number)
-    dropped = {"not mended": facts["failed"] - facts["mended"]} if facts["failed"] > facts["mended"] else {}
-    return replace(labels, refined=RowCounts(kept=facts["mended"], dropped_by_reason=dropped))
+    dropped = {"not mended": facts.failed - facts.mended} if facts.failed > facts.mended else {}
+    return replace(labels, refined=RowCounts(kept=facts.mended, dropped_by_reason=dropped))
 
 
-def _facts(context: RoundContext, number: int) -> Counter[str]:
-    remedy = "remove it and the shard beside it, and run evolve again"
-    shards = [path.with_suffix(".json") for path in context.paths(number, REFINED)]
-    return sum((Counter(read_json_object(path, what="the counts of refinements", remedy=remedy)) for path in shards), Counter[str]())
+def _facts(context: RoundContext, number: int) -> _Facts:
+    """Return the counts of a round's refinements, summed over shards."""
+    what, remedy = "the counts of refinements", "remove it and the shard beside it, and run evolve again"
+    files = [path.with_suffix(".json") for path in context.paths(number, REFINED)]
+    shards = [record_of(_Facts, read_json(path, what=what, remedy=remedy), place=path, what=what, remedy=remedy) for path in files]
+    return _Facts(**{each.name: sum(getattr(shard, each.name) for shard in shards) for each in fields(_Facts)})
 
 
 def refine_shard(

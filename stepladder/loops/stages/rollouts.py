@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import with_config
 
 from stepladder.data.labels.rollouts import Estimate, Prefix, estimate_prefixes, first_error_values, rollout_values
 from stepladder.data.labels.value_rows import value_rows
-from stepladder.files import atomic_write_text, read_json_object, reading
+from stepladder.files import atomic_write_text, read_json
 from stepladder.loops.assembly.policies import build_policy, build_renderer, end_observations, keep_observations
 from stepladder.loops.assembly.problems import OpenVerifier, build_verifier
 from stepladder.loops.assembly.search import sampling_budget, step_limit
 from stepladder.loops.config.run import Config
 from stepladder.loops.config.training import RolloutTarget
+from stepladder.loops.runs.json_records import CLOSED, record_of
 from stepladder.loops.runs.workers import Progress, Task, report_progress, worker_models
 from stepladder.loops.stages.context import Models, RoundContext
 from stepladder.loops.stages.failures import write_failures
@@ -27,6 +31,12 @@ from stepladder.loops.stages.search import write_labelled_trees
 from stepladder.loops.stages.tree_rows import step_pair_rows, tree_value_rows
 from stepladder.mcts.methods import resolve_method
 from stepladder.types import Failures, LabelledProblem, derive_seed
+
+
+@with_config(CLOSED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cost:
+    generated_tokens: int
 
 
 def roll_out(context: RoundContext, number: int, policy_version: int) -> None:
@@ -107,9 +117,8 @@ def estimate(context: RoundContext, number: int, policy_version: int) -> int:
 
 
 def _estimate_tokens(shard: Path) -> int:
-    path, remedy = shard.with_suffix(".json"), f"remove it and {shard.name}, and run evolve again"
-    with reading(path, what="the cost of estimates", remedy=remedy):
-        return int(read_json_object(path, what="the cost of estimates", remedy=remedy)["generated_tokens"])
+    path, what, remedy = shard.with_suffix(".json"), "the cost of estimates", f"remove it and {shard.name}, and run evolve again"
+    return record_of(_Cost, read_json(path, what=what, remedy=remedy), place=path, what=what, remedy=remedy).generated_tokens
 
 
 def estimate_shard(*, config: Config, models: Models, problems: list[LabelledProblem], trees: Path, out: Path, stage: str) -> None:

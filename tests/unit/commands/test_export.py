@@ -21,13 +21,24 @@ from stepladder.data.exports.rows import ExportSource
 from stepladder.data.labels.pair_rules import EvidencePairs
 from stepladder.data.labels.traces import select_traces
 from stepladder.data.labels.value_rows import value_rows
-from stepladder.data.store import read_pairs, read_traces, read_trees, read_values, write_pairs, write_traces, write_trees, write_values
+from stepladder.data.store import (
+    count_rows,
+    read_pairs,
+    read_traces,
+    read_trees,
+    read_values,
+    write_pairs,
+    write_traces,
+    write_trees,
+    write_values,
+)
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.config.load import load_config
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import RunDir, open_run
 from stepladder.loops.runs.progress import ProgressDisplay
+from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.workers import Task
 from stepladder.loops.stages.context import BestModels, RoundContext
 from stepladder.loops.stages.label import label_imported
@@ -77,7 +88,8 @@ def run(tmp_path: Path) -> RunDir:
             write_values(run.shard(number, "values", shard), value_rows(records).rows)
         counts = {"kept": 10 * number, "dropped_by_reason": {"below margin": number, f"only in {number}": 1}}
         (run.round(number) / "labels.json").write_text(json.dumps(dict.fromkeys(("pairs", "traces", "values"), counts)))
-        run.finish_round(row(number, policy=0.5, search=0.5, majority=0.5))
+        written = {kind: RowCounts(kept=sum(map(count_rows, run.shards(kind, rounds=[number])))) for kind in ("traces", "pairs", "values")}
+        run.finish_round(replace(row(number, policy=0.5, search=0.5, majority=0.5), labels=LabelCounts(**written)))
     return run
 
 

@@ -1,4 +1,6 @@
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -45,6 +47,20 @@ def test_a_tokenizer_that_fails_on_unknown_characters_is_refused(tmp_path):
         CheckpointError, match=r"must read any text: 'is 1\+1\?' raises .*Missing \[UNK\].* -- give its model an unknown token"
     ):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("model_max_length", "long"), ("model_max_length", None), ("chat_template", {"a": 1})])
+def test_a_tokenizer_with_settings_of_another_type_is_refused(directory, tmp_path, setting, value):
+    """They load, and the library raises a TypeError when it compares a length, or saves the model after its training."""
+    copy = shutil.copytree(directory, tmp_path / "policy")
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {setting: value}))
+    if value is None:
+        # The library has a length of its own for none.
+        assert load_tokenizer(copy).model_max_length > 1e29
+        return
+    with pytest.raises(CheckpointError, match=f"^{copy}: {setting} must be .* in tokenizer_config.json: got .* -- correct it"):
+        load_tokenizer(copy)
 
 
 def test_models_load_in_evaluation_mode_with_the_type_that_was_asked_for(directory):

@@ -314,6 +314,13 @@ def test_specs_are_found_by_directory_and_by_hub_id(tmp_path):
         {"family": "nonsense"},
         {"beta": "0.05"},
         {"num_verdicts": 2.5},
+        {"num_verdicts": 65_537},
+        {"heads": 10**400},
+        {"bins": 10**30},
+        {"beta": 10**400},
+        {"beta": float("inf")},
+        {"center": float("nan")},
+        {"marker_id": 10**30},
         {"marker": None},
     ],
 )

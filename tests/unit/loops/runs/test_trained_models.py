@@ -1,16 +1,21 @@
 """A trained model that has changed since is refused by whatever of the run uses it."""
 
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from stepladder.data.store import write_table
 from stepladder.errors import CheckpointError
 from stepladder.loops.config.training import WarmupConfig
 from stepladder.loops.runs.directory import RunDir
+from stepladder.loops.runs.results import LabelCounts, RowCounts
 from stepladder.loops.runs.trained_models import check_trained, digest_file, seal_model
-from tests.report_run import config
+from tests.report_run import SEARCH, config, row
 
 
 @pytest.fixture
@@ -73,22 +78,50 @@ def test_a_removed_model_is_still_the_newest(model: Path, tmp_path: Path) -> Non
     assert run.newest(run.policy, 2) == 1
 
 
-def test_a_lost_shard_of_a_finished_round_is_noticed(tmp_path: Path) -> None:
-    """Rows of a round that lacks one are not taken for all of its rows; a kind that the round does not have is none."""
+@pytest.fixture
+def rounds(tmp_path: Path) -> RunDir:
+    """A run whose first round is finished: two shards of three pairs each, traces and revisions in one folder, and trees."""
     run = RunDir(root=tmp_path)
-    paths = [run.shard(1, kind, number) for kind in ("trees", "pairs") for number in range(2)]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (run.round(1) / "round.json").touch()
-    assert run.kept_shards("pairs", [1, 2]) == paths[2:] and run.kept_shards("graded", [1]) == []
-    paths[3].unlink()
-    said = f"^{paths[3]}: must be there: round 1 wrote it and is finished -- restore it, or remove {run.round(1)} and later rounds"
+    counts = {kind: RowCounts(kept=kept) for kind, kept in {"traces": 3, "revisions": 1, "pairs": 6, "values": 0}.items()}
+    for number in range(2):
+        for kind, rows in {"traces": 2, "pairs": 3, "values": 0, "trees": 4}.items():
+            write_table(run.shard(1, kind, number), pa.table({"row": list(range(rows))}))
+    figures = row(1, policy=0.5, search=0.5, majority=0.5)
+    finished = replace(figures, labels=LabelCounts(**counts), search=replace(SEARCH, trees=8))
+    (run.round(1) / "round.json").write_text(json.dumps(finished.to_dict()))
+    return run
+
+
+def test_a_lost_shard_of_a_finished_round_is_noticed(rounds: RunDir) -> None:
+    """Rows of a round that lacks one are not taken for all of its rows; a kind that the round does not have is none."""
+    paths = [rounds.shard(1, "pairs", number) for number in range(2)]
+    assert rounds.kept_shards("pairs", [1, 2]) == paths and rounds.kept_shards("graded", [1]) == []
+    paths[1].unlink()
+    said = f"^{paths[1]}: must be there: round 1 wrote it and is finished -- restore it, or remove {rounds.round(1)} and later rounds"
     with pytest.raises(CheckpointError, match=said):
-        run.kept_shards("pairs", [1])
+        rounds.kept_shards("pairs", [1])
     # An unfinished round makes it again.
-    (run.round(1) / "round.json").unlink()
-    assert run.kept_shards("pairs", [1]) == paths[2:3]
+    (rounds.round(1) / "round.json").unlink()
+    assert rounds.kept_shards("pairs", [1]) == paths[:1]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("traces", 4), ("pairs", 6), ("trees", 8)])
+def test_a_lost_folder_of_a_finished_round_is_noticed(kind: str, number: int, rounds: RunDir) -> None:
+    """Its figures say how many rows there were; values, of which there were none, are not missed."""
+    assert len(rounds.kept_shards(kind, [1])) == 2
+    for folder in (kind, "values"):
+        shutil.rmtree(rounds.round(1) / folder)
+    said = f"^{rounds.round(1) / kind}: must hold the {number} rows that round 1 wrote: got 0 -- restore it, or remove"
+    with pytest.raises(CheckpointError, match=said):
+        rounds.kept_shards(kind, [1])
+    assert rounds.kept_shards("values", [1]) == []
+
+
+def test_an_emptied_shard_of_a_finished_round_is_noticed(rounds: RunDir) -> None:
+    """A shard without rows is a whole file, and a round may write one; this one did not."""
+    write_table(rounds.shard(1, "pairs", 0), pa.table({"row": pa.array([], pa.int64())}))
+    with pytest.raises(CheckpointError, match=r"pairs: must hold the 6 rows that round 1 wrote: got 3 -- restore it"):
+        rounds.kept_shards("pairs", [1])
 
 
 def test_what_was_not_written_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
