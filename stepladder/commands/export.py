@@ -17,6 +17,7 @@ from stepladder.data.labels.advantages import AdvantageForm
 from stepladder.data.labels.values import ValueTarget
 from stepladder.data.store import VALUES
 from stepladder.errors import BackendError, CheckpointError, ConfigError, DataFormatError, StepladderError
+from stepladder.files import reading
 from stepladder.hub import absent, cached_where_unreachable
 from stepladder.loops.assembly.policies import imported_row_check
 from stepladder.loops.assembly.problem_sets import build_problems
@@ -264,7 +265,10 @@ def _stated_licence(source: str) -> str | None:
     from huggingface_hub import metadata_load
 
     card = Path(source) / "README.md"
-    licence: Any = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    if not card.is_file():
+        return None
+    with reading(card, what="a data card, whose first lines are YAML", remedy="correct it, or give --license", raises=DataFormatError):
+        licence: Any = (metadata_load(card) or {}).get("license")
     return licence if isinstance(licence, str) else None
 
 

@@ -1,8 +1,10 @@
 """Exports: directories that load as data sets, say what they hold, and come back as the rows they were made of."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
@@ -609,6 +611,15 @@ def test_what_cannot_be_imported_is_refused(tmp_path):
         (out / "README.md").write_text(broken)
         with pytest.raises(DataFormatError, match=r"out/README\.md: must be the card of a data set that stepladder export wrote"):
             import_dataset(out, tmp_path / "back")
+    nest = "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in pairwise("abcdefgh"))
+    for place in ("/etc/*", "../*", "''", ".", "null", "*h"):
+        hostile = re.sub("path: .*", f"path: {place}", card).replace("---\n", f"---\na: &a x\n{nest}", 1)
+        (out / "README.md").write_text(hostile)
+        with pytest.raises(DataFormatError, match=r"README\.md: must name files of the data set itself: got .{1,80} -- fetch it again"):
+            import_dataset(out, tmp_path / "back")
+    (out / "README.md").write_text(card.replace("---\n", f"---\na: &a x\n{nest}", 1).replace("version: 1", "version: *h"))
+    with pytest.raises(DataFormatError, match=r"got 'tree-json' of version .{1,80} -- use"):
+        import_dataset(out, tmp_path / "back")
     (out / "README.md").write_text(card)
     row = json.loads(data.read_text())
     data.write_text(json.dumps(row | {"parents": "abc"}))

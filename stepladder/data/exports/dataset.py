@@ -291,15 +291,17 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
     with reading(card, what=what, remedy="check the path, or export it again", raises=DataFormatError):
         facts: Any = metadata_load(card) or {}
         ours = facts.get("stepladder")
-        patterns = [] if ours is None else [str(entry["path"]) for entry in facts["configs"][0]["data_files"]]
+        patterns = [] if ours is None else [entry["path"] for entry in facts["configs"][0]["data_files"]]
     if not isinstance(ours, dict):
         raise DataFormatError(
             f"{directory}: must be a data set that stepladder export wrote: its README.md does not say so -- check the path"
         )
+    if strangers := [each for each in patterns if not isinstance(each, str) or not _lies_inside(each)]:
+        raise DataFormatError(f"{card}: must name files of the data set itself: got {_shown(strangers[0])} -- fetch it again")
     name, version = ours.get("format"), ours.get("version")
     if version != EXPORT_VERSION or not isinstance(name, str) or name not in EXPORT_FORMATS:
         raise DataFormatError(
-            f"{card}: must be a known format of version {EXPORT_VERSION}: got {name!r} of version {version!r} "
+            f"{card}: must be a known format of version {EXPORT_VERSION}: got {_shown(name)} of version {_shown(version)} "
             "-- use the stepladder that wrote it"
         )
     chosen = EXPORT_FORMATS[name]
@@ -313,6 +315,16 @@ def _exported_files(directory: Path) -> tuple[ExportFormat, list[Path]]:
     if not files:
         raise DataFormatError(f"{directory}: must hold the files that its README.md names: found none -- fetch the data set again")
     return chosen, files
+
+
+def _lies_inside(pattern: str) -> bool:
+    """Say whether a pattern names files below a directory; the data set may be a stranger's."""
+    return bool(Path(pattern).parts) and not Path(pattern).is_absolute() and ".." not in Path(pattern).parts
+
+
+def _shown(value: object) -> str:
+    """Return a value of a card for a message. Aliases make a few lines of YAML a nest of lists whose text no memory holds."""
+    return repr(value) if value is None or isinstance(value, str | int) else f"a {type(value).__name__}"
 
 
 def _read_rows(path: Path, chosen: ExportFormat) -> list[Row]:

@@ -175,7 +175,7 @@ def _request(code: str, *, deadline_s: int, trusting: bool) -> bytes:
 def _installed() -> tuple[list[str], list[str]]:
     """Return the paths of installed packages, and all paths that code may read."""
     packages = [path for path in site.getsitepackages() if os.path.isdir(path)]
-    added = [path for path in sys.path if path not in packages and path.startswith(tuple(packages))]
+    added = [path for path in sys.path if path.startswith(tuple(package + os.sep for package in packages))]
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib")]
     return packages + added, _outermost([*_LIBRARIES, *packages, *library])
 

@@ -139,6 +139,9 @@ def test_licence_is_said_or_read(run: RunDir, tmp_path: Path) -> None:
     assert "Licence of the source problems (sums): `cc-by-4.0`." in (tmp_path / "read" / "README.md").read_text()
     export(run, tmp_path / "said", format="sft", licence="mit")
     assert "Licence of the source problems (sums): `mit`." in (tmp_path / "said" / "README.md").read_text()
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# Sums\n")
+    with pytest.raises(DataFormatError, match=r"sums/README\.md: must be a data card, .* -- correct it, or give --license"):
+        export(run, tmp_path / "damaged", format="sft")
 
 
 def test_left_out_candidates_are_said(run: RunDir, tmp_path: Path) -> None:

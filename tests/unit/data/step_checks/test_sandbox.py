@@ -110,6 +110,26 @@ def attacked(tmp_path_factory):
 
 
 @needs_locks
+def test_only_the_folders_of_packages_can_be_read(tmp_path, monkeypatch):
+    """A folder on the path is one of installed packages if it lies in theirs, and not if its name only begins like theirs."""
+    packages, private = tmp_path / "site-packages", tmp_path / "site-packages-private"
+    for folder in (packages / "inner", private):
+        folder.mkdir(parents=True)
+        (folder / "place.py").write_text("print('read')")
+    monkeypatch.setattr(sandbox.site, "getsitepackages", lambda: [str(packages)])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages / "inner"), str(private)])
+    sandbox._installed.cache_clear()
+    try:
+        assert sandbox._installed()[0] == [str(packages), str(packages / "inner")]
+        inner, outer = (
+            run_code(f"print(open({str(folder / 'place.py')!r}).read())", deadline_s=30) for folder in (packages / "inner", private)
+        )
+    finally:
+        sandbox._installed.cache_clear()
+    assert inner.passed and outer.reason == "failed" and "PermissionError" in outer.output
+
+
+@needs_locks
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_fails_and_leaves_nothing_behind(attacked, name):
     """Every attempt ends as stated, tells nothing, and finds the world outside as it was; no connection came in."""
