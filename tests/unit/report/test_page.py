@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 import tomllib
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from stepladder.loops.config.run import Config
+from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.results import LabelCounts, RoundRow, RoundTraining, RowCounts
 from stepladder.report.markup import Markup, html, table
 from stepladder.report.notebook import tree_html
 from stepladder.report.page import document, json_block, render_page, write_report
+from stepladder.report.watch import watch_run
 from stepladder.toml_text import as_toml
 from tests.report_run import HOSTILE, SEARCH, config, full_rows, provenance, row, tree, unmeasured, write_run
 
@@ -172,6 +176,26 @@ def test_json_block_cannot_end_its_element() -> None:
     value = {"a": "</script><!-- <script>", "b": "\u2028 é 問 & \" '"}
     assert "<" not in json_block(value)
     assert json.loads(json_block(value)) == value
+
+
+def test_looking_at_a_run_runs_no_code_that_its_settings_name(tmp_path: Path) -> None:
+    """A stranger's run may name functions of its own files: the page and the live view are made without them."""
+    run = write_run(tmp_path / "run", full_rows())
+    code, ran = tmp_path / "run" / "code.py", tmp_path / "ran"
+    code.write_text(f"open({str(ran)!r}, 'w').close()\ndef f(*args, **options): pass\n")
+    facts = json.loads((run.root / "run.json").read_text())
+    problems = facts["config"]["problems"]
+    del problems["rule"]
+    problems |= dict.fromkeys(("verifier", "train", "test"), f"{code}:f")
+    facts["config"]["format"] |= {"prompt": f"{code}:f", "steps": f"{code}:f"}
+    facts["config"]["search"]["tool"] = f"{code}:f"
+    facts["config"]["policy"]["trust_remote_code"] = True
+    (run.root / "run.json").write_text(json.dumps(facts))
+    opened = load_run(run.root)
+    assert opened.config().problems.verifier == f"{code}:f"
+    assert "Run it again" in render_page(opened)
+    watch_run(run.root, Console(file=io.StringIO()), interval_s=1.0, once=True)
+    assert not ran.exists()
 
 
 def test_text_that_reverses_what_follows_is_shown_as_escapes() -> None:
