@@ -244,7 +244,8 @@ class ToolPolicy:
             self._done.append(StepResult(ticket=job.request.ticket, samples=tuple(map(tuple, job.samples))))
 
     def _with_observation(self, turn: _Turn, observation: Observation) -> Step:
-        text = self._settings.form.replace(OUTPUT, observation.text)
+        # A function may return half a surrogate pair, such as a name of a file has, which no tokenizer can read.
+        text = self._settings.form.replace(OUTPUT, observation.text.encode(errors="replace").decode())
         failed = observation.failed
         try:
             ids = self._codec.encode_text(text, place="observation")

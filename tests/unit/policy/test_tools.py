@@ -120,6 +120,18 @@ def test_a_long_observation_is_cut() -> None:
     assert (step.given_text, step.given_ids) == ("[0", tuple(map(ord, "[0")))
 
 
+def test_an_observation_that_is_no_valid_text_is_mended(tmp_path: Path) -> None:
+    """Halves of surrogate pairs, which no tokenizer reads, become question marks; the path goes on, also with a file."""
+
+    class Odd(Counted):
+        def observe(self, calls: Sequence[ToolCall]) -> list[Observation | None]:
+            return [Observation("x\ud800\udcffé\0") for _ in calls]
+
+    store = ObservationStore(tmp_path / "observations")
+    (steps,) = ask(wrap(scripted("b", "=1"), Odd(), store=store), max_steps=9)
+    assert [(step.text, step.given_text) for step in steps] == [("b\n", "[x??é\0]\n"), ("=1", "")]
+
+
 def test_equal_paths_call_once_and_a_store_goes_on_where_it_ended(tmp_path: Path) -> None:
     """Many samples of one step are one call. A new process finds the observation; a torn line is dropped, another is refused."""
     path, tool = tmp_path / "shard.observations.jsonl", Counted()
