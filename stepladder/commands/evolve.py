@@ -18,9 +18,18 @@ from stepladder.files import remove_temporaries
 from stepladder.loops.assembly.checks import check_adapters, check_model, check_rounds
 from stepladder.loops.assembly.engines import check_engines
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
-from stepladder.loops.assembly.preflight import Need, PromptLengths, measured_prompts, run_needs, solution_tokens, warnings_of
+from stepladder.loops.assembly.preflight import (
+    Need,
+    PromptLengths,
+    measured_prompts,
+    run_needs,
+    solution_tokens,
+    unknown_in_warmup,
+    warnings_of,
+)
 from stepladder.loops.assembly.problem_sets import ProblemSets, read_sets
 from stepladder.loops.assembly.problems import check_verifier, try_verifier
+from stepladder.loops.assembly.unknown_text import UnknownText
 from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
@@ -207,8 +216,10 @@ def load_inputs(config: Config) -> ProblemSets:
     return sets
 
 
-def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengths | Need]:
-    """Check that prompts fit the policy and that vLLM can serve its models, and compare what the missing rounds take with this machine.
+def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengths | UnknownText | Need]:
+    """Check that prompts fit the policy and its tokenizer can write prompts and solved examples, and that vLLM can serve its models.
+
+    What the missing rounds take is compared with this machine.
 
     Args:
         config: The settings, with a choice of chat template.
@@ -216,16 +227,17 @@ def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengt
         root: The run directory; it need not exist.
 
     Raises:
-        ConfigError: If no prompt of a split fits, or the policy has not the modules that get adapters.
+        ConfigError: If no prompt of a split fits, no solved example can be written, or the policy has not the modules that get adapters.
         ConfigError, CheckpointError: If vLLM is to serve a model that it cannot serve here.
     """
     policy = config.policy.model
     finished = len(load_run(root).rows()) if (root / "run.json").exists() else 0
     problems = {name: [each.problem for each in split] for name, split in sets.splits.items()}
     prompts = measured_prompts(config, policy, problems, solution=solution_tokens(config))
+    examples = [] if finished else unknown_in_warmup(config, policy)
     check_adapters(config)
     check_engines(config, [policy, *_start_models(config)])
-    return [*prompts, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
+    return [*prompts, *examples, *run_needs(config, policy, root, num_problems=max(map(len, sets.splits.values())), finished=finished)]
 
 
 def _start_models(config: Config) -> list[str]:

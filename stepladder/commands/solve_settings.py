@@ -14,6 +14,7 @@ from stepladder.loops.assembly.policies import with_chat
 from stepladder.loops.assembly.preflight import Need, PromptLengths, search_need, warnings_of
 from stepladder.loops.assembly.scorers import check_probes
 from stepladder.loops.assembly.search import choose_search
+from stepladder.loops.assembly.unknown_text import UnknownText
 from stepladder.loops.config.load import read_value, with_overrides
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.problems import FormatConfig, ProblemsConfig
@@ -159,7 +160,7 @@ def _run_models(run_path: str | Path, number: int | None) -> tuple[Config, str, 
     return run.config(), policy, prm
 
 
-def show_warnings(checked: Iterable[PromptLengths | Need]) -> None:
+def show_warnings(checked: Iterable[PromptLengths | UnknownText | Need]) -> None:
     """Print the warnings among checks to standard error."""
     for warning in warnings_of(checked):
         echo(warning, err=True)

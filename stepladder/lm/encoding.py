@@ -9,11 +9,12 @@ are text that models write themselves, both here and in decoding.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from stepladder.errors import DataFormatError
@@ -65,6 +66,8 @@ class TextEncoder:
         # The unknown token can appear anywhere in encoded text; it is not a control token there.
         unknown: Any = tokenizer.unk_token_id
         self._watched = set(self._controls.values()) - {unknown}
+        self._unknown, self._drops = _unknown_of(tokenizer)
+        self._shown: set[str] = set()
         self.prefix_ids, self.suffix_ids = _frame(tokenizer)
 
     def find_controls(self, text: str) -> list[Span]:
@@ -140,6 +143,33 @@ class TextEncoder:
             )
         return encoded
 
+    def unknown_in(self, text: str, *, controls: Sequence[Span] = (), place: str = "text") -> list[str]:
+        """Return the different pieces of a text that the tokenizer has no token for, in order; arguments as for ``encode_places``.
+
+        They are read as the unknown token or, by a tokenizer without one, left out. A piece is a character, or as much as the tokenizer
+        takes for one: a word, or several characters. Blanks that a tokenizer leaves out separate words; nobody needs a token for them.
+        """
+        encoded = self.encode_places(text, controls=controls, place=place)
+        found: dict[str, int] = {}
+        if not self._unknown.isdisjoint(encoded.ids):
+            written = {begin for begin, _ in controls}
+            spans = [span for i, span in zip(encoded.ids, encoded.offsets, strict=True) if i in self._unknown]
+            for begin, end in spans:
+                if end > begin and begin not in written:
+                    found.setdefault(text[begin:end], begin)
+            if not any(end for _, end in spans):
+                found = {letter: text.index(letter) for letter in set(text) if not self._unknown.isdisjoint(self._plain(letter).ids)}
+        if self._drops:
+            found |= {letter: text.index(letter) for letter in set(text) - self._shown if self._is_dropped(letter)}
+        return sorted(found, key=found.__getitem__)
+
+    def _is_dropped(self, letter: str) -> bool:
+        """Say whether nothing of a visible character is left; one that is not is remembered."""
+        if unicodedata.category(letter)[0] in "LNPS" and not str(self._tokenizer.decode(self._plain(letter).ids)).strip():
+            return True
+        self._shown.add(letter)
+        return False
+
     def _may_add(self, piece: str) -> bool:
         """Say whether a piece of text can be part of a control token: it holds the start or end of a name, or lies within one."""
         return not self._edges.isdisjoint(piece) or (bool(piece) and any(piece in name for name in self._controls))
@@ -209,6 +239,21 @@ def _copy(token: AddedToken, content: str, *, special: bool) -> AddedToken:
     return AddedToken(
         content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip, normalized=token.normalized, special=special
     )
+
+
+def _unknown_of(tokenizer: PreTrainedTokenizerBase) -> tuple[set[int], bool]:
+    """Return the ids for text without a token, and whether the tokenizer leaves such text out instead.
+
+    The settings of a tokenizer and its model may name different ones, or one of the two none. A byte-level model has a token for every
+    byte and needs none; one that was trained without all bytes leaves out what it lacks.
+    """
+    named: Any = tokenizer.unk_token_id
+    core: Any = getattr(tokenizer, "_tokenizer", None)
+    if not isinstance(core, Tokenizer):
+        return {named} - {None}, False
+    own = getattr(core.model, "unk_token", None)
+    read = None if own is None else core.token_to_id(own)
+    return {named, read} - {None}, own is None and isinstance(core.model, models.BPE)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -291,6 +291,18 @@ class PromptRenderer:
             raise DataFormatError(f"{place}: prompt must have tokens: got none for {text!r}")
         return ids
 
+    def unknown_in_prompt(self, question: str) -> list[str]:
+        """Return the different pieces of the prompt of a question that the tokenizer has no token for; of an empty one, those around it.
+
+        Errors are those of ``prompt_ids``.
+        """
+        text, controls = self._prompts.compose(lambda mask: self._write(mask(question)), place="question")
+        return self._prompts.unknown_in(text, controls=controls, place="question")
+
+    def unknown_in(self, text: str) -> list[str]:
+        """Return the different pieces of a text after the prompt that the tokenizer has no token for; errors as for ``encode_text``."""
+        return self._encoder.unknown_in(text)
+
     def _tokens(self, text: str, controls: list[Span], *, place: str) -> tuple[int, ...]:
         """Return the tokens of a rendered prompt."""
         ids = self._prompts.encode(text, controls=controls, place=place)

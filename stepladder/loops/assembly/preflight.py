@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.digests import file_stats
 from stepladder.errors import ConfigError
 from stepladder.hub import local_directory
@@ -20,6 +21,7 @@ from stepladder.loops.assembly.devices import device_memory, num_workers, uses_g
 from stepladder.loops.assembly.estimates import ModelShape, cache_memory, checkpoint_disk, training_memory, weight_bytes
 from stepladder.loops.assembly.policies import build_renderer
 from stepladder.loops.assembly.search import build_method
+from stepladder.loops.assembly.unknown_text import UnknownText, unknown_in_format, unknown_in_prompts, unknown_in_solutions
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.flops import count_parameters
 from stepladder.loops.runs.machine import free_disk, gib
@@ -186,7 +188,7 @@ def prompt_lengths(
     Raises:
         DataFormatError: If a prompt cannot be written.
     """
-    read = heapq.nlargest(_LONGEST_READ, problems, key=lambda problem: len(problem.question))
+    read = _longest(problems)
     lengths = {problem.id: len(renderer.prompt_ids(problem)) for problem in read}
     longest = max(lengths, key=lengths.__getitem__)
     too_long = sum(length >= context for length in lengths.values())
@@ -194,13 +196,20 @@ def prompt_lengths(
     return PromptLengths(split, policy, context, solution, lengths[longest], longest, too_long, none_fits)
 
 
+def _longest(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems whose prompts are read."""
+    return heapq.nlargest(_LONGEST_READ, problems, key=lambda problem: len(problem.question))
+
+
 def solution_tokens(config: Config) -> int:
     """Return the tokens of the longest solution that a search may sample."""
     return config.search.max_depth * config.search.max_step_tokens
 
 
-def measured_prompts(config: Config, policy: str, splits: Mapping[str, Sequence[Problem]], *, solution: int = 0) -> list[PromptLengths]:
-    """Measure the prompts of every split that has problems.
+def measured_prompts(
+    config: Config, policy: str, splits: Mapping[str, Sequence[Problem]], *, solution: int = 0
+) -> list[PromptLengths | UnknownText]:
+    """Measure the prompts of every split that has problems, and look for text in them, and in the format, that the tokenizer does not know.
 
     Args:
         config: The configuration.
@@ -214,13 +223,32 @@ def measured_prompts(config: Config, policy: str, splits: Mapping[str, Sequence[
     """
     sizes = {"policy": policy, "context": context_of(config, policy), "solution": solution}
     renderer = build_renderer(config, policy)
-    measured = [prompt_lengths(renderer, name, problems, **sizes) for name, problems in splits.items() if problems]
+    there = {name: problems for name, problems in splits.items() if problems}
+    measured = [prompt_lengths(renderer, name, problems, **sizes) for name, problems in there.items()]
     for each in measured:
         each.check()
-    return measured
+    unknown = unknown_in_format(renderer, config.format, policy=policy)
+    around = renderer.unknown_in_prompt("")
+    for name, problems in there.items():
+        unknown += unknown_in_prompts(renderer, name, _longest(problems), policy=policy, apart=around)
+    return [*measured, *unknown]
 
 
-def warnings_of(checked: Iterable[PromptLengths | Need]) -> list[str]:
+def unknown_in_warmup(config: Config, policy: str) -> list[UnknownText]:
+    """Look for text in the solved examples that the tokenizer of a policy does not know; nothing without examples.
+
+    Raises:
+        ConfigError: If the tokenizer cannot write any of the solutions.
+        DataFormatError: If the examples cannot be read.
+    """
+    if config.warmup.solutions is None:
+        return []
+    renderer, source = build_renderer(config, policy), Path(config.warmup.solutions)
+    solutions = load_seed_solutions(source)
+    return unknown_in_solutions(renderer, source, solutions, policy=policy)
+
+
+def warnings_of(checked: Iterable[PromptLengths | UnknownText | Need]) -> list[str]:
     """Return the warnings among checks, in their order."""
     return [each.warning for each in checked if each.warning is not None]
 
