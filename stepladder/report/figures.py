@@ -6,7 +6,7 @@ Nothing here knows HTML or the terminal. A figure that was not measured is None 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepladder.loops.runs.results import RoundRow
+from stepladder.loops.runs.results import FailedTraining, RoundRow
 from stepladder.loops.runs.split_figures import Accuracy, AnswerMethod
 
 Curve = Sequence[tuple[int, float]]
@@ -72,6 +72,18 @@ def credit(row: RoundRow) -> str:
 def decimals(value: float | None, digits: int = 3) -> str:
     """Write a number with a fixed count of decimals."""
     return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def policy_decision(row: RoundRow) -> str:
+    """Say whether the gate accepted a round's policy, and by which held-out figures."""
+    return f"{'accepted' if row.accepted else 'not accepted'} ({row.accepted_reason})"
+
+
+def prm_decision(row: RoundRow) -> str | None:
+    """Say the same of the PRM that a round trained; None if it trained none."""
+    if row.scorer_version != row.round and not isinstance(row.training.prm, FailedTraining):
+        return None
+    return f"PRM {'accepted' if row.prm_accepted else 'not accepted'} ({row.prm_accepted_reason})"
 
 
 def count(value: float | None) -> str:

@@ -11,10 +11,10 @@ from stepladder.loops.runs.live import Live, LiveNode, LiveTree
 from stepladder.loops.runs.progress import clock, rough, stage_figures, stage_table
 from stepladder.loops.runs.results import RoundRow
 from stepladder.loops.runs.seen_run import SeenRun
-from stepladder.report.figures import POLICY, SEARCH, accuracy, decimals, duration, percent
+from stepladder.report.figures import POLICY, SEARCH, accuracy, decimals, duration, percent, policy_decision, prm_decision
 from stepladder.terminal import one_line, plain
 
-_OTHER_LINES = 14
+_OTHER_LINES = 16
 """Lines of the picture that are not rounds, bars or nodes."""
 _LEAST_NODES = 4
 _FEW_ROUNDS = 8
@@ -44,7 +44,7 @@ def view(seen: SeenRun, *, width: int, height: int | None = None) -> RenderableT
     else:
         worked = sum(sum(stages.values()) for stages in seen.times.seconds.values())
         parts.append(Text(f"{duration(worked)} of work", style="dim"))
-    parts += _rounds(seen.rows)
+    parts += _rounds(seen.rows, width)
     if seen.live is not None and seen.live.tree is not None and seen.is_running:
         lines = None if height is None else height - _OTHER_LINES - min(len(seen.rows), _FEW_ROUNDS) - len(seen.live.parts)
         parts += _tree(seen.live.tree, width, lines)
@@ -72,7 +72,7 @@ def _doing(live: Live) -> list[RenderableType]:
     return [Text(_place(live), style="bold"), *said, *bars, Text(_left(live).strip(" ()"), style="dim")]
 
 
-def _rounds(rows: Sequence[RoundRow]) -> list[RenderableType]:
+def _rounds(rows: Sequence[RoundRow], width: int) -> list[RenderableType]:
     if not rows:
         return []
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -90,7 +90,9 @@ def _rounds(rows: Sequence[RoundRow]) -> list[RenderableType]:
             duration(row.seconds),
             accepted,
         )
-    return [Text(""), table]
+    said = [policy_decision(rows[-1]), prm_decision(rows[-1])]
+    lines = [Text(_cut(f"round {rows[-1].round}: {one_line(each)}", width), style="dim") for each in said if each is not None]
+    return [Text(""), table, *lines]
 
 
 def _tree(tree: LiveTree, width: int, lines: int | None) -> list[RenderableType]:

@@ -21,6 +21,8 @@ from stepladder.report.figures import (
     kept_pairs,
     percent,
     percent_with_interval,
+    policy_decision,
+    prm_decision,
 )
 from stepladder.terminal import plain
 
@@ -50,7 +52,10 @@ class RoundTable:
             duration(row.seconds),
         ]
         line = Text(f"round {row.round}: {', '.join(parts)}, ")
-        line.append(*(("accepted", "green") if row.accepted else ("not accepted", "red")))
+        # The gate looks at held-out problems, whose figures the line does not have otherwise.
+        line.append(plain(policy_decision(row)), "green" if row.accepted else "red")
+        if (decision := prm_decision(row)) is not None:
+            line.append(plain(f", {decision}"))
         # Lines of a log are for programs, too; those of a terminal are broken between words.
         self._console.print(line, soft_wrap=not self._console.is_terminal)
         said = () if row.nothing_learned is None else (f"the policy learned nothing: {row.nothing_learned}",)

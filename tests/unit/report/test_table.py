@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from stepladder.loops.runs.results import FailedTraining
 from stepladder.loops.runs.split_figures import CreditFigures
 from stepladder.report.table import RoundTable
 from tests.report_run import full_rows, row
@@ -23,16 +24,31 @@ def test_a_finished_round_is_one_line_that_explains_itself() -> None:
     table.add(full_rows()[1])
     assert out.getvalue() == (
         "round 1: pass@1 45.0 (40.0–50.0) %, search 66.0, majority 48.0, best-of-n 50.0, weighted vote 57.0, PRM AUC 0.771, "
-        "pairs 1,204, tokens 2.10M, 1 min 04 s, accepted\n"
+        "pairs 1,204, tokens 2.10M, 1 min 04 s, accepted (held-out pass@1 45.0 %), PRM accepted (held-out within-problem AUC 0.771)\n"
     )
 
 
 def test_missing_figures_and_rejection_are_shown() -> None:
-    """Without a PRM its figures are en dashes; zero pairs are 0 and not a dash; a rejected round says so."""
+    """Without a PRM its figures are en dashes; zero pairs are 0 and not a dash; a rejected round says so, and by which held-out figures."""
     console, out = plain_console()
     RoundTable(console).add(row(1, policy=0.3, search=0.4, majority=0.35, accepted=False, best_policy=0, pairs=0))
     assert "best-of-n –, weighted vote –, PRM AUC –, pairs 0," in out.getvalue()
-    assert out.getvalue().endswith("not accepted\n")
+    assert out.getvalue().endswith(", not accepted (held-out pass@1 30.0 % is below the best model's 64.0 %)\n")
+
+
+def test_a_line_tells_of_the_prm_that_the_round_trained_and_of_no_other() -> None:
+    """An earlier round's PRM had its decision in that round; a training that failed is one as well."""
+    console, out = plain_console()
+    trained = full_rows()[1]
+    older = replace(trained, scorer_version=0)
+    failed = replace(
+        older, training=replace(older.training, prm=FailedTraining(failed="no rows")), prm_accepted=False, prm_accepted_reason="no rows"
+    )
+    for entry in (older, failed):
+        RoundTable(console).add(entry)
+    first, second = out.getvalue().splitlines()
+    assert first.endswith(", accepted (held-out pass@1 45.0 %)")
+    assert second.endswith(", accepted (held-out pass@1 45.0 %), PRM not accepted (no rows)")
 
 
 def test_render_has_one_aligned_line_per_round() -> None:

@@ -52,6 +52,7 @@ def test_a_finished_run_is_shown_and_left(run: RunDir) -> None:
     seen = look(run, 3)
     text = _shown(seen)
     assert seen.state() == "finished" and f"{run.root}: finished" in text.replace("\n", "")
+    assert "round 3: not accepted (held-out pass@1 " in text and "\nround 3: PRM accepted (held-out within-problem AUC " in text
     assert [row.split()[0] for row in text.splitlines() if re.match(r" +\d ", row)] == ["0", "1", "2", "3"]
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["watch", str(run.root)])
     assert done.exit_code == 0 and "finished" in done.output
