@@ -226,7 +226,9 @@ class Solver:
             raise ConfigError(f"question: must be a text or several: got a {type(question).__name__} -- give the column of the questions")
         questions = list(question) if isinstance(question, Iterable) and not isinstance(question, str) else [question]
         for each in questions:
-            if not isinstance(each, str) or not each.strip():
+            if not isinstance(each, str):
+                raise ConfigError(f"question: must be text: got {each!r} of type {type(each).__name__} -- give a str, or several")
+            if not each.strip():
                 raise ConfigError(f"question: must have text: got {each!r} -- ask something")
         with self._one_call:
             solutions = self._search(questions, changes, progress=progress)

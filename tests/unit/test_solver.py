@@ -101,11 +101,19 @@ def test_a_tree_is_drawn_without_trusting_its_texts(solver):
     assert len(solver.tree) == solver.tree.to_networkx().number_of_nodes()
 
 
-@pytest.mark.parametrize("question", ["", " \n", 3, None])
-def test_an_empty_question_is_refused(solver, question):
-    """A question must have text, alone and among others."""
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("", "must have text: got ''"),
+        (" \n", "must have text: got"),
+        (3, "must be text: got 3 of type int"),
+        (None, "must be text: got None"),
+    ],
+)
+def test_an_empty_question_is_refused(solver, question, said):
+    """A question must have text, and be one, alone and among others."""
     for asked in (question, [question]):
-        with pytest.raises(ConfigError, match="question: must have text"):
+        with pytest.raises(ConfigError, match=f"^question: {said}"):
             solver(asked)
 
 

@@ -26,11 +26,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from stepladder import __version__
 from stepladder.errors import CheckpointError, ConfigError
@@ -47,6 +47,10 @@ from stepladder.loops.runs.run_places import LOCK_FILE, find_run
 from stepladder.loops.runs.stage_times import EVENTS_FILE
 from stepladder.loops.runs.store_copy import complete_models
 from stepladder.loops.runs.trained_models import check_trained, was_trained
+from stepladder.types import TreeRecord
+
+Split = Literal["train", "held_out", "test"]
+"""The problems of a run."""
 
 RUN_SCHEMA_VERSION = 1
 _RUN_DIR = "{run_dir}"
@@ -153,6 +157,39 @@ class RunDir:
             expected = None if row.search is None else row.search.trees
         if expected is not None and (found := sum(map(count_rows, shards))) != expected:
             raise CheckpointError(f"{folder}: must hold the {expected} rows that round {row.round} wrote: got {found} -- {remedy}")
+
+    def trees(self, *, round: int, split: Split = "train") -> Iterator[TreeRecord]:
+        """Iterate over the stored trees of a round, shard by shard, so that one shard is in memory at a time.
+
+        Example: ``for tree in load_run("runs/embedded").trees(round=1): print(tree.question, max(tree.visits))``.
+
+        Args:
+            round: The round, from 1 on for training problems. Of one that is not finished, the trees of finished shards.
+            split: ``train`` is the search that the round learns from, ``held_out`` and ``test`` are the searches of its evaluation.
+
+        Raises:
+            CheckpointError: Before the first tree, if the round has no trees of these problems; the message names the rounds that have.
+                Also if trees that a finished round searched are gone.
+            ConfigError: If there is no such split.
+            DataFormatError: If a shard is damaged; trees of earlier shards may have been given then.
+        """
+        if split not in get_args(Split):
+            raise ConfigError(f"split: must be one of {', '.join(get_args(Split))}: got {split!r} -- choose one of these")
+        paths = self.kept_shards("trees", [round]) if split == "train" else self._tree_shards(round, split)
+        if not paths:
+            numbers = [int(path.name) for path in sorted((self.root / "rounds").glob("[0-9]*"))]
+            there = [str(number) for number in numbers if self._tree_shards(number, split)]
+            having = f"rounds with them are {', '.join(there)} -- choose one" if there else "no round has any -- look at another split"
+            raise CheckpointError(f"{self.root}: round {round!r} must have trees of {split} problems: it has none; {having}")
+        # pyarrow is loaded by whoever reads trees.
+        from stepladder.data.store import read_trees
+
+        return (tree for path in paths for tree in read_trees(path))
+
+    def _tree_shards(self, number: int, split: Split) -> list[Path]:
+        if split == "train":
+            return self.shards("trees", rounds=[number])
+        return _matching(self.evaluation(number, split) / "search", "shard-*.parquet")
 
     def imported_folder(self, name: str) -> Path:
         """Return the directory of an imported data set, with one folder per kind."""
@@ -330,7 +367,7 @@ def check_run(root: Path, config: Config) -> None:
 def load_run(root: Path | str) -> RunDir:
     """Open an existing run for reading.
 
-    Example: ``load_run("runs/embedded").metrics.to_pandas()``.
+    Example: ``load_run("runs/embedded").metrics.to_pandas()`` for the figures of its rounds, ``.trees(round=1)`` for its trees.
 
     Args:
         root: Its directory, or its URL in an object store; that of the copy on this machine is then opened.
