@@ -1,6 +1,7 @@
 """Refine the failed solutions of a round's trees, shard by shard: pairs for the policy, and rows for the judge that refines."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
