@@ -27,7 +27,9 @@ from stepladder.serve.search_service import SearchService
 
 KEY_VARIABLE = "STEPLADDER_API_KEY"
 _HEADERS_S = 20.0
-"""Seconds within which the first request of a connection must have sent its headers."""
+"""Seconds within which a request must have sent its headers: from the connection on, or from the longest pause after a reply on."""
+_PAUSE_S = 30.0
+"""Longest pause between a reply and the next request of a connection."""
 _MAX_CONNECTIONS = 4096
 
 
@@ -175,25 +177,32 @@ def http_settings(settings: ServeSettings, service: SearchService) -> uvicorn.Co
         access_log=False,
         server_header=False,
         limit_concurrency=_MAX_CONNECTIONS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=int(_PAUSE_S),
         timeout_graceful_shutdown=int(settings.grace_s) + 10,
         h11_max_incomplete_event_size=64 * 1024,
     )
 
 
 class _PromptHeaders(H11Protocol):
-    """HTTP/1.1 with a deadline for the headers of a connection's first request."""
+    """HTTP/1.1 with a deadline for the headers of every request."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._headers_timer = self.loop.call_later(_HEADERS_S, self._drop_silent)
+        self._headers_timer = self.loop.call_later(_HEADERS_S, self._drop_silent, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_timer.cancel()
         super().connection_lost(exc)
 
-    def _drop_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        self._headers_timer.cancel()
+        # The next request may be here already, and then begins at once.
+        self._headers_timer = self.loop.call_later(_PAUSE_S + _HEADERS_S, self._drop_silent, self.cycle)
+        super().on_response_complete()
+
+    def _drop_silent(self, last: Any) -> None:
+        """Close the connection if no request came after the last one."""
+        if self.cycle is last and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from stepladder.serve import server
 from stepladder.serve.guards import Guard, SlowReader
 from stepladder.serve.metrics import Metrics
 from stepladder.serve.requests import ChatRequest, CompletionRequest
@@ -253,6 +254,23 @@ def test_a_body_that_comes_too_slowly_is_refused(served):
 def test_headers_that_never_end_are_refused(served):
     """Headers have a bound."""
     assert raw(served, b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000)[:12] in (b"", b"HTTP/1.1 400")
+
+
+def test_a_connection_whose_next_request_never_begins_is_dropped(monkeypatch):
+    """A byte of the next headers now and then does not hold a connection, neither at first nor after a reply."""
+    monkeypatch.setattr(server, "_HEADERS_S", 0.5)
+    monkeypatch.setattr(server, "_PAUSE_S", 2.0)
+    with serving() as served:
+        for first in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+                connection.sendall(first)
+                received = b""
+                while first and not received.endswith(b"}"):
+                    received += connection.recv(65536)
+                assert received[:15] == (b"HTTP/1.1 200 OK" if first else b"")
+                connection.sendall(b"G")
+                connection.settimeout(10)
+                assert connection.recv(1) == b""
 
 
 def test_random_bytes_do_not_end_the_server(served, web):
