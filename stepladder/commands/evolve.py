@@ -15,7 +15,7 @@ from stepladder.data.datasets.problems import load_seed_solutions
 from stepladder.data.store import GRADED, PAIRS, TRACES, TREES, VALUES, ShardKind, read_columns, read_records
 from stepladder.errors import CheckpointError, ConfigError, DataFormatError
 from stepladder.files import remove_temporaries
-from stepladder.loops.assembly.checks import check_adapters, check_model, check_rounds
+from stepladder.loops.assembly.checks import check_adapters, check_model, check_policy_name, check_rounds
 from stepladder.loops.assembly.engines import check_engines
 from stepladder.loops.assembly.policies import build_renderer, imported_row_check, step_format, with_chat, with_date
 from stepladder.loops.assembly.preflight import (
@@ -199,6 +199,7 @@ def check_settings(config: Config) -> None:
     """
     check_verifier(config.problems, config.format)
     check_rounds(config)
+    check_policy_name(config.policy)
     step_format(config)
 
 

@@ -1,5 +1,8 @@
 """The hub where it cannot be reached: one quick question, one sentence, and the cache still serves."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +62,20 @@ def test_the_command_line_says_it_once() -> None:
 
 
 @pytest.mark.usefixtures("unreachable")
+def test_a_policy_that_is_not_there_is_refused_before_model_libraries_load() -> None:
+    """A misspelt name is answered in the time that the settings take: torch and transformers would take many times as long."""
+    code = (
+        "import sys\nfrom stepladder.commands.evolve import check_settings\nfrom stepladder.loops.config.load import load_config\n"
+        "config = load_config(None, ['problems.train=x.jsonl', 'problems.test=y.jsonl', 'policy.model=my-modle'])\n"
+        "try:\n    check_settings(config)\nexcept Exception as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    said, loaded = done.stdout.splitlines()
+    assert said.startswith("my-modle: must be a directory or a hub id") and loaded == "[]"
+
+
 def test_a_data_set_to_import_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """As for models."""
     from stepladder.commands.export import import_rows

@@ -356,6 +356,16 @@ def _check_prm_replay(config: Config) -> None:
         )
 
 
+def check_policy_name(config: PolicyConfig) -> None:
+    """Check that a policy's hub id is available, before libraries of models load for seconds; a path need not exist yet.
+
+    Raises:
+        CheckpointError: If the hub is needed and cannot be reached.
+    """
+    if not _is_path(config.model):
+        check_model_source(config.model)
+
+
 def check_model(config: PolicyConfig) -> None:
     """Check that a policy path is a model directory with a tokenizer, or that its hub id is available.
 
@@ -429,11 +439,16 @@ def _check_family(setting: str, directory: Path, *, trust_remote_code: bool) -> 
 def _is_directory(setting: str, source: str) -> bool:
     """Say whether a model is a directory, and not a hub id. Missing paths and unavailable hub ids are refused."""
     path = Path(source)
-    if not path.is_dir() and (path.exists() or path.is_absolute() or source.startswith((".", "~"))):
+    if not path.is_dir() and _is_path(source):
         found = "is a file" if path.exists() else "does not exist"
         raise ConfigError(f"{setting}: must be a model directory or a hub id: {source!r} {found} -- correct the path")
     check_model_source(source)
     return path.is_dir()
+
+
+def _is_path(source: str) -> bool:
+    """Say whether a source is certainly a path, and no hub id."""
+    return Path(source).exists() or Path(source).is_absolute() or source.startswith((".", "~"))
 
 
 def check_backends(config: Config, *, trains: bool) -> None:

@@ -62,6 +62,7 @@ def test_no_command_joins_another_at_the_same_output(place, command):
 
 def test_a_rejected_setting_leaves_no_trace(place):
     """The right command works afterwards, and --dry-run refuses the same settings."""
+    save_tiny_policy(place / "model", hidden=32, layers=1)
     text = '[problems]\ntrain = "in.jsonl"\ntest = "in.jsonl"\n[policy]\nmodel = "model"\n'
     (place / "c.toml").write_text(text)
     for more in ([], ["--dry-run"]):
