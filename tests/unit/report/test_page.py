@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.console import Console
 from stepladder.loops.config.run import Config
 from stepladder.loops.runs.directory import load_run
 from stepladder.loops.runs.results import LabelCounts, RoundRow, RoundTraining, RowCounts
+from stepladder.report import sections
 from stepladder.report.markup import Markup, html, table
 from stepladder.report.notebook import tree_html
 from stepladder.report.page import document, json_block, render_page, write_report
@@ -309,3 +310,12 @@ def test_plain_strings_are_escaped_and_markup_is_not() -> None:
     assert "&lt;i&gt;" in cells
     assert "&lt;u&gt;" in cells
     assert "<b>1</b>" in cells
+
+
+def test_every_kind_of_rows_that_labelling_counts_has_a_line() -> None:
+    """Weighted steps and mended solutions, too: a run with either had no report."""
+    kinds = [each.name for each in fields(LabelCounts)]
+    counts = LabelCounts(**{kind: RowCounts(kept=1001 + number) for number, kind in enumerate(kinds)})
+    page = str(sections.data([replace(row(1, policy=0.5, search=0.5, majority=0.5), labels=counts)]))
+    assert all(f"{1001 + number:,}" in page for number, _ in enumerate(kinds))
+    assert "weighted steps" in page and "mended solutions" in page
