@@ -325,7 +325,7 @@ def open_run(root: Path, config: Config) -> RunDir:
         run.write_metrics()
         return run
     (root / "rounds").mkdir(parents=True, exist_ok=True)
-    write_run_json(root, config, place=root, inputs=input_digests(config))
+    write_run_json(root, config, place=root, inputs=input_digests(config, root))
     return run
 
 

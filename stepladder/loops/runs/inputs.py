@@ -24,6 +24,11 @@ def input_paths(config: Config) -> dict[str, Path]:
     return {name: Path(value) for name, value in named.items() if name not in _FREE and Path(value).exists()} | _sources(config)
 
 
+def imported_paths(place: Path) -> dict[str, Path]:
+    """Return the folders of a run's imported rows, by their paths in its directory; once round 1 has begun also of rows made of them."""
+    return {folder.relative_to(place).as_posix(): folder for folder in sorted(place.glob("imported/*/*")) if folder.is_dir()}
+
+
 def _sources(config: Config) -> dict[str, Path]:
     """Return the files of the functions that settings name; without those that have none, such as builtins."""
     named = {f"{section}.{key}": getattr(getattr(config, section), key) for section, key in PLUG_KEYS}
@@ -35,13 +40,18 @@ def _sources(config: Config) -> dict[str, Path]:
     return {setting: file for setting, file in files.items() if file is not None}
 
 
-def input_digests(config: Config) -> dict[str, str]:
-    """Return the digest of every input that lies on this machine, by the name of its setting.
+def input_digests(config: Config, place: Path | None = None) -> dict[str, str]:
+    """Return the digest of every input that lies on this machine, by the name of its setting, and of imported rows, by their folder.
+
+    Args:
+        config: The configuration of the run.
+        place: The run directory before the run begins; None for a run without imported rows.
 
     Raises:
         CheckpointError: If one cannot be read.
     """
-    return {name: _digest(path, name) for name, path in input_paths(config).items()}
+    paths = input_paths(config) | ({} if place is None else imported_paths(place))
+    return {name: _digest(path, name) for name, path in paths.items()}
 
 
 def _digest(path: Path, name: str) -> str:
@@ -55,12 +65,12 @@ def check_inputs(config: Config, expected: dict[str, str], *, place: Path) -> No
     Args:
         config: The configuration of the run.
         expected: The result of ``input_digests`` at that time.
-        place: The run directory, for the message.
+        place: The run directory.
 
     Raises:
         CheckpointError: If one has changed or is gone.
     """
-    paths = input_paths(config)
+    paths = input_paths(config) | imported_paths(place)
     for name, digest in expected.items():
         if name not in paths or _digest(paths[name], name) != digest:
             found = f"{paths[name]} has changed" if name in paths else "it is gone"
@@ -84,4 +94,5 @@ class InputGuard:
 
     def _all_stats(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
         with reading(self._place, what="a run with readable inputs", remedy="restore it"):
-            return {name: file_stats(path) for name, path in input_paths(self._config).items()}
+            paths = input_paths(self._config) | imported_paths(self._place)
+            return {name: file_stats(path) for name, path in paths.items()}

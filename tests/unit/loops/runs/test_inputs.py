@@ -1,12 +1,13 @@
 """A run notices that what it reads has changed."""
 
 import os
+import shutil
 
 import pytest
 
 from stepladder.errors import CheckpointError
 from stepladder.loops.config.load import load_config
-from stepladder.loops.runs.directory import check_run, open_run
+from stepladder.loops.runs.directory import RunDir, check_run, open_run
 from stepladder.loops.runs.inputs import InputGuard, input_digests
 
 
@@ -42,6 +43,32 @@ def test_a_run_refuses_to_go_on_with_other_problems_or_weights(config, tmp_path)
     (tmp_path / "test.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"problems.test .*: it is gone"):
         check_run(run, config)
+
+
+@pytest.mark.parametrize("change", ["shard gone", "folder gone", "data set gone", "other rows", "shard more"])
+def test_imported_rows_stay_what_they_were(config, tmp_path, change):
+    """A run that lost some would learn from the others; rows that a run makes of imported trees are none of them."""
+    run = tmp_path / "run"
+    pairs = run / "imported" / "mine" / "pairs"
+    pairs.mkdir(parents=True)
+    for number in range(2):
+        (pairs / f"shard-000{number}.parquet").write_bytes(bytes([number]))
+    open_run(run, config)
+    guard = InputGuard(config, RunDir(root=run).inputs(), place=run)
+    (pairs.parent / "traces").mkdir()
+    (pairs.parent / "traces" / "shard-0000.parquet").write_bytes(b"2")
+    guard.check()
+    check_run(run, config)
+    if change == "shard gone":
+        (pairs / "shard-0001.parquet").unlink()
+    elif change.endswith("gone"):
+        shutil.rmtree(pairs if change == "folder gone" else pairs.parent)
+    else:
+        (pairs / ("shard-0001.parquet" if change == "other rows" else "shard-0002.parquet")).write_bytes(b"3")
+    said = r"imported/mine/pairs must stay what it was when the run began: .* -- restore it, or start another run"
+    for check in (guard.check, lambda: check_run(run, config)):
+        with pytest.raises(CheckpointError, match=said):
+            check()
 
 
 def test_a_guard_reads_again_only_what_was_written(config, tmp_path, monkeypatch):
