@@ -208,7 +208,9 @@ class RunDir:
         """
         if self.root.is_file():
             raise CheckpointError(f"{self.root}: must be a directory or not exist: it is a file -- choose another --run-dir")
-        if self.root.exists() and any(path.name not in ("start", "imported", LOCK_FILE) for path in self.root.iterdir()):
+        # A process that is killed while it begins a run leaves a part of its description.
+        names = [path.name for path in _matching(self.root, "*") if not path.match(".run.json.*.tmp")]
+        if any(name not in ("start", "imported", LOCK_FILE) for name in names):
             raise CheckpointError(f"{self.root}: must be empty or a stepladder run: it holds other files -- choose another --run-dir")
 
     def check_empty(self) -> None:
@@ -324,8 +326,10 @@ def open_run(root: Path, config: Config) -> RunDir:
     if (root / "run.json").exists():
         run.write_metrics()
         return run
-    (root / "rounds").mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     write_run_json(root, config, place=root, inputs=input_digests(config, root))
+    # A process that is killed between the two leaves a run, where a folder alone would be something else.
+    (root / "rounds").mkdir(exist_ok=True)
     return run
 
 

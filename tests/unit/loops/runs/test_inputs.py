@@ -45,6 +45,19 @@ def test_a_run_refuses_to_go_on_with_other_problems_or_weights(config, tmp_path)
         check_run(run, config)
 
 
+def test_a_run_that_is_killed_while_it_begins_can_be_started_again(config, tmp_path, monkeypatch):
+    """Whatever it wrote first, it left no directory that is taken for something else."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("stepladder.loops.runs.directory.write_run_json", _killed)
+        open_run(tmp_path / "run", config)
+    (tmp_path / "run" / ".run.json.machine.7.tmp").write_text("{")
+    assert open_run(tmp_path / "run", config).rows() == []
+
+
+def _killed(*_, **__):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("change", ["shard gone", "folder gone", "data set gone", "other rows", "shard more"])
 def test_imported_rows_stay_what_they_were(config, tmp_path, change):
     """A run that lost some would learn from the others; rows that a run makes of imported trees are none of them."""
