@@ -51,8 +51,9 @@ def _huge_number(data: bytes, rng: random.Random) -> bytes:
 def _last_row_lost(data: bytes, rng: random.Random) -> bytes:
     """Remove the last item of a list of rows."""
     content = json.loads(data)
-    if isinstance(content, dict) and isinstance(content.get("rows"), list):
-        content["rows"].pop()
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        return data
+    content["rows"].pop()
     return json.dumps(content).encode()
 
 
@@ -72,7 +73,7 @@ DAMAGE = {
 }
 
 _OF_JSON = ("a huge number", "a lost row")
-"""Damage that leaves well-formed JSON, for files of JSON alone."""
+"""Damage that leaves well-formed JSON, for files of JSON alone, and not for all of them."""
 
 RUN_FILES = {
     "run.json": ("report", "solve", "export preference", "finish", "eval"),
@@ -264,6 +265,12 @@ def damaged(path: Path, how: str, seed: str) -> Iterator[None]:
         path.write_bytes(data)
 
 
+def _changes(path: Path, how: str, seed: str) -> bool:
+    """Say whether a file has what the damage changes."""
+    data = path.read_bytes()
+    return DAMAGE[how](data, random.Random(seed)) != data
+
+
 def run_command(command: str, place: Path) -> tuple[int, str]:
     """Run a command in this process; return its exit code and output, or -1 and the traceback of what it let through."""
     last = place / "run/rounds/001/round.json"
@@ -310,9 +317,11 @@ def faults(place: Path, path: str) -> Iterator[str]:
             if how == "missing" and command == "finish":
                 # That is no damage: evolve makes what is missing again.
                 continue
-            if how in _OF_JSON and not path.endswith(".json"):
+            seed = f"{path} {how}"
+            if how in _OF_JSON and not (path.endswith(".json") and _changes(place / path, how, seed)):
+                # Whole files would be used: a run would begin.
                 continue
-            with damaged(place / path, how, f"{path} {how}"):
+            with damaged(place / path, how, seed):
                 code, output = run_command(command, place)
             wrong = complaints(code, output, place / path, place)
             changed = _put_back(place, before)
