@@ -58,6 +58,21 @@ def read_json_object(path: Path, *, what: str, remedy: str, raises: type[Steplad
     return found
 
 
+def too_large(plain: object, name: str = "") -> str | None:
+    """Return the name of the first integer in plain containers that is outside 64 bits; None without one.
+
+    Nothing that stepladder writes or computes with is so large, and libraries fail on it with errors that name no file: Python can turn
+    a long integer neither into a float nor always into text.
+    """
+    if isinstance(plain, dict):
+        inside = plain.items()
+    elif isinstance(plain, list):
+        inside = enumerate(plain)
+    else:
+        return (name or "the whole") if isinstance(plain, int) and abs(plain) >= 1 << 63 else None
+    return next((found for key, value in inside if (found := too_large(value, f"{name}.{key}" if name else str(key))) is not None), None)
+
+
 def file_fault(error: BaseException, path: str | Path | None = None) -> str | None:
     """Return a clause that says what is wrong with a file, or None for errors that no file causes.
 

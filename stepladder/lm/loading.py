@@ -28,7 +28,7 @@ from transformers.modeling_layers import GenericForTokenClassification
 from transformers.utils import logging as hf_logging
 
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.files import file_fault, read_json, read_json_object, reading
+from stepladder.files import file_fault, read_json, read_json_object, reading, too_large
 from stepladder.hub import absent, cached_where_unreachable, why_unreachable
 from stepladder.lm.families import soft_cap_of
 from stepladder.lm.threads import fit_threads
@@ -346,7 +346,10 @@ def _check_files(directory: Path, what: str) -> None:
             with reading(path, what="weights in safetensors form", remedy=remedy), safe_open(path, framework="pt"):
                 pass
         elif path.suffix == ".json" and path.stat().st_size <= _SMALL_BYTES:
-            read_json(path, what=f"a JSON file of a {what}", remedy=remedy)
+            content = read_json(path, what=f"a JSON file of a {what}", remedy=remedy)
+            # A tokenizer without a length has a larger number than any.
+            if path.name in ("config.json", _GENERATION_FILE) and (large := too_large(content)) is not None:
+                raise CheckpointError(f"{path}: must be a JSON file of a {what}: {large!r} must be below 2**63 -- {remedy}")
 
 
 def _looks_like_path(source: str | Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stepladder.errors import ConfigError
+from stepladder.files import too_large
 from stepladder.loops.config.explain import explain
 from stepladder.loops.config.run import Config
 
@@ -20,6 +21,8 @@ def validated(plain: dict[str, Any], *, where: str) -> Config:
     Raises:
         ConfigError: If a setting is unknown, missing or impossible.
     """
+    if (large := too_large(plain)) is not None:
+        raise ConfigError(f"{where}: setting {large!r}: must be below 2**63: got a larger number -- lower it")
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:

@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stepladder.errors import CheckpointError
+from stepladder.files import too_large
 
 RecordT = TypeVar("RecordT")
 
 CLOSED = ConfigDict(extra="forbid")
 """For ``pydantic.with_config``: a record that has no other keys than its fields."""
-_TOO_LARGE = 1 << 63
 
 
 def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, remedy: str) -> RecordT:
@@ -27,7 +27,7 @@ def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, r
     Raises:
         CheckpointError: If a key is missing or foreign, a value has another type, or a number is larger than any that stepladder writes.
     """
-    if (large := _too_large(plain, "")) is not None:
+    if (large := too_large(plain)) is not None:
         raise CheckpointError(f"{place}: must be {what}: {large!r} must be below 2**63 -- {remedy}")
     try:
         return _adapter(kind).validate_python(plain)
@@ -37,17 +37,6 @@ def record_of(kind: type[RecordT], plain: object, *, place: object, what: str, r
         problem = {"missing": "is missing", "unexpected_keyword_argument": "is not known here"}.get(first["type"])
         found = problem or f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {str(first['input'])[:60]!r}"
         raise CheckpointError(f"{place}: must be {what}: {where!r} {found} -- {remedy}") from None
-
-
-def _too_large(plain: object, name: str) -> str | None:
-    """Return the name of the first integer that Python can neither turn into a float nor always print; None without one."""
-    if isinstance(plain, dict):
-        inside = plain.items()
-    elif isinstance(plain, list):
-        inside = enumerate(plain)
-    else:
-        return name or "the whole" if isinstance(plain, int) and abs(plain) >= _TOO_LARGE else None
-    return next((found for key, value in inside if (found := _too_large(value, f"{name}.{key}" if name else str(key))) is not None), None)
 
 
 @cache

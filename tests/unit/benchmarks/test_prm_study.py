@@ -24,6 +24,7 @@ def test_step_pairs_have_the_margin_that_a_round_gives_them(
     """Without a margin in the run's settings the rule has its own, as in a round."""
     config = Config.model_validate({"policy": {"model": "m"}, "problems": {"train": "a", "test": "b"}, "prm": settings})
     run = RunDir(root=tmp_path / "run")
+    run.policy(1).mkdir(parents=True)
     record = tree((-1, 0.5, None), (0, 0.75, None), (0, 0.25, None), (1, 1.0, 1.0), (1, 0.5, 0.0), (2, 0.5, 1.0), (2, 0.0, 0.0))
     write_trees(run.shard(1, "rollouts", 0), [record])
     given: list[object] = []

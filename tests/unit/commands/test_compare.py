@@ -299,6 +299,7 @@ def test_a_run_gives_models_and_problems(tmp_path):
     )
     for number in range(4):
         save_tiny_policy(run.policy(number))
+    run.prm(3).mkdir()
     asked: dict[str, Any] = {"problems": None, "split": "test", "limit": None, "number": None, "policy": None, "prm": ()}
     asked |= {"methods": [], "tokens": "64,8", "num_seeds": 2, "overrides": [], "run": run.root, "out": tmp_path / "out"}
     best = resolve_comparison(**asked)

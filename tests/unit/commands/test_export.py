@@ -378,6 +378,7 @@ def test_rows_of_another_renderer_are_refused_at_once(run: RunDir, tmp_path: Pat
 
     export(run, tmp_path / "out", format=format)
     import_rows(str(tmp_path / "out"), tmp_path / "new")
+    monkeypatch.setattr("stepladder.loops.assembly.checks.check_model_source", lambda source: None)
     monkeypatch.setattr(run_module, "check_model", lambda policy: None)
     monkeypatch.setattr(run_module, "with_chat", lambda config, model, earlier: (config, None))
     monkeypatch.setattr(run_module, "build_renderer", lambda config, model: Renderer())

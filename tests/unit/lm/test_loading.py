@@ -8,7 +8,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stepladder.errors import CheckpointError, ConfigError
-from stepladder.lm.loading import load_causal_lm, load_token_classifier, load_tokenizer, resolve_device, resolve_dtype
+from stepladder.lm.loading import (
+    load_causal_lm,
+    load_model_settings,
+    load_token_classifier,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
 from stepladder.policy.prompts import StepFormat
 from tests.models import save_tiny_policy
 
@@ -114,3 +121,20 @@ def test_devices_and_types_are_checked():
         resolve_device(f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(ConfigError, match="dtype"):
         resolve_dtype("int8", torch.device("cpu"))
+
+
+def test_numbers_that_nothing_computes_with_are_refused(tmp_path):
+    """Libraries would fail on them with an overflow that names no file. A tokenizer's endless length is larger, and stays."""
+    model = save_tiny_policy(tmp_path / "model")
+    path = model / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "num_hidden_layers": 10**400}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: must be .*: 'num_hidden_layers' must be below 2\*\*63 -- save the model again"
+    ):
+        load_model_settings(model)
+    path.write_text(json.dumps(settings))
+    endless = model / "tokenizer_config.json"
+    endless.write_text(json.dumps({**json.loads(endless.read_text()), "model_max_length": 10**30}))
+    load_model_settings(model)
+    load_tokenizer(model)

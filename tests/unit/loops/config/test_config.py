@@ -45,6 +45,7 @@ def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path: Path) -> 
         ("run.seed=false", "setting 'run.seed': must be a number: got false"),
         ("warmup.train={epochs=true}", "setting 'warmup.train.epochs': must be a number: got true"),
         ("rounds=[{round=1, search={simulations=true}}]", "setting 'search.simulations': must be a number: got true"),
+        (f"search.simulations={2**63}", "setting 'search.simulations': must be below 2**63: got a larger number -- lower it"),
         ("labels.data=some", "'labels.data.type': must be one of accumulate, replace, window, on-policy: got 'some'"),
         ("format.prompt_template=hello", "must contain '{question}'"),
         ("format.step_end=''", "step_end must not be empty"),

@@ -164,5 +164,6 @@ def test_evolve_says_so_before_it_begins(tmp_path: Path) -> None:
     config = write_tiny_config(tmp_path, num_train=6)
     done = CliRunner().invoke(app, ["evolve", str(config), "--run-dir", str(tmp_path / "run"), "--dry-run", "--set", "prm.enabled=false"])
     assert done.exit_code == 0
-    (line,) = done.stderr.splitlines()
+    # The tiny tokenizer has no "_" for the held-out questions, of which another line tells.
+    (line,) = (line for line in done.stderr.splitlines() if "has no token" not in line)
     assert line.startswith("note: prm.rollouts, prm.train.") and line.endswith("have no effect on the run: prm.enabled is false")

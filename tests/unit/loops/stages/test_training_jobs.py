@@ -316,6 +316,7 @@ def test_agreement_is_that_of_two_models(world: World, tmp_path: Path) -> None:
 def test_the_earlier_model_is_the_last_other_best_one(world: World, tmp_path: Path) -> None:
     """Best PRMs of rounds 0 to 3 are none, 1, 1 and 3: round 4 searched with 3 and asks 1; rounds 2 and 3 have nobody to ask."""
     run = RunDir(root=tmp_path)
+    run.prm(1).mkdir(parents=True)
     for number, best in enumerate((None, 1, 1, 3)):
         run.finish_round(replace(row(number, policy=0.5, search=0.5, majority=0.5), best_prm=best))
     config = world.configured({"preference.loss.label_smoothing": "agreement"})
