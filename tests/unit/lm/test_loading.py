@@ -129,9 +129,7 @@ def test_numbers_that_nothing_computes_with_are_refused(tmp_path):
     path = model / "config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "num_hidden_layers": 10**400}))
-    with pytest.raises(
-        CheckpointError, match=r"config\.json: must be .*: 'num_hidden_layers' must be below 2\*\*63 -- save"
-    ):
+    with pytest.raises(CheckpointError, match=r"config\.json: must be .*: 'num_hidden_layers' must be below 2\*\*63 -- save"):
         load_model_settings(model)
     path.write_text(json.dumps(settings))
     endless = model / "tokenizer_config.json"
