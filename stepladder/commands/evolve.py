@@ -33,7 +33,7 @@ from stepladder.loops.assembly.unknown_text import UnknownText
 from stepladder.loops.assembly.workers import open_workers
 from stepladder.loops.config.load import load_config, with_overrides
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.schedule import distinct_rounds, round_config
+from stepladder.loops.config.schedule import all_settings
 from stepladder.loops.runs.directory import RunDir, check_run, load_run, open_run
 from stepladder.loops.runs.inputs import InputGuard
 from stepladder.loops.runs.live import remove_live
@@ -243,8 +243,7 @@ def preflight(config: Config, sets: ProblemSets, root: Path) -> list[PromptLengt
 
 def _start_models(config: Config) -> list[str]:
     """Return the policies, other than the run's own, that rounds start from."""
-    settings = [config, *(round_config(config, number) for number in distinct_rounds(config))]
-    return sorted({each.start_model for each in settings if each.start_model is not None})
+    return sorted({each.start_model for each in all_settings(config) if each.start_model is not None})
 
 
 def _check_start_models(config: Config) -> None:

@@ -20,7 +20,7 @@ from stepladder.loops.config.run import Config
 from stepladder.mcts.search_method import SearchMethod
 from stepladder.serve.errors import ApiError
 from stepladder.serve.exchange import ClientGone, Exchange
-from stepladder.serve.guards import HAS_KEY
+from stepladder.serve.guards import HAS_KEY, SERVED_PATHS
 from stepladder.serve.model_names import all_model_names, read_model_name
 from stepladder.serve.replies import (
     FINGERPRINT,
@@ -41,8 +41,6 @@ from stepladder.types import Budget, derive_seed
 
 KEEP_ALIVE_S = 15.0
 """Seconds without an event after which a stream sends a comment, so that proxies keep it open."""
-
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 _MAX_SEARCHES = 256
 """Searches whose method and caps are remembered."""
@@ -454,7 +452,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     asked = f"{request.method} {request.url.path}"[:200]
     told = {
-        404: f"{asked}: no such path -- {', '.join(_PATHS)} are served; a client's base_url ends with /v1",
+        404: f"{asked}: no such path -- {', '.join(SERVED_PATHS)} are served; a client's base_url ends with /v1",
         405: f"{asked}: this path takes {(error.headers or {}).get('Allow', 'another method')}",
     }.get(error.status_code, str(error.detail))
     return await _api_error(request, ApiError(error.status_code, told, code=code, headers=error.headers))

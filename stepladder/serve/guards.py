@@ -16,7 +16,9 @@ OPEN_PATHS = ("/health",)
 """Paths that need no key."""
 HAS_KEY = "stepladder_has_key"
 """Entry of a request's scope: whether it has a key, or needs none."""
-_KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
+SERVED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+"""Paths that answer clients."""
+_KNOWN_PATHS = (*SERVED_PATHS, "/openapi.json")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 """A Host header: a name or an address, and perhaps a port."""
 

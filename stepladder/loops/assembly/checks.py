@@ -16,7 +16,7 @@ from stepladder.loops.assembly.search import build_method, search_budget
 from stepladder.loops.assembly.tools import check_tool
 from stepladder.loops.config.models import PolicyConfig
 from stepladder.loops.config.run import Config
-from stepladder.loops.config.schedule import distinct_rounds, round_config
+from stepladder.loops.config.schedule import all_settings, distinct_rounds, round_config
 from stepladder.loops.config.search import AbstentionConfig, CodeCheck
 from stepladder.loops.config.training import PRMConfig, TreeTarget, VerdictLoss
 from stepladder.loops.runs.ray_cluster import check_ray
@@ -596,7 +596,7 @@ def check_adapters(config: Config) -> None:
     Raises:
         ConfigError: If it has not.
     """
-    for settings in (config, *(round_config(config, number) for number in distinct_rounds(config))):
+    for settings in all_settings(config):
         for name, stage in _stages(settings).items():
             if stage.lora is None or stage.lora.target_modules == LoraSettings().target_modules:
                 continue

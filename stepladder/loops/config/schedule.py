@@ -125,26 +125,27 @@ def distinct_rounds(config: Config) -> list[int]:
 
 def given_prm(config: Config) -> str | None:
     """Return the PRM of version 0: the given one, in whichever rounds it guides the search; None without any."""
-    return next((each.prm.model for each in _all_settings(config) if each.prm.start == "fixed"), config.prm.model)
+    return next((each.prm.model for each in all_settings(config) if each.prm.start == "fixed"), config.prm.model)
 
 
 def scores_itself(config: Config) -> bool:
     """Say whether a policy scores the steps of a run: then the versions of PRMs are those of policies."""
-    return any(each.prm.enabled and each.prm.is_policy for each in _all_settings(config))
+    return any(each.prm.enabled and each.prm.is_policy for each in all_settings(config))
 
 
-def _all_settings(config: Config) -> list[Config]:
+def all_settings(config: Config) -> list[Config]:
+    """Return the settings of a run, and those of every round that has its own."""
     return [config, *(round_config(config, number) for number in distinct_rounds(config))]
 
 
 def _check_given_prms(config: Config, where: str) -> None:
-    given = {each.prm.model for each in _all_settings(config) if each.prm.start == "fixed"}
+    given = {each.prm.model for each in all_settings(config) if each.prm.start == "fixed"}
     if len(given) > 1:
         raise ConfigError(
             f"{where}: prm.model must be the same in all rounds with prm.start 'fixed': got {' and '.join(sorted(map(repr, given)))} "
             "-- keep one, or start another run"
         )
-    starts = {each.prm.start for each in _all_settings(config) if each.prm.enabled}
+    starts = {each.prm.start for each in all_settings(config) if each.prm.enabled}
     if scores_itself(config) and len(starts) > 1:
         raise ConfigError(
             f"{where}: prm.start must be the same in all rounds if a policy scores steps: got {' and '.join(sorted(map(repr, starts)))} "
